@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postwire/postwire/pkg/app"
+)
+
+func configCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Check, describe or print a configuration",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(validateCommand(), schemaCommand(), printCommand())
+	return cmd
+}
+
+func validateCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "validate",
+		Short: "Say everything that is wrong with a configuration",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			plan, err := app.Load(path)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is valid: %d sources, %d sinks\n", path, len(plan.Sources), len(plan.Sinks))
+			return err
+		},
+	}
+	configFlag(cmd, &path)
+	return cmd
+}
+
+func schemaCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print the JSON Schema of the configuration",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			schema, err := app.Schema()
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(schema)
+			return err
+		},
+	}
+}
+
+func printCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "print",
+		Short: "Print a configuration with its defaults filled in and its secrets hidden",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			plan, err := app.Load(path)
+			if err != nil {
+				return err
+			}
+			text, err := plan.YAML()
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(text)
+			return err
+		},
+	}
+	configFlag(cmd, &path)
+	return cmd
+}

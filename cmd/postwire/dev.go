@@ -1,0 +1,102 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"strconv"
+	"text/template"
+
+	_ "embed"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postwire/postwire/pkg/app"
+	"github.com/postwire/postwire/pkg/dev"
+)
+
+//go:embed dev.yaml
+var devConfig []byte
+
+func devCommand() *cobra.Command {
+	var dir string
+	var port, natsPort int
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a relay with a NATS server inside, to try things out",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			nats, err := dev.NATS(filepath.Join(dir, "nats"), natsPort)
+			if err != nil {
+				return err
+			}
+			defer func() {
+				nats.Shutdown()
+				nats.WaitForShutdown()
+			}()
+			ingress, err1 := dev.FreePort(port)
+			admin, err2 := dev.FreePort(9090)
+			if err := errors.Join(err1, err2); err != nil {
+				return err
+			}
+			loopback := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+			world := map[string]string{
+				"DIR": dir, "NATS": nats.ClientURL(), "INGRESS": loopback(ingress), "ADMIN": loopback(admin),
+			}
+			plan, err := app.Parse("dev.yaml", devConfig, func(name string) (string, bool) {
+				v, ok := world[name]
+				return v, ok
+			})
+			if err != nil {
+				return err
+			}
+			log, err := app.NewLog(plan.Config.Log)
+			if err != nil {
+				return err
+			}
+			if err := greet(cmd.OutOrStdout(), world); err != nil {
+				return err
+			}
+			return run(cmd.Context(), plan, log)
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", ".postwire", "where events are stored")
+	cmd.Flags().IntVar(&port, "port", 8080, "port for webhooks, or the next free one")
+	cmd.Flags().IntVar(&natsPort, "nats-port", 4222, "port of the NATS server, or the next free one")
+	return cmd
+}
+
+// greeting says what to try next.
+const greeting = `Postwire takes webhooks at  http://{{.INGRESS}}/webhooks/upload-post
+NATS with JetStream runs at {{.NATS}}  (stream EVENTS)
+Health and metrics are at   http://{{.ADMIN}}/readyz and /metrics
+Events are stored in        {{.DIR}}
+
+Try, in another terminal:
+
+  nats sub --server {{.NATS}} 'events.>'
+
+  curl -i http://{{.INGRESS}}/webhooks/upload-post -H 'Content-Type: application/json' -d '{
+    "event": "upload_completed", "profile_username": "demo", "platform": "instagram", "media_type": "video",
+    "title": "Hello", "caption": "from curl", "created_at": "2024-03-15T14:30:00.000000",
+    "result": {"success": true, "publish_id": "1", "url": "https://www.instagram.com/p/1/", "error": null}}'
+
+  go run ./cmd/postwire send --url http://{{.INGRESS}}/webhooks/upload-post --count 20 --duplicates 0.2
+
+Send the curl line twice: the second is answered "duplicate" and goes nowhere.
+Each event shows below as it passes. Ctrl-C stops.
+
+`
+
+func greet(w io.Writer, world map[string]string) error {
+	t, err := template.New("greeting").Parse(greeting)
+	if err != nil {
+		return err
+	}
+	if err := t.Execute(w, world); err != nil {
+		return fmt.Errorf("printing the greeting: %w", err)
+	}
+	return nil
+}

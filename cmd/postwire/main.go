@@ -1,0 +1,58 @@
+// Command postwire relays webhooks to message brokers.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postwire/postwire/config"
+)
+
+// Exit codes.
+const (
+	exitFailed = 1
+	exitUsage  = 2 // wrong usage or configuration
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends at once
+	os.Exit(execute(ctx, os.Args[1:]))
+}
+
+// execute runs one command line and returns its exit code.
+func execute(ctx context.Context, args []string) int {
+	started := false // cobra's own errors come before a command starts
+	root := &cobra.Command{
+		Use:               "postwire",
+		Short:             "Relay webhooks to message brokers, and lose none",
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		PersistentPreRun:  func(*cobra.Command, []string) { started = true },
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.AddCommand(serveCommand(), devCommand(), sendCommand(), configCommand(), versionCommand())
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "postwire:", err)
+	if !started {
+		fmt.Fprintln(os.Stderr, "see 'postwire --help'")
+		return exitUsage
+	}
+	if _, wrong := errors.AsType[config.Problems](err); wrong || errors.Is(err, errUsage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// errUsage marks a command line that is wrong.
+var errUsage = errors.New("wrong usage")

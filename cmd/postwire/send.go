@@ -1,0 +1,217 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+	"golang.org/x/time/rate"
+
+	"github.com/postwire/postwire/pkg/source/uploadpost"
+	"github.com/postwire/postwire/pkg/source/uploadpost/sample"
+)
+
+// sender posts sample webhooks.
+type sender struct {
+	url                  string
+	count, parallel      int
+	perSecond            float64
+	duplicates, failures float64
+	event, secret        string
+
+	client *http.Client
+	random *rand.Rand
+}
+
+func sendCommand() *cobra.Command {
+	s := &sender{client: &http.Client{Timeout: 15 * time.Second}, random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
+	cmd := &cobra.Command{
+		Use:   "send",
+		Short: "Post sample webhooks to a relay",
+		Long: `Post sample webhooks to a relay, signed when a secret is given.
+
+Without --count, --event or --failures it posts the documented example of
+Upload-Post, which is always the same event; with any of them, realistic
+random events.`,
+		Example: `  postwire send
+  postwire send --count 1000 --rate 200 --duplicates 0.1 --failures 0.05
+  postwire send --event social_account_disconnected --secret "$UPLOAD_POST_WEBHOOK_SECRET"`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := s.check(); err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			f := cmd.Flags()
+			random := f.Changed("count") || f.Changed("event") || f.Changed("failures")
+			return s.run(cmd.Context(), random, cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&s.url, "url", "http://127.0.0.1:8080/webhooks/upload-post", "where to post to")
+	f.IntVar(&s.count, "count", 1, "how many deliveries")
+	f.Float64Var(&s.perSecond, "rate", 0, "deliveries a second; 0 is as fast as it goes")
+	f.IntVar(&s.parallel, "parallel", 8, "deliveries under way at once")
+	f.Float64Var(&s.duplicates, "duplicates", 0, "share of deliveries that repeat an earlier event, 0 to 1")
+	f.Float64Var(&s.failures, "failures", 0, "share of uploads that failed, 0 to 1")
+	f.StringVar(&s.event, "event", string(sample.UploadCompleted), "which event")
+	f.StringVar(&s.secret, "secret", os.Getenv("UPLOAD_POST_WEBHOOK_SECRET"), "sign with this secret (default $UPLOAD_POST_WEBHOOK_SECRET)")
+	f.Lookup("secret").DefValue = "" // the help must not show it
+	return cmd
+}
+
+func (s *sender) check() error {
+	switch {
+	case s.count < 1:
+		return errors.New("--count: use 1 or more")
+	case s.parallel < 1:
+		return errors.New("--parallel: use 1 or more")
+	case s.perSecond < 0:
+		return errors.New("--rate: use 0 or more")
+	case s.duplicates < 0 || s.duplicates > 1:
+		return errors.New("--duplicates: use a share from 0 to 1")
+	case s.failures < 0 || s.failures > 1:
+		return errors.New("--failures: use a share from 0 to 1")
+	case !slices.Contains(sample.Events(), sample.Event(s.event)):
+		return fmt.Errorf("--event: there is no event %q; use one of %v", s.event, sample.Events())
+	}
+	return nil
+}
+
+// deliveries makes the bodies, with the repeats among them.
+func (s *sender) deliveries(ctx context.Context, random bool) <-chan []byte {
+	bodies := make(chan []byte)
+	limit := rate.Inf
+	if s.perSecond > 0 {
+		limit = rate.Limit(s.perSecond)
+	}
+	limiter := rate.NewLimiter(limit, 1)
+	go func() {
+		defer close(bodies)
+		var recent [][]byte // what a repeat is taken from
+		for range s.count {
+			body := sample.Example()
+			switch {
+			case len(recent) > 0 && s.random.Float64() < s.duplicates:
+				body = recent[s.random.IntN(len(recent))]
+			case random:
+				var err error
+				if body, err = sample.Random(s.random, sample.Event(s.event), s.random.Float64() < s.failures, time.Now()); err != nil {
+					return
+				}
+				fallthrough
+			default:
+				if recent = append(recent, body); len(recent) > 100 {
+					recent = recent[1:]
+				}
+			}
+			if limiter.Wait(ctx) != nil {
+				return
+			}
+			select {
+			case bodies <- body:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return bodies
+}
+
+// run posts everything, and fails if any delivery was not answered with 2xx.
+func (s *sender) run(ctx context.Context, random bool, out io.Writer) error {
+	bar := progressbar.NewOptions(s.count,
+		progressbar.OptionSetDescription("sending"), progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowCount(),
+		progressbar.OptionShowIts(), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(),
+		progressbar.OptionSetVisibility(s.count > 1 && term.IsTerminal(int(os.Stderr.Fd()))))
+	var mu sync.Mutex
+	answers := map[string]int{}
+	var failed error
+	begin := time.Now()
+	bodies := s.deliveries(ctx, random)
+	var workers sync.WaitGroup
+	for range min(s.parallel, s.count) {
+		workers.Go(func() {
+			for body := range bodies {
+				answer, err := s.post(ctx, body)
+				mu.Lock()
+				answers[answer]++
+				if err != nil && failed == nil {
+					failed = err
+				}
+				mu.Unlock()
+				_ = bar.Add(1) // it only draws
+			}
+		})
+	}
+	workers.Wait()
+	_ = bar.Finish()
+	took := time.Since(begin)
+	for _, answer := range slices.Sorted(maps.Keys(answers)) {
+		if _, err := fmt.Fprintf(out, "%7d  %s\n", answers[answer], answer); err != nil {
+			return err
+		}
+	}
+	if s.count > 1 {
+		if _, err := fmt.Fprintf(out, "%7d  deliveries in %s\n", s.count, took.Round(time.Millisecond)); err != nil {
+			return err
+		}
+	}
+	if failed != nil {
+		return fmt.Errorf("not every delivery was taken: %w", failed)
+	}
+	return ctx.Err()
+}
+
+// post makes one delivery and returns the answer in short.
+func (s *sender) post(ctx context.Context, body []byte) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(body))
+	if err != nil {
+		return "not sent", fmt.Errorf("%w: --url: %w", errUsage, err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "Upload-Post-Webhooks/1.0")
+	req.Header.Set(uploadpost.EventHeader, s.event)
+	req.Header.Set(uploadpost.DeliveryHeader, uuid.NewString())
+	if s.secret != "" {
+		signature, timestamp := uploadpost.Scheme().Sign(s.secret, time.Now(), body)
+		req.Header.Set(uploadpost.SignatureHeader, signature)
+		req.Header.Set(uploadpost.TimestampHeader, timestamp)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return "no answer", fmt.Errorf("posting to %s: %w", s.url, err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	if err != nil {
+		return "no answer", fmt.Errorf("reading the answer of %s: %w", s.url, err)
+	}
+	answer := resp.Status
+	if s.count == 1 {
+		answer += " " + strings.TrimSpace(string(text))
+	} else if resp.StatusCode < 300 {
+		for _, status := range []string{"accepted", "duplicate", "quarantined"} {
+			if strings.Contains(string(text), `"status":"`+status+`"`) {
+				answer += " " + status
+			}
+		}
+	}
+	if resp.StatusCode >= 300 {
+		return answer, fmt.Errorf("%s answered %s", s.url, resp.Status)
+	}
+	return answer, nil
+}

@@ -1,0 +1,220 @@
+// Package config reads the configuration: one YAML document, strictly decoded
+// into structs whose tags name, describe and exemplify each key. Everything
+// that is wrong is reported at once, with line, column and what would be
+// right. From the same tags come the JSON Schema and the reference page.
+//
+// It is the ground floor: it imports nothing of ours. What only one kind of
+// source or sink understands stays an undecoded Block, which the kind itself
+// decodes.
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Config is the whole document.
+type Config struct {
+	Server  Server  `yaml:"server" doc:"The HTTP server that takes the webhooks."`
+	Admin   Admin   `yaml:"admin" doc:"The HTTP server for operators: health, metrics, API and console."`
+	Log     Log     `yaml:"log" doc:"What is logged, and how. Logs go to standard error."`
+	Journal Journal `yaml:"journal" doc:"The durable log between the webhooks and the sinks."`
+	Dedupe  Dedupe  `yaml:"dedupe" doc:"How repeats of an event are recognized."`
+	Schemas Schemas `yaml:"schemas" doc:"Where the schemas of the events are published."`
+	Sources []Block `yaml:"sources" doc:"Who sends webhooks, and how a sender proves who it is. Each entry has a name, a type, and the keys of that type."`
+	Sinks   []Block `yaml:"sinks" doc:"Where events go. Each entry has a name, a type, and the keys of that type. Every sink gets every event that its filter lets through."`
+}
+
+// Server is the HTTP server that takes the webhooks.
+type Server struct {
+	Listen            string         `yaml:"listen" doc:"Address to listen on, host:port. Without a host it is every address of the machine; port 0 takes any free port." example:"0.0.0.0:8443"`
+	MaxBodyBytes      Size           `yaml:"max_body_bytes" doc:"Largest body of a request; larger ones are answered 413." example:"1MiB"`
+	MaxHeaderBytes    Size           `yaml:"max_header_bytes" doc:"Largest header of a request, request line included; larger ones are answered 431." example:"64KiB"`
+	ReadHeaderTimeout time.Duration  `yaml:"read_header_timeout" doc:"Longest time for a request's header to arrive."`
+	ReadTimeout       time.Duration  `yaml:"read_timeout" doc:"Longest time for a whole request to arrive, header included."`
+	WriteTimeout      time.Duration  `yaml:"write_timeout" doc:"Longest time from the end of a request's header to the end of its answer. It covers the synced write to the journal."`
+	IdleTimeout       time.Duration  `yaml:"idle_timeout" doc:"How long a connection is kept open for the sender's next request."`
+	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once; above it new ones wait."`
+	ShutdownTimeout   time.Duration  `yaml:"shutdown_timeout" doc:"Longest time for an orderly shutdown; keep it shorter than the grace period of whatever stops the process."`
+	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of the proxies in front, as CIDRs. Only from these is X-Forwarded-For believed." example:"[10.0.0.0/8]"`
+	TLS               ServerTLS      `yaml:"tls" doc:"Serve HTTPS. The files are watched, and reloaded when they change."`
+}
+
+// ServerTLS are the files with which a server speaks TLS.
+type ServerTLS struct {
+	CertFile     string `yaml:"cert_file" doc:"Certificate chain, PEM. Empty serves plain HTTP." example:"/etc/postwire/tls/tls.crt"`
+	KeyFile      string `yaml:"key_file" doc:"Private key of the certificate, PEM." example:"/etc/postwire/tls/tls.key"`
+	ClientCAFile string `yaml:"client_ca_file" doc:"Certificates of the authorities whose clients may connect, PEM. Where it is set, every client needs a certificate." example:"/etc/postwire/tls/ca.crt"`
+}
+
+// Enabled reports whether the server speaks TLS.
+func (t ServerTLS) Enabled() bool { return t.CertFile != "" }
+
+// Admin is the HTTP server for operators.
+type Admin struct {
+	Listen string `yaml:"listen" doc:"Address to listen on, host:port, for /livez, /readyz, /metrics, /api and /console. It has no authentication: keep it on an address that only operators reach." example:"127.0.0.1:9090"`
+}
+
+// Log says what is logged, and how.
+type Log struct {
+	Level  string `yaml:"level" enum:"debug,info,warn,error" doc:"Least important level that is logged."`
+	Format string `yaml:"format" enum:"json,console" doc:"One JSON object a line, or text for a person at a terminal."`
+}
+
+// Journal is the durable log between the two halves of the relay.
+type Journal struct {
+	Engine       string        `yaml:"engine" enum:"pebble,jetstream" doc:"Where the journal is kept: pebble, in a folder of this machine; or jetstream, in a NATS JetStream cluster, so that several machines run Postwire and any of them may die."`
+	Dir          string        `yaml:"dir" doc:"Folder of the pebble engine. It is created if it is missing. Relative to the working directory." example:"/var/lib/postwire"`
+	Retention    time.Duration `yaml:"retention" doc:"How long events are kept, for replay. Events that a sink still waits for stay longer. 0 keeps none beyond that." example:"168h"`
+	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Below this much free disk space new events are refused with 503, so that the journal never breaks off in mid-write. Used by the pebble engine; 0 turns the check off." example:"64MiB"`
+	JetStream    JetStream     `yaml:"jetstream" doc:"The cluster of the jetstream engine; unused by the other one."`
+}
+
+// JetStream is the NATS cluster that keeps the journal.
+type JetStream struct {
+	URL      string `yaml:"url" doc:"Servers of the cluster, separated by commas. Needed where journal.engine is jetstream." example:"nats://nats-0:4222,nats://nats-1:4222"`
+	Stream   string `yaml:"stream" doc:"Name of the stream. It is created if it is missing."`
+	Replicas int    `yaml:"replicas" doc:"Servers that keep a copy of each event, 1 to 5; of 3, any one may die."`
+}
+
+// Dedupe says how repeats of an event are recognized.
+type Dedupe struct {
+	Window time.Duration `yaml:"window" doc:"How long after an event was first seen a repeat of it is dropped. A repeat does not extend it." example:"24h"`
+}
+
+// Schemas says where the schemas of the events are published.
+type Schemas struct {
+	BaseURL string `yaml:"base_url" doc:"Start of the dataschema attribute of each event. Empty gives urn:postwire:schema:<type>:1." example:"https://example.com/schemas"`
+}
+
+// Default returns the configuration of a document that sets nothing.
+func Default() Config {
+	return Config{
+		Server: Server{
+			Listen:            ":8080",
+			MaxBodyBytes:      1 << 20,
+			MaxHeaderBytes:    64 << 10,
+			ReadHeaderTimeout: 5 * time.Second,
+			ReadTimeout:       10 * time.Second,
+			WriteTimeout:      15 * time.Second,
+			IdleTimeout:       2 * time.Minute,
+			MaxConnections:    10000,
+			ShutdownTimeout:   25 * time.Second,
+		},
+		Admin: Admin{Listen: "127.0.0.1:9090"},
+		Log:   Log{Level: "info", Format: "json"},
+		Journal: Journal{
+			Engine:       "pebble",
+			Dir:          "./data",
+			Retention:    168 * time.Hour,
+			MinFreeBytes: 64 << 20,
+			JetStream:    JetStream{Stream: "postwire", Replicas: 3},
+		},
+		Dedupe: Dedupe{Window: 24 * time.Hour},
+	}
+}
+
+// Validate reports every value that is not accepted, as Invalids. It looks at
+// values only; what the machine has or lacks shows when things are opened.
+func (c Config) Validate() error {
+	var p Invalids
+	p.Nest("server", c.Server.validate())
+	checkListen(&p, "admin.listen", c.Admin.Listen)
+	if c.Admin.Listen == c.Server.Listen && !strings.HasSuffix(c.Server.Listen, ":0") {
+		p.Add("admin.listen", "is the same address as server.listen", "use another port, for example 127.0.0.1:9090")
+	}
+	p.Nest("journal", c.Journal.validate())
+	if c.Dedupe.Window <= 0 {
+		p.Add("dedupe.window", "must be longer than 0", "for example 24h")
+	}
+	if base := c.Schemas.BaseURL; base != "" {
+		if u, err := url.Parse(base); err != nil || u.Scheme == "" || u.Host == "" {
+			p.Add("schemas.base_url", "is not an absolute URL", "for example https://example.com/schemas")
+		}
+	}
+	return p.Err()
+}
+
+func (s Server) validate() error {
+	var p Invalids
+	checkListen(&p, "listen", s.Listen)
+	for _, size := range []struct {
+		key   string
+		value Size
+	}{{"max_body_bytes", s.MaxBodyBytes}, {"max_header_bytes", s.MaxHeaderBytes}} {
+		if size.value < 1024 || size.value > 1<<30 {
+			p.Add(size.key, fmt.Sprintf("%v is out of range", size.value), "use 1KiB to 1GiB")
+		}
+	}
+	for _, timeout := range []struct {
+		key     string
+		value   time.Duration
+		example string
+	}{
+		{"read_header_timeout", s.ReadHeaderTimeout, "5s"},
+		{"read_timeout", s.ReadTimeout, "10s"},
+		{"write_timeout", s.WriteTimeout, "15s"},
+		{"idle_timeout", s.IdleTimeout, "2m"},
+		{"shutdown_timeout", s.ShutdownTimeout, "25s"},
+	} {
+		if timeout.value <= 0 {
+			p.Add(timeout.key, "must be longer than 0", "for example "+timeout.example)
+		}
+	}
+	if s.MaxConnections < 1 {
+		p.Add("max_connections", fmt.Sprintf("%d is out of range", s.MaxConnections), "use 1 or more")
+	}
+	switch t := s.TLS; {
+	case t.CertFile != "" && t.KeyFile == "":
+		p.Add("tls.cert_file", "has no key_file beside it", "name the private key of the certificate")
+	case t.CertFile == "" && t.KeyFile != "":
+		p.Add("tls.key_file", "has no cert_file beside it", "name the certificate of the key")
+	case t.CertFile == "" && t.ClientCAFile != "":
+		p.Add("tls.client_ca_file", "has no cert_file and key_file beside it", "client certificates need HTTPS: name the server's own certificate and key")
+	}
+	return p.Err()
+}
+
+func (j Journal) validate() error {
+	var p Invalids
+	if j.Engine == "pebble" && j.Dir == "" {
+		p.Add("dir", "is empty", "name a folder, for example ./data")
+	}
+	if j.Retention < 0 {
+		p.Add("retention", "is negative", "use 0 to keep nothing beyond delivery, or a time such as 168h")
+	}
+	if j.MinFreeBytes < 0 {
+		p.Add("min_free_bytes", "is negative", "use 0 for no check, or a size such as 64MiB")
+	}
+	if j.Engine == "jetstream" && j.JetStream.URL == "" {
+		p.Add("jetstream.url", "is missing, and journal.engine is jetstream", "name the servers, for example nats://localhost:4222")
+	}
+	if s := j.JetStream.Stream; s == "" || strings.ContainsAny(s, ". \t\r\n*>/\\") {
+		p.Add("jetstream.stream", fmt.Sprintf("%q is not a name of a stream", s), "use letters, digits, dashes and underscores")
+	}
+	if r := j.JetStream.Replicas; r < 1 || r > 5 {
+		p.Add("jetstream.replicas", fmt.Sprintf("%d is out of range", r), "use 1 to 5, best an odd number")
+	}
+	return p.Err()
+}
+
+// checkListen notes whether addr is not an address to listen on.
+func checkListen(p *Invalids, key, addr string) {
+	if addr == "" {
+		p.Add(key, "is empty", "use host:port or :port, for example :8080")
+		return
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		p.Add(key, fmt.Sprintf("%q is not host:port", addr), "use host:port or :port, for example :8080")
+		return
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		p.Add(key, fmt.Sprintf("%q has no port from 0 to 65535", addr), "use host:port or :port, for example :8080")
+	}
+}

@@ -1,0 +1,804 @@
+package config
+
+import (
+	"encoding"
+	"fmt"
+	"math"
+	"net/netip"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Block is one entry of sources or sinks: a name, a type, and a body that
+// only the kind of that type can decode.
+type Block struct {
+	Name string
+	Type string
+	Path string // of the entry, such as sinks[0]
+
+	doc  *document
+	node *yaml.Node
+}
+
+// Decode reads all keys but name and type into the fields of targets, which
+// are pointers to structs and together know all keys. What is not written
+// keeps the value that it has. The error is a Problems.
+func (b Block) Decode(targets ...any) error {
+	values := make([]reflect.Value, len(targets))
+	for i, t := range targets {
+		values[i] = settable(t)
+	}
+	d := &decoder{doc: b.document()}
+	d.structs(b.node, b.Path, values, "name", "type")
+	return d.problems.err()
+}
+
+// Check turns what Validate methods returned into Problems with positions. It
+// returns nil if all errs are nil.
+func (b Block) Check(errs ...error) error {
+	var all Problems
+	for _, err := range errs {
+		all = append(all, b.document().place(b.node, b.Path, err)...)
+	}
+	return all.err()
+}
+
+// UnknownType returns the Problem that no kind is called what the block's
+// type says. What is "source" or "sink"; names are those of the kinds.
+func (b Block) UnknownType(what string, names []string) error {
+	if b.Type == "" {
+		return Problems{b.missing("type")}
+	}
+	n := find(b.node, "type")
+	return Problems{b.document().at(n, join(b.Path, "type"), b.document().written(n, b.Type)+" is not a type of "+what, suggest(b.Type, names, "types"))}
+}
+
+// Problem returns a problem at a key of the block, such as "paths[1]"; "" is
+// the block itself.
+func (b Block) Problem(key, what, hint string) Problem {
+	return b.document().foreign(find(b.node, key), join(b.Path, key), what, hint)
+}
+
+// Has reports whether a key of the block is written, and not as null.
+func (b Block) Has(key string) bool {
+	// A node is there for every key; find falls back on the parent.
+	n := deref(b.node)
+	for name := range strings.SplitSeq(key, ".") {
+		if n = deref(child(n, name)); n == nil || isNull(n) {
+			return false
+		}
+	}
+	return true
+}
+
+// missing is the problem that a key which every block needs is not there.
+func (b Block) missing(key string) Problem {
+	hint := "add name: with lower case letters, digits, dashes and underscores"
+	if key == "type" {
+		hint = "add type: with the kind of this entry"
+	}
+	return b.document().at(find(b.node, key), join(b.Path, key), "is required", hint)
+}
+
+// document returns the block's document; a Block that was not parsed has an
+// empty one, so that it decodes to defaults.
+func (b Block) document() *document {
+	if b.doc != nil {
+		return b.doc
+	}
+	return &document{scrub: &scrubber{}}
+}
+
+// Node is a value as it is written in the document, with its position. It is
+// what a Value decodes itself from.
+type Node struct {
+	doc *document
+	n   *yaml.Node
+	key string
+}
+
+// Text returns the text of a scalar, with ${…} expanded; it is false for a
+// list or a mapping. Do not print it: it may be a secret. Print Written.
+func (n Node) Text() (string, bool) {
+	if n.n.Kind != yaml.ScalarNode {
+		return "", false
+	}
+	text, _ := n.doc.text(n.n)
+	return text, true
+}
+
+// IsList reports whether the node is a list.
+func (n Node) IsList() bool { return n.n.Kind == yaml.SequenceNode }
+
+// IsMapping reports whether the node is a mapping of keys to values.
+func (n Node) IsMapping() bool { return n.n.Kind == yaml.MappingNode }
+
+// Written returns a scalar as it is written, quoted, for messages; ${…} is
+// not expanded. For a list or a mapping it says which of them it is.
+func (n Node) Written() string { return n.doc.written(n.n, "") }
+
+// Decode reads the node into what target points to, by its Go kind and tags,
+// and without calling target's own UnmarshalConfig. The error is a Problems.
+func (n Node) Decode(target any) error {
+	d := &decoder{doc: n.doc}
+	d.plain(n.n, n.key, settable(target), field{})
+	return d.problems.err()
+}
+
+// Problem returns a problem at the node.
+func (n Node) Problem(what, hint string) Problem { return n.doc.foreign(n.n, n.key, what, hint) }
+
+// Want returns the problem that the node is not what is wanted, "a size".
+func (n Node) Want(want, hint string) Problem {
+	return n.doc.at(n.n, n.key, n.doc.is(n.n)+", want "+want, hint)
+}
+
+// decoder reads nodes into values and collects what is wrong on the way.
+type decoder struct {
+	doc      *document
+	problems Problems
+}
+
+func (d *decoder) add(p Problem) { d.problems = append(d.problems, p) }
+
+func (d *decoder) wrong(n *yaml.Node, key, what, hint string) {
+	d.add(d.doc.at(n, key, what, hint))
+}
+
+// want notes that a node is not what is wanted. The text of a secret is left
+// out.
+func (d *decoder) want(n *yaml.Node, key, want, hint string, secret bool) {
+	is := d.doc.is(n)
+	if secret && n.Kind == yaml.ScalarNode {
+		is = "is " + kindOf(n)
+	}
+	d.wrong(n, key, is+", want "+want, hint)
+}
+
+// value reads a node into v. Null keeps what v holds.
+func (d *decoder) value(n *yaml.Node, key string, v reflect.Value, f field) {
+	n = deref(n)
+	if isNull(n) {
+		return
+	}
+	if e, ok := d.doc.expanded[n]; ok && e.fault != nil {
+		d.wrong(n, key, e.fault.what, e.fault.hint)
+		return
+	}
+	if custom, ok := v.Addr().Interface().(Value); ok {
+		d.custom(n, key, v, custom)
+		return
+	}
+	d.plain(n, key, v, f)
+}
+
+// custom lets a Value read itself.
+func (d *decoder) custom(n *yaml.Node, key string, v reflect.Value, custom Value) {
+	before := reflect.New(v.Type()).Elem()
+	before.Set(v)
+	if err := custom.UnmarshalConfig(Node{d.doc, n, key}); err != nil {
+		v.Set(before)
+		d.problems = append(d.problems, d.doc.place(n, key, err)...)
+	}
+}
+
+// plain reads a node into v by its Go type.
+func (d *decoder) plain(n *yaml.Node, key string, v reflect.Value, f field) {
+	n = deref(n)
+	switch v.Interface().(type) {
+	case Block:
+		d.block(n, key, v)
+		return
+	case time.Duration:
+		d.duration(n, key, v)
+		return
+	case netip.Prefix:
+		d.prefix(n, key, v)
+		return
+	case *time.Location:
+		d.location(n, key, v)
+		return
+	case Secret:
+		if text, ok := d.text(n, key, true); ok {
+			d.doc.scrub.add(secretFragment(text), hidden)
+			v.SetString(text)
+		}
+		return
+	}
+	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+		d.textUnmarshaler(n, key, u)
+		return
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		target := reflect.New(v.Type().Elem())
+		if !v.IsNil() {
+			target.Elem().Set(v.Elem())
+		}
+		before := len(d.problems)
+		d.value(n, key, target.Elem(), f)
+		if len(d.problems) == before {
+			v.Set(target)
+		}
+	case reflect.Struct:
+		d.structs(n, key, []reflect.Value{v})
+	case reflect.Slice:
+		d.list(n, key, v, f)
+	case reflect.Map:
+		d.mapping(n, key, v, f)
+	case reflect.String:
+		if text, ok := d.text(n, key, false); ok && d.inEnum(n, key, text, f.enum) {
+			v.SetString(text)
+		}
+	case reflect.Bool:
+		d.boolean(n, key, v)
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		d.integer(n, key, v)
+	case reflect.Float32, reflect.Float64:
+		d.float(n, key, v)
+	default:
+		panic(fmt.Sprintf("config: %s: a %v cannot be configured", key, v.Type()))
+	}
+}
+
+// secretFragment returns the part of a secret that is taken out of messages:
+// all of it, unless it is so short that it stands in them by chance.
+func secretFragment(text string) string {
+	if len(text) < 4 {
+		return ""
+	}
+	return text
+}
+
+// structs reads a mapping into structs that together know all its keys, save
+// those of skip.
+func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, skip ...string) {
+	n = deref(n)
+	if n != nil && n.Kind != yaml.MappingNode && !isNull(n) {
+		d.want(n, key, "a mapping of keys to values", "", false)
+		return
+	}
+	type slot struct {
+		field
+		value reflect.Value
+		at    *yaml.Node // nil where it is not written
+	}
+	var (
+		known = slices.Clone(skip)
+		slots []*slot
+		named = map[string]*slot{}
+	)
+	for _, target := range targets {
+		for _, f := range fieldsOf(target.Type()) {
+			if named[f.name] != nil || slices.Contains(skip, f.name) {
+				panic(fmt.Sprintf("config: key %q stands for two things; one of them is in %v", f.name, target.Type()))
+			}
+			s := &slot{field: f, value: target.FieldByIndex(f.index)}
+			known, slots, named[f.name] = append(known, f.name), append(slots, s), s
+		}
+	}
+	for i := 0; n != nil && i+1 < len(n.Content); i += 2 {
+		k, item := n.Content[i], n.Content[i+1]
+		if k.Kind != yaml.ScalarNode || k.ShortTag() == "!!merge" || slices.Contains(skip, k.Value) {
+			continue // the walker has reported the first two
+		}
+		s := named[k.Value]
+		switch {
+		case s == nil:
+			d.wrong(k, join(key, k.Value), "unknown key", suggest(k.Value, known, "keys here"))
+		case s.at == nil: // a second one is reported already
+			s.at = item
+			d.value(item, join(key, s.name), s.value, s.field)
+		}
+	}
+	for _, s := range slots {
+		if s.required && isNull(deref(s.at)) {
+			at := s.at
+			if at == nil {
+				at = n
+			}
+			d.wrong(at, join(key, s.name), "is required", s.needs())
+		}
+	}
+}
+
+// block reads the part of a block that does not depend on its type.
+func (d *decoder) block(n *yaml.Node, key string, v reflect.Value) {
+	b := Block{Path: key, doc: d.doc, node: n}
+	if n.Kind != yaml.MappingNode {
+		d.want(n, key, "a mapping with a name and a type", "begin each entry with - name:", false)
+		b.node = nil
+		v.Set(reflect.ValueOf(b))
+		return
+	}
+	for _, part := range []struct {
+		key string
+		to  *string
+	}{{"name", &b.Name}, {"type", &b.Type}} {
+		item := deref(child(n, part.key))
+		if isNull(item) {
+			d.add(b.missing(part.key))
+			continue
+		}
+		d.value(item, join(key, part.key), reflect.ValueOf(part.to).Elem(), field{})
+	}
+	if item := find(n, "name"); b.Name != "" && !blockName.MatchString(b.Name) {
+		d.wrong(item, join(key, "name"), d.doc.written(item, b.Name)+" is not a name", "use lower case letters, digits, dashes and underscores, and begin with a letter or a digit")
+	} else if item := deref(child(n, "name")); b.Name == "" && !isNull(item) && item.Kind == yaml.ScalarNode && item.ShortTag() == "!!str" && d.doc.expanded[item].fault == nil {
+		d.wrong(item, join(key, "name"), "is empty", "use lower case letters, digits, dashes and underscores")
+	}
+	v.Set(reflect.ValueOf(b))
+}
+
+// blockName is what a source or a sink may be called. The name is part of
+// keys in the journal, of metrics and of URLs.
+var blockName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+
+// checkNames notes blocks with the name of another one.
+func (d *decoder) checkNames(section string, blocks []Block) {
+	first := map[string]Block{}
+	for _, b := range blocks {
+		if b.Name == "" {
+			continue
+		}
+		one, taken := first[b.Name]
+		if !taken {
+			first[b.Name] = b
+			continue
+		}
+		n := find(b.node, "name")
+		d.wrong(n, join(b.Path, "name"),
+			fmt.Sprintf("%s is the name of %s too, in line %d", d.doc.written(n, b.Name), one.Path, d.doc.line(find(one.node, "name").Line)),
+			"give each of the "+section+" its own name")
+	}
+}
+
+// badKeys returns a test of whether a key, a part of it or what it is part of
+// has a problem.
+func (d *decoder) badKeys() func(string) bool {
+	keys := map[string]bool{}
+	for _, p := range d.problems {
+		if p.Key != "" {
+			keys[p.Key] = true
+		}
+	}
+	below := func(key, parent string) bool {
+		rest, ok := strings.CutPrefix(key, parent)
+		return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+	}
+	return func(key string) bool {
+		for k := range keys {
+			if below(key, k) || below(k, key) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
+	if n.Kind != yaml.SequenceNode {
+		hint := "begin each entry with a dash"
+		if n.Kind == yaml.ScalarNode {
+			hint = "write it as a list, even of one: [" + d.listed(n, v) + "]"
+		}
+		d.want(n, key, "a list", hint, holdsSecret(v.Type().Elem()))
+		return
+	}
+	items := reflect.MakeSlice(v.Type(), 0, len(n.Content))
+	for i, c := range n.Content {
+		item := reflect.New(v.Type().Elem()).Elem()
+		itemKey := fmt.Sprintf("%s[%d]", key, i)
+		if isNull(deref(c)) {
+			d.wrong(c, itemKey, "is empty", "write a value, or remove the dash")
+		} else {
+			d.value(c, itemKey, item, field{enum: f.enum})
+		}
+		items = reflect.Append(items, item)
+	}
+	v.Set(items)
+}
+
+// listed returns how a scalar would stand in a list, for a hint.
+func (d *decoder) listed(n *yaml.Node, v reflect.Value) string {
+	if holdsSecret(v.Type().Elem()) {
+		return "…"
+	}
+	return d.doc.written(n, "")
+}
+
+// holdsSecret reports whether what is written for a type is a secret.
+func holdsSecret(t reflect.Type) bool {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Map {
+		t = t.Elem()
+	}
+	return t == reflect.TypeFor[Secret]()
+}
+
+func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value, f field) {
+	if v.Type().Key().Kind() != reflect.String {
+		panic(fmt.Sprintf("config: %s: keys of a map are strings", key))
+	}
+	if n.Kind != yaml.MappingNode {
+		d.want(n, key, "a mapping of keys to values", "", holdsSecret(v.Type()))
+		return
+	}
+	items := reflect.MakeMap(v.Type())
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, c := n.Content[i], n.Content[i+1]
+		if k.Kind != yaml.ScalarNode || k.ShortTag() == "!!merge" {
+			continue // reported by the walker
+		}
+		item := reflect.New(v.Type().Elem()).Elem()
+		itemKey := join(key, k.Value)
+		if isNull(deref(c)) {
+			d.wrong(c, itemKey, "is empty", `write a value; no text is ""`)
+		} else {
+			d.value(c, itemKey, item, field{enum: f.enum})
+		}
+		items.SetMapIndex(reflect.ValueOf(k.Value).Convert(v.Type().Key()), item)
+	}
+	v.Set(items)
+}
+
+// text reads a scalar that is text. Other scalars are refused, because 1.10
+// and 0755 would silently change when somebody's tool rewrites them.
+func (d *decoder) text(n *yaml.Node, key string, secret bool) (string, bool) {
+	switch tag := n.ShortTag(); {
+	case n.Kind != yaml.ScalarNode:
+		hint := ""
+		if n.Kind == yaml.MappingNode && n.Style&yaml.FlowStyle != 0 {
+			hint = "put text that holds braces in quotes"
+		}
+		d.want(n, key, "text", hint, secret)
+		return "", false
+	case tag == "!!int" || tag == "!!float" || tag == "!!bool":
+		hint := "put it in quotes"
+		if !secret {
+			hint += ": " + strconv.Quote(n.Value)
+		}
+		d.want(n, key, "text", hint, secret)
+		return "", false
+	}
+	return d.doc.text(n)
+}
+
+// plainText reads a scalar that is to be understood as something else than
+// text. A text in quotes is refused, unless it was expanded: "${PORT}".
+func (d *decoder) scalar(n *yaml.Node, key, want, hint string) (string, bool) {
+	if n.Kind != yaml.ScalarNode {
+		d.want(n, key, want, hint, false)
+		return "", false
+	}
+	return d.doc.text(n)
+}
+
+func (d *decoder) boolean(n *yaml.Node, key string, v reflect.Value) {
+	const want = "true or false"
+	text, ok := d.scalar(n, key, want, "")
+	if !ok {
+		return
+	}
+	switch {
+	case (text == "true" || text == "True" || text == "TRUE") && d.bare(n):
+		v.SetBool(true)
+	case (text == "false" || text == "False" || text == "FALSE") && d.bare(n):
+		v.SetBool(false)
+	default:
+		hint := ""
+		switch strings.ToLower(n.Value) {
+		case "yes", "on", "y", "true":
+			hint = "write true"
+		case "no", "off", "n", "false":
+			hint = "write false"
+		}
+		d.want(n, key, want, hint, false)
+	}
+}
+
+// bare reports whether a scalar is not in quotes, or was expanded, so that it
+// need not be text.
+func (d *decoder) bare(n *yaml.Node) bool {
+	_, expanded := d.doc.expanded[n]
+	return expanded || n.ShortTag() != "!!str"
+}
+
+func (d *decoder) integer(n *yaml.Node, key string, v reflect.Value) {
+	const want = "a whole number"
+	text, ok := d.scalar(n, key, want, "")
+	if !ok {
+		return
+	}
+	unsigned := v.CanUint()
+	i, err := strconv.ParseInt(strings.ReplaceAll(text, "_", ""), 0, 64)
+	if err != nil || !d.bare(n) {
+		hint := ""
+		if err == nil {
+			hint = "remove the quotes"
+		}
+		d.want(n, key, want, hint, false)
+		return
+	}
+	switch {
+	case unsigned && i < 0:
+		d.wrong(n, key, d.doc.written(n, "")+" is negative", "use 0 or more")
+	case unsigned && v.OverflowUint(uint64(i)), !unsigned && v.OverflowInt(i):
+		d.wrong(n, key, d.doc.written(n, "")+" is too large", "")
+	case unsigned:
+		v.SetUint(uint64(i))
+	default:
+		v.SetInt(i)
+	}
+}
+
+func (d *decoder) float(n *yaml.Node, key string, v reflect.Value) {
+	const want = "a number"
+	text, ok := d.scalar(n, key, want, "")
+	if !ok {
+		return
+	}
+	f, err := strconv.ParseFloat(text, 64)
+	if err != nil || math.IsNaN(f) || math.IsInf(f, 0) || !d.bare(n) {
+		hint := ""
+		if err == nil && !d.bare(n) {
+			hint = "remove the quotes"
+		}
+		d.want(n, key, want, hint, false)
+		return
+	}
+	v.SetFloat(f)
+}
+
+func (d *decoder) duration(n *yaml.Node, key string, v reflect.Value) {
+	const (
+		want = "a duration"
+		hint = "write a number with a unit: 500ms, 30s, 5m, 24h, 7d, 2w"
+	)
+	text, ok := d.scalar(n, key, want, hint)
+	if !ok {
+		return
+	}
+	duration, err := ParseDuration(text)
+	switch _, isNumber := strconv.ParseFloat(text, 64); {
+	case err == nil:
+		v.SetInt(int64(duration))
+	case isNumber == nil && d.doc.expanded[n].text == "":
+		d.wrong(n, key, "duration "+d.doc.written(n, "")+" has no unit", fmt.Sprintf("write %[1]ss, %[1]sm or %[1]sh", text))
+	case isNumber == nil:
+		d.wrong(n, key, "duration "+d.doc.written(n, "")+" has no unit", hint)
+	case strings.HasSuffix(err.Error(), "too long"):
+		d.wrong(n, key, "duration "+d.doc.written(n, "")+" is too long", "the longest is about 292 years")
+	default:
+		d.wrong(n, key, d.doc.written(n, "")+" is not a duration", hint)
+	}
+}
+
+func (d *decoder) prefix(n *yaml.Node, key string, v reflect.Value) {
+	const hint = "write a network with its length: 10.0.0.0/8, 2001:db8::/32"
+	text, ok := d.scalar(n, key, "a network", hint)
+	if !ok {
+		return
+	}
+	p, err := netip.ParsePrefix(text)
+	if err == nil {
+		v.Set(reflect.ValueOf(p))
+		return
+	}
+	if addr, err := netip.ParseAddr(text); err == nil {
+		one := hint
+		if _, expanded := d.doc.expanded[n]; !expanded {
+			one = fmt.Sprintf("write %s/%d for this address alone", addr.WithZone(""), addr.BitLen())
+		}
+		d.wrong(n, key, d.doc.written(n, "")+" is an address, want a network", one)
+		return
+	}
+	d.wrong(n, key, d.doc.written(n, "")+" is not a network", hint)
+}
+
+func (d *decoder) location(n *yaml.Node, key string, v reflect.Value) {
+	const hint = "use a name of the IANA database, such as UTC or Europe/Berlin"
+	text, ok := d.scalar(n, key, "a time zone", hint)
+	if !ok {
+		return
+	}
+	// "Local" is whatever the machine is set to: the same file would mean
+	// another thing on another one.
+	location, err := time.LoadLocation(text)
+	if err != nil || text == "" || text == "Local" {
+		d.wrong(n, key, d.doc.written(n, "")+" is not a time zone", hint)
+		return
+	}
+	v.Set(reflect.ValueOf(location))
+}
+
+func (d *decoder) textUnmarshaler(n *yaml.Node, key string, u encoding.TextUnmarshaler) {
+	text, ok := d.scalar(n, key, "text", "")
+	if !ok {
+		return
+	}
+	err := u.UnmarshalText([]byte(text))
+	if err == nil {
+		return
+	}
+	if _, expanded := d.doc.expanded[n]; expanded {
+		// The error may hold any part of the value.
+		d.wrong(n, key, d.doc.written(n, "")+" is not valid", "")
+		return
+	}
+	d.add(d.doc.foreign(n, key, err.Error(), ""))
+}
+
+func (d *decoder) inEnum(n *yaml.Node, key, text string, enum []string) bool {
+	if len(enum) == 0 || slices.Contains(enum, text) {
+		return true
+	}
+	hint := suggest(text, enum, "values")
+	if _, expanded := d.doc.expanded[n]; expanded {
+		hint = "the values are " + strings.Join(enum, ", ") // a near one would tell something of the value
+	}
+	d.wrong(n, key, d.doc.written(n, "")+" is not one of the values", hint)
+	return false
+}
+
+// is says what a node is: `is a list`, `"many" is a string`.
+func (doc *document) is(n *yaml.Node) string {
+	if n.Kind != yaml.ScalarNode {
+		return "is " + kindOf(n)
+	}
+	written := doc.written(n, "")
+	if written == "null" || written == `""` {
+		return "is empty"
+	}
+	if _, expanded := doc.expanded[n]; expanded {
+		return "value of " + written + " is not right"
+	}
+	return written + " is " + kindOf(n)
+}
+
+// longest is how much of a value a message shows.
+const longest = 60
+
+// written returns a scalar as it is written, for messages, with ${…} not
+// expanded and without the password of a URL. A nil node gives the fallback.
+func (doc *document) written(n *yaml.Node, fallback string) string {
+	if n == nil {
+		return strconv.Quote(fallback)
+	}
+	if n.Kind != yaml.ScalarNode {
+		return kindOf(n)
+	}
+	text := redactURLs(n.Value)
+	if r := []rune(text); len(r) > longest {
+		text = string(r[:longest]) + "…"
+	}
+	if n.ShortTag() == "!!str" {
+		return strconv.Quote(text)
+	}
+	if text == "" {
+		return "null"
+	}
+	return text
+}
+
+// kindOf says what is written: "a list", "a whole number".
+func kindOf(n *yaml.Node) string {
+	switch n.Kind {
+	case yaml.MappingNode:
+		return "a mapping"
+	case yaml.SequenceNode:
+		return "a list"
+	case yaml.AliasNode:
+		return "an alias"
+	}
+	switch n.ShortTag() {
+	case "!!int":
+		return "a whole number"
+	case "!!float":
+		return "a number"
+	case "!!bool":
+		return "a boolean"
+	case "!!null":
+		return "empty"
+	case "!!timestamp":
+		return "a date"
+	}
+	return "a string"
+}
+
+// isNull reports whether nothing is written at n.
+func isNull(n *yaml.Node) bool {
+	return n == nil || n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null"
+}
+
+// child returns the value of a key of a mapping, nil if it is not there.
+func child(n *yaml.Node, key string) *yaml.Node {
+	if n == nil || n.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return n.Content[i+1]
+		}
+	}
+	return nil
+}
+
+// settable returns what a pointer given by a caller points to.
+func settable(target any) reflect.Value {
+	v := reflect.ValueOf(target)
+	if v.Kind() != reflect.Pointer || v.IsNil() {
+		panic(fmt.Sprintf("config: cannot decode into a %T; give a pointer", target))
+	}
+	return v.Elem()
+}
+
+// field is what the tags of a struct's field say about its key.
+type field struct {
+	name, doc, example string
+	enum               []string
+	required           bool
+	index              []int
+	typ                reflect.Type
+}
+
+// needs is the hint for a key that is required and not there.
+func (f field) needs() string {
+	if f.example == "" {
+		return "add it"
+	}
+	return "for example " + f.name + ": " + f.example
+}
+
+// fieldCache keeps the fields of the types; types are constants of a program.
+var fieldCache sync.Map // reflect.Type → []field
+
+// fieldsOf returns the keys of a struct, those of inlined structs included,
+// in the order of the source text.
+func fieldsOf(t reflect.Type) []field {
+	if cached, ok := fieldCache.Load(t); ok {
+		return cached.([]field)
+	}
+	if t.Kind() != reflect.Struct {
+		panic(fmt.Sprintf("config: %v is not a struct", t))
+	}
+	var all []field
+	for i := range t.NumField() {
+		sf := t.Field(i)
+		if !sf.IsExported() {
+			continue
+		}
+		tag, tagged := sf.Tag.Lookup("yaml")
+		if !tagged {
+			panic(fmt.Sprintf("config: %v.%s has no yaml tag; use yaml:\"-\" if it is no key", t, sf.Name))
+		}
+		name, options, _ := strings.Cut(tag, ",")
+		if name == "-" {
+			continue
+		}
+		if options == "inline" {
+			for _, f := range fieldsOf(sf.Type) {
+				f.index = append([]int{i}, f.index...)
+				all = append(all, f)
+			}
+			continue
+		}
+		f := field{
+			name: name, doc: sf.Tag.Get("doc"), example: sf.Tag.Get("example"),
+			required: sf.Tag.Get("required") == "true", index: []int{i}, typ: sf.Type,
+		}
+		if enum := sf.Tag.Get("enum"); enum != "" {
+			f.enum = strings.Split(enum, ",")
+		}
+		all = append(all, f)
+	}
+	fieldCache.Store(t, all)
+	return all
+}

@@ -1,0 +1,260 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Expansion takes place in scalars, after the document has been parsed: a
+// value can then never add keys or change the shape of the document, and
+// every node keeps its place in the file.
+
+// maxFile bounds what ${file:…} reads, so that a wrong path cannot fill the
+// memory.
+const maxFile = 1 << 20
+
+// expansion is a scalar whose text held ${…}: its value, or why it has none.
+type expansion struct {
+	text  string
+	fault *expandFault
+}
+
+// fragment is a value that came from outside of the document, and what may be
+// shown instead of it.
+type fragment struct{ value, written string }
+
+// expandFault says why a scalar cannot be expanded. Its texts are free of
+// values.
+type expandFault struct{ what, hint string }
+
+// expander resolves ${…} from the environment and from files.
+type expander struct {
+	env    func(string) (string, bool)
+	folder string // that relative paths start from
+}
+
+// expand resolves all ${…} in text. The fragments are the values that came
+// from outside of the document.
+func (e expander) expand(text string) (string, []fragment, *expandFault) {
+	var (
+		b      strings.Builder
+		values []fragment
+	)
+	for {
+		at := strings.Index(text, "${")
+		if at < 0 {
+			b.WriteString(text)
+			return b.String(), values, nil
+		}
+		if at > 0 && text[at-1] == '$' {
+			b.WriteString(text[:at-1])
+			b.WriteString("${")
+			text = text[at+2:]
+			continue
+		}
+		b.WriteString(text[:at])
+		length := closing(text[at:])
+		if length < 0 {
+			return "", nil, &expandFault{"has a ${ without its }", "write ${NAME}, or $${ for a plain ${"}
+		}
+		written := text[at : at+length]
+		value, outside, fault := e.resolve(written[2 : length-1])
+		if fault != nil {
+			return "", nil, fault
+		}
+		if outside {
+			values = append(values, fragment{value, written})
+		}
+		b.WriteString(value)
+		text = text[at+length:]
+	}
+}
+
+// closing returns the length of the ${…} that text begins with, -1 if it does
+// not end. Braces inside count, so that a default may hold a template.
+func closing(text string) int {
+	depth := 0
+	for i := range len(text) {
+		switch text[i] {
+		case '{':
+			depth++
+		case '}':
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		}
+	}
+	return -1
+}
+
+// resolve returns the value of what stands between ${ and }, and whether it
+// came from outside of the document.
+func (e expander) resolve(inner string) (value string, outside bool, fault *expandFault) {
+	if path, ok := strings.CutPrefix(inner, "file:"); ok {
+		value, fault = e.file(path)
+		return value, true, fault
+	}
+	name, fallback, hasFallback := strings.Cut(inner, ":-")
+	if !isVariable(name) {
+		// The text is not shown: it may be a secret that merely holds ${.
+		return "", false, &expandFault{"has a ${ that is no expansion", "write ${NAME}, ${NAME:-default} or ${file:/path}, or $${ for a plain ${"}
+	}
+	if strings.Contains(fallback, "${") {
+		return "", false, &expandFault{"has a default of ${" + name + "} with another expansion in it", "write the default out"}
+	}
+	value, ok := e.env(name)
+	switch {
+	case hasFallback && value == "":
+		return fallback, false, nil
+	case !ok:
+		return "", false, &expandFault{"environment variable " + name + " is not set", "set it, or give a default: ${" + name + ":-default}"}
+	}
+	return value, true, nil
+}
+
+// file returns the content of a file without one newline at its end.
+func (e expander) file(path string) (string, *expandFault) {
+	if path == "" {
+		return "", &expandFault{"has a ${file:} without a path", "write ${file:/path}"}
+	}
+	const hint = "check the path, and who may read the file"
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(e.folder, path)
+	}
+	data, err := readRegular(path, maxFile)
+	if err != nil {
+		return "", &expandFault{fmt.Sprintf("file %s %s", path, fileReason(err)), hint}
+	}
+	if !utf8.Valid(data) {
+		return "", &expandFault{fmt.Sprintf("file %s is not text in UTF-8", path), "encode it, for example as base64"}
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r"), nil
+}
+
+// readRegular reads a file of at most limit bytes. Pipes and devices are
+// refused, because they may never end.
+func readRegular(path string, limit int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.IsDir() {
+		return nil, errors.New("it is a folder")
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("it is not a regular file")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("it is larger than %v", Size(limit))
+	}
+	return data, nil
+}
+
+// isVariable reports whether name can be the name of an environment variable.
+func isVariable(name string) bool {
+	for i := range len(name) {
+		c := name[i]
+		if c != '_' && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && (i == 0 || c < '0' || c > '9') {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// escape returns text so that expand gives text again.
+func escape(text string) string { return strings.ReplaceAll(text, "${", "$${") }
+
+// scrubber takes values that must not be shown out of messages. Validate
+// methods print what they do not accept, and cannot know where it came from.
+type scrubber struct {
+	mu     sync.Mutex
+	values []fragment // the longest first
+}
+
+// add notes that value must not be shown, and what is shown instead.
+func (s *scrubber) add(value, shown string) {
+	if value == "" || value == shown {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := fragment{value, shown}
+	if slices.Contains(s.values, f) {
+		return
+	}
+	s.values = append(s.values, f)
+	slices.SortStableFunc(s.values, func(a, b fragment) int { return cmp.Compare(len(b.value), len(a.value)) })
+}
+
+// clean returns text without the values, and without passwords in URLs.
+func (s *scrubber) clean(text string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.values {
+		text = replaceWhole(text, f.value, f.written)
+		if quoted := strconv.Quote(f.value); quoted[1:len(quoted)-1] != f.value {
+			text = replaceWhole(text, quoted[1:len(quoted)-1], f.written)
+		}
+	}
+	return redactURLs(text)
+}
+
+// replaceWhole replaces value in text. A value of less than four bytes is
+// replaced only where it stands alone: "5" is not to be cut out of "15".
+func replaceWhole(text, value, shown string) string {
+	if len(value) >= 4 {
+		return strings.ReplaceAll(text, value, shown)
+	}
+	var b strings.Builder
+	for {
+		at := strings.Index(text, value)
+		if at < 0 {
+			b.WriteString(text)
+			return b.String()
+		}
+		before, _ := utf8.DecodeLastRuneInString(text[:at])
+		after, _ := utf8.DecodeRuneInString(text[at+len(value):])
+		b.WriteString(text[:at])
+		if wordRune(before) || wordRune(after) {
+			b.WriteString(value)
+		} else {
+			b.WriteString(shown)
+		}
+		text = text[at+len(value):]
+	}
+}
+
+func wordRune(r rune) bool {
+	return r != utf8.RuneError && (r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r))
+}
+
+// password finds the password of a URL.
+var password = regexp.MustCompile(`(://[^/@\s:"]*:)[^/@\s"]+@`)
+
+// redactURLs hides the passwords of the URLs in text.
+func redactURLs(text string) string {
+	if !strings.Contains(text, "://") {
+		return text
+	}
+	return password.ReplaceAllString(text, "${1}"+hidden+"@")
+}

@@ -1,0 +1,366 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// The bounds of a document. A file of a few lines can describe billions of
+// values by aliases of aliases; no configuration needs many.
+const (
+	maxDocument = 8 << 20
+	maxAliased  = 10000 // values reached through aliases
+	maxDepth    = 100
+)
+
+// Load reads the configuration from a file. See Parse.
+func Load(path string, env func(string) (string, bool)) (*Config, error) {
+	data, err := readRegular(path, maxDocument)
+	if err != nil {
+		return nil, Problems{{File: path, What: "configuration file " + fileReason(err), Hint: "name another one with -c"}}
+	}
+	return Parse(path, data, env)
+}
+
+// Parse reads the configuration from data; file is what problems name, and
+// its folder is where relative ${file:…} paths start. Env looks up variables,
+// as os.LookupEnv does; nil knows none.
+//
+// The error is a Problems. Unless the data is not one YAML document, the
+// configuration is returned beside it as far as it could be read, so that the
+// caller can go on to its blocks and Merge what is wrong there.
+func Parse(file string, data []byte, env func(string) (string, bool)) (*Config, error) {
+	if env == nil {
+		env = func(string) (string, bool) { return "", false }
+	}
+	doc := &document{
+		file:     file,
+		lines:    max(1, bytes.Count(data, []byte("\n"))+1),
+		expander: expander{env: env, folder: filepath.Dir(file)},
+		expanded: map[*yaml.Node]expansion{},
+		scrub:    &scrubber{},
+	}
+	root, problem := doc.parse(data)
+	if problem != nil {
+		return nil, Problems{*problem}
+	}
+	c := Default()
+	if root == nil {
+		return &c, nil
+	}
+	w := &walker{doc: doc, open: map[*yaml.Node]bool{}, seen: map[*yaml.Node]bool{}}
+	w.walk(root, "", 0)
+	if w.unbounded {
+		return nil, w.problems.err()
+	}
+
+	d := &decoder{doc: doc, problems: w.problems}
+	d.value(root, "", settable(&c), field{})
+	d.checkNames("sources", c.Sources)
+	d.checkNames("sinks", c.Sinks)
+	bad := d.badKeys()
+	for _, p := range doc.place(root, "", c.Validate()) {
+		// What could not be read kept its default: no second complaint.
+		if !bad(p.Key) {
+			d.add(p)
+		}
+	}
+	return &c, d.problems.err()
+}
+
+// document is one parsed file. It is shared by the blocks that come from it.
+type document struct {
+	file     string
+	lines    int
+	expander expander
+	expanded map[*yaml.Node]expansion // the scalars that hold ${…}
+	scrub    *scrubber
+}
+
+// parse returns the root of the one document in data, nil if it is empty.
+func (doc *document) parse(data []byte) (*yaml.Node, *Problem) {
+	if len(data) > maxDocument {
+		return nil, &Problem{File: doc.file, Line: 1, What: fmt.Sprintf("configuration is larger than %v", Size(maxDocument))}
+	}
+	var first, second yaml.Node
+	in := yaml.NewDecoder(bytes.NewReader(data))
+	switch err := in.Decode(&first); {
+	case errors.Is(err, io.EOF):
+		return nil, nil
+	case err != nil:
+		return nil, doc.syntax(data, err)
+	}
+	switch err := in.Decode(&second); {
+	case errors.Is(err, io.EOF):
+	case err != nil:
+		return nil, doc.syntax(data, err)
+	default:
+		return nil, &Problem{
+			File: doc.file, Line: doc.line(second.Line), Column: second.Column,
+			What: "a second YAML document begins here", Hint: "keep one document, without --- in between",
+		}
+	}
+	if len(first.Content) == 0 {
+		return nil, nil
+	}
+	return first.Content[0], nil
+}
+
+// syntaxLine finds the line in an error of the YAML parser.
+var syntaxLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+
+// unknownAnchor is the parser's error for an alias of nothing.
+const unknownAnchor = "unknown anchor"
+
+// syntax makes a problem of an error of the YAML parser.
+func (doc *document) syntax(data []byte, err error) *Problem {
+	text := err.Error()
+	p := &Problem{File: doc.file, Line: 1, Hint: "check indentation, colons and quotes near here"}
+	if m := syntaxLine.FindStringSubmatch(text); m != nil {
+		if n, err := strconv.Atoi(m[1]); err == nil {
+			p.Line = n
+		}
+		text = text[len(m[0]):]
+	}
+	p.Line = doc.line(p.Line)
+	lines := strings.Split(string(data), "\n")
+
+	if strings.HasPrefix(text, unknownAnchor) {
+		// The parser prints the name, which is the start of a secret if
+		// somebody has forgotten its quotes.
+		p.What, p.Hint = "an alias (*) names no anchor (&)", "put the text in quotes if it is not meant to be an alias"
+		return p
+	}
+	p.What = "is not YAML: " + text
+	// The parser is a line off, either way, when it meets a tab.
+	for n := max(1, p.Line-1); n <= min(len(lines), p.Line+1); n++ {
+		indent := lines[n-1][:len(lines[n-1])-len(strings.TrimLeft(lines[n-1], " \t"))]
+		if at := strings.IndexByte(indent, '\t'); at >= 0 {
+			p.Line, p.Column = n, at+1
+			p.What, p.Hint = "is indented with a tab", "YAML wants spaces"
+			return p
+		}
+	}
+	return p
+}
+
+// line keeps a line number inside the file.
+func (doc *document) line(n int) int { return min(max(1, n), doc.lines) }
+
+// at makes a problem at a node. What and hint hold no value that must not be
+// shown; see foreign.
+func (doc *document) at(n *yaml.Node, key, what, hint string) Problem {
+	p := Problem{File: doc.file, Key: key, What: what, Hint: hint}
+	switch {
+	case n != nil && n.Line > 0:
+		p.Line, p.Column = doc.line(n.Line), n.Column
+	case doc.lines > 0:
+		p.Line, p.Column = 1, 1
+	}
+	return p
+}
+
+// foreign makes a problem at a node from texts that others wrote, who do not
+// know which values must not be shown.
+func (doc *document) foreign(n *yaml.Node, key, what, hint string) Problem {
+	return doc.at(n, key, doc.scrub.clean(what), doc.scrub.clean(hint))
+}
+
+// text returns the value of a scalar, with ${…} expanded. It is false where
+// that was not possible, which is then reported already.
+func (doc *document) text(n *yaml.Node) (string, bool) {
+	if e, ok := doc.expanded[n]; ok {
+		return e.text, e.fault == nil
+	}
+	return n.Value, true
+}
+
+// place turns what Validate methods report into problems with positions. The
+// keys are relative to root, whose own key is prefix. Where a key is not
+// written, the position is that of the nearest part of its path that is.
+func (doc *document) place(root *yaml.Node, prefix string, err error) Problems {
+	var all Problems
+	leaves(err, func(err error) {
+		switch err := err.(type) {
+		case Problems:
+			all = append(all, err...)
+		case Problem:
+			all = append(all, err)
+		case Invalids:
+			for _, i := range err {
+				all = append(all, doc.foreign(find(root, i.Key), join(prefix, i.Key), i.What, i.Hint))
+			}
+		default:
+			all = append(all, doc.foreign(root, prefix, err.Error(), ""))
+		}
+	})
+	return all
+}
+
+// find returns the node at a path below n, or the last node on the way.
+func find(n *yaml.Node, path string) *yaml.Node {
+	n = deref(n)
+	if n == nil || path == "" {
+		return n
+	}
+	switch n.Kind {
+	case yaml.MappingNode:
+		// The longest key that fits: keys of maps may hold dots themselves.
+		var (
+			next *yaml.Node
+			rest string
+			best = -1
+		)
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			key := n.Content[i].Value
+			after, ok := strings.CutPrefix(path, key)
+			if !ok || len(key) <= best {
+				continue
+			}
+			if after == "" || after[0] == '.' || after[0] == '[' {
+				next, rest, best = n.Content[i+1], strings.TrimPrefix(after, "."), len(key)
+			}
+		}
+		if next != nil {
+			return find(next, rest)
+		}
+	case yaml.SequenceNode:
+		index, after, ok := strings.Cut(strings.TrimPrefix(path, "["), "]")
+		i, err := strconv.Atoi(index)
+		if ok && err == nil && i >= 0 && i < len(n.Content) {
+			return find(n.Content[i], strings.TrimPrefix(after, "."))
+		}
+	}
+	return n
+}
+
+// deref follows an alias.
+func deref(n *yaml.Node) *yaml.Node {
+	for n != nil && n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	return n
+}
+
+// walker goes over the whole document once, before anything is decoded. It
+// expands the scalars, also of blocks that nobody will decode, and makes sure
+// that the rest of the package meets a finite tree of sane keys.
+type walker struct {
+	doc       *document
+	problems  Problems
+	open      map[*yaml.Node]bool // on the way from the root
+	seen      map[*yaml.Node]bool
+	aliases   int // depth of aliases on the way
+	aliased   int
+	unbounded bool
+}
+
+func (w *walker) add(n *yaml.Node, key, what, hint string) {
+	w.problems = append(w.problems, w.doc.at(n, key, what, hint))
+}
+
+func (w *walker) walk(n *yaml.Node, key string, depth int) {
+	if w.unbounded {
+		return
+	}
+	if w.aliases > 0 {
+		if w.aliased++; w.aliased > maxAliased {
+			w.unbounded = true
+			w.add(n, key, fmt.Sprintf("aliases stand for more than %d values", maxAliased), "write the values out")
+			return
+		}
+	}
+	if depth > maxDepth {
+		w.unbounded = true
+		w.add(n, key, fmt.Sprintf("is nested more than %d levels deep", maxDepth), "")
+		return
+	}
+	if n.Kind == yaml.AliasNode {
+		if w.open[n.Alias] {
+			w.unbounded = true
+			w.add(n, key, "is an alias of something that it is part of", "write the value out")
+			return
+		}
+		w.aliases++
+		w.walk(n.Alias, key, depth+1)
+		w.aliases--
+		return
+	}
+	first := !w.seen[n]
+	w.seen[n], w.open[n] = true, true
+	defer delete(w.open, n)
+	if first {
+		w.tag(n, key)
+	}
+	switch n.Kind {
+	case yaml.ScalarNode:
+		if first {
+			w.scalar(n, key)
+		}
+	case yaml.SequenceNode:
+		for i, item := range n.Content {
+			w.walk(item, fmt.Sprintf("%s[%d]", key, i), depth+1)
+		}
+	case yaml.MappingNode:
+		lines := map[string]int{}
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			k := n.Content[i]
+			if first {
+				w.key(k, key, lines)
+			}
+			w.walk(n.Content[i+1], join(key, k.Value), depth+1)
+		}
+	}
+}
+
+// key checks a key of a mapping; lines are those of the keys before it.
+func (w *walker) key(k *yaml.Node, parent string, lines map[string]int) {
+	switch {
+	case k.Kind != yaml.ScalarNode:
+		w.add(k, parent, "has a key that is "+kindOf(k), "write the key as text")
+	case k.ShortTag() == "!!merge":
+		w.add(k, parent, "merge keys (<<) are not supported", "write the keys out, or use an alias for a whole value")
+	case lines[k.Value] > 0:
+		w.add(k, join(parent, k.Value), fmt.Sprintf("is written twice, first in line %d", lines[k.Value]), "keep one of the two")
+	default:
+		lines[k.Value] = w.doc.line(k.Line)
+	}
+}
+
+// tag checks that a value has no type that we do not know.
+func (w *walker) tag(n *yaml.Node, key string) {
+	switch tag := n.ShortTag(); tag {
+	case "", "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge", "!!map", "!!seq":
+	default:
+		w.add(n, key, "has a YAML tag, "+tag, "remove it; tags are not supported")
+	}
+}
+
+// scalar expands a value.
+func (w *walker) scalar(n *yaml.Node, key string) {
+	if !strings.Contains(n.Value, "${") {
+		return
+	}
+	text, values, fault := w.doc.expander.expand(n.Value)
+	w.doc.expanded[n] = expansion{text, fault}
+	if fault != nil {
+		w.add(n, key, fault.what, fault.hint)
+		return
+	}
+	if len(values) > 0 {
+		w.doc.scrub.add(text, n.Value)
+	}
+	for _, v := range values {
+		if len(v.value) >= 4 { // shorter ones are hardly secrets, and stand in every message
+			w.doc.scrub.add(v.value, v.written)
+		}
+	}
+}

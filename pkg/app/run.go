@@ -1,0 +1,79 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+)
+
+// readiness is whether webhooks are taken.
+type readiness struct{ serving atomic.Bool }
+
+func (r *readiness) check() error {
+	if !r.serving.Load() {
+		return errors.New("not taking webhooks")
+	}
+	return nil
+}
+
+// Addr is where webhooks are taken.
+func (a *App) Addr() net.Addr { return a.ingressListener.Addr() }
+
+// AdminAddr is where health and metrics are served.
+func (a *App) AdminAddr() net.Addr { return a.adminListener.Addr() }
+
+// Run carries events until ctx is done, and then stops in the order in which
+// nothing is lost: it is not ready any more, takes no more webhooks, lets the
+// brokers acknowledge what they have been given, saves the cursors, and closes
+// the journal, all within the shutdown timeout. It is called once.
+func (a *App) Run(ctx context.Context) error {
+	defer a.ready.serving.Store(false)
+	// hard ends what the orderly stop did not.
+	hard, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	running, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pumping, stopPumps := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopPumps()
+
+	var g errgroup.Group
+	run := func(f func() error) {
+		g.Go(func() error {
+			defer cancel() // when one part ends, all do
+			return f()
+		})
+	}
+	run(func() error { return a.relay.Run(pumping, hard) })
+	run(func() error { return a.ingress.Serve(a.ingressListener) })
+	run(func() error { return a.admin.Serve(a.adminListener) })
+	a.ready.serving.Store(true)
+	a.log.Info("taking webhooks", zap.Stringer("addr", a.Addr()), zap.Stringer("admin", a.AdminAddr()))
+
+	<-running.Done()
+	a.ready.serving.Store(false)
+	a.log.Info("stopping", zap.Duration("timeout", a.grace))
+	defer time.AfterFunc(a.grace, cut).Stop()
+	errs := []error{a.ingress.Shutdown(hard)}
+	stopPumps()
+	errs = append(errs, a.admin.Shutdown(hard), g.Wait(), a.close())
+	if hard.Err() != nil {
+		a.log.Warn("the shutdown timeout passed; what the brokers had not acknowledged is sent again after the next start")
+	}
+	a.log.Info("stopped")
+	return errors.Join(errs...)
+}
+
+// close undoes the assembly.
+func (a *App) close() error {
+	var errs []error
+	for i := len(a.cleanup) - 1; i >= 0; i-- {
+		errs = append(errs, a.cleanup[i]())
+	}
+	a.cleanup = nil
+	return errors.Join(errs...)
+}

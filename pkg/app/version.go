@@ -1,0 +1,51 @@
+package app
+
+import (
+	"runtime"
+	"runtime/debug"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Version tells which build this is.
+type Version struct {
+	Version string `json:"version"` // of the release, or of the module
+	Commit  string `json:"commit"`
+	Date    string `json:"date"` // of the commit
+	Go      string `json:"go"`
+}
+
+// ReadVersion returns what the build wrote into the binary; release, when it
+// is not empty, is the version that a release build was given.
+func ReadVersion(release string) Version {
+	v := Version{Version: "(devel)", Commit: "unknown", Date: "unknown", Go: runtime.Version()}
+	info, ok := debug.ReadBuildInfo()
+	if ok && info.Main.Version != "" {
+		v.Version = info.Main.Version
+	}
+	if release != "" {
+		v.Version = release
+	}
+	if !ok {
+		return v
+	}
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			v.Commit = s.Value
+		case "vcs.time":
+			v.Date = s.Value
+		}
+	}
+	return v
+}
+
+func buildInfo() prometheus.Collector {
+	v := ReadVersion("")
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "postwire_build_info", Help: "1; which build this is stands in the labels.",
+		ConstLabels: prometheus.Labels{"version": v.Version, "commit": v.Commit, "go": v.Go},
+	})
+	g.Set(1)
+	return g
+}

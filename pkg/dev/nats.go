@@ -1,0 +1,48 @@
+// Package dev is a NATS server with JetStream inside the process, for trying
+// Postwire on a machine that has nothing else.
+package dev
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// NATS starts a server that keeps its streams in dir, on the given port of the
+// loopback interface or the next free one. Shut it down when done.
+func NATS(dir string, port int) (*server.Server, error) {
+	port, err := FreePort(port)
+	if err != nil {
+		return nil, fmt.Errorf("starting NATS: %w", err)
+	}
+	s, err := server.NewServer(&server.Options{
+		ServerName: "postwire-dev", Host: "127.0.0.1", Port: port,
+		JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("starting NATS: %w", err)
+	}
+	s.Start()
+	if !s.ReadyForConnections(10 * time.Second) {
+		s.Shutdown()
+		return nil, errors.New("starting NATS: it is not ready after 10 seconds")
+	}
+	return s, nil
+}
+
+// FreePort returns the first free port of the loopback interface from port on.
+func FreePort(port int) (int, error) {
+	var errs error
+	for p := port; p < port+100 && p < 1<<16; p++ {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(p)))
+		if err == nil {
+			return p, l.Close()
+		}
+		errs = err
+	}
+	return 0, fmt.Errorf("no port from %d on is free: %w", port, errs)
+}

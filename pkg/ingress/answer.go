@@ -1,0 +1,169 @@
+package ingress
+
+import (
+	"encoding/json"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// outcome is what became of a request. The set is closed: it is a label of a
+// metric.
+type outcome string
+
+const (
+	outcomeAccepted        outcome = "accepted"
+	outcomeDuplicate       outcome = "duplicate"
+	outcomeQuarantined     outcome = "quarantined"
+	outcomeMalformed       outcome = "malformed"
+	outcomeAborted         outcome = "aborted"
+	outcomeUnauthenticated outcome = "unauthenticated"
+	outcomeForbidden       outcome = "forbidden"
+	outcomeNotFound        outcome = "not_found"
+	outcomeMethod          outcome = "method_not_allowed"
+	outcomeTooSlow         outcome = "too_slow"
+	outcomeTooLarge        outcome = "too_large"
+	outcomeRateLimited     outcome = "rate_limited"
+	outcomePanic           outcome = "panic"
+	outcomeUnavailable     outcome = "unavailable"
+)
+
+// answers is the table of all answers. A detail is for a caller who has not
+// proven anything: it tells nothing about the configuration.
+var answers = map[outcome]struct {
+	status int
+	detail string
+}{
+	outcomeAccepted:        {http.StatusAccepted, ""},
+	outcomeDuplicate:       {http.StatusOK, ""},
+	outcomeQuarantined:     {http.StatusAccepted, ""},
+	outcomeMalformed:       {http.StatusBadRequest, "The body could not be understood."},
+	outcomeAborted:         {http.StatusBadRequest, "The body did not arrive whole."},
+	outcomeUnauthenticated: {http.StatusUnauthorized, "Credentials are missing or not valid."},
+	outcomeForbidden:       {http.StatusForbidden, "This address may not send here."},
+	outcomeNotFound:        {http.StatusNotFound, "There is nothing at this path."},
+	outcomeMethod:          {http.StatusMethodNotAllowed, "Webhooks are sent with POST."},
+	outcomeTooSlow:         {http.StatusRequestTimeout, "The body did not arrive in time."},
+	outcomeTooLarge:        {http.StatusRequestEntityTooLarge, "The body is too large."},
+	outcomeRateLimited:     {http.StatusTooManyRequests, "There are too many requests."},
+	outcomePanic:           {http.StatusInternalServerError, "The request could not be handled."},
+	outcomeUnavailable:     {http.StatusServiceUnavailable, "The event cannot be stored at the moment. Send it again."},
+}
+
+// answer is an outcome on its way to the sender.
+type answer struct {
+	outcome outcome
+	id      string        // of the event, or of the quarantined request
+	retry   time.Duration // when to come again; 0 is the outcome's usual
+}
+
+func refuse(o outcome) answer { return answer{outcome: o} }
+
+func (a answer) after(wait time.Duration) answer {
+	a.retry = wait
+	return a
+}
+
+// stored answers for what was appended: accepted if any of it is new.
+func stored(receipts []journal.Receipt) answer {
+	for _, r := range receipts {
+		if !r.Duplicate {
+			return answer{outcome: outcomeAccepted, id: r.ID}
+		}
+	}
+	if len(receipts) == 0 {
+		return answer{outcome: outcomeAccepted}
+	}
+	return answer{outcome: outcomeDuplicate, id: receipts[0].ID}
+}
+
+// retryAfter is how long until the limiter lets one more pass.
+func retryAfter(l *rate.Limiter) time.Duration {
+	return time.Duration(float64(time.Second) / float64(l.Limit()))
+}
+
+// receipt is the body of a 2xx.
+type receipt struct {
+	Status string `json:"status"`
+	ID     string `json:"id"`
+}
+
+// problem is the body of every other answer, as in RFC 9457.
+type problem struct {
+	Type      string `json:"type"`
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Detail    string `json:"detail"`
+	RequestID string `json:"request_id"`
+}
+
+func (a answer) write(w http.ResponseWriter, requestID string) error {
+	t := answers[a.outcome]
+	h := w.Header()
+	var body any = receipt{string(a.outcome), a.id}
+	h.Set("Content-Type", "application/json")
+	if t.status >= 300 {
+		h.Set("Content-Type", "application/problem+json")
+		body = problem{"about:blank", http.StatusText(t.status), t.status, t.detail, requestID}
+	}
+	switch a.outcome {
+	case outcomeMethod:
+		h.Set("Allow", http.MethodPost)
+	case outcomeUnauthenticated:
+		h.Set("WWW-Authenticate", "Webhook") // RFC 9110, section 15.5.2
+	case outcomeRateLimited, outcomeUnavailable:
+		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(max(a.retry, time.Second).Seconds()))))
+	case outcomeTooLarge, outcomeTooSlow, outcomeAborted:
+		h.Set("Connection", "close") // the rest of the body is not waited for
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	h.Set("Content-Length", strconv.Itoa(len(b)+1))
+	w.WriteHeader(t.status)
+	_, err = w.Write(append(b, '\n'))
+	return err
+}
+
+// guarded turns a panic into an answer: it costs one request.
+func (s *Server) guarded(log *zap.Logger, do func() answer) (a answer) {
+	defer func() {
+		v := recover()
+		if v == nil {
+			return
+		}
+		// The text of an error of the runtime holds no data of the request;
+		// that of anything else may.
+		what := zap.String("panic", "not shown")
+		if err, ok := v.(interface {
+			error
+			RuntimeError()
+		}); ok {
+			what = zap.String("panic", err.Error())
+		}
+		log.Error("a request made the relay panic; this is a defect, please report it", what, zap.Stack("stack"))
+		a = refuse(outcomePanic)
+	}()
+	return do()
+}
+
+// newRequestID names a request in the logs and to its sender.
+func newRequestID() string {
+	const digits = "0123456789abcdefghijklmnopqrstuv"
+	var b [16]byte
+	for i, n := 0, rand.Uint64(); i < 12; i, n = i+1, n>>5 {
+		b[i] = digits[n&31]
+	}
+	for i, n := 12, rand.Uint64(); i < len(b); i, n = i+1, n>>5 {
+		b[i] = digits[n&31]
+	}
+	return string(b[:])
+}

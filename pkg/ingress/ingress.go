@@ -1,0 +1,312 @@
+// Package ingress is the first step (ingress, source, journal, relay, sinks):
+// the HTTP server that takes webhooks. It routes a path to a source, bounds
+// everything, and answers 2xx only when what it took is on stable storage. It
+// knows nothing of any sender.
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/net/netutil"
+	"golang.org/x/time/rate"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/source"
+)
+
+// appendTimeout is how long storing may take: senders wait ten seconds, and an
+// answer they still hear is better than silence.
+const appendTimeout = 8 * time.Second
+
+// Route leads requests to one source.
+type Route struct {
+	Name     string
+	Source   source.Source
+	Settings source.Settings
+}
+
+// Options of a Server. Journal, Log and Metrics are needed.
+type Options struct {
+	Config  config.Server
+	Routes  []Route
+	Journal journal.Appender
+	Log     *zap.Logger
+	Metrics *Metrics
+	Now     func() time.Time // nil is time.Now
+}
+
+// Server takes webhooks. Its methods may be called concurrently.
+type Server struct {
+	opts    Options
+	log     *zap.Logger
+	routes  map[string]*route
+	http    *http.Server
+	closing atomic.Bool
+}
+
+// route is where a path leads.
+type route struct {
+	Route
+	limiter *rate.Limiter
+}
+
+// New makes a server; Serve runs it.
+func New(opts Options) (*Server, error) {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	s := &Server{opts: opts, log: opts.Log, routes: map[string]*route{}}
+	for _, r := range opts.Routes {
+		rt := &route{Route: r, limiter: newLimiter(r.Settings.Rate)}
+		for _, path := range r.Settings.Paths {
+			if _, ok := s.routes[path]; ok {
+				return nil, fmt.Errorf("two sources are on path %s", path)
+			}
+			s.routes[path] = rt
+		}
+		opts.Metrics.declare(r.Name)
+	}
+	c := opts.Config
+	s.http = &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: c.ReadHeaderTimeout,
+		ReadTimeout:       c.ReadTimeout,
+		WriteTimeout:      c.WriteTimeout,
+		IdleTimeout:       c.IdleTimeout,
+		MaxHeaderBytes:    int(c.MaxHeaderBytes),
+		ErrorLog:          zap.NewStdLog(opts.Log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))),
+	}
+	if c.TLS.CertFile != "" {
+		certificates, err := newReloader(c.TLS, opts.Log)
+		if err != nil {
+			return nil, fmt.Errorf("server.tls: %w", err)
+		}
+		s.http.TLSConfig = certificates.config()
+	}
+	return s, nil
+}
+
+func newLimiter(r source.Rate) *rate.Limiter {
+	if r.PerSecond == 0 {
+		return rate.NewLimiter(rate.Inf, 0)
+	}
+	burst := r.Burst
+	if burst == 0 {
+		burst = int(math.Ceil(r.PerSecond))
+	}
+	return rate.NewLimiter(rate.Limit(r.PerSecond), burst)
+}
+
+// Serve takes requests from l until Shutdown, and then returns nil.
+func (s *Server) Serve(l net.Listener) error {
+	l = netutil.LimitListener(l, s.opts.Config.MaxConnections)
+	var err error
+	if s.http.TLSConfig != nil {
+		err = s.http.ServeTLS(l, "", "")
+	} else {
+		err = s.http.Serve(l)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serving webhooks: %w", err)
+}
+
+// Shutdown stops taking connections and waits for the requests under way. When
+// ctx ends first, it cuts them.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.closing.Store(true)
+	if err := s.http.Shutdown(ctx); err != nil {
+		return errors.Join(fmt.Errorf("waiting for requests under way: %w", err), s.http.Close())
+	}
+	return nil
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
+	id := newRequestID()
+	w.Header().Set("X-Request-Id", id)
+	name := ""
+	rt, ok := s.routes[hr.URL.Path]
+	if ok {
+		name = rt.Name
+	}
+	log := s.log.With(zap.String("request_id", id), zap.String("source", name))
+	a := s.guarded(log, func() answer {
+		if !ok {
+			return refuse(outcomeNotFound)
+		}
+		return s.receive(hr, rt, log)
+	})
+	s.opts.Metrics.received(name, a.outcome)
+	if err := a.write(w, id); err != nil {
+		log.Debug("the sender did not wait for the answer", zap.Error(err))
+	}
+}
+
+// receive is the way of a request: read, verify, normalize, append. Each step
+// may end it.
+func (s *Server) receive(hr *http.Request, rt *route, log *zap.Logger) answer {
+	if hr.Method != http.MethodPost {
+		return refuse(outcomeMethod)
+	}
+	if s.closing.Load() {
+		return refuse(outcomeUnavailable)
+	}
+	req, err := s.read(hr)
+	if err != nil {
+		return unread(err)
+	}
+	if err := rt.Source.Verify(req); err != nil {
+		log.Warn("request refused", zap.Stringer("remote", req.Remote), zap.Error(err))
+		return unverified(err)
+	}
+	// Behind the proof: a stranger must not use up the sender's share.
+	if now := s.opts.Now(); !rt.limiter.AllowN(now, 1) {
+		return refuse(outcomeRateLimited).after(retryAfter(rt.limiter))
+	}
+	ctx, cancel := context.WithTimeout(hr.Context(), appendTimeout)
+	defer cancel()
+	events, err := rt.Source.Normalize(req)
+	if err != nil {
+		return s.malformed(ctx, rt, req, err, log)
+	}
+	start := s.opts.Now()
+	receipts, err := s.opts.Journal.Append(ctx, events...)
+	s.opts.Metrics.appended(s.opts.Now().Sub(start))
+	if err != nil {
+		return s.unstored(err, log)
+	}
+	s.opts.Metrics.events(rt.Name, events)
+	logEvents(log, events, receipts)
+	return stored(receipts)
+}
+
+// malformed keeps what a proven sender meant and nobody understood. A refusal
+// would count against the sender's channel, and the event would be gone.
+func (s *Server) malformed(ctx context.Context, rt *route, req *source.Request, reason error, log *zap.Logger) answer {
+	if !rt.Source.Authenticated() {
+		log.Warn("request not understood", zap.Error(reason))
+		return refuse(outcomeMalformed)
+	}
+	id, err := s.opts.Journal.Quarantine(ctx, journal.Rejected{
+		Source: rt.Name, Received: req.Received, Header: kept(req.Header, rt.Source.SecretHeaders()),
+		Body: req.Body, Reason: reason.Error(),
+	})
+	if err != nil {
+		return s.unstored(err, log)
+	}
+	log.Warn("request not understood, it was set aside", zap.String("id", id), zap.Error(reason))
+	return answer{outcome: outcomeQuarantined, id: id}
+}
+
+func (s *Server) unstored(err error, log *zap.Logger) answer {
+	log.Error("request not stored", zap.Error(err))
+	return refuse(outcomeUnavailable)
+}
+
+// kept is a header less what is secret.
+func kept(h http.Header, secret []string) http.Header {
+	h = h.Clone()
+	for _, name := range append([]string{"Authorization", "Proxy-Authorization", "Cookie"}, secret...) {
+		h.Del(name)
+	}
+	return h
+}
+
+func logEvents(log *zap.Logger, events []event.Event, receipts []journal.Receipt) {
+	if !log.Core().Enabled(zap.DebugLevel) {
+		return
+	}
+	for i, r := range receipts {
+		log.Debug("event stored", zap.String("id", r.ID), zap.String("type", events[i].CloudEvent.Type()),
+			zap.Uint64("seq", uint64(r.Seq)), zap.Bool("duplicate", r.Duplicate))
+	}
+}
+
+var errTooLarge = errors.New("body is too large")
+
+// read takes the body, within the limit.
+func (s *Server) read(hr *http.Request) (*source.Request, error) {
+	limit := int64(s.opts.Config.MaxBodyBytes)
+	if hr.ContentLength > limit {
+		return nil, errTooLarge
+	}
+	body := make([]byte, 0, max(hr.ContentLength, 511)+1)
+	r := io.LimitReader(hr.Body, limit+1)
+	for {
+		n, err := r.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the body: %w", err)
+		}
+		if len(body) == cap(body) {
+			body = slices.Grow(body, 1)
+		}
+	}
+	if int64(len(body)) > limit {
+		return nil, errTooLarge
+	}
+	return &source.Request{Header: hr.Header, Body: body, Remote: s.remote(hr), Received: s.opts.Now().UTC()}, nil
+}
+
+func unread(err error) answer {
+	switch {
+	case errors.Is(err, errTooLarge):
+		return refuse(outcomeTooLarge)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return refuse(outcomeTooSlow)
+	}
+	return refuse(outcomeAborted)
+}
+
+func unverified(err error) answer {
+	if errors.Is(err, source.ErrForbidden) {
+		return refuse(outcomeForbidden)
+	}
+	return refuse(outcomeUnauthenticated)
+}
+
+// remote is the address of the sender: of the connection, or, where that is a
+// trusted proxy, the last address in X-Forwarded-For that is none.
+func (s *Server) remote(hr *http.Request) netip.Addr {
+	peer, err := netip.ParseAddrPort(hr.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	addr := peer.Addr().Unmap()
+	hops := strings.Split(strings.Join(hr.Header.Values("X-Forwarded-For"), ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		if !s.trusted(addr) {
+			break
+		}
+		next, err := netip.ParseAddr(strings.TrimSpace(hop))
+		if err != nil {
+			break
+		}
+		addr = next.Unmap()
+	}
+	return addr
+}
+
+func (s *Server) trusted(addr netip.Addr) bool {
+	return slices.ContainsFunc(s.opts.Config.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(addr) })
+}

@@ -1,0 +1,113 @@
+package ingress
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/config"
+)
+
+// reloader serves the certificates as their files are now. It looks at the
+// files at most once a second, when a client connects, so that it needs no
+// goroutine and no file watcher, and follows the symbolic links by which
+// Kubernetes swaps mounted secrets.
+type reloader struct {
+	files config.ServerTLS
+	log   *zap.Logger
+
+	mu      sync.Mutex
+	looked  time.Time
+	stamp   string // of the files that are loaded
+	current *tls.Config
+}
+
+func newReloader(files config.ServerTLS, log *zap.Logger) (*reloader, error) {
+	r := &reloader{files: files, log: log}
+	stamp, err := r.look()
+	if err != nil {
+		return nil, err
+	}
+	if r.current, err = r.load(); err != nil {
+		return nil, err
+	}
+	r.stamp, r.looked = stamp, time.Now()
+	return r, nil
+}
+
+// config is the configuration of a server that follows the files.
+func (r *reloader) config() *tls.Config {
+	c := r.current.Clone()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return r.refresh(), nil }
+	return c
+}
+
+// refresh returns the certificates, loaded again if the files have changed.
+// Files that cannot be loaded leave the old certificates in use.
+func (r *reloader) refresh() *tls.Config {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.looked) < time.Second {
+		return r.current
+	}
+	r.looked = time.Now()
+	stamp, err := r.look()
+	if err == nil && stamp == r.stamp {
+		return r.current
+	}
+	next, err2 := r.load()
+	if err := errors.Join(err, err2); err != nil {
+		r.log.Error("the certificate files have changed and cannot be loaded; the old certificate stays in use", zap.Error(err))
+		return r.current
+	}
+	r.log.Info("certificate files loaded again", zap.String("cert_file", r.files.CertFile))
+	r.stamp, r.current = stamp, next
+	return next
+}
+
+// look returns a text that changes when the files do.
+func (r *reloader) look() (string, error) {
+	stamp := ""
+	for _, path := range []string{r.files.CertFile, r.files.KeyFile, r.files.ClientCAFile} {
+		if path == "" {
+			continue
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", err
+		}
+		stamp += fmt.Sprintln(path, info.Size(), info.ModTime().UnixNano())
+	}
+	return stamp, nil
+}
+
+func (r *reloader) load() (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(r.files.CertFile, r.files.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("loading %s and %s: %w", r.files.CertFile, r.files.KeyFile, err)
+	}
+	c := &tls.Config{
+		MinVersion:   tls.VersionTLS12,
+		Certificates: []tls.Certificate{cert},
+		NextProtos:   []string{"h2", "http/1.1"},
+	}
+	if r.files.ClientCAFile == "" {
+		return c, nil
+	}
+	pem, err := os.ReadFile(r.files.ClientCAFile)
+	if err != nil {
+		return nil, fmt.Errorf("loading the client CA: %w", err)
+	}
+	c.ClientCAs = x509.NewCertPool()
+	if !c.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("loading the client CA: %s holds no certificate in PEM form", r.files.ClientCAFile)
+	}
+	c.ClientAuth = tls.RequireAndVerifyClientCert
+	return c, nil
+}

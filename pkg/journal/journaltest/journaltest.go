@@ -1,0 +1,552 @@
+// Package journaltest holds what every engine of the journal must do. Each
+// test's name is a sentence of the contract in package journal.
+package journaltest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// Harness is one journal under test and its world.
+type Harness struct {
+	// Open opens the journal, again and again on the same storage.
+	Open func(t *testing.T) journal.Journal
+	// Advance moves the journal's clock.
+	Advance func(time.Duration)
+	// Expire removes what is old, now.
+	Expire func(t *testing.T, j journal.Journal)
+	// Window and Retention are what Open configures.
+	Window, Retention time.Duration
+}
+
+// Run runs the suite; start gives each test a harness with empty storage.
+func Run(t *testing.T, start func(t *testing.T) Harness) {
+	tests := []struct {
+		name string
+		run  func(t *testing.T, h Harness)
+	}{
+		{"events are read back in order and whole", readBack},
+		{"an event with a seen key is a duplicate", duplicates},
+		{"any shared key makes a duplicate", anyKey},
+		{"a duplicate teaches its other keys and extends nothing", duplicateTeaches},
+		{"events of one append are compared with each other", withinAppend},
+		{"of concurrent twins exactly one is stored", twins},
+		{"the window ends at its edge", windowEdge},
+		{"duplicates are known after reopening", reopenedWindow},
+		{"sequence numbers have no gaps under concurrency", noGaps},
+		{"a new cursor stands at latest or earliest", starts},
+		{"a known cursor stands where it was committed", committed},
+		{"what was read but not committed is read again", readAgain},
+		{"next waits for an event", waits},
+		{"next ends with its context", cancelled},
+		{"cursors are independent", independent},
+		{"dead letters are kept with their event", deadLetters},
+		{"rejected requests are kept", quarantine},
+		{"retention spares what a cursor has not passed", retention},
+		{"sequence numbers are not given twice after everything expired", noReuse},
+		{"after close everything says so", closed},
+		{"an event without a key is refused", keyless},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { tt.run(t, start(t)) })
+	}
+}
+
+// Event makes an event with the given id, and its keys, or one made of the id.
+func Event(id string, keys ...event.Key) event.Event {
+	e := cloudevents.NewEvent()
+	e.SetID(id)
+	e.SetType("com.example.test")
+	e.SetSource("https://example.com/profiles/a%2Fb")
+	e.SetSubject("instagram/" + id)
+	e.SetTime(time.Date(2024, 3, 15, 14, 30, 0, 123456000, time.UTC))
+	e.SetDataSchema("urn:postwire:schema:com.example.test:1")
+	e.SetExtension(event.Platform, "instagram")
+	e.SetExtension(event.RecordedTime, time.Date(2024, 3, 15, 14, 30, 1, 0, time.UTC))
+	e.SetDataContentType("application/json")
+	e.DataEncoded = []byte(`{"id": "` + id + `", "title": "ünï"}`)
+	if len(keys) == 0 {
+		keys = []event.Key{event.NewKey("test", id)}
+	}
+	return event.Event{CloudEvent: e, Keys: keys}
+}
+
+func mustAppend(t *testing.T, j journal.Journal, events ...event.Event) []journal.Receipt {
+	t.Helper()
+	receipts, err := j.Append(t.Context(), events...)
+	if err != nil {
+		t.Fatalf("Append: %v", err)
+	}
+	if len(receipts) != len(events) {
+		t.Fatalf("Append gave %d receipts for %d events", len(receipts), len(events))
+	}
+	return receipts
+}
+
+func mustReader(t *testing.T, j journal.Journal, name string, start journal.Start) journal.Cursor {
+	t.Helper()
+	c, err := j.Reader(t.Context(), name, start)
+	if err != nil {
+		t.Fatalf("Reader(%s): %v", name, err)
+	}
+	return c
+}
+
+// mustRead reads n records.
+func mustRead(t *testing.T, c journal.Cursor, n int) []journal.Record {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var records []journal.Record
+	for len(records) < n {
+		next, err := c.Next(ctx, n-len(records))
+		if err != nil {
+			t.Fatalf("Next after %d of %d records: %v", len(records), n, err)
+		}
+		records = append(records, next...)
+	}
+	return records
+}
+
+func mustCommit(t *testing.T, c journal.Cursor, through journal.Seq, dead ...journal.DeadLetter) {
+	t.Helper()
+	if err := c.Commit(t.Context(), through, dead...); err != nil {
+		t.Fatalf("Commit(%d): %v", through, err)
+	}
+}
+
+func mustClose(t *testing.T, j journal.Journal) {
+	t.Helper()
+	if err := j.Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+}
+
+// mustBeIdle fails if the cursor has a record.
+func mustBeIdle(t *testing.T, c journal.Cursor) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+	defer cancel()
+	if records, err := c.Next(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("Next = %v, %v; want to wait", records, err)
+	}
+}
+
+func ids(records []journal.Record) []string {
+	var s []string
+	for _, r := range records {
+		s = append(s, r.Event.CloudEvent.ID())
+	}
+	return s
+}
+
+func wantIDs(t *testing.T, got []journal.Record, want ...string) {
+	t.Helper()
+	if diff := cmp.Diff(want, ids(got)); diff != "" {
+		t.Errorf("records (-want +got):\n%s", diff)
+	}
+}
+
+func readBack(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	want := []event.Event{Event("a"), Event("b"), Event("c")}
+	bare := cloudevents.NewEvent()
+	bare.SetID("bare")
+	bare.SetType("t")
+	bare.SetSource("/s")
+	want = append(want, event.Event{CloudEvent: bare, Keys: []event.Key{"k"}})
+	mustAppend(t, j, want[:2]...)
+	mustAppend(t, j, want[2:]...)
+	for i, r := range mustRead(t, c, len(want)) {
+		if err := r.Event.CloudEvent.Validate(); err != nil {
+			t.Errorf("record %d: %v", i, err)
+		}
+		if diff := cmp.Diff(want[i].CloudEvent.String(), r.Event.CloudEvent.String()); diff != "" {
+			t.Errorf("record %d (-want +got):\n%s", i, diff)
+		}
+		if diff := cmp.Diff(want[i].CloudEvent.Data(), r.Event.CloudEvent.Data(), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("data of record %d (-want +got):\n%s", i, diff)
+		}
+		if i > 0 && r.Seq != journal.Seq(i+1) {
+			t.Errorf("record %d has seq %d", i, r.Seq)
+		}
+	}
+	if j.Last() != journal.Seq(len(want)) {
+		t.Errorf("Last = %d, want %d", j.Last(), len(want))
+	}
+}
+
+func duplicates(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	first := mustAppend(t, j, Event("a"))[0]
+	if first.Duplicate || first.ID != "a" {
+		t.Errorf("first receipt = %+v", first)
+	}
+	again := mustAppend(t, j, Event("a"))[0]
+	if !again.Duplicate || again.ID != "a" || again.Seq != first.Seq {
+		t.Errorf("second receipt = %+v, first = %+v", again, first)
+	}
+	wantIDs(t, mustRead(t, c, 1), "a")
+	mustBeIdle(t, c)
+}
+
+func anyKey(t *testing.T, h Harness) {
+	j := h.Open(t)
+	first := mustAppend(t, j, Event("a", "k1", "k2"))[0]
+	for _, keys := range [][]event.Key{{"k2"}, {"k1"}, {"k9", "k2"}} {
+		r := mustAppend(t, j, Event("other", keys...))[0]
+		if !r.Duplicate || r.ID != "a" || r.Seq != first.Seq {
+			t.Errorf("keys %v: receipt = %+v", keys, r)
+		}
+	}
+	if r := mustAppend(t, j, Event("b", "k3"))[0]; r.Duplicate {
+		t.Errorf("an unseen key: receipt = %+v", r)
+	}
+}
+
+func duplicateTeaches(t *testing.T, h Harness) {
+	j := h.Open(t)
+	mustAppend(t, j, Event("a", "k1"))
+	h.Advance(h.Window / 2)
+	mustAppend(t, j, Event("a", "k1", "k2"))
+	if r := mustAppend(t, j, Event("x", "k2"))[0]; !r.Duplicate || r.ID != "a" {
+		t.Errorf("a key learned from a duplicate: receipt = %+v", r)
+	}
+	h.Advance(h.Window / 2)
+	if r := mustAppend(t, j, Event("y", "k2"))[0]; r.Duplicate {
+		t.Errorf("a duplicate extended the window: receipt = %+v", r)
+	}
+}
+
+func withinAppend(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	r := mustAppend(t, j, Event("a", "k1"), Event("b", "k2"), Event("c", "k1"))
+	if r[0].Duplicate || r[1].Duplicate || !r[2].Duplicate || r[2].ID != "a" {
+		t.Errorf("receipts = %+v", r)
+	}
+	wantIDs(t, mustRead(t, c, 2), "a", "b")
+	mustBeIdle(t, c)
+}
+
+func twins(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	const n = 200
+	var wg sync.WaitGroup
+	receipts := make([]journal.Receipt, n)
+	for i := range n {
+		wg.Go(func() {
+			r, err := j.Append(t.Context(), Event("a"))
+			if err != nil {
+				t.Errorf("Append: %v", err)
+				return
+			}
+			receipts[i] = r[0]
+		})
+	}
+	wg.Wait()
+	stored := 0
+	for _, r := range receipts {
+		if !r.Duplicate {
+			stored++
+		}
+	}
+	if stored != 1 {
+		t.Errorf("%d of %d twins were stored, want 1", stored, n)
+	}
+	wantIDs(t, mustRead(t, c, 1), "a")
+	mustBeIdle(t, c)
+}
+
+func windowEdge(t *testing.T, h Harness) {
+	j := h.Open(t)
+	mustAppend(t, j, Event("a"))
+	h.Advance(h.Window - 1)
+	h.Expire(t, j)
+	if r := mustAppend(t, j, Event("a"))[0]; !r.Duplicate {
+		t.Error("a nanosecond before the edge: not a duplicate")
+	}
+	h.Advance(1)
+	if r := mustAppend(t, j, Event("a"))[0]; r.Duplicate {
+		t.Error("at the edge: still a duplicate")
+	}
+	// The second event has a window of its own, through several removals.
+	for range 4 {
+		h.Advance(h.Window / 5)
+		h.Expire(t, j)
+		if r := mustAppend(t, j, Event("a"))[0]; !r.Duplicate {
+			t.Error("inside the second window: not a duplicate")
+		}
+	}
+}
+
+func reopenedWindow(t *testing.T, h Harness) {
+	j := h.Open(t)
+	mustAppend(t, j, Event("a", "k1", "k2"))
+	mustClose(t, j)
+	j = h.Open(t)
+	if r := mustAppend(t, j, Event("a", "k2"))[0]; !r.Duplicate || r.Seq != 1 {
+		t.Errorf("receipt = %+v", r)
+	}
+	h.Advance(h.Window)
+	if r := mustAppend(t, j, Event("a", "k2"))[0]; r.Duplicate {
+		t.Errorf("outside the window: receipt = %+v", r)
+	}
+}
+
+func noGaps(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	const writers, each = 16, 50
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range each {
+				// Every third is a duplicate of the one before.
+				if _, err := j.Append(t.Context(), Event(fmt.Sprintf("%d-%d", w, i-i%3/2))); err != nil {
+					t.Errorf("Append: %v", err)
+					return
+				}
+			}
+		})
+	}
+	unique := writers * (each - each/3)
+	want := journal.Seq(1)
+	for _, r := range mustRead(t, c, unique) {
+		if r.Seq != want {
+			t.Fatalf("seq %d follows %d", r.Seq, want-1)
+		}
+		want++
+	}
+	wg.Wait()
+	mustBeIdle(t, c)
+}
+
+func starts(t *testing.T, h Harness) {
+	j := h.Open(t)
+	mustAppend(t, j, Event("a"), Event("b"))
+	latest := mustReader(t, j, "latest", journal.Latest)
+	earliest := mustReader(t, j, "earliest", journal.Earliest)
+	mustAppend(t, j, Event("c"))
+	wantIDs(t, mustRead(t, latest, 1), "c")
+	wantIDs(t, mustRead(t, earliest, 3), "a", "b", "c")
+	// A cursor that never committed still stands where it first stood.
+	mustClose(t, j)
+	j = h.Open(t)
+	wantIDs(t, mustRead(t, mustReader(t, j, "latest", journal.Latest), 1), "c")
+}
+
+func committed(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	mustAppend(t, j, Event("a"), Event("b"), Event("c"))
+	records := mustRead(t, c, 2)
+	mustCommit(t, c, records[1].Seq)
+	if c.Committed() != records[1].Seq {
+		t.Errorf("Committed = %d", c.Committed())
+	}
+	mustClose(t, j)
+	j = h.Open(t)
+	c = mustReader(t, j, "sink", journal.Earliest)
+	if c.Committed() != records[1].Seq {
+		t.Errorf("Committed after reopening = %d", c.Committed())
+	}
+	wantIDs(t, mustRead(t, c, 1), "c")
+}
+
+func readAgain(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	mustAppend(t, j, Event("a"), Event("b"))
+	wantIDs(t, mustRead(t, c, 2), "a", "b")
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantIDs(t, mustRead(t, mustReader(t, j, "sink", journal.Latest), 2), "a", "b")
+}
+
+func waits(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	got := make(chan []journal.Record)
+	go func() {
+		records, err := c.Next(t.Context(), 10)
+		if err != nil {
+			t.Errorf("Next: %v", err)
+		}
+		got <- records
+	}()
+	mustAppend(t, j, Event("a"))
+	wantIDs(t, <-got, "a")
+}
+
+func cancelled(t *testing.T, h Harness) {
+	c := mustReader(t, h.Open(t), "sink", journal.Latest)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Next(ctx, 1); !errors.Is(err, context.Canceled) {
+		t.Errorf("Next = %v", err)
+	}
+}
+
+func independent(t *testing.T, h Harness) {
+	j := h.Open(t)
+	a, b := mustReader(t, j, "a", journal.Latest), mustReader(t, j, "b", journal.Latest)
+	mustAppend(t, j, Event("1"), Event("2"))
+	records := mustRead(t, a, 2)
+	mustCommit(t, a, records[1].Seq)
+	wantIDs(t, mustRead(t, b, 2), "1", "2")
+	if b.Committed() != 0 {
+		t.Errorf("b was committed at %d", b.Committed())
+	}
+	if _, err := j.Reader(t.Context(), "a", journal.Latest); err == nil {
+		t.Error("one cursor was opened twice")
+	}
+}
+
+func deadLetters(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	other := mustReader(t, j, "sink2", journal.Latest)
+	mustAppend(t, j, Event("a"), Event("b"), Event("c"))
+	records := mustRead(t, c, 3)
+	letter := journal.DeadLetter{
+		Seq: records[1].Seq, Reason: "too_large", Err: "message size exceeds maximum", Attempts: 3,
+		First: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Last: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC),
+	}
+	mustCommit(t, c, records[2].Seq, letter)
+	mustCommit(t, other, mustRead(t, other, 3)[2].Seq)
+	h.Advance(h.Retention + time.Hour)
+	h.Expire(t, j)
+	mustClose(t, j)
+	j = h.Open(t)
+	var got []journal.Dead
+	for d, err := range j.DeadLetters(t.Context(), "sink") {
+		if err != nil {
+			t.Fatalf("DeadLetters: %v", err)
+		}
+		got = append(got, d)
+	}
+	if len(got) != 1 {
+		t.Fatalf("%d dead letters, want 1", len(got))
+	}
+	if diff := cmp.Diff(letter, got[0].Letter); diff != "" {
+		t.Errorf("dead letter (-want +got):\n%s", diff)
+	}
+	wantIDs(t, []journal.Record{got[0].Record}, "b")
+	for range j.DeadLetters(t.Context(), "sink2") {
+		t.Error("the other sink has a dead letter")
+	}
+}
+
+func quarantine(t *testing.T, h Harness) {
+	j := h.Open(t)
+	want := []journal.Rejected{
+		{Source: "s", Received: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Header: http.Header{"A": {"b"}}, Body: []byte("\xff{"), Reason: "not JSON"},
+		{Source: "s", Body: []byte("2"), Reason: "no event"},
+	}
+	for i := range want {
+		id, err := j.Quarantine(t.Context(), want[i])
+		if err != nil || id == "" {
+			t.Fatalf("Quarantine = %q, %v", id, err)
+		}
+		want[i].ID = id
+	}
+	mustClose(t, j)
+	var got []journal.Rejected
+	for r, err := range h.Open(t).Quarantined(t.Context()) {
+		if err != nil {
+			t.Fatalf("Quarantined: %v", err)
+		}
+		got = append(got, r)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("quarantined (-want +got):\n%s", diff)
+	}
+}
+
+func retention(t *testing.T, h Harness) {
+	j := h.Open(t)
+	slow, fast := mustReader(t, j, "slow", journal.Latest), mustReader(t, j, "fast", journal.Latest)
+	mustAppend(t, j, Event("a"), Event("b"), Event("c"))
+	mustCommit(t, fast, mustRead(t, fast, 3)[2].Seq)
+	mustCommit(t, slow, mustRead(t, slow, 1)[0].Seq)
+	h.Expire(t, j)
+	wantIDs(t, mustRead(t, mustReader(t, j, "before", journal.Earliest), 3), "a", "b", "c")
+	mustClose(t, j)
+
+	j = h.Open(t)
+	slow = mustReader(t, j, "slow", journal.Latest)
+	h.Advance(h.Retention + 1)
+	mustAppend(t, j, Event("d"))
+	h.Expire(t, j)
+	wantIDs(t, mustRead(t, mustReader(t, j, "after", journal.Earliest), 3), "b", "c", "d")
+	wantIDs(t, mustRead(t, slow, 3), "b", "c", "d")
+}
+
+func noReuse(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	mustAppend(t, j, Event("a"), Event("b"))
+	mustCommit(t, c, mustRead(t, c, 2)[1].Seq)
+	h.Advance(h.Retention + h.Window*3)
+	h.Expire(t, j)
+	mustClose(t, j)
+	j = h.Open(t)
+	c = mustReader(t, j, "sink", journal.Latest)
+	if r := mustAppend(t, j, Event("a"))[0]; r.Duplicate || r.Seq != 3 {
+		t.Errorf("receipt = %+v, want seq 3", r)
+	}
+	wantIDs(t, mustRead(t, c, 1), "a")
+}
+
+func closed(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	ended := make(chan error)
+	go func() {
+		_, err := c.Next(t.Context(), 1)
+		ended <- err
+	}()
+	mustClose(t, j)
+	if err := <-ended; !errors.Is(err, journal.ErrClosed) {
+		t.Errorf("a waiting Next: %v", err)
+	}
+	if _, err := j.Append(t.Context(), Event("a")); !errors.Is(err, journal.ErrClosed) {
+		t.Errorf("Append: %v", err)
+	}
+	if _, err := j.Quarantine(t.Context(), journal.Rejected{}); !errors.Is(err, journal.ErrClosed) {
+		t.Errorf("Quarantine: %v", err)
+	}
+	if err := c.Commit(t.Context(), 1); !errors.Is(err, journal.ErrClosed) {
+		t.Errorf("Commit: %v", err)
+	}
+	if err := j.Check(); !errors.Is(err, journal.ErrClosed) {
+		t.Errorf("Check: %v", err)
+	}
+	mustClose(t, j)
+}
+
+func keyless(t *testing.T, h Harness) {
+	j := h.Open(t)
+	e := Event("a")
+	e.Keys = nil
+	if _, err := j.Append(t.Context(), e); err == nil {
+		t.Error("an event without a key was taken")
+	}
+}

@@ -1,0 +1,218 @@
+package pebble
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// Limits of one group. The first keeps a burst from making the first of it
+// wait for the last; the second keeps a group within a memtable.
+const (
+	maxGroupRequests = 1024
+	maxGroupBytes    = 4 << 20
+	// groupsInFlight is how many groups may be applied while the one before
+	// them is synced.
+	groupsInFlight = 4
+)
+
+// request is one change of the store, staged into the group that is being
+// made. Stage runs in the committer alone; done gets the outcome, once.
+type request struct {
+	size  int // bytes, about
+	stage func(*group) error
+	done  chan error
+}
+
+// group is what is written with one sync.
+//
+// The order of things is what makes the promise hold:
+//
+//  1. The committer looks the keys up, in the group itself and in the store,
+//     where every earlier group is visible though perhaps not yet synced.
+//  2. Events and keys go into one batch, so that neither is ever without the
+//     other.
+//  3. The batch is applied, and the next group is made while it is synced.
+//  4. The syncer takes the groups in order. Only after a group's sync does it
+//     move the durable place, which is as far as cursors see, and answer.
+//
+// A duplicate's answer therefore comes no earlier than its original's: the
+// original is in the same group or in an earlier one.
+type group struct {
+	st        *store
+	batch     *pebble.Batch
+	now       int64 // nanoseconds since 1970; never less than in the group before
+	last      journal.Seq
+	sightings map[event.Key]sighting
+	requests  []*request
+	size      int
+	applied   bool // the batch is the store's until its sync has been waited for
+}
+
+// find looks a key up in the group and in the store.
+func (g *group) find(key event.Key) (sighting, bool, error) {
+	if s, ok := g.sightings[key]; ok {
+		return s, true, nil
+	}
+	return g.st.window.find(g.st.db, key, g.now)
+}
+
+// put remembers a key.
+func (g *group) put(key event.Key, s sighting) error {
+	g.sightings[key] = s
+	return g.st.window.put(g.batch, key, s, g.now)
+}
+
+// appendEvent stages one encoded event: eight bytes that are free for the time
+// of acceptance, then the event.
+func (g *group) appendEvent(id string, keys []event.Key, value []byte) (journal.Receipt, error) {
+	var original sighting
+	unseen := make([]event.Key, 0, 4)
+	duplicate := false
+	for _, key := range keys {
+		s, ok, err := g.find(key)
+		if err != nil {
+			return journal.Receipt{}, fmt.Errorf("looking up an identity key: %w", err)
+		}
+		switch {
+		case !ok:
+			unseen = append(unseen, key)
+		case !duplicate:
+			original, duplicate = s, true
+		}
+	}
+	if !duplicate {
+		g.last++
+		original = sighting{first: g.now, seq: g.last, id: id}
+		binary.BigEndian.PutUint64(value, uint64(g.now))
+		if err := g.batch.Set(eventKey(g.last), value, nil); err != nil {
+			return journal.Receipt{}, err
+		}
+	}
+	// A duplicate may bring a key that its original did not have. It is
+	// remembered as seen with the original: a duplicate extends nothing.
+	for _, key := range unseen {
+		if err := g.put(key, original); err != nil {
+			return journal.Receipt{}, err
+		}
+	}
+	return journal.Receipt{Seq: original.seq, ID: original.id, Duplicate: duplicate}, nil
+}
+
+// commit makes groups out of requests until the store fails or stop is
+// closed, and returns why the store failed, or nil. Every request it took has
+// been answered when it returns.
+func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced func(journal.Seq)) error {
+	groups := make(chan *group, groupsInFlight)
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		for g := range groups {
+			g.sync(synced)
+		}
+	}()
+	defer func() {
+		close(groups)
+		<-finished
+	}()
+	for {
+		var first *request
+		select {
+		case first = <-requests:
+		case <-st.guard.failed:
+			return st.guard.failure()
+		case <-stop:
+			return nil
+		}
+		g := st.gather(first, requests)
+		if err := g.apply(); err != nil {
+			st.guard.fail(err)
+		}
+		groups <- g
+	}
+}
+
+// gather makes a group of the first request and of all that wait behind it.
+// There is no timer: while one group is synced, the next one collects.
+func (st *store) gather(first *request, requests <-chan *request) *group {
+	g := &group{
+		st: st, batch: st.db.NewBatch(), last: st.last,
+		now:       max(st.clock().UnixNano(), st.accepted),
+		sightings: map[event.Key]sighting{},
+	}
+	for r := first; ; {
+		g.requests = append(g.requests, r)
+		g.size += r.size
+		if len(g.requests) == maxGroupRequests || g.size >= maxGroupBytes {
+			return g
+		}
+		select {
+		case r = <-requests:
+		default:
+			return g
+		}
+	}
+}
+
+// apply stages all requests and makes the batch visible in the store. Its
+// error is the store's end: what was staged before it must not be kept.
+func (g *group) apply() error {
+	if err := g.st.guard.failure(); err != nil {
+		return err
+	}
+	for _, r := range g.requests {
+		if err := r.stage(g); err != nil {
+			return err
+		}
+	}
+	g.st.last, g.st.accepted = g.last, g.now
+	if g.batch.Empty() {
+		return nil
+	}
+	if err := g.st.db.ApplyNoSyncWait(g.batch, pebble.Sync); err != nil {
+		return fmt.Errorf("writing to the log: %w", err)
+	}
+	g.applied = true
+	return nil
+}
+
+// sync waits until the group is on stable storage, and answers its requests.
+func (g *group) sync(synced func(journal.Seq)) {
+	if g.applied {
+		if err := g.batch.SyncWait(); err != nil {
+			g.st.guard.fail(fmt.Errorf("syncing the log: %w", err))
+		}
+	}
+	err := g.st.guard.failure()
+	if err != nil {
+		err = fmt.Errorf("%w: %w", journal.ErrUnavailable, err)
+	} else {
+		synced(g.last)
+	}
+	for _, r := range g.requests {
+		r.done <- err
+	}
+	if err := g.batch.Close(); err != nil {
+		g.st.guard.fail(fmt.Errorf("closing a batch: %w", err))
+	}
+}
+
+// store is one opening of the files: from Open, or from the recovery after a
+// failure, to the next failure.
+type store struct {
+	db    *pebble.DB
+	guard *guard
+	clock func() time.Time
+	users sync.WaitGroup // who read from db; added to under the journal's mu
+
+	// The committer's own.
+	window   *window
+	last     journal.Seq // newest event applied
+	accepted int64       // when it was accepted, nanoseconds since 1970
+}

@@ -1,0 +1,310 @@
+package pebble
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// maxReadBytes bounds what one Next holds in memory, whatever its limit.
+const maxReadBytes = 8 << 20
+
+// cursor implements journal.Cursor.
+type cursor struct {
+	j         *Journal
+	name      string
+	next      journal.Seq // what Next returns first
+	committed atomic.Uint64
+}
+
+// Reader implements journal.Journal.
+func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) (journal.Cursor, error) {
+	c := &cursor{j: j, name: name}
+	j.mu.Lock()
+	if _, ok := j.cursors[name]; ok {
+		j.mu.Unlock()
+		return nil, fmt.Errorf("opening cursor %s: it is open already", name)
+	}
+	// From here on expiry waits for the cursor, wherever it will stand.
+	j.cursors[name] = c
+	j.mu.Unlock()
+
+	if err := c.place(ctx, start); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close())
+	}
+	return c, nil
+}
+
+// place finds where the cursor stands, and makes a new one durable there.
+func (c *cursor) place(ctx context.Context, start journal.Start) error {
+	known := false
+	var committed journal.Seq
+	err := c.j.read(ctx, func(st *store) error {
+		value, closer, err := st.db.Get(cursorKey(c.name))
+		if errors.Is(err, pebble.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		known = true
+		committed = journal.Seq(binary.BigEndian.Uint64(value))
+		return closer.Close()
+	})
+	if err != nil {
+		return err
+	}
+	c.j.mu.Lock()
+	oldest, durable := c.j.oldest, c.j.durable
+	c.j.mu.Unlock()
+	switch {
+	case known && committed+1 < oldest:
+		c.j.log.Warn("events passed their retention while no sink of this name was configured; it goes on at the oldest that is stored",
+			zap.String("sink", c.name), zap.Uint64("first_gone", uint64(committed+1)), zap.Uint64("oldest", uint64(oldest)))
+		committed = oldest - 1
+	case known:
+	case start == journal.Latest:
+		committed = durable
+	default:
+		committed = oldest - 1
+	}
+	c.next = committed + 1
+	if known {
+		c.committed.Store(uint64(committed))
+		return nil
+	}
+	// Without this a restart would put a new sink at a later present.
+	return c.Commit(ctx, committed)
+}
+
+// read runs do on the store, and waits for it while it is being reopened.
+func (j *Journal) read(ctx context.Context, do func(*store) error) error {
+	for {
+		j.mu.Lock()
+		st, changed, closed := j.store, j.changed, j.closed
+		if st != nil {
+			st.users.Add(1)
+		}
+		j.mu.Unlock()
+		if st != nil {
+			err := do(st)
+			st.users.Done()
+			if err == nil || st.guard.failure() == nil {
+				return err
+			}
+		}
+		if closed {
+			return journal.ErrClosed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// reach waits until the event at want is on stable storage, and returns the
+// place of the last one that is.
+func (j *Journal) reach(ctx context.Context, want journal.Seq) (journal.Seq, error) {
+	for {
+		j.mu.Lock()
+		durable, changed, closed := j.durable, j.changed, j.closed
+		j.mu.Unlock()
+		if closed {
+			return 0, journal.ErrClosed
+		}
+		if durable >= want {
+			return durable, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// Next implements journal.Cursor.
+func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) {
+	through, err := c.j.reach(ctx, c.next)
+	if err != nil {
+		return nil, err
+	}
+	var records []journal.Record
+	err = c.j.read(ctx, func(st *store) (err error) {
+		records, err = st.read(c.next, through, limit)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading from %d: %w", c.next, err)
+	}
+	c.next = records[len(records)-1].Seq + 1
+	return records, nil
+}
+
+// read returns the records from one place through another, at least one.
+func (st *store) read(from, through journal.Seq, limit int) (records []journal.Record, err error) {
+	it, err := st.events(from)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	size := 0
+	for ok := it.First(); ok && seqOf(it.Key()) <= through && len(records) < max(limit, 1) && size < maxReadBytes; ok = it.Next() {
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return nil, err
+		}
+		r, err := decodeRecord(seqOf(it.Key()), value)
+		if err != nil {
+			return nil, err
+		}
+		if want := from + journal.Seq(len(records)); r.Seq != want {
+			return nil, fmt.Errorf("the journal is damaged: event %d is missing, the next one is %d", want, r.Seq)
+		}
+		records = append(records, r)
+		size += len(value)
+	}
+	if err := it.Error(); err != nil {
+		return nil, err
+	}
+	if len(records) == 0 {
+		return nil, fmt.Errorf("the journal is damaged: event %d is missing", from)
+	}
+	return records, nil
+}
+
+// Commit implements journal.Cursor.
+func (c *cursor) Commit(ctx context.Context, through journal.Seq, dead ...journal.DeadLetter) error {
+	letters := make([][]byte, len(dead))
+	for i, d := range dead {
+		letter, err := json.Marshal(d)
+		if err != nil {
+			return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
+		}
+		letters[i] = letter
+	}
+	stage := func(g *group) error {
+		for i, d := range dead {
+			value, closer, err := g.st.db.Get(eventKey(d.Seq))
+			if err != nil {
+				return fmt.Errorf("event %d of a dead letter: %w", d.Seq, err)
+			}
+			b := binary.AppendUvarint(nil, uint64(len(letters[i])))
+			b = append(append(b, letters[i]...), value...)
+			if err := errors.Join(closer.Close(), g.batch.Set(deadKey(c.name, d.Seq), b, nil)); err != nil {
+				return err
+			}
+		}
+		return g.batch.Set(cursorKey(c.name), binary.BigEndian.AppendUint64(nil, uint64(through)), nil)
+	}
+	for {
+		err := c.j.do(ctx, 64, stage)
+		if errors.Is(err, journal.ErrUnavailable) {
+			// The store comes back, or ctx ends, or the journal is closed.
+			err = c.j.read(ctx, func(*store) error { return nil })
+			if err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
+		}
+		c.committed.Store(uint64(through))
+		return nil
+	}
+}
+
+// Committed implements journal.Cursor.
+func (c *cursor) Committed() journal.Seq { return journal.Seq(c.committed.Load()) }
+
+// Close implements io.Closer.
+func (c *cursor) Close() error {
+	c.j.mu.Lock()
+	defer c.j.mu.Unlock()
+	if c.j.cursors[c.name] == c {
+		delete(c.j.cursors, c.name)
+	}
+	return nil
+}
+
+// DeadLetters implements journal.Journal.
+func (j *Journal) DeadLetters(ctx context.Context, sink string) iter.Seq2[journal.Dead, error] {
+	return scan(ctx, j, deadPrefix(sink), func(key, value []byte) (d journal.Dead, err error) {
+		r := &reader{b: value}
+		letter := r.bytes()
+		if r.err != nil {
+			return d, r.err
+		}
+		if err := json.Unmarshal(letter, &d.Letter); err != nil {
+			return d, err
+		}
+		d.Record, err = decodeRecord(seqOf(key), r.b)
+		return d, err
+	})
+}
+
+// Quarantined implements journal.Journal.
+func (j *Journal) Quarantined(ctx context.Context) iter.Seq2[journal.Rejected, error] {
+	return scan(ctx, j, []byte{quarantineSpace}, func(_, value []byte) (r journal.Rejected, err error) {
+		return r, json.Unmarshal(value, &r)
+	})
+}
+
+// scan yields what decode makes of each entry under prefix. It reads in pages,
+// so that a slow consumer does not hold the store.
+func scan[T any](ctx context.Context, j *Journal, prefix []byte, decode func(key, value []byte) (T, error)) iter.Seq2[T, error] {
+	const page = 256
+	return func(yield func(T, error) bool) {
+		var zero T
+		from := prefix
+		for from != nil {
+			items := make([]T, 0, page)
+			err := j.read(ctx, func(st *store) (err error) {
+				items = items[:0]
+				it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: after(prefix)})
+				if err != nil {
+					return err
+				}
+				defer func() { err = errors.Join(err, it.Close()) }()
+				next := []byte(nil)
+				for ok := it.First(); ok && len(items) < page; ok = it.Next() {
+					value, err := it.ValueAndErr()
+					if err != nil {
+						return err
+					}
+					item, err := decode(it.Key(), value)
+					if err != nil {
+						return fmt.Errorf("reading %q: %w", it.Key(), err)
+					}
+					items = append(items, item)
+					next = append(append(next[:0], it.Key()...), 0)
+				}
+				if len(items) < page {
+					next = nil
+				}
+				from = next
+				return it.Error()
+			})
+			if err != nil {
+				yield(zero, err)
+				return
+			}
+			for _, item := range items {
+				if !yield(item, nil) {
+					return
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,553 @@
+// Package pebble is the embedded engine of the journal: a log, its identity
+// keys and its cursors in one Pebble store on the local disk. One committer
+// groups waiting appends into one synced batch, so that dedupe and durability
+// are one atomic act and the price of a sync is shared.
+package pebble
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// Options of the engine. Dir and Window are needed.
+type Options struct {
+	Dir       string
+	Window    time.Duration // dedupe: from the first sight of a key
+	Retention time.Duration // how long events stay that every cursor has passed
+	MinFree   uint64        // bytes of free disk space below which appends are refused
+
+	Log   *zap.Logger      // nil is silent
+	FS    vfs.FS           // nil is the disk
+	Clock func() time.Time // nil is time.Now
+	Every time.Duration    // between two removals of what is old; 0 is a minute
+
+	memTable uint64 // bytes; 0 is 16 MiB. Tests make it small, so that files are rotated.
+}
+
+// Journal implements journal.Journal.
+type Journal struct {
+	opts     Options
+	log      *zap.Logger
+	lock     *pebble.Lock
+	requests chan *request
+	stop     chan struct{} // closed by Close
+	ended    chan struct{} // closed when the committer has answered all that it took
+	done     sync.WaitGroup
+
+	full atomic.Bool // too little disk space
+
+	mu      sync.Mutex
+	store   *store        // nil while it is being reopened
+	failure error         // why it is
+	changed chan struct{} // closed, and made anew, when store, durable or closed change
+	durable journal.Seq
+	oldest  journal.Seq // no event before it is stored
+	cursors map[string]*cursor
+	closed  bool
+}
+
+var _ journal.Journal = (*Journal)(nil)
+
+const (
+	formatFile    = "FORMAT"
+	formatName    = "postwire-journal"
+	formatVersion = 1
+)
+
+// Open opens the journal in opts.Dir, or makes one. It refuses a folder that
+// another process uses, and one that a newer version wrote.
+func Open(opts Options) (*Journal, error) {
+	if opts.Window <= 0 {
+		return nil, fmt.Errorf("journal: the dedupe window is %v, it must be longer than 0", opts.Window)
+	}
+	if opts.Log == nil {
+		opts.Log = zap.NewNop()
+	}
+	if opts.FS == nil {
+		opts.FS = vfs.Default
+	}
+	if opts.Clock == nil {
+		opts.Clock = time.Now
+	}
+	if opts.Every <= 0 {
+		opts.Every = time.Minute
+	}
+	if opts.memTable == 0 {
+		opts.memTable = 16 << 20
+	}
+	if err := makeDir(opts.FS, opts.Dir); err != nil {
+		return nil, fmt.Errorf("journal %s: making the folder: %w", opts.Dir, err)
+	}
+	lock, err := pebble.LockDirectory(opts.Dir, opts.FS)
+	if err != nil {
+		return nil, fmt.Errorf("journal %s: another process uses this folder (one journal serves one process; stop the other, or set journal.dir): %w", opts.Dir, err)
+	}
+	if err := checkFormat(opts.FS, opts.Dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("journal %s: %w", opts.Dir, err), lock.Close())
+	}
+	j := &Journal{
+		opts: opts, log: opts.Log, lock: lock,
+		requests: make(chan *request, maxGroupRequests),
+		stop:     make(chan struct{}),
+		ended:    make(chan struct{}),
+		changed:  make(chan struct{}),
+		cursors:  map[string]*cursor{},
+	}
+	j.measure()
+	st, err := j.open()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("journal %s: %w", opts.Dir, err), lock.Close())
+	}
+	j.done.Go(func() { j.run(st) })
+	j.done.Go(j.expire)
+	j.done.Go(j.watch)
+	return j, nil
+}
+
+// makeDir makes dir, and puts each folder that it had to make on stable
+// storage: a crash must not take a folder away with the journal in it.
+func makeDir(fsys vfs.FS, dir string) error {
+	var made []string
+	for path := dir; ; path = fsys.PathDir(path) {
+		_, err := fsys.Stat(path)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		made = append(made, path)
+		if fsys.PathDir(path) == path {
+			break
+		}
+	}
+	if err := fsys.MkdirAll(dir, 0o750); err != nil {
+		return err
+	}
+	for _, path := range made {
+		if err := syncDir(fsys, fsys.PathDir(path)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncDir(fsys vfs.FS, dir string) error {
+	d, err := fsys.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// checkFormat reads the format marker, or writes it into a new folder.
+func checkFormat(fsys vfs.FS, dir string) error {
+	path := fsys.PathJoin(dir, formatFile)
+	want := fmt.Sprintf("%s %d\n", formatName, formatVersion)
+	text, err := readFile(fsys, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		names, err := fsys.List(dir)
+		if err != nil {
+			return fmt.Errorf("listing the folder: %w", err)
+		}
+		for _, name := range names {
+			// A crash may have left the lock and the marker's first half.
+			if name != "LOCK" && name != formatFile+".tmp" {
+				return fmt.Errorf("the folder is not empty (it holds %s) and has no file %s, so it is no journal; set journal.dir to a new folder", name, formatFile)
+			}
+		}
+		return writeFile(fsys, dir, formatFile, want)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the format marker: %w", err)
+	}
+	name, number, _ := strings.Cut(strings.TrimSpace(text), " ")
+	version, err := strconv.Atoi(number)
+	if err != nil || name != formatName {
+		return fmt.Errorf("%s does not hold the marker of a journal, such as %q: restore that file, or set journal.dir to a new folder", path, strings.TrimSpace(want))
+	}
+	if version > formatVersion {
+		return fmt.Errorf("it was written in format %d by a newer version of postwire, this version reads up to %d: install that version again, or set journal.dir to a new folder", version, formatVersion)
+	}
+	return nil
+}
+
+func readFile(fsys vfs.FS, path string) (string, error) {
+	f, err := fsys.Open(path)
+	if err != nil {
+		return "", err
+	}
+	b := make([]byte, 256)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && n == 0 {
+		return "", errors.Join(err, f.Close())
+	}
+	return string(b[:n]), f.Close()
+}
+
+// writeFile writes a small file that is there whole after a crash, or not at all.
+func writeFile(fsys vfs.FS, dir, name, text string) error {
+	tmp := fsys.PathJoin(dir, name+".tmp")
+	f, err := fsys.Create(tmp, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	_, err = f.Write([]byte(text))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	if err := fsys.Rename(tmp, fsys.PathJoin(dir, name)); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	return syncDir(fsys, dir)
+}
+
+// pebbleLog carries Pebble's words to our log. Fatalf is called where Pebble
+// has found its own state broken; the guard keeps disk errors from getting
+// there.
+type pebbleLog struct{ log *zap.Logger }
+
+func (l pebbleLog) Infof(format string, args ...any)  { l.log.Debug(fmt.Sprintf(format, args...)) }
+func (l pebbleLog) Errorf(format string, args ...any) { l.log.Error(fmt.Sprintf(format, args...)) }
+func (l pebbleLog) Fatalf(format string, args ...any) { l.log.Panic(fmt.Sprintf(format, args...)) }
+
+// open opens the files behind a new guard.
+func (j *Journal) open() (*store, error) {
+	g := newGuard(j.opts.FS)
+	log := j.log.Named("pebble")
+	o := &pebble.Options{
+		FS:                          g,
+		Lock:                        j.lock,
+		Logger:                      pebbleLog{log},
+		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                j.opts.memTable,
+		MemTableStopWritesThreshold: 4,
+		CacheSize:                   32 << 20,
+		BytesPerSync:                1 << 20,
+		EventListener: &pebble.EventListener{
+			BackgroundError: func(err error) { log.Warn("background work failed, it will be tried again", zap.Error(err)) },
+			DataCorruption: func(info pebble.DataCorruptionInfo) {
+				log.Error("a file of the journal is damaged", zap.String("path", info.Path), zap.Error(info.Details))
+			},
+		},
+	}
+	for i := range o.Levels {
+		// Nearly every key that is looked up is a new one: the filter
+		// answers without reading a block.
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		o.Levels[i].FilterType = pebble.TableFilter
+	}
+	db, err := pebble.Open(j.opts.Dir, o)
+	if err != nil {
+		return nil, fmt.Errorf("opening: %w", err)
+	}
+	st := &store{db: db, guard: g, clock: j.opts.Clock}
+	err = st.load(j.opts.Window)
+	if err := errors.Join(err, g.failure()); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening: %w", err), db.Close())
+	}
+	oldest, err := st.oldest()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening: %w", err), db.Close())
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.store, j.failure, j.durable, j.oldest = st, nil, st.last, oldest
+	j.notify()
+	return st, nil
+}
+
+// load reads where the log ends and which generations of keys there are.
+func (st *store) load(width time.Duration) error {
+	var err error
+	if st.window, err = openWindow(st.db, width); err != nil {
+		return err
+	}
+	if value, closer, err := st.db.Get(metaLastKey()); err == nil {
+		st.last = journal.Seq(binary.BigEndian.Uint64(value))
+		if err := closer.Close(); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, pebble.ErrNotFound) {
+		return err
+	}
+	it, err := st.events(0)
+	if err != nil {
+		return err
+	}
+	if it.Last() {
+		st.last = max(st.last, seqOf(it.Key()))
+		accepted, err := acceptedOf(it.Value())
+		if err != nil {
+			return errors.Join(fmt.Errorf("event %d: %w", st.last, err), it.Close())
+		}
+		st.accepted = accepted.UnixNano()
+	}
+	return it.Close()
+}
+
+// events iterates over the events from a place on.
+func (st *store) events(from journal.Seq) (*pebble.Iterator, error) {
+	return st.db.NewIter(&pebble.IterOptions{LowerBound: eventKey(from), UpperBound: []byte{eventSpace + 1}})
+}
+
+// oldest returns the place of the first event stored, or the one after the
+// last where there is none.
+func (st *store) oldest() (journal.Seq, error) {
+	it, err := st.events(0)
+	if err != nil {
+		return 0, err
+	}
+	oldest := st.last + 1
+	if it.First() {
+		oldest = seqOf(it.Key())
+	}
+	return oldest, it.Close()
+}
+
+// notify wakes all who wait for a change. The caller holds mu.
+func (j *Journal) notify() {
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+// run commits on one store after another until Close.
+func (j *Journal) run(st *store) {
+	defer close(j.ended)
+	for {
+		failure := st.commit(j.requests, j.stop, j.synced)
+		j.mu.Lock()
+		j.store, j.failure = nil, failure
+		j.notify()
+		j.mu.Unlock()
+		st.users.Wait()
+		if err := st.db.Close(); err != nil && failure == nil {
+			j.log.Error("closing the journal", zap.Error(err))
+		}
+		if failure == nil {
+			return
+		}
+		j.log.Error("the journal's disk failed; new events are refused until it has been opened again",
+			zap.String("dir", j.opts.Dir), zap.Error(failure))
+		if st = j.reopen(); st == nil {
+			return
+		}
+		j.log.Info("the journal is open again", zap.String("dir", j.opts.Dir), zap.Uint64("last", uint64(j.Last())))
+	}
+}
+
+// reopen tries until the store is open, and refuses requests meanwhile. It
+// returns nil when Close is called.
+func (j *Journal) reopen() *store {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 50*time.Millisecond, 5*time.Second
+	for {
+		retry := time.NewTimer(wait.NextBackOff())
+		for waiting := true; waiting; {
+			select {
+			case <-retry.C:
+				waiting = false
+			case r := <-j.requests:
+				r.done <- j.Check()
+			case <-j.stop:
+				retry.Stop()
+				return nil
+			}
+		}
+		st, err := j.open()
+		if err == nil {
+			return st
+		}
+		j.mu.Lock()
+		j.failure = err
+		j.mu.Unlock()
+		j.log.Warn("the journal cannot be opened yet", zap.String("dir", j.opts.Dir), zap.Error(err))
+	}
+}
+
+// synced moves the durable place.
+func (j *Journal) synced(last journal.Seq) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if last > j.durable {
+		j.durable = last
+		j.notify()
+	}
+}
+
+// Last implements journal.Journal.
+func (j *Journal) Last() journal.Seq {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.durable
+}
+
+// Check implements journal.Journal.
+func (j *Journal) Check() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.closed:
+		return journal.ErrClosed
+	case j.store == nil:
+		return fmt.Errorf("%w: %w", journal.ErrUnavailable, j.failure)
+	case j.full.Load():
+		return fmt.Errorf("%w: less than %d bytes are free on the disk of %s (journal.min_free_bytes)", journal.ErrFull, j.opts.MinFree, j.opts.Dir)
+	}
+	return nil
+}
+
+// measure looks at the free space of the disk.
+func (j *Journal) measure() {
+	if j.opts.MinFree == 0 {
+		return
+	}
+	usage, err := j.opts.FS.GetDiskUsage(j.opts.Dir)
+	if err != nil {
+		// Not every file system can tell; then only its own refusal counts.
+		return
+	}
+	full := usage.AvailBytes < j.opts.MinFree
+	if j.full.Swap(full) == full {
+		return
+	}
+	fields := []zap.Field{zap.String("dir", j.opts.Dir), zap.Uint64("free_bytes", usage.AvailBytes), zap.Uint64("min_free_bytes", j.opts.MinFree)}
+	if full {
+		j.log.Error("the journal's disk is nearly full; new events are refused until there is room", fields...)
+	} else {
+		j.log.Info("the journal's disk has room again", fields...)
+	}
+}
+
+// watch measures the free space four times a second.
+func (j *Journal) watch() {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			j.measure()
+		case <-j.stop:
+			return
+		}
+	}
+}
+
+// do hands a change to the committer and waits for its outcome. A change that
+// was handed over is made even if ctx ends.
+func (j *Journal) do(ctx context.Context, size int, stage func(*group) error) error {
+	r := &request{size: size, stage: stage, done: make(chan error, 1)}
+	select {
+	case j.requests <- r:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-j.stop:
+		return journal.ErrClosed
+	}
+	select {
+	case err := <-r.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-j.stop:
+	}
+	// Close lets the committer finish what it has taken.
+	<-j.ended
+	select {
+	case err := <-r.done:
+		return err
+	default:
+		return journal.ErrClosed
+	}
+}
+
+// Append implements journal.Appender.
+func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.Receipt, error) {
+	if err := j.Check(); err != nil {
+		return nil, fmt.Errorf("appending: %w", err)
+	}
+	values := make([][]byte, len(events))
+	size := 0
+	for i, e := range events {
+		if len(e.Keys) == 0 {
+			return nil, fmt.Errorf("appending %s: the event has no identity key", e.CloudEvent.ID())
+		}
+		value, err := encodeEvent(make([]byte, 8, 512+len(e.CloudEvent.DataEncoded)), e)
+		if err != nil {
+			return nil, fmt.Errorf("appending %s: %w", e.CloudEvent.ID(), err)
+		}
+		values[i] = value
+		size += len(value)
+	}
+	receipts := make([]journal.Receipt, len(events))
+	err := j.do(ctx, size, func(g *group) (err error) {
+		for i, e := range events {
+			if receipts[i], err = g.appendEvent(e.CloudEvent.ID(), e.Keys, values[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("appending: %w", err)
+	}
+	return receipts, nil
+}
+
+// Quarantine implements journal.Appender.
+func (j *Journal) Quarantine(ctx context.Context, r journal.Rejected) (string, error) {
+	if err := j.Check(); err != nil {
+		return "", fmt.Errorf("quarantining: %w", err)
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return "", fmt.Errorf("quarantining: %w", err)
+	}
+	r.ID = id.String()
+	value, err := json.Marshal(r)
+	if err != nil {
+		return "", fmt.Errorf("quarantining: %w", err)
+	}
+	err = j.do(ctx, len(value), func(g *group) error { return g.batch.Set(quarantineKey(r.ID), value, nil) })
+	if err != nil {
+		return "", fmt.Errorf("quarantining: %w", err)
+	}
+	return r.ID, nil
+}
+
+// Close implements io.Closer. A second call does nothing.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return nil
+	}
+	j.closed = true
+	close(j.stop)
+	j.notify()
+	j.mu.Unlock()
+	j.done.Wait()
+	if err := j.lock.Close(); err != nil {
+		return fmt.Errorf("closing the journal: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,117 @@
+package pebble
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// window is the memory of which identity keys were seen, and when. Keys are
+// written into generations, one after another, each as long as the window; a
+// key inside the window is therefore in one of the last two. A generation that
+// is wholly outside is removed by one range deletion, however many keys it
+// holds: there is no index by time and no scan.
+//
+// Each entry carries the moment of its first sight, so that the window's edge
+// is exact. Only the committer uses a window.
+type window struct {
+	width       time.Duration
+	generations []int64 // when each began, in nanoseconds since 1970; oldest first
+}
+
+// sighting is what the window knows of a key.
+type sighting struct {
+	first int64 // nanoseconds since 1970
+	seq   journal.Seq
+	id    string // of the CloudEvent that was stored
+}
+
+func keyPrefix(generation int64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{keySpace}, uint64(generation))
+}
+
+func (s sighting) encode() []byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, 16+len(s.id)), uint64(s.first))
+	return append(binary.BigEndian.AppendUint64(b, uint64(s.seq)), s.id...)
+}
+
+func decodeSighting(b []byte) (sighting, error) {
+	r := &reader{b: b}
+	s := sighting{first: int64(r.uint64()), seq: journal.Seq(r.uint64())}
+	s.id = string(r.b)
+	return s, r.err
+}
+
+// openWindow finds the generations that are stored.
+func openWindow(db pebble.Reader, width time.Duration) (*window, error) {
+	w := &window{width: width}
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte{keySpace}, UpperBound: []byte{keySpace + 1}})
+	if err != nil {
+		return nil, err
+	}
+	for ok := it.First(); ok; {
+		if len(it.Key()) < 9 {
+			return nil, errors.Join(fmt.Errorf("identity key: %w", errTruncated), it.Close())
+		}
+		g := int64(binary.BigEndian.Uint64(it.Key()[1:]))
+		w.generations = append(w.generations, g)
+		ok = it.SeekGE(after(keyPrefix(g)))
+	}
+	return w, it.Close()
+}
+
+// find returns the sighting of key that is inside the window at now.
+func (w *window) find(db pebble.Reader, key event.Key, now int64) (sighting, bool, error) {
+	// The newest first: the same key may stand, expired, in an older one.
+	for i := len(w.generations) - 1; i >= 0; i-- {
+		value, closer, err := db.Get(append(keyPrefix(w.generations[i]), key...))
+		if errors.Is(err, pebble.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return sighting{}, false, err
+		}
+		s, err := decodeSighting(value)
+		if err := errors.Join(err, closer.Close()); err != nil {
+			return sighting{}, false, fmt.Errorf("identity key: %w", err)
+		}
+		// A clock that was set back makes first lie ahead of now; that is
+		// inside.
+		return s, now-s.first < int64(w.width), nil
+	}
+	return sighting{}, false, nil
+}
+
+// put writes a sighting into the generation of now.
+func (w *window) put(b *pebble.Batch, key event.Key, s sighting, now int64) error {
+	if n := len(w.generations); n == 0 || now >= w.generations[n-1]+int64(w.width) {
+		w.generations = append(w.generations, now)
+	}
+	return b.Set(append(keyPrefix(w.generations[len(w.generations)-1]), key...), s.encode(), nil)
+}
+
+// expire removes the generations that are wholly outside the window at now:
+// those whose last possible entry, made as the next one began, is too old.
+func (w *window) expire(b *pebble.Batch, now int64) error {
+	for len(w.generations) > 0 {
+		end := w.generations[0] + int64(w.width)
+		if len(w.generations) > 1 {
+			end = max(end, w.generations[1])
+		}
+		if now < end+int64(w.width) {
+			return nil
+		}
+		prefix := keyPrefix(w.generations[0])
+		if err := b.DeleteRange(prefix, after(prefix), nil); err != nil {
+			return err
+		}
+		w.generations = w.generations[1:]
+	}
+	return nil
+}

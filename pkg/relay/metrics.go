@@ -1,0 +1,94 @@
+package relay
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// Metrics of the relay.
+type Metrics struct {
+	registerer prometheus.Registerer
+
+	delivered, retries, filtered, filterErrors *prometheus.CounterVec
+	dead                                       *prometheus.CounterVec
+	up                                         *prometheus.GaugeVec
+}
+
+// NewMetrics registers the metrics of the relay.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		r.MustRegister(c)
+		return c
+	}
+	m := &Metrics{
+		registerer:   r,
+		delivered:    counter("postwire_sink_delivered_total", "Events that the broker acknowledged.", "sink"),
+		retries:      counter("postwire_sink_retries_total", "Attempts to deliver a batch that failed, in whole or in part, and were repeated.", "sink"),
+		filtered:     counter("postwire_sink_filtered_total", "Events that the sink's filter did not take.", "sink"),
+		filterErrors: counter("postwire_sink_filter_errors_total", "Events over which the sink's filter could not be evaluated in full, such as for want of an attribute.", "sink"),
+		dead:         counter("postwire_sink_dead_letters_total", "Events set aside because the broker refused them for good.", "sink", "reason"),
+		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last attempt to deliver was taken, 0 while the sink fails."}, []string{"sink"}),
+	}
+	r.MustRegister(m.up)
+	return m
+}
+
+// sinkMetrics are those of one sink. The lag is computed when it is asked for.
+type sinkMetrics struct {
+	delivered, retries, filtered, filterErrors prometheus.Counter
+
+	dead  *prometheus.CounterVec
+	gauge prometheus.Gauge
+	head  atomic.Int64 // when the oldest event in hand was accepted, nanoseconds since 1970; 0 is none
+}
+
+func (m *Metrics) sink(name string, j journal.Journal, c journal.Cursor, now func() time.Time) *sinkMetrics {
+	s := &sinkMetrics{
+		delivered:    m.delivered.WithLabelValues(name),
+		retries:      m.retries.WithLabelValues(name),
+		filtered:     m.filtered.WithLabelValues(name),
+		filterErrors: m.filterErrors.WithLabelValues(name),
+		dead:         m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
+		gauge:        m.up.WithLabelValues(name),
+	}
+	s.up(true)
+	gauge := func(metric, help string, value func() float64) {
+		m.registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: metric, Help: help, ConstLabels: prometheus.Labels{"sink": name},
+		}, value))
+	}
+	gauge("postwire_sink_lag_events", "Events in the journal behind the sink's cursor.", func() float64 {
+		committed := c.Committed() // first, so that the lag is never negative
+		return float64(j.Last() - committed)
+	})
+	gauge("postwire_sink_lag_seconds", "Age of the oldest event that the sink has not been given, 0 if there is none.", func() float64 {
+		head := s.head.Load()
+		if head == 0 {
+			return 0
+		}
+		return max(0, now().Sub(time.Unix(0, head)).Seconds())
+	})
+	return s
+}
+
+func (s *sinkMetrics) up(up bool) {
+	s.gauge.Set(0)
+	if up {
+		s.gauge.Set(1)
+	}
+}
+
+func (s *sinkMetrics) holding(since time.Time) { s.head.Store(since.UnixNano()) }
+
+func (s *sinkMetrics) idle() { s.head.Store(0) }
+
+func (s *sinkMetrics) buried(dead []journal.DeadLetter) {
+	for _, d := range dead {
+		s.dead.WithLabelValues(d.Reason).Inc()
+	}
+}

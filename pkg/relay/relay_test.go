@@ -1,0 +1,461 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/journaltest"
+	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/sinks"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// broker is a sink whose outcomes a test scripts.
+type broker struct {
+	mu       sync.Mutex
+	got      []string                               // ids acknowledged, in order
+	attempts int                                    // of Deliver
+	deliver  func(attempt int, e event.Event) error // nil acknowledges
+	whole    func(attempt int) error                // fails a whole batch
+	openErr  func(attempt int) error
+	opened   int
+	hold     chan struct{} // Deliver waits for it, where it is not nil
+	entered  chan struct{}
+}
+
+func (b *broker) open(context.Context, sinks.Env) (sinks.Sink, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.opened++
+	if b.openErr != nil {
+		if err := b.openErr(b.opened); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+func (b *broker) Deliver(ctx context.Context, batch []event.Event) error {
+	if b.entered != nil {
+		b.entered <- struct{}{}
+	}
+	if b.hold != nil {
+		select {
+		case <-b.hold:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.attempts++
+	if b.whole != nil {
+		if err := b.whole(b.attempts); err != nil {
+			return err
+		}
+	}
+	errs := make(sinks.BatchError, len(batch))
+	failed := false
+	for i, e := range batch {
+		if b.deliver != nil {
+			errs[i] = b.deliver(b.attempts, e)
+		}
+		if errs[i] == nil {
+			b.got = append(b.got, e.CloudEvent.ID())
+		} else {
+			failed = true
+		}
+	}
+	if failed {
+		return errs
+	}
+	return nil
+}
+
+func (b *broker) Close() error { return nil }
+
+func (b *broker) ids() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.got)
+}
+
+// bench is a running relay.
+type bench struct {
+	journal *pebble.Journal
+	relay   *Relay
+	metrics *Metrics
+	logs    *observer.ObservedLogs
+	stop    func() // orderly
+	cut     context.CancelFunc
+}
+
+func start(t *testing.T, change func(*sinks.Settings), brokers ...*broker) *bench {
+	t.Helper()
+	j, err := pebble.Open(pebble.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zap.InfoLevel)
+	b := &bench{journal: j, metrics: NewMetrics(prometheus.NewRegistry()), logs: logs}
+	opts := Options{Journal: j, Log: zap.New(core), Metrics: b.metrics}
+	for i, broker := range brokers {
+		s := sinks.DefaultSettings()
+		s.Retry = sinks.Retry{Initial: time.Millisecond, Max: 5 * time.Millisecond}
+		if change != nil {
+			change(&s)
+		}
+		opts.Sinks = append(opts.Sinks, sinks.Configured{Name: fmt.Sprint("sink", i), Settings: s, Open: broker.open})
+	}
+	if b.relay, err = New(t.Context(), opts); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	hard, cut := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- b.relay.Run(ctx, hard) }()
+	b.cut = cut
+	b.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		cut()
+	})
+	t.Cleanup(func() {
+		cut()
+		b.stop()
+		if err := errors.Join(b.relay.Close(), j.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+func (b *bench) put(t *testing.T, ids ...string) {
+	t.Helper()
+	var events []event.Event
+	for _, id := range ids {
+		events = append(events, journaltest.Event(id))
+	}
+	if _, err := b.journal.Append(t.Context(), events...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bench) committed(i int) journal.Seq { return b.relay.cursors[i].Committed() }
+
+func (b *bench) dead(t *testing.T, sink string) map[string]journal.DeadLetter {
+	t.Helper()
+	letters := map[string]journal.DeadLetter{}
+	for d, err := range b.journal.DeadLetters(t.Context(), sink) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		letters[d.Event.CloudEvent.ID()] = d.Letter
+	}
+	return letters
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("timed out: %s", what)
+		}
+	}
+}
+
+func numbers(n int) (ids []string) {
+	for i := range n {
+		ids = append(ids, fmt.Sprint(i))
+	}
+	return ids
+}
+
+var errDown = errors.New("the broker is down")
+
+func TestDeliversInOrder(t *testing.T) {
+	broker := &broker{}
+	b := start(t, func(s *sinks.Settings) { s.Batch = 7 }, broker)
+	ids := numbers(100)
+	b.put(t, ids...)
+	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 100 })
+	if diff := cmp.Diff(ids, broker.ids()); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+	if n := testutil.ToFloat64(b.metrics.delivered.WithLabelValues("sink0")); n != 100 {
+		t.Errorf("%v delivered are counted", n)
+	}
+}
+
+func TestBrokerThatIsDownIsRetriedAndLoggedOnce(t *testing.T) {
+	broker := &broker{
+		openErr: func(n int) error {
+			if n < 4 {
+				return errDown
+			}
+			return nil
+		},
+		whole: func(n int) error {
+			if n < 6 {
+				return errDown
+			}
+			return nil
+		},
+	}
+	b := start(t, nil, broker)
+	b.put(t, numbers(10)...)
+	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 10 })
+	if diff := cmp.Diff(numbers(10), broker.ids()); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+	b.stop()
+	if n := b.logs.FilterMessageSnippet("does not take events").Len(); n != 1 {
+		t.Errorf("the failure is logged %d times, want once", n)
+	}
+	if n := b.logs.FilterMessageSnippet("takes events again").Len(); n != 1 {
+		t.Errorf("the recovery is logged %d times, want once", n)
+	}
+	if n := testutil.ToFloat64(b.metrics.retries.WithLabelValues("sink0")); n != 8 {
+		t.Errorf("%v retries are counted, want 8", n)
+	}
+}
+
+func TestPermanentIsSetAsideAndTransientHoldsTheLine(t *testing.T) {
+	broker := &broker{deliver: func(attempt int, e event.Event) error {
+		switch id := e.CloudEvent.ID(); {
+		case id == "3":
+			return sinks.Permanent(sinks.ReasonTooLarge, errors.New("message too large"))
+		case id >= "5" && attempt < 4: // no later event counts as delivered
+			return errDown
+		case id == "7" && attempt < 6:
+			return errDown
+		}
+		return nil
+	}}
+	b := start(t, nil, broker)
+	b.put(t, numbers(10)...)
+	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 10 })
+	got := broker.ids()
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{"0", "1", "2", "4", "5", "6", "7", "8", "9"}, got); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+	letters := b.dead(t, "sink0")
+	l := letters["3"]
+	if len(letters) != 1 || l.Seq != 4 || l.Reason != "too_large" || l.Err != "message too large" || l.Attempts != 1 || l.First.IsZero() || l.Last.Before(l.First) {
+		t.Errorf("dead letters: %+v", letters)
+	}
+	if n := testutil.ToFloat64(b.metrics.dead.WithLabelValues("sink0", "too_large")); n != 1 {
+		t.Errorf("%v dead letters are counted", n)
+	}
+}
+
+// TestCursorFollowsTheLine: what is done at the head of a batch is committed
+// while its rest is still being tried.
+func TestCursorFollowsTheLine(t *testing.T) {
+	up := make(chan struct{})
+	broker := &broker{deliver: func(_ int, e event.Event) error {
+		if e.CloudEvent.ID() < "4" {
+			return nil
+		}
+		select {
+		case <-up:
+			return nil
+		default:
+			return errDown
+		}
+	}}
+	b := start(t, nil, broker)
+	b.put(t, numbers(8)...)
+	eventually(t, "the cursor is behind what is done", func() bool { return b.committed(0) == 4 })
+	close(up)
+	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 8 })
+	if diff := cmp.Diff(numbers(8), broker.ids()); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+}
+
+func TestMaxAge(t *testing.T) {
+	broker := &broker{deliver: func(_ int, e event.Event) error {
+		if e.CloudEvent.ID() == "0" {
+			return errDown
+		}
+		return nil
+	}}
+	b := start(t, func(s *sinks.Settings) { s.Retry.MaxAge = 20 * time.Millisecond }, broker)
+	b.put(t, "0", "1")
+	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 2 })
+	if l := b.dead(t, "sink0")["0"]; l.Reason != "expired" || l.Err != errDown.Error() || l.Attempts < 2 {
+		t.Errorf("dead letter: %+v", l)
+	}
+}
+
+func TestRetryAfterIsObeyed(t *testing.T) {
+	var times []time.Time
+	broker := &broker{whole: func(n int) error {
+		times = append(times, time.Now())
+		if n == 1 {
+			return sinks.RetryAfter(100*time.Millisecond, errDown)
+		}
+		return nil
+	}}
+	b := start(t, nil, broker)
+	b.put(t, "0")
+	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 1 })
+	if d := times[1].Sub(times[0]); d < 100*time.Millisecond {
+		t.Errorf("tried again after %v, asked for 100ms", d)
+	}
+}
+
+func TestFilter(t *testing.T) {
+	broker := &broker{}
+	b := start(t, func(s *sinks.Settings) { s.Filter = "subject LIKE '%/2_'" }, broker)
+	b.put(t, numbers(40)...)
+	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 40 })
+	if diff := cmp.Diff([]string{"20", "21", "22", "23", "24", "25", "26", "27", "28", "29"}, broker.ids()); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+	if n := testutil.ToFloat64(b.metrics.filtered.WithLabelValues("sink0")); n != 30 {
+		t.Errorf("%v filtered are counted", n)
+	}
+}
+
+func TestParseFilter(t *testing.T) {
+	e := journaltest.Event("a")
+	for text, want := range map[string]any{
+		"":                                     true,
+		"platform = 'instagram'":               true,
+		"platform = 'tiktok'":                  false,
+		"platform <> 'tiktok' AND id = 'a'":    true,
+		"EXISTS outcome":                       false,
+		"outcome = 'success'":                  false, // no such attribute
+		"platform":                             "not true or false",
+		"platform = ":                          "not a CESQL expression",
+		"1 + 1":                                "not true or false",
+		"platform = 'x' AND":                   "not a CESQL expression",
+		"platform IN ('instagram', 'youtube')": true,
+		"type LIKE 'com.example.%'":            true,
+		"\"":                                   "not a CESQL expression",
+		strings.Repeat("(", 50) + "platform = 'x": "not a CESQL expression",
+	} {
+		f, err := ParseFilter(text)
+		if message, bad := want.(string); bad {
+			if err == nil || !strings.Contains(err.Error(), message) {
+				t.Errorf("ParseFilter(%q) = %v, want %q", text, err, message)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("ParseFilter(%q) = %v", text, err)
+			continue
+		}
+		if got, _ := f.Takes(e); got != want {
+			t.Errorf("%q takes the event: %v, want %v", text, got, want)
+		}
+	}
+}
+
+func FuzzParseFilter(f *testing.F) {
+	for _, s := range []string{"platform = 'instagram'", "NOT EXISTS x", "(((", "a LIKE 'b%' AND 1 < 2", "\x00"} {
+		f.Add(s)
+	}
+	e := journaltest.Event("a")
+	f.Fuzz(func(t *testing.T, text string) {
+		if filter, err := ParseFilter(text); err == nil {
+			_, _ = filter.Takes(e)
+		}
+	})
+}
+
+func TestSinksAreIndependent(t *testing.T) {
+	stuck := &broker{hold: make(chan struct{})}
+	well := &broker{}
+	b := start(t, nil, stuck, well)
+	b.put(t, numbers(50)...)
+	eventually(t, "the sink that is well has all", func() bool { return b.committed(1) == 50 })
+	if b.committed(0) != 0 {
+		t.Errorf("the stuck sink is at %d", b.committed(0))
+	}
+	close(stuck.hold)
+	eventually(t, "the stuck sink has all", func() bool { return b.committed(0) == 50 })
+}
+
+// TestStopWaitsForTheAcknowledgement: what the broker has acknowledged by the
+// time the relay stops is not sent again by the next process.
+func TestStopWaitsForTheAcknowledgement(t *testing.T) {
+	broker := &broker{hold: make(chan struct{}), entered: make(chan struct{}, 1)}
+	b := start(t, nil, broker)
+	b.put(t, "0")
+	<-broker.entered
+	stopped := make(chan struct{})
+	go func() { b.stop(); close(stopped) }()
+	close(broker.hold)
+	<-stopped
+	if b.committed(0) != 1 {
+		t.Errorf("the cursor is at %d, want 1", b.committed(0))
+	}
+}
+
+func TestStopDoesNotWaitForEver(t *testing.T) {
+	broker := &broker{hold: make(chan struct{}), entered: make(chan struct{}, 1)}
+	b := start(t, nil, broker)
+	b.put(t, "0")
+	<-broker.entered
+	b.cut()
+	b.stop()
+	if b.committed(0) != 0 {
+		t.Errorf("the cursor is at %d, nothing was acknowledged", b.committed(0))
+	}
+}
+
+func TestAttemptHasADeadline(t *testing.T) {
+	hung := &broker{hold: make(chan struct{})}
+	b := start(t, func(s *sinks.Settings) { s.Timeout = 5 * time.Millisecond }, hung)
+	b.put(t, "0")
+	eventually(t, "several attempts", func() bool {
+		return testutil.ToFloat64(b.metrics.retries.WithLabelValues("sink0")) >= 3
+	})
+}
+
+func TestLag(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	broker := &broker{hold: make(chan struct{}), entered: make(chan struct{}, 10)}
+	b := start(t, nil, broker)
+	now := time.Now().Add(time.Hour)
+	b.put(t, numbers(3)...)
+	<-broker.entered
+	m := NewMetrics(registry)
+	s := m.sink("x", b.journal, b.relay.cursors[0], func() time.Time { return now })
+	s.holding(now.Add(-90 * time.Second))
+	want := `
+# HELP postwire_sink_lag_events Events in the journal behind the sink's cursor.
+# TYPE postwire_sink_lag_events gauge
+postwire_sink_lag_events{sink="x"} 3
+# HELP postwire_sink_lag_seconds Age of the oldest event that the sink has not been given, 0 if there is none.
+# TYPE postwire_sink_lag_seconds gauge
+postwire_sink_lag_seconds{sink="x"} 90
+`
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "postwire_sink_lag_events", "postwire_sink_lag_seconds"); err != nil {
+		t.Error(err)
+	}
+	close(broker.hold)
+}

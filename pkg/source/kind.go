@@ -1,0 +1,74 @@
+package source
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/postwire/postwire/config"
+)
+
+// Settings are the keys that every source has, whatever its kind. The ingress
+// acts on them; a source does not see them.
+type Settings struct {
+	Paths []string `yaml:"paths" required:"true" doc:"URL paths that the sender posts to. All paths of one source share their dedupe keys." example:"[/webhooks/upload-post]"`
+	Rate  Rate     `yaml:"rate" doc:"Most requests of this source; above it they are answered 429."`
+}
+
+// Rate limits how many requests are taken.
+type Rate struct {
+	PerSecond float64 `yaml:"per_second" doc:"Requests a second in the long run; 0 is no limit."`
+	Burst     int     `yaml:"burst" doc:"Requests at once above that rate; 0 is as many as per_second."`
+}
+
+// Validate reports everything that is wrong with the settings.
+func (s Settings) Validate() error {
+	var p config.Invalids
+	if len(s.Paths) == 0 {
+		p.Add("paths", "is empty", "list at least one path, for example /webhooks/upload-post")
+	}
+	for i, path := range s.Paths {
+		key := fmt.Sprintf("paths[%d]", i)
+		switch {
+		case !strings.HasPrefix(path, "/"):
+			p.Add(key, fmt.Sprintf("%q does not begin with a slash", path), "use "+fmt.Sprintf("%q", "/"+path))
+		case strings.ContainsAny(path, "{}*?# \t"):
+			p.Add(key, fmt.Sprintf("%q has a character that is not part of a plain path", path), "use letters, digits, dashes and slashes")
+		case slices.Contains(s.Paths[:i], path):
+			p.Add(key, fmt.Sprintf("%s is listed twice", path), "remove one of the two")
+		}
+	}
+	if s.Rate.PerSecond < 0 {
+		p.Add("rate.per_second", "is negative", "use 0 for no limit")
+	}
+	if s.Rate.Burst < 0 {
+		p.Add("rate.burst", "is negative", "use 0 for as many as per_second")
+	}
+	return p.Err()
+}
+
+// Env is what a source gets besides its own configuration.
+type Env struct {
+	Name       string // in the configuration; part of every identity key
+	SchemaBase string // schemas.base_url, without a slash at its end; may be empty
+}
+
+// Opener makes a configured source.
+type Opener func(env Env) (Source, error)
+
+// Kind is one kind of source. Kinds are made by Define and listed in package all.
+type Kind = config.Kind[Settings, Opener]
+
+// Registry finds kinds by name.
+type Registry = config.Registry[Settings, Opener]
+
+// Configured is a source's block that has been read.
+type Configured = config.Plugin[Settings, Opener]
+
+// Define makes a Kind: its name in the configuration, its defaults, and how it
+// is opened.
+func Define[C config.Settings](name, summary string, defaults func() C, open func(C, Env) (Source, error)) Kind {
+	return config.Define(name, summary, func() Settings { return Settings{} }, defaults, func(c C) Opener {
+		return func(env Env) (Source, error) { return open(c, env) }
+	})
+}

@@ -1,0 +1,70 @@
+// Package source is the second step (ingress, source, journal, relay, sinks):
+// it knows who sends webhooks. A source verifies a request and normalizes its
+// body into CloudEvents with identity keys. Each kind of sender is a package
+// below this one; this package holds what they have in common.
+package source
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/postwire/postwire/pkg/event"
+)
+
+var (
+	// ErrUnauthenticated is wrapped by an error of Verify: credentials are
+	// missing, wrong or stale.
+	ErrUnauthenticated = errors.New("unauthenticated")
+	// ErrForbidden is wrapped by an error of Verify: the address is not allowed.
+	ErrForbidden = errors.New("forbidden")
+)
+
+// Request is a webhook as it arrived, already within the ingress's limits.
+type Request struct {
+	Header   http.Header
+	Body     []byte     // whole; shared, never modified
+	Remote   netip.Addr // of the sender, behind trusted proxies
+	Received time.Time  // UTC; the only clock a source may look at
+}
+
+// Source understands one kind of sender. It is pure: a request in, events or
+// a typed error out, no I/O. Its methods may be called concurrently.
+type Source interface {
+	// Verify returns nil if the request comes from whom it claims to, and
+	// otherwise an error that wraps ErrUnauthenticated or ErrForbidden. It
+	// looks at headers and raw bytes only, so that a stranger costs one hash
+	// and no parsing. Its error may be logged: it quotes nothing secret.
+	Verify(r *Request) error
+
+	// Normalize turns a verified body into events, in the sender's order.
+	// Equal bodies give equal CloudEvents ids and keys, today and after an
+	// upgrade. A body it cannot read is a *MalformedError, without events.
+	Normalize(r *Request) ([]event.Event, error)
+
+	// Authenticated reports whether Verify asks for proof at all. What an
+	// unproven sender sends and nobody understands is not kept.
+	Authenticated() bool
+
+	// SecretHeaders names the headers that are part of the proof, and are
+	// not to be kept.
+	SecretHeaders() []string
+}
+
+// MalformedError says which field of a body could not be understood, and why.
+// It may be logged: it quotes nothing of the body.
+type MalformedError struct {
+	Field string // JSON pointer, RFC 6901; "" is the whole body
+	Err   error
+}
+
+func (e *MalformedError) Error() string {
+	if e.Field == "" {
+		return "body: " + e.Err.Error()
+	}
+	return fmt.Sprintf("%s: %v", e.Field, e.Err)
+}
+
+func (e *MalformedError) Unwrap() error { return e.Err }

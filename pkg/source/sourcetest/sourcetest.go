@@ -1,0 +1,94 @@
+// Package sourcetest holds what every source must do. Each test's name is a
+// sentence of the contract in package source.
+package sourcetest
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/source"
+)
+
+// Run runs the suite on some bodies, good and bad.
+func Run(t *testing.T, s source.Source, bodies [][]byte) {
+	t.Run("any bytes give valid events or a malformed error", func(t *testing.T) {
+		for _, body := range bodies {
+			Check(t, s, body)
+			for n := 0; n < len(body) && n < 2000; n += 7 {
+				Check(t, s, body[:n])
+			}
+		}
+	})
+	t.Run("methods may be called concurrently", func(t *testing.T) {
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for _, body := range bodies {
+					Check(t, s, body)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+// Check holds the contract on one body; a fuzz target calls it.
+func Check(t *testing.T, s source.Source, body []byte) {
+	t.Helper()
+	before := bytes.Clone(body)
+	normalize := func(delivery string, received time.Time) ([]event.Event, error) {
+		h := http.Header{}
+		h.Set("X-Delivery", delivery)
+		return s.Normalize(&source.Request{Header: h, Body: body, Received: received})
+	}
+	events, err := normalize("1", time.Unix(1e9, 0).UTC())
+	again, err2 := normalize("2", time.Unix(2e9, 0).UTC())
+	if !bytes.Equal(before, body) {
+		t.Error("the body was changed")
+	}
+	if err != nil {
+		if _, ok := errors.AsType[*source.MalformedError](err); !ok {
+			t.Errorf("the error is no MalformedError: %v", err)
+		}
+		if len(events) > 0 {
+			t.Error("there are events beside the error")
+		}
+		if err2 == nil || err2.Error() != err.Error() {
+			t.Errorf("equal bodies give %v and %v", err, err2)
+		}
+		return
+	}
+	if err2 != nil || len(again) != len(events) {
+		t.Fatalf("equal bodies give %d and %d events, %v", len(events), len(again), err2)
+	}
+	for i, e := range events {
+		if err := e.CloudEvent.Validate(); err != nil {
+			t.Errorf("event %d is not valid: %v", i, err)
+		}
+		if len(e.Keys) == 0 {
+			t.Errorf("event %d has no key", i)
+		}
+		if e.CloudEvent.ID() != again[i].CloudEvent.ID() {
+			t.Errorf("equal bodies give ids %q and %q", e.CloudEvent.ID(), again[i].CloudEvent.ID())
+		}
+		if diff := cmp.Diff(e.Keys, again[i].Keys); diff != "" {
+			t.Errorf("equal bodies give other keys:\n%s", diff)
+		}
+		for _, name := range event.Attributes() {
+			if v, ok := e.Attribute(name); ok && strings.ContainsAny(v, "\x00\r\n") {
+				t.Errorf("attribute %s holds a control character", name)
+			}
+		}
+		if _, err := e.CloudEvent.MarshalJSON(); err != nil {
+			t.Errorf("event %d has no JSON form: %v", i, err)
+		}
+	}
+}

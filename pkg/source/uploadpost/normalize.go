@@ -1,0 +1,310 @@
+package uploadpost
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	ceevent "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/cloudevents/sdk-go/v2/types"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/source"
+)
+
+const (
+	typePrefix  = "com.upload-post."
+	sourceBase  = "https://upload-post.com"
+	contentType = "application/json"
+
+	uploadCompleted = "upload_completed"
+
+	// maxDepth is how deep a body may nest: as deep as the strictest common
+	// readers (Jackson) follow, with room for the envelope of structured mode.
+	maxDepth = 900
+	// maxAttribute is how long a field may be that becomes an attribute, in
+	// bytes: what fits a broker's headers.
+	maxAttribute = 1024
+)
+
+// accountEvents have a status in place of a result.
+var accountEvents = []string{"social_account_connected", "social_account_disconnected", "social_account_reauth_required"}
+
+// payload holds the fields that become attributes, not yet of a known type:
+// a field of the wrong type is as good as absent, unless it is needed.
+type payload struct {
+	Event       jsontext.Value `json:"event"`
+	Profile     jsontext.Value `json:"profile_username"`
+	Platform    jsontext.Value `json:"platform"`
+	MediaType   jsontext.Value `json:"media_type"`
+	AccountName jsontext.Value `json:"account_name"`
+	Status      jsontext.Value `json:"status"`
+	JobID       jsontext.Value `json:"job_id"`
+	CreatedAt   jsontext.Value `json:"created_at"`
+	Result      jsontext.Value `json:"result"`
+}
+
+type result struct {
+	Success   jsontext.Value `json:"success"`
+	PublishID jsontext.Value `json:"publish_id"`
+	PostID    jsontext.Value `json:"post_id"`
+}
+
+// facts are what the payload says, each empty where it says nothing usable.
+type facts struct {
+	event, platform, profile, mediaType string
+	accountName, outcome, jobID         string
+	publishID, postID                   string
+	time                                time.Time
+}
+
+// Normalize implements source.Source. One delivery is one event.
+func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
+	f, err := s.read(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	id, keys, err := identify(s.name, f, r.Body)
+	if err != nil {
+		return nil, err
+	}
+	ce := &ceevent.EventContextV1{
+		ID:              id,
+		Type:            typePrefix + f.event,
+		Source:          *types.ParseURIRef(sourceOf(f)),
+		DataContentType: ptr(contentType),
+		DataSchema:      types.ParseURI(s.schema(typePrefix + f.event)),
+		Extensions:      map[string]any{event.RecordedTime: types.Timestamp{Time: r.Received.UTC()}},
+	}
+	if subject := subjectOf(f); subject != "" {
+		ce.Subject = &subject
+	}
+	if !f.time.IsZero() {
+		ce.Time = &types.Timestamp{Time: f.time}
+	}
+	for name, value := range map[string]string{
+		event.Platform:      f.platform,
+		event.MediaType:     f.mediaType,
+		event.Profile:       f.profile,
+		event.Outcome:       f.outcome,
+		event.PublishID:     f.publishID,
+		event.PartitionKey:  f.profile,
+		event.CorrelationID: f.jobID,
+		event.DeliveryID:    usable(r.Header.Get(DeliveryHeader)),
+	} {
+		if value != "" {
+			ce.Extensions[name] = value
+		}
+	}
+	return []event.Event{{
+		CloudEvent: ceevent.Event{Context: ce, DataEncoded: r.Body},
+		Keys:       keys,
+	}}, nil
+}
+
+// read takes the facts out of a body, or says why it is unintelligible.
+func (s *Source) read(body []byte) (facts, error) {
+	var p payload
+	if err := decode(body, &p); err != nil {
+		return facts{}, err
+	}
+	var res result
+	if p.Result.Kind() == '{' {
+		if err := json.Unmarshal(p.Result, &res); err != nil {
+			return facts{}, malformed("/result", errors.New("cannot be read"))
+		}
+	}
+	f := facts{
+		event:       text(p.Event),
+		platform:    text(p.Platform),
+		profile:     text(p.Profile),
+		mediaType:   text(p.MediaType),
+		accountName: text(p.AccountName),
+		jobID:       text(p.JobID),
+		publishID:   text(res.PublishID),
+		postID:      text(res.PostID),
+		time:        parseTime(text(p.CreatedAt), s.location),
+	}
+	switch res.Success.Kind() {
+	case 't':
+		f.outcome = "success"
+	case 'f':
+		f.outcome = "failure"
+	}
+	if f.event == "" {
+		return facts{}, need("/event", p.Event, "a string that is not empty")
+	}
+	account := slices.Contains(accountEvents, f.event)
+	if account {
+		f.outcome = text(p.Status)
+	}
+	if (account || f.event == uploadCompleted) && !isString(p.Platform) {
+		return facts{}, need("/platform", p.Platform, "a string")
+	}
+	if account && !isString(p.Status) {
+		return facts{}, need("/status", p.Status, "a string")
+	}
+	if f.event == uploadCompleted && f.outcome == "" {
+		if p.Result.Kind() != '{' {
+			return facts{}, need("/result", p.Result, "an object")
+		}
+		return facts{}, need("/result/success", res.Success, "true or false")
+	}
+	return f, nil
+}
+
+// decode reads a JSON object strictly: UTF-8 (RFC 8259), names unique
+// (RFC 7493), nothing behind it, and not too deep. What another reader might
+// understand differently is not passed on.
+func decode(body []byte, p *payload) error {
+	if err := checkDepth(body); err != nil {
+		return err
+	}
+	err := json.Unmarshal(body, p)
+	if err == nil {
+		if first := bytes.TrimLeft(body, " \t\r\n"); first[0] != '{' { // null
+			return malformed("", errors.New("is not a JSON object"))
+		}
+		return nil
+	}
+	if semantic, ok := errors.AsType[*json.SemanticError](err); ok && semantic.JSONPointer == "" {
+		return malformed("", errors.New("is not a JSON object"))
+	}
+	if errors.Is(err, jsontext.ErrDuplicateName) {
+		return malformed("", errors.New("has a name twice in one object"))
+	}
+	if !utf8.Valid(body) {
+		return malformed("", errors.New("is not valid UTF-8"))
+	}
+	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		return malformed("", fmt.Errorf("is not valid JSON at byte %d", syntactic.ByteOffset))
+	}
+	return malformed("", errors.New("is not valid JSON"))
+}
+
+// checkDepth refuses bodies that nest too deep. It reads tokens only where
+// there are brackets enough.
+func checkDepth(body []byte) error {
+	if bytes.Count(body, []byte{'['})+bytes.Count(body, []byte{'{'}) <= maxDepth {
+		return nil
+	}
+	d := jsontext.NewDecoder(bytes.NewReader(body))
+	for {
+		if _, err := d.ReadToken(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return nil //nolint:nilerr // What is wrong besides is for the reader behind to say.
+		}
+		if d.StackDepth() > maxDepth {
+			return malformed("", fmt.Errorf("nests deeper than %d", maxDepth))
+		}
+	}
+}
+
+func malformed(field string, err error) error { return &source.MalformedError{Field: field, Err: err} }
+
+// need says what a field should have been.
+func need(field string, v jsontext.Value, want string) error {
+	is := map[jsontext.Kind]string{
+		0: "missing", 'n': "null", 't': "true", 'f': "false", '"': "a string", '0': "a number", '[': "an array", '{': "an object",
+	}[v.Kind()]
+	if v.Kind() == '"' && text(v) == "" {
+		is = "an empty string, or one with control characters, or too long"
+	}
+	return malformed(field, fmt.Errorf("is %s, must be %s", is, want))
+}
+
+// isString reports whether v is a string that is empty or may become an
+// attribute.
+func isString(v jsontext.Value) bool {
+	return v.Kind() == '"' && (text(v) != "" || len(v) == 2)
+}
+
+// text returns the string v if it can be the value of an attribute, and
+// otherwise nothing.
+func text(v jsontext.Value) string {
+	if v.Kind() != '"' {
+		return ""
+	}
+	b, err := jsontext.AppendUnquote(nil, v)
+	if err != nil {
+		return ""
+	}
+	return usable(string(b))
+}
+
+// usable returns s if it is a CloudEvents String (no control characters, no
+// noncharacters) of reasonable length, and otherwise nothing.
+func usable(s string) string {
+	if len(s) > maxAttribute || !utf8.ValidString(s) {
+		return ""
+	}
+	for _, r := range s {
+		if r < 0x20 || r >= 0x7f && r <= 0x9f || r >= 0xfdd0 && r <= 0xfdef || r&0xfffe == 0xfffe {
+			return ""
+		}
+	}
+	return s
+}
+
+// parseTime reads ISO 8601 as the sender writes it, with or without a zone.
+func parseTime(s string, location *time.Location) time.Time {
+	if len(s) < len("2006-01-02T15:04:05") {
+		return time.Time{}
+	}
+	if s[10] == ' ' {
+		s = s[:10] + "T" + s[11:]
+	}
+	for _, layout := range []string{"2006-01-02T15:04:05", "2006-01-02T15:04:05Z07:00", "2006-01-02T15:04:05Z0700"} {
+		// A fraction of a second is read behind any of them.
+		if t, err := time.ParseInLocation(layout, s, location); err == nil {
+			if y := t.UTC().Year(); y < 1 || y > 9999 { // RFC 3339; year 0 is Go's zero at times
+				return time.Time{}
+			}
+			return t.UTC()
+		}
+	}
+	return time.Time{}
+}
+
+func sourceOf(f facts) string {
+	if f.profile == "" {
+		return sourceBase
+	}
+	return sourceBase + "/profiles/" + url.PathEscape(f.profile)
+}
+
+func subjectOf(f facts) string {
+	switch id := first(f.publishID, f.postID); {
+	case id != "":
+		return join(f.platform, id)
+	case slices.Contains(accountEvents, f.event):
+		return join(f.platform, f.accountName)
+	}
+	return f.platform
+}
+
+// join puts the parts that are there behind each other with slashes.
+func join(parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "/")
+}
+
+// first returns the first string that is not empty.
+func first(s ...string) string {
+	for _, v := range s {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+func ptr[T any](v T) *T { return &v }

@@ -1,0 +1,18 @@
+// Package all lists the kinds of sinks. A new kind is one line here.
+package all
+
+import (
+	"github.com/postwire/postwire/sinks"
+	"github.com/postwire/postwire/sinks/kafka"
+	"github.com/postwire/postwire/sinks/nats"
+	"github.com/postwire/postwire/sinks/stdout"
+)
+
+// Kinds returns every kind of sink there is.
+func Kinds() []sinks.Kind {
+	return []sinks.Kind{
+		nats.Kind(),
+		kafka.Kind(),
+		stdout.Kind(),
+	}
+}

@@ -1,0 +1,145 @@
+package kafka
+
+import (
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/compress"
+	"github.com/segmentio/kafka-go/sasl"
+	"github.com/segmentio/kafka-go/sasl/plain"
+	"github.com/segmentio/kafka-go/sasl/scram"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/sinks"
+)
+
+// Config is the block of a sink of type kafka.
+type Config struct {
+	Brokers     []string `yaml:"brokers" required:"true" doc:"Brokers to start from, as host:port." example:"[kafka-0:9092, kafka-1:9092]"`
+	Topic       string   `yaml:"topic" required:"true" doc:"Topic of an event; {attribute} stands for the attribute's value, made safe for a topic's name, or none where the event lacks it." example:"upload-post.events"`
+	ContentMode string   `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the record's value. structured: the whole event in JSON."`
+	Acks        string   `yaml:"acks" enum:"all,one" doc:"Who must have written an event before it counts as delivered: all in-sync replicas, or the leader alone, which loses events when it crashes."`
+	Compression string   `yaml:"compression" enum:"none,gzip,snappy,lz4,zstd" doc:"Compression of record batches."`
+
+	Create            bool `yaml:"create" doc:"Create topics that do not exist. The brokers' own auto-creation is never used."`
+	Partitions        int  `yaml:"partitions" doc:"Partitions of a topic that is created; -1 is the brokers' default."`
+	ReplicationFactor int  `yaml:"replication_factor" doc:"Replicas of a topic that is created; -1 is the brokers' default."`
+
+	MaxMessageBytes config.Size `yaml:"max_message_bytes" doc:"Largest record, headers included; larger events become dead letters. Keep it at or below the topic's max.message.bytes."`
+
+	SASL SASL       `yaml:"sasl" doc:"Authentication."`
+	TLS  config.TLS `yaml:"tls" doc:"TLS to the brokers."`
+}
+
+// SASL is how the relay logs in.
+type SASL struct {
+	Mechanism string        `yaml:"mechanism" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"Mechanism."`
+	Username  string        `yaml:"username" doc:"User name."`
+	Password  config.Secret `yaml:"password" doc:"Password." example:"${KAFKA_PASSWORD}"`
+}
+
+func defaults() Config {
+	return Config{
+		ContentMode: sinks.Binary, Acks: "all", Compression: "none",
+		Partitions: -1, ReplicationFactor: -1, MaxMessageBytes: 1000000,
+		SASL: SASL{Mechanism: "none"},
+	}
+}
+
+// Validate implements config.Settings.
+func (c Config) Validate() error {
+	var p config.Invalids
+	if len(c.Brokers) == 0 {
+		p.Add("brokers", "is empty", "list at least one broker, for example localhost:9092")
+	}
+	for i, addr := range c.Brokers {
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+			p.Add(fmt.Sprintf("brokers[%d]", i), fmt.Sprintf("%q is not host:port", addr), "for example localhost:9092")
+		}
+	}
+	if what, hint := checkTopic(c.Topic); what != "" {
+		p.Add("topic", what, hint)
+	}
+	if c.Partitions != -1 && c.Partitions < 1 {
+		p.Add("partitions", fmt.Sprintf("%d is out of range", c.Partitions), "use 1 or more, or -1 for the brokers' default")
+	}
+	if c.ReplicationFactor != -1 && c.ReplicationFactor < 1 {
+		p.Add("replication_factor", fmt.Sprintf("%d is out of range", c.ReplicationFactor), "use 1 or more, or -1 for the brokers' default")
+	}
+	if c.MaxMessageBytes < 1024 {
+		p.Add("max_message_bytes", fmt.Sprintf("%d is too small", int64(c.MaxMessageBytes)), "use 1KiB or more")
+	}
+	if c.SASL.Mechanism == "none" && c.SASL.Username != "" {
+		p.Add("sasl.mechanism", "is none beside a username", "use plain, scram-sha-256 or scram-sha-512")
+	}
+	if c.SASL.Mechanism != "none" && c.SASL.Username == "" {
+		p.Add("sasl.username", "is missing", "name the user")
+	}
+	c.TLS.Check("tls", &p)
+	return p.Err()
+}
+
+// checkTopic says what is wrong with a template as the name of a topic.
+func checkTopic(text string) (what, hint string) {
+	const example = "for example upload-post.events"
+	if text == "" {
+		return "is empty", example
+	}
+	t, err := event.ParseTemplate(text)
+	if err != nil {
+		return err.Error(), ""
+	}
+	// Without its attributes, the rest must be legal as it stands.
+	literal := strings.NewReplacer("{", "", "}", "").Replace(text)
+	switch {
+	case literal != safeTopic(literal):
+		return fmt.Sprintf("%q has a character that a topic may not have", text), "use letters, digits, dot, underscore and dash, " + example
+	case t.Static() && (text == "." || text == ".."):
+		return fmt.Sprintf("%q is not a name for a topic", text), example
+	case len(text) > maxTopic:
+		return fmt.Sprintf("is longer than %d", maxTopic), example
+	}
+	return "", ""
+}
+
+// maxTopic is the longest name that a broker takes, in bytes.
+const maxTopic = 249
+
+// safeTopic makes a value part of a topic's name: what a name may not hold
+// becomes an underscore.
+func safeTopic(value string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-' {
+			return r
+		}
+		return '_'
+	}, value)
+}
+
+func (c Config) acks() kafka.RequiredAcks {
+	if c.Acks == "one" {
+		return kafka.RequireOne
+	}
+	return kafka.RequireAll
+}
+
+func (c Config) compression() kafka.Compression {
+	return map[string]kafka.Compression{
+		"gzip": compress.Gzip, "snappy": compress.Snappy, "lz4": compress.Lz4, "zstd": compress.Zstd,
+	}[c.Compression]
+}
+
+func (s SASL) mechanism() (sasl.Mechanism, error) {
+	switch s.Mechanism {
+	case "plain":
+		return plain.Mechanism{Username: s.Username, Password: s.Password.Reveal()}, nil
+	case "scram-sha-256":
+		return scram.Mechanism(scram.SHA256, s.Username, s.Password.Reveal())
+	case "scram-sha-512":
+		return scram.Mechanism(scram.SHA512, s.Username, s.Password.Reveal())
+	}
+	return nil, nil
+}

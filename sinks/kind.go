@@ -1,0 +1,76 @@
+package sinks
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/postwire/postwire/config"
+)
+
+// Settings are the keys that every sink has, whatever its kind. The relay
+// acts on them; a sink does not see them.
+type Settings struct {
+	Filter  string        `yaml:"filter" doc:"CESQL expression over the event's attributes; only events for which it is true go to this sink. Empty takes all." example:"platform = 'instagram'"`
+	Start   string        `yaml:"start" enum:"latest,earliest" doc:"Where a sink that is new to the journal begins: at events accepted from now on, or at the oldest that is still stored."`
+	Batch   int           `yaml:"batch" doc:"Most events handed to the broker at once, 1 to 10000."`
+	Timeout time.Duration `yaml:"timeout" doc:"Longest time for one attempt to deliver a batch; after it the attempt counts as failed and is repeated."`
+	Retry   Retry         `yaml:"retry" doc:"How a failed delivery is tried again."`
+}
+
+// Retry says how a failed delivery is tried again.
+type Retry struct {
+	Initial time.Duration `yaml:"initial" doc:"Wait before the second attempt; it grows by half each time, with jitter."`
+	Max     time.Duration `yaml:"max" doc:"Longest wait between two attempts."`
+	MaxAge  time.Duration `yaml:"max_age" doc:"Age from acceptance at which an event is given up and becomes a dead letter; 0 is never."`
+}
+
+// DefaultSettings returns the settings of a sink that sets none.
+func DefaultSettings() Settings {
+	return Settings{
+		Start: "latest", Batch: 512, Timeout: 30 * time.Second,
+		Retry: Retry{Initial: 200 * time.Millisecond, Max: 30 * time.Second},
+	}
+}
+
+// Validate reports everything that is wrong with the settings.
+func (s Settings) Validate() error {
+	var p config.Invalids
+	if s.Batch < 1 || s.Batch > 10000 {
+		p.Add("batch", fmt.Sprintf("%d is out of range", s.Batch), "use 1 to 10000")
+	}
+	if s.Timeout <= 0 {
+		p.Add("timeout", "must be longer than 0", "for example 30s")
+	}
+	if s.Retry.Initial <= 0 {
+		p.Add("retry.initial", "must be longer than 0", "for example 200ms")
+	}
+	if s.Retry.Max < s.Retry.Initial {
+		p.Add("retry.max", fmt.Sprintf("%v is shorter than retry.initial, %v", s.Retry.Max, s.Retry.Initial), "use a longer one, for example 30s")
+	}
+	if s.Retry.MaxAge < 0 {
+		p.Add("retry.max_age", "is negative", "use 0 for never, or an age such as 72h")
+	}
+	return p.Err()
+}
+
+// Opener connects a configured sink. It fails as Deliver does: a broker that
+// is away is transient, and the relay calls again.
+type Opener func(ctx context.Context, env Env) (Sink, error)
+
+// Kind is one kind of sink. Kinds are made by Define and listed in package all.
+type Kind = config.Kind[Settings, Opener]
+
+// Registry finds kinds by name.
+type Registry = config.Registry[Settings, Opener]
+
+// Configured is a sink's block that has been read.
+type Configured = config.Plugin[Settings, Opener]
+
+// Define makes a Kind: its name in the configuration, its defaults, and how it
+// is opened.
+func Define[C config.Settings](name, summary string, defaults func() C, open func(context.Context, C, Env) (Sink, error)) Kind {
+	return config.Define(name, summary, DefaultSettings, defaults, func(c C) Opener {
+		return func(ctx context.Context, env Env) (Sink, error) { return open(ctx, c, env) }
+	})
+}

@@ -1,0 +1,137 @@
+package nats
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/sinks"
+)
+
+// Modes of publishing.
+const (
+	modeJetStream = "jetstream"
+	modeCore      = "core"
+)
+
+// Config is the block of a sink of type nats.
+type Config struct {
+	URL         string `yaml:"url" doc:"Server, or several of one cluster separated by commas." example:"nats://a:4222,nats://b:4222"`
+	Subject     string `yaml:"subject" required:"true" doc:"Subject of an event; {attribute} stands for the attribute's value, made safe for one token, or none where the event lacks it." example:"events.{platform}.{outcome}"`
+	Mode        string `yaml:"mode" enum:"jetstream,core" doc:"jetstream: stored by a stream, which acknowledges each event. core: given to whoever listens at that moment."`
+	Stream      string `yaml:"stream" doc:"Stream that takes the subjects; needed in mode jetstream. It is checked before the first event." example:"EVENTS"`
+	Create      bool   `yaml:"create" doc:"Create the stream where it does not exist: kept on disk, for the subjects of subject."`
+	ContentMode string `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the message. structured: the whole event in JSON."`
+	Window      int    `yaml:"window" doc:"Most events waiting for the stream's acknowledgement at once, 1 to 10000. Of one partition key there is never more than one."`
+
+	CredentialsFile string        `yaml:"credentials_file" doc:"File of a user's JWT and key, as made by nsc." example:"/etc/postwire/nats.creds"`
+	NKeyFile        string        `yaml:"nkey_file" doc:"File of a user's NKey seed." example:"/etc/postwire/nats.nk"`
+	User            string        `yaml:"user" doc:"User name."`
+	Password        config.Secret `yaml:"password" doc:"Password of user."`
+	Token           config.Secret `yaml:"token" doc:"Token, where the server asks for one."`
+	TLS             config.TLS    `yaml:"tls" doc:"TLS to the server."`
+}
+
+func defaults() Config {
+	return Config{URL: "nats://localhost:4222", Mode: modeJetStream, ContentMode: sinks.Binary, Window: 256}
+}
+
+// Validate implements config.Settings.
+func (c Config) Validate() error {
+	var p config.Invalids
+	if c.URL == "" {
+		p.Add("url", "is empty", "for example nats://localhost:4222")
+	}
+	if what, hint := checkSubject(c.Subject); what != "" {
+		p.Add("subject", what, hint)
+	}
+	if c.Mode == modeJetStream {
+		switch {
+		case c.Stream == "":
+			p.Add("stream", "is missing", "name the stream that takes the subjects, or set mode: core")
+		case strings.ContainsAny(c.Stream, " \t.*>/\\"):
+			p.Add("stream", fmt.Sprintf("%q is not a name for a stream", c.Stream), "use no space, dot, star, > or slash, for example EVENTS")
+		}
+	}
+	if c.Window < 1 || c.Window > 10000 {
+		p.Add("window", fmt.Sprintf("%d is out of range", c.Window), "use 1 to 10000")
+	}
+	ways := 0
+	for _, set := range []bool{c.CredentialsFile != "", c.NKeyFile != "", c.User != "", c.Token != ""} {
+		if set {
+			ways++
+		}
+	}
+	if ways > 1 {
+		p.Add("", "has several ways to log in", "keep one of credentials_file, nkey_file, user with password, token")
+	}
+	if c.Password != "" && c.User == "" {
+		p.Add("user", "is missing beside password", "name the user")
+	}
+	c.TLS.Check("tls", &p)
+	return p.Err()
+}
+
+// checkSubject says what is wrong with a template as a subject to publish to.
+func checkSubject(text string) (what, hint string) {
+	const example = "for example events.{platform}.{outcome}"
+	if text == "" {
+		return "is empty", example
+	}
+	if _, err := event.ParseTemplate(text); err != nil {
+		return err.Error(), ""
+	}
+	for token := range strings.SplitSeq(text, ".") {
+		switch {
+		case token == "":
+			return fmt.Sprintf("%q has an empty token", text), "put one dot between two tokens, " + example
+		case strings.ContainsAny(token, "*>"):
+			return fmt.Sprintf("%q has a wildcard, and an event is published to one subject", text), "use an attribute in its place, " + example
+		case strings.ContainsFunc(token, unsafe):
+			return fmt.Sprintf("%q has a character that a subject may not have", text), example
+		}
+	}
+	if strings.HasPrefix(text, "$") {
+		return fmt.Sprintf("%q begins with $, which is the server's own", text), example
+	}
+	return "", ""
+}
+
+// pattern is the subjects that a template can expand to, with wildcards.
+func pattern(text string) string {
+	tokens := strings.Split(text, ".")
+	for i, token := range tokens {
+		if strings.Contains(token, "{") {
+			tokens[i] = "*"
+		}
+	}
+	return strings.Join(tokens, ".")
+}
+
+// overlap reports whether some subject matches both patterns.
+func overlap(a, b string) bool {
+	as, bs := strings.Split(a, "."), strings.Split(b, ".")
+	for i := 0; i < len(as) && i < len(bs); i++ {
+		if as[i] == ">" || bs[i] == ">" {
+			return true
+		}
+		if as[i] != "*" && bs[i] != "*" && as[i] != bs[i] {
+			return false
+		}
+	}
+	return len(as) == len(bs)
+}
+
+func unsafe(r rune) bool { return r <= ' ' || r == 0x7f || r == '\uFFFD' }
+
+// safeToken makes a value one token of a subject: whatever would end the token
+// or be a wildcard becomes an underscore.
+func safeToken(value string) string {
+	return strings.Map(func(r rune) rune {
+		if unsafe(r) || r == '.' || r == '*' || r == '>' || r >= 0x80 && r <= 0xa0 {
+			return '_'
+		}
+		return r
+	}, value)
+}

@@ -1,0 +1,47 @@
+// Package sinks is the last of the five steps (ingress, source, journal,
+// relay, sinks): it hands events to brokers. Each kind of broker is a package
+// below this one; this package holds what they have in common.
+package sinks
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/event"
+)
+
+// Sink hands events to one broker. It is open when it exists: there is no
+// Start. Deliver is called by one goroutine at a time; Close may be called
+// while it runs and makes it return.
+type Sink interface {
+	// Deliver returns when the broker has acknowledged or refused every
+	// event, or ctx is done. Nil means that all were acknowledged. A
+	// BatchError names those that were not; after any other error none
+	// counts as delivered, and all may be sent again.
+	//
+	// A failure is transient, to be tried again for as long as the operator
+	// allows, unless it is wrapped by Permanent. Only an event that the
+	// broker refuses for what it is may be Permanent: an unknown error is
+	// transient, because trying again loses nothing.
+	//
+	// Order: when an event fails transiently, no later event of the batch
+	// with the same partition key may count as delivered.
+	//
+	// Deliver neither keeps nor changes batch.
+	Deliver(ctx context.Context, batch []event.Event) error
+
+	// Close lets go of the connection. It does not flush: what Deliver has
+	// not reported is sent again by the next process.
+	Close() error
+}
+
+// Env is what a sink gets besides its configuration: what tests replace.
+type Env struct {
+	Name string // the sink's name in the configuration
+	Log  *zap.Logger
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	Now  func() time.Time
+}
