@@ -33,8 +33,8 @@ type Config struct {
 // Server is the HTTP server that takes the webhooks.
 type Server struct {
 	Listen            string         `yaml:"listen" doc:"Address to listen on, host:port. Without a host it is every address of the machine; port 0 takes any free port." example:"0.0.0.0:8443"`
-	MaxBodyBytes      Size           `yaml:"max_body_bytes" doc:"Largest body of a request; larger ones are answered 413." example:"1MiB"`
-	MaxHeaderBytes    Size           `yaml:"max_header_bytes" doc:"Largest header of a request, request line included; larger ones are answered 431." example:"64KiB"`
+	MaxBodyBytes      Size           `yaml:"max_body_bytes" doc:"Largest body of a request; larger ones are answered 413."`
+	MaxHeaderBytes    Size           `yaml:"max_header_bytes" doc:"Largest header of a request, request line included; larger ones are answered 431."`
 	ReadHeaderTimeout time.Duration  `yaml:"read_header_timeout" doc:"Longest time for a request's header to arrive."`
 	ReadTimeout       time.Duration  `yaml:"read_timeout" doc:"Longest time for a whole request to arrive, header included."`
 	WriteTimeout      time.Duration  `yaml:"write_timeout" doc:"Longest time from the end of a request's header to the end of its answer. It covers the synced write to the journal."`
@@ -57,7 +57,7 @@ func (t ServerTLS) Enabled() bool { return t.CertFile != "" }
 
 // Admin is the HTTP server for operators.
 type Admin struct {
-	Listen string `yaml:"listen" doc:"Address to listen on, host:port, for /livez, /readyz, /metrics, /api and /console. It has no authentication: keep it on an address that only operators reach." example:"127.0.0.1:9090"`
+	Listen string `yaml:"listen" doc:"Address to listen on, host:port, for /livez, /readyz, /metrics, /api and /console. It has no authentication: keep it on an address that only operators reach."`
 }
 
 // Log says what is logged, and how.
@@ -70,8 +70,8 @@ type Log struct {
 type Journal struct {
 	Engine       string        `yaml:"engine" enum:"pebble,jetstream" doc:"Where the journal is kept: pebble, in a folder of this machine; or jetstream, in a NATS JetStream cluster, so that several machines run Postwire and any of them may die."`
 	Dir          string        `yaml:"dir" doc:"Folder of the pebble engine. It is created if it is missing. Relative to the working directory." example:"/var/lib/postwire"`
-	Retention    time.Duration `yaml:"retention" doc:"How long events are kept, for replay. Events that a sink still waits for stay longer. 0 keeps none beyond that." example:"168h"`
-	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Below this much free disk space new events are refused with 503, so that the journal never breaks off in mid-write. Used by the pebble engine; 0 turns the check off." example:"64MiB"`
+	Retention    time.Duration `yaml:"retention" doc:"How long events are kept, for replay. Events that a sink still waits for stay longer. 0 keeps none beyond that."`
+	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Below this much free disk space new events are refused with 503, so that the journal never breaks off in mid-write. Used by the pebble engine; 0 turns the check off."`
 	JetStream    JetStream     `yaml:"jetstream" doc:"The cluster of the jetstream engine; unused by the other one."`
 }
 
@@ -84,7 +84,7 @@ type JetStream struct {
 
 // Dedupe says how repeats of an event are recognized.
 type Dedupe struct {
-	Window time.Duration `yaml:"window" doc:"How long after an event was first seen a repeat of it is dropped. A repeat does not extend it." example:"24h"`
+	Window time.Duration `yaml:"window" doc:"How long after an event was first seen a repeat of it is dropped. A repeat does not extend it."`
 }
 
 // Schemas says where the schemas of the events are published.
@@ -126,7 +126,11 @@ func (c Config) Validate() error {
 	p.Nest("server", c.Server.validate())
 	checkListen(&p, "admin.listen", c.Admin.Listen)
 	if c.Admin.Listen == c.Server.Listen && !strings.HasSuffix(c.Server.Listen, ":0") {
-		p.Add("admin.listen", "is the same address as server.listen", "use another port, for example 127.0.0.1:9090")
+		key, other := "admin.listen", "server.listen"
+		if c.Admin.Listen == Default().Admin.Listen { // then it is the other one that is written
+			key, other = other, key
+		}
+		p.Add(key, "is the same address as "+other, "use another port")
 	}
 	p.Nest("journal", c.Journal.validate())
 	if c.Dedupe.Window <= 0 {

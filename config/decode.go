@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding"
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -10,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -23,8 +23,9 @@ type Block struct {
 	Type string
 	Path string // of the entry, such as sinks[0]
 
-	doc  *document
-	node *yaml.Node
+	doc   *document
+	node  *yaml.Node
+	fault Problems // why Type is empty
 }
 
 // Decode reads all keys but name and type into the fields of targets, which
@@ -53,8 +54,8 @@ func (b Block) Check(errs ...error) error {
 // UnknownType returns the Problem that no kind is called what the block's
 // type says. What is "source" or "sink"; names are those of the kinds.
 func (b Block) UnknownType(what string, names []string) error {
-	if b.Type == "" {
-		return Problems{b.missing("type")}
+	if b.Type == "" && len(b.fault) > 0 {
+		return b.fault // as Parse has reported it
 	}
 	n := find(b.node, "type")
 	return Problems{b.document().at(n, join(b.Path, "type"), b.document().written(n, b.Type)+" is not a type of "+what, suggest(b.Type, names, "types"))}
@@ -66,9 +67,9 @@ func (b Block) Problem(key, what, hint string) Problem {
 	return b.document().foreign(find(b.node, key), join(b.Path, key), what, hint)
 }
 
-// Has reports whether a key of the block is written, and not as null.
+// Has reports whether a key of the block, such as "retry.max", is written, and
+// not as null.
 func (b Block) Has(key string) bool {
-	// A node is there for every key; find falls back on the parent.
 	n := deref(b.node)
 	for name := range strings.SplitSeq(key, ".") {
 		if n = deref(child(n, name)); n == nil || isNull(n) {
@@ -172,7 +173,7 @@ func (d *decoder) value(n *yaml.Node, key string, v reflect.Value, f field) {
 		d.wrong(n, key, e.fault.what, e.fault.hint)
 		return
 	}
-	if custom, ok := v.Addr().Interface().(Value); ok {
+	if custom, ok := reflect.TypeAssert[Value](v.Addr()); ok {
 		d.custom(n, key, v, custom)
 		return
 	}
@@ -212,7 +213,7 @@ func (d *decoder) plain(n *yaml.Node, key string, v reflect.Value, f field) {
 		}
 		return
 	}
-	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](v.Addr()); ok {
 		d.textUnmarshaler(n, key, u)
 		return
 	}
@@ -312,30 +313,35 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 
 // block reads the part of a block that does not depend on its type.
 func (d *decoder) block(n *yaml.Node, key string, v reflect.Value) {
-	b := Block{Path: key, doc: d.doc, node: n}
+	b := Block{Path: key, doc: d.doc}
 	if n.Kind != yaml.MappingNode {
 		d.want(n, key, "a mapping with a name and a type", "begin each entry with - name:", false)
-		b.node = nil
-		v.Set(reflect.ValueOf(b))
 		return
 	}
-	for _, part := range []struct {
-		key string
-		to  *string
-	}{{"name", &b.Name}, {"type", &b.Type}} {
-		item := deref(child(n, part.key))
-		if isNull(item) {
-			d.add(b.missing(part.key))
-			continue
-		}
-		d.value(item, join(key, part.key), reflect.ValueOf(part.to).Elem(), field{})
-	}
-	if item := find(n, "name"); b.Name != "" && !blockName.MatchString(b.Name) {
-		d.wrong(item, join(key, "name"), d.doc.written(item, b.Name)+" is not a name", "use lower case letters, digits, dashes and underscores, and begin with a letter or a digit")
-	} else if item := deref(child(n, "name")); b.Name == "" && !isNull(item) && item.Kind == yaml.ScalarNode && item.ShortTag() == "!!str" && d.doc.expanded[item].fault == nil {
-		d.wrong(item, join(key, "name"), "is empty", "use lower case letters, digits, dashes and underscores")
+	b.node = n
+	b.Name, _ = d.label(b, "name")
+	b.Type, b.fault = d.label(b, "type")
+	if b.Name != "" && !blockName.MatchString(b.Name) {
+		item := deref(child(n, "name"))
+		d.wrong(item, join(key, "name"), d.doc.written(item, "")+" is not a name", "use lower case letters, digits, dashes and underscores, and begin with a letter or a digit")
 	}
 	v.Set(reflect.ValueOf(b))
+}
+
+// label reads the name or the type of a block. What it adds to the problems
+// it returns, too.
+func (d *decoder) label(b Block, key string) (text string, added Problems) {
+	before := len(d.problems)
+	item := deref(child(b.node, key))
+	if isNull(item) {
+		d.add(b.missing(key))
+	} else {
+		d.value(item, join(b.Path, key), reflect.ValueOf(&text).Elem(), field{})
+		if text == "" && len(d.problems) == before {
+			d.wrong(item, join(b.Path, key), "is empty", "write a "+key)
+		}
+	}
+	return text, slices.Clone(d.problems[before:])
 }
 
 // blockName is what a source or a sink may be called. The name is part of
@@ -387,7 +393,7 @@ func (d *decoder) badKeys() func(string) bool {
 func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
 	if n.Kind != yaml.SequenceNode {
 		hint := "begin each entry with a dash"
-		if n.Kind == yaml.ScalarNode {
+		if inner, _ := innerStruct(v.Type().Elem()); n.Kind == yaml.ScalarNode && inner == nil && v.Type().Elem() != reflect.TypeFor[Block]() {
 			hint = "write it as a list, even of one: [" + d.listed(n, v) + "]"
 		}
 		d.want(n, key, "a list", hint, holdsSecret(v.Type().Elem()))
@@ -401,6 +407,9 @@ func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
 			d.wrong(c, itemKey, "is empty", "write a value, or remove the dash")
 		} else {
 			d.value(c, itemKey, item, field{enum: f.enum})
+		}
+		if b, ok := reflect.TypeAssert[Block](item); ok && b.node == nil {
+			continue // nobody can do anything with it
 		}
 		items = reflect.Append(items, item)
 	}
@@ -471,8 +480,7 @@ func (d *decoder) text(n *yaml.Node, key string, secret bool) (string, bool) {
 	return d.doc.text(n)
 }
 
-// plainText reads a scalar that is to be understood as something else than
-// text. A text in quotes is refused, unless it was expanded: "${PORT}".
+// scalar reads the text of a scalar that is understood as something else.
 func (d *decoder) scalar(n *yaml.Node, key, want, hint string) (string, bool) {
 	if n.Kind != yaml.ScalarNode {
 		d.want(n, key, want, hint, false)
@@ -519,6 +527,10 @@ func (d *decoder) integer(n *yaml.Node, key string, v reflect.Value) {
 	}
 	unsigned := v.CanUint()
 	i, err := strconv.ParseInt(strings.ReplaceAll(text, "_", ""), 0, 64)
+	if errors.Is(err, strconv.ErrRange) {
+		d.wrong(n, key, d.doc.written(n, "")+" is too large", "")
+		return
+	}
 	if err != nil || !d.bare(n) {
 		hint := ""
 		if err == nil {
@@ -570,6 +582,8 @@ func (d *decoder) duration(n *yaml.Node, key string, v reflect.Value) {
 	switch _, isNumber := strconv.ParseFloat(text, 64); {
 	case err == nil:
 		v.SetInt(int64(duration))
+	case text == "":
+		d.want(n, key, want, hint, false)
 	case isNumber == nil && d.doc.expanded[n].text == "":
 		d.wrong(n, key, "duration "+d.doc.written(n, "")+" has no unit", fmt.Sprintf("write %[1]ss, %[1]sm or %[1]sh", text))
 	case isNumber == nil:
@@ -658,7 +672,7 @@ func (doc *document) is(n *yaml.Node) string {
 		return "is empty"
 	}
 	if _, expanded := doc.expanded[n]; expanded {
-		return "value of " + written + " is not right"
+		return written + " stands for something else"
 	}
 	return written + " is " + kindOf(n)
 }
@@ -757,15 +771,9 @@ func (f field) needs() string {
 	return "for example " + f.name + ": " + f.example
 }
 
-// fieldCache keeps the fields of the types; types are constants of a program.
-var fieldCache sync.Map // reflect.Type → []field
-
 // fieldsOf returns the keys of a struct, those of inlined structs included,
 // in the order of the source text.
 func fieldsOf(t reflect.Type) []field {
-	if cached, ok := fieldCache.Load(t); ok {
-		return cached.([]field)
-	}
 	if t.Kind() != reflect.Struct {
 		panic(fmt.Sprintf("config: %v is not a struct", t))
 	}
@@ -799,6 +807,5 @@ func fieldsOf(t reflect.Type) []field {
 		}
 		all = append(all, f)
 	}
-	fieldCache.Store(t, all)
 	return all
 }

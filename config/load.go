@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -118,12 +119,12 @@ func (doc *document) parse(data []byte) (*yaml.Node, *Problem) {
 var syntaxLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
 
 // unknownAnchor is the parser's error for an alias of nothing.
-const unknownAnchor = "unknown anchor"
+const unknownAnchor = "unknown anchor '"
 
 // syntax makes a problem of an error of the YAML parser.
 func (doc *document) syntax(data []byte, err error) *Problem {
 	text := err.Error()
-	p := &Problem{File: doc.file, Line: 1, Hint: "check indentation, colons and quotes near here"}
+	p := &Problem{File: doc.file, Line: 1, Hint: "check indentation, colons, brackets and quotes from this line on"}
 	if m := syntaxLine.FindStringSubmatch(text); m != nil {
 		if n, err := strconv.Atoi(m[1]); err == nil {
 			p.Line = n
@@ -133,13 +134,23 @@ func (doc *document) syntax(data []byte, err error) *Problem {
 	p.Line = doc.line(p.Line)
 	lines := strings.Split(string(data), "\n")
 
-	if strings.HasPrefix(text, unknownAnchor) {
+	if rest, ok := strings.CutPrefix(text, unknownAnchor); ok {
+		name, _, _ := strings.Cut(rest, "'")
+		for i, line := range lines {
+			if at := strings.Index(line, "*"+name); at >= 0 {
+				p.Line, p.Column = i+1, utf8.RuneCountInString(line[:at])+1
+				break
+			}
+		}
 		// The parser prints the name, which is the start of a secret if
 		// somebody has forgotten its quotes.
 		p.What, p.Hint = "an alias (*) names no anchor (&)", "put the text in quotes if it is not meant to be an alias"
 		return p
 	}
 	p.What = "is not YAML: " + text
+	if strings.Contains(lines[p.Line-1], "${") {
+		p.Hint = "put text with ${…} in quotes, which it needs inside of [ ] and { }"
+	}
 	// The parser is a line off, either way, when it meets a tab.
 	for n := max(1, p.Line-1); n <= min(len(lines), p.Line+1); n++ {
 		indent := lines[n-1][:len(lines[n-1])-len(strings.TrimLeft(lines[n-1], " \t"))]
@@ -189,7 +200,7 @@ func (doc *document) text(n *yaml.Node) (string, bool) {
 func (doc *document) place(root *yaml.Node, prefix string, err error) Problems {
 	var all Problems
 	leaves(err, func(err error) {
-		switch err := err.(type) {
+		switch err := err.(type) { //nolint:errorlint // leaves has unwrapped it
 		case Problems:
 			all = append(all, err...)
 		case Problem:
@@ -280,6 +291,7 @@ func (w *walker) walk(n *yaml.Node, key string, depth int) {
 	}
 	if depth > maxDepth {
 		w.unbounded = true
+		key, _, _ = strings.Cut(key, "[0][0]")
 		w.add(n, key, fmt.Sprintf("is nested more than %d levels deep", maxDepth), "")
 		return
 	}

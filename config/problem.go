@@ -9,7 +9,7 @@ import (
 )
 
 // Problem is one thing that is wrong in a configuration, and where.
-type Problem struct {
+type Problem struct { //nolint:errname // it is a value first, and an error on the way out
 	File         string
 	Line, Column int    // from 1; 0 is unknown
 	Key          string // path of the key, such as sinks[0].subject; "" is the document
@@ -47,7 +47,7 @@ func (p Problem) String() string {
 }
 
 // Problems are all the things that are wrong. As an error it is never empty.
-type Problems []Problem
+type Problems []Problem //nolint:errname // it is a list first, and an error on the way out
 
 // Error prints one problem a line.
 func (p Problems) Error() string {
@@ -80,7 +80,7 @@ func Merge(errs ...error) error {
 	var all Problems
 	for _, err := range errs {
 		leaves(err, func(err error) {
-			switch err := err.(type) {
+			switch err := err.(type) { //nolint:errorlint // leaves has unwrapped it
 			case Problems:
 				all = append(all, err...)
 			case Problem:
@@ -103,7 +103,7 @@ func leaves(err error, visit func(error)) {
 	if err == nil {
 		return
 	}
-	switch err := err.(type) {
+	switch err := err.(type) { //nolint:errorlint // wrapped ones are looked for below
 	case Problems, Problem, Invalids:
 		visit(err)
 		return
@@ -140,7 +140,7 @@ type Invalid struct {
 
 // Invalids are all the values that a Validate method does not accept. As an
 // error it is never empty.
-type Invalids []Invalid
+type Invalids []Invalid //nolint:errname // it is a list first, and an error on the way out
 
 // Add notes one value that is not accepted.
 func (i *Invalids) Add(key, what, hint string) { *i = append(*i, Invalid{key, what, hint}) }
@@ -149,7 +149,7 @@ func (i *Invalids) Add(key, what, hint string) { *i = append(*i, Invalid{key, wh
 // does not accept. A nil err adds nothing.
 func (i *Invalids) Nest(key string, err error) {
 	leaves(err, func(err error) {
-		nested, ok := err.(Invalids)
+		nested, ok := err.(Invalids) //nolint:errorlint // leaves has unwrapped it
 		if !ok {
 			i.Add(key, err.Error(), "")
 			return
@@ -218,7 +218,12 @@ func nearest(word string, known []string) string {
 	}
 	best, least := "", 1+len(word)/3
 	for _, k := range known {
-		if d := distance(word, fold(strings.ToLower(k))); d < least || d == 0 {
+		folded := fold(strings.ToLower(k))
+		d := distance(word, folded)
+		if min(len(word), len(folded)) >= 3 && (strings.HasPrefix(word, folded) || strings.HasPrefix(folded, word)) {
+			d = min(d, 1) // warning is meant as warn, conn as connections
+		}
+		if d < least {
 			best, least = k, d
 		}
 	}

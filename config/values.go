@@ -51,7 +51,8 @@ type Shape struct {
 const hidden = "***"
 
 // Secret is text that is never shown: every way of printing or encoding it
-// gives ***, or nothing where it is empty. Only Reveal returns it.
+// gives ***, or nothing where it is empty. Only Reveal returns it. (As the key
+// of a map encoding/json would write it out: do not use it as one.)
 type Secret string
 
 // Reveal returns the text itself.
@@ -188,7 +189,7 @@ func (s *Size) MarshalConfig() any {
 
 // DescribeConfig implements Value.
 func (s *Size) DescribeConfig() Shape {
-	return Shape{Type: "size", Pattern: `^[0-9]+(\.[0-9]+)? ?([KMGTkmgt]i?)?[Bb]?$`, Integer: true}
+	return Shape{Type: "size", Pattern: `^([0-9]+|[0-9]+(\.[0-9]+)? *([KMGTkmgt][Ii]?)?[Bb])$`, Integer: true}
 }
 
 // ParseDuration reads a duration: what time.ParseDuration does, and d for 24

@@ -96,4 +96,13 @@ func (p *Plan) incomplete() error {
 }
 
 // YAML prints the plan's configuration with its defaults, and without secrets.
-func (p *Plan) YAML() ([]byte, error) { return nil, nil }
+func (p *Plan) YAML() ([]byte, error) {
+	var sources, sinks [][]any
+	for _, s := range p.Sources {
+		sources = append(sources, []any{s.Settings, s.Own})
+	}
+	for _, s := range p.Sinks {
+		sinks = append(sinks, []any{s.Settings, s.Own})
+	}
+	return config.Render(p.Config, sources, sinks)
+}

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -19,16 +20,16 @@ import (
 // Config is the block of a sink of type kafka.
 type Config struct {
 	Brokers     []string `yaml:"brokers" required:"true" doc:"Brokers to start from, as host:port." example:"[kafka-0:9092, kafka-1:9092]"`
-	Topic       string   `yaml:"topic" required:"true" doc:"Topic of an event; {attribute} stands for the attribute's value, made safe for a topic's name, or none where the event lacks it." example:"upload-post.events"`
+	Topic       string   `yaml:"topic" required:"true" doc:"Topic of an event. {attribute} stands for the attribute's value, or none where the event lacks it. In a value, an underscore takes the place of what is not a letter of ASCII, digit, dot, underscore or dash." example:"upload-post.events"`
 	ContentMode string   `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the record's value. structured: the whole event in JSON."`
 	Acks        string   `yaml:"acks" enum:"all,one" doc:"Who must have written an event before it counts as delivered: all in-sync replicas, or the leader alone, which loses events when it crashes."`
 	Compression string   `yaml:"compression" enum:"none,gzip,snappy,lz4,zstd" doc:"Compression of record batches."`
 
-	Create            bool `yaml:"create" doc:"Create topics that do not exist. The brokers' own auto-creation is never used."`
-	Partitions        int  `yaml:"partitions" doc:"Partitions of a topic that is created; -1 is the brokers' default."`
-	ReplicationFactor int  `yaml:"replication_factor" doc:"Replicas of a topic that is created; -1 is the brokers' default."`
+	Create            bool `yaml:"create" doc:"Create topics that do not exist. The brokers' own auto-creation is never used: it fails the first write."`
+	Partitions        int  `yaml:"partitions" doc:"Partitions of a topic that is created; -1 leaves it to the brokers (num.partitions). Choose well: a key moves to another partition when the number changes later."`
+	ReplicationFactor int  `yaml:"replication_factor" doc:"Replicas of a topic that is created; -1 leaves it to the brokers (default.replication.factor)."`
 
-	MaxMessageBytes config.Size `yaml:"max_message_bytes" doc:"Largest record, headers included; larger events become dead letters. Keep it at or below the topic's max.message.bytes."`
+	MaxMessageBytes config.Size `yaml:"max_message_bytes" doc:"Largest batch, and so largest record, with headers and before compression; larger events become dead letters. Keep it at or below the topic's max.message.bytes."`
 
 	SASL SASL       `yaml:"sasl" doc:"Authentication."`
 	TLS  config.TLS `yaml:"tls" doc:"TLS to the brokers."`
@@ -41,11 +42,13 @@ type SASL struct {
 	Password  config.Secret `yaml:"password" doc:"Password." example:"${KAFKA_PASSWORD}"`
 }
 
+const noSASL = "none"
+
 func defaults() Config {
 	return Config{
 		ContentMode: sinks.Binary, Acks: "all", Compression: "none",
-		Partitions: -1, ReplicationFactor: -1, MaxMessageBytes: 1000000,
-		SASL: SASL{Mechanism: "none"},
+		Partitions: -1, ReplicationFactor: -1, MaxMessageBytes: 1 << 20,
+		SASL: SASL{Mechanism: noSASL},
 	}
 }
 
@@ -72,11 +75,13 @@ func (c Config) Validate() error {
 	if c.MaxMessageBytes < 1024 {
 		p.Add("max_message_bytes", fmt.Sprintf("%d is too small", int64(c.MaxMessageBytes)), "use 1KiB or more")
 	}
-	if c.SASL.Mechanism == "none" && c.SASL.Username != "" {
-		p.Add("sasl.mechanism", "is none beside a username", "use plain, scram-sha-256 or scram-sha-512")
-	}
-	if c.SASL.Mechanism != "none" && c.SASL.Username == "" {
+	switch {
+	case c.SASL.Mechanism == noSASL && (c.SASL.Username != "" || c.SASL.Password != ""):
+		p.Add("sasl.mechanism", "is none beside a username or password", "use plain, scram-sha-256 or scram-sha-512")
+	case c.SASL.Mechanism != noSASL && c.SASL.Username == "":
 		p.Add("sasl.username", "is missing", "name the user")
+	case c.SASL.Mechanism != noSASL && c.SASL.Password == "":
+		p.Add("sasl.password", "is missing", "for example ${KAFKA_PASSWORD}")
 	}
 	c.TLS.Check("tls", &p)
 	return p.Err()
@@ -90,17 +95,20 @@ func checkTopic(text string) (what, hint string) {
 	}
 	t, err := event.ParseTemplate(text)
 	if err != nil {
-		return err.Error(), ""
+		if e, ok := errors.AsType[*event.TemplateError](err); ok {
+			return fmt.Sprintf("%q has, at offset %d, %s", text, e.Offset, e.What), e.Hint
+		}
+		return err.Error(), example
 	}
 	// Without its attributes, the rest must be legal as it stands.
 	literal := strings.NewReplacer("{", "", "}", "").Replace(text)
 	switch {
-	case literal != safeTopic(literal):
+	case literal != "" && literal != safeTopic(literal):
 		return fmt.Sprintf("%q has a character that a topic may not have", text), "use letters, digits, dot, underscore and dash, " + example
 	case t.Static() && (text == "." || text == ".."):
 		return fmt.Sprintf("%q is not a name for a topic", text), example
-	case len(text) > maxTopic:
-		return fmt.Sprintf("is longer than %d", maxTopic), example
+	case t.Static() && len(text) > maxTopic:
+		return fmt.Sprintf("is longer than %d characters", maxTopic), example
 	}
 	return "", ""
 }
@@ -111,6 +119,9 @@ const maxTopic = 249
 // safeTopic makes a value part of a topic's name: what a name may not hold
 // becomes an underscore.
 func safeTopic(value string) string {
+	if value == "" {
+		return "_"
+	}
 	return strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-' {
 			return r
@@ -141,5 +152,5 @@ func (s SASL) mechanism() (sasl.Mechanism, error) {
 	case "scram-sha-512":
 		return scram.Mechanism(scram.SHA512, s.Username, s.Password.Reveal())
 	}
-	return nil, nil
+	return nil, nil //nolint:nilnil // nil is what the client takes for "no SASL"
 }

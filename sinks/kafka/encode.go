@@ -37,12 +37,13 @@ func encode(ctx context.Context, e event.Event, mode, topic string) (record, err
 	return r, nil
 }
 
-// size is at most how many bytes the record takes on the wire, uncompressed:
-// its parts, and a few bytes of lengths for each.
+// size is at most how many bytes a batch takes on the wire that holds nothing
+// but this record, uncompressed: the frame of a batch and of a record, and the
+// record's parts with a length before each.
 func (r record) size() int {
-	n := len(r.key) + len(r.value) + 70
+	n := 90 + len(r.key) + len(r.value)
 	for _, h := range r.headers {
-		n += len(h.Key) + len(h.Value) + 6
+		n += 8 + len(h.Key) + len(h.Value)
 	}
 	return n
 }

@@ -1,16 +1,23 @@
-// Package kafka delivers events to Apache Kafka. A record's key is the event's
+// Package kafka delivers events to Apache Kafka, and to what speaks its
+// protocol.
+//
+// Records follow the Kafka binding of CloudEvents. A record's key is the event's
 // partition key, hashed as the Java client does, so that the events of one
 // profile share a partition and keep their order. Records carry no sequence
-// numbers: after a lost answer an event may be in the topic twice, with the
-// same CloudEvents id, by which consumers drop the repeat.
+// numbers: after a lost answer an event may be in the topic twice, with the same
+// CloudEvents source and id, by which consumers drop the repeat.
+//
+// An event becomes a dead letter if it is over max_message_bytes or the topic's
+// own limit, and, where topic has attributes in it, if its topic does not exist
+// (and create is false), has no possible name, or may not be written to.
+// Everything else is tried again.
 package kafka
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
+	"net"
 	"sync"
 	"time"
 
@@ -22,12 +29,13 @@ import (
 )
 
 const (
-	// metadataTTL is at most how long a change of leaders goes unnoticed.
-	metadataTTL = 2 * time.Second
-	// produceTimeout is how long the brokers may take to acknowledge.
-	produceTimeout = 10 * time.Second
-	// maxBatchBytes bounds a request; brokers take 1 MiB unless told otherwise.
-	maxBatchBytes = 900_000
+	// metadataTTL is at most how long the client's picture of the cluster
+	// stands unasked. After a failure a new one is made at once.
+	metadataTTL = 5 * time.Second
+	dialTimeout = 5 * time.Second
+	// requestTimeout is how long the brokers may take to answer; half of it
+	// is what they are told.
+	requestTimeout = 10 * time.Second
 	// maxRequests is how many partitions are written to at once.
 	maxRequests = 16
 )
@@ -42,46 +50,70 @@ func Kind() sinks.Kind {
 // It does without kafka-go's Writer, whose queue, timer and retries hide what
 // became of a record. A batch is sorted by partition, and each partition's
 // records go in one request, without a timer: what has gathered while the last
-// batch was on its way goes next. Of one partition there is one request on its
-// way, and when it fails, all of its records failed: so order holds for each
-// key.
+// batch was on its way goes next.
+//
+// Order: a key has one partition, of one partition there is one request on its
+// way, and a request is stored whole or not at all. When one fails, all of its
+// records count as failed, and those behind it in that partition are not sent.
+// A key moves only when somebody adds partitions.
+//
+// The client keeps its own picture of the cluster, and connections that may be
+// dead without its knowing. Neither can be asked for, so after any failure both
+// are thrown away before the next attempt.
 type Sink struct {
 	config    Config
 	log       *zap.Logger
 	topic     event.Template
+	conns     *conns
 	transport *kafka.Transport
 	client    *kafka.Client
-	spread    int // next partition for events without a key
-	closed    context.Context
-	close     context.CancelFunc
+	balancer  kafka.Murmur2Balancer
+
+	life context.Context // ends with Close
+	end  context.CancelFunc
+
+	mu    sync.Mutex // held by Deliver, which Close waits for
+	turn  int        // whose turn it is among the partitions, for events without a key
+	stale bool       // the last attempt failed
+	fresh bool       // the client's picture is from this attempt
 }
 
 func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	topic, err := event.ParseTemplate(c.Topic)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("topic: %w", err)
 	}
-	s := &Sink{config: c, log: env.Log, topic: topic}
-	if s.transport, err = newTransport(c, env); err != nil {
-		return nil, err
+	s := &Sink{config: c, log: env.Log, topic: topic, balancer: kafka.Murmur2Balancer{Consistent: true}}
+	if s.log == nil {
+		s.log = zap.NewNop()
 	}
-	s.client = &kafka.Client{Addr: kafka.TCP(c.Brokers...), Timeout: produceTimeout, Transport: s.transport}
-	s.closed, s.close = context.WithCancel(context.Background())
+	if env.Dial == nil {
+		env.Dial = (&net.Dialer{}).DialContext
+	}
+	s.conns = &conns{dial: env.Dial, open: map[*tracked]struct{}{}}
+	s.life, s.end = context.WithCancel(context.Background()) //nolint:contextcheck // longer than ctx, until Close
+	if s.transport, err = s.newTransport(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.client = &kafka.Client{Addr: kafka.TCP(c.Brokers...), Timeout: requestTimeout, Transport: s.transport}
 	if err := s.check(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func newTransport(c Config, env sinks.Env) (*kafka.Transport, error) {
-	t := &kafka.Transport{ClientID: "postwire/" + env.Name, Dial: env.Dial, DialTimeout: 5 * time.Second, MetadataTTL: metadataTTL}
-	var err error
-	if c.TLS.Enabled {
-		if t.TLS, err = c.TLS.Config(); err != nil {
-			return nil, err
-		}
+func (s *Sink) newTransport() (*kafka.Transport, error) {
+	t := &kafka.Transport{
+		ClientID: "postwire", Dial: s.conns.Dial, DialTimeout: dialTimeout, MetadataTTL: metadataTTL, Context: s.life,
 	}
-	if t.SASL, err = c.SASL.mechanism(); err != nil {
+	if s.topic.Static() {
+		t.MetadataTopics = []string{s.topic.String()} // and not all that the cluster has
+	}
+	var err error
+	if t.TLS, err = s.config.TLS.Config(); err != nil {
+		return nil, err
+	}
+	if t.SASL, err = s.config.SASL.mechanism(); err != nil {
 		return nil, fmt.Errorf("sasl: %w", err)
 	}
 	return t, nil
@@ -90,95 +122,33 @@ func newTransport(c Config, env sinks.Env) (*kafka.Transport, error) {
 // check makes sure that the brokers answer, and that the topic is there where
 // all events go to one.
 func (s *Sink) check(ctx context.Context) error {
-	name := ""
+	s.fresh = true
+	var err error
 	if s.topic.Static() {
-		name = s.topic.String()
+		_, err = s.destination(ctx, s.topic.String())
+	} else {
+		_, err = s.lookUp(ctx)
 	}
-	partitions, err := s.partitions(ctx, name)
-	if err != nil {
-		return err
-	}
-	if name == "" || len(partitions) > 0 {
-		return nil
-	}
-	if !s.config.Create {
-		return s.missing(name)
-	}
-	return s.create(ctx, name)
+	return err
 }
 
-func (s *Sink) missing(topic string) error {
-	return fmt.Errorf("topic %s does not exist on %s: create it, or set create: true", topic, strings.Join(s.config.Brokers, ","))
+// reset throws away the client's connections and its picture of the cluster.
+// Nothing may be on its way that is still waited for.
+func (s *Sink) reset() {
+	s.conns.closeAll()
+	if s.transport != nil {
+		s.transport.CloseIdleConnections()
+	}
+	s.stale, s.fresh = false, true
 }
 
-// partitions returns the partitions of a topic that have a leader, as the
-// cluster's metadata had it a moment ago; none where the topic does not exist.
-func (s *Sink) partitions(ctx context.Context, topic string) ([]int, error) {
-	req := &kafka.MetadataRequest{Topics: []string{}}
-	if topic != "" {
-		req.Topics = append(req.Topics, topic)
-	}
-	m, err := s.client.Metadata(ctx, req)
-	if err != nil {
-		return nil, fmt.Errorf("asking %s for metadata: %w", strings.Join(s.config.Brokers, ","), err)
-	}
-	for _, t := range m.Topics {
-		if t.Name != topic {
-			continue
-		}
-		if t.Error != nil && !errors.Is(t.Error, kafka.UnknownTopicOrPartition) {
-			return nil, fmt.Errorf("topic %s: %w", topic, t.Error)
-		}
-		// A key must not move while a partition is without a leader: all
-		// partitions count.
-		ids := make([]int, len(t.Partitions))
-		for i, p := range t.Partitions {
-			ids[i] = p.ID
-		}
-		slices.Sort(ids)
-		return ids, nil
-	}
-	return nil, nil
-}
-
-// create makes a topic, and waits until it has leaders to write to: a write
-// right after the creation is refused by a real broker.
-func (s *Sink) create(ctx context.Context, topic string) error {
-	resp, err := s.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
-		Topic: topic, NumPartitions: s.config.Partitions, ReplicationFactor: s.config.ReplicationFactor,
-	}}})
-	if err == nil {
-		err = resp.Errors[topic]
-	}
-	if err != nil && !errors.Is(err, kafka.TopicAlreadyExists) {
-		return fmt.Errorf("creating topic %s: %w", topic, err)
-	}
-	if err == nil {
-		s.log.Info("topic created", zap.String("topic", topic))
-	}
-	retry := time.NewTicker(20 * time.Millisecond)
-	defer retry.Stop()
-	for {
-		partitions, err := s.partitions(ctx, topic)
-		if err == nil && len(partitions) > 0 {
-			return nil
-		}
-		select {
-		case <-retry.C:
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the new topic %s: %w", topic, errors.Join(err, ctx.Err()))
-		}
-	}
-}
-
-// exists asks the cluster, past all caches, whether a topic is there.
-func (s *Sink) exists(ctx context.Context, topic string) (bool, error) {
-	fresh := &kafka.Transport{ClientID: s.transport.ClientID, Dial: s.transport.Dial, DialTimeout: s.transport.DialTimeout, TLS: s.transport.TLS, SASL: s.transport.SASL}
-	defer fresh.CloseIdleConnections()
-	again := *s
-	again.client = &kafka.Client{Addr: s.client.Addr, Timeout: s.client.Timeout, Transport: fresh}
-	partitions, err := again.partitions(ctx, topic)
-	return len(partitions) > 0, err
+// Close implements sinks.Sink.
+func (s *Sink) Close() error {
+	s.end()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reset()
+	return nil
 }
 
 // target is one partition of a topic.
@@ -189,154 +159,162 @@ type target struct {
 
 // Deliver implements sinks.Sink.
 func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.life.Err() != nil {
+		return net.ErrClosed
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.closed, cancel)()
-
-	errs := make([]error, len(batch))
-	records := make([]record, len(batch))
-	topics := map[string]topicState{}
-	var order []target
-	byTarget := map[target][]int{} // indexes of records, in order
-	for i, e := range batch {
-		topic := s.topic.Expand(e, safeTopic)
-		state, known := topics[topic]
-		if !known {
-			state = s.lookUp(ctx, topic)
-			topics[topic] = state
-		}
-		if errs[i] = state.err; errs[i] != nil {
-			continue
-		}
-		if records[i], errs[i] = encode(ctx, e, s.config.ContentMode, topic); errs[i] != nil {
-			errs[i] = sinks.Permanent(sinks.ReasonInvalid, errs[i])
-			continue
-		}
-		if n := records[i].size(); n > int(s.config.MaxMessageBytes) {
-			errs[i] = sinks.Permanent(sinks.ReasonTooLarge, fmt.Errorf("the record has %d bytes, max_message_bytes is %d", n, int64(s.config.MaxMessageBytes)))
-			continue
-		}
-		to := target{topic, s.partition(records[i].key, state.partitions)}
-		if byTarget[to] == nil {
-			order = append(order, to)
-		}
-		byTarget[to] = append(byTarget[to], i)
+	defer context.AfterFunc(s.life, cancel)()
+	s.fresh = false
+	if s.stale {
+		s.reset()
 	}
 
+	d := &delivery{sink: s, records: make([]record, len(batch)), errs: make([]error, len(batch))}
+	queues := d.sort(ctx, batch)
 	slots := make(chan struct{}, maxRequests)
 	var requests sync.WaitGroup
-	for _, to := range order {
-		slots <- struct{}{}
+	for _, q := range queues {
+		slots <- struct{}{} // each ends with ctx, or when its time is up
 		requests.Go(func() {
 			defer func() { <-slots }()
-			s.writeAll(ctx, to, byTarget[to], records, errs)
+			d.writeAll(ctx, q.to, q.indexes)
 		})
 	}
 	requests.Wait()
-	return sinks.Outcome(errs)
-}
-
-// topicState is where the records of a topic can go.
-type topicState struct {
-	partitions []int
-	err        error
-}
-
-// lookUp finds the partitions of a topic, and creates it where that is asked
-// for. A topic that is missing may come back, so that events wait for it; only
-// where each event has a topic of its own, and this one is known not to exist,
-// the event is refused, so that it does not hold up the others.
-func (s *Sink) lookUp(ctx context.Context, topic string) topicState {
-	if topic == "." || topic == ".." || len(topic) > maxTopic {
-		return topicState{err: sinks.Permanent(sinks.ReasonInvalid, fmt.Errorf("%q is not a name for a topic", topic))}
-	}
-	partitions, err := s.partitions(ctx, topic)
-	if err == nil && len(partitions) == 0 && s.config.Create {
-		if err = s.create(ctx, topic); err == nil {
-			partitions, err = s.partitions(ctx, topic)
+	for _, err := range d.errs {
+		if _, refused := sinks.IsPermanent(err); err != nil && !refused {
+			s.stale = true
 		}
 	}
-	if err != nil {
-		return topicState{err: s.classify(topic, err)}
-	}
-	if len(partitions) > 0 {
-		return topicState{partitions: partitions}
-	}
-	if !s.topic.Static() && !s.config.Create {
-		if there, err := s.exists(ctx, topic); err == nil && !there {
-			return topicState{err: sinks.Permanent(sinks.ReasonNoDestination, s.missing(topic))}
-		}
-	}
-	return topicState{err: s.missing(topic)}
+	return sinks.Outcome(d.errs)
 }
 
-// partition chooses as the Java client does: by the key's hash, and where
-// there is no key by turns.
-func (s *Sink) partition(key []byte, partitions []int) int {
-	if key == nil {
-		s.spread++
-		return partitions[s.spread%len(partitions)]
+// delivery is one call of Deliver.
+type delivery struct {
+	sink    *Sink
+	records []record
+	errs    []error // what became of each; each index is one goroutine's
+}
+
+// queue holds the records of one partition by their indexes, in order.
+type queue struct {
+	to      target
+	indexes []int
+}
+
+// sort encodes the events and sorts them by partition.
+func (d *delivery) sort(ctx context.Context, batch []event.Event) []*queue {
+	type place struct {
+		partitions
+		err error
 	}
-	return kafka.Murmur2Balancer{Consistent: true}.Balance(kafka.Message{Key: key}, partitions...)
+	s := d.sink
+	places := map[string]place{}
+	var queues []*queue
+	byTarget := map[target]*queue{}
+	s.turn++
+	for i, e := range batch {
+		topic := s.topic.Expand(e, safeTopic)
+		p, known := places[topic]
+		if !known {
+			p.partitions, p.err = s.destination(ctx, topic)
+			places[topic] = p
+		}
+		if d.errs[i] = p.err; p.err != nil {
+			continue
+		}
+		r, err := encode(ctx, e, s.config.ContentMode, topic)
+		if err != nil {
+			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
+			continue
+		}
+		if n := r.size(); n > int(s.config.MaxMessageBytes) {
+			d.errs[i] = sinks.Permanent(sinks.ReasonTooLarge, fmt.Errorf("the record has about %d bytes, max_message_bytes is %d", n, int64(s.config.MaxMessageBytes)))
+			continue
+		}
+		d.records[i] = r
+		to := target{topic, s.partition(r.key, p.partitions)}
+		q := byTarget[to]
+		if q == nil {
+			q = &queue{to: to}
+			byTarget[to] = q
+			queues = append(queues, q)
+		}
+		q.indexes = append(q.indexes, i)
+	}
+	return queues
+}
+
+// partition chooses as the Java client does: by the key's hash; without a key,
+// one partition for the whole batch, and the next one for the next.
+func (s *Sink) partition(key []byte, p partitions) int {
+	if key != nil {
+		return s.balancer.Balance(kafka.Message{Key: key}, p.all...)
+	}
+	if len(p.led) > 0 {
+		return p.led[s.turn%len(p.led)]
+	}
+	return p.all[s.turn%len(p.all)]
 }
 
 // writeAll writes the records of one partition, in as many requests as their
 // size asks for, one after another. A failure holds back all that is behind it.
-func (s *Sink) writeAll(ctx context.Context, to target, indexes []int, records []record, errs []error) {
+func (d *delivery) writeAll(ctx context.Context, to target, indexes []int) {
 	for len(indexes) > 0 {
 		n, size := 0, 0
-		for n < len(indexes) && (n == 0 || size+records[indexes[n]].size() <= maxBatchBytes) {
-			size += records[indexes[n]].size()
+		for n < len(indexes) && (n == 0 || size+d.records[indexes[n]].size() <= int(d.sink.config.MaxMessageBytes)) {
+			size += d.records[indexes[n]].size()
 			n++
 		}
-		chunk := indexes[:n]
-		indexes = indexes[n:]
-		if !s.write(ctx, to, chunk, records, errs) {
-			for _, i := range indexes {
-				errs[i] = fmt.Errorf("held back behind an event of its partition: %w", errs[chunk[len(chunk)-1]])
-			}
+		if err := d.write(ctx, to, indexes[:n]); err != nil {
+			d.hold(indexes[n:], err)
 			return
 		}
+		indexes = indexes[n:]
 	}
 }
 
-// write writes records in one request, and reports whether those behind them
-// may follow. A batch that the broker refuses for a record in it is halved
-// until the record is found.
-func (s *Sink) write(ctx context.Context, to target, indexes []int, records []record, errs []error) bool {
-	err := s.produce(ctx, to, indexes, records)
-	if guilty(err) != "" && len(indexes) > 1 {
-		half := len(indexes) / 2
-		if s.write(ctx, to, indexes[:half], records, errs) {
-			return s.write(ctx, to, indexes[half:], records, errs)
-		}
-		for _, i := range indexes[half:] {
-			errs[i] = fmt.Errorf("held back behind an event of its partition: %w", errs[indexes[half-1]])
-		}
-		return false
-	}
+// write writes records in one request. Its error is why those behind them must
+// wait. A batch that the broker refuses for a record in it is halved until the
+// record is found.
+func (d *delivery) write(ctx context.Context, to target, indexes []int) error {
+	err := d.sink.produce(ctx, to, d.records, indexes)
 	if err == nil {
-		return true
+		return nil
 	}
-	err = s.classify(to.topic, err)
-	_, refused := sinks.IsPermanent(err)
+	if half := len(indexes) / 2; guilty(err) != "" && half > 0 {
+		if err := d.write(ctx, to, indexes[:half]); err != nil {
+			d.hold(indexes[half:], err)
+			return err
+		}
+		return d.write(ctx, to, indexes[half:])
+	}
+	err = d.sink.classify(to.topic, err)
 	for _, i := range indexes {
-		errs[i] = err
+		d.errs[i] = err
 	}
-	return refused
+	if _, refused := sinks.IsPermanent(err); refused {
+		return nil
+	}
+	return err
 }
 
-func (s *Sink) produce(ctx context.Context, to target, indexes []int, records []record) error {
+func (d *delivery) hold(indexes []int, err error) {
+	for _, i := range indexes {
+		d.errs[i] = fmt.Errorf("held back behind an event of its partition: %w", err)
+	}
+}
+
+func (s *Sink) produce(ctx context.Context, to target, records []record, indexes []int) error {
 	batch := make([]kafka.Record, len(indexes))
 	for k, i := range indexes {
-		r := records[i]
-		batch[k] = kafka.Record{Value: kafka.NewBytes(r.value), Headers: r.headers}
-		if r.key != nil {
-			batch[k].Key = kafka.NewBytes(r.key)
+		batch[k] = kafka.Record{
+			Key: kafka.NewBytes(records[i].key), Value: kafka.NewBytes(records[i].value), Headers: records[i].headers,
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, produceTimeout)
-	defer cancel()
 	resp, err := s.client.Produce(ctx, &kafka.ProduceRequest{
 		Topic: to.topic, Partition: to.partition, RequiredAcks: s.config.acks(),
 		Records: kafka.NewRecordReader(batch...), Compression: s.config.compression(),
@@ -345,7 +323,7 @@ func (s *Sink) produce(ctx context.Context, to target, indexes []int, records []
 		err = resp.Error
 	}
 	if err != nil {
-		return fmt.Errorf("writing to %s, partition %d: %w", to.topic, to.partition, err)
+		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, err)
 	}
 	return nil
 }
@@ -363,25 +341,19 @@ func guilty(err error) sinks.Reason {
 
 // classify says whether an event was refused for what it is. All else passes:
 // brokers come back, leaders are elected, topics are made again, and of a lost
-// answer nobody knows what it was.
+// answer nobody knows what it was. Where all events go to one topic, what is
+// wrong with the topic is no event's fault.
 func (s *Sink) classify(topic string, err error) error {
 	if reason := guilty(err); reason != "" {
 		return sinks.Permanent(reason, err)
 	}
 	switch {
-	case errors.Is(err, kafka.InvalidTopic):
+	case errors.Is(err, kafka.InvalidTopic) && !s.topic.Static():
 		return sinks.Permanent(sinks.ReasonInvalid, err)
 	case errors.Is(err, kafka.TopicAuthorizationFailed) && !s.topic.Static():
 		return sinks.Permanent(sinks.ReasonUnauthorized, err)
 	case errors.Is(err, kafka.UnknownTopicOrPartition) && !s.config.Create:
-		return fmt.Errorf("%w (%w)", err, s.missing(topic))
+		return fmt.Errorf("%w: %w", s.missing(topic), err)
 	}
 	return err
-}
-
-// Close implements sinks.Sink.
-func (s *Sink) Close() error {
-	s.close()
-	s.transport.CloseIdleConnections()
-	return nil
 }

@@ -1,7 +1,10 @@
 package nats
 
 import (
+	"errors"
 	"fmt"
+	"net/url"
+	"os"
 	"strings"
 
 	"github.com/postwire/postwire/config"
@@ -18,18 +21,18 @@ const (
 // Config is the block of a sink of type nats.
 type Config struct {
 	URL         string `yaml:"url" doc:"Server, or several of one cluster separated by commas." example:"nats://a:4222,nats://b:4222"`
-	Subject     string `yaml:"subject" required:"true" doc:"Subject of an event; {attribute} stands for the attribute's value, made safe for one token, or none where the event lacks it." example:"events.{platform}.{outcome}"`
-	Mode        string `yaml:"mode" enum:"jetstream,core" doc:"jetstream: stored by a stream, which acknowledges each event. core: given to whoever listens at that moment."`
-	Stream      string `yaml:"stream" doc:"Stream that takes the subjects; needed in mode jetstream. It is checked before the first event." example:"EVENTS"`
-	Create      bool   `yaml:"create" doc:"Create the stream where it does not exist: kept on disk, for the subjects of subject."`
+	Subject     string `yaml:"subject" required:"true" doc:"Subject of an event. {attribute} stands for the attribute's value, or none where the event lacks it. In a value, an underscore takes the place of dots, wildcards, $, spaces and control characters, so that a value is always one token." example:"events.{platform}.{outcome}"`
+	Mode        string `yaml:"mode" enum:"jetstream,core" doc:"jetstream: stored by a stream, which acknowledges each event. core: given to whoever listens at that moment; an event counts as delivered when the server has read it."`
+	Stream      string `yaml:"stream" doc:"Stream that takes the subjects; needed in mode jetstream. It is looked up before the first event." example:"EVENTS"`
+	Create      bool   `yaml:"create" doc:"Create the stream where it does not exist: kept on disk, for the subjects of subject with * in place of attributes."`
 	ContentMode string `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the message. structured: the whole event in JSON."`
-	Window      int    `yaml:"window" doc:"Most events waiting for the stream's acknowledgement at once, 1 to 10000. Of one partition key there is never more than one."`
+	Window      int    `yaml:"window" doc:"Most events waiting for the stream's acknowledgement at once, 1 to 10000. Of one partition key there is never more than one. Without effect in mode core."`
 
 	CredentialsFile string        `yaml:"credentials_file" doc:"File of a user's JWT and key, as made by nsc." example:"/etc/postwire/nats.creds"`
 	NKeyFile        string        `yaml:"nkey_file" doc:"File of a user's NKey seed." example:"/etc/postwire/nats.nk"`
 	User            string        `yaml:"user" doc:"User name."`
-	Password        config.Secret `yaml:"password" doc:"Password of user."`
-	Token           config.Secret `yaml:"token" doc:"Token, where the server asks for one."`
+	Password        config.Secret `yaml:"password" doc:"Password of user." example:"${NATS_PASSWORD}"`
+	Token           config.Secret `yaml:"token" doc:"Token, where the server asks for one." example:"${NATS_TOKEN}"`
 	TLS             config.TLS    `yaml:"tls" doc:"TLS to the server."`
 }
 
@@ -40,8 +43,8 @@ func defaults() Config {
 // Validate implements config.Settings.
 func (c Config) Validate() error {
 	var p config.Invalids
-	if c.URL == "" {
-		p.Add("url", "is empty", "for example nats://localhost:4222")
+	if !validURLs(c.URL) {
+		p.Add("url", "is not a list of URLs", "for example nats://a:4222,nats://b:4222") // not shown: it may hold a password
 	}
 	if what, hint := checkSubject(c.Subject); what != "" {
 		p.Add("subject", what, hint)
@@ -50,13 +53,26 @@ func (c Config) Validate() error {
 		switch {
 		case c.Stream == "":
 			p.Add("stream", "is missing", "name the stream that takes the subjects, or set mode: core")
-		case strings.ContainsAny(c.Stream, " \t.*>/\\"):
+		case strings.ContainsAny(c.Stream, ".*>/\\") || strings.ContainsFunc(c.Stream, unsafe):
 			p.Add("stream", fmt.Sprintf("%q is not a name for a stream", c.Stream), "use no space, dot, star, > or slash, for example EVENTS")
+		}
+	} else {
+		if c.Stream != "" {
+			p.Add("stream", "has no effect in mode core", "set mode: jetstream, or remove it")
+		}
+		if c.Create {
+			p.Add("create", "has no effect in mode core", "set mode: jetstream, or remove it")
 		}
 	}
 	if c.Window < 1 || c.Window > 10000 {
 		p.Add("window", fmt.Sprintf("%d is out of range", c.Window), "use 1 to 10000")
 	}
+	c.checkLogin(&p)
+	c.TLS.Check("tls", &p)
+	return p.Err()
+}
+
+func (c Config) checkLogin(p *config.Invalids) {
 	ways := 0
 	for _, set := range []bool{c.CredentialsFile != "", c.NKeyFile != "", c.User != "", c.Token != ""} {
 		if set {
@@ -69,8 +85,47 @@ func (c Config) Validate() error {
 	if c.Password != "" && c.User == "" {
 		p.Add("user", "is missing beside password", "name the user")
 	}
-	c.TLS.Check("tls", &p)
-	return p.Err()
+	for _, f := range []struct{ key, path string }{{"credentials_file", c.CredentialsFile}, {"nkey_file", c.NKeyFile}} {
+		if f.path == "" {
+			continue
+		}
+		if _, err := os.ReadFile(f.path); err != nil {
+			p.Add(f.key, "cannot be read: "+err.Error(), "name a file that this process may read")
+		}
+	}
+}
+
+func validURLs(list string) bool {
+	for text := range strings.SplitSeq(list, ",") {
+		text = strings.TrimSpace(text)
+		if !strings.Contains(text, "://") {
+			text = "nats://" + text
+		}
+		u, err := url.Parse(text)
+		if err != nil || u.Hostname() == "" {
+			return false
+		}
+		switch u.Scheme {
+		case "nats", "tls", "ws", "wss":
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// redact hides the names and passwords in a list of URLs.
+func redact(list string) string {
+	urls := strings.Split(list, ",")
+	for i, text := range urls {
+		text = strings.TrimSpace(text)
+		if at := strings.LastIndexByte(text, '@'); at >= 0 {
+			scheme, _, _ := strings.Cut(text, "://")
+			text = scheme + "://***@" + text[at+1:]
+		}
+		urls[i] = text
+	}
+	return strings.Join(urls, ",")
 }
 
 // checkSubject says what is wrong with a template as a subject to publish to.
@@ -80,20 +135,26 @@ func checkSubject(text string) (what, hint string) {
 		return "is empty", example
 	}
 	if _, err := event.ParseTemplate(text); err != nil {
-		return err.Error(), ""
+		if e, ok := errors.AsType[*event.TemplateError](err); ok {
+			return fmt.Sprintf("%q has, at offset %d, %s", text, e.Offset, e.What), e.Hint
+		}
+		return err.Error(), example
 	}
 	for token := range strings.SplitSeq(text, ".") {
 		switch {
 		case token == "":
-			return fmt.Sprintf("%q has an empty token", text), "put one dot between two tokens, " + example
+			return fmt.Sprintf("%q has an empty token", text), "put one dot between two tokens, and none at the ends, " + example
 		case strings.ContainsAny(token, "*>"):
 			return fmt.Sprintf("%q has a wildcard, and an event is published to one subject", text), "use an attribute in its place, " + example
 		case strings.ContainsFunc(token, unsafe):
-			return fmt.Sprintf("%q has a character that a subject may not have", text), example
+			return fmt.Sprintf("%q has a space or another character that a subject may not have", text), example
 		}
 	}
 	if strings.HasPrefix(text, "$") {
 		return fmt.Sprintf("%q begins with $, which is the server's own", text), example
+	}
+	if len(text) > maxSubject {
+		return fmt.Sprintf("is longer than %d bytes", maxSubject), example
 	}
 	return "", ""
 }
@@ -123,13 +184,21 @@ func overlap(a, b string) bool {
 	return len(as) == len(bs)
 }
 
-func unsafe(r rune) bool { return r <= ' ' || r == 0x7f || r == '\uFFFD' }
+// maxSubject is the longest subject that is sent. A server that reads a longer
+// line than its max_control_line, 4096 bytes unless set, ends the connection,
+// and one event would then hold up all others for ever.
+const maxSubject = 2048
 
-// safeToken makes a value one token of a subject: whatever would end the token
-// or be a wildcard becomes an underscore.
+func unsafe(r rune) bool { return r <= ' ' || r >= 0x7f && r <= 0xa0 || r == '\uFFFD' }
+
+// safeToken makes a value one token of a subject: whatever would end the token,
+// be a wildcard, or reach for the server's own subjects becomes an underscore.
 func safeToken(value string) string {
+	if value == "" {
+		return "_"
+	}
 	return strings.Map(func(r rune) rune {
-		if unsafe(r) || r == '.' || r == '*' || r == '>' || r >= 0x80 && r <= 0xa0 {
+		if unsafe(r) || strings.ContainsRune(".*>$", r) {
 			return '_'
 		}
 		return r

@@ -1,15 +1,21 @@
 // Package stdout writes events to the standard output of the process: one
 // CloudEvent in JSON a line, or a short line for people. It is meant for trying
-// things out and for containers whose output is collected.
+// things out, and for containers whose output is collected.
+//
+// A line counts as delivered when it is written. An event in JSON always fits
+// one line; a line that a failure broke off is ended before the next one begins.
 package stdout
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"sync"
+	"unicode"
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
@@ -34,62 +40,160 @@ func defaults() Config { return Config{Format: formatJSON} }
 // Kind is the sink of type stdout.
 func Kind() sinks.Kind { return KindTo(os.Stdout) }
 
-// KindTo is the sink of type stdout, writing to w. A write that is partly done
-// when it fails is repeated whole.
+// KindTo is the sink of type stdout, writing to w.
 func KindTo(w io.Writer) sinks.Kind {
 	return sinks.Define("stdout", "Standard output of the process, a line an event.", defaults,
 		func(_ context.Context, c Config, _ sinks.Env) (sinks.Sink, error) {
-			return &Sink{format: c.Format, out: w}, nil
+			return &Sink{format: c.Format, out: w, idle: make(chan struct{}, 1), closed: make(chan struct{})}, nil
 		})
 }
 
 // Sink implements sinks.Sink.
+//
+// A pipe that nobody reads blocks its writer, and a blocked write cannot be
+// called back. So the writing is done beside Deliver, which can then leave; the
+// next one waits until that write is over, or lines would mix.
 type Sink struct {
 	format string
 	out    io.Writer
+	idle   chan struct{} // holds a token while somebody writes
+	torn   bool          // the last line has no end; belongs to who writes
+
+	close  sync.Once
+	closed chan struct{}
 }
 
 // Deliver implements sinks.Sink.
 func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-s.closed:
+		return errClosed
+	default:
+	}
 	errs := make([]error, len(batch))
+	lines := make([][]byte, len(batch))
 	for i, e := range batch {
-		if err := ctx.Err(); err != nil {
-			errs[i] = err
-			continue
-		}
 		line, err := s.line(ctx, e)
 		if err != nil {
 			errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue
 		}
-		if _, err := s.out.Write(append(line, '\n')); err != nil {
-			// What is behind it waits, so that lines keep their order.
-			for k := i; k < len(batch); k++ {
+		lines[i] = line
+	}
+	written := make(chan []error, 1)
+	select {
+	case s.idle <- struct{}{}:
+		go func() {
+			defer func() { <-s.idle }()
+			written <- s.write(ctx, lines)
+		}()
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closed:
+		return errClosed
+	}
+	select {
+	case failed := <-written:
+		for i, err := range failed {
+			if err != nil {
+				errs[i] = err
+			}
+		}
+		return sinks.Outcome(errs)
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closed:
+		return errClosed
+	}
+}
+
+var errClosed = errors.New("the sink is closed")
+
+// write writes the lines that there are, and stops at the first failure, so
+// that what is behind it keeps its place.
+func (s *Sink) write(ctx context.Context, lines [][]byte) []error {
+	errs := make([]error, len(lines))
+	for i, line := range lines {
+		err := ctx.Err()
+		if err == nil && line != nil {
+			err = s.writeLine(line)
+		}
+		if err != nil {
+			for k := i; k < len(lines); k++ {
 				errs[k] = fmt.Errorf("writing: %w", err)
 			}
 			break
 		}
 	}
-	return sinks.Outcome(errs)
+	return errs
 }
 
-func (s *Sink) line(ctx context.Context, e event.Event) ([]byte, error) {
-	if s.format == formatJSON {
-		m, err := sinks.Encode(ctx, e, sinks.Structured)
-		// The payload may hold line breaks between its values; JSON has none
-		// inside of them.
-		return bytes.ReplaceAll(bytes.ReplaceAll(m.Body, []byte("\n"), []byte(" ")), []byte("\r"), []byte(" ")), err
-	}
-	var parts []string
-	for _, name := range []string{event.RecordedTime, "type", "subject", event.Outcome, "id"} {
-		if v, ok := e.Attribute(name); ok {
-			parts = append(parts, v)
-		} else if name != event.Outcome {
-			parts = append(parts, "-")
+func (s *Sink) writeLine(line []byte) error {
+	if s.torn {
+		if _, err := s.out.Write([]byte("\n")); err != nil {
+			return err
 		}
+		s.torn = false
 	}
-	return []byte(strings.Join(parts, "  ")), nil
+	n, err := s.out.Write(line)
+	if err == nil && n < len(line) {
+		err = io.ErrShortWrite
+	}
+	s.torn = err != nil && n > 0
+	return err
 }
 
-// Close implements sinks.Sink.
-func (s *Sink) Close() error { return nil }
+// line is an event as it is printed, with its end.
+func (s *Sink) line(ctx context.Context, e event.Event) ([]byte, error) {
+	if s.format == formatText {
+		return []byte(text(e) + "\n"), nil
+	}
+	m, err := sinks.Encode(ctx, e, sinks.Structured)
+	if err != nil {
+		return nil, err
+	}
+	// The payload may have line breaks between its values; JSON has none
+	// inside of them.
+	line := bytes.Map(func(r rune) rune {
+		if r == '\n' || r == '\r' {
+			return ' '
+		}
+		return r
+	}, m.Body)
+	return append(line, '\n'), nil
+}
+
+// text is one line for people: time, type, subject, outcome, id.
+func text(e event.Event) string {
+	var parts []string
+	for _, names := range [][]string{{"time", event.RecordedTime}, {"type"}, {"subject"}, {event.Outcome}, {"id"}} {
+		part := "-"
+		for _, name := range names {
+			if v, ok := e.Attribute(name); ok {
+				part = printable(v)
+				break
+			}
+		}
+		parts = append(parts, part)
+	}
+	return strings.Join(parts, "  ")
+}
+
+// printable keeps a value from moving the cursor or coloring the terminal.
+func printable(value string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, value)
+}
+
+// Close implements sinks.Sink. What is being written may still appear.
+func (s *Sink) Close() error {
+	s.close.Do(func() { close(s.closed) })
+	return nil
+}

@@ -1,0 +1,569 @@
+package config
+
+import (
+	"bytes"
+	"encoding"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// KindDoc is what the schema and the reference page say about one kind of
+// source or sink.
+type KindDoc struct {
+	Name    string // value of type
+	Summary string // one line
+	Values  []any  // structs, with defaults, whose keys the kind has
+	Example string // YAML that the page shows; may be empty
+}
+
+// Field is the description of one key.
+type Field struct {
+	Key      string
+	Type     string // for people: "duration", "list of text"
+	Default  string // as it would be written; "" is none
+	Doc      string
+	Example  string
+	Enum     []string
+	Required bool
+	Fields   []Field // of the mapping, or of each mapping of the list
+
+	typ reflect.Type
+}
+
+// Describe returns what is known of the keys of structs, in order. The
+// defaults are the values that the structs hold.
+func Describe(values ...any) []Field {
+	var all []Field
+	for _, value := range values {
+		all = append(all, describe(reflect.Indirect(reflect.ValueOf(value)), true)...)
+	}
+	return all
+}
+
+// describe returns the keys of a struct. Without defaults are the structs
+// that exist only where they are written: there a zero is not a default but
+// a value that nobody has chosen yet.
+func describe(v reflect.Value, defaults bool) []Field {
+	var all []Field
+	for _, f := range fieldsOf(v.Type()) {
+		value := v.FieldByIndex(f.index)
+		d := Field{
+			Key: f.name, Type: typeWords(f.typ), Doc: f.doc, Example: f.example,
+			Enum: f.enum, Required: f.required, typ: f.typ,
+		}
+		if defaults && !f.required {
+			d.Default = defaultText(value)
+		}
+		switch inner, repeated := innerStruct(f.typ); {
+		case inner == nil:
+		case !repeated && value.Kind() == reflect.Struct:
+			d.Fields = describe(value, defaults)
+		case !repeated && value.Kind() == reflect.Pointer && !value.IsNil():
+			d.Fields = describe(value.Elem(), defaults)
+		default:
+			d.Fields = describe(reflect.New(inner).Elem(), false)
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+// innerStruct returns the struct whose keys are written for a type, nil if
+// there is none, and whether it may be written several times.
+func innerStruct(t reflect.Type) (inner reflect.Type, repeated bool) {
+	for {
+		if shape, ok := shapeOf(t); ok {
+			if !shape.Fields {
+				return nil, false
+			}
+			return t, repeated
+		}
+		switch {
+		case isScalar(t) || t == reflect.TypeFor[Block]():
+			return nil, false
+		case t.Kind() == reflect.Pointer:
+			t = t.Elem()
+		case t.Kind() == reflect.Slice || t.Kind() == reflect.Map:
+			t, repeated = t.Elem(), true
+		case t.Kind() == reflect.Struct:
+			return t, repeated
+		default:
+			return nil, false
+		}
+	}
+}
+
+// shapeOf returns the shape of a type that is a Value.
+func shapeOf(t reflect.Type) (Shape, bool) {
+	if v, ok := reflect.TypeAssert[Value](reflect.New(t)); ok {
+		return v.DescribeConfig(), true
+	}
+	return Shape{}, false
+}
+
+// isScalar reports whether a type is written as a scalar although its Go kind
+// does not say so.
+func isScalar(t reflect.Type) bool {
+	switch t {
+	case reflect.TypeFor[time.Duration](), reflect.TypeFor[netip.Prefix](), reflect.TypeFor[*time.Location](), reflect.TypeFor[Secret]():
+		return true
+	}
+	return reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+}
+
+// typeWords returns what the reference page calls a type.
+func typeWords(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[Block]():
+		return "mapping"
+	case reflect.TypeFor[time.Duration]():
+		return "duration"
+	case reflect.TypeFor[netip.Prefix]():
+		return "network"
+	case reflect.TypeFor[*time.Location]():
+		return "time zone"
+	case reflect.TypeFor[Secret]():
+		return "secret"
+	}
+	if shape, ok := shapeOf(t); ok {
+		return shape.Type
+	}
+	if isScalar(t) {
+		return "text"
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		return typeWords(t.Elem())
+	case reflect.Slice:
+		return "list of " + plural(typeWords(t.Elem()))
+	case reflect.Map:
+		return "mapping of names to " + plural(typeWords(t.Elem()))
+	case reflect.Struct:
+		return "mapping"
+	case reflect.String:
+		return "text"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Float32, reflect.Float64:
+		return "number"
+	}
+	return "whole number"
+}
+
+func plural(word string) string {
+	if word == "text" || strings.Contains(word, " or ") || strings.Contains(word, " of ") {
+		return word
+	}
+	return word + "s"
+}
+
+// defaultText returns a default as it would be written on one line, "" for a
+// mapping, whose keys have their own, and for what has none.
+func defaultText(v reflect.Value) string {
+	n := rendered(v)
+	if isNull(n) || n.Kind == yaml.MappingNode {
+		return ""
+	}
+	if n.Kind == yaml.SequenceNode {
+		n.Style = yaml.FlowStyle
+	}
+	if n.Kind == yaml.ScalarNode && n.Value == "" {
+		return `""`
+	}
+	out, err := encode(n)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// object is a JSON object that keeps the order of its members.
+type object []member
+
+type member struct {
+	name  string
+	value any
+}
+
+// MarshalJSON implements json.Marshaler.
+func (o object) MarshalJSON() ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteByte('{')
+	for i, m := range o {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		for j, part := range []any{m.name, m.value} {
+			if j > 0 {
+				b.WriteByte(':')
+			}
+			e := json.NewEncoder(&b)
+			e.SetEscapeHTML(false)
+			if err := e.Encode(part); err != nil {
+				return nil, err
+			}
+		}
+	}
+	b.WriteByte('}')
+	return b.Bytes(), nil
+}
+
+// durationPattern is what ParseDuration reads, for the schema.
+const durationPattern = `^[-+]?(0|([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h|d|w))+$`
+
+// Schema returns the JSON Schema (draft 2020-12) of the configuration.
+func Schema(sources, sinks []KindDoc) ([]byte, error) {
+	defs := object{
+		{"expansion", object{
+			{"description", "Text with ${NAME}, ${NAME:-default} or ${file:/path} in it."},
+			{"type", "string"},
+			{"pattern", `\$\{`},
+		}},
+		{"duration", object{
+			{"description", "A number with a unit: ms, s, m, h, d (24 hours) or w (7 days); 0 needs none."},
+			{"anyOf", []any{object{{"type", "string"}, {"pattern", durationPattern}}, object{{"const", 0}}, expansionRef()}},
+		}},
+	}
+	properties := object{}
+	fields := Describe(Default())
+	for _, f := range fields {
+		switch f.Key {
+		case "sources", "sinks":
+			kinds := sources
+			if f.Key == "sinks" {
+				kinds = sinks
+			}
+			items, kindDefs, err := blockSchema(f.Key, kinds)
+			if err != nil {
+				return nil, err
+			}
+			defs = append(defs, kindDefs...)
+			properties = append(properties, member{f.Key, object{{"description", f.Doc}, {"type", "array"}, {"items", items}}})
+		default:
+			s, err := f.schema()
+			if err != nil {
+				return nil, err
+			}
+			properties = append(properties, member{f.Key, s})
+		}
+	}
+	data, err := object{
+		{"$schema", "https://json-schema.org/draft/2020-12/schema"},
+		{"title", "Postwire configuration"},
+		{"type", "object"},
+		{"properties", properties},
+		{"additionalProperties", false},
+		{"$defs", defs},
+	}.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, data, "", "  "); err != nil {
+		return nil, err
+	}
+	out.WriteByte('\n')
+	return out.Bytes(), nil
+}
+
+func expansionRef() object { return object{{"$ref", "#/$defs/expansion"}} }
+
+// blockSchema returns the schema of an entry of a section, which picks one of
+// the definitions by type.
+func blockSchema(section string, kinds []KindDoc) (items object, defs object, err error) {
+	names := make([]string, 0, len(kinds))
+	var choices []any
+	for _, k := range kinds {
+		names = append(names, k.Name)
+		def := section + "." + k.Name
+		properties := object{{"name", true}, {"type", true}}
+		fields, required, err := properties.schemas(Describe(k.Values...))
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", def, err)
+		}
+		o := object{
+			{"description", k.Summary},
+			{"type", "object"},
+			{"properties", fields},
+			{"additionalProperties", false},
+		}
+		if len(required) > 0 {
+			o = append(o, member{"required", required})
+		}
+		defs = append(defs, member{def, o})
+		choices = append(choices, object{
+			{"if", object{{"properties", object{{"type", object{{"const", k.Name}}}}}, {"required", []string{"type"}}}},
+			{"then", object{{"$ref", "#/$defs/" + def}}},
+		})
+	}
+	items = object{
+		{"type", "object"},
+		{"properties", object{
+			{"name", object{
+				{"description", nameDoc(section)},
+				{"anyOf", []any{object{{"type", "string"}, {"pattern", blockName.String()}}, expansionRef()}},
+			}},
+			{"type", object{
+				{"description", "Kind of the entry; it decides which other keys there are."},
+				{"anyOf", []any{object{{"enum", names}}, expansionRef()}},
+			}},
+		}},
+		{"required", []string{"name", "type"}},
+	}
+	if len(choices) > 0 {
+		items = append(items, member{"allOf", choices})
+	}
+	return items, defs, nil
+}
+
+// nameDoc describes the key name of the entries of a section.
+func nameDoc(section string) string {
+	return "Name of the entry, its own among the " + section + ": lower case letters, digits, dashes and underscores. It is part of what is stored and measured; under another name it is another one."
+}
+
+// schemas appends the schemas of fields to properties, and lists those that
+// are required.
+func (o object) schemas(fields []Field) (properties object, required []string, err error) {
+	properties = o
+	for _, f := range fields {
+		s, err := f.schema()
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", f.Key, err)
+		}
+		properties = append(properties, member{f.Key, s})
+		if f.Required {
+			required = append(required, f.Key)
+		}
+	}
+	return properties, required, nil
+}
+
+// schema returns the schema of a key.
+func (f Field) schema() (object, error) {
+	s := object{}
+	if f.Doc != "" {
+		s = append(s, member{"description", f.Doc})
+	}
+	body, err := typeSchema(f.typ, f)
+	if err != nil {
+		return nil, err
+	}
+	s = append(s, body...)
+	if f.Default != "" {
+		var value any
+		if err := yaml.Unmarshal([]byte(f.Default), &value); err != nil {
+			return nil, fmt.Errorf("default: %w", err)
+		}
+		s = append(s, member{"default", value})
+	}
+	if f.Example != "" {
+		var value any = f.Example
+		if f.typ.Kind() != reflect.String {
+			if err := yaml.Unmarshal([]byte(f.Example), &value); err != nil {
+				return nil, fmt.Errorf("example: %w", err)
+			}
+		}
+		s = append(s, member{"examples", []any{value}})
+	}
+	return s, nil
+}
+
+// typeSchema returns the schema of a type; f has the words and the fields
+// that belong to it.
+func typeSchema(t reflect.Type, f Field) (object, error) {
+	switch t {
+	case reflect.TypeFor[time.Duration]():
+		return object{{"$ref", "#/$defs/duration"}}, nil
+	case reflect.TypeFor[Secret]():
+		return object{{"type", "string"}, {"writeOnly", true}}, nil
+	}
+	if shape, ok := shapeOf(t); ok {
+		return shape.schema(f)
+	}
+	if isScalar(t) {
+		return object{{"type", "string"}}, nil
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		return typeSchema(t.Elem(), f)
+	case reflect.Struct:
+		return structSchema(f)
+	case reflect.Slice:
+		items, err := typeSchema(t.Elem(), f)
+		return object{{"type", "array"}, {"items", items}}, err
+	case reflect.Map:
+		items, err := typeSchema(t.Elem(), f)
+		return object{{"type", "object"}, {"additionalProperties", items}}, err
+	case reflect.String:
+		if len(f.Enum) > 0 {
+			return object{{"anyOf", []any{object{{"enum", f.Enum}}, expansionRef()}}}, nil
+		}
+		return object{{"type", "string"}}, nil
+	case reflect.Bool:
+		return object{{"anyOf", []any{object{{"type", "boolean"}}, expansionRef()}}}, nil
+	case reflect.Float32, reflect.Float64:
+		return object{{"anyOf", []any{object{{"type", "number"}}, expansionRef()}}}, nil
+	}
+	return object{{"anyOf", []any{object{{"type", "integer"}}, expansionRef()}}}, nil
+}
+
+func structSchema(f Field) (object, error) {
+	properties, required, err := object{}.schemas(f.Fields)
+	if err != nil {
+		return nil, err
+	}
+	o := object{{"type", "object"}, {"properties", properties}, {"additionalProperties", false}}
+	if len(required) > 0 {
+		o = append(o, member{"required", required})
+	}
+	return o, nil
+}
+
+// schema returns the schema of a Value of this shape.
+func (s Shape) schema(f Field) (object, error) {
+	var ways []any
+	if len(s.Words) > 0 {
+		ways = append(ways, object{{"enum", s.Words}})
+	}
+	if s.Pattern != "" {
+		ways = append(ways, object{{"type", "string"}, {"pattern", s.Pattern}})
+	}
+	if s.Integer {
+		ways = append(ways, object{{"type", "integer"}})
+	}
+	if len(ways) > 0 {
+		ways = append(ways, expansionRef())
+	}
+	if s.Fields {
+		fields, err := structSchema(f)
+		if err != nil {
+			return nil, err
+		}
+		ways = append(ways, fields)
+	}
+	return object{{"anyOf", ways}}, nil
+}
+
+const referenceIntro = `# Configuration
+
+One YAML file. Every key has a default unless it is marked as required; ` + "`postwire config print`" + ` shows what is in
+effect. A key that is unknown, written twice, or has a value that is not accepted is an error, and all errors are shown at
+once: ` + "`postwire config validate`" + `.
+
+**Values from outside.** Inside any value, ` + "`${NAME}`" + ` is the environment variable NAME, ` + "`${NAME:-default}`" + ` is the same with a
+default for where it is unset or empty, and ` + "`${file:/path}`" + ` is the content of a file without the newline at its end; a relative
+path starts at the folder of the configuration file. ` + "`$${`" + ` is a plain ` + "`${`" + `. Values are put in after the YAML is read, so
+they cannot add keys.
+
+**Types.** A *duration* is a number with a unit, or several: ` + "`500ms`, `30s`, `1h30m`, `7d`, `2w`" + `; a day is 24 hours. A *size* is
+a number of bytes, or one with a unit: ` + "`65536`, `64KiB`, `1MB`" + `. A *network* is an address with a length: ` + "`10.0.0.0/8`" + `. A
+*secret* is text that is never shown.
+`
+
+// Reference returns the reference page of the configuration, in Markdown.
+func Reference(sources, sinks []KindDoc) ([]byte, error) {
+	var b strings.Builder
+	b.WriteString(referenceIntro)
+	for _, f := range Describe(Default()) {
+		switch f.Key {
+		case "sources":
+			referenceKinds(&b, f, "Source", sources)
+		case "sinks":
+			referenceKinds(&b, f, "Sink", sinks)
+		default:
+			fmt.Fprintf(&b, "\n## `%s`\n\n%s\n", f.Key, f.Doc)
+			referenceTables(&b, "### ", f.Key, f.Fields)
+		}
+	}
+	return []byte(b.String()), nil
+}
+
+// referenceKinds writes a section of blocks, and one below it for each kind.
+func referenceKinds(b *strings.Builder, f Field, word string, kinds []KindDoc) {
+	fmt.Fprintf(b, "\n## `%s`\n\n%s\n", f.Key, f.Doc)
+	referenceTables(b, "### ", "", []Field{
+		{Key: "name", Type: "text", Required: true, Doc: nameDoc(f.Key)},
+		{Key: "type", Type: "text", Required: true, Doc: "Kind of the entry; it decides which other keys there are.", Enum: names(kinds)},
+	})
+	for _, k := range kinds {
+		fmt.Fprintf(b, "\n### %s of type `%s`\n\n%s\n", word, k.Name, k.Summary)
+		if k.Example != "" {
+			fmt.Fprintf(b, "\n```yaml\n%s\n```\n", strings.Trim(k.Example, "\n"))
+		}
+		referenceTables(b, "#### "+k.Name+": ", "", Describe(k.Values...))
+	}
+}
+
+func names(kinds []KindDoc) []string {
+	all := make([]string, len(kinds))
+	for i, k := range kinds {
+		all[i] = k.Name
+	}
+	return all
+}
+
+// referenceTables writes the table of the keys of the struct at path, and
+// after it a section for each struct inside. The headings begin with what is
+// given: level and, for a kind, its name.
+func referenceTables(b *strings.Builder, heading, path string, fields []Field) {
+	b.WriteString("\n| key | type | default | description |\n|---|---|---|---|\n")
+	for _, f := range fields {
+		value := ""
+		switch {
+		case f.Required:
+			value = "*required*"
+		case f.Default != "":
+			value = cell(code(f.Default))
+		}
+		fmt.Fprintf(b, "| `%s` | %s | %s | %s |\n", f.Key, f.Type, value, cell(f.sentence()))
+	}
+	for _, f := range fields {
+		if len(f.Fields) == 0 {
+			continue
+		}
+		inner := join(path, f.Key)
+		if _, repeated := innerStruct(f.typ); repeated {
+			inner += "[]"
+		}
+		fmt.Fprintf(b, "\n%s`%s`\n\n%s\n", heading, inner, f.Doc)
+		referenceTables(b, heading, inner, f.Fields)
+	}
+}
+
+// sentence returns the description of a key with its values and example.
+func (f Field) sentence() string {
+	parts := []string{f.Doc}
+	if f.Doc == "" {
+		parts = nil
+	}
+	if len(f.Enum) > 0 {
+		words := make([]string, len(f.Enum))
+		for i, word := range f.Enum {
+			words[i] = code(word)
+		}
+		parts = append(parts, "One of "+strings.Join(words, ", ")+".")
+	}
+	if f.Example != "" {
+		parts = append(parts, "Example: "+code(f.Example)+".")
+	}
+	return strings.Join(parts, " ")
+}
+
+// code sets text as code. A backtick inside needs a longer fence.
+func code(text string) string {
+	if strings.Contains(text, "`") {
+		return "`` " + text + " ``"
+	}
+	return "`" + text + "`"
+}
+
+// cell makes text fit into a cell of a table.
+func cell(text string) string {
+	return strings.NewReplacer("|", `\|`, "\n", " ", "<", "&lt;").Replace(text)
+}

@@ -1,0 +1,110 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/sinks"
+)
+
+// partitions are the places where a topic's records can go.
+type partitions struct {
+	all []int // a key must not move while a partition has no leader: all count
+	led []int // those that have a leader
+}
+
+// destination finds the partitions of a topic, and creates the topic where that
+// is asked for.
+func (s *Sink) destination(ctx context.Context, topic string) (partitions, error) {
+	if topic == "." || topic == ".." || len(topic) > maxTopic {
+		return partitions{}, sinks.Permanent(sinks.ReasonInvalid, fmt.Errorf("%q is not a name for a topic", topic))
+	}
+	p, err := s.lookUp(ctx, topic)
+	if err == nil && len(p.all) == 0 && !s.fresh {
+		s.reset() // the client's picture of the cluster is from before it
+		p, err = s.lookUp(ctx, topic)
+	}
+	switch {
+	case err != nil:
+		return p, s.classify(topic, err)
+	case len(p.all) > 0:
+		return p, nil
+	case s.config.Create:
+		if p, err = s.create(ctx, topic); err != nil {
+			return p, s.classify(topic, err)
+		}
+		return p, nil
+	case s.topic.Static():
+		return p, s.missing(topic) // all events go there: it is to be waited for
+	}
+	return p, sinks.Permanent(sinks.ReasonNoDestination, s.missing(topic))
+}
+
+func (s *Sink) missing(topic string) error {
+	return fmt.Errorf("topic %s does not exist on %s; create it, or set create: true", topic, s.brokers())
+}
+
+func (s *Sink) brokers() string { return strings.Join(s.config.Brokers, ",") }
+
+// lookUp returns the partitions of a topic as in the client's picture of the
+// cluster; none where the topic does not exist. Without a topic it only makes
+// sure that there is such a picture.
+func (s *Sink) lookUp(ctx context.Context, topics ...string) (partitions, error) {
+	m, err := s.client.Metadata(ctx, &kafka.MetadataRequest{Topics: append([]string{}, topics...)})
+	if err != nil {
+		return partitions{}, fmt.Errorf("asking %s for metadata: %w", s.brokers(), err)
+	}
+	var p partitions
+	for _, t := range m.Topics {
+		if t.Error != nil && !errors.Is(t.Error, kafka.UnknownTopicOrPartition) {
+			return p, fmt.Errorf("looking up topic %s: %w", t.Name, t.Error)
+		}
+		for _, each := range t.Partitions {
+			p.all = append(p.all, each.ID)
+			if each.Leader.Host != "" {
+				p.led = append(p.led, each.ID)
+			}
+		}
+	}
+	slices.Sort(p.all)
+	slices.Sort(p.led)
+	return p, nil
+}
+
+// create makes a topic, and waits until all of it has leaders to write to: a
+// write right after the creation is refused by a real broker.
+func (s *Sink) create(ctx context.Context, topic string) (partitions, error) {
+	resp, err := s.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
+		Topic: topic, NumPartitions: s.config.Partitions, ReplicationFactor: s.config.ReplicationFactor,
+	}}})
+	if err == nil {
+		err = resp.Errors[topic]
+	}
+	switch {
+	case err == nil:
+		s.log.Info("topic created", zap.String("topic", topic))
+	case !errors.Is(err, kafka.TopicAlreadyExists):
+		return partitions{}, fmt.Errorf("creating topic %s: %w", topic, err)
+	}
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	for {
+		p, err := s.lookUp(ctx, topic)
+		if err == nil && len(p.all) > 0 && len(p.led) == len(p.all) {
+			return p, nil
+		}
+		select {
+		case <-again.C:
+			s.reset()
+		case <-ctx.Done():
+			return p, fmt.Errorf("waiting for leaders of the new topic %s: %w", topic, errors.Join(err, ctx.Err()))
+		}
+	}
+}

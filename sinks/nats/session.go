@@ -1,0 +1,227 @@
+package nats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// session is one connection with what hangs on it. The client connects again
+// by itself, for ever, after a network error; a session ends only when it is
+// closed, or when the server said something that the client takes for final.
+type session struct {
+	conn   *nats.Conn
+	js     jetstream.JetStream // nil in core mode
+	denied *denials
+	ended  chan struct{} // closed when the connection is closed for good
+	end    context.CancelFunc
+}
+
+func (s *session) close() {
+	s.conn.Close()
+	<-s.ended
+	s.end()
+}
+
+// connect makes a session. It returns as soon as ctx is done.
+func (s *Sink) connect(ctx context.Context) (*session, error) {
+	life, end := context.WithCancel(s.life)
+	ses := &session{denied: newDenials(), ended: make(chan struct{}), end: end}
+	opts, err := s.options(life, ses)
+	if err != nil {
+		end()
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, end) // only until it is connected
+	ses.conn, err = nats.Connect(s.config.URL, opts...)
+	if !stop() && err == nil {
+		ses.close()
+		err = ctx.Err()
+	}
+	if err != nil {
+		end()
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // the rest of it is the URL, which may hold a password
+		}
+		return nil, fmt.Errorf("connecting to %s: %w", redact(s.config.URL), err)
+	}
+	if s.config.Mode == modeCore {
+		return ses, nil
+	}
+	ses.js, err = jetstream.New(ses.conn, jetstream.WithPublishAsyncTimeout(ackTimeout),
+		// Those that Deliver left behind when its context ended still wait
+		// for their time to run out.
+		jetstream.WithPublishAsyncMaxPending(4*s.config.Window))
+	if err != nil {
+		ses.close()
+		return nil, fmt.Errorf("setting up JetStream: %w", err)
+	}
+	return ses, nil
+}
+
+func (s *Sink) options(life context.Context, ses *session) ([]nats.Option, error) {
+	c := s.config
+	opts := []nats.Option{
+		nats.Name("postwire/" + s.env.Name),
+		nats.Timeout(ackTimeout),
+		nats.ReconnectBufSize(-1), // what is not sent must not look as if it were
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(), // credentials are rotated on one side first
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.ReconnectJitter(100*time.Millisecond, 500*time.Millisecond),
+		nats.PingInterval(10 * time.Second), // finds a connection that is dead without saying so
+		nats.SetCustomDialer(&dialer{life, s.env.Dial}),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if life.Err() == nil {
+				s.log.Info("disconnected from NATS", zap.Error(err))
+			}
+		}),
+		nats.ReconnectHandler(func(c *nats.Conn) {
+			s.log.Info("connected to NATS again", zap.String("server", c.ConnectedUrlRedacted()))
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if !ses.denied.handle(err) {
+				s.log.Warn("NATS reports an error", zap.Error(err))
+			}
+		}),
+		nats.ClosedHandler(func(*nats.Conn) { close(ses.ended) }),
+	}
+	switch {
+	case c.CredentialsFile != "":
+		opts = append(opts, nats.UserCredentials(c.CredentialsFile))
+	case c.NKeyFile != "":
+		nkey, err := nats.NkeyOptionFromSeed(c.NKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading nkey_file: %w", err)
+		}
+		opts = append(opts, nkey)
+	case c.User != "":
+		opts = append(opts, nats.UserInfo(c.User, c.Password.Reveal()))
+	case c.Token != "":
+		opts = append(opts, nats.Token(c.Token.Reveal()))
+	}
+	if c.TLS.Enabled {
+		t, err := c.TLS.Config()
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, nats.Secure(t))
+	}
+	return opts, nil
+}
+
+// dialer makes connections that do not outlive their session: the client
+// offers no context to end one that hangs.
+type dialer struct {
+	life context.Context
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+func (d *dialer) Dial(network, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(d.life, ackTimeout)
+	defer cancel()
+	conn, err := d.dial(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &mortal{conn, context.AfterFunc(d.life, func() { _ = conn.Close() })}, nil
+}
+
+// mortal is a connection that is closed with its session.
+type mortal struct {
+	net.Conn
+	forget func() bool
+}
+
+func (m *mortal) Close() error {
+	m.forget()
+	return m.Conn.Close()
+}
+
+// denials tells publishers that the server forbids their subject. The server
+// says so out of band and leaves the message itself unanswered.
+type denials struct {
+	mu      sync.Mutex
+	waiting map[string]*denial // by subject
+	last    error              // the last one that was handled
+	news    chan struct{}      // closed when last changes
+}
+
+type denial struct {
+	denied  chan struct{}
+	waiting int
+}
+
+func newDenials() *denials {
+	return &denials{waiting: map[string]*denial{}, news: make(chan struct{})}
+}
+
+// watch returns a channel that is closed when the server forbids subject.
+func (d *denials) watch(subject string) (denied <-chan struct{}, release func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.waiting[subject]
+	if w == nil {
+		w = &denial{denied: make(chan struct{})}
+		d.waiting[subject] = w
+	}
+	w.waiting++
+	return w.denied, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if w.waiting--; w.waiting == 0 && d.waiting[subject] == w {
+			delete(d.waiting, subject)
+		}
+	}
+}
+
+// handle reports whether err is that the server forbids to publish, and tells
+// those who wait for its subject.
+func (d *denials) handle(err error) bool {
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return false
+	}
+	_, quoted, ok := strings.Cut(err.Error(), `Permissions Violation for Publish to `)
+	if !ok {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if subject, unquote := strconv.Unquote(quoted); unquote == nil {
+		if w := d.waiting[subject]; w != nil {
+			delete(d.waiting, subject)
+			close(w.denied)
+		}
+	}
+	d.last = err
+	close(d.news)
+	d.news = make(chan struct{})
+	return true
+}
+
+// handled waits until err, the connection's last error, went through handle.
+func (d *denials) handled(ctx context.Context, err error) error {
+	for {
+		d.mu.Lock()
+		last, news := d.last, d.news
+		d.mu.Unlock()
+		if last == err { //nolint:errorlint // this very one, not one like it
+			return nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
