@@ -47,9 +47,6 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 			err = errors.Join(err, a.close())
 		}
 	}()
-	if err := p.incomplete(); err != nil {
-		return nil, err
-	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 
@@ -104,9 +101,6 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 
 func openJournal(p *Plan, log *zap.Logger) (journal.Journal, error) {
 	c := p.Config.Journal
-	if c.Engine != "pebble" {
-		return nil, fmt.Errorf("journal.engine: %s is not part of this version; use pebble", c.Engine)
-	}
 	return pebble.Open(pebble.Options{
 		Dir: c.Dir, Window: p.Config.Dedupe.Window, Retention: c.Retention, MinFree: uint64(c.MinFreeBytes), Log: log,
 	})

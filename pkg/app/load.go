@@ -1,7 +1,6 @@
 package app
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -24,18 +23,20 @@ type Plan struct {
 // Load reads the configuration at path. Its error is a config.Problems with
 // everything that is wrong in it.
 func Load(path string) (*Plan, error) {
-	return check(config.Load(path, os.LookupEnv))
+	c, err := config.Load(path, os.LookupEnv)
+	return check(path, c, err)
 }
 
 // Parse reads a configuration that is not in a file; name stands for the
 // file's in messages.
 func Parse(name string, text []byte, env func(string) (string, bool)) (*Plan, error) {
-	return check(config.Parse(name, text, env))
+	c, err := config.Parse(name, text, env)
+	return check(name, c, err)
 }
 
 // check reads the blocks of a configuration, which only their kinds can do,
 // and holds them against each other.
-func check(c *config.Config, err error) (*Plan, error) {
+func check(file string, c *config.Config, err error) (*Plan, error) {
 	if c == nil {
 		return nil, err
 	}
@@ -67,6 +68,18 @@ func check(c *config.Config, err error) (*Plan, error) {
 		}
 		p.Sinks = append(p.Sinks, s)
 	}
+	lacks := func(key, what, hint string) {
+		errs = append(errs, config.Problems{{File: file, Key: key, What: what, Hint: hint}})
+	}
+	if len(c.Sources) == 0 {
+		lacks("sources", "is empty: there is nothing to take webhooks from", "add a source")
+	}
+	if len(c.Sinks) == 0 {
+		lacks("sinks", "is empty: events would go nowhere", "add a sink")
+	}
+	if c.Journal.Engine != "pebble" {
+		lacks("journal.engine", c.Journal.Engine+" is not part of this version", "use pebble")
+	}
 	if err := config.Merge(errs...); err != nil {
 		return nil, err
 	}
@@ -82,18 +95,6 @@ func Schema() ([]byte, error) { return config.Schema(sources().Docs(), outputs()
 
 // Reference returns the reference page of the configuration, in Markdown.
 func Reference() ([]byte, error) { return config.Reference(sources().Docs(), outputs().Docs()) }
-
-// errIncomplete says what a configuration lacks that is right otherwise.
-func (p *Plan) incomplete() error {
-	var errs []error
-	if len(p.Sources) == 0 {
-		errs = append(errs, errors.New("sources is empty: there is nothing to take webhooks from; add a source"))
-	}
-	if len(p.Sinks) == 0 {
-		errs = append(errs, errors.New("sinks is empty: events would go nowhere; add a sink"))
-	}
-	return errors.Join(errs...)
-}
 
 // YAML prints the plan's configuration with its defaults, and without secrets.
 func (p *Plan) YAML() ([]byte, error) {

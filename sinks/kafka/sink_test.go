@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math/big"
@@ -18,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,7 +24,6 @@ import (
 	"time"
 
 	cekafka "github.com/cloudevents/sdk-go/protocol/kafka_sarama/v2"
-	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/cloudevents/sdk-go/v2/binding"
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go"
@@ -34,13 +31,13 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
+	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
+	"github.com/postwire/postwire/sinks/kafka/kafkatest"
 	"github.com/postwire/postwire/sinks/sinktest"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
@@ -48,56 +45,19 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick"))
 }
 
-// broker is a real Kafka where POSTWIRE_TEST_KAFKA names one, and otherwise
-// one in this process.
-type broker struct {
-	addr string
-	fake *kfake.Cluster // nil where it is real
-	opts []kfake.Opt
-}
+// broker is a Kafka to test on.
+type broker struct{ *kafkatest.Broker }
 
 func startBroker(t *testing.T, opts ...kfake.Opt) *broker {
 	t.Helper()
-	if addr := os.Getenv("POSTWIRE_TEST_KAFKA"); addr != "" && len(opts) == 0 {
-		return &broker{addr: addr}
-	}
-	return startFake(t, opts...)
+	return &broker{kafkatest.Start(t, opts...)}
 }
 
-// startFake is for what only a broker in this process can be made to do. It
-// comes back at its address, with its records, after a stop.
+// startFake is for what only a broker in this process can be made to do.
 func startFake(t *testing.T, opts ...kfake.Opt) *broker {
 	t.Helper()
-	b := &broker{opts: append([]kfake.Opt{
-		kfake.NumBrokers(1), kfake.DataDir(t.TempDir()), kfake.BrokerConfigs(map[string]string{"message.max.bytes": "1048588"}),
-	}, opts...)}
-	b.start(t)
-	t.Cleanup(func() { b.stop(t) })
-	return b
+	return &broker{kafkatest.StartFake(t, opts...)}
 }
-
-func (b *broker) start(t *testing.T) {
-	t.Helper()
-	opts := b.opts
-	if b.addr != "" {
-		_, port, err := net.SplitHostPort(b.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n, err := strconv.Atoi(port)
-		if err != nil {
-			t.Fatal(err)
-		}
-		opts = append(slices.Clone(opts), kfake.Ports(n))
-	}
-	c, err := kfake.NewCluster(opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.fake, b.addr = c, c.ListenAddrs()[0]
-}
-
-func (b *broker) stop(*testing.T) { b.fake.Close() }
 
 // topic is a name that no other test has.
 func topic() string { return fmt.Sprintf("test-%x", rand.Uint64()) }
@@ -113,9 +73,15 @@ func (b *broker) createTopic(t *testing.T, name string, partitions int) {
 
 func (b *broker) opener(t *testing.T, block string) (sinks.Sink, error) {
 	t.Helper()
+	return b.openerIn(t, sinktest.NewNetwork(), block)
+}
+
+func (b *broker) openerIn(t *testing.T, n *sinktest.Network, block string) (sinks.Sink, error) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
-	s, err := sinktest.Opener(t, Kind(), fmt.Sprintf("brokers: [%q], %s", b.addr, block))(ctx, sinktest.Env())
+	p := sinktest.Configure(t, Kind(), fmt.Sprintf("{brokers: [%q], %s}", b.Addr, block))
+	s, err := p.Open(ctx, sinks.Env{Name: "test", Log: zap.NewNop(), Dial: n.Dial, Now: time.Now})
 	if err == nil {
 		t.Cleanup(func() { _ = s.Close() })
 	}
@@ -131,192 +97,120 @@ func (b *broker) open(t *testing.T, block string) sinks.Sink {
 	return s
 }
 
-// messages reads what is in a topic, partition by partition.
-func (b *broker) messages(t *testing.T, topic string) (all []kafka.Message) {
+// numbered is an event of an id and a key, or without one.
+func numbered(id, key string) event.Event {
+	e := sinktest.Events(1, 1)[0]
+	e.CloudEvent.SetID(id)
+	e.CloudEvent.SetExtension(event.Platform, "instagram")
+	e.CloudEvent.SetExtension(event.PartitionKey, nil)
+	if key != "" {
+		e.CloudEvent.SetExtension(event.PartitionKey, key)
+	}
+	return e
+}
+
+// readStrict reads by the letter of the Kafka binding.
+func readStrict(m kafka.Message) (sinktest.Seen, error) {
+	headers := map[string]string{}
+	for _, h := range m.Headers {
+		if _, twice := headers[h.Key]; twice {
+			return sinktest.Seen{}, fmt.Errorf("header %s is there twice", h.Key)
+		}
+		headers[h.Key] = string(h.Value)
+	}
+	if contentType := headers["content-type"]; strings.HasPrefix(contentType, "application/cloudevents") {
+		if contentType != "application/cloudevents+json" {
+			return sinktest.Seen{}, fmt.Errorf("the format is %q", contentType)
+		}
+		return sinktest.StrictJSON(m.Value)
+	}
+	attributes := map[string]string{"datacontenttype": headers["content-type"]}
+	for name, value := range headers {
+		if name, ok := strings.CutPrefix(name, "ce_"); ok {
+			attributes[name] = value
+		}
+	}
+	if key := attributes[event.PartitionKey]; key != string(m.Key) {
+		return sinktest.Seen{}, fmt.Errorf("the record's key is %q, the partition key %q", m.Key, key)
+	}
+	return sinktest.Strict(attributes, m.Value)
+}
+
+// readSDK reads with the SDK's receiver.
+func readSDK(m kafka.Message) (sinktest.Seen, error) {
+	headers, contentType := map[string][]byte{}, ""
+	for _, h := range m.Headers {
+		headers[h.Key] = h.Value
+		if h.Key == "content-type" {
+			contentType = string(h.Value)
+		}
+	}
+	e, err := binding.ToEvent(context.Background(), cekafka.NewMessage(m.Value, contentType, headers))
+	if err != nil {
+		return sinktest.Seen{}, err
+	}
+	return sinktest.FromSDK(e), nil
+}
+
+// messages gives the records of a topic to both readers.
+func (b *broker) messages(t *testing.T, topic string) (all []sinktest.Message) {
 	t.Helper()
-	conn, err := kafka.Dial("tcp", b.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	partitions, err := conn.ReadPartitions(topic)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range partitions {
-		leader, err := kafka.DialLeader(t.Context(), "tcp", b.addr, topic, p.ID)
+	for _, m := range b.Messages(t, topic) {
+		strict, err := readStrict(m)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("by the specification: %v", err)
 		}
-		last, err := leader.ReadLastOffset()
+		sdk, err := readSDK(m)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("the SDK's receiver: %v", err)
 		}
-		if err := leader.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		for next := int64(0); next < last; {
-			batch := leader.ReadBatch(1, 10<<20)
-			for {
-				m, err := batch.ReadMessage()
-				if err != nil {
-					if !errors.Is(err, io.EOF) {
-						t.Fatalf("reading %s/%d at %d of %d: %v", topic, p.ID, next, last, err)
-					}
-					break
-				}
-				all, next = append(all, m), m.Offset+1
-			}
-			if err := batch.Close(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		_ = leader.Close()
+		all = append(all, sinktest.Message{Wire: wire(m), Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sdk}})
 	}
 	return all
 }
 
-// read takes a record apart as the binding says, by the letter.
-func read(t *testing.T, m kafka.Message) cloudevents.Event {
+func wire(m kafka.Message) string {
+	var text strings.Builder
+	fmt.Fprintf(&text, "key: %s\n", m.Key)
+	for _, h := range slices.SortedFunc(slices.Values(m.Headers), func(a, b kafka.Header) int { return strings.Compare(a.Key, b.Key) }) {
+		fmt.Fprintf(&text, "%s: %s\n", h.Key, h.Value)
+	}
+	fmt.Fprintf(&text, "\n%s\n", m.Value)
+	return text.String()
+}
+
+// ids are the IDs of the events in a topic.
+func (b *broker) ids(t *testing.T, topic string) (ids []string) {
 	t.Helper()
-	h := map[string]string{}
-	for _, header := range m.Headers {
-		if _, twice := h[header.Key]; twice {
-			t.Errorf("header %s is there twice", header.Key)
-		}
-		h[header.Key] = string(header.Value)
+	for _, m := range b.messages(t, topic) {
+		ids = append(ids, m.Seen["specification"].Attributes["id"])
 	}
-	if strings.HasPrefix(h["content-type"], "application/cloudevents+json") {
-		var e cloudevents.Event
-		if err := e.UnmarshalJSON(m.Value); err != nil {
-			t.Fatal(err)
-		}
-		return e
-	}
-	e := cloudevents.NewEvent(h["ce_specversion"])
-	e.SetDataContentType(h["content-type"])
-	for name, value := range h {
-		attribute, ok := strings.CutPrefix(name, "ce_")
-		if !ok {
-			continue
-		}
-		switch attribute {
-		case "id":
-			e.SetID(value)
-		case "source":
-			e.SetSource(value)
-		case "type":
-			e.SetType(value)
-		case "subject":
-			e.SetSubject(value)
-		case "dataschema":
-			e.SetDataSchema(value)
-		case "time":
-			at, err := time.Parse(time.RFC3339Nano, value)
-			if err != nil {
-				t.Fatal(err)
-			}
-			e.SetTime(at)
-		case "specversion":
-		default:
-			e.SetExtension(attribute, value)
-		}
-	}
-	if key, ok := (event.Event{CloudEvent: e}).Attribute(event.PartitionKey); ok && key != string(m.Key) {
-		t.Errorf("the record's key is %q, the partition key %q", m.Key, key)
-	}
-	e.DataEncoded = m.Value
-	return e
+	return ids
 }
 
 func TestConformance(t *testing.T) {
-	sinktest.Run(t, func(t *testing.T) sinktest.Harness {
-		b, name := startBroker(t), topic()
-		h := sinktest.Harness{
-			Kind: Kind(),
-			Config: func(mode string) string {
-				return fmt.Sprintf("brokers: [%q], topic: %s, create: true, partitions: 3, content_mode: %s, compression: zstd", b.addr, name, mode)
-			},
-			Read: func(t *testing.T, n int) []cloudevents.Event {
-				var events []cloudevents.Event
-				for _, m := range b.messages(t, name) {
-					events = append(events, read(t, m))
-				}
-				return events
-			},
-			Oversize: 1 << 20, Network: true,
-		}
-		if b.fake != nil { // a real one is not ours to stop
-			h.Stop, h.Start = b.stop, b.start
-		}
-		return h
+	sinktest.Run(t, sinktest.Harness{
+		Modes: []string{sinks.Binary, sinks.Structured}, TooLarge: 1 << 20,
+		Start: func(t *testing.T) sinktest.Broker {
+			b, name := startBroker(t), topic()
+			b.createTopic(t, name, 3)
+			under := sinktest.Broker{
+				Kind: Kind(), World: sinktest.NewNetwork(),
+				Config: fmt.Sprintf("brokers: [%q]\ntopic: %s\ncompression: zstd", b.Addr, name),
+				Read:   func(t *testing.T) []sinktest.Message { return b.messages(t, name) },
+			}
+			if b.Fake != nil { // a real one is not ours to stop
+				under.Away, under.Back = b.Stop, b.Restart
+			}
+			return under
+		},
 	})
-}
-
-// TestWireFormat holds records against golden files, sends them to a broker,
-// and reads them back with the SDK's own receiver.
-func TestWireFormat(t *testing.T) {
-	b, name := startBroker(t), topic()
-	e := sinktest.Event("a/1", "café")
-	for _, mode := range []string{sinks.Binary, sinks.Structured} {
-		t.Run(mode, func(t *testing.T) {
-			r, err := encode(t.Context(), e, mode, "upload-post.events")
-			if err != nil {
-				t.Fatal(err)
-			}
-			var text strings.Builder
-			fmt.Fprintf(&text, "key: %s\n", r.key)
-			for _, h := range r.headers {
-				fmt.Fprintf(&text, "%s: %s\n", h.Key, h.Value)
-			}
-			fmt.Fprintf(&text, "\n%s\n", r.value)
-			golden(t, "testdata/"+mode+".golden.txt", text.String())
-
-			s := b.open(t, fmt.Sprintf("topic: %s-%s, create: true, content_mode: %s", name, mode, mode))
-			if err := s.Deliver(t.Context(), []event.Event{e}); err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range b.messages(t, name+"-"+mode) {
-				headers, contentType := map[string][]byte{}, ""
-				for _, h := range m.Headers {
-					headers[h.Key] = h.Value
-					if h.Key == "content-type" {
-						contentType = string(h.Value)
-					}
-				}
-				got, err := binding.ToEvent(t.Context(), cekafka.NewMessage(m.Value, contentType, headers))
-				if err != nil {
-					t.Fatalf("the SDK's receiver: %v", err)
-				}
-				if diff := cmp.Diff(e.CloudEvent.String(), got.String()); diff != "" {
-					t.Errorf("the SDK's receiver (-want +got):\n%s", diff)
-				}
-			}
-		})
-	}
-}
-
-func golden(t *testing.T, file, text string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), text); diff != "" {
-		t.Errorf("%s (-want +got; -update rewrites):\n%s", file, diff)
-	}
 }
 
 func TestTopicIsChecked(t *testing.T) {
 	b, name := startBroker(t), topic()
 	_, err := b.opener(t, "topic: "+name)
-	if want := fmt.Sprintf("topic %s does not exist on %s: create it, or set create: true", name, b.addr); err == nil || !strings.Contains(err.Error(), want) {
+	if want := fmt.Sprintf("topic %s does not exist on %s; create it, or set create: true", name, b.Addr); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("without a topic: %v, want %q", err, want)
 	}
 	if _, refused := sinks.IsPermanent(err); refused {
@@ -327,7 +221,7 @@ func TestTopicIsChecked(t *testing.T) {
 		t.Error("asking for the topic created it")
 	}
 	s := b.open(t, fmt.Sprintf("topic: %s, create: true, partitions: 5", name))
-	if err := s.Deliver(t.Context(), []event.Event{sinktest.Event("1", "k")}); err != nil {
+	if err := s.Deliver(t.Context(), []event.Event{numbered("1", "k")}); err != nil {
 		t.Errorf("the first write to a new topic: %v", err)
 	}
 }
@@ -338,9 +232,9 @@ func TestTemplatedTopics(t *testing.T) {
 	b, name := startBroker(t), topic()
 	b.createTopic(t, name+".instagram", 1)
 	s := b.open(t, fmt.Sprintf(`topic: "%s.{platform}"`, name))
-	odd := sinktest.Event("odd", "k")
+	odd := numbered("odd", "k")
 	odd.CloudEvent.SetExtension(event.Platform, "tik/tok")
-	err := s.Deliver(t.Context(), []event.Event{sinktest.Event("1", "k"), odd, sinktest.Event("2", "k")})
+	err := s.Deliver(t.Context(), []event.Event{numbered("1", "k"), odd, numbered("2", "k")})
 	each, ok := errors.AsType[sinks.BatchError](err)
 	if !ok || each[0] != nil || each[2] != nil {
 		t.Fatalf("Deliver = %v", err)
@@ -352,7 +246,7 @@ func TestTemplatedTopics(t *testing.T) {
 	if err := s.Deliver(t.Context(), []event.Event{odd}); err != nil {
 		t.Errorf("with create: %v", err)
 	}
-	if n := len(b.messages(t, name+".tik_tok")); n != 1 {
+	if n := len(b.Messages(t, name+".tik_tok")); n != 1 {
 		t.Errorf("the new topic holds %d records, want 1", n)
 	}
 }
@@ -362,15 +256,17 @@ func TestTemplatedTopics(t *testing.T) {
 func TestPartitions(t *testing.T) {
 	b, name := startBroker(t), topic()
 	s := b.open(t, fmt.Sprintf("topic: %s, create: true, partitions: 4", name))
-	var events []event.Event
-	for i := range 40 {
-		events = append(events, sinktest.Event(fmt.Sprint("a", i), "brightside_bakery"), sinktest.Event(fmt.Sprint("b", i), ""))
-	}
-	if err := s.Deliver(t.Context(), events); err != nil {
-		t.Fatal(err)
+	for i := range 8 {
+		var events []event.Event
+		for k := range 5 {
+			events = append(events, numbered(fmt.Sprint("a", i, k), "brightside_bakery"), numbered(fmt.Sprint("b", i, k), ""))
+		}
+		if err := s.Deliver(t.Context(), events); err != nil {
+			t.Fatal(err)
+		}
 	}
 	keyed, spread := map[int]int{}, map[int]int{}
-	for _, m := range b.messages(t, name) {
+	for _, m := range b.Messages(t, name) {
 		if m.Key != nil {
 			keyed[m.Partition]++
 		} else {
@@ -392,7 +288,7 @@ func TestPartitions(t *testing.T) {
 func TestBatchTooLargeIsHalved(t *testing.T) {
 	b, name := startBroker(t), topic()
 	s := b.open(t, fmt.Sprintf("topic: %s, create: true, partitions: 1, max_message_bytes: 4MiB", name))
-	events := []event.Event{sinktest.Event("1", "k"), sinktest.Event("2", "k"), sinktest.Event("big", "k"), sinktest.Event("3", "k")}
+	events := []event.Event{numbered("1", "k"), numbered("2", "k"), numbered("big", "k"), numbered("3", "k")}
 	events[2].CloudEvent.DataEncoded = []byte(`"` + strings.Repeat("x", 2<<20) + `"`)
 	err := s.Deliver(t.Context(), events)
 	each, _ := errors.AsType[sinks.BatchError](err)
@@ -402,11 +298,7 @@ func TestBatchTooLargeIsHalved(t *testing.T) {
 	if reason, _ := sinks.IsPermanent(each[2]); reason != sinks.ReasonTooLarge {
 		t.Errorf("the record too large: %v", each[2])
 	}
-	var ids []string
-	for _, m := range b.messages(t, name) {
-		ids = append(ids, read(t, m).ID())
-	}
-	if diff := cmp.Diff([]string{"1", "2", "3"}, ids); diff != "" {
+	if diff := cmp.Diff([]string{"1", "2", "3"}, b.ids(t, name)); diff != "" {
 		t.Errorf("records (-want +got):\n%s", diff)
 	}
 }
@@ -459,9 +351,8 @@ func TestLostAnswer(t *testing.T) {
 	b, name := startBroker(t), topic()
 	b.createTopic(t, name, 1)
 	d := &deaf{}
-	env := sinktest.Env()
-	env.Dial = d.dial
-	s, err := sinktest.Opener(t, Kind(), fmt.Sprintf("brokers: [%q], topic: %s", b.addr, name))(t.Context(), env)
+	p := sinktest.Configure(t, Kind(), fmt.Sprintf("{brokers: [%q], topic: %s}", b.Addr, name))
+	s, err := p.Open(t.Context(), sinks.Env{Name: "test", Log: zap.NewNop(), Dial: d.dial, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -469,7 +360,7 @@ func TestLostAnswer(t *testing.T) {
 	d.mu.Lock()
 	d.next = true
 	d.mu.Unlock()
-	events := []event.Event{sinktest.Event("1", "k")}
+	events := []event.Event{numbered("1", "k")}
 	err = s.Deliver(t.Context(), events)
 	each, _ := errors.AsType[sinks.BatchError](err)
 	if len(each) != 1 || each[0] == nil {
@@ -484,12 +375,8 @@ func TestLostAnswer(t *testing.T) {
 	if d.lost != 1 {
 		t.Fatalf("%d answers were lost, want 1", d.lost)
 	}
-	all := b.messages(t, name)
-	if len(all) != 2 {
-		t.Fatalf("the topic holds %d records, want the first and its repeat", len(all))
-	}
-	if a, b := read(t, all[0]), read(t, all[1]); a.ID() != b.ID() || a.Source() != b.Source() {
-		t.Errorf("the repeat is %s, the first %s", b.ID(), a.ID())
+	if diff := cmp.Diff([]string{"1", "1"}, b.ids(t, name)); diff != "" {
+		t.Errorf("the record and its repeat (-want +got):\n%s", diff)
 	}
 }
 
@@ -500,19 +387,19 @@ func TestCancelledContextMayWrite(t *testing.T) {
 	b.createTopic(t, name, 1)
 	s := b.open(t, "topic: "+name)
 	ctx, cancel := context.WithCancel(t.Context())
-	b.fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+	b.Fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
 		cancel() // the request is with the broker
 		return nil, nil, false
 	})
-	if err := s.Deliver(ctx, []event.Event{sinktest.Event("1", "k")}); err == nil {
+	if err := s.Deliver(ctx, []event.Event{numbered("1", "k")}); err == nil {
 		t.Log("the answer was faster than the cancellation")
 	}
-	if err := s.Deliver(t.Context(), []event.Event{sinktest.Event("1", "k"), sinktest.Event("2", "k")}); err != nil {
+	if err := s.Deliver(t.Context(), []event.Event{numbered("1", "k"), numbered("2", "k")}); err != nil {
 		t.Fatal(err)
 	}
 	seen := map[string]int{}
-	for _, m := range b.messages(t, name) {
-		seen[read(t, m).ID()]++
+	for _, id := range b.ids(t, name) {
+		seen[id]++
 	}
 	if seen["1"] < 1 || seen["2"] != 1 {
 		t.Errorf("records: %v", seen)
@@ -543,7 +430,8 @@ func TestBrokerErrors(t *testing.T) {
 		{err: kerr.MessageTooLarge, reason: sinks.ReasonTooLarge},
 		{err: kerr.RecordListTooLarge, reason: sinks.ReasonTooLarge},
 		{err: kerr.InvalidRecord, reason: sinks.ReasonInvalid},
-		{err: kerr.InvalidTopicException, reason: sinks.ReasonInvalid},
+		{err: kerr.InvalidTopicException},
+		{err: kerr.InvalidTopicException, templated: true, reason: sinks.ReasonInvalid},
 	} {
 		t.Run(fmt.Sprint(tt.err.Message, tt.templated), func(t *testing.T) {
 			b, name := startFake(t), topic()
@@ -553,8 +441,8 @@ func TestBrokerErrors(t *testing.T) {
 				block = fmt.Sprintf(`topic: "%s-{platform}"`, name)
 			}
 			s := b.open(t, block)
-			b.fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: tt.err})
-			events := []event.Event{sinktest.Event("1", "k")}
+			b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: tt.err})
+			events := []event.Event{numbered("1", "k")}
 			err := s.Deliver(t.Context(), events)
 			each, _ := errors.AsType[sinks.BatchError](err)
 			if len(each) != 1 || each[0] == nil {
@@ -577,19 +465,11 @@ func TestLeaderMoves(t *testing.T) {
 	s := b.open(t, "topic: "+name)
 	var events []event.Event
 	for i := range 12 {
-		events = append(events, sinktest.Event(fmt.Sprint(i), fmt.Sprint("k", i%4)))
+		events = append(events, numbered(fmt.Sprint(i), fmt.Sprint("k", i%4)))
 	}
 	for range 3 {
-		b.fake.ShufflePartitionLeaders()
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			err := s.Deliver(t.Context(), events)
-			if err == nil {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatal(err)
-			}
-		}
+		b.Fake.ShufflePartitionLeaders()
+		sinktest.Until(t, "the new leaders are found", func() bool { return s.Deliver(t.Context(), events) == nil })
 	}
 }
 
@@ -597,10 +477,10 @@ func TestTopicIsDeletedAndComesBack(t *testing.T) {
 	b, name := startFake(t), topic()
 	b.createTopic(t, name, 1)
 	s := b.open(t, "topic: "+name)
-	if err := b.fake.DeleteTopic(name); err != nil {
+	if err := b.Fake.DeleteTopic(name); err != nil {
 		t.Fatal(err)
 	}
-	err := s.Deliver(t.Context(), []event.Event{sinktest.Event("1", "k")})
+	err := s.Deliver(t.Context(), []event.Event{numbered("1", "k")})
 	each, _ := errors.AsType[sinks.BatchError](err)
 	if len(each) != 1 || each[0] == nil {
 		t.Fatalf("Deliver = %v", err)
@@ -608,17 +488,12 @@ func TestTopicIsDeletedAndComesBack(t *testing.T) {
 	if _, refused := sinks.IsPermanent(each[0]); refused || !strings.Contains(each[0].Error(), "does not exist") {
 		t.Errorf("without the topic: %v", each[0])
 	}
-	if err := b.fake.CreateTopic(name, 1, nil); err != nil {
+	if err := b.Fake.CreateTopic(name, 1, nil); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if err = s.Deliver(t.Context(), []event.Event{sinktest.Event("1", "k")}); err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
+	sinktest.Until(t, "the new topic is found", func() bool {
+		return s.Deliver(t.Context(), []event.Event{numbered("1", "k")}) == nil
+	})
 }
 
 func TestLogin(t *testing.T) {
@@ -630,7 +505,7 @@ func TestLogin(t *testing.T) {
 			t.Errorf("%s: %v", mechanism, err)
 			continue
 		}
-		if err := s.Deliver(t.Context(), []event.Event{sinktest.Event("1", "k")}); err != nil {
+		if err := s.Deliver(t.Context(), []event.Event{numbered("1", "k")}); err != nil {
 			t.Errorf("%s: %v", mechanism, err)
 		}
 		if _, err := b.opener(t, block+"wr0ng}"); err == nil || strings.Contains(err.Error(), "wr0ng") {
@@ -661,7 +536,7 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Deliver(t.Context(), []event.Event{sinktest.Event("1", "k")}); err != nil {
+	if err := s.Deliver(t.Context(), []event.Event{numbered("1", "k")}); err != nil {
 		t.Error(err)
 	}
 	if _, err := b.opener(t, fmt.Sprintf("topic: %s, create: true, tls: {enabled: true}", topic())); err == nil {
@@ -684,13 +559,11 @@ func TestConfigMistakes(t *testing.T) {
 		"brokers: [a:1], topic: t, max_message_bytes: 5": "too small",
 		"brokers: [a:1], topic: t, compresion: gzip":     "compression",
 	} {
-		if err := sinktest.Mistake(t, Kind(), block); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := sinktest.TryConfigure(Kind(), "{"+block+"}"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s:\n%v, want %q", block, err, want)
 		}
 	}
 }
-
-func TestExample(t *testing.T) { sinktest.Example(t, Kind(), "example.yaml") }
 
 func FuzzSafeTopic(f *testing.F) {
 	for _, s := range []string{"instagram", "a b", "é", "", "\x00"} {

@@ -78,7 +78,7 @@ func (s *Sink) lookUp(ctx context.Context, topics ...string) (partitions, error)
 	return p, nil
 }
 
-// create makes a topic, and waits until all of it has leaders to write to: a
+// create makes a topic, and waits until all of it has leaders that know of it: a
 // write right after the creation is refused by a real broker.
 func (s *Sink) create(ctx context.Context, topic string) (partitions, error) {
 	resp, err := s.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
@@ -98,7 +98,9 @@ func (s *Sink) create(ctx context.Context, topic string) (partitions, error) {
 	for {
 		p, err := s.lookUp(ctx, topic)
 		if err == nil && len(p.all) > 0 && len(p.led) == len(p.all) {
-			return p, nil
+			if err = s.leading(ctx, topic, p.all); err == nil {
+				return p, nil
+			}
 		}
 		select {
 		case <-again.C:
@@ -107,4 +109,23 @@ func (s *Sink) create(ctx context.Context, topic string) (partitions, error) {
 			return p, fmt.Errorf("waiting for leaders of the new topic %s: %w", topic, errors.Join(err, ctx.Err()))
 		}
 	}
+}
+
+// leading asks the leaders of a topic's partitions whether they are in office:
+// the cluster announces them a moment earlier.
+func (s *Sink) leading(ctx context.Context, topic string, partitions []int) error {
+	ask := make([]kafka.OffsetRequest, len(partitions))
+	for i, p := range partitions {
+		ask[i] = kafka.LastOffsetOf(p)
+	}
+	resp, err := s.client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: ask}})
+	if err != nil {
+		return err
+	}
+	for _, p := range resp.Topics[topic] {
+		if p.Error != nil {
+			return fmt.Errorf("partition %d: %w", p.Partition, p.Error)
+		}
+	}
+	return nil
 }

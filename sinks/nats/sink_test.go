@@ -3,456 +3,446 @@ package nats
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"net"
-	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	cejs "github.com/cloudevents/sdk-go/protocol/nats_jetstream/v2"
-	cloudevents "github.com/cloudevents/sdk-go/v2"
-	"github.com/cloudevents/sdk-go/v2/binding"
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
+	"github.com/nats-io/nkeys"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
 	"github.com/postwire/postwire/sinks/sinktest"
 )
 
-var update = flag.Bool("update", false, "rewrite golden files")
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// broker is a NATS server inside the test.
-type broker struct {
-	opts   server.Options
-	server *server.Server
-}
-
-func startBroker(t *testing.T, change func(*server.Options)) *broker {
-	t.Helper()
-	b := &broker{opts: server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true, MaxPayload: 64 << 10}}
-	if change != nil {
-		change(&b.opts)
-	}
-	b.start(t)
-	t.Cleanup(func() { b.stop(t) })
-	return b
-}
-
-func (b *broker) start(t *testing.T) {
-	t.Helper()
-	opts := b.opts
-	s, err := server.NewServer(&opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the server is not ready")
-	}
-	b.server = s
-	b.opts.Port = s.Addr().(*net.TCPAddr).Port // the same after a restart
-}
-
-func (b *broker) stop(*testing.T) {
-	b.server.Shutdown()
-	b.server.WaitForShutdown()
-}
-
-func (b *broker) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", b.opts.Port) }
-
-func (b *broker) connect(t *testing.T, opts ...nats.Option) jetstream.JetStream {
-	t.Helper()
-	conn, err := nats.Connect(b.url(), opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	js, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
-}
-
-// messages reads the first n messages of a stream.
-func messages(t *testing.T, js jetstream.JetStream, stream string, n int) []*nats.Msg {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	c, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all []*nats.Msg
-	for len(all) < n {
-		m, err := c.Next(jetstream.FetchMaxWait(10 * time.Second))
-		if err != nil {
-			t.Fatalf("after %d of %d messages: %v", len(all), n, err)
-		}
-		all = append(all, &nats.Msg{Subject: m.Subject(), Header: m.Headers(), Data: m.Data()})
-	}
-	return all
-}
-
-// read takes a message apart as the binding says, by the letter: nothing but
-// ce- headers is looked at in binary mode.
-func read(t *testing.T, m *nats.Msg) cloudevents.Event {
-	t.Helper()
-	if strings.HasPrefix(m.Header.Get("content-type"), "application/cloudevents+json") {
-		var e cloudevents.Event
-		if err := e.UnmarshalJSON(m.Data); err != nil {
-			t.Fatal(err)
-		}
-		return e
-	}
-	e := cloudevents.NewEvent(m.Header.Get("ce-specversion"))
-	for name, values := range m.Header {
-		attribute, ok := strings.CutPrefix(name, "ce-")
-		if !ok {
-			continue
-		}
-		value, err := url.PathUnescape(values[0])
-		if err != nil || len(values) != 1 {
-			t.Fatalf("header %s: %v, %v", name, values, err)
-		}
-		switch attribute {
-		case "id":
-			e.SetID(value)
-		case "source":
-			e.SetSource(value)
-		case "type":
-			e.SetType(value)
-		case "subject":
-			e.SetSubject(value)
-		case "dataschema":
-			e.SetDataSchema(value)
-		case "datacontenttype":
-			e.SetDataContentType(value)
-		case "time":
-			at, err := time.Parse(time.RFC3339Nano, value)
-			if err != nil {
-				t.Fatal(err)
-			}
-			e.SetTime(at)
-		case "specversion":
-		default:
-			e.SetExtension(attribute, value)
-		}
-	}
-	e.DataEncoded = m.Data
-	return e
-}
+func modes() []string { return []string{sinks.Binary, sinks.Structured} }
 
 func TestJetStream(t *testing.T) {
-	sinktest.Run(t, func(t *testing.T) sinktest.Harness {
-		b := startBroker(t, nil)
-		return sinktest.Harness{
-			Kind: Kind(),
-			Config: func(mode string) string {
-				return fmt.Sprintf(`url: %q, subject: "events.{platform}.{outcome}", stream: EVENTS, create: true, content_mode: %s`, b.url(), mode)
-			},
-			Read: func(t *testing.T, n int) []cloudevents.Event {
-				var events []cloudevents.Event
-				for _, m := range messages(t, b.connect(t), "EVENTS", n) {
-					events = append(events, read(t, m))
-				}
-				return events
-			},
-			Oversize: 64 << 10, Stop: b.stop, Start: b.start, Network: true,
-		}
+	sinktest.Run(t, sinktest.Harness{
+		Modes: modes(), TooLarge: 1 << 20, DropsRepeats: true,
+		Start: func(t *testing.T) sinktest.Broker {
+			b := start(t)
+			return sinktest.Broker{
+				Kind: Kind(), World: sinktest.NewNetwork(),
+				Config: fmt.Sprintf("url: %s\nsubject: events.{platform}.{outcome}\nstream: EVENTS\ncreate: true", b.url()),
+				Away:   func(t *testing.T) { b.down(t) },
+				Back:   func(t *testing.T) { b.up(t) },
+				Read: func(t *testing.T) []sinktest.Message {
+					return messages(t, b.stored(t, b.client(t), "EVENTS"))
+				},
+			}
+		},
 	})
 }
 
 func TestCore(t *testing.T) {
-	sinktest.Run(t, func(t *testing.T) sinktest.Harness {
-		b := startBroker(t, nil)
-		listener, err := nats.Connect(b.url(), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(listener.Close)
-		got := make(chan *nats.Msg, 10000)
-		if _, err := listener.ChanSubscribe("events.>", got); err != nil {
-			t.Fatal(err)
-		}
-		if err := listener.Flush(); err != nil {
-			t.Fatal(err)
-		}
-		var all []cloudevents.Event
-		return sinktest.Harness{
-			Kind: Kind(),
-			Config: func(mode string) string {
-				return fmt.Sprintf(`url: %q, mode: core, subject: "events.{platform}.{outcome}", content_mode: %s`, b.url(), mode)
-			},
-			Read: func(t *testing.T, n int) []cloudevents.Event {
-				for len(all) < n {
-					select {
-					case m := <-got:
-						all = append(all, read(t, m))
-					case <-time.After(10 * time.Second):
-						t.Fatalf("%d of %d messages arrived", len(all), n)
-					}
-				}
-				return all[:n]
-			},
-			Oversize: 64 << 10,
-			// While the server is away its listeners are too: what is
-			// published before they are back reaches nobody. So Stop and
-			// lost connections are not for core NATS to get through.
-		}
+	sinktest.Run(t, sinktest.Harness{
+		Modes: modes(), TooLarge: 1 << 20,
+		Lacks: map[string]string{"the wire form is as agreed": "it is that of JetStream without Nats- headers, which TestCoreWire holds"},
+		Start: func(t *testing.T) sinktest.Broker {
+			b := start(t)
+			l := b.listen(t, "events.>")
+			return sinktest.Broker{
+				Kind: Kind(), World: sinktest.NewNetwork(),
+				Config: fmt.Sprintf("url: %s\nsubject: events.{platform}.{outcome}\nmode: core", b.url()),
+				// Who does not listen while the server restarts gets nothing
+				// by design, so it is the way to the server that fails.
+				Read: func(t *testing.T) []sinktest.Message { return messages(t, l.read(t)) },
+			}
+		},
 	})
 }
 
-// TestWireFormat holds the messages against golden files, and reads them with
-// the SDK's own receiver.
-func TestWireFormat(t *testing.T) {
-	e := sinktest.Event("a/1", "café")
-	for _, mode := range []string{sinks.Binary, sinks.Structured} {
-		t.Run(mode, func(t *testing.T) {
-			m, err := encode(t.Context(), e, mode, "events.instagram.success")
-			if err != nil {
-				t.Fatal(err)
-			}
-			var text strings.Builder
-			fmt.Fprintf(&text, "%s\n", m.Subject)
-			var names []string
+func TestCoreWire(t *testing.T) {
+	for _, mode := range modes() {
+		b := start(t)
+		l := b.listen(t, ">")
+		mustDeliver(t, b.open(t, "subject: events.{platform}.{outcome}\nmode: core\ncontent_mode: "+mode), sinktest.Events(3, 1))
+		var got strings.Builder
+		for i, m := range l.read(t) {
 			for name := range m.Header {
-				names = append(names, name)
+				if strings.HasPrefix(name, "Nats-") {
+					t.Errorf("there is a header %s", name)
+				}
 			}
-			slices.Sort(names)
-			for _, name := range names {
-				fmt.Fprintf(&text, "%s: %s\n", name, strings.Join(m.Header[name], ", "))
-			}
-			fmt.Fprintf(&text, "\n%s\n", m.Data)
-			golden(t, "testdata/"+mode+".golden.txt", text.String())
+			m.Header["Nats-Expected-Stream"] = []string{"EVENTS"}
+			m.Header["Nats-Msg-Id"] = []string{messageID(sinktest.Events(3, 1)[i])}
+			got.WriteString(wire(m) + "\n")
+		}
+		want, err := os.ReadFile(filepath.Join("testdata", mode+".golden"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), got.String()); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
 
-			// The SDK's reader does not decode percent-encoding, so that
-			// what is outside of ASCII is compared by the strict reader.
-			ascii := sinktest.Event("a1", "key")
-			ascii.CloudEvent.SetExtension(event.Profile, "plain")
-			ascii.CloudEvent.SetSource("https://upload-post.com")
-			if m, err = encode(t.Context(), ascii, mode, "s"); err != nil {
+// open opens a sink of the broker with further keys.
+func (b *broker) open(t testing.TB, block string) sinks.Sink {
+	t.Helper()
+	s, err := b.tryOpen(t, block, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (b *broker) tryOpen(t testing.TB, block string, log *zap.Logger) (sinks.Sink, error) {
+	t.Helper()
+	p, err := sinktest.TryConfigure(Kind(), "url: "+b.url()+"\n"+block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	s, err := p.Open(ctx, sinks.Env{Name: "test", Log: log})
+	if err == nil {
+		t.Cleanup(func() {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return s, err
+}
+
+func mustDeliver(t testing.TB, s sinks.Sink, events []event.Event) {
+	t.Helper()
+	if err := try(t, s, events); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func try(t testing.TB, s sinks.Sink, events []event.Event) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	return s.Deliver(ctx, events)
+}
+
+// outcome returns what became of each event, as "" or a reason, or "again".
+func outcome(t testing.TB, err error, n int) []string {
+	t.Helper()
+	each := make(sinks.BatchError, n)
+	if err != nil {
+		var ok bool
+		if each, ok = errors.AsType[sinks.BatchError](err); !ok {
+			each = slices.Repeat(sinks.BatchError{err}, n)
+		}
+	}
+	said := make([]string, n)
+	for i, err := range each {
+		if reason, refused := sinks.IsPermanent(err); refused {
+			said[i] = string(reason)
+		} else if err != nil {
+			said[i] = "again"
+		}
+	}
+	return said
+}
+
+func TestTheStreamIsLookedUpAndCreated(t *testing.T) {
+	b := start(t)
+	js := b.client(t)
+	const block = "subject: events.{platform}.x.{outcome}-{mediatype}\nstream: EVENTS\n"
+	_, err := b.tryOpen(t, block, zap.NewNop())
+	if err == nil || !strings.Contains(err.Error(), "stream EVENTS does not exist; create it, or set create: true") {
+		t.Errorf("opening without the stream: %v", err)
+	}
+	if _, refused := sinks.IsPermanent(err); refused {
+		t.Error("a missing stream is taken for final")
+	}
+	b.open(t, block+"create: true")
+	stream, err := js.Stream(t.Context(), "EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := stream.CachedInfo().Config
+	if diff := cmp.Diff([]string{"events.*.x.*"}, c.Subjects); diff != "" || c.Storage != jetstream.FileStorage {
+		t.Errorf("the stream has storage %v, subjects %s", c.Storage, diff)
+	}
+	b.open(t, block+"create: true")
+	b.open(t, block)
+	_, err = b.tryOpen(t, "subject: other.{platform}\nstream: EVENTS", zap.NewNop())
+	if err == nil || !strings.Contains(err.Error(), "takes [events.*.x.*] and so no subject like other.{platform}") {
+		t.Errorf("opening with other subjects: %v", err)
+	}
+}
+
+func TestAStreamThatVanishesIsWaitedForOrCreatedAgain(t *testing.T) {
+	for _, create := range []bool{false, true} {
+		t.Run(fmt.Sprintf("create %v", create), func(t *testing.T) {
+			b := start(t)
+			js := b.client(t)
+			config := jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}}
+			if _, err := js.CreateStream(t.Context(), config); err != nil {
 				t.Fatal(err)
 			}
-			got, err := binding.ToEvent(t.Context(), cejs.NewMessage(m))
-			if err != nil {
-				t.Fatalf("the SDK's receiver: %v", err)
+			s := b.open(t, fmt.Sprintf("subject: events.{mediatype}\nstream: EVENTS\ncreate: %v", create))
+			events := sinktest.Events(10, 2)
+			mustDeliver(t, s, events)
+			if err := js.DeleteStream(t.Context(), "EVENTS"); err != nil {
+				t.Fatal(err)
 			}
-			want := ascii.CloudEvent
-			if diff := cmp.Diff(want.String(), got.String()); diff != "" {
-				t.Errorf("the SDK's receiver (-want +got):\n%s", diff)
+			err := try(t, s, events)
+			if got := outcome(t, err, 10); slices.ContainsFunc(got, func(s string) bool { return s != "" && s != "again" }) {
+				t.Fatalf("events are refused for good: %v", got)
+			}
+			if !create {
+				if !strings.Contains(err.Error(), "does not exist; create it, or set create: true") {
+					t.Errorf("the error does not say what to do: %v", err)
+				}
+				if _, err := js.CreateStream(t.Context(), config); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for left := events; len(left) > 0; {
+				left = sinktest.Attempt(t.Context(), t, s, left)
+			}
+			if got := b.stored(t, js, "EVENTS"); len(got) != 10 {
+				t.Errorf("%d messages are stored", len(got))
 			}
 		})
 	}
 }
 
-func golden(t *testing.T, file, text string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
+func TestSubjectsThatTheStreamDoesNotTake(t *testing.T) {
+	b := start(t)
+	js := b.client(t)
+	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.instagram.*"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := sinktest.Events(4, 1) // of instagram, tiktok, you.tube, x>*
+	s := b.open(t, "subject: events.{platform}.{outcome}\nstream: EVENTS")
+	want := []string{"", "no_destination", "no_destination", "no_destination"}
+	if diff := cmp.Diff(want, outcome(t, try(t, s, events), 4)); diff != "" {
+		t.Error("no stream takes it: " + diff)
+	}
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"events.tiktok.*"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, outcome(t, try(t, s, events), 4)); diff != "" {
+		t.Error("another stream takes it: " + diff)
+	}
+	if got := b.stored(t, js, "OTHER"); len(got) != 0 {
+		t.Errorf("the other stream stored %d", len(got))
+	}
+
+	static := b.open(t, "subject: events.instagram.all\nstream: EVENTS")
+	mustDeliver(t, static, events)
+	_, err = js.UpdateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"nothing"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = try(t, static, events)
+	if diff := cmp.Diff([]string{"again", "again", "again", "again"}, outcome(t, err, 4)); diff != "" {
+		t.Error("where all events go to one subject: " + diff)
+	}
+}
+
+func TestLimitsOfTheStream(t *testing.T) {
+	b := start(t)
+	_, err := b.client(t).CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}, MaxMsgSize: 4000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := b.open(t, "subject: events.{outcome}\nstream: EVENTS")
+	events := sinktest.Events(5, 1)
+	if err := events[1].CloudEvent.SetData("application/json", []byte(`"`+strings.Repeat("x", 4000)+`"`)); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"", "too_large", "", "", ""}, outcome(t, try(t, s, events), 5)); diff != "" {
+		t.Error("max_msg_size: " + diff)
+	}
+	b = start(t)
+	s = b.open(t, "subject: events.{outcome}\nstream: EVENTS\ncreate: true")
+	events = sinktest.Events(5, 1)
+	events[1].CloudEvent.SetExtension(event.Profile, strings.Repeat("x", 70_000))
+	if diff := cmp.Diff([]string{"", "too_large", "", "", ""}, outcome(t, try(t, s, events), 5)); diff != "" {
+		t.Error("headers: " + diff)
+	}
+	events = sinktest.Events(5, 1)
+	events[1].CloudEvent.SetExtension(event.Outcome, strings.Repeat("x", 5000))
+	if diff := cmp.Diff([]string{"", "invalid", "", "", ""}, outcome(t, try(t, s, events), 5)); diff != "" {
+		t.Error("subject: " + diff)
+	}
+}
+
+// rights lets the user publish to all but tiktok, and look nothing up.
+func rights(o *server.Options) {
+	o.Users = []*server.User{
+		{Username: "relay", Password: "relay-secret", Permissions: &server.Permissions{
+			Publish:   &server.SubjectPermission{Allow: []string{"events.*"}, Deny: []string{"events.tiktok"}},
+			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}},
+		}},
+		{Username: "admin", Password: "admin"},
+	}
+}
+
+func TestSubjectsThatAreForbidden(t *testing.T) {
+	b := start(t, rights)
+	_, err := b.client(t, nats.UserInfo("admin", "admin")).CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const login = "user: relay\npassword: relay-secret\n"
+	for _, mode := range []string{"mode: core", "stream: EVENTS"} {
+		begin := time.Now()
+		s := b.open(t, login+"subject: events.{platform}\n"+mode)
+		events := sinktest.Events(10, 1)
+		want := []string{"", "unauthorized", "", "", "", "", "unauthorized", "", "", ""}
+		for range 2 {
+			if diff := cmp.Diff(want, outcome(t, try(t, s, events), 10)); diff != "" {
+				t.Errorf("%s: %s", mode, diff)
+			}
 		}
-		return
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), text); diff != "" {
-		t.Errorf("%s (-want +got; -update rewrites):\n%s", file, diff)
-	}
-}
-
-func opened(t *testing.T, b *broker, block string) (sinks.Sink, error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	s, err := sinktest.Opener(t, Kind(), fmt.Sprintf("url: %q, %s", b.url(), block))(ctx, sinktest.Env())
-	if err == nil {
-		t.Cleanup(func() { _ = s.Close() })
-	}
-	return s, err
-}
-
-func TestRepeatIsDroppedByTheStream(t *testing.T) {
-	b := startBroker(t, nil)
-	s, err := opened(t, b, `subject: "e.{platform}", stream: S, create: true`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	events := []event.Event{sinktest.Event("1", "k"), sinktest.Event("2", "k")}
-	for range 3 {
-		if err := s.Deliver(t.Context(), events); err != nil {
-			t.Fatal(err)
+		static := b.open(t, login+"subject: events.tiktok\n"+mode)
+		if got := outcome(t, try(t, static, events[:1]), 1); got[0] != "again" {
+			t.Errorf("%s: where all events go to one subject: %v", mode, got)
 		}
-	}
-	stream, err := b.connect(t).Stream(t.Context(), "S")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := stream.CachedInfo().State.Msgs; n != 2 {
-		t.Errorf("the stream holds %d messages, want 2", n)
-	}
-}
-
-func TestStreamIsChecked(t *testing.T) {
-	b := startBroker(t, nil)
-	if _, err := opened(t, b, "subject: a.b, stream: S"); err == nil || !strings.Contains(err.Error(), "stream S does not exist: create it, or set create: true") {
-		t.Errorf("without a stream: %v", err)
-	}
-	js := b.connect(t)
-	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"other.>"}}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := opened(t, b, "subject: a.b, stream: S"); err == nil || !strings.Contains(err.Error(), "takes [other.>]") {
-		t.Errorf("with a stream of other subjects: %v", err)
-	}
-}
-
-// TestSubjectsThatNoStreamTakes: a subject of one event is refused; a stream
-// that is gone is waited for.
-func TestSubjectsThatNoStreamTakes(t *testing.T) {
-	b := startBroker(t, nil)
-	js := b.connect(t)
-	stream := jetstream.StreamConfig{Name: "S", Subjects: []string{"e.instagram"}}
-	if _, err := js.CreateStream(t.Context(), stream); err != nil {
-		t.Fatal(err)
-	}
-	s, err := opened(t, b, `subject: "e.{platform}", stream: S`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	odd := sinktest.Event("odd", "k")
-	odd.CloudEvent.SetExtension(event.Platform, "tik tok.*")
-	err = s.Deliver(t.Context(), []event.Event{sinktest.Event("1", "k"), odd, sinktest.Event("2", "k")})
-	each, ok := errors.AsType[sinks.BatchError](err)
-	if !ok || each[0] != nil || each[2] != nil {
-		t.Fatalf("Deliver = %v", err)
-	}
-	if reason, refused := sinks.IsPermanent(each[1]); !refused || reason != sinks.ReasonNoDestination || !strings.Contains(each[1].Error(), "e.tik_tok__") {
-		t.Errorf("a subject that the stream does not take: %v", each[1])
-	}
-
-	if err := js.DeleteStream(t.Context(), "S"); err != nil {
-		t.Fatal(err)
-	}
-	err = s.Deliver(t.Context(), []event.Event{sinktest.Event("3", "k")})
-	each, _ = errors.AsType[sinks.BatchError](err)
-	if len(each) != 1 || each[0] == nil {
-		t.Fatalf("Deliver without a stream = %v", err)
-	}
-	if _, refused := sinks.IsPermanent(each[0]); refused || !strings.Contains(each[0].Error(), "stream S does not exist") {
-		t.Errorf("without a stream: %v", each[0])
-	}
-	if _, err := js.CreateStream(t.Context(), stream); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Deliver(t.Context(), []event.Event{sinktest.Event("3", "k")}); err != nil {
-		t.Errorf("with the stream back: %v", err)
-	}
-}
-
-func TestStreamsOwnLimit(t *testing.T) {
-	b := startBroker(t, nil)
-	if _, err := b.connect(t).CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"e"}, MaxMsgSize: 2000}); err != nil {
-		t.Fatal(err)
-	}
-	s, err := opened(t, b, "subject: e, stream: S")
-	if err != nil {
-		t.Fatal(err)
-	}
-	big := sinktest.Event("big", "k")
-	big.CloudEvent.DataEncoded = []byte(`"` + strings.Repeat("x", 3000) + `"`)
-	err = s.Deliver(t.Context(), []event.Event{big, sinktest.Event("1", "k")})
-	each, _ := errors.AsType[sinks.BatchError](err)
-	if len(each) != 2 || each[1] != nil {
-		t.Fatalf("Deliver = %v", err)
-	}
-	if reason, refused := sinks.IsPermanent(each[0]); !refused || reason != sinks.ReasonTooLarge {
-		t.Errorf("over the stream's limit: %v", each[0])
+		if took := time.Since(begin); took > ackTimeout {
+			t.Errorf("%s took %v: refusals were not heard", mode, took)
+		}
 	}
 }
 
 func TestLogin(t *testing.T) {
-	b := startBroker(t, func(o *server.Options) { o.Username, o.Password = "relay", "s3cret" })
-	if _, err := opened(t, b, "mode: core, subject: e, user: relay, password: s3cret"); err != nil {
-		t.Errorf("with the right password: %v", err)
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
 	}
-	_, err := opened(t, b, "mode: core, subject: e, user: relay, password: wr0ng")
-	if err == nil || strings.Contains(err.Error(), "wr0ng") {
-		t.Errorf("with a wrong password: %v", err)
+	seed, err := pair.Seed()
+	if err != nil {
+		t.Fatal(err)
 	}
-	token := startBroker(t, func(o *server.Options) { o.Authorization = "t0ken" })
-	if _, err := opened(t, token, "mode: core, subject: e, token: t0ken"); err != nil {
-		t.Errorf("with the right token: %v", err)
+	public, err := pair.PublicKey()
+	if err != nil {
+		t.Fatal(err)
 	}
-}
-
-func TestConfigMistakes(t *testing.T) {
-	for block, want := range map[string]string{
-		"subject: events.*.x, stream: S":                                    "has a wildcard",
-		"subject: events.>, stream: S":                                      "has a wildcard",
-		`subject: "events.{nothing}", stream: S`:                            "{nothing} names no attribute",
-		`subject: "events.{}", stream: S`:                                   "{} names no attribute",
-		"subject: events..x, stream: S":                                     "empty token",
-		"subject: .events, stream: S":                                       "empty token",
-		`subject: "events. x", stream: S`:                                   "character that a subject may not have",
-		"subject: $JS.x, stream: S":                                         "the server's own",
-		"subject: events":                                                   "name the stream",
-		"subject: events, stream: a.b":                                      "not a name for a stream",
-		"stream: S":                                                         "subject",
-		"subject: e, stream: S, window: 0":                                  "out of range",
-		"subject: e, stream: S, mode: jetsream":                             "jetstream",
-		"subject: e, stream: S, user: a, token: b":                          "several ways to log in",
-		"subject: e, stream: S, content_mode: both":                         "binary",
-		"subject: e, stream: S, batch: 0":                                   "1 to 10000",
-		"subject: e, stream: S, tls: {enabled: true, cert_file: /none.pem}": "key_file",
-		"subject: e, stream: S, retry: {initial: 1m, max: 1s}":              "shorter than retry.initial",
-	} {
-		if err := sinktest.Mistake(t, Kind(), block); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s:\n%v, want %q", block, err, want)
-		}
+	file := filepath.Join(t.TempDir(), "user.nk")
+	if err := os.WriteFile(file, seed, 0o600); err != nil {
+		t.Fatal(err)
 	}
-}
-
-func TestExample(t *testing.T) { sinktest.Example(t, Kind(), "example.yaml") }
-
-func TestOverlap(t *testing.T) {
-	for _, tt := range []struct {
-		a, b string
-		want bool
+	tests := []struct {
+		name         string
+		server       func(*server.Options)
+		block, wrong string
 	}{
-		{"a.b", "a.b", true}, {"a.b", "a.c", false}, {"a.*", "a.b", true}, {"a.*.c", "a.b.*", true}, {"a.>", "a.b.c", true},
-		{"a", "a.>", false}, {"a.b", "a", false}, {">", "x.y", true}, {"*.x", "y.*", true}, {"a.*", "b.*", false},
-	} {
-		if got := overlap(tt.a, tt.b); got != tt.want {
-			t.Errorf("overlap(%s, %s) = %v", tt.a, tt.b, got)
+		{"user", func(o *server.Options) { o.Username, o.Password = "u", "s3cret" }, "user: u\npassword: s3cret", "user: u\npassword: hunter2"},
+		{"token", func(o *server.Options) { o.Authorization = "s3cret" }, "token: s3cret", "token: hunter2"},
+		{"nkey", func(o *server.Options) { o.Nkeys = []*server.NkeyUser{{Nkey: public}} }, "nkey_file: " + file, "user: u\npassword: hunter2"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			b := start(t, test.server)
+			s := b.open(t, test.block+"\nsubject: a.{platform}\nmode: core")
+			mustDeliver(t, s, sinktest.Events(3, 1))
+			_, err := b.tryOpen(t, test.wrong+"\nsubject: a.{platform}\nmode: core", zap.NewNop())
+			if err == nil || strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("wrong credentials: %v", err)
+			}
+		})
+	}
+}
+
+// The client takes some things that a server says for final; the sink does not.
+func TestAConnectionThatTheServerEndsIsMadeAgain(t *testing.T) {
+	b := start(t)
+	s := b.open(t, "subject: events.{platform}\nstream: EVENTS\ncreate: true")
+	events := sinktest.Events(20, 3)
+	mustDeliver(t, s, events[:10])
+	s.(*Sink).session.conn.Close()
+	for left := events[10:]; len(left) > 0; {
+		left = sinktest.Attempt(t.Context(), t, s, left)
+	}
+	if got := b.stored(t, b.client(t), "EVENTS"); len(got) != 20 {
+		t.Errorf("%d messages are stored", len(got))
+	}
+}
+
+func TestLogAndErrorsKeepPasswords(t *testing.T) {
+	core, seen := observer.New(zapcore.DebugLevel)
+	b := start(t, func(o *server.Options) { o.Username, o.Password = "u", "s3cret" })
+	url := strings.Replace(b.url(), "nats://", "nats://u:s3cret@", 1)
+	p, err := sinktest.TryConfigure(Kind(), "url: "+url+"\nsubject: a.{platform}\nmode: core")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.Open(t.Context(), sinks.Env{Name: "test", Log: zap.New(core)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.down(t)
+	sinktest.Until(t, "the loss is logged", func() bool { return seen.FilterMessageSnippet("disconnected").Len() > 0 })
+	b.up(t)
+	sinktest.Until(t, "the return is logged", func() bool { return seen.FilterMessageSnippet("again").Len() > 0 })
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	b.down(t)
+	_, err = p.Open(t.Context(), sinks.Env{Name: "test", Log: zap.New(core)})
+	text := fmt.Sprint(err)
+	for _, entry := range seen.All() {
+		text += fmt.Sprint(entry.Message, entry.ContextMap())
+	}
+	if err == nil || strings.Contains(text, "s3cret") {
+		t.Error("the password is shown, or there is no error: ", text)
+	}
+	for _, bad := range []string{"nats://u:s3c#ret@a:4222", "nats://u:s3c ret@[::1:4222"} {
+		if got := redact(bad); strings.Contains(got, "s3c") {
+			t.Errorf("redact gives %s", got)
+		}
+		if _, err := sinktest.TryConfigure(Kind(), "url: \""+bad+"\"\nsubject: a\nmode: core"); err == nil || strings.Contains(err.Error(), "s3c") {
+			t.Errorf("validating gives %v", err)
 		}
 	}
 }
 
-func FuzzSafeToken(f *testing.F) {
-	for _, s := range []string{"instagram", "a.b", "*", ">", "", "a b\r\n", "é✓", "\x00", "\xff"} {
-		f.Add(s)
+func TestHeadersCannotBeInjected(t *testing.T) {
+	b := start(t)
+	s := b.open(t, "subject: events.{platform}\nstream: EVENTS\ncreate: true")
+	events := sinktest.Events(1, 1)
+	e := &events[0].CloudEvent
+	const evil = "a\r\nce-evil: yes\r\n\r\nPUB x 1"
+	e.SetID(evil)
+	e.SetSubject(evil)
+	e.SetExtension(event.Platform, evil)
+	e.SetExtension(event.Profile, "\x00\x7f"+evil)
+	e.Context.AsV1().DataContentType = new(evil)
+	mustDeliver(t, s, events)
+	all := b.stored(t, b.client(t), "EVENTS")
+	if len(all) != 1 || len(all[0].Header["ce-evil"]) != 0 || strings.ContainsAny(wireHeaders(all[0]), "\r\n") {
+		t.Errorf("got %+v", all)
 	}
-	f.Fuzz(func(t *testing.T, value string) {
-		if token := safeToken(value); strings.ContainsAny(token, ".*> \t\r\n\x00") {
-			t.Errorf("%q became %q", value, token)
-		}
-		if h := escape(value); strings.ContainsFunc(h, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			t.Errorf("%q became the header %q", value, h)
-		} else if back, err := url.PathUnescape(h); err != nil || back != value {
-			t.Errorf("%q came back as %q, %v", value, back, err)
-		}
-	})
+	if all[0].Subject != "events.a__ce-evil:_yes____PUB_x_1" {
+		t.Errorf("the subject is %q", all[0].Subject)
+	}
+	seen, err := readStrict(all[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := sinktest.Diff(events[0], seen, false); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func wireHeaders(m *nats.Msg) (all string) {
+	for name, values := range m.Header {
+		all += name + strings.Join(values, "")
+	}
+	return all
 }

@@ -3,20 +3,19 @@
 package sinktest
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
+	"flag"
 	"math/rand/v2"
-	"net"
+	"os"
+	"path/filepath"
 	"slices"
-	"sync"
+	"strings"
 	"testing"
 	"time"
 
-	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/config"
@@ -24,441 +23,585 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// Harness is one sink under test and its broker.
+var update = flag.Bool("update", false, "write the golden files of the wire forms")
+
+// Harness tells the suite how to run a sink, and what the sink can do.
 type Harness struct {
-	Kind sinks.Kind
-	// Config is the sink's block without name and type, in YAML flow style,
-	// for a destination that is new and empty, in the given content mode.
-	Config func(mode string) string
-	// Read returns the n events that were delivered first, as the broker's
-	// consumers read them. It waits for them.
-	Read func(t *testing.T, n int) []cloudevents.Event
-
-	// Features that a broker may lack; what is nil is reported as such.
-
-	// Oversize is more bytes of data than the broker takes; 0 is no limit.
-	Oversize int
-	// Stop takes the broker away, and Start brings it back.
-	Stop, Start func(t *testing.T)
-	// Network is whether the sink talks to its broker through Env.Dial.
-	Network bool
+	// Start starts a broker that holds nothing, for one test.
+	Start func(t *testing.T) Broker
+	// Modes are the content modes that the sink has; one that has no such
+	// setting has the mode "".
+	Modes []string
+	// TooLarge is a size of data that the broker refuses; 0 if it has no
+	// limit, which Lacks must then declare.
+	TooLarge int
+	// DropsRepeats says that an event which is sent twice is stored once.
+	DropsRepeats bool
+	// Lacks declares the tests that this sink cannot pass, and why. They
+	// are skipped with that reason.
+	Lacks map[string]string
 }
 
-// Run runs the suite; start gives each test a harness of its own.
-func Run(t *testing.T, start func(t *testing.T) Harness) {
+// Broker is a broker made for one test.
+type Broker struct {
+	Kind sinks.Kind
+	// Config is the sink's block without name, type and content_mode, in
+	// YAML, not indented.
+	Config string
+	// World is the way to the broker, where faults happen.
+	World World
+	// Away makes the broker go away, Back lets it come back with all that
+	// it had. Where they are nil, World.Down and World.Up stand in.
+	Away, Back func(t *testing.T)
+	// Read returns everything the broker holds. Messages of one line are in
+	// the order in which they were stored.
+	Read func(t *testing.T) []Message
+}
+
+// Message is what the broker holds of an event.
+type Message struct {
+	// Wire is all that is on the wire, as text for the golden files.
+	Wire string
+	// Seen is what each reader made of it, by the reader's name.
+	Seen map[string]Seen
+}
+
+// Run runs the suite.
+func Run(t *testing.T, h Harness) {
 	tests := []struct {
 		name string
-		has  func(h Harness) bool
 		run  func(t *testing.T, h Harness)
 	}{
-		{"events arrive in order and whole in binary mode", always, arrive(sinks.Binary)},
-		{"events arrive in order and whole in structured mode", always, arrive(sinks.Structured)},
-		{"an empty batch is delivered", always, empty},
-		{"an event too large is refused alone", func(h Harness) bool { return h.Oversize > 0 }, oversize},
-		{"a cancelled context ends deliver", always, cancelled},
-		{"close ends deliver", always, closed},
-		{"a broker that is away is transient", func(h Harness) bool { return h.Stop != nil }, away},
-		{"order holds per partition key through lost connections", func(h Harness) bool { return h.Network }, order},
+		{"events arrive in order and whole", arrive},
+		{"the wire form is as agreed", golden},
+		{"an event that is too large is refused alone", tooLarge},
+		{"deliver neither keeps nor changes the batch", unchanged},
+		{"deliver returns when its context ends", contextEnds},
+		{"close makes deliver return", closeReturns},
+		{"after close nothing is delivered", afterClose},
+		{"opening fails while the broker is away and passes later", openingAway},
+		{"nothing is lost while the broker is away", away},
+		{"order holds for each partition key while connections break", order},
+		{"nothing runs on after close", leaks},
+		{"the example is a configuration", example},
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			h := start(t)
-			if !tt.has(h) {
-				t.Skip("the broker lacks this feature, as declared")
+	declared := 0
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if why, lacks := h.Lacks[test.name]; lacks {
+				declared++
+				t.Skip("declared: " + why)
 			}
-			tt.run(t, h)
+			test.run(t, h)
 		})
 	}
-}
-
-func always(Harness) bool { return true }
-
-// Event makes an event as a source would.
-func Event(id, key string) event.Event {
-	e := cloudevents.NewEvent()
-	e.SetID(id)
-	e.SetSource("https://upload-post.com/profiles/caf%C3%A9")
-	e.SetType("com.upload-post.upload_completed")
-	e.SetSubject("instagram/" + id)
-	e.SetTime(time.Date(2024, 3, 15, 14, 30, 0, 123456000, time.UTC))
-	e.SetDataSchema("urn:postwire:schema:com.upload-post.upload_completed:1")
-	e.SetExtension(event.Platform, "instagram")
-	e.SetExtension(event.Outcome, "success")
-	e.SetExtension(event.Profile, `café "50%" ✓`)
-	e.SetExtension(event.RecordedTime, time.Date(2024, 3, 15, 14, 30, 1, 0, time.UTC))
-	if key != "" {
-		e.SetExtension(event.PartitionKey, key)
+	if declared != len(h.Lacks) && !testing.Short() && !filtered() {
+		t.Errorf("Lacks declares %d tests, %d of them exist", len(h.Lacks), declared)
 	}
-	e.SetDataContentType("application/json")
-	e.DataEncoded = []byte(`{"event": "upload_completed",  "title":"ünï\u0041", "n":1.50, "id":"` + id + `"}`)
-	return event.Event{CloudEvent: e, Keys: []event.Key{event.Key(id)}}
 }
 
-func batch(n int) []event.Event {
-	events := make([]event.Event, n)
-	for i := range events {
-		events[i] = Event(fmt.Sprintf("%04d", i), "profile")
-	}
-	return events
+// filtered reports whether the command line asks for some tests only.
+func filtered() bool {
+	return slices.ContainsFunc(os.Args, func(arg string) bool {
+		return strings.HasPrefix(arg, "-test.run=") || strings.HasPrefix(arg, "-test.skip=")
+	})
 }
 
-// Opener reads a block of the configuration.
-func Opener(t testing.TB, k sinks.Kind, block string) sinks.Opener {
+// patience is how long a test waits for what must come.
+const patience = 30 * time.Second
+
+// prompt is how long something may take that must happen at once. It is long
+// because the race detector and a busy machine are slow.
+const prompt = 4 * time.Second
+
+// limited ends with the test, and at the latest when patience does.
+func limited(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// open opens a sink of the broker, and closes it with the test.
+func open(t *testing.T, b Broker, mode string) sinks.Sink {
 	t.Helper()
-	text := fmt.Sprintf("sinks:\n  - {name: test, type: %s, %s}\n", k.Name, block)
-	c, err := config.Parse("test.yaml", []byte(text), func(string) (string, bool) { return "", false })
-	if err != nil {
-		t.Fatalf("%v in\n%s", err, text)
-	}
-	s, err := config.NewRegistry(k).Configure("sink", c.Sinks[0])
-	if err != nil {
-		t.Fatalf("%v in\n%s", err, text)
-	}
-	return s.Open
-}
-
-// Open opens the sink of a harness, and closes it with the test.
-func (h Harness) Open(t *testing.T, mode string, env sinks.Env) sinks.Sink {
-	t.Helper()
-	env.Name = "test"
-	if env.Log == nil {
-		env.Log = zap.NewNop()
-	}
-	if env.Now == nil {
-		env.Now = time.Now
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	s, err := Opener(t, h.Kind, h.Config(mode))(ctx, env)
+	s, err := tryOpen(limited(t), t, b, mode)
 	if err != nil {
 		t.Fatalf("opening: %v", err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+	})
 	return s
 }
 
-func deliver(t *testing.T, s sinks.Sink, events []event.Event) {
+func tryOpen(ctx context.Context, t *testing.T, b Broker, mode string) (sinks.Sink, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if err := s.Deliver(ctx, events); err != nil {
-		t.Fatalf("Deliver: %v", err)
-	}
+	p := Configure(t, b.Kind, block(b, mode))
+	return p.Open(ctx, sinks.Env{
+		Name: "test", Log: zap.NewNop(), Dial: b.World.Dial, Now: time.Now,
+	})
 }
 
-func compare(t *testing.T, want []event.Event, got []cloudevents.Event, mode string) {
-	t.Helper()
-	if len(want) != len(got) {
-		t.Fatalf("read %d events, want %d", len(got), len(want))
+func block(b Broker, mode string) string {
+	if mode == "" {
+		return b.Config
 	}
-	for i := range want {
-		w, g := want[i], event.Event{CloudEvent: got[i]}
-		for _, name := range event.Attributes() {
-			wv, wok := w.Attribute(name)
-			gv, gok := g.Attribute(name)
-			if wv != gv || wok != gok {
-				t.Errorf("event %d: attribute %s is %q, want %q", i, name, gv, wv)
+	return b.Config + "\ncontent_mode: " + mode
+}
+
+// Configure reads a block without name and type, in YAML: lines that are not
+// indented, or all in braces.
+func Configure(t *testing.T, k sinks.Kind, block string) sinks.Configured {
+	t.Helper()
+	p, err := TryConfigure(k, block)
+	if err != nil {
+		t.Fatalf("the configuration is refused: %v", err)
+	}
+	return p
+}
+
+// TryConfigure is Configure for a block that may be wrong.
+func TryConfigure(k sinks.Kind, block string) (sinks.Configured, error) {
+	text := "sinks:\n  - name: test\n    type: " + k.Name + "\n"
+	if rest, ok := strings.CutPrefix(block, "{"); ok {
+		text = "sinks:\n  - {name: test, type: " + k.Name + ", " + rest + "\n"
+	} else {
+		for line := range strings.SplitSeq(strings.TrimSpace(block), "\n") {
+			text += "    " + line + "\n"
+		}
+	}
+	c, err := config.Parse("test.yaml", []byte(text), nil)
+	if err != nil {
+		return sinks.Configured{}, err
+	}
+	return config.NewRegistry(k).Configure("sink", c.Sinks[0])
+}
+
+// deliver does what the relay does: it delivers in batches, and tries again
+// what failed before it goes on. It holds each outcome against the contract.
+func deliver(ctx context.Context, t *testing.T, s sinks.Sink, events []event.Event, batch int) {
+	t.Helper()
+	for chunk := range slices.Chunk(events, batch) {
+		for pending := chunk; len(pending) > 0; {
+			pending = Attempt(ctx, t, s, pending)
+			if len(pending) == 0 {
+				break
+			}
+			select {
+			case <-time.After(5 * time.Millisecond):
+			case <-ctx.Done():
+				t.Fatalf("%d events are still not delivered", len(pending))
 			}
 		}
-		wd, gd := w.CloudEvent.Data(), got[i].Data()
-		if mode == sinks.Structured {
-			wd, gd = canonical(t, wd), canonical(t, gd)
-		}
-		if !bytes.Equal(wd, gd) {
-			t.Errorf("event %d: data is\n%s, want\n%s", i, gd, wd)
-		}
 	}
 }
 
-func canonical(t *testing.T, data []byte) []byte {
+// Attempt delivers a batch once and returns what is to be tried again. A
+// refusal for good fails the test, and so does a breach of the order.
+func Attempt(ctx context.Context, t *testing.T, s sinks.Sink, batch []event.Event) []event.Event {
 	t.Helper()
-	var v any
-	if err := json.Unmarshal(data, &v); err != nil {
-		t.Fatal(err)
-	}
-	data, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
-
-func arrive(mode string) func(t *testing.T, h Harness) {
-	return func(t *testing.T, h Harness) {
-		s := h.Open(t, mode, sinks.Env{})
-		events := batch(50)
-		bare := cloudevents.NewEvent()
-		bare.SetID("bare")
-		bare.SetSource("/s")
-		bare.SetType("t")
-		bare.SetExtension(event.PartitionKey, "profile") // the same line as the others
-		bare.SetDataContentType("application/json")
-		bare.DataEncoded = []byte(`{}`)
-		events = append(events, event.Event{CloudEvent: bare})
-		deliver(t, s, events[:20])
-		deliver(t, s, events[20:])
-		compare(t, events, h.Read(t, len(events)), mode)
-	}
-}
-
-func empty(t *testing.T, h Harness) { deliver(t, h.Open(t, sinks.Binary, sinks.Env{}), nil) }
-
-func oversize(t *testing.T, h Harness) {
-	s := h.Open(t, sinks.Binary, sinks.Env{})
-	events := batch(9)
-	big := Event("big", "profile")
-	big.CloudEvent.DataEncoded = []byte(`"` + string(bytes.Repeat([]byte("x"), h.Oversize)) + `"`)
-	events[4] = big
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	err := s.Deliver(ctx, events)
+	err := s.Deliver(ctx, batch)
+	if err == nil {
+		return nil
+	}
 	each, ok := errors.AsType[sinks.BatchError](err)
-	if !ok || len(each) != len(events) {
-		t.Fatalf("Deliver = %v, want a BatchError", err)
-	}
-	for i, err := range each {
-		reason, refused := sinks.IsPermanent(err)
-		if i == 4 && (!refused || reason != sinks.ReasonTooLarge) {
-			t.Errorf("the event too large: %v", err)
+	if !ok {
+		if _, refused := sinks.IsPermanent(err); refused {
+			t.Fatalf("a whole batch is refused: %v", err)
 		}
-		if i != 4 && err != nil {
-			t.Errorf("event %d: %v", i, err)
-		}
+		return batch
 	}
-	compare(t, slices.Delete(slices.Clone(events), 4, 5), h.Read(t, len(events)-1), sinks.Binary)
+	if len(each) != len(batch) {
+		t.Fatalf("the outcome has %d entries for %d events", len(each), len(batch))
+	}
+	var again []event.Event
+	failed := map[string]bool{}
+	for i, e := range batch {
+		key, keyed := e.Attribute(event.PartitionKey)
+		if each[i] == nil {
+			if keyed && failed[key] {
+				t.Fatalf("event %s counts as delivered behind a failed one of its key", e.CloudEvent.ID())
+			}
+			continue
+		}
+		if reason, refused := sinks.IsPermanent(each[i]); refused {
+			t.Fatalf("event %s is refused, %s: %v", e.CloudEvent.ID(), reason, each[i])
+		}
+		failed[key] = true
+		again = append(again, e)
+	}
+	if len(again) == 0 {
+		t.Fatal("a BatchError names no event")
+	}
+	return again
 }
 
-func cancelled(t *testing.T, h Harness) {
-	s := h.Open(t, sinks.Binary, sinks.Env{})
+func forModes(t *testing.T, h Harness, run func(t *testing.T, mode string)) {
+	for _, mode := range h.Modes {
+		t.Run("mode "+mode, func(t *testing.T) { run(t, mode) })
+	}
+}
+
+func arrive(t *testing.T, h Harness) {
+	forModes(t, h, func(t *testing.T, mode string) {
+		b := h.Start(t)
+		events := Events(300, 7)
+		deliver(limited(t), t, open(t, b, mode), events, 64)
+		got := check(t, b, events, mode != sinks.Binary)
+		if len(got) != len(events) {
+			t.Errorf("there are %d messages of %d events", len(got), len(events))
+		}
+	})
+}
+
+// check reads the broker and holds what it has against the events: each is
+// there and equal for every reader, and per partition key they came in order,
+// repeats aside.
+func check(t *testing.T, b Broker, events []event.Event, asJSON bool) []Message {
+	t.Helper()
+	messages := b.Read(t)
+	byID := map[string]int{}
+	for i, e := range events {
+		byID[e.CloudEvent.ID()] = i
+	}
+	first := map[int]bool{}
+	last := map[string]int{} // by key
+	for _, m := range messages {
+		if len(m.Seen) == 0 {
+			t.Fatal("no reader read the message")
+		}
+		n := -1
+		for reader, seen := range m.Seen {
+			i, ok := byID[seen.Attributes["id"]]
+			if !ok {
+				t.Fatalf("%s reads an event that nobody sent: %v", reader, seen.Attributes)
+			}
+			if n >= 0 && i != n {
+				t.Fatalf("readers see events %d and %d in one message", n, i)
+			}
+			n = i
+			if diff := Diff(events[i], seen, asJSON); diff != "" {
+				t.Errorf("%s reads event %d otherwise (- sent, + read):\n%s", reader, i, diff)
+			}
+		}
+		if first[n] {
+			continue
+		}
+		first[n] = true
+		if key, ok := events[n].Attribute(event.PartitionKey); ok {
+			if before, ok := last[key]; ok && before > n {
+				t.Errorf("of key %s, event %d came before event %d", key, before, n)
+			}
+			last[key] = n
+		}
+	}
+	if len(first) != len(events) {
+		t.Errorf("%d of %d events are there", len(first), len(events))
+	}
+	return messages
+}
+
+func golden(t *testing.T, h Harness) {
+	forModes(t, h, func(t *testing.T, mode string) {
+		b := h.Start(t)
+		deliver(limited(t), t, open(t, b, mode), Events(3, 1), 1)
+		var got strings.Builder
+		for _, m := range b.Read(t) {
+			got.WriteString(m.Wire)
+			got.WriteString("\n")
+		}
+		name := mode
+		if name == "" {
+			name = "wire"
+		}
+		Golden(t, filepath.Join("testdata", name+".golden"), got.String())
+	})
+}
+
+func tooLarge(t *testing.T, h Harness) {
+	forModes(t, h, func(t *testing.T, mode string) {
+		b := h.Start(t)
+		s := open(t, b, mode)
+		events := Events(9, 2)
+		if err := events[4].CloudEvent.SetData("application/json", []byte(`"`+strings.Repeat("x", h.TooLarge)+`"`)); err != nil {
+			t.Fatal(err)
+		}
+		var each sinks.BatchError
+		Until(t, "the batch is judged", func() bool {
+			var ok bool
+			each, ok = errors.AsType[sinks.BatchError](s.Deliver(limited(t), events))
+			return ok
+		})
+		for i, err := range each {
+			reason, refused := sinks.IsPermanent(err)
+			switch {
+			case i == 4 && (!refused || reason != sinks.ReasonTooLarge):
+				t.Errorf("the large event has %q, %v", reason, err)
+			case i == 4 && strings.Contains(err.Error(), "xxxx"):
+				t.Error("the error holds the payload")
+			case i != 4 && err != nil:
+				t.Errorf("event %d failed with it: %v", i, err)
+			}
+		}
+		check(t, b, slices.Delete(slices.Clone(events), 4, 5), mode != sinks.Binary)
+	})
+}
+
+func unchanged(t *testing.T, h Harness) {
+	forModes(t, h, func(t *testing.T, mode string) {
+		b := h.Start(t)
+		events, twins := Events(20, 3), Events(20, 3)
+		deliver(limited(t), t, open(t, b, mode), events, 20)
+		for i := range events {
+			if diff := cmp.Diff(twins[i].CloudEvent.String(), events[i].CloudEvent.String()); diff != "" {
+				t.Errorf("event %d was changed:\n%s", i, diff)
+			}
+		}
+		clear(events) // whoever kept the slice now has nothing
+		check(t, b, twins, mode != sinks.Binary)
+	})
+}
+
+func contextEnds(t *testing.T, h Harness) {
+	b := h.Start(t)
+	s := open(t, b, h.Modes[0])
+	events := Events(40, 4)
+	deliver(limited(t), t, s, events[:10], 10)
+	b.World.Freeze()
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Deliver(ctx, events[10:]) }()
+	b.World.Touched(t)
 	cancel()
-	if err := s.Deliver(ctx, batch(3)); err == nil {
-		t.Error("Deliver succeeded under a cancelled context")
-	}
-	deliver(t, s, batch(3)) // and the sink is none the worse
+	returned(t, done)
+	b.World.Thaw()
+	deliver(limited(t), t, s, events[10:], 30)
+	check(t, b, events, h.Modes[0] != sinks.Binary)
 }
 
-func closed(t *testing.T, h Harness) {
-	s := h.Open(t, sinks.Binary, sinks.Env{})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for range 20 {
-			_ = s.Deliver(t.Context(), batch(100))
-		}
-	}()
-	if err := s.Close(); err != nil {
-		t.Errorf("Close: %v", err)
-	}
+// returned waits for Deliver to fail, soon and not for good.
+func returned(t *testing.T, done <-chan error) {
+	t.Helper()
 	select {
-	case <-done:
-	case <-time.After(20 * time.Second):
-		t.Error("Deliver still runs after Close")
+	case err := <-done:
+		if err == nil {
+			t.Error("deliver reports success")
+		}
+		each, ok := errors.AsType[sinks.BatchError](err)
+		if !ok {
+			each = sinks.BatchError{err}
+		}
+		for _, err := range each {
+			if reason, refused := sinks.IsPermanent(err); refused {
+				t.Errorf("deliver reports a refusal, %s: %v", reason, err)
+			}
+		}
+	case <-time.After(prompt):
+		t.Fatalf("deliver runs on for more than %v", prompt)
 	}
+}
+
+func closeReturns(t *testing.T, h Harness) {
+	b := h.Start(t)
+	s := open(t, b, h.Modes[0])
+	deliver(limited(t), t, s, Events(10, 2), 10)
+	b.World.Freeze()
+	defer b.World.Thaw()
+	done, closed := make(chan error, 1), make(chan error, 1)
+	go func() { done <- s.Deliver(t.Context(), Events(40, 4)) }()
+	b.World.Touched(t)
+	go func() { closed <- s.Close() }()
+	returned(t, done)
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Errorf("close: %v", err)
+		}
+	case <-time.After(prompt):
+		t.Fatalf("close runs on for more than %v", prompt)
+	}
+}
+
+func afterClose(t *testing.T, h Harness) {
+	b := h.Start(t)
+	s := open(t, b, h.Modes[0])
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- s.Deliver(t.Context(), Events(3, 1)) }()
+		returned(t, done)
+	}
+	if got := b.Read(t); len(got) != 0 {
+		t.Errorf("%d messages arrived", len(got))
+	}
+}
+
+func goAway(t *testing.T, b Broker) (back func()) {
+	if b.Away == nil {
+		b.World.Down()
+		return b.World.Up
+	}
+	b.Away(t)
+	return func() { b.Back(t) }
+}
+
+func openingAway(t *testing.T, h Harness) {
+	b := h.Start(t)
+	back := goAway(t, b)
+	for range 2 {
+		s, err := tryOpen(limited(t), t, b, h.Modes[0])
+		if err == nil {
+			_ = s.Close()
+			t.Fatal("a sink is open while its broker is away")
+		}
+		if reason, refused := sinks.IsPermanent(err); refused {
+			t.Errorf("opening is refused for good, %s: %v", reason, err)
+		}
+	}
+	b.World.Freeze()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		s, err := tryOpen(ctx, t, b, h.Modes[0])
+		if err == nil {
+			_ = s.Close()
+		}
+		done <- err
+	}()
+	cancel()
+	returned(t, done)
+	b.World.Thaw()
+	back()
+	events := Events(10, 2)
+	deliver(limited(t), t, open(t, b, h.Modes[0]), events, 10)
+	check(t, b, events, h.Modes[0] != sinks.Binary)
 }
 
 func away(t *testing.T, h Harness) {
-	s := h.Open(t, sinks.Binary, sinks.Env{})
-	events := batch(20)
-	deliver(t, s, events[:10])
-	h.Stop(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	err := s.Deliver(ctx, events[10:])
-	if err == nil {
-		t.Fatal("Deliver succeeded without a broker")
-	}
-	errs := []error{err}
-	if each, ok := errors.AsType[sinks.BatchError](err); ok {
-		errs = each
-	}
-	for _, err := range errs {
-		if _, refused := sinks.IsPermanent(err); refused {
-			t.Errorf("without a broker an event was refused for good: %v", err)
+	b := h.Start(t)
+	s := open(t, b, h.Modes[0])
+	events := Events(200, 5)
+	deliver(limited(t), t, s, events[:100], 50)
+	back := goAway(t, b)
+	for range 3 {
+		if left := Attempt(limited(t), t, s, events[100:]); len(left) == 0 {
+			t.Error("deliver reports success while the broker is away")
 		}
 	}
-	h.Start(t)
-	if err := carry(t, s, events[10:], 30*time.Second); err != nil {
-		t.Fatal(err)
+	back()
+	deliver(limited(t), t, s, events[100:], 50)
+	got := check(t, b, events, h.Modes[0] != sinks.Binary)
+	if h.DropsRepeats && len(got) != len(events) {
+		t.Errorf("there are %d messages of %d events", len(got), len(events))
 	}
-	seen := map[string]bool{}
-	for len(seen) < len(events) { // some may be there twice
-		for _, e := range h.Read(t, len(events)) {
-			seen[e.ID()] = true
-		}
-	}
-}
-
-// carry does what the relay does: it tries until all are delivered.
-func carry(t *testing.T, s sinks.Sink, pending []event.Event, limit time.Duration) error {
-	t.Helper()
-	for end := time.Now().Add(limit); ; {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		err := s.Deliver(ctx, pending)
-		cancel()
-		if err == nil {
-			return nil
-		}
-		if each, ok := errors.AsType[sinks.BatchError](err); ok {
-			var rest []event.Event
-			for i, err := range each {
-				if _, refused := sinks.IsPermanent(err); refused {
-					return err
-				}
-				if err != nil {
-					rest = append(rest, pending[i])
-				}
-			}
-			pending = rest
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("not delivered in %v: %w", limit, err)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
-// flaky is a network whose connections are lost every few kilobytes.
-type flaky struct {
-	mu    sync.Mutex
-	rng   *rand.Rand
-	lost  int
-	calm  bool
-	conns []net.Conn
-}
-
-func (f *flaky) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.conns = append(f.conns, c)
-	return &flakyConn{Conn: c, f: f, left: 2000 + f.rng.IntN(30000)}, nil
-}
-
-type flakyConn struct {
-	net.Conn
-	f    *flaky
-	left int // bytes until it is lost; counted in both directions
-}
-
-func (c *flakyConn) spend(n int) {
-	c.f.mu.Lock()
-	defer c.f.mu.Unlock()
-	if c.left -= n; c.left < 0 && !c.f.calm {
-		c.f.lost++
-		_ = c.Conn.Close()
-	}
-}
-
-func (c *flakyConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.spend(n)
-	return n, err
-}
-
-func (c *flakyConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.spend(n)
-	return n, err
 }
 
 func order(t *testing.T, h Harness) {
-	f := &flaky{rng: rand.New(rand.NewPCG(1, 2))}
-	f.calm = true // until it is open
-	s := h.Open(t, sinks.Binary, sinks.Env{Dial: f.dial})
-	f.mu.Lock()
-	f.calm = false
-	f.mu.Unlock()
-	const keys, each = 7, 40
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	b := h.Start(t)
+	s := open(t, b, h.Modes[0])
+	const round = 600
+	r := rand.New(rand.NewPCG(seed, 1))
 	var events []event.Event
-	for i := range each {
-		for k := range keys {
-			events = append(events, Event(fmt.Sprintf("%d-%03d", k, i), fmt.Sprint("profile", k)))
-		}
+	for broken := 0; broken < 5; {
+		events = Events(len(events)+round, 9)
+		b.World.Break(r, 0.02)
+		deliver(limited(t), t, s, events[len(events)-round:], 50)
+		n := b.World.Mend()
+		broken += n
+		t.Logf("%d connections broken", n)
 	}
-	// The connection that was opened calmly is lost, so that new ones come.
-	f.mu.Lock()
-	for _, c := range f.conns {
-		_ = c.Close()
+	got := check(t, b, events, h.Modes[0] != sinks.Binary)
+	t.Logf("%d messages of %d events", len(got), len(events))
+	if h.DropsRepeats && len(got) != len(events) {
+		t.Errorf("there are %d messages of %d events", len(got), len(events))
 	}
-	f.mu.Unlock()
-	for part := range slices.Chunk(events, 40) {
-		if err := carry(t, s, part, 60*time.Second); err != nil {
+}
+
+func leaks(t *testing.T, h Harness) {
+	b := h.Start(t)
+	once := func() {
+		s, err := tryOpen(limited(t), t, b, h.Modes[0])
+		if err != nil {
 			t.Fatal(err)
 		}
-		f.mu.Lock()
-		for _, c := range f.conns { // between two batches, too
-			_ = c.Close()
+		deliver(limited(t), t, s, Events(50, 5), 50)
+		b.World.Freeze() // leaves requests without an answer
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Deliver(ctx, Events(50, 5)) }()
+		b.World.Touched(t)
+		cancel()
+		<-done
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
 		}
-		f.lost += len(f.conns)
-		f.conns = nil
-		f.mu.Unlock()
+		b.World.Thaw()
 	}
-	f.mu.Lock()
-	f.calm = true
-	lost := f.lost
-	f.mu.Unlock()
-	if lost == 0 {
-		t.Error("no connection was lost")
-	}
-	// What a lost answer made the sink send twice may be there twice; the
-	// first of each counts.
-	var got []string
-	seen := map[string]bool{}
-	for n := len(events); len(got) < len(events); n++ {
-		got, seen = nil, map[string]bool{}
-		for _, e := range h.Read(t, n) {
-			if !seen[e.ID()] {
-				seen[e.ID()] = true
-				got = append(got, e.ID())
-			}
-		}
-	}
-	t.Logf("%d events through %d lost connections", len(got), lost)
-	for k := range keys {
-		var line, want []string
-		for _, id := range got {
-			if id[0] == byte('0'+k) {
-				line = append(line, id)
-			}
-		}
-		for i := range each {
-			want = append(want, fmt.Sprintf("%d-%03d", k, i))
-		}
-		if diff := cmp.Diff(want, line); diff != "" {
-			t.Errorf("partition key %d (-want +got):\n%s", k, diff)
-		}
+	once() // what the broker starts for its first client stays
+	before := goleak.IgnoreCurrent()
+	once()
+	once()
+	if err := goleak.Find(before); err != nil {
+		t.Error(err)
 	}
 }
 
-// Mistake reads a block of the configuration and returns what is wrong with it.
-func Mistake(t *testing.T, k sinks.Kind, block string) error {
-	t.Helper()
-	text := fmt.Sprintf("sinks:\n  - {name: test, type: %s, %s}\n", k.Name, block)
-	c, err := config.Parse("test.yaml", []byte(text), func(string) (string, bool) { return "", false })
-	if err != nil {
-		return err
-	}
-	_, err = config.NewRegistry(k).Configure("sink", c.Sinks[0])
-	return err
-}
-
-// Example reads the example that the reference page shows.
-func Example(t *testing.T, k sinks.Kind, file string) {
-	t.Helper()
-	c, err := config.Load(file, func(string) (string, bool) { return "", false })
+func example(t *testing.T, h Harness) {
+	c, err := config.Load("example.yaml", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, b := range c.Sinks {
-		if _, err := config.NewRegistry(k).Configure("sink", b); err != nil {
+		if _, err := config.NewRegistry(h.Start(t).Kind).Configure("sink", b); err != nil {
 			t.Error(err)
+		}
+	}
+	if len(c.Sinks) == 0 {
+		t.Error("the example has no sink")
+	}
+}
+
+// Until waits for a condition, and fails the test if it never holds.
+func Until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("in %v it did not come to pass that %s", patience, what)
 		}
 	}
 }
 
-// Env is what a test opens a sink with.
-func Env() sinks.Env { return sinks.Env{Name: "test", Log: zap.NewNop(), Now: time.Now} }
+// Golden compares text with a file, or writes the file with -update.
+func Golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v; run with -update to write it", err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (- file, + now):\n%s", path, diff)
+	}
+}

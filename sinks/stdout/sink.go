@@ -157,13 +157,8 @@ func (s *Sink) line(ctx context.Context, e event.Event) ([]byte, error) {
 	}
 	// The payload may have line breaks between its values; JSON has none
 	// inside of them.
-	line := bytes.Map(func(r rune) rune {
-		if r == '\n' || r == '\r' {
-			return ' '
-		}
-		return r
-	}, m.Body)
-	return append(line, '\n'), nil
+	line := bytes.ReplaceAll(m.Body, []byte{'\n'}, []byte{' '})
+	return append(bytes.ReplaceAll(line, []byte{'\r'}, []byte{' '}), '\n'), nil
 }
 
 // text is one line for people: time, type, subject, outcome, id.

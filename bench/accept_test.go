@@ -1,0 +1,189 @@
+// Package bench measures the relay against what the machine allows. Figures
+// are ratios within one run: machines are noisy, and differ.
+//
+//	go test -run '^$' -bench Accept -benchtime 5s ./bench
+package bench
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/app"
+)
+
+// load is what a fleet of senders over kept connections achieves.
+type load struct {
+	perSecond float64
+	p50, p99  time.Duration
+}
+
+// run posts n webhooks over some connections. Each sender waits for its answer
+// before it sends the next, and writes requests by hand, so that the client
+// takes as little of the machine as it can; the same client drives both sides.
+func run(b *testing.B, addr string, connections, n int, next *atomic.Int64) load {
+	b.Helper()
+	var left atomic.Int64
+	left.Store(int64(n))
+	times := make([][]time.Duration, connections)
+	var senders sync.WaitGroup
+	start := time.Now()
+	for c := range connections {
+		senders.Go(func() {
+			conn, err := net.Dial("tcp", addr)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			defer conn.Close()
+			answers := bufio.NewReader(conn)
+			for left.Add(-1) >= 0 {
+				began := time.Now()
+				if _, err := conn.Write(webhook(next.Add(1))); err != nil {
+					b.Error(err)
+					return
+				}
+				if err := taken(answers); err != nil {
+					b.Error(err)
+					return
+				}
+				times[c] = append(times[c], time.Since(began))
+			}
+		})
+	}
+	senders.Wait()
+	took := time.Since(start)
+	all := slices.Concat(times...)
+	slices.Sort(all)
+	if len(all) == 0 {
+		b.Fatal("nothing was measured")
+	}
+	return load{float64(len(all)) / took.Seconds(), all[len(all)/2], all[len(all)*99/100]}
+}
+
+var padding = strings.Repeat("Lorem ipsum dolor sit amet. ", 12)
+
+// webhook is a request of about 700 bytes, each with an event of its own.
+func webhook(number int64) []byte {
+	body := fmt.Sprintf(`{"event":"upload_completed","user_email":"user@example.com","profile_username":"profile%d","platform":"instagram","media_type":"video","title":"My Awesome Video","caption":%q,"result":{"success":true,"url":"https://www.instagram.com/p/%d/","publish_id":"%d","post_id":"%d","error":null},"created_at":"2024-03-15T14:30:00.000000"}`, number%100, padding, number, number, number)
+	return fmt.Appendf(nil, "POST /webhooks/upload-post HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+}
+
+// taken reads an answer, which must be 202.
+func taken(r *bufio.Reader) error {
+	status, err := r.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(status, "HTTP/1.1 202 ") {
+		return fmt.Errorf("answered %q", status)
+	}
+	length := 0
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return err
+		}
+		if line == "\r\n" {
+			break
+		}
+		if value, ok := strings.CutPrefix(line, "Content-Length: "); ok {
+			if length, err = strconv.Atoi(strings.TrimSpace(value)); err != nil {
+				return err
+			}
+		}
+	}
+	_, err = r.Discard(length)
+	return err
+}
+
+// bare is a handler that reads the body and answers, and nothing else.
+func bare(w http.ResponseWriter, r *http.Request) {
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		return
+	}
+	w.WriteHeader(http.StatusAccepted)
+}
+
+// relay starts a whole relay with a journal on disk and one sink.
+func relay(b *testing.B) (addr string) {
+	b.Helper()
+	text := fmt.Sprintf(`
+server: {listen: "127.0.0.1:0"}
+admin: {listen: "127.0.0.1:0 "}
+journal: {dir: %q, min_free_bytes: 0}
+sources: [{name: upload-post, type: uploadpost, paths: [/webhooks/upload-post], auth: none}]
+sinks: [{name: none, type: stdout, filter: "platform = 'nowhere'"}]
+`, b.TempDir())
+	text = strings.Replace(text, ":0 ", ":0", 1)
+	plan, err := app.Parse("bench.yaml", []byte(text), func(string) (string, bool) { return "", false })
+	if err != nil {
+		b.Fatal(err)
+	}
+	a, err := app.New(b.Context(), plan, zap.NewNop())
+	if err != nil {
+		b.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(b.Context()) }()
+	b.Cleanup(func() {
+		if err := <-ended; err != nil {
+			b.Error(err)
+		}
+	})
+	return a.Addr().String()
+}
+
+// BenchmarkAccept is durable accepts a second through HTTP, signature aside:
+// parse, dedupe, synced append, answer. Beside it, in the same run and by
+// turns, a bare handler that only reads the body.
+func BenchmarkAccept(b *testing.B) {
+	for _, connections := range []int{1, 16, 64, 256} {
+		b.Run(fmt.Sprintf("connections=%d", connections), func(b *testing.B) {
+			server := httptest.NewServer(http.HandlerFunc(bare))
+			defer server.Close()
+			addr := relay(b)
+			var next atomic.Int64
+			plain := server.Listener.Addr().String()
+			run(b, plain, connections, 2000, &next) // warm
+			run(b, addr, connections, 2000, &next)
+			const turns = 5
+			var ratios []float64
+			var relays, bares []load
+			b.ResetTimer()
+			for range turns {
+				n := max(b.N/turns, 200*connections)
+				bares = append(bares, run(b, plain, connections, n, &next))
+				relays = append(relays, run(b, addr, connections, n, &next))
+				ratios = append(ratios, relays[len(relays)-1].perSecond/bares[len(bares)-1].perSecond)
+			}
+			b.StopTimer()
+			slices.Sort(ratios)
+			middle := func(loads []load) load {
+				slices.SortFunc(loads, func(x, y load) int { return int(x.perSecond - y.perSecond) })
+				return loads[len(loads)/2]
+			}
+			r, p := middle(relays), middle(bares)
+			b.ReportMetric(ratios[len(ratios)/2], "ratio")
+			b.ReportMetric(r.perSecond, "accepts/s")
+			b.ReportMetric(float64(r.p50.Microseconds())/1000, "p50-ms")
+			b.ReportMetric(float64(r.p99.Microseconds())/1000, "p99-ms")
+			b.ReportMetric(p.perSecond, "bare/s")
+			b.ReportMetric(float64(p.p50.Microseconds())/1000, "bare-p50-ms")
+			b.ReportMetric(float64(p.p99.Microseconds())/1000, "bare-p99-ms")
+			b.ReportMetric(0, "ns/op") // of no meaning here
+		})
+	}
+}

@@ -1,0 +1,223 @@
+package nats
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	cejetstream "github.com/cloudevents/sdk-go/protocol/nats_jetstream/v2"
+	"github.com/cloudevents/sdk-go/v2/binding"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+
+	"github.com/postwire/postwire/sinks/sinktest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// broker is a NATS server inside the test, with what it stored in a folder.
+type broker struct {
+	options server.Options
+	server  *server.Server
+}
+
+func start(t testing.TB, change ...func(*server.Options)) *broker {
+	b := &broker{options: server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+	}}
+	for _, f := range change {
+		f(&b.options)
+	}
+	b.up(t)
+	t.Cleanup(func() { b.down(t) })
+	return b
+}
+
+func (b *broker) up(t testing.TB) {
+	t.Helper()
+	options := b.options
+	s, err := server.NewServer(&options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the server is not ready")
+	}
+	b.server = s
+	if b.options.Port == server.RANDOM_PORT {
+		b.options.Port = options.Port // the same one when it comes back
+	}
+}
+
+func (b *broker) down(testing.TB) {
+	b.server.Shutdown()
+	b.server.WaitForShutdown()
+}
+
+func (b *broker) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", b.options.Port) }
+
+// client connects a client of the test's own.
+func (b *broker) client(t testing.TB, opts ...nats.Option) jetstream.JetStream {
+	t.Helper()
+	conn, err := nats.Connect(b.url(), append(opts, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	conn.SetClosedHandler(func(*nats.Conn) { close(ended) })
+	t.Cleanup(func() {
+		conn.Close()
+		<-ended
+	})
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// stored reads a stream from its first message to its last.
+func (b *broker) stored(t testing.TB, js jetstream.JetStream, name string) []*nats.Msg {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	stream, err := js.Stream(ctx, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := stream.CachedInfo().State
+	var all []*nats.Msg
+	for n := max(1, state.FirstSeq); n <= state.LastSeq; n++ {
+		m, err := stream.GetMsg(ctx, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
+	}
+	return all
+}
+
+// messages gives what is stored to both readers.
+func messages(t testing.TB, all []*nats.Msg) []sinktest.Message {
+	t.Helper()
+	read := make([]sinktest.Message, len(all))
+	for i, m := range all {
+		strict, err := readStrict(m)
+		if err != nil {
+			t.Fatalf("by the specification: %v", err)
+		}
+		sdk, err := readSDK(m)
+		if err != nil {
+			t.Fatalf("the SDK's receiver: %v", err)
+		}
+		read[i] = sinktest.Message{Wire: wire(m), Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sdk}}
+	}
+	return read
+}
+
+// readSDK reads with the SDK's receiver. That one leaves attributes as they
+// are on the wire, percent-encoded, so they are decoded here.
+func readSDK(m *nats.Msg) (sinktest.Seen, error) {
+	e, err := binding.ToEvent(context.Background(), cejetstream.NewMessage(m))
+	if err != nil {
+		return sinktest.Seen{}, err
+	}
+	seen := sinktest.FromSDK(e)
+	if cejetstream.NewMessage(m).ReadEncoding() == binding.EncodingBinary {
+		for name, value := range seen.Attributes {
+			if seen.Attributes[name], err = url.PathUnescape(value); err != nil {
+				return seen, err
+			}
+		}
+	}
+	return seen, nil
+}
+
+// readStrict reads by the letter of the NATS binding.
+func readStrict(m *nats.Msg) (sinktest.Seen, error) {
+	if types := m.Header["content-type"]; len(types) == 1 && strings.HasPrefix(types[0], "application/cloudevents") {
+		if types[0] != "application/cloudevents+json" {
+			return sinktest.Seen{}, fmt.Errorf("the format is %q", types[0])
+		}
+		return sinktest.StrictJSON(m.Data)
+	}
+	attributes := map[string]string{}
+	for name, values := range m.Header {
+		name, ok := strings.CutPrefix(name, "ce-")
+		if !ok {
+			continue
+		}
+		if len(values) != 1 {
+			return sinktest.Seen{}, fmt.Errorf("ce-%s is there %d times", name, len(values))
+		}
+		for _, c := range []byte(values[0]) {
+			if c <= ' ' || c >= 0x7f || c == '"' {
+				return sinktest.Seen{}, fmt.Errorf("ce-%s is %q, which is not encoded", name, values[0])
+			}
+		}
+		value, err := url.PathUnescape(values[0])
+		if err != nil {
+			return sinktest.Seen{}, err
+		}
+		attributes[name] = value
+	}
+	return sinktest.Strict(attributes, m.Data)
+}
+
+func wire(m *nats.Msg) string {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "subject: %s\n", m.Subject)
+	for _, name := range slices.Sorted(maps.Keys(m.Header)) {
+		fmt.Fprintf(&b, "%s: %s\n", name, strings.Join(m.Header[name], " | "))
+	}
+	fmt.Fprintf(&b, "\n%s\n", m.Data)
+	return b.String()
+}
+
+// listener collects what core NATS hands out.
+type listener struct {
+	mu   sync.Mutex
+	got  []*nats.Msg
+	conn *nats.Conn
+}
+
+func (b *broker) listen(t *testing.T, subject string) *listener {
+	l := &listener{conn: b.client(t).Conn()}
+	_, err := l.conn.Subscribe(subject, func(m *nats.Msg) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.got = append(l.got, m)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.conn.FlushTimeout(5 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func (l *listener) read(t *testing.T) []*nats.Msg {
+	t.Helper()
+	if err := l.conn.FlushTimeout(5 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	if err := l.conn.Barrier(func() { close(done) }); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.got)
+}

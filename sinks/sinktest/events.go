@@ -1,0 +1,176 @@
+package sinktest
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+	"github.com/cloudevents/sdk-go/v2/types"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/postwire/postwire/pkg/event"
+)
+
+// Events returns n events of some partition keys, and a few without one. They
+// are the same each time, and hold what encoders stumble over.
+func Events(n, keys int) []event.Event {
+	events := make([]event.Event, n)
+	platforms := []string{"instagram", "tiktok", "you.tube", "x>*", "face book"}
+	for i := range events {
+		e := cloudevents.NewEvent()
+		e.SetType("com.upload-post.upload_completed")
+		e.SetSource("https://upload-post.com/profiles/m%C3%BCller")
+		e.SetSubject(fmt.Sprintf("instagram/%d", i))
+		e.SetID(fmt.Sprintf("upload_completed/instagram/%d/success", i))
+		e.SetTime(time.Date(2026, 11, 3, 10, 30, 0, 123456000+i*1000, time.UTC))
+		e.SetDataSchema("urn:postwire:schema:com.upload-post.upload_completed:1")
+		e.SetExtension(event.Platform, platforms[i%len(platforms)])
+		e.SetExtension(event.Outcome, "success")
+		e.SetExtension(event.MediaType, "video")
+		e.SetExtension(event.Profile, `Größe "100 %" 🎬`)
+		e.SetExtension(event.CorrelationID, "a\tb,c;d=e%20f")
+		e.SetExtension(event.RecordedTime, types.Timestamp{Time: time.Date(2026, 11, 3, 10, 30, 1, 0, time.UTC)})
+		if i%11 != 10 {
+			e.SetExtension(event.PartitionKey, fmt.Sprintf("profile %d", i%keys))
+		}
+		data := fmt.Sprintf("{\"n\": %d,\n  \"title\" : \"\\u00e4 & <b> ü 🎬 \\\\ \\/\", \"big\": 12345678901234567890, \"f\": 1.50, \"none\": null, \"list\": [ 1,2 ]}", i)
+		if err := e.SetData("application/json", []byte(data)); err != nil {
+			panic(err) // bytes are taken as they are
+		}
+		events[i] = event.Event{CloudEvent: e, Keys: []event.Key{event.NewKey("test", e.ID())}}
+	}
+	return events
+}
+
+// Seen is an event as a reader sees it: all attributes in canonical form,
+// datacontenttype too, and the data.
+type Seen struct {
+	Attributes map[string]string
+	Data       []byte
+}
+
+// FromSDK is what the CloudEvents SDK read.
+func FromSDK(e *cloudevents.Event) Seen {
+	s := Seen{Attributes: map[string]string{}, Data: e.Data()}
+	x := event.Event{CloudEvent: *e}
+	for _, name := range core() {
+		if v, ok := x.Attribute(name); ok {
+			s.Attributes[name] = v
+		}
+	}
+	for name := range e.Extensions() {
+		s.Attributes[name], _ = x.Attribute(name)
+	}
+	return s
+}
+
+func core() []string {
+	return []string{"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema"}
+}
+
+// Strict reads a binary message as the specification has it, from its
+// attributes by name, already decoded by the protocol's rules.
+func Strict(attributes map[string]string, data []byte) (Seen, error) {
+	if v := attributes["specversion"]; v != "1.0" {
+		return Seen{}, fmt.Errorf("specversion is %q", v)
+	}
+	for _, name := range []string{"id", "source", "type"} {
+		if attributes[name] == "" {
+			return Seen{}, fmt.Errorf("%s is missing", name)
+		}
+	}
+	legal := regexp.MustCompile(`^[a-z0-9]{1,20}$`)
+	for name, value := range attributes {
+		if !legal.MatchString(name) && !slices.Contains(core(), name) {
+			return Seen{}, fmt.Errorf("%q is no name of an attribute", name)
+		}
+		if value == "" {
+			return Seen{}, fmt.Errorf("%s is empty", name)
+		}
+	}
+	if text, ok := attributes["time"]; ok {
+		if _, err := time.Parse(time.RFC3339Nano, text); err != nil {
+			return Seen{}, err
+		}
+	}
+	return Seen{attributes, data}, nil
+}
+
+// StrictJSON reads the JSON format as the specification has it.
+func StrictJSON(body []byte) (Seen, error) {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(body, &members); err != nil {
+		return Seen{}, err
+	}
+	var data []byte
+	attributes := map[string]string{}
+	for name, raw := range members {
+		switch name {
+		case "data":
+			data = raw
+			continue
+		case "data_base64":
+			var text string
+			if err := json.Unmarshal(raw, &text); err != nil {
+				return Seen{}, err
+			}
+			var err error
+			if data, err = base64.StdEncoding.DecodeString(text); err != nil {
+				return Seen{}, err
+			}
+			continue
+		}
+		var value any
+		if err := json.Unmarshal(raw, &value); err != nil {
+			return Seen{}, err
+		}
+		switch value.(type) {
+		case string, bool, float64:
+			attributes[name] = strings.Trim(fmt.Sprint(value), "\x00")
+		default:
+			return Seen{}, fmt.Errorf("%s is a %T", name, value)
+		}
+	}
+	return Strict(attributes, data)
+}
+
+// Diff tells how an event and what a reader saw of it differ: data byte for
+// byte, or as values of JSON.
+func Diff(e event.Event, s Seen, asJSON bool) string {
+	want := FromSDK(&e.CloudEvent)
+	diff := cmp.Diff(want.Attributes, s.Attributes)
+	if !asJSON {
+		return diff + cmp.Diff(string(want.Data), string(s.Data))
+	}
+	sent, err := value(want.Data)
+	read, err2 := value(s.Data)
+	if err := errors.Join(err, err2); err != nil {
+		return diff + err.Error()
+	}
+	if !reflect.DeepEqual(sent, read) {
+		return diff + cmp.Diff(sent, read)
+	}
+	return diff
+}
+
+// value decodes one JSON value, with its numbers as they are written.
+func value(data []byte) (v any, err error) {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	if err := d.Decode(&v); err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("there is more than one JSON value")
+	}
+	return v, nil
+}
