@@ -5,14 +5,13 @@
 package bench
 
 import (
-	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,11 +29,13 @@ type load struct {
 	p50, p99  time.Duration
 }
 
-// run posts n webhooks over some connections. Each sender waits for its answer
-// before it sends the next, and writes requests by hand, so that the client
-// takes as little of the machine as it can; the same client drives both sides.
-func run(b *testing.B, addr string, connections, n int, next *atomic.Int64) load {
+// run posts n webhooks over some connections that are kept. Each sender waits
+// for its answer before it sends the next.
+func run(b *testing.B, url string, connections, n int, next *atomic.Int64) load {
 	b.Helper()
+	transport := &http.Transport{MaxIdleConnsPerHost: connections}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
 	var left atomic.Int64
 	left.Store(int64(n))
 	times := make([][]time.Duration, connections)
@@ -42,20 +43,10 @@ func run(b *testing.B, addr string, connections, n int, next *atomic.Int64) load
 	start := time.Now()
 	for c := range connections {
 		senders.Go(func() {
-			conn, err := net.Dial("tcp", addr)
-			if err != nil {
-				b.Error(err)
-				return
-			}
-			defer conn.Close()
-			answers := bufio.NewReader(conn)
 			for left.Add(-1) >= 0 {
+				body := webhook(next.Add(1))
 				began := time.Now()
-				if _, err := conn.Write(webhook(next.Add(1))); err != nil {
-					b.Error(err)
-					return
-				}
-				if err := taken(answers); err != nil {
+				if err := post(client, url, body); err != nil {
 					b.Error(err)
 					return
 				}
@@ -73,40 +64,26 @@ func run(b *testing.B, addr string, connections, n int, next *atomic.Int64) load
 	return load{float64(len(all)) / took.Seconds(), all[len(all)/2], all[len(all)*99/100]}
 }
 
-var padding = strings.Repeat("Lorem ipsum dolor sit amet. ", 12)
-
-// webhook is a request of about 700 bytes, each with an event of its own.
-func webhook(number int64) []byte {
-	body := fmt.Sprintf(`{"event":"upload_completed","user_email":"user@example.com","profile_username":"profile%d","platform":"instagram","media_type":"video","title":"My Awesome Video","caption":%q,"result":{"success":true,"url":"https://www.instagram.com/p/%d/","publish_id":"%d","post_id":"%d","error":null},"created_at":"2024-03-15T14:30:00.000000"}`, number%100, padding, number, number, number)
-	return fmt.Appendf(nil, "POST /webhooks/upload-post HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-}
-
-// taken reads an answer, which must be 202.
-func taken(r *bufio.Reader) error {
-	status, err := r.ReadString('\n')
+func post(client *http.Client, url string, body []byte) error {
+	resp, err := client.Post(url, "application/json", bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(status, "HTTP/1.1 202 ") {
-		return fmt.Errorf("answered %q", status)
+	_, err = io.Copy(io.Discard, resp.Body)
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return err
 	}
-	length := 0
-	for {
-		line, err := r.ReadString('\n')
-		if err != nil {
-			return err
-		}
-		if line == "\r\n" {
-			break
-		}
-		if value, ok := strings.CutPrefix(line, "Content-Length: "); ok {
-			if length, err = strconv.Atoi(strings.TrimSpace(value)); err != nil {
-				return err
-			}
-		}
+	if resp.StatusCode != http.StatusAccepted {
+		return fmt.Errorf("answered %s", resp.Status)
 	}
-	_, err = r.Discard(length)
-	return err
+	return nil
+}
+
+var caption = strings.Repeat("Lorem ipsum dolor sit amet. ", 12)
+
+// webhook is a payload of about 700 bytes, each an event of its own.
+func webhook(number int64) []byte {
+	return fmt.Appendf(nil, `{"event":"upload_completed","user_email":"user@example.com","profile_username":"profile%d","platform":"instagram","media_type":"video","title":"My Awesome Video","caption":"%s","result":{"success":true,"url":"https://www.instagram.com/p/%d/","publish_id":"%d","post_id":"%d","error":null},"created_at":"2024-03-15T14:30:00.000000"}`, number%100, caption, number, number, number)
 }
 
 // bare is a handler that reads the body and answers, and nothing else.
@@ -118,16 +95,15 @@ func bare(w http.ResponseWriter, r *http.Request) {
 }
 
 // relay starts a whole relay with a journal on disk and one sink.
-func relay(b *testing.B) (addr string) {
+func relay(b *testing.B) (url string) {
 	b.Helper()
 	text := fmt.Sprintf(`
 server: {listen: "127.0.0.1:0"}
-admin: {listen: "127.0.0.1:0 "}
+admin: {listen: "127.0.0.1:0"}
 journal: {dir: %q, min_free_bytes: 0}
 sources: [{name: upload-post, type: uploadpost, paths: [/webhooks/upload-post], auth: none}]
 sinks: [{name: none, type: stdout, filter: "platform = 'nowhere'"}]
 `, b.TempDir())
-	text = strings.Replace(text, ":0 ", ":0", 1)
 	plan, err := app.Parse("bench.yaml", []byte(text), func(string) (string, bool) { return "", false })
 	if err != nil {
 		b.Fatal(err)
@@ -143,7 +119,7 @@ sinks: [{name: none, type: stdout, filter: "platform = 'nowhere'"}]
 			b.Error(err)
 		}
 	})
-	return a.Addr().String()
+	return "http://" + a.Addr().String() + "/webhooks/upload-post"
 }
 
 // BenchmarkAccept is durable accepts a second through HTTP, signature aside:
@@ -154,19 +130,18 @@ func BenchmarkAccept(b *testing.B) {
 		b.Run(fmt.Sprintf("connections=%d", connections), func(b *testing.B) {
 			server := httptest.NewServer(http.HandlerFunc(bare))
 			defer server.Close()
-			addr := relay(b)
+			url := relay(b)
 			var next atomic.Int64
-			plain := server.Listener.Addr().String()
-			run(b, plain, connections, 2000, &next) // warm
-			run(b, addr, connections, 2000, &next)
+			run(b, server.URL, connections, 2000, &next) // warm
+			run(b, url, connections, 2000, &next)
 			const turns = 5
 			var ratios []float64
 			var relays, bares []load
 			b.ResetTimer()
 			for range turns {
 				n := max(b.N/turns, 200*connections)
-				bares = append(bares, run(b, plain, connections, n, &next))
-				relays = append(relays, run(b, addr, connections, n, &next))
+				bares = append(bares, run(b, server.URL, connections, n, &next))
+				relays = append(relays, run(b, url, connections, n, &next))
 				ratios = append(ratios, relays[len(relays)-1].perSecond/bares[len(bares)-1].perSecond)
 			}
 			b.StopTimer()

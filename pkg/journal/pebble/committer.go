@@ -2,6 +2,7 @@ package pebble
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -49,7 +50,8 @@ type group struct {
 	batch     *pebble.Batch
 	now       int64 // nanoseconds since 1970; never less than in the group before
 	last      journal.Seq
-	sightings map[event.Key]sighting
+	sightings map[event.Key]sighting // made by this group
+	lookups   *pebble.Iterator       // over those of earlier groups; nil until the first
 	requests  []*request
 	size      int
 	applied   bool // the batch is the store's until its sync has been waited for
@@ -60,7 +62,13 @@ func (g *group) find(key event.Key) (sighting, bool, error) {
 	if s, ok := g.sightings[key]; ok {
 		return s, true, nil
 	}
-	return g.st.window.find(g.st.db, key, g.now)
+	if g.lookups == nil {
+		var err error
+		if g.lookups, err = g.st.window.lookups(g.st.db); err != nil {
+			return sighting{}, false, err
+		}
+	}
+	return g.st.window.find(g.lookups, key, g.now)
 }
 
 // put remembers a key.
@@ -166,10 +174,8 @@ func (g *group) apply() error {
 	if err := g.st.guard.failure(); err != nil {
 		return err
 	}
-	for _, r := range g.requests {
-		if err := r.stage(g); err != nil {
-			return err
-		}
+	if err := g.stage(); err != nil {
+		return err
 	}
 	g.st.last, g.st.accepted = g.last, g.now
 	if g.batch.Empty() {
@@ -179,6 +185,20 @@ func (g *group) apply() error {
 		return fmt.Errorf("writing to the log: %w", err)
 	}
 	g.applied = true
+	return nil
+}
+
+func (g *group) stage() (err error) {
+	defer func() {
+		if g.lookups != nil {
+			err = errors.Join(err, g.lookups.Close())
+		}
+	}()
+	for _, r := range g.requests {
+		if err := r.stage(g); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

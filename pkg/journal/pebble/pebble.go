@@ -67,6 +67,10 @@ type Journal struct {
 
 var _ journal.Journal = (*Journal)(nil)
 
+// memTables is how many memtables may be full before appends wait for one to
+// be flushed.
+const memTables = 4
+
 const (
 	formatFile    = "FORMAT"
 	formatName    = "postwire-journal"
@@ -240,8 +244,10 @@ func (j *Journal) open() (*store, error) {
 		Logger:                      pebbleLog{log},
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                j.opts.memTable,
-		MemTableStopWritesThreshold: 4,
-		CacheSize:                   32 << 20,
+		MemTableStopWritesThreshold: memTables,
+		// Memtables are taken off the cache's size, which would leave no
+		// room for the filters.
+		CacheSize:                   32<<20 + memTables*int64(j.opts.memTable),
 		BytesPerSync:                1 << 20,
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) { log.Warn("background work failed, it will be tried again", zap.Error(err)) },

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -66,19 +67,26 @@ func openWindow(db pebble.Reader, width time.Duration) (*window, error) {
 	return w, it.Close()
 }
 
+// lookups opens an iterator for find. Unlike Get, it asks the filters of the
+// lowest level too, where nearly all keys are; it must be closed.
+func (w *window) lookups(db pebble.Reader) (*pebble.Iterator, error) {
+	return db.NewIter(&pebble.IterOptions{
+		LowerBound: []byte{keySpace}, UpperBound: []byte{keySpace + 1}, UseL6Filters: true,
+	})
+}
+
 // find returns the sighting of key that is inside the window at now.
-func (w *window) find(db pebble.Reader, key event.Key, now int64) (sighting, bool, error) {
+func (w *window) find(it *pebble.Iterator, key event.Key, now int64) (sighting, bool, error) {
 	// The newest first: the same key may stand, expired, in an older one.
-	for i := len(w.generations) - 1; i >= 0; i-- {
-		value, closer, err := db.Get(append(keyPrefix(w.generations[i]), key...))
-		if errors.Is(err, pebble.ErrNotFound) {
+	for _, generation := range slices.Backward(w.generations) {
+		if !it.SeekPrefixGE(append(keyPrefix(generation), key...)) {
+			if err := it.Error(); err != nil {
+				return sighting{}, false, err
+			}
 			continue
 		}
+		s, err := decodeSighting(it.Value())
 		if err != nil {
-			return sighting{}, false, err
-		}
-		s, err := decodeSighting(value)
-		if err := errors.Join(err, closer.Close()); err != nil {
 			return sighting{}, false, fmt.Errorf("identity key: %w", err)
 		}
 		// A clock that was set back makes first lie ahead of now; that is
