@@ -276,7 +276,7 @@ func expansionRef() object { return object{{"$ref", "#/$defs/expansion"}} }
 
 // blockSchema returns the schema of an entry of a section, which picks one of
 // the definitions by type.
-func blockSchema(section string, kinds []KindDoc) (items object, defs object, err error) {
+func blockSchema(section string, kinds []KindDoc) (items, defs object, err error) {
 	names := make([]string, 0, len(kinds))
 	var choices []any
 	for _, k := range kinds {

@@ -23,7 +23,7 @@ type Kind[S Settings, O any] struct {
 // Define makes a Kind. Common and own return what a block holds that sets
 // nothing; open makes an O of a block's own keys. The compiler holds own and
 // open to one type.
-func Define[S Settings, C Settings, O any](name, summary string, common func() S, own func() C, open func(C) O) Kind[S, O] {
+func Define[S, C Settings, O any](name, summary string, common func() S, own func() C, open func(C) O) Kind[S, O] {
 	return Kind[S, O]{
 		Name: name, Summary: summary,
 		settings: common,

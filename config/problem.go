@@ -68,7 +68,8 @@ func (p Problems) err() error {
 	slices.SortStableFunc(sorted, func(a, b Problem) int {
 		return cmp.Or(
 			strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column),
-			strings.Compare(a.Key, b.Key), strings.Compare(a.What, b.What), strings.Compare(a.Hint, b.Hint))
+			strings.Compare(a.Key, b.Key), strings.Compare(a.What, b.What), strings.Compare(a.Hint, b.Hint),
+		)
 	})
 	return slices.Compact(sorted)
 }

@@ -73,8 +73,7 @@ func start(t *testing.T, config string) *relay {
 	r.start(t)
 	t.Cleanup(func() {
 		if r.cmd.ProcessState == nil {
-			_ = r.cmd.Process.Kill()
-			<-r.exited
+			r.kill(t)
 		}
 		if t.Failed() {
 			t.Logf("the relay's log:\n%s", r.log.String())
@@ -126,7 +125,9 @@ func (r *relay) kill(t *testing.T) {
 	if err := r.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	<-r.exited
+	if err := <-r.exited; err == nil {
+		t.Error("a killed process ended well")
+	}
 }
 
 // stop asks the process to end, and returns how it did.

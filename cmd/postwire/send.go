@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -38,7 +39,7 @@ type sender struct {
 }
 
 func sendCommand() *cobra.Command {
-	s := &sender{client: &http.Client{Timeout: 15 * time.Second}, random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))}
+	s := &sender{client: &http.Client{Timeout: 15 * time.Second}, random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))} //nolint:gosec // sample data
 	cmd := &cobra.Command{
 		Use:   "send",
 		Short: "Post sample webhooks to a relay",
@@ -204,11 +205,11 @@ func (s *sender) post(ctx context.Context, body []byte) (string, error) {
 	if s.count == 1 {
 		answer += " " + strings.TrimSpace(string(text))
 	} else if resp.StatusCode < 300 {
-		for _, status := range []string{"accepted", "duplicate", "quarantined"} {
-			if strings.Contains(string(text), `"status":"`+status+`"`) {
-				answer += " " + status
-			}
+		var told struct{ Status string }
+		if err := json.Unmarshal(text, &told); err != nil {
+			return answer, fmt.Errorf("reading the answer of %s: %w", s.url, err)
 		}
+		answer += " " + told.Status
 	}
 	if resp.StatusCode >= 300 {
 		return answer, fmt.Errorf("%s answered %s", s.url, resp.Status)

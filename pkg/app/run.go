@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -71,8 +72,8 @@ func (a *App) Run(ctx context.Context) error {
 // close undoes the assembly.
 func (a *App) close() error {
 	var errs []error
-	for i := len(a.cleanup) - 1; i >= 0; i-- {
-		errs = append(errs, a.cleanup[i]())
+	for _, undo := range slices.Backward(a.cleanup) {
+		errs = append(errs, undo())
 	}
 	a.cleanup = nil
 	return errors.Join(errs...)

@@ -380,7 +380,7 @@ func TestTLSIsReloaded(t *testing.T) {
 	w := serve(t, c, nil)
 	addr := strings.TrimPrefix(w.url, "http://")
 	served := func(certs ...tls.Certificate) (tls.ConnectionState, error) {
-		conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, Certificates: certs, NextProtos: []string{"h2"}}) //nolint:gosec // A test looks at the certificate itself.
+		conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, Certificates: certs, NextProtos: []string{"h2"}})
 		if err != nil {
 			return tls.ConnectionState{}, err
 		}
@@ -426,7 +426,7 @@ func TestClientCertificateIsRequired(t *testing.T) {
 	c.TLS.ClientCAFile = c.TLS.CertFile
 	w := serve(t, c, nil)
 	post := func(certs ...tls.Certificate) error {
-		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: certs}}} //nolint:gosec // The server is under test.
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: certs}}}
 		defer client.CloseIdleConnections()
 		resp, err := client.Post("https"+strings.TrimPrefix(w.url, "http")+"/open", "application/json", bytes.NewReader(sample.Example()))
 		if err != nil {

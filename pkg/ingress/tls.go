@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -73,7 +74,7 @@ func (r *reloader) refresh() *tls.Config {
 
 // look returns a text that changes when the files do.
 func (r *reloader) look() (string, error) {
-	stamp := ""
+	var stamp strings.Builder
 	for _, path := range []string{r.files.CertFile, r.files.KeyFile, r.files.ClientCAFile} {
 		if path == "" {
 			continue
@@ -82,9 +83,9 @@ func (r *reloader) look() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		stamp += fmt.Sprintln(path, info.Size(), info.ModTime().UnixNano())
+		fmt.Fprintln(&stamp, path, info.Size(), info.ModTime().UnixNano())
 	}
-	return stamp, nil
+	return stamp.String(), nil
 }
 
 func (r *reloader) load() (*tls.Config, error) {

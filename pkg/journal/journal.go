@@ -94,6 +94,7 @@ type Cursor interface {
 // Start says where a cursor that is seen for the first time stands.
 type Start int
 
+// Places to start.
 const (
 	Latest   Start = iota // after the newest event
 	Earliest              // before the oldest event still stored

@@ -167,8 +167,9 @@ func (p *Pump) attempt(ctx context.Context, records []journal.Record) func(i int
 	if p.sink == nil {
 		sink, err := p.open(ctx, p.env)
 		if err != nil {
-			// No event was judged: opening fails for all, and passes.
-			err = fmt.Errorf("opening: %s", err)
+			// No event was judged: opening fails for all, and passes. A refusal
+			// inside must not show, or it would be taken for one of events.
+			err = fmt.Errorf("opening: %s", err) //nolint:errorlint // hidden on purpose
 			return func(int) error { return err }
 		}
 		p.sink = sink

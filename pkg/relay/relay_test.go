@@ -379,7 +379,7 @@ func FuzzParseFilter(f *testing.F) {
 		f.Add(s)
 	}
 	e := journaltest.Event("a")
-	f.Fuzz(func(t *testing.T, text string) {
+	f.Fuzz(func(_ *testing.T, text string) {
 		if filter, err := ParseFilter(text); err == nil {
 			_, _ = filter.Takes(e)
 		}

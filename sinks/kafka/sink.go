@@ -91,7 +91,7 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 		env.Dial = (&net.Dialer{}).DialContext
 	}
 	s.conns = &conns{dial: env.Dial, open: map[*tracked]struct{}{}}
-	s.life, s.end = context.WithCancel(context.Background()) //nolint:contextcheck // longer than ctx, until Close
+	s.life, s.end = context.WithCancel(context.Background()) // longer than ctx, until Close
 	if s.transport, err = s.newTransport(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -166,7 +166,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.life, cancel)()
+	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
 	s.fresh = false
 	if s.stale {
 		s.reset()

@@ -48,9 +48,9 @@ func TestMain(m *testing.M) {
 // broker is a Kafka to test on.
 type broker struct{ *kafkatest.Broker }
 
-func startBroker(t *testing.T, opts ...kfake.Opt) *broker {
+func startBroker(t *testing.T) *broker {
 	t.Helper()
-	return &broker{kafkatest.Start(t, opts...)}
+	return &broker{kafkatest.Start(t)}
 }
 
 // startFake is for what only a broker in this process can be made to do.
@@ -339,7 +339,7 @@ func (c *deafConn) Read(p []byte) (int, error) {
 		c.d.mu.Lock()
 		defer c.d.mu.Unlock()
 		c.d.lost++
-		_ = c.Conn.Close()
+		_ = c.Close()
 		return 0, io.ErrUnexpectedEOF
 	}
 	return n, err
@@ -388,8 +388,8 @@ func TestCancelledContextMayWrite(t *testing.T) {
 	s := b.open(t, "topic: "+name)
 	ctx, cancel := context.WithCancel(t.Context())
 	b.Fake.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
-		cancel() // the request is with the broker
-		return nil, nil, false
+		cancel()               // the request is with the broker
+		return nil, nil, false //nolint:nilnil // kfake goes on as usual
 	})
 	if err := s.Deliver(ctx, []event.Event{numbered("1", "k")}); err == nil {
 		t.Log("the answer was faster than the cancellation")
@@ -531,7 +531,7 @@ func TestTLS(t *testing.T) {
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b := startFake(t, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})) //nolint:gosec // The client sets the minimum.
+	b := startFake(t, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}))
 	s, err := b.opener(t, fmt.Sprintf("topic: %s, create: true, tls: {enabled: true, ca_file: %q}", topic(), ca))
 	if err != nil {
 		t.Fatal(err)
@@ -557,7 +557,7 @@ func TestConfigMistakes(t *testing.T) {
 		"brokers: [a:1], topic: t, partitions: 0":        "1 or more",
 		"brokers: [a:1], topic: t, sasl: {username: u}":  "is none beside a username",
 		"brokers: [a:1], topic: t, max_message_bytes: 5": "too small",
-		"brokers: [a:1], topic: t, compresion: gzip":     "compression",
+		"brokers: [a:1], topic: t, compressed: gzip":     "compression",
 	} {
 		if _, err := sinktest.TryConfigure(Kind(), "{"+block+"}"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s:\n%v, want %q", block, err, want)

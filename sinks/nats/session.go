@@ -37,7 +37,7 @@ func (s *session) close() {
 func (s *Sink) connect(ctx context.Context) (*session, error) {
 	life, end := context.WithCancel(s.life)
 	ses := &session{denied: newDenials(), ended: make(chan struct{}), end: end}
-	opts, err := s.options(life, ses)
+	opts, err := s.options(life, ses) //nolint:contextcheck // a session outlives the attempt to connect
 	if err != nil {
 		end()
 		return nil, err

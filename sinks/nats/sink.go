@@ -104,7 +104,7 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	if s.env.Dial == nil {
 		s.env.Dial = (&net.Dialer{}).DialContext
 	}
-	s.life, s.end = context.WithCancel(context.Background()) //nolint:contextcheck // longer than ctx, until Close
+	s.life, s.end = context.WithCancel(context.Background()) // longer than ctx, until Close
 	ses, err := s.connected(ctx)
 	if err == nil && c.Mode == modeJetStream {
 		err = s.checkStream(ctx, ses)
@@ -160,7 +160,7 @@ type delivery struct {
 func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.life, cancel)()
+	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
 	ses, err := s.connected(ctx)
 	if err != nil {
 		return err

@@ -540,7 +540,9 @@ func leaks(t *testing.T, h Harness) {
 		go func() { done <- s.Deliver(ctx, Events(50, 5)) }()
 		b.World.Touched(t)
 		cancel()
-		<-done
+		if err := <-done; err == nil {
+			t.Error("deliver reports success on a frozen way")
+		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}

@@ -208,7 +208,7 @@ func (c *conn) Write(p []byte) (int, error) {
 		n, err := c.Conn.Write(p)
 		if err == nil {
 			// The other side gets it all, and its answer meets nobody.
-			_ = c.Conn.SetReadDeadline(time.Now())
+			_ = c.SetReadDeadline(time.Now())
 			c.of.forget(c)
 			time.AfterFunc(20*time.Millisecond, func() { _ = c.Conn.Close() })
 			return n, errBreak

@@ -113,7 +113,7 @@ func TestConformance(t *testing.T) {
 			"an event that is too large is refused alone":             "a line has no limit",
 			"opening fails while the broker is away and passes later": "the standard output is always open",
 		},
-		Start: func(t *testing.T) sinktest.Broker {
+		Start: func(*testing.T) sinktest.Broker {
 			p := newPipe()
 			return sinktest.Broker{
 				Kind: KindTo(p), World: p, Config: "format: json",

@@ -449,8 +449,8 @@ func deadLetters(t *testing.T, h Harness) {
 		t.Errorf("dead letter (-want +got):\n%s", diff)
 	}
 	wantIDs(t, []journal.Record{got[0].Record}, "b")
-	for range j.DeadLetters(t.Context(), "sink2") {
-		t.Error("the other sink has a dead letter")
+	for d, err := range j.DeadLetters(t.Context(), "sink2") {
+		t.Errorf("the other sink has a dead letter: %v, %v", d, err)
 	}
 }
 

@@ -247,8 +247,8 @@ func (j *Journal) open() (*store, error) {
 		MemTableStopWritesThreshold: memTables,
 		// Memtables are taken off the cache's size, which would leave no
 		// room for the filters.
-		CacheSize:                   32<<20 + memTables*int64(j.opts.memTable),
-		BytesPerSync:                1 << 20,
+		CacheSize:    32<<20 + memTables*int64(j.opts.memTable),
+		BytesPerSync: 1 << 20,
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) { log.Warn("background work failed, it will be tried again", zap.Error(err)) },
 			DataCorruption: func(info pebble.DataCorruptionInfo) {

@@ -80,7 +80,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 		ID:              id,
 		Type:            typePrefix + f.event,
 		Source:          *types.ParseURIRef(sourceOf(f)),
-		DataContentType: ptr(contentType),
+		DataContentType: new(contentType),
 		DataSchema:      types.ParseURI(s.schema(typePrefix + f.event)),
 		Extensions:      map[string]any{event.RecordedTime: types.Timestamp{Time: r.Received.UTC()}},
 	}
@@ -306,5 +306,3 @@ func first(s ...string) string {
 	}
 	return ""
 }
-
-func ptr[T any](v T) *T { return &v }
