@@ -14,6 +14,7 @@ type Settings interface {
 type Kind[S Settings, O any] struct {
 	Name    string // value of `type`
 	Summary string // one line for the reference page
+	Example string // YAML for the reference page; it is a configuration's part that is valid
 
 	settings  func() S
 	own       func() any
@@ -23,9 +24,9 @@ type Kind[S Settings, O any] struct {
 // Define makes a Kind. Common and own return what a block holds that sets
 // nothing; open makes an O of a block's own keys. The compiler holds own and
 // open to one type.
-func Define[S, C Settings, O any](name, summary string, common func() S, own func() C, open func(C) O) Kind[S, O] {
+func Define[S, C Settings, O any](name, summary, example string, common func() S, own func() C, open func(C) O) Kind[S, O] {
 	return Kind[S, O]{
-		Name: name, Summary: summary,
+		Name: name, Summary: summary, Example: example,
 		settings: common,
 		own:      func() any { return own() },
 		configure: func(b Block) (Plugin[S, O], error) {
@@ -79,7 +80,7 @@ func (r Registry[S, O]) Configure(what string, b Block) (Plugin[S, O], error) {
 func (r Registry[S, O]) Docs() []KindDoc {
 	docs := make([]KindDoc, len(r.kinds))
 	for i, k := range r.kinds {
-		docs[i] = KindDoc{Name: k.Name, Summary: k.Summary, Values: []any{k.settings(), k.own()}}
+		docs[i] = KindDoc{Name: k.Name, Summary: k.Summary, Example: k.Example, Values: []any{k.settings(), k.own()}}
 	}
 	return docs
 }

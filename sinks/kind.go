@@ -67,10 +67,10 @@ type Registry = config.Registry[Settings, Opener]
 // Configured is a sink's block that has been read.
 type Configured = config.Plugin[Settings, Opener]
 
-// Define makes a Kind: its name in the configuration, its defaults, and how it
-// is opened.
-func Define[C config.Settings](name, summary string, defaults func() C, open func(context.Context, C, Env) (Sink, error)) Kind {
-	return config.Define(name, summary, DefaultSettings, defaults, func(c C) Opener {
+// Define makes a Kind: its name in the configuration, a line and an example for
+// the reference page, its defaults, and how it is opened.
+func Define[C config.Settings](name, summary, example string, defaults func() C, open func(context.Context, C, Env) (Sink, error)) Kind {
+	return config.Define(name, summary, example, DefaultSettings, defaults, func(c C) Opener {
 		return func(ctx context.Context, env Env) (Sink, error) { return open(ctx, c, env) }
 	})
 }

@@ -65,10 +65,10 @@ type Registry = config.Registry[Settings, Opener]
 // Configured is a source's block that has been read.
 type Configured = config.Plugin[Settings, Opener]
 
-// Define makes a Kind: its name in the configuration, its defaults, and how it
-// is opened.
-func Define[C config.Settings](name, summary string, defaults func() C, open func(C, Env) (Source, error)) Kind {
-	return config.Define(name, summary, func() Settings { return Settings{} }, defaults, func(c C) Opener {
+// Define makes a Kind: its name in the configuration, a line and an example for
+// the reference page, its defaults, and how it is opened.
+func Define[C config.Settings](name, summary, example string, defaults func() C, open func(C, Env) (Source, error)) Kind {
+	return config.Define(name, summary, example, func() Settings { return Settings{} }, defaults, func(c C) Opener {
 		return func(env Env) (Source, error) { return open(c, env) }
 	})
 }

@@ -15,6 +15,7 @@ package kafka
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"net"
@@ -40,9 +41,12 @@ const (
 	maxRequests = 16
 )
 
+//go:embed example.yaml
+var example string
+
 // Kind is the sink of type kafka.
 func Kind() sinks.Kind {
-	return sinks.Define("kafka", "Apache Kafka, and what speaks its protocol.", defaults, open)
+	return sinks.Define("kafka", "Apache Kafka, and what speaks its protocol.", example, defaults, open)
 }
 
 // Sink implements sinks.Sink.

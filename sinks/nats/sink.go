@@ -15,6 +15,7 @@ package nats
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"net"
@@ -44,9 +45,12 @@ var (
 	errDenied = errors.New("the server forbids this user to publish there")
 )
 
+//go:embed example.yaml
+var example string
+
 // Kind is the sink of type nats.
 func Kind() sinks.Kind {
-	return sinks.Define("nats", "NATS: a JetStream stream, or core NATS.", defaults, open)
+	return sinks.Define("nats", "NATS: a JetStream stream, or core NATS.", example, defaults, open)
 }
 
 // Sink implements sinks.Sink.

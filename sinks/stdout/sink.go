@@ -9,6 +9,7 @@ package stdout
 import (
 	"bytes"
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -37,12 +38,15 @@ func (Config) Validate() error { return nil }
 
 func defaults() Config { return Config{Format: formatJSON} }
 
+//go:embed example.yaml
+var example string
+
 // Kind is the sink of type stdout.
 func Kind() sinks.Kind { return KindTo(os.Stdout) }
 
 // KindTo is the sink of type stdout, writing to w.
 func KindTo(w io.Writer) sinks.Kind {
-	return sinks.Define("stdout", "Standard output of the process, a line an event.", defaults,
+	return sinks.Define("stdout", "Standard output of the process, a line an event.", example, defaults,
 		func(_ context.Context, c Config, _ sinks.Env) (sinks.Sink, error) {
 			return &Sink{format: c.Format, out: w, idle: make(chan struct{}, 1), closed: make(chan struct{})}, nil
 		})

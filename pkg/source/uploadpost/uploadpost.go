@@ -6,6 +6,7 @@
 package uploadpost
 
 import (
+	_ "embed"
 	"fmt"
 	"net/url"
 	"time"
@@ -39,9 +40,12 @@ func (c Config) Validate() error {
 	return config.Join(p.Err(), c.Auth.Validate())
 }
 
+//go:embed example.yaml
+var example string
+
 // Kind is the source of type uploadpost.
 func Kind() source.Kind {
-	return source.Define("uploadpost", "Webhooks of Upload-Post: uploads that ended, and changes of connected accounts.",
+	return source.Define("uploadpost", "Webhooks of Upload-Post: uploads that ended, and changes of connected accounts.", example,
 		func() Config { return Config{Timezone: "UTC"} },
 		New)
 }

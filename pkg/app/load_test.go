@@ -1,0 +1,159 @@
+package app
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/postwire/postwire/config"
+)
+
+var update = flag.Bool("update", false, "write the generated pages")
+
+// Pages under docs/reference are generated; CI fails when they are stale.
+func TestGeneratedPagesAreFresh(t *testing.T) {
+	for name, generate := range map[string]func() ([]byte, error){
+		"configuration.md":     Reference,
+		"postwire.schema.json": Schema,
+	} {
+		path := filepath.Join("..", "..", "docs", "reference", name)
+		now, err := generate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *update {
+			if err := os.WriteFile(path, now, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		then, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(then), string(now)); diff != "" {
+			t.Errorf("%s is stale; make generate writes it (- page, + now):\n%s", path, diff)
+		}
+	}
+}
+
+// env answers every variable.
+func env(name string) (string, bool) { return "value-of-" + name, true }
+
+// rest completes an example that shows one kind only.
+const rest = `
+sources:
+  - {name: other, type: uploadpost, paths: [/other], auth: none}
+sinks:
+  - {name: other, type: stdout}
+`
+
+func TestExamplesAreValid(t *testing.T) {
+	var files []string
+	for _, pattern := range []string{"../../config/examples/*.yaml", "../../sinks/*/example.yaml", "../../pkg/source/*/example.yaml"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%s: %d files, %v", pattern, len(found), err)
+		}
+		files = append(files, found...)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := string(text)
+		for part := range strings.SplitSeq(strings.TrimSpace(rest), "\nsinks:") {
+			key := "sinks:"
+			if strings.HasPrefix(part, "sources:") {
+				key, part = "sources:", strings.TrimPrefix(part, "sources:")
+			}
+			if !strings.Contains("\n"+whole, "\n"+key) {
+				whole += key + part + "\n"
+			}
+		}
+		if strings.Contains(whole, "/etc/postwire/") { // certificates that are not here
+			whole = strings.Replace(whole, "  tls: {cert_file", "  # tls: {cert_file", 1)
+		}
+		if _, err := Parse(file, []byte(whole), env); err != nil {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// All errors are told at once, those of blocks and those between blocks.
+func TestMistakesAcrossBlocks(t *testing.T) {
+	text := `
+journal: {engine: jetstream, jetstream: {url: "nats://a:4222"}}
+sources:
+  - {name: a, type: uploadpost, paths: [/hook], auth: none}
+  - {name: b, type: uploadpost, paths: [/hook], auth: none}
+  - {name: c, type: uplodpost, paths: [/c], auth: none}
+sinks:
+  - {name: s, type: nats, stream: E, subject: "a.*"}
+  - {name: s, type: kafka, brokers: ["k:1"], topic: "t.{platfrom}"}
+  - {name: x, type: stdout, filter: "platform ="}
+`
+	_, err := Parse("postwire.yaml", []byte(text), env)
+	if err == nil {
+		t.Fatal("it was accepted")
+	}
+	golden(t, "testdata/mistakes.txt", err.Error()+"\n")
+	if _, ok := errors.AsType[config.Problems](err); !ok {
+		t.Errorf("the error is a %T", err)
+	}
+	_, err = Parse("postwire.yaml", []byte("log: {level: info}\n"), env)
+	golden(t, "testdata/empty.txt", err.Error()+"\n")
+}
+
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (- file, + now):\n%s", path, diff)
+	}
+}
+
+func TestYAMLShowsDefaultsAndNoSecrets(t *testing.T) {
+	text, err := os.ReadFile("../../config/examples/production.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := strings.Replace(string(text), "  tls: {cert_file", "  # tls: {cert_file", 1)
+	plan, err := Parse("production.yaml", []byte(whole), env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed, err := plan.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(printed), "value-of-") {
+		t.Error("a secret is printed")
+	}
+	golden(t, "testdata/printed.yaml", string(printed))
+	// What is printed is a configuration again, but for the secrets.
+	again, err := Parse("printed.yaml", printed, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(again.Sinks) != len(plan.Sinks) {
+		t.Errorf("%d sinks are left of %d", len(again.Sinks), len(plan.Sinks))
+	}
+}
