@@ -24,7 +24,7 @@ func serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			log.Info("starting", zap.String("config", path), zap.String("version", app.ReadVersion(version).Version))
+			log.Info("starting", zap.String("config", path), zap.String("version", app.ReadVersion().Version))
 			return run(cmd.Context(), plan, log)
 		},
 	}

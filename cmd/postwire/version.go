@@ -9,9 +9,6 @@ import (
 	"github.com/postwire/postwire/pkg/app"
 )
 
-// version is set by a release build: -ldflags "-X main.version=1.2.3".
-var version string
-
 func versionCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
@@ -19,7 +16,7 @@ func versionCommand() *cobra.Command {
 		Short: "Print which version this is",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := app.ReadVersion(version)
+			v := app.ReadVersion()
 			switch output {
 			case "json":
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(v)

@@ -15,9 +15,12 @@ type Version struct {
 	Go      string `json:"go"`
 }
 
-// ReadVersion returns what the build wrote into the binary; release, when it
-// is not empty, is the version that a release build was given.
-func ReadVersion(release string) Version {
+// release is set by a release build, with
+// -ldflags "-X github.com/postwire/postwire/pkg/app.release=1.2.3".
+var release string
+
+// ReadVersion returns what the build wrote into the binary.
+func ReadVersion() Version {
 	v := Version{Version: "(devel)", Commit: "unknown", Date: "unknown", Go: runtime.Version()}
 	info, ok := debug.ReadBuildInfo()
 	if ok && info.Main.Version != "" {
@@ -41,7 +44,7 @@ func ReadVersion(release string) Version {
 }
 
 func buildInfo() prometheus.Collector {
-	v := ReadVersion("")
+	v := ReadVersion()
 	g := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "postwire_build_info", Help: "1; which build this is stands in the labels.",
 		ConstLabels: prometheus.Labels{"version": v.Version, "commit": v.Commit, "go": v.Go},

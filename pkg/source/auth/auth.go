@@ -18,6 +18,8 @@ import (
 	"github.com/postwire/postwire/pkg/source"
 )
 
+var _ config.Value = (*Auth)(nil)
+
 // Auth is the `auth` key of a source: the word none, or the ways that must
 // all pass.
 type Auth struct {
@@ -30,7 +32,13 @@ type Auth struct {
 // UnmarshalConfig implements config.Value.
 func (a *Auth) UnmarshalConfig(n config.Node) error {
 	if n.IsMapping() {
-		return n.Decode(a)
+		if err := n.Decode(a); err != nil {
+			return err
+		}
+		if a.Signature != nil && a.Signature.Tolerance == 0 {
+			a.Signature.Tolerance = DefaultTolerance
+		}
+		return nil
 	}
 	if text, ok := n.Text(); !ok || text != none {
 		return n.Want("the word none or a mapping", `for example {signature: {secrets: ["${WEBHOOK_SECRET}"]}}, or none to take webhooks from anybody`)
@@ -125,13 +133,9 @@ func (s *Signature) verify(r *source.Request, scheme Scheme) error {
 	if err != nil {
 		return fmt.Errorf("header %s is not a number of seconds", scheme.TimestampHeader)
 	}
-	tolerance := s.Tolerance
-	if tolerance == 0 {
-		tolerance = DefaultTolerance
-	}
 	// In seconds, where no timestamp can overflow.
-	if off := r.Received.Unix() - seconds; off > int64(tolerance/time.Second) || -off > int64(tolerance/time.Second) {
-		return fmt.Errorf("the timestamp is more than %v from this machine's clock", tolerance)
+	if off := r.Received.Unix() - seconds; off > int64(s.Tolerance/time.Second) || -off > int64(s.Tolerance/time.Second) {
+		return fmt.Errorf("the timestamp is more than %v from this machine's clock", s.Tolerance)
 	}
 	// Every secret is tried, so that the time taken does not tell which one fits.
 	match := false
