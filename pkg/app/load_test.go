@@ -86,6 +86,29 @@ func TestExamplesAreValid(t *testing.T) {
 	}
 }
 
+// The README's configuration is one that serve would run.
+func TestReadmeIsValid(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("s3cret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(text), "```yaml\n")[1:]
+	if len(blocks) == 0 {
+		t.Fatal("there is no configuration in it")
+	}
+	for _, block := range blocks {
+		block, _, _ = strings.Cut(block, "```")
+		block = strings.ReplaceAll(block, "/run/secrets/kafka-password", secret)
+		if _, err := Parse("README.md", []byte(block), env); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // All errors are told at once, those of blocks and those between blocks.
 func TestMistakesAcrossBlocks(t *testing.T) {
 	text := `

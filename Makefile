@@ -1,0 +1,47 @@
+# Each word is one line that a person could type.
+GOLANGCI_VERSION = v2.15.0
+FUZZTIME ?= 10s
+BENCHTIME ?= 3s
+
+.PHONY: help test race lint fuzz generate bench kafka e2e build image tools golangci
+help: ## list the words
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+build: ## the binary, static, in ./postwire
+	CGO_ENABLED=0 go build -trimpath -o postwire ./cmd/postwire
+
+test: ## all tests; needs only Go
+	go test ./...
+
+race: ## all tests with the race detector
+	go test -race ./...
+
+lint: tools ## formatters and linters
+	.tools/golangci-lint fmt --diff && .tools/golangci-lint run
+
+fuzz: ## each fuzz target for FUZZTIME
+	@for pkg in $$(go list ./...); do for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+		echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; done; done
+
+generate: ## pages and schema from the code
+	go test ./pkg/app -run TestGeneratedPagesAreFresh -count=1 -update
+
+bench: ## durable accepts a second, beside a bare handler
+	go test -run '^$$' -bench Accept -benchtime $(BENCHTIME) ./bench
+
+kafka: ## the tests that use Kafka, on the broker at POSTWIRE_TEST_KAFKA=host:port
+	@test -n "$(POSTWIRE_TEST_KAFKA)" || { echo "set POSTWIRE_TEST_KAFKA=host:port"; exit 2; }
+	go test -count=1 ./sinks/kafka/... ./test/...
+
+e2e: ## the real binary, killed and restarted under load
+	go test -count=1 -v ./test/...
+
+image: ## the container image
+	docker build -t postwire:dev --build-arg VERSION=$$(git describe --tags --always --dirty) .
+
+tools: .tools/golangci-lint
+.tools/golangci-lint:
+	GOBIN=$(CURDIR)/.tools go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+golangci:
+	@echo $(CURDIR)/.tools/golangci-lint
