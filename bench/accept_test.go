@@ -9,8 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
-	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -18,9 +22,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-
-	"github.com/postwire/postwire/pkg/app"
+	"github.com/postwire/postwire/pkg/dev"
 )
 
 // load is what a fleet of senders over kept connections achieves.
@@ -86,6 +88,17 @@ func webhook(number int64) []byte {
 	return fmt.Appendf(nil, `{"event":"upload_completed","user_email":"user@example.com","profile_username":"profile%d","platform":"instagram","media_type":"video","title":"My Awesome Video","caption":"%s","result":{"success":true,"url":"https://www.instagram.com/p/%d/","publish_id":"%d","post_id":"%d","error":null},"created_at":"2024-03-15T14:30:00.000000"}`, number%100, caption, number, number, number)
 }
 
+// bareAddr, set in the environment, makes this binary the bare handler.
+const bareAddr = "POSTWIRE_BENCH_BARE"
+
+func TestMain(m *testing.M) {
+	if addr := os.Getenv(bareAddr); addr != "" {
+		fmt.Fprintln(os.Stderr, http.ListenAndServe(addr, http.HandlerFunc(bare))) //nolint:gosec // bare
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
 // bare is a handler that reads the body and answers, and nothing else.
 func bare(w http.ResponseWriter, r *http.Request) {
 	if _, err := io.Copy(io.Discard, r.Body); err != nil {
@@ -94,45 +107,81 @@ func bare(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusAccepted)
 }
 
-// relay starts a whole relay with a journal on disk and one sink.
+// server starts a process that listens on addr, and ends it with the benchmark.
+func server(b *testing.B, addr string, cmd *exec.Cmd) {
+	b.Helper()
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	})
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			_ = conn.Close()
+			return
+		}
+		if time.Now().After(end) {
+			b.Fatal(err)
+		}
+	}
+}
+
+func freeAddr(b *testing.B) string {
+	b.Helper()
+	port, err := dev.FreePort(20000 + rand.IntN(10000))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", port)
+}
+
+// relay is the real binary, with a journal on disk and one sink.
 func relay(b *testing.B) (url string) {
 	b.Helper()
+	dir, addr := b.TempDir(), freeAddr(b)
+	binary, config := filepath.Join(dir, "postwire"), filepath.Join(dir, "postwire.yaml")
+	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/postwire").CombinedOutput(); err != nil {
+		b.Fatalf("building: %v\n%s", err, out)
+	}
 	text := fmt.Sprintf(`
-server: {listen: "127.0.0.1:0"}
+server: {listen: %q}
 admin: {listen: "127.0.0.1:0"}
+log: {level: warn}
 journal: {dir: %q, min_free_bytes: 0}
 sources: [{name: upload-post, type: uploadpost, paths: [/webhooks/upload-post], auth: none}]
 sinks: [{name: none, type: stdout, filter: "platform = 'nowhere'"}]
-`, b.TempDir())
-	plan, err := app.Parse("bench.yaml", []byte(text), func(string) (string, bool) { return "", false })
-	if err != nil {
+`, addr, filepath.Join(dir, "journal"))
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	a, err := app.New(b.Context(), plan, zap.NewNop())
-	if err != nil {
-		b.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- a.Run(b.Context()) }()
-	b.Cleanup(func() {
-		if err := <-ended; err != nil {
-			b.Error(err)
-		}
-	})
-	return "http://" + a.Addr().String() + "/webhooks/upload-post"
+	server(b, addr, exec.Command(binary, "serve", "-c", config))
+	return "http://" + addr + "/webhooks/upload-post"
+}
+
+// handler is the bare handler in a process of its own.
+func handler(b *testing.B) (url string) {
+	b.Helper()
+	addr := freeAddr(b)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), bareAddr+"="+addr)
+	server(b, addr, cmd)
+	return "http://" + addr + "/"
 }
 
 // BenchmarkAccept is durable accepts a second through HTTP, signature aside:
 // parse, dedupe, synced append, answer. Beside it, in the same run and by
-// turns, a bare handler that only reads the body.
+// turns, a bare handler that only reads the body. Client, relay and handler are
+// three processes.
 func BenchmarkAccept(b *testing.B) {
 	for _, connections := range []int{1, 16, 64, 256} {
 		b.Run(fmt.Sprintf("connections=%d", connections), func(b *testing.B) {
-			server := httptest.NewServer(http.HandlerFunc(bare))
-			defer server.Close()
-			url := relay(b)
+			bareURL, url := handler(b), relay(b)
 			var next atomic.Int64
-			run(b, server.URL, connections, 2000, &next) // warm
+			run(b, bareURL, connections, 2000, &next) // warm
 			run(b, url, connections, 2000, &next)
 			const turns = 5
 			var ratios []float64
@@ -140,7 +189,7 @@ func BenchmarkAccept(b *testing.B) {
 			b.ResetTimer()
 			for range turns {
 				n := max(b.N/turns, 200*connections)
-				bares = append(bares, run(b, server.URL, connections, n, &next))
+				bares = append(bares, run(b, bareURL, connections, n, &next))
 				relays = append(relays, run(b, url, connections, n, &next))
 				ratios = append(ratios, relays[len(relays)-1].perSecond/bares[len(bares)-1].perSecond)
 			}

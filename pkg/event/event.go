@@ -5,7 +5,6 @@ package event
 
 import (
 	"strconv"
-	"strings"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/cloudevents/sdk-go/v2/types"
@@ -39,13 +38,16 @@ type Key string
 // NewKey builds a key from the name of a source and the parts that identify
 // an event there. Parts are length-prefixed: ("a", "bc") and ("ab", "c") differ.
 func NewKey(source string, parts ...string) Key {
-	var b strings.Builder
-	for _, p := range append([]string{source}, parts...) {
-		b.WriteString(strconv.Itoa(len(p)))
-		b.WriteByte(':')
-		b.WriteString(p)
+	b := appendPart(make([]byte, 0, 128), source)
+	for _, p := range parts {
+		b = appendPart(b, p)
 	}
-	return Key(b.String())
+	return Key(b)
+}
+
+func appendPart(b []byte, p string) []byte {
+	b = strconv.AppendInt(b, int64(len(p)), 10)
+	return append(append(b, ':'), p...)
 }
 
 // Attribute returns the canonical string form of a context attribute, core or

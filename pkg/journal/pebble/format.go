@@ -66,14 +66,15 @@ func after(prefix []byte) []byte {
 	return nil
 }
 
-// An encoded event is a version byte, a flag, the attributes, and the data to
-// the end. The flag says whether the data is bytes rather than text: structured
-// mode writes bytes in base64.
+// An encoded event is a version byte, a flag, the attributes behind their
+// length, and the data to the end. The flag says whether the data is bytes
+// rather than text: structured mode writes bytes in base64.
 //
-//	1 | binary | id source type subject datacontenttype dataschema time | n (kind name value)… | data
+//	1 | binary | length | id source type subject datacontenttype dataschema time | n (kind name value)… | data
 //
-// Strings are length-prefixed by uvarints; an absent attribute is an empty
-// string, which CloudEvents does not allow as a value.
+// Strings are length-prefixed by uvarints, and so is their number; the length of
+// the attributes is 4 bytes. An absent attribute is an empty string, which
+// CloudEvents does not allow as a value.
 const eventVersion = 1
 
 func appendString(b []byte, s string) []byte {
@@ -81,14 +82,16 @@ func appendString(b []byte, s string) []byte {
 }
 
 func encodeEvent(b []byte, e event.Event) ([]byte, error) {
-	ce := e.CloudEvent.Context
-	if ce == nil || ce.GetSpecVersion() != ceevent.CloudEventsVersionV1 {
+	ce, ok := e.CloudEvent.Context.(*ceevent.EventContextV1)
+	if !ok {
 		return nil, errors.New("not a CloudEvents 1.0 event")
 	}
 	b = append(b, eventVersion, 0)
 	if e.CloudEvent.DataBase64 {
 		b[len(b)-1] = 1
 	}
+	start := len(b) + 4
+	b = append(b, 0, 0, 0, 0)
 	var stamp string
 	if t := ce.GetTime(); !t.IsZero() {
 		stamp = t.UTC().Format(time.RFC3339Nano)
@@ -98,15 +101,15 @@ func encodeEvent(b []byte, e event.Event) ([]byte, error) {
 	} {
 		b = appendString(b, s)
 	}
-	extensions := ce.GetExtensions()
-	b = binary.AppendUvarint(b, uint64(len(extensions)))
-	for name, value := range extensions {
+	b = binary.AppendUvarint(b, uint64(len(ce.Extensions)))
+	for name, value := range ce.Extensions {
 		kind, text, err := encodeExtension(value)
 		if err != nil {
 			return nil, fmt.Errorf("extension %s: %w", name, err)
 		}
 		b = appendString(appendString(append(b, kind), name), text)
 	}
+	binary.BigEndian.PutUint32(b[start-4:], uint32(len(b)-start))
 	return append(b, e.CloudEvent.DataEncoded...), nil
 }
 
@@ -173,6 +176,8 @@ func orNil[T any](v *T, text string) (any, error) {
 type reader struct {
 	b   []byte
 	err error
+
+	text string // all that there was in b, for string
 }
 
 func (r *reader) byte() byte {
@@ -206,7 +211,12 @@ func (r *reader) bytes() []byte {
 	return s
 }
 
-func (r *reader) string() string { return string(r.bytes()) }
+// string is bytes out of text: many strings, one allocation.
+func (r *reader) string() string {
+	n := len(r.bytes())
+	end := len(r.text) - len(r.b)
+	return r.text[end-n : end]
+}
 
 func (r *reader) uint64() uint64 {
 	if len(r.b) < 8 {
@@ -221,11 +231,19 @@ func (r *reader) uint64() uint64 {
 // decodeEvent reads what encodeEvent wrote. The event does not share memory
 // with b.
 func decodeEvent(b []byte) (event.Event, error) {
-	r := &reader{b: b}
-	if v := r.byte(); r.err == nil && v != eventVersion {
-		return event.Event{}, fmt.Errorf("event has format %d, this version reads %d", v, eventVersion)
+	if len(b) < 6 {
+		return event.Event{}, errTruncated
 	}
-	binary := r.byte() == 1
+	if b[0] != eventVersion {
+		return event.Event{}, fmt.Errorf("event has format %d, this version reads %d", b[0], eventVersion)
+	}
+	base64 := b[1] == 1
+	length, b := binary.BigEndian.Uint32(b[2:]), b[6:]
+	if uint64(length) > uint64(len(b)) {
+		return event.Event{}, errTruncated
+	}
+	r := &reader{b: b[:length], text: string(b[:length])}
+	data := b[length:]
 	id, source, typ := r.string(), r.string(), r.string()
 	subject, contentType, schema, stamp := r.string(), r.string(), r.string(), r.string()
 	ce := &ceevent.EventContextV1{ID: id, Type: typ}
@@ -267,9 +285,9 @@ func decodeEvent(b []byte) (event.Event, error) {
 	if r.err != nil {
 		return event.Event{}, r.err
 	}
-	e := event.Event{CloudEvent: ceevent.Event{Context: ce, DataBase64: binary}}
-	if len(r.b) > 0 {
-		e.CloudEvent.DataEncoded = slices.Clone(r.b)
+	e := event.Event{CloudEvent: ceevent.Event{Context: ce, DataBase64: base64}}
+	if len(data) > 0 {
+		e.CloudEvent.DataEncoded = slices.Clone(data)
 	}
 	return e, nil
 }

@@ -71,6 +71,10 @@ var _ journal.Journal = (*Journal)(nil)
 // be flushed.
 const memTables = 4
 
+// syncInterval is the least time between two syncs: under load, fewer syncs of
+// more events. A lone event waits for it only right behind another.
+const syncInterval = 500 * time.Microsecond
+
 const (
 	formatFile    = "FORMAT"
 	formatName    = "postwire-journal"
@@ -247,8 +251,9 @@ func (j *Journal) open() (*store, error) {
 		MemTableStopWritesThreshold: memTables,
 		// Memtables are taken off the cache's size, which would leave no
 		// room for the filters.
-		CacheSize:    32<<20 + memTables*int64(j.opts.memTable),
-		BytesPerSync: 1 << 20,
+		CacheSize:          32<<20 + memTables*int64(j.opts.memTable),
+		BytesPerSync:       1 << 20,
+		WALMinSyncInterval: func() time.Duration { return syncInterval },
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) { log.Warn("background work failed, it will be tried again", zap.Error(err)) },
 			DataCorruption: func(info pebble.DataCorruptionInfo) {

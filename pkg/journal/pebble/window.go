@@ -24,6 +24,8 @@ import (
 type window struct {
 	width       time.Duration
 	generations []int64 // when each began, in nanoseconds since 1970; oldest first
+
+	key, value []byte // scratch
 }
 
 // sighting is what the window knows of a key.
@@ -33,12 +35,15 @@ type sighting struct {
 	id    string // of the CloudEvent that was stored
 }
 
-func keyPrefix(generation int64) []byte {
-	return binary.BigEndian.AppendUint64([]byte{keySpace}, uint64(generation))
+func keyPrefix(generation int64) []byte { return appendKeyPrefix(nil, generation) }
+
+func appendKeyPrefix(b []byte, generation int64) []byte {
+	return binary.BigEndian.AppendUint64(append(b, keySpace), uint64(generation))
 }
 
-func (s sighting) encode() []byte {
-	b := binary.BigEndian.AppendUint64(make([]byte, 0, 16+len(s.id)), uint64(s.first))
+// appendTo encodes the sighting.
+func (s sighting) appendTo(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(s.first))
 	return append(binary.BigEndian.AppendUint64(b, uint64(s.seq)), s.id...)
 }
 
@@ -79,7 +84,7 @@ func (w *window) lookups(db pebble.Reader) (*pebble.Iterator, error) {
 func (w *window) find(it *pebble.Iterator, key event.Key, now int64) (sighting, bool, error) {
 	// The newest first: the same key may stand, expired, in an older one.
 	for _, generation := range slices.Backward(w.generations) {
-		if !it.SeekPrefixGE(append(keyPrefix(generation), key...)) {
+		if !it.SeekPrefixGE(w.stored(generation, key)) {
 			if err := it.Error(); err != nil {
 				return sighting{}, false, err
 			}
@@ -101,7 +106,14 @@ func (w *window) put(b *pebble.Batch, key event.Key, s sighting, now int64) erro
 	if n := len(w.generations); n == 0 || now >= w.generations[n-1]+int64(w.width) {
 		w.generations = append(w.generations, now)
 	}
-	return b.Set(append(keyPrefix(w.generations[len(w.generations)-1]), key...), s.encode(), nil)
+	w.value = s.appendTo(w.value[:0])
+	return b.Set(w.stored(w.generations[len(w.generations)-1], key), w.value, nil)
+}
+
+// stored is where a key stands, until the next call.
+func (w *window) stored(generation int64, key event.Key) []byte {
+	w.key = append(appendKeyPrefix(w.key[:0], generation), key...)
+	return w.key
 }
 
 // expire removes the generations that are wholly outside the window at now:

@@ -90,18 +90,18 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	if !f.time.IsZero() {
 		ce.Time = &types.Timestamp{Time: f.time}
 	}
-	for name, value := range map[string]string{
-		event.Platform:      f.platform,
-		event.MediaType:     f.mediaType,
-		event.Profile:       f.profile,
-		event.Outcome:       f.outcome,
-		event.PublishID:     f.publishID,
-		event.PartitionKey:  f.profile,
-		event.CorrelationID: f.jobID,
-		event.DeliveryID:    usable(r.Header.Get(DeliveryHeader)),
+	for _, attribute := range [...]struct{ name, value string }{
+		{event.Platform, f.platform},
+		{event.MediaType, f.mediaType},
+		{event.Profile, f.profile},
+		{event.Outcome, f.outcome},
+		{event.PublishID, f.publishID},
+		{event.PartitionKey, f.profile},
+		{event.CorrelationID, f.jobID},
+		{event.DeliveryID, usable(r.Header.Get(DeliveryHeader))},
 	} {
-		if value != "" {
-			ce.Extensions[name] = value
+		if attribute.value != "" {
+			ce.Extensions[attribute.name] = attribute.value
 		}
 	}
 	return []event.Event{{
@@ -234,7 +234,8 @@ func text(v jsontext.Value) string {
 	if v.Kind() != '"' {
 		return ""
 	}
-	b, err := jsontext.AppendUnquote(nil, v)
+	var short [64]byte
+	b, err := jsontext.AppendUnquote(short[:0], v)
 	if err != nil {
 		return ""
 	}
