@@ -134,7 +134,7 @@ func (a answer) write(w http.ResponseWriter, requestID string) error {
 }
 
 // guarded turns a panic into an answer: it costs one request.
-func (s *Server) guarded(log *zap.Logger, do func() answer) (a answer) {
+func (s *Server) guarded(log func() *zap.Logger, do func() answer) (a answer) {
 	defer func() {
 		v := recover()
 		if v == nil {
@@ -149,7 +149,7 @@ func (s *Server) guarded(log *zap.Logger, do func() answer) (a answer) {
 		}); ok {
 			what = zap.String("panic", err.Error())
 		}
-		log.Error("a request made the relay panic; this is a defect, please report it", what, zap.Stack("stack"))
+		log().Error("a request made the relay panic; this is a defect, please report it", what, zap.Stack("stack"))
 		a = refuse(outcomePanic)
 	}()
 	return do()

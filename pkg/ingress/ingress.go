@@ -146,7 +146,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	if ok {
 		name = rt.Name
 	}
-	log := s.log.With(zap.String("request_id", id), zap.String("source", name))
+	log := func() *zap.Logger { return s.log.With(zap.String("request_id", id), zap.String("source", name)) }
 	a := s.guarded(log, func() answer {
 		if !ok {
 			return refuse(outcomeNotFound)
@@ -155,13 +155,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	})
 	s.opts.Metrics.received(name, a.outcome)
 	if err := a.write(w, id); err != nil {
-		log.Debug("the sender did not wait for the answer", zap.Error(err))
+		log().Debug("the sender did not wait for the answer", zap.Error(err))
 	}
 }
 
 // receive is the way of a request: read, verify, normalize, append. Each step
 // may end it.
-func (s *Server) receive(hr *http.Request, rt *route, log *zap.Logger) answer {
+func (s *Server) receive(hr *http.Request, rt *route, log func() *zap.Logger) answer {
 	if hr.Method != http.MethodPost {
 		return refuse(outcomeMethod)
 	}
@@ -173,7 +173,7 @@ func (s *Server) receive(hr *http.Request, rt *route, log *zap.Logger) answer {
 		return unread(err)
 	}
 	if err := rt.Source.Verify(req); err != nil {
-		log.Warn("request refused", zap.Stringer("remote", req.Remote), zap.Error(err))
+		log().Warn("request refused", zap.Stringer("remote", req.Remote), zap.Error(err))
 		return unverified(err)
 	}
 	// Behind the proof: a stranger must not use up the sender's share.
@@ -193,15 +193,17 @@ func (s *Server) receive(hr *http.Request, rt *route, log *zap.Logger) answer {
 		return s.unstored(err, log)
 	}
 	s.opts.Metrics.events(rt.Name, events)
-	logEvents(log, events, receipts)
+	if s.log.Core().Enabled(zap.DebugLevel) {
+		logEvents(log(), events, receipts)
+	}
 	return stored(receipts)
 }
 
 // malformed keeps what a proven sender meant and nobody understood. A refusal
 // would count against the sender's channel, and the event would be gone.
-func (s *Server) malformed(ctx context.Context, rt *route, req *source.Request, reason error, log *zap.Logger) answer {
+func (s *Server) malformed(ctx context.Context, rt *route, req *source.Request, reason error, log func() *zap.Logger) answer {
 	if !rt.Source.Authenticated() {
-		log.Warn("request not understood", zap.Error(reason))
+		log().Warn("request not understood", zap.Error(reason))
 		return refuse(outcomeMalformed)
 	}
 	id, err := s.opts.Journal.Quarantine(ctx, journal.Rejected{
@@ -211,12 +213,12 @@ func (s *Server) malformed(ctx context.Context, rt *route, req *source.Request, 
 	if err != nil {
 		return s.unstored(err, log)
 	}
-	log.Warn("request not understood, it was set aside", zap.String("id", id), zap.Error(reason))
+	log().Warn("request not understood, it was set aside", zap.String("id", id), zap.Error(reason))
 	return answer{outcome: outcomeQuarantined, id: id}
 }
 
-func (s *Server) unstored(err error, log *zap.Logger) answer {
-	log.Error("request not stored", zap.Error(err))
+func (s *Server) unstored(err error, log func() *zap.Logger) answer {
+	log().Error("request not stored", zap.Error(err))
 	return refuse(outcomeUnavailable)
 }
 
@@ -230,9 +232,6 @@ func kept(h http.Header, secret []string) http.Header {
 }
 
 func logEvents(log *zap.Logger, events []event.Event, receipts []journal.Receipt) {
-	if !log.Core().Enabled(zap.DebugLevel) {
-		return
-	}
 	for i, r := range receipts {
 		log.Debug("event stored", zap.String("id", r.ID), zap.String("type", events[i].CloudEvent.Type()),
 			zap.Uint64("seq", uint64(r.Seq)), zap.Bool("duplicate", r.Duplicate))

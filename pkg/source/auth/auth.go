@@ -3,6 +3,7 @@
 package auth
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -35,8 +36,8 @@ func (a *Auth) UnmarshalConfig(n config.Node) error {
 		if err := n.Decode(a); err != nil {
 			return err
 		}
-		if a.Signature != nil && a.Signature.Tolerance == 0 {
-			a.Signature.Tolerance = DefaultTolerance
+		if a.Signature != nil { // what is printed is what is in effect
+			a.Signature.Tolerance = a.Signature.tolerance()
 		}
 		return nil
 	}
@@ -70,6 +71,8 @@ type Signature struct {
 
 // DefaultTolerance is what the sender asks its receivers to allow.
 const DefaultTolerance = 5 * time.Minute
+
+func (s *Signature) tolerance() time.Duration { return cmp.Or(s.Tolerance, DefaultTolerance) }
 
 // Validate reports everything that is wrong, under the key auth.
 func (a Auth) Validate() error {
@@ -134,8 +137,9 @@ func (s *Signature) verify(r *source.Request, scheme Scheme) error {
 		return fmt.Errorf("header %s is not a number of seconds", scheme.TimestampHeader)
 	}
 	// In seconds, where no timestamp can overflow.
-	if off := r.Received.Unix() - seconds; off > int64(s.Tolerance/time.Second) || -off > int64(s.Tolerance/time.Second) {
-		return fmt.Errorf("the timestamp is more than %v from this machine's clock", s.Tolerance)
+	tolerance := s.tolerance()
+	if off := r.Received.Unix() - seconds; off > int64(tolerance/time.Second) || -off > int64(tolerance/time.Second) {
+		return fmt.Errorf("the timestamp is more than %v from this machine's clock", tolerance)
 	}
 	// Every secret is tried, so that the time taken does not tell which one fits.
 	match := false

@@ -38,25 +38,67 @@ const (
 // accountEvents have a status in place of a result.
 var accountEvents = []string{"social_account_connected", "social_account_disconnected", "social_account_reauth_required"}
 
-// payload holds the fields that become attributes, not yet of a known type:
-// a field of the wrong type is as good as absent, unless it is needed.
+// payload holds the fields that become attributes.
 type payload struct {
-	Event       jsontext.Value `json:"event"`
-	Profile     jsontext.Value `json:"profile_username"`
-	Platform    jsontext.Value `json:"platform"`
-	MediaType   jsontext.Value `json:"media_type"`
-	AccountName jsontext.Value `json:"account_name"`
-	Status      jsontext.Value `json:"status"`
-	JobID       jsontext.Value `json:"job_id"`
-	CreatedAt   jsontext.Value `json:"created_at"`
-	Result      jsontext.Value `json:"result"`
+	Event       field  `json:"event"`
+	Profile     field  `json:"profile_username"`
+	Platform    field  `json:"platform"`
+	MediaType   field  `json:"media_type"`
+	AccountName field  `json:"account_name"`
+	Status      field  `json:"status"`
+	JobID       field  `json:"job_id"`
+	CreatedAt   field  `json:"created_at"`
+	Result      result `json:"result"`
 }
 
+// result is an object, or something else in its place.
 type result struct {
-	Success   jsontext.Value `json:"success"`
-	PublishID jsontext.Value `json:"publish_id"`
-	PostID    jsontext.Value `json:"post_id"`
+	kind jsontext.Kind
+
+	Success   field `json:"success"`
+	PublishID field `json:"publish_id"`
+	PostID    field `json:"post_id"`
 }
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (r *result) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+	if r.kind = d.PeekKind(); r.kind != '{' {
+		return d.SkipValue()
+	}
+	type object result // has no methods
+	return json.UnmarshalDecode(d, (*object)(r))
+}
+
+// field is a value of any type: one of the wrong type is as good as absent,
+// unless it is needed. The zero field is absent.
+type field struct {
+	kind  jsontext.Kind
+	empty bool   // the string ""
+	text  string // a string that can be the value of an attribute
+}
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (f *field) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+	v, err := d.ReadValue()
+	if err != nil {
+		return err
+	}
+	f.kind = v.Kind()
+	if f.kind != '"' {
+		return nil
+	}
+	var short [64]byte
+	text, err := jsontext.AppendUnquote(short[:0], v)
+	if err != nil {
+		return err
+	}
+	f.text, f.empty = usable(string(text)), len(text) == 0
+	return nil
+}
+
+// isString reports whether f is a string that is empty or may become an
+// attribute.
+func (f *field) isString() bool { return f.text != "" || f.empty }
 
 // facts are what the payload says, each empty where it says nothing usable.
 type facts struct {
@@ -116,24 +158,18 @@ func (s *Source) read(body []byte) (facts, error) {
 	if err := decode(body, &p); err != nil {
 		return facts{}, err
 	}
-	var res result
-	if p.Result.Kind() == '{' {
-		if err := json.Unmarshal(p.Result, &res); err != nil {
-			return facts{}, malformed("/result", errors.New("cannot be read"))
-		}
-	}
 	f := facts{
-		event:       text(p.Event),
-		platform:    text(p.Platform),
-		profile:     text(p.Profile),
-		mediaType:   text(p.MediaType),
-		accountName: text(p.AccountName),
-		jobID:       text(p.JobID),
-		publishID:   text(res.PublishID),
-		postID:      text(res.PostID),
-		time:        parseTime(text(p.CreatedAt), s.location),
+		event:       p.Event.text,
+		platform:    p.Platform.text,
+		profile:     p.Profile.text,
+		mediaType:   p.MediaType.text,
+		accountName: p.AccountName.text,
+		jobID:       p.JobID.text,
+		publishID:   p.Result.PublishID.text,
+		postID:      p.Result.PostID.text,
+		time:        parseTime(p.CreatedAt.text, s.location),
 	}
-	switch res.Success.Kind() {
+	switch p.Result.Success.kind {
 	case 't':
 		f.outcome = "success"
 	case 'f':
@@ -144,19 +180,19 @@ func (s *Source) read(body []byte) (facts, error) {
 	}
 	account := slices.Contains(accountEvents, f.event)
 	if account {
-		f.outcome = text(p.Status)
+		f.outcome = p.Status.text
 	}
-	if (account || f.event == uploadCompleted) && !isString(p.Platform) {
+	if (account || f.event == uploadCompleted) && !p.Platform.isString() {
 		return facts{}, need("/platform", p.Platform, "a string")
 	}
-	if account && !isString(p.Status) {
+	if account && !p.Status.isString() {
 		return facts{}, need("/status", p.Status, "a string")
 	}
 	if f.event == uploadCompleted && f.outcome == "" {
-		if p.Result.Kind() != '{' {
-			return facts{}, need("/result", p.Result, "an object")
+		if p.Result.kind != '{' {
+			return facts{}, need("/result", field{kind: p.Result.kind}, "an object")
 		}
-		return facts{}, need("/result/success", res.Success, "true or false")
+		return facts{}, need("/result/success", p.Result.Success, "true or false")
 	}
 	return f, nil
 }
@@ -212,34 +248,14 @@ func checkDepth(body []byte) error {
 func malformed(field string, err error) error { return &source.MalformedError{Field: field, Err: err} }
 
 // need says what a field should have been.
-func need(field string, v jsontext.Value, want string) error {
+func need(name string, f field, want string) error {
 	is := map[jsontext.Kind]string{
 		0: "missing", 'n': "null", 't': "true", 'f': "false", '"': "a string", '0': "a number", '[': "an array", '{': "an object",
-	}[v.Kind()]
-	if v.Kind() == '"' && text(v) == "" {
+	}[f.kind]
+	if f.kind == '"' && strings.HasPrefix(want, "a string") {
 		is = "an empty string, or one with control characters, or too long"
 	}
-	return malformed(field, fmt.Errorf("is %s, must be %s", is, want))
-}
-
-// isString reports whether v is a string that is empty or may become an
-// attribute.
-func isString(v jsontext.Value) bool {
-	return v.Kind() == '"' && (text(v) != "" || len(v) == 2)
-}
-
-// text returns the string v if it can be the value of an attribute, and
-// otherwise nothing.
-func text(v jsontext.Value) string {
-	if v.Kind() != '"' {
-		return ""
-	}
-	var short [64]byte
-	b, err := jsontext.AppendUnquote(short[:0], v)
-	if err != nil {
-		return ""
-	}
-	return usable(string(b))
+	return malformed(name, fmt.Errorf("is %s, must be %s", is, want))
 }
 
 // usable returns s if it is a CloudEvents String (no control characters, no
