@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -18,9 +17,8 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // environment is what the golden files may use.
 var environment = map[string]string{
@@ -42,7 +40,7 @@ func TestMistakes(t *testing.T) {
 				t.Fatal(err)
 			}
 			const dashes = "----------\n"
-			text, want, _ := strings.Cut(string(data), dashes)
+			text, _, _ := strings.Cut(string(data), dashes)
 			_, _, err = check("testdata/postwire.yaml", text, environment)
 			got := "no error\n"
 			if err != nil {
@@ -56,34 +54,8 @@ func TestMistakes(t *testing.T) {
 			if strings.Contains(got, "open-sesame") {
 				t.Errorf("a secret is printed:\n%s", got)
 			}
-			if *update {
-				if err := os.WriteFile(file, []byte(text+dashes+got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("messages (-want +got):\n%s", diff)
-			}
+			golden.Check(t, file, text+dashes+got)
 		})
-	}
-}
-
-// golden compares got with a file, or rewrites the file.
-func golden(t *testing.T, file string, got []byte) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("%s is stale (-want +got); go test ./config -update:\n%s", file, diff)
 	}
 }
 
@@ -95,12 +67,12 @@ func TestSchemaAndReference(t *testing.T) {
 	if !json.Valid(schema) {
 		t.Error("the schema is not JSON")
 	}
-	golden(t, "testdata/schema.json", schema)
+	golden.Check(t, "testdata/schema.json", string(schema))
 	reference, err := config.Reference(fakeKinds(), fakeKinds())
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "testdata/reference.md", reference)
+	golden.Check(t, "testdata/reference.md", string(reference))
 }
 
 func TestSchemaIsDeterministic(t *testing.T) {
@@ -261,7 +233,7 @@ sinks:
 	if bytes.Contains(out, []byte("open-sesame")) {
 		t.Error("a secret is printed")
 	}
-	golden(t, "testdata/render.yaml", out)
+	golden.Check(t, "testdata/render.yaml", string(out))
 	// What is printed is read again, and means the same but for secrets.
 	again, reread, err := check("postwire.yaml", string(out), nil)
 	if err != nil {

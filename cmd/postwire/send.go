@@ -92,27 +92,31 @@ func (s *sender) check() error {
 	return nil
 }
 
+// delivery is a body, or why none could be made.
+type delivery struct {
+	body []byte
+	err  error
+}
+
 // deliveries makes the bodies, with the repeats among them.
-func (s *sender) deliveries(ctx context.Context, random bool) <-chan []byte {
-	bodies := make(chan []byte)
+func (s *sender) deliveries(ctx context.Context, random bool) <-chan delivery {
+	deliveries := make(chan delivery)
 	limit := rate.Inf
 	if s.perSecond > 0 {
 		limit = rate.Limit(s.perSecond)
 	}
 	limiter := rate.NewLimiter(limit, 1)
 	go func() {
-		defer close(bodies)
+		defer close(deliveries)
 		var recent [][]byte // what a repeat is taken from
 		for range s.count {
 			body := sample.Example()
+			var err error
 			switch {
 			case len(recent) > 0 && s.random.Float64() < s.duplicates:
 				body = recent[s.random.IntN(len(recent))]
 			case random:
-				var err error
-				if body, err = sample.Random(s.random, sample.Event(s.event), s.random.Float64() < s.failures, time.Now()); err != nil {
-					return
-				}
+				body, err = sample.Random(s.random, sample.Event(s.event), s.random.Float64() < s.failures, time.Now())
 				fallthrough
 			default:
 				if recent = append(recent, body); len(recent) > 100 {
@@ -123,13 +127,13 @@ func (s *sender) deliveries(ctx context.Context, random bool) <-chan []byte {
 				return
 			}
 			select {
-			case bodies <- body:
+			case deliveries <- delivery{body, err}:
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
-	return bodies
+	return deliveries
 }
 
 // run posts everything, and fails if any delivery was not answered with 2xx.
@@ -142,12 +146,15 @@ func (s *sender) run(ctx context.Context, random bool, out io.Writer) error {
 	answers := map[string]int{}
 	var failed error
 	begin := time.Now()
-	bodies := s.deliveries(ctx, random)
+	deliveries := s.deliveries(ctx, random)
 	var workers sync.WaitGroup
 	for range min(s.parallel, s.count) {
 		workers.Go(func() {
-			for body := range bodies {
-				answer, err := s.post(ctx, body)
+			for d := range deliveries {
+				answer, err := "not made", d.err
+				if err == nil {
+					answer, err = s.post(ctx, d.body)
+				}
 				mu.Lock()
 				answers[answer]++
 				if err != nil && failed == nil {

@@ -2,18 +2,14 @@ package app
 
 import (
 	"errors"
-	"flag"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/golden"
 )
-
-var update = flag.Bool("update", false, "write the generated pages")
 
 // Pages under docs/reference are generated; CI fails when they are stale.
 func TestGeneratedPagesAreFresh(t *testing.T) {
@@ -21,24 +17,11 @@ func TestGeneratedPagesAreFresh(t *testing.T) {
 		"configuration.md":     Reference,
 		"postwire.schema.json": Schema,
 	} {
-		path := filepath.Join("..", "..", "docs", "reference", name)
-		now, err := generate()
+		page, err := generate()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if *update {
-			if err := os.WriteFile(path, now, 0o644); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		then, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(string(then), string(now)); diff != "" {
-			t.Errorf("%s is stale; make generate writes it (- page, + now):\n%s", path, diff)
-		}
+		golden.Check(t, filepath.Join("..", "..", "docs", "reference", name), string(page))
 	}
 }
 
@@ -121,31 +104,12 @@ sinks:
 	if err == nil {
 		t.Fatal("it was accepted")
 	}
-	golden(t, "testdata/mistakes.txt", err.Error()+"\n")
+	golden.Check(t, "testdata/mistakes.txt", err.Error()+"\n")
 	if _, ok := errors.AsType[config.Problems](err); !ok {
 		t.Errorf("the error is a %T", err)
 	}
 	_, err = Parse("postwire.yaml", []byte("log: {level: info}\n"), env)
-	golden(t, "testdata/empty.txt", err.Error()+"\n")
-}
-
-func golden(t *testing.T, path, got string) {
-	t.Helper()
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (- file, + now):\n%s", path, diff)
-	}
+	golden.Check(t, "testdata/empty.txt", err.Error()+"\n")
 }
 
 func TestYAMLShowsDefaultsAndNoSecrets(t *testing.T) {
@@ -165,7 +129,7 @@ func TestYAMLShowsDefaultsAndNoSecrets(t *testing.T) {
 	if strings.Contains(string(printed), "value-of-") {
 		t.Error("a secret is printed")
 	}
-	golden(t, "testdata/printed.yaml", string(printed))
+	golden.Check(t, "testdata/printed.yaml", string(printed))
 	// What is printed is a configuration again, but for the secrets.
 	again, err := Parse("printed.yaml", printed, env)
 	if err != nil {

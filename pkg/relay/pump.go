@@ -73,7 +73,8 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 	for attempts := 1; ; attempts++ {
 		var outcome verdicts
 		if len(pending) > 0 {
-			outcome = p.judge(pending, p.attempt(hard, pending), attempts, first)
+			each, err := p.attempt(hard, pending)
+			outcome = p.judge(pending, each, err, attempts, first)
 		}
 		pending, dead = outcome.again, append(dead, outcome.dead...)
 		p.report(outcome)
@@ -129,16 +130,22 @@ type verdicts struct {
 	failure error         // why again is not empty
 }
 
-// judge sorts the records of an attempt by what became of them.
-func (p *Pump) judge(records []journal.Record, outcome func(i int) error, attempts int, first time.Time) (v verdicts) {
+// judge sorts the records of an attempt by what became of each, or of all. A
+// failure of all judges no event: it is always tried again.
+func (p *Pump) judge(records []journal.Record, each sinks.BatchError, all error, attempts int, first time.Time) (v verdicts) {
 	now := p.env.Now()
 	for i, r := range records {
-		err := outcome(i)
+		err := all
+		var reason sinks.Reason
+		var refused bool
+		if each != nil {
+			err = each[i]
+			reason, refused = sinks.IsPermanent(err)
+		}
 		if err == nil {
 			p.metrics.delivered.Inc()
 			continue
 		}
-		reason, refused := sinks.IsPermanent(err)
 		if age := p.settings.Retry.MaxAge; !refused && age > 0 && now.Sub(r.Accepted) >= age {
 			reason, refused = sinks.ReasonExpired, true
 		}
@@ -160,17 +167,14 @@ func (p *Pump) judge(records []journal.Record, outcome func(i int) error, attemp
 }
 
 // attempt opens the sink if it is not open, hands it the records once, and
-// returns what became of each.
-func (p *Pump) attempt(ctx context.Context, records []journal.Record) func(i int) error {
+// returns what became of each, or of all.
+func (p *Pump) attempt(ctx context.Context, records []journal.Record) (sinks.BatchError, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.settings.Timeout)
 	defer cancel()
 	if p.sink == nil {
 		sink, err := p.open(ctx, p.env)
 		if err != nil {
-			// No event was judged: opening fails for all, and passes. A refusal
-			// inside must not show, or it would be taken for one of events.
-			err = fmt.Errorf("opening: %s", err) //nolint:errorlint // hidden on purpose
-			return func(int) error { return err }
+			return nil, fmt.Errorf("opening: %w", err)
 		}
 		p.sink = sink
 	}
@@ -180,9 +184,9 @@ func (p *Pump) attempt(ctx context.Context, records []journal.Record) func(i int
 	}
 	err := p.sink.Deliver(ctx, batch)
 	if each, ok := errors.AsType[sinks.BatchError](err); ok && len(each) == len(batch) {
-		return func(i int) error { return each[i] }
+		return each, nil
 	}
-	return func(int) error { return err }
+	return nil, err
 }
 
 // report says once that a sink fails, and once that it works again.

@@ -215,8 +215,11 @@ func TestBrokerThatIsDownIsRetriedAndLoggedOnce(t *testing.T) {
 			return nil
 		},
 		whole: func(n int) error {
-			if n < 6 {
+			if n < 4 {
 				return errDown
+			}
+			if n < 6 { // no event was judged, so that none may be set aside
+				return sinks.Permanent(sinks.ReasonUnauthorized, errDown)
 			}
 			return nil
 		},

@@ -16,95 +16,20 @@ import (
 	"github.com/cloudevents/sdk-go/v2/binding"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
+	"github.com/postwire/postwire/sinks/nats/natstest"
 	"github.com/postwire/postwire/sinks/sinktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// broker is a NATS server inside the test, with what it stored in a folder.
-type broker struct {
-	options server.Options
-	server  *server.Server
-}
+// broker is a NATS server inside the test.
+type broker struct{ *natstest.Broker }
 
 func start(t testing.TB, change ...func(*server.Options)) *broker {
-	b := &broker{options: server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
-	}}
-	for _, f := range change {
-		f(&b.options)
-	}
-	b.up(t)
-	t.Cleanup(func() { b.down(t) })
-	return b
-}
-
-func (b *broker) up(t testing.TB) {
 	t.Helper()
-	options := b.options
-	s, err := server.NewServer(&options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the server is not ready")
-	}
-	b.server = s
-	if b.options.Port == server.RANDOM_PORT {
-		b.options.Port = options.Port // the same one when it comes back
-	}
-}
-
-func (b *broker) down(testing.TB) {
-	b.server.Shutdown()
-	b.server.WaitForShutdown()
-}
-
-func (b *broker) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", b.options.Port) }
-
-// client connects a client of the test's own.
-func (b *broker) client(t testing.TB, opts ...nats.Option) jetstream.JetStream {
-	t.Helper()
-	conn, err := nats.Connect(b.url(), append(opts, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	conn.SetClosedHandler(func(*nats.Conn) { close(ended) })
-	t.Cleanup(func() {
-		conn.Close()
-		<-ended
-	})
-	js, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
-}
-
-// stored reads a stream from its first message to its last.
-func (b *broker) stored(t testing.TB, js jetstream.JetStream, name string) []*nats.Msg {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	stream, err := js.Stream(ctx, name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	state := stream.CachedInfo().State
-	var all []*nats.Msg
-	for n := max(1, state.FirstSeq); n <= state.LastSeq; n++ {
-		m, err := stream.GetMsg(ctx, n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
-	}
-	return all
+	return &broker{natstest.Start(t, change...)}
 }
 
 // messages gives what is stored to both readers.
@@ -192,7 +117,7 @@ type listener struct {
 }
 
 func (b *broker) listen(t *testing.T, subject string) *listener {
-	l := &listener{conn: b.client(t).Conn()}
+	l := &listener{conn: b.Connect(t).Conn()}
 	_, err := l.conn.Subscribe(subject, func(m *nats.Msg) {
 		l.mu.Lock()
 		defer l.mu.Unlock()

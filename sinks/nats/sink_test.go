@@ -34,11 +34,11 @@ func TestJetStream(t *testing.T) {
 			b := start(t)
 			return sinktest.Broker{
 				Kind: Kind(), World: sinktest.NewNetwork(),
-				Config: fmt.Sprintf("url: %s\nsubject: events.{platform}.{outcome}\nstream: EVENTS\ncreate: true", b.url()),
-				Away:   func(t *testing.T) { b.down(t) },
-				Back:   func(t *testing.T) { b.up(t) },
+				Config: fmt.Sprintf("url: %s\nsubject: events.{platform}.{outcome}\nstream: EVENTS\ncreate: true", b.URL()),
+				Away:   func(t *testing.T) { b.Stop(t) },
+				Back:   func(t *testing.T) { b.Restart(t) },
 				Read: func(t *testing.T) []sinktest.Message {
-					return messages(t, b.stored(t, b.client(t), "EVENTS"))
+					return messages(t, b.Messages(t, b.Connect(t), "EVENTS"))
 				},
 			}
 		},
@@ -54,7 +54,7 @@ func TestCore(t *testing.T) {
 			l := b.listen(t, "events.>")
 			return sinktest.Broker{
 				Kind: Kind(), World: sinktest.NewNetwork(),
-				Config: fmt.Sprintf("url: %s\nsubject: events.{platform}.{outcome}\nmode: core", b.url()),
+				Config: fmt.Sprintf("url: %s\nsubject: events.{platform}.{outcome}\nmode: core", b.URL()),
 				// Who does not listen while the server restarts gets nothing
 				// by design, so it is the way to the server that fails.
 				Read: func(t *testing.T) []sinktest.Message { return messages(t, l.read(t)) },
@@ -101,7 +101,7 @@ func (b *broker) open(t testing.TB, block string) sinks.Sink {
 
 func (b *broker) tryOpen(t testing.TB, block string, log *zap.Logger) (sinks.Sink, error) {
 	t.Helper()
-	p, err := sinktest.TryConfigure(Kind(), "url: "+b.url()+"\n"+block)
+	p, err := sinktest.TryConfigure(Kind(), "url: "+b.URL()+"\n"+block)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func outcome(t testing.TB, err error, n int) []string {
 
 func TestTheStreamIsLookedUpAndCreated(t *testing.T) {
 	b := start(t)
-	js := b.client(t)
+	js := b.Connect(t)
 	const block = "subject: events.{platform}.x.{outcome}-{mediatype}\nstream: EVENTS\n"
 	_, err := b.tryOpen(t, block, zap.NewNop())
 	if err == nil || !strings.Contains(err.Error(), "stream EVENTS does not exist; create it, or set create: true") {
@@ -185,7 +185,7 @@ func TestAStreamThatVanishesIsWaitedForOrCreatedAgain(t *testing.T) {
 	for _, create := range []bool{false, true} {
 		t.Run(fmt.Sprintf("create %v", create), func(t *testing.T) {
 			b := start(t)
-			js := b.client(t)
+			js := b.Connect(t)
 			config := jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}}
 			if _, err := js.CreateStream(t.Context(), config); err != nil {
 				t.Fatal(err)
@@ -211,7 +211,7 @@ func TestAStreamThatVanishesIsWaitedForOrCreatedAgain(t *testing.T) {
 			for left := events; len(left) > 0; {
 				left = sinktest.Attempt(t.Context(), t, s, left)
 			}
-			if got := b.stored(t, js, "EVENTS"); len(got) != 10 {
+			if got := b.Messages(t, js, "EVENTS"); len(got) != 10 {
 				t.Errorf("%d messages are stored", len(got))
 			}
 		})
@@ -220,7 +220,7 @@ func TestAStreamThatVanishesIsWaitedForOrCreatedAgain(t *testing.T) {
 
 func TestSubjectsThatTheStreamDoesNotTake(t *testing.T) {
 	b := start(t)
-	js := b.client(t)
+	js := b.Connect(t)
 	_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.instagram.*"}})
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +238,7 @@ func TestSubjectsThatTheStreamDoesNotTake(t *testing.T) {
 	if diff := cmp.Diff(want, outcome(t, try(t, s, events), 4)); diff != "" {
 		t.Error("another stream takes it: " + diff)
 	}
-	if got := b.stored(t, js, "OTHER"); len(got) != 0 {
+	if got := b.Messages(t, js, "OTHER"); len(got) != 0 {
 		t.Errorf("the other stream stored %d", len(got))
 	}
 
@@ -256,7 +256,7 @@ func TestSubjectsThatTheStreamDoesNotTake(t *testing.T) {
 
 func TestLimitsOfTheStream(t *testing.T) {
 	b := start(t)
-	_, err := b.client(t).CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}, MaxMsgSize: 4000})
+	_, err := b.Connect(t).CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}, MaxMsgSize: 4000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,7 +295,7 @@ func rights(o *server.Options) {
 
 func TestSubjectsThatAreForbidden(t *testing.T) {
 	b := start(t, rights)
-	_, err := b.client(t, nats.UserInfo("admin", "admin")).CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}})
+	_, err := b.Connect(t, nats.UserInfo("admin", "admin")).CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +369,7 @@ func TestAConnectionThatTheServerEndsIsMadeAgain(t *testing.T) {
 	for left := events[10:]; len(left) > 0; {
 		left = sinktest.Attempt(t.Context(), t, s, left)
 	}
-	if got := b.stored(t, b.client(t), "EVENTS"); len(got) != 20 {
+	if got := b.Messages(t, b.Connect(t), "EVENTS"); len(got) != 20 {
 		t.Errorf("%d messages are stored", len(got))
 	}
 }
@@ -377,7 +377,7 @@ func TestAConnectionThatTheServerEndsIsMadeAgain(t *testing.T) {
 func TestLogAndErrorsKeepPasswords(t *testing.T) {
 	core, seen := observer.New(zapcore.DebugLevel)
 	b := start(t, func(o *server.Options) { o.Username, o.Password = "u", "s3cret" })
-	url := strings.Replace(b.url(), "nats://", "nats://u:s3cret@", 1)
+	url := strings.Replace(b.URL(), "nats://", "nats://u:s3cret@", 1)
 	p, err := sinktest.TryConfigure(Kind(), "url: "+url+"\nsubject: a.{platform}\nmode: core")
 	if err != nil {
 		t.Fatal(err)
@@ -386,14 +386,14 @@ func TestLogAndErrorsKeepPasswords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.down(t)
+	b.Stop(t)
 	sinktest.Until(t, "the loss is logged", func() bool { return seen.FilterMessageSnippet("disconnected").Len() > 0 })
-	b.up(t)
+	b.Restart(t)
 	sinktest.Until(t, "the return is logged", func() bool { return seen.FilterMessageSnippet("again").Len() > 0 })
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
-	b.down(t)
+	b.Stop(t)
 	_, err = p.Open(t.Context(), sinks.Env{Name: "test", Log: zap.New(core)})
 	text := fmt.Sprint(err)
 	for _, entry := range seen.All() {
@@ -424,7 +424,7 @@ func TestHeadersCannotBeInjected(t *testing.T) {
 	e.SetExtension(event.Profile, "\x00\x7f"+evil)
 	e.Context.AsV1().DataContentType = new(evil)
 	mustDeliver(t, s, events)
-	all := b.stored(t, b.client(t), "EVENTS")
+	all := b.Messages(t, b.Connect(t), "EVENTS")
 	if len(all) != 1 || len(all[0].Header["ce-evil"]) != 0 || strings.ContainsAny(wireHeaders(all[0]), "\r\n") {
 		t.Errorf("got %+v", all)
 	}

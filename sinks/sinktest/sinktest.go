@@ -5,7 +5,6 @@ package sinktest
 import (
 	"context"
 	"errors"
-	"flag"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -19,11 +18,10 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/golden"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
 )
-
-var update = flag.Bool("update", false, "write the golden files of the wire forms")
 
 // Harness tells the suite how to run a sink, and what the sink can do.
 type Harness struct {
@@ -73,7 +71,7 @@ func Run(t *testing.T, h Harness) {
 		run  func(t *testing.T, h Harness)
 	}{
 		{"events arrive in order and whole", arrive},
-		{"the wire form is as agreed", golden},
+		{"the wire form is as agreed", wireForm},
 		{"an event that is too large is refused alone", tooLarge},
 		{"deliver neither keeps nor changes the batch", unchanged},
 		{"deliver returns when its context ends", contextEnds},
@@ -305,7 +303,7 @@ func check(t *testing.T, b Broker, events []event.Event, asJSON bool) []Message 
 	return messages
 }
 
-func golden(t *testing.T, h Harness) {
+func wireForm(t *testing.T, h Harness) {
 	forModes(t, h, func(t *testing.T, mode string) {
 		b := h.Start(t)
 		deliver(limited(t), t, open(t, b, mode), Events(3, 1), 1)
@@ -318,7 +316,7 @@ func golden(t *testing.T, h Harness) {
 		if name == "" {
 			name = "wire"
 		}
-		Golden(t, filepath.Join("testdata", name+".golden"), got.String())
+		golden.Check(t, filepath.Join("testdata", name+".golden"), got.String())
 	})
 }
 
@@ -584,26 +582,5 @@ func Until(t *testing.T, what string, is func() bool) {
 		case <-deadline:
 			t.Fatalf("in %v it did not come to pass that %s", patience, what)
 		}
-	}
-}
-
-// Golden compares text with a file, or writes the file with -update.
-func Golden(t *testing.T, path, got string) {
-	t.Helper()
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatalf("%v; run with -update to write it", err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (- file, + now):\n%s", path, diff)
 	}
 }

@@ -156,9 +156,9 @@ func decodeExtension(kind byte, text string) (any, error) {
 	case 'r':
 		return orNil(types.ParseURIRef(text), text)
 	case 't':
-		t, err := types.ParseTimestamp(text)
-		if err != nil {
-			return nil, err
+		t, err := types.ParseTimestamp(text) // nil for an empty text
+		if err != nil || t == nil {
+			return nil, fmt.Errorf("%q is not a time", text)
 		}
 		return *t, nil
 	}

@@ -3,7 +3,6 @@ package uploadpost
 import (
 	"encoding/json"
 	"errors"
-	"flag"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -11,15 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/golden"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/pkg/source/sourcetest"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
 
 var received = time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)
 
@@ -85,20 +81,7 @@ func TestNormalize(t *testing.T) {
 				t.Fatal(err)
 			}
 			text = append(text, '\n')
-			golden := strings.TrimSuffix(file, ".json") + ".golden.json"
-			if *update {
-				if err := os.WriteFile(golden, text, 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), string(text)); diff != "" {
-				t.Errorf("(-want +got; -update rewrites):\n%s", diff)
-			}
+			golden.Check(t, strings.TrimSuffix(file, ".json")+".golden.json", string(text))
 		})
 	}
 }

@@ -20,11 +20,11 @@ type Broker struct {
 }
 
 // Start starts a server with JetStream that keeps its streams with the test.
-func Start(t *testing.T, change func(*server.Options)) *Broker {
+func Start(t testing.TB, change ...func(*server.Options)) *Broker {
 	t.Helper()
-	b := &Broker{opts: server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true, MaxPayload: 64 << 10}}
-	if change != nil {
-		change(&b.opts)
+	b := &Broker{opts: server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true}}
+	for _, f := range change {
+		f(&b.opts)
 	}
 	b.Restart(t)
 	t.Cleanup(func() { b.Stop(t) })
@@ -32,7 +32,7 @@ func Start(t *testing.T, change func(*server.Options)) *Broker {
 }
 
 // Restart brings the server back after Stop.
-func (b *Broker) Restart(t *testing.T) {
+func (b *Broker) Restart(t testing.TB) {
 	t.Helper()
 	opts := b.opts
 	s, err := server.NewServer(&opts)
@@ -48,7 +48,7 @@ func (b *Broker) Restart(t *testing.T) {
 }
 
 // Stop takes the server away.
-func (b *Broker) Stop(*testing.T) {
+func (b *Broker) Stop(testing.TB) {
 	b.server.Shutdown()
 	b.server.WaitForShutdown()
 }
@@ -56,14 +56,19 @@ func (b *Broker) Stop(*testing.T) {
 // URL is where the server is, or will be again.
 func (b *Broker) URL() string { return fmt.Sprintf("nats://127.0.0.1:%d", b.opts.Port) }
 
-// Connect connects to the server for the time of the test.
-func (b *Broker) Connect(t *testing.T, opts ...nats.Option) jetstream.JetStream {
+// Connect connects a client for the time of the test.
+func (b *Broker) Connect(t testing.TB, opts ...nats.Option) jetstream.JetStream {
 	t.Helper()
-	conn, err := nats.Connect(b.URL(), opts...)
+	conn, err := nats.Connect(b.URL(), append(opts, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(conn.Close)
+	ended := make(chan struct{})
+	conn.SetClosedHandler(func(*nats.Conn) { close(ended) })
+	t.Cleanup(func() {
+		conn.Close()
+		<-ended
+	})
 	js, err := jetstream.New(conn)
 	if err != nil {
 		t.Fatal(err)
@@ -71,28 +76,23 @@ func (b *Broker) Connect(t *testing.T, opts ...nats.Option) jetstream.JetStream 
 	return js
 }
 
-// Messages reads all messages of a stream. It waits until there are n.
-func (b *Broker) Messages(t *testing.T, stream string, n int) []*nats.Msg {
+// Messages reads a stream from its first message to its last.
+func (b *Broker) Messages(t testing.TB, js jetstream.JetStream, stream string) []*nats.Msg {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	js := b.Connect(t)
-	c, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{})
+	s, err := js.Stream(ctx, stream)
 	if err != nil {
 		t.Fatal(err)
 	}
-	held, err := js.Stream(ctx, stream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n = max(n, int(held.CachedInfo().State.Msgs))
+	state := s.CachedInfo().State
 	var all []*nats.Msg
-	for len(all) < n {
-		m, err := c.Next(jetstream.FetchMaxWait(10 * time.Second))
+	for n := max(1, state.FirstSeq); n <= state.LastSeq; n++ {
+		m, err := s.GetMsg(ctx, n)
 		if err != nil {
-			t.Fatalf("after %d of %d messages: %v", len(all), n, err)
+			t.Fatal(err)
 		}
-		all = append(all, &nats.Msg{Subject: m.Subject(), Header: m.Headers(), Data: m.Data()})
+		all = append(all, &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
 	}
 	return all
 }
