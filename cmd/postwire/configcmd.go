@@ -29,7 +29,7 @@ func validateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is valid: %d sources, %d sinks\n", path, len(plan.Sources), len(plan.Sinks))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is valid; sources: %d, sinks: %d\n", path, len(plan.Sources), len(plan.Sinks))
 			return err
 		},
 	}
