@@ -251,8 +251,7 @@ func (j *Journal) open() (*store, error) {
 		MemTableStopWritesThreshold: memTables,
 		// Memtables are taken off the cache's size, which would leave no
 		// room for the filters.
-		CacheSize:    32<<20 + memTables*int64(j.opts.memTable),
-		BytesPerSync: 1 << 20,
+		CacheSize: 32<<20 + memTables*int64(j.opts.memTable),
 		// Events lie in order and new keys are found by filters, so that
 		// many tables side by side cost little, and merging them late saves
 		// a twentieth of all work.
