@@ -4,23 +4,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	crand "crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -34,6 +26,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/selfsigned"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/pebble"
@@ -344,39 +337,10 @@ func TestHeaderTooLarge(t *testing.T) {
 	}
 }
 
-// certificate writes a self-signed certificate with the given name.
-func certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(crand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certFile, keyFile = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
-	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: keyDER}} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return certFile, keyFile
-}
-
 func TestTLSIsReloaded(t *testing.T) {
 	dir := t.TempDir()
 	c := config.Default().Server
-	c.TLS.CertFile, c.TLS.KeyFile = certificate(t, dir, "first")
+	c.TLS.CertFile, c.TLS.KeyFile = selfsigned.Certificate(t, dir, "first")
 	w := serve(t, c, nil)
 	addr := strings.TrimPrefix(w.url, "http://")
 	served := func(certs ...tls.Certificate) (tls.ConnectionState, error) {
@@ -408,7 +372,7 @@ func TestTLSIsReloaded(t *testing.T) {
 	if state, err = served(); err != nil || state.PeerCertificates[0].Subject.CommonName != "first" {
 		t.Errorf("with a broken file: %v", err)
 	}
-	certificate(t, dir, "second")
+	selfsigned.Certificate(t, dir, "second")
 	for end := time.Now().Add(10 * time.Second); ; {
 		if state, err = served(); err == nil && state.PeerCertificates[0].Subject.CommonName == "second" {
 			return
@@ -422,7 +386,7 @@ func TestTLSIsReloaded(t *testing.T) {
 func TestClientCertificateIsRequired(t *testing.T) {
 	dir := t.TempDir()
 	c := config.Default().Server
-	c.TLS.CertFile, c.TLS.KeyFile = certificate(t, dir, "server")
+	c.TLS.CertFile, c.TLS.KeyFile = selfsigned.Certificate(t, dir, "server")
 	c.TLS.ClientCAFile = c.TLS.CertFile
 	w := serve(t, c, nil)
 	post := func(certs ...tls.Certificate) error {

@@ -2,20 +2,12 @@ package kafka
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	crand "crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"math/rand/v2"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -33,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/internal/selfsigned"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
 	"github.com/postwire/postwire/sinks/kafka/kafkatest"
@@ -515,32 +508,43 @@ func TestLogin(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true,
-		BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
-	}
-	der, err := x509.CreateCertificate(crand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b := startFake(t, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}))
-	s, err := b.opener(t, fmt.Sprintf("topic: %s, create: true, tls: {enabled: true, ca_file: %q}", topic(), ca))
+	cert, key := selfsigned.Certificate(t, t.TempDir(), "server")
+	clientCert, clientKey := selfsigned.Certificate(t, t.TempDir(), "client")
+	b := startFake(t, kfake.TLS(selfsigned.Mutual(t, cert, key, clientCert)))
+	const block = "topic: %s, create: true, tls: {enabled: true"
+	s, err := b.opener(t, fmt.Sprintf(block+", ca_file: %q, cert_file: %q, key_file: %q}", topic(), cert, clientCert, clientKey))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Deliver(t.Context(), []event.Event{numbered("1", "k")}); err != nil {
 		t.Error(err)
 	}
-	if _, err := b.opener(t, fmt.Sprintf("topic: %s, create: true, tls: {enabled: true}", topic())); err == nil {
-		t.Error("a certificate of an unknown authority was trusted")
+	if _, err := b.opener(t, fmt.Sprintf(block+", ca_file: %q}", topic(), cert)); err == nil {
+		t.Error("a client without a certificate was served")
+	}
+	if _, err := b.opener(t, fmt.Sprintf(block+", cert_file: %q, key_file: %q}", topic(), clientCert, clientKey)); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a certificate of an unknown authority: %v", err)
+	}
+}
+
+// TestRealLogin runs where POSTWIRE_TEST_KAFKA_SASL_SSL names a real broker's
+// listener, as host:port, with the authority's file, user and password beside.
+func TestRealLogin(t *testing.T) {
+	addr := os.Getenv("POSTWIRE_TEST_KAFKA_SASL_SSL")
+	if addr == "" {
+		t.Skip("POSTWIRE_TEST_KAFKA_SASL_SSL is not set")
+	}
+	b := &broker{&kafkatest.Broker{Addr: addr}}
+	block := fmt.Sprintf("topic: %s, create: true, tls: {enabled: true, ca_file: %q}, sasl: {mechanism: %%s, username: %q, password: %%q}",
+		topic(), os.Getenv("POSTWIRE_TEST_KAFKA_CA"), os.Getenv("POSTWIRE_TEST_KAFKA_USER"))
+	for _, mechanism := range []string{"scram-sha-256", "scram-sha-512"} {
+		s := b.open(t, fmt.Sprintf(block, mechanism, os.Getenv("POSTWIRE_TEST_KAFKA_PASSWORD")))
+		if err := s.Deliver(t.Context(), sinktest.Events(20, 3)); err != nil {
+			t.Errorf("%s: %v", mechanism, err)
+		}
+		if _, err := b.opener(t, fmt.Sprintf(block, mechanism, "wr0ng")); err == nil || strings.Contains(err.Error(), "wr0ng") {
+			t.Errorf("%s with a wrong password: %v", mechanism, err)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,6 +21,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/postwire/postwire/internal/selfsigned"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
 	"github.com/postwire/postwire/sinks/sinktest"
@@ -356,6 +358,74 @@ func TestLogin(t *testing.T) {
 				t.Errorf("wrong credentials: %v", err)
 			}
 		})
+	}
+}
+
+func TestTLS(t *testing.T) {
+	cert, key := selfsigned.Certificate(t, t.TempDir(), "server")
+	clientCert, clientKey := selfsigned.Certificate(t, t.TempDir(), "client")
+	b := start(t, func(o *server.Options) {
+		o.TLS, o.TLSVerify, o.TLSConfig = true, true, selfsigned.Mutual(t, cert, key, clientCert)
+	})
+	const block = "subject: a.{platform}\nmode: core\ntls: {enabled: true"
+	s := b.open(t, fmt.Sprintf(block+", ca_file: %q, cert_file: %q, key_file: %q}", cert, clientCert, clientKey))
+	mustDeliver(t, s, sinktest.Events(3, 1))
+	if _, err := b.tryOpen(t, fmt.Sprintf(block+", ca_file: %q}", cert), zap.NewNop()); err == nil {
+		t.Error("a client without a certificate was served")
+	}
+	if _, err := b.tryOpen(t, fmt.Sprintf(block+", cert_file: %q, key_file: %q}", clientCert, clientKey), zap.NewNop()); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a certificate of an unknown authority: %v", err)
+	}
+}
+
+// TestCredentialsFile: a server that trusts an operator lets in whom one of the
+// operator's accounts vouches for.
+func TestCredentialsFile(t *testing.T) {
+	pair := func(create func() (nkeys.KeyPair, error)) (nkeys.KeyPair, string) {
+		k, err := create()
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := k.PublicKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k, public
+	}
+	operator, operatorKey := pair(nkeys.CreateOperator)
+	account, accountKey := pair(nkeys.CreateAccount)
+	user, userKey := pair(nkeys.CreateUser)
+	vouched, err := jwt.NewAccountClaims(accountKey).Encode(operator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, func(o *server.Options) {
+		resolver := &server.MemAccResolver{}
+		if err := resolver.Store(accountKey, vouched); err != nil {
+			t.Fatal(err)
+		}
+		o.JetStream, o.TrustedKeys, o.AccountResolver = false, []string{operatorKey}, resolver
+	})
+	token, err := jwt.NewUserClaims(userKey).Encode(account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, err := user.Seed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := jwt.FormatUserConfig(token, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "user.creds")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const block = "subject: a.{platform}\nmode: core"
+	mustDeliver(t, b.open(t, block+"\ncredentials_file: "+file), sinktest.Events(3, 1))
+	if _, err := b.tryOpen(t, block, zap.NewNop()); err == nil {
+		t.Error("a user without credentials was let in")
 	}
 }
 
