@@ -28,7 +28,13 @@ type Config struct {
 	Schemas Schemas `yaml:"schemas" doc:"Where the schemas of the events are published."`
 	Sources []Block `yaml:"sources" doc:"Who sends webhooks, and how a sender proves who it is. Each entry has a name, a type, and the keys of that type."`
 	Sinks   []Block `yaml:"sinks" doc:"Where events go. Each entry has a name, a type, and the keys of that type. Every sink gets every event that its filter lets through."`
+
+	root Block // the whole document
 }
+
+// Problem returns a problem at a key of the document, such as
+// "journal.engine", with its place where the key is written.
+func (c *Config) Problem(key, what, hint string) Problem { return c.root.Problem(key, what, hint) }
 
 // Server is the HTTP server that takes the webhooks.
 type Server struct {

@@ -109,7 +109,7 @@ func TestEmptyDocumentsAreTheDefault(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 			continue
 		}
-		if diff := cmp.Diff(config.Default(), *got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+		if diff := cmp.Diff(config.Default(), *got, cmpopts.IgnoreUnexported(config.Config{}), cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 			t.Errorf("%q (-want +got):\n%s", text, diff)
 		}
 	}
@@ -167,7 +167,7 @@ sinks:
 	want.Journal.Retention = 9 * 24 * time.Hour
 	want.Journal.MinFreeBytes = 0
 	want.Dedupe.Window = 36 * time.Hour
-	options := cmp.Options{cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}), cmpopts.IgnoreFields(config.Config{}, "Sinks")}
+	options := cmp.Options{cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}), cmpopts.IgnoreUnexported(config.Config{}), cmpopts.IgnoreFields(config.Config{}, "Sinks")}
 	if diff := cmp.Diff(want, *c, options); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
 	}
@@ -257,7 +257,7 @@ func TestRenderOfTheDefaultIsTheDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(c, *got, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(c, *got, cmpopts.IgnoreUnexported(config.Config{}), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

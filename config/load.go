@@ -54,6 +54,7 @@ func Parse(file string, data []byte, env func(string) (string, bool)) (*Config, 
 		return nil, Problems{*problem}
 	}
 	c := Default()
+	c.root = Block{doc: doc, node: root}
 	if root == nil {
 		return &c, nil
 	}

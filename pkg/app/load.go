@@ -24,19 +24,19 @@ type Plan struct {
 // everything that is wrong in it.
 func Load(path string) (*Plan, error) {
 	c, err := config.Load(path, os.LookupEnv)
-	return check(path, c, err)
+	return check(c, err)
 }
 
 // Parse reads a configuration that is not in a file; name stands for the
 // file's in messages.
 func Parse(name string, text []byte, env func(string) (string, bool)) (*Plan, error) {
 	c, err := config.Parse(name, text, env)
-	return check(name, c, err)
+	return check(c, err)
 }
 
 // check reads the blocks of a configuration, which only their kinds can do,
 // and holds them against each other.
-func check(file string, c *config.Config, err error) (*Plan, error) {
+func check(c *config.Config, err error) (*Plan, error) {
 	if c == nil {
 		return nil, err
 	}
@@ -68,17 +68,14 @@ func check(file string, c *config.Config, err error) (*Plan, error) {
 		}
 		p.Sinks = append(p.Sinks, s)
 	}
-	lacks := func(key, what, hint string) {
-		errs = append(errs, config.Problems{{File: file, Key: key, What: what, Hint: hint}})
-	}
 	if len(c.Sources) == 0 {
-		lacks("sources", "is empty: there is nothing to take webhooks from", "add a source")
+		errs = append(errs, c.Problem("sources", "is empty: there is nothing to take webhooks from", "add a source"))
 	}
 	if len(c.Sinks) == 0 {
-		lacks("sinks", "is empty: events would go nowhere", "add a sink")
+		errs = append(errs, c.Problem("sinks", "is empty: events would go nowhere", "add a sink"))
 	}
 	if c.Journal.Engine != "pebble" {
-		lacks("journal.engine", c.Journal.Engine+" is not part of this version", "use pebble")
+		errs = append(errs, c.Problem("journal.engine", c.Journal.Engine+" is not part of this version", "use pebble"))
 	}
 	if err := config.Merge(errs...); err != nil {
 		return nil, err
