@@ -39,7 +39,7 @@ type Pump struct {
 	failing bool       // the last attempt failed, and the log says so
 }
 
-// Run carries until ctx is done, and then returns nil. What is with the broker
+// Run carries until ctx is done, or hard is, and then returns nil. What is with the broker
 // at that moment may take until hard is done, so that its acknowledgement is
 // not lost. Run returns an error only when the journal fails; a broker's
 // trouble is Run's own to wait out.
@@ -51,7 +51,7 @@ func (p *Pump) Run(ctx, hard context.Context) error {
 			p.metrics.holding(records[0].Accepted)
 			err = p.carry(ctx, hard, records)
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || hard.Err() != nil {
 			return nil
 		}
 		if err != nil {
