@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"math"
 	"net/http"
 	"time"
 
@@ -22,6 +23,8 @@ var (
 	ErrUnavailable = errors.New("journal is unavailable")
 	// ErrClosed is wrapped by every method after Close.
 	ErrClosed = errors.New("journal is closed")
+	// ErrNotFound is wrapped where there is no entry of that name.
+	ErrNotFound = errors.New("not in the journal")
 )
 
 // Seq is a place in the journal. It only grows; zero is before the first event.
@@ -48,28 +51,108 @@ type Appender interface {
 // used by several goroutines; each Cursor by one.
 type Journal interface {
 	Appender
+	Log
+	Aside
+	Notes
 
 	// Reader opens the cursor of that name. A cursor seen for the first
 	// time stands at start; a known one stands where Commit left it. The
 	// events that an open cursor has not passed are kept, however old.
 	Reader(ctx context.Context, name string, start Start) (Cursor, error)
 
-	// Last is the place of the newest event on stable storage.
-	Last() Seq
+	// Forget removes the cursor of that name, which must not be open.
+	Forget(ctx context.Context, name string) error
 
 	// Check returns nil if an append would be tried, and otherwise why not:
 	// an error that wraps ErrFull, ErrUnavailable or ErrClosed.
 	Check() error
 
-	// DeadLetters yields what the sink's cursor set aside, in Seq order.
-	DeadLetters(ctx context.Context, sink string) iter.Seq2[Dead, error]
-
-	// Quarantined yields what Quarantine kept, oldest first.
-	Quarantined(ctx context.Context) iter.Seq2[Rejected, error]
+	// Usage tells how much room the journal takes and has.
+	Usage() Usage
 
 	// Close ends every other call with ErrClosed. It returns when all that
 	// was acknowledged is on stable storage.
 	io.Closer
+}
+
+// Log is what is stored, to be looked at without a cursor.
+type Log interface {
+	// Last is the place of the newest event on stable storage.
+	Last() Seq
+
+	// Oldest is the place of the oldest event that is stored, or the one
+	// after Last where there is none.
+	Oldest() Seq
+
+	// Read returns at most limit records from a place on, in Seq order and
+	// without gaps: from the oldest one, where that place has expired, and
+	// none where it is behind the last.
+	Read(ctx context.Context, from Seq, limit int) ([]Record, error)
+
+	// Since returns the place of the first event that was accepted at t or
+	// later, or the one after Last.
+	Since(ctx context.Context, t time.Time) (Seq, error)
+
+	// Wait returns when the event at s is on stable storage.
+	Wait(ctx context.Context, s Seq) error
+}
+
+// Aside is what was set aside: dead letters, which a sink could not take, and
+// quarantined requests, which no source could understand. Both stay until an
+// operator retries or drops them.
+type Aside interface {
+	// DeadLetters yields those behind a place, by sink and then by Seq; the
+	// zero place is before the first.
+	DeadLetters(ctx context.Context, after DeadID) iter.Seq2[Dead, error]
+
+	// DeadLetter returns one, or an error that wraps ErrNotFound.
+	DeadLetter(ctx context.Context, id DeadID) (Dead, error)
+
+	// Retry appends the event of a dead letter again, for its sink only, and
+	// removes the dead letter, as one act. It returns the new place.
+	Retry(ctx context.Context, id DeadID) (Seq, error)
+
+	// Drop removes a dead letter, and keeps in mind that it was.
+	Drop(ctx context.Context, id DeadID) error
+
+	// Lost returns why the sink was never given the event at s though its
+	// cursor has passed it, or an error that wraps ErrNotFound.
+	Lost(ctx context.Context, id DeadID) (GivenUp, error)
+
+	// Quarantined yields what Quarantine kept behind an id, oldest first.
+	Quarantined(ctx context.Context, after string) iter.Seq2[Rejected, error]
+
+	// Rejected returns one, or an error that wraps ErrNotFound.
+	Rejected(ctx context.Context, id string) (Rejected, error)
+
+	// Release appends the events that a quarantined request was found to
+	// hold, as Append does, and removes the request, as one act. Without
+	// events it only removes it.
+	Release(ctx context.Context, id string, events ...event.Event) ([]Receipt, error)
+}
+
+// Notes are small values that outlive the process: what operators decided.
+type Notes interface {
+	// Note keeps a value under a name; nil removes it.
+	Note(ctx context.Context, name string, value []byte) error
+
+	// Noted yields the names that begin with prefix, in order, and their
+	// values.
+	Noted(ctx context.Context, prefix string) iter.Seq2[Noted, error]
+}
+
+// Noted is one note.
+type Noted struct {
+	Name  string
+	Value []byte
+}
+
+// Usage is in bytes.
+type Usage struct {
+	Bytes    uint64 // that the journal takes
+	MaxBytes uint64 // at which new events are refused; 0 is no limit
+	Free     uint64 // on the disk; 0 where it cannot be told
+	MinFree  uint64 // of free space below which new events are refused; 0 is no limit
 }
 
 // Cursor is one reader's durable place in the journal: the outbox of a sink.
@@ -79,25 +162,36 @@ type Cursor interface {
 	// and while storage fails it waits for that to pass.
 	Next(ctx context.Context, limit int) ([]Record, error)
 
-	// Commit makes through the durable place and keeps the dead letters
-	// among what it passes. Both are one act where the engine can; where it
-	// cannot, the dead letters come first: a crash repeats, it never skips.
-	// While storage fails it waits for that to pass.
-	Commit(ctx context.Context, through Seq, dead ...DeadLetter) error
+	// Commit makes the durable place move through a place, and keeps what
+	// among the events that it passes was not delivered. All is one act
+	// where the engine can; where it cannot, the place moves last: a crash
+	// repeats, it never skips. Next goes on behind it. While storage fails
+	// it waits for that to pass.
+	Commit(ctx context.Context, through Seq, undelivered Undelivered) error
 
 	// Committed is the durable place.
 	Committed() Seq
 
+	// Began is the place at which the cursor stood when it was first seen.
+	Began() Seq
+
 	io.Closer
 }
 
-// Start says where a cursor that is seen for the first time stands.
-type Start int
+// Undelivered is what a cursor passes without its sink having taken it.
+type Undelivered struct {
+	Dead    []DeadLetter
+	GivenUp []GivenUp
+}
+
+// Start says where a cursor that is seen for the first time stands: behind the
+// event at that place.
+type Start Seq
 
 // Places to start.
 const (
-	Latest   Start = iota // after the newest event
-	Earliest              // before the oldest event still stored
+	Earliest Start = 0              // before the oldest event still stored
+	Latest   Start = math.MaxUint64 // after the newest event
 )
 
 // Receipt tells what became of one event.
@@ -112,6 +206,10 @@ type Record struct {
 	Seq      Seq
 	Accepted time.Time // never before that of the record before it
 	Event    event.Event
+
+	// A retried dead letter is stored again for one sink.
+	Only string // the sink it is for; empty is every sink
+	Of   Seq    // where the event was first; 0 is here
 }
 
 // Rejected is a request that was genuine but made no sense.
@@ -122,6 +220,12 @@ type Rejected struct {
 	Header   http.Header `json:"header"` // less the secrets
 	Body     []byte      `json:"body"`
 	Reason   string      `json:"reason"` // says what was wrong, and quotes nothing of the body
+}
+
+// DeadID names a dead letter: the sink, and the place of the event.
+type DeadID struct {
+	Sink string
+	Seq  Seq
 }
 
 // DeadLetter says why a sink could not take the event at Seq.
@@ -137,6 +241,28 @@ type DeadLetter struct {
 // Dead is a dead letter with the event it is about, which stays as long as
 // the dead letter does.
 type Dead struct {
+	Sink   string
 	Letter DeadLetter
 	Record
 }
+
+// ID names the dead letter.
+func (d Dead) ID() DeadID { return DeadID{d.Sink, d.Letter.Seq} }
+
+// GivenUp says that a sink was never given the events from one place through
+// another, less those that its filter did not take.
+type GivenUp struct {
+	From   Seq       `json:"from"`
+	To     Seq       `json:"to"`
+	Reason string    `json:"reason"` // max_age, max_events, dropped, or retried
+	At     time.Time `json:"at"`
+	As     Seq       `json:"as,omitempty"` // where a retried event stands now
+}
+
+// Why a sink was never given an event.
+const (
+	GivenUpAge     = "max_age"
+	GivenUpBacklog = "max_events"
+	GivenUpDropped = "dropped" // an operator dropped the dead letter
+	GivenUpRetried = "retried" // it stands behind As
+)

@@ -53,7 +53,15 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"next ends with its context", cancelled},
 		{"cursors are independent", independent},
 		{"dead letters are kept with their event", deadLetters},
+		{"dead letters are listed from any place", deadPages},
+		{"a dead letter is retried once, for its sink", retryDead},
+		{"a dropped dead letter is remembered", dropDead},
+		{"what was given up is known until it expires", givenUp},
 		{"rejected requests are kept", quarantine},
+		{"a rejected request is released once", release},
+		{"the log is read without a cursor", logAccess},
+		{"notes are kept", notes},
+		{"a cursor starts at a place and can be forgotten", startAt},
 		{"retention spares what a cursor has not passed", retention},
 		{"sequence numbers are not given twice after everything expired", noReuse},
 		{"after close everything says so", closed},
@@ -122,7 +130,7 @@ func mustRead(t *testing.T, c journal.Cursor, n int) []journal.Record {
 
 func mustCommit(t *testing.T, c journal.Cursor, through journal.Seq, dead ...journal.DeadLetter) {
 	t.Helper()
-	if err := c.Commit(t.Context(), through, dead...); err != nil {
+	if err := c.Commit(t.Context(), through, journal.Undelivered{Dead: dead}); err != nil {
 		t.Fatalf("Commit(%d): %v", through, err)
 	}
 }
@@ -436,7 +444,7 @@ func deadLetters(t *testing.T, h Harness) {
 	mustClose(t, j)
 	j = h.Open(t)
 	var got []journal.Dead
-	for d, err := range j.DeadLetters(t.Context(), "sink") {
+	for d, err := range j.DeadLetters(t.Context(), journal.DeadID{}) {
 		if err != nil {
 			t.Fatalf("DeadLetters: %v", err)
 		}
@@ -449,8 +457,311 @@ func deadLetters(t *testing.T, h Harness) {
 		t.Errorf("dead letter (-want +got):\n%s", diff)
 	}
 	wantIDs(t, []journal.Record{got[0].Record}, "b")
-	for d, err := range j.DeadLetters(t.Context(), "sink2") {
-		t.Errorf("the other sink has a dead letter: %v, %v", d, err)
+	if got[0].ID() != (journal.DeadID{Sink: "sink", Seq: records[1].Seq}) {
+		t.Errorf("ID = %+v", got[0].ID())
+	}
+	one, err := j.DeadLetter(t.Context(), got[0].ID())
+	if err != nil || one.Letter != got[0].Letter {
+		t.Errorf("DeadLetter = %+v, %v", one, err)
+	}
+	if _, err := j.DeadLetter(t.Context(), journal.DeadID{Sink: "sink2", Seq: 2}); !errors.Is(err, journal.ErrNotFound) {
+		t.Errorf("DeadLetter of the other sink = %v", err)
+	}
+}
+
+// bury makes dead letters of events, and returns their ids.
+func bury(t *testing.T, sink string, c journal.Cursor, n int) (buried []journal.DeadID) {
+	t.Helper()
+	var dead []journal.DeadLetter
+	records := mustRead(t, c, n)
+	for _, r := range records {
+		dead = append(dead, journal.DeadLetter{Seq: r.Seq, Reason: "invalid"})
+		buried = append(buried, journal.DeadID{Sink: sink, Seq: r.Seq})
+	}
+	mustCommit(t, c, records[n-1].Seq, dead...)
+	return buried
+}
+
+func deadOf(t *testing.T, j journal.Journal, after journal.DeadID) (ids []journal.DeadID) {
+	t.Helper()
+	for d, err := range j.DeadLetters(t.Context(), after) {
+		if err != nil {
+			t.Fatalf("DeadLetters: %v", err)
+		}
+		ids = append(ids, d.ID())
+	}
+	return ids
+}
+
+func deadPages(t *testing.T, h Harness) {
+	j := h.Open(t)
+	a, b := mustReader(t, j, "a", journal.Latest), mustReader(t, j, "b", journal.Latest)
+	mustAppend(t, j, Event("1"), Event("2"), Event("3"))
+	all := append(bury(t, "a", a, 3), bury(t, "b", b, 2)...)
+	if diff := cmp.Diff(all, deadOf(t, j, journal.DeadID{})); diff != "" {
+		t.Errorf("dead letters (-want +got):\n%s", diff)
+	}
+	for i := range all {
+		if diff := cmp.Diff(all[i+1:], deadOf(t, j, all[i]), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("behind %v (-want +got):\n%s", all[i], diff)
+		}
+	}
+}
+
+func retryDead(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	mustAppend(t, j, Event("a"), Event("b"))
+	ids := bury(t, "sink", c, 2)
+	var once sync.Map
+	var wg sync.WaitGroup
+	for range 8 { // two operators at once
+		wg.Go(func() {
+			s, err := j.Retry(t.Context(), ids[0])
+			if err == nil {
+				once.Store(s, true)
+			} else if !errors.Is(err, journal.ErrNotFound) {
+				t.Errorf("Retry: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	n := 0
+	once.Range(func(s, _ any) bool {
+		if n++; s != journal.Seq(3) {
+			t.Errorf("retried at %v", s)
+		}
+		return true
+	})
+	if n != 1 {
+		t.Fatalf("retried %d times", n)
+	}
+	records := mustRead(t, c, 1)
+	if r := records[0]; r.Event.CloudEvent.ID() != "a" || r.Only != "sink" || r.Of != ids[0].Seq || r.Seq != 3 {
+		t.Errorf("record = %+v", r)
+	}
+	lost, err := j.Lost(t.Context(), ids[0])
+	if err != nil || lost.Reason != journal.GivenUpRetried || lost.As != 3 {
+		t.Errorf("Lost = %+v, %v", lost, err)
+	}
+	// Refused again, it is still the event of its first place.
+	mustCommit(t, c, 3, journal.DeadLetter{Seq: 3, Reason: "invalid"})
+	mustClose(t, j)
+	j = h.Open(t)
+	if s, err := j.Retry(t.Context(), journal.DeadID{Sink: "sink", Seq: 3}); err != nil || s != 4 {
+		t.Fatalf("Retry = %d, %v", s, err)
+	}
+	if r := mustRead(t, mustReader(t, j, "sink", journal.Latest), 1)[0]; r.Of != ids[0].Seq || r.Only != "sink" {
+		t.Errorf("record = %+v", r)
+	}
+	if diff := cmp.Diff(ids[1:], deadOf(t, j, journal.DeadID{})); diff != "" {
+		t.Errorf("dead letters (-want +got):\n%s", diff)
+	}
+}
+
+func dropDead(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	mustAppend(t, j, Event("a"))
+	id := bury(t, "sink", c, 1)[0]
+	if err := j.Drop(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Drop(t.Context(), id); !errors.Is(err, journal.ErrNotFound) {
+		t.Errorf("the second Drop = %v", err)
+	}
+	if got := deadOf(t, j, journal.DeadID{}); len(got) != 0 {
+		t.Errorf("dead letters: %v", got)
+	}
+	if lost, err := j.Lost(t.Context(), id); err != nil || lost.Reason != journal.GivenUpDropped {
+		t.Errorf("Lost = %+v, %v", lost, err)
+	}
+}
+
+func givenUp(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	for i := range 12 {
+		mustAppend(t, j, Event(fmt.Sprint(i)))
+	}
+	give := func(through journal.Seq, ranges ...journal.GivenUp) {
+		t.Helper()
+		if err := c.Commit(t.Context(), through, journal.Undelivered{GivenUp: ranges}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	give(4, journal.GivenUp{From: 2, To: 4, Reason: journal.GivenUpAge, At: at})
+	give(6, journal.GivenUp{From: 5, To: 6, Reason: journal.GivenUpAge, At: at})
+	give(10, journal.GivenUp{From: 8, To: 8, Reason: journal.GivenUpBacklog, At: at}, journal.GivenUp{From: 10, To: 10, Reason: journal.GivenUpBacklog, At: at})
+	check := func(want string) {
+		t.Helper()
+		got := ""
+		for s := range journal.Seq(12) {
+			switch lost, err := j.Lost(t.Context(), journal.DeadID{Sink: "sink", Seq: s + 1}); {
+			case errors.Is(err, journal.ErrNotFound):
+				got += "."
+			case err != nil:
+				t.Fatal(err)
+			default:
+				got += map[string]string{journal.GivenUpAge: "a", journal.GivenUpBacklog: "e"}[lost.Reason]
+			}
+		}
+		if got != want {
+			t.Errorf("given up: %s, want %s", got, want)
+		}
+	}
+	check(".aaaaa.e.e..")
+	if _, err := j.Lost(t.Context(), journal.DeadID{Sink: "other", Seq: 3}); !errors.Is(err, journal.ErrNotFound) {
+		t.Errorf("Lost of another sink = %v", err)
+	}
+	// What was kept goes with the events.
+	mustCommit(t, c, 12)
+	h.Advance(h.Retention)
+	mustAppend(t, j, Event("new"))
+	h.Advance(time.Second)
+	h.Expire(t, j)
+	check("............")
+}
+
+func release(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	var kept []string
+	for range 3 {
+		id, err := j.Quarantine(t.Context(), journal.Rejected{Source: "s", Body: []byte("{")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept = append(kept, id)
+	}
+	mustAppend(t, j, Event("a"))
+	r, err := j.Release(t.Context(), kept[0], Event("a"), Event("b"))
+	if err != nil || len(r) != 2 || !r[0].Duplicate || r[1].Duplicate {
+		t.Errorf("Release = %+v, %v", r, err)
+	}
+	if _, err := j.Release(t.Context(), kept[0], Event("c")); !errors.Is(err, journal.ErrNotFound) {
+		t.Errorf("the second Release = %v", err)
+	}
+	if _, err := j.Release(t.Context(), kept[1]); err != nil {
+		t.Errorf("Release without events = %v", err)
+	}
+	wantIDs(t, mustRead(t, c, 2), "a", "b")
+	mustBeIdle(t, c)
+	for r, err := range j.Quarantined(t.Context(), "") {
+		if err != nil || r.ID != kept[2] {
+			t.Errorf("still quarantined: %s, %v", r.ID, err)
+		}
+	}
+	for r, err := range j.Quarantined(t.Context(), kept[2]) {
+		t.Errorf("behind the last: %v, %v", r, err)
+	}
+	if r, err := j.Rejected(t.Context(), kept[2]); err != nil || r.ID != kept[2] || string(r.Body) != "{" {
+		t.Errorf("Rejected = %+v, %v", r, err)
+	}
+	if _, err := j.Rejected(t.Context(), kept[1]); !errors.Is(err, journal.ErrNotFound) {
+		t.Errorf("Rejected of what is gone = %v", err)
+	}
+}
+
+func logAccess(t *testing.T, h Harness) {
+	j := h.Open(t)
+	read := func(from journal.Seq, limit int, want ...string) {
+		t.Helper()
+		records, err := j.Read(t.Context(), from, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantIDs(t, records, want...)
+	}
+	since := func(at time.Time, want journal.Seq) {
+		t.Helper()
+		if s, err := j.Since(t.Context(), at); err != nil || s != want {
+			t.Errorf("Since(%v) = %d, %v; want %d", at, s, err, want)
+		}
+	}
+	read(0, 10)
+	since(time.Time{}, 1)
+	var times []time.Time
+	for _, id := range []string{"a", "b", "c"} {
+		mustAppend(t, j, Event(id))
+		records, err := j.Read(t.Context(), j.Last(), 1)
+		if err != nil || len(records) != 1 {
+			t.Fatal(records, err)
+		}
+		times = append(times, records[0].Accepted)
+		h.Advance(time.Minute)
+	}
+	read(0, 2, "a", "b")
+	read(2, 10, "b", "c")
+	read(4, 10)
+	since(times[0], 1)
+	since(times[0].Add(1), 2)
+	since(times[2], 3)
+	since(times[2].Add(1), 4)
+	if err := j.Wait(t.Context(), 3); err != nil {
+		t.Errorf("Wait = %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := j.Wait(ctx, 4); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Wait for what is not there = %v", err)
+	}
+	h.Advance(h.Retention - 2*time.Minute)
+	h.Expire(t, j)
+	if j.Oldest() != 2 || j.Last() != 3 {
+		t.Errorf("from %d to %d", j.Oldest(), j.Last())
+	}
+	read(0, 10, "b", "c")
+	since(time.Time{}, 2)
+}
+
+func notes(t *testing.T, h Harness) {
+	j := h.Open(t)
+	for _, n := range []journal.Noted{{Name: "a/1", Value: []byte("x")}, {Name: "a/2", Value: []byte("y")}, {Name: "b/1", Value: []byte("z")}, {Name: "a/2", Value: nil}, {Name: "a/1", Value: []byte("new")}} {
+		if err := j.Note(t.Context(), n.Name, n.Value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustClose(t, j)
+	var got []journal.Noted
+	for n, err := range h.Open(t).Noted(t.Context(), "a/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, n)
+	}
+	if diff := cmp.Diff([]journal.Noted{{Name: "a/1", Value: []byte("new")}}, got); diff != "" {
+		t.Errorf("notes (-want +got):\n%s", diff)
+	}
+}
+
+func startAt(t *testing.T, h Harness) {
+	j := h.Open(t)
+	mustAppend(t, j, Event("a"), Event("b"), Event("c"))
+	c := mustReader(t, j, "at", journal.Start(1))
+	if c.Began() != 1 {
+		t.Errorf("Began = %d", c.Began())
+	}
+	mustCommit(t, c, mustRead(t, c, 2)[0].Seq)
+	if err := j.Forget(t.Context(), "at"); err == nil {
+		t.Error("an open cursor was forgotten")
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if c = mustReader(t, j, "at", journal.Earliest); c.Began() != 1 || c.Committed() != 2 {
+		t.Errorf("began at %d, stands at %d", c.Began(), c.Committed())
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Forget(t.Context(), "at"); err != nil {
+		t.Fatal(err)
+	}
+	wantIDs(t, mustRead(t, mustReader(t, j, "at", journal.Earliest), 3), "a", "b", "c")
+	if c = mustReader(t, j, "beyond", journal.Start(99)); c.Committed() != 3 {
+		t.Errorf("a cursor from beyond the end stands at %d", c.Committed())
 	}
 }
 
@@ -469,7 +780,7 @@ func quarantine(t *testing.T, h Harness) {
 	}
 	mustClose(t, j)
 	var got []journal.Rejected
-	for r, err := range h.Open(t).Quarantined(t.Context()) {
+	for r, err := range h.Open(t).Quarantined(t.Context(), "") {
 		if err != nil {
 			t.Fatalf("Quarantined: %v", err)
 		}
@@ -533,7 +844,7 @@ func closed(t *testing.T, h Harness) {
 	if _, err := j.Quarantine(t.Context(), journal.Rejected{}); !errors.Is(err, journal.ErrClosed) {
 		t.Errorf("Quarantine: %v", err)
 	}
-	if err := c.Commit(t.Context(), 1); !errors.Is(err, journal.ErrClosed) {
+	if err := c.Commit(t.Context(), 1, journal.Undelivered{}); !errors.Is(err, journal.ErrClosed) {
 		t.Errorf("Commit: %v", err)
 	}
 	if err := j.Check(); !errors.Is(err, journal.ErrClosed) {

@@ -51,6 +51,7 @@ type group struct {
 	now       int64 // nanoseconds since 1970; never less than in the group before
 	last      journal.Seq
 	sightings map[event.Key]sighting // made by this group
+	taken     map[string]bool        // entries removed by this group
 	lookups   *pebble.Iterator       // over those of earlier groups; nil until the first
 	requests  []*request
 	size      int
@@ -96,12 +97,11 @@ func (g *group) appendEvent(id string, keys []event.Key, value []byte) (journal.
 		}
 	}
 	if !duplicate {
-		g.last++
-		original = sighting{first: g.now, seq: g.last, id: id}
-		binary.BigEndian.PutUint64(value, uint64(g.now))
-		if err := g.batch.Set(eventKey(g.last), value, nil); err != nil {
+		seq, err := g.appendRecord(value)
+		if err != nil {
 			return journal.Receipt{}, err
 		}
+		original = sighting{first: g.now, seq: seq, id: id}
 	}
 	// A duplicate may bring a key that its original did not have. It is
 	// remembered as seen with the original: a duplicate extends nothing.
@@ -112,6 +112,27 @@ func (g *group) appendEvent(id string, keys []event.Key, value []byte) (journal.
 	}
 	return journal.Receipt{Seq: original.seq, ID: original.id, Duplicate: duplicate}, nil
 }
+
+// appendAll stages encoded events and fills in their receipts.
+func (g *group) appendAll(events []event.Event, values [][]byte, receipts []journal.Receipt) (err error) {
+	for i, e := range events {
+		if receipts[i], err = g.appendEvent(e.CloudEvent.ID(), e.Keys, values[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// appendRecord stages a record, whose first eight bytes are free for the time
+// of acceptance.
+func (g *group) appendRecord(value []byte) (journal.Seq, error) {
+	g.last++
+	binary.BigEndian.PutUint64(value, uint64(g.now))
+	return g.last, g.batch.Set(eventKey(g.last), value, nil)
+}
+
+// time is the moment at which the group is made.
+func (g *group) time() time.Time { return time.Unix(0, g.now).UTC() }
 
 // commit makes groups out of requests until the store fails or stop is
 // closed, and returns why the store failed, or nil. Every request it took has

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -24,6 +23,7 @@ type cursor struct {
 	name      string
 	next      journal.Seq // what Next returns first
 	committed atomic.Uint64
+	began     atomic.Uint64
 }
 
 // Reader implements journal.Journal.
@@ -47,7 +47,7 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 // place finds where the cursor stands, and makes a new one durable there.
 func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	known := false
-	var committed journal.Seq
+	var committed, began journal.Seq
 	err := c.j.read(ctx, func(st *store) error {
 		value, closer, err := st.db.Get(cursorKey(c.name))
 		if errors.Is(err, pebble.ErrNotFound) {
@@ -57,8 +57,8 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 			return err
 		}
 		known = true
-		committed = journal.Seq(binary.BigEndian.Uint64(value))
-		return closer.Close()
+		committed, began, err = decodeCursor(value)
+		return errors.Join(err, closer.Close())
 	})
 	if err != nil {
 		return err
@@ -72,18 +72,32 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 			zap.String("sink", c.name), zap.Uint64("first_gone", uint64(committed+1)), zap.Uint64("oldest", uint64(oldest)))
 		committed = oldest - 1
 	case known:
-	case start == journal.Latest:
-		committed = durable
 	default:
-		committed = oldest - 1
+		committed = min(max(journal.Seq(start), oldest-1), durable)
+		began = committed
 	}
 	c.next = committed + 1
+	c.began.Store(uint64(began))
 	if known {
 		c.committed.Store(uint64(committed))
 		return nil
 	}
 	// Without this a restart would put a new sink at a later present.
-	return c.Commit(ctx, committed)
+	return c.Commit(ctx, committed, journal.Undelivered{})
+}
+
+// Forget implements journal.Journal.
+func (j *Journal) Forget(ctx context.Context, name string) error {
+	j.mu.Lock()
+	_, open := j.cursors[name]
+	j.mu.Unlock()
+	if open {
+		return fmt.Errorf("forgetting cursor %s: it is open", name)
+	}
+	if err := j.change(ctx, func(g *group) error { return g.batch.Delete(cursorKey(name), nil) }); err != nil {
+		return fmt.Errorf("forgetting cursor %s: %w", name, err)
+	}
+	return nil
 }
 
 // read runs do on the store, and waits for it while it is being reopened.
@@ -185,45 +199,55 @@ func (st *store) read(from, through journal.Seq, limit int) (records []journal.R
 }
 
 // Commit implements journal.Cursor.
-func (c *cursor) Commit(ctx context.Context, through journal.Seq, dead ...journal.DeadLetter) error {
-	letters := make([][]byte, len(dead))
-	for i, d := range dead {
+func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered journal.Undelivered) error {
+	letters := make([][]byte, len(undelivered.Dead))
+	for i, d := range undelivered.Dead {
 		letter, err := json.Marshal(d)
 		if err != nil {
 			return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
 		}
 		letters[i] = letter
 	}
-	stage := func(g *group) error {
-		for i, d := range dead {
+	err := c.j.change(ctx, func(g *group) error {
+		for i, d := range undelivered.Dead {
 			value, closer, err := g.st.db.Get(eventKey(d.Seq))
 			if err != nil {
 				return fmt.Errorf("event %d of a dead letter: %w", d.Seq, err)
 			}
 			b := binary.AppendUvarint(nil, uint64(len(letters[i])))
 			b = append(append(b, letters[i]...), value...)
-			if err := errors.Join(closer.Close(), g.batch.Set(deadKey(c.name, d.Seq), b, nil)); err != nil {
+			id := journal.DeadID{Sink: c.name, Seq: d.Seq}
+			if err := errors.Join(closer.Close(), g.batch.Set(sinkKey(deadSpace, id), b, nil)); err != nil {
 				return err
 			}
 		}
-		return g.batch.Set(cursorKey(c.name), binary.BigEndian.AppendUint64(nil, uint64(through)), nil)
-	}
-	for {
-		err := c.j.do(ctx, 64, stage)
-		if errors.Is(err, journal.ErrUnavailable) {
-			// The store comes back, or ctx ends, or the journal is closed.
-			err = c.j.read(ctx, func(*store) error { return nil })
-			if err == nil {
-				continue
+		for _, u := range undelivered.GivenUp {
+			if err := g.giveUp(c.name, u); err != nil {
+				return err
 			}
 		}
-		if err != nil {
-			return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
-		}
-		c.committed.Store(uint64(through))
-		return nil
+		return g.batch.Set(cursorKey(c.name), encodeCursor(through, c.Began()), nil)
+	})
+	if err != nil {
+		return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
 	}
+	c.committed.Store(uint64(through))
+	c.next = max(c.next, through+1)
+	return nil
 }
+
+func encodeCursor(committed, began journal.Seq) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(committed)), uint64(began))
+}
+
+func decodeCursor(value []byte) (committed, began journal.Seq, err error) {
+	r := &reader{b: value}
+	committed, began = journal.Seq(r.uint64()), journal.Seq(r.uint64())
+	return committed, began, r.err
+}
+
+// Began implements journal.Cursor.
+func (c *cursor) Began() journal.Seq { return journal.Seq(c.began.Load()) }
 
 // Committed implements journal.Cursor.
 func (c *cursor) Committed() journal.Seq { return journal.Seq(c.committed.Load()) }
@@ -236,75 +260,4 @@ func (c *cursor) Close() error {
 		delete(c.j.cursors, c.name)
 	}
 	return nil
-}
-
-// DeadLetters implements journal.Journal.
-func (j *Journal) DeadLetters(ctx context.Context, sink string) iter.Seq2[journal.Dead, error] {
-	return scan(ctx, j, deadPrefix(sink), func(key, value []byte) (d journal.Dead, err error) {
-		r := &reader{b: value}
-		letter := r.bytes()
-		if r.err != nil {
-			return d, r.err
-		}
-		if err := json.Unmarshal(letter, &d.Letter); err != nil {
-			return d, err
-		}
-		d.Record, err = decodeRecord(seqOf(key), r.b)
-		return d, err
-	})
-}
-
-// Quarantined implements journal.Journal.
-func (j *Journal) Quarantined(ctx context.Context) iter.Seq2[journal.Rejected, error] {
-	return scan(ctx, j, []byte{quarantineSpace}, func(_, value []byte) (r journal.Rejected, err error) {
-		return r, json.Unmarshal(value, &r)
-	})
-}
-
-// scan yields what decode makes of each entry under prefix. It reads in pages,
-// so that a slow consumer does not hold the store.
-func scan[T any](ctx context.Context, j *Journal, prefix []byte, decode func(key, value []byte) (T, error)) iter.Seq2[T, error] {
-	const page = 256
-	return func(yield func(T, error) bool) {
-		var zero T
-		from := prefix
-		for from != nil {
-			items := make([]T, 0, page)
-			err := j.read(ctx, func(st *store) (err error) {
-				items = items[:0]
-				it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: after(prefix)})
-				if err != nil {
-					return err
-				}
-				defer func() { err = errors.Join(err, it.Close()) }()
-				next := []byte(nil)
-				for ok := it.First(); ok && len(items) < page; ok = it.Next() {
-					value, err := it.ValueAndErr()
-					if err != nil {
-						return err
-					}
-					item, err := decode(it.Key(), value)
-					if err != nil {
-						return fmt.Errorf("reading %q: %w", it.Key(), err)
-					}
-					items = append(items, item)
-					next = append(append(next[:0], it.Key()...), 0)
-				}
-				if len(items) < page {
-					next = nil
-				}
-				from = next
-				return it.Error()
-			})
-			if err != nil {
-				yield(zero, err)
-				return
-			}
-			for _, item := range items {
-				if !yield(item, nil) {
-					return
-				}
-			}
-		}
-	}
 }

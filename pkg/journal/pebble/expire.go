@@ -1,11 +1,15 @@
 package pebble
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
@@ -13,14 +17,12 @@ import (
 
 // expire removes what is old, now and then, until Close.
 func (j *Journal) expire() {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	tick := time.NewTicker(j.opts.Every)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			if err := j.Expire(ctx); err != nil && !errors.Is(err, journal.ErrClosed) {
+			if err := j.Expire(j.life); err != nil && j.life.Err() == nil {
 				j.log.Warn("removing old events failed, it will be tried again", zap.Error(err))
 			}
 		case <-j.stop:
@@ -37,22 +39,55 @@ func (j *Journal) expire() {
 // A sink that is no longer configured has no open cursor and holds nothing
 // back; if it returns it goes on at the oldest event that is stored.
 func (j *Journal) Expire(ctx context.Context) error {
-	var through journal.Seq
 	cutoff := j.opts.Clock().Add(-j.opts.Retention)
+	_, err := j.remove(ctx, func(st *store, oldest, passed journal.Seq) (journal.Seq, error) {
+		return st.before(cutoff, oldest, passed)
+	})
+	return err
+}
+
+// trim removes events before their retention has passed, the oldest first and
+// none that a cursor has not passed, to make room for new ones: what was
+// delivered is given up before what comes in is refused.
+func (j *Journal) trim(ctx context.Context, excess uint64) error {
+	var first journal.Seq
+	removed, err := j.remove(ctx, func(st *store, oldest, passed journal.Seq) (journal.Seq, error) {
+		if first = oldest; passed < oldest {
+			return passed, nil
+		}
+		return st.weighing(excess, oldest, passed)
+	})
+	if err != nil || removed == 0 {
+		return err
+	}
+	j.trimmed.Add(removed)
+	j.log.Warn("the journal is nearly full: events that every sink has passed were removed before their retention",
+		zap.Uint64("events", removed), zap.Uint64("from", uint64(first)), zap.Duration("retention", j.opts.Retention),
+		zap.Uint64("max_bytes", j.opts.MaxBytes))
+	// Removed is not yet free: the files must be written anew without them.
+	return j.read(ctx, func(st *store) error {
+		return st.db.Compact(ctx, eventKey(first), eventKey(first+journal.Seq(removed)), false)
+	})
+}
+
+// remove removes the events through the place that choose finds, from the
+// oldest to the one that every open cursor has passed, and returns how many.
+func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, passed journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
+	var through journal.Seq
 	j.mu.Lock()
-	oldest, last := j.oldest, j.durable
+	oldest, passed := j.oldest, j.durable
 	for _, c := range j.cursors {
-		last = min(last, c.Committed())
+		passed = min(passed, c.Committed())
 	}
 	j.mu.Unlock()
-	err := j.read(ctx, func(st *store) (err error) {
-		through, err = st.before(cutoff, oldest, last)
+	err = j.read(ctx, func(st *store) (err error) {
+		through, err = choose(st, oldest, passed)
 		return err
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return j.do(ctx, 64, func(g *group) error {
+	err = j.do(ctx, 64, func(g *group) error {
 		if err := g.st.window.expire(g.batch, g.now); err != nil {
 			return err
 		}
@@ -62,13 +97,69 @@ func (j *Journal) Expire(ctx context.Context) error {
 			return nil // nothing to do, or done by somebody else
 		}
 		j.oldest = through + 1
+		removed = uint64(through + 1 - oldest)
 		// The newest event may be among them; its place is not given twice.
 		last := binary.BigEndian.AppendUint64(nil, uint64(g.last))
 		return errors.Join(
 			g.batch.Set(metaLastKey(), last, nil),
 			g.batch.DeleteRange(eventKey(oldest), eventKey(through+1), nil),
+			g.forgetGivenUp(through),
 		)
 	})
+	return removed, err
+}
+
+// forgetGivenUp removes what was kept of events that are removed themselves.
+func (g *group) forgetGivenUp(through journal.Seq) (err error) {
+	it, err := g.st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{givenUpSpace}, UpperBound: []byte{givenUpSpace + 1}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok; {
+		id, err := sinkOf(it.Key())
+		if err != nil {
+			return err
+		}
+		// The last one that begins at through or before it may go beyond it.
+		first := sinkKey(givenUpSpace, id)
+		if !it.SeekLT(append(sinkKey(givenUpSpace, journal.DeadID{Sink: id.Sink, Seq: through}), 0)) || bytes.Compare(it.Key(), first) < 0 {
+			ok = it.SeekGE(after(sinkPrefix(givenUpSpace, id.Sink)))
+			continue
+		}
+		var u journal.GivenUp
+		if err := json.Unmarshal(it.Value(), &u); err != nil {
+			return err
+		}
+		end := it.Key()
+		if u.To <= through {
+			end = append(slices.Clone(end), 0)
+		}
+		if err := g.batch.DeleteRange(first, end, nil); err != nil {
+			return err
+		}
+		ok = it.SeekGE(after(sinkPrefix(givenUpSpace, id.Sink)))
+	}
+	return it.Error()
+}
+
+// weighing returns the first place, from oldest through last, before and at
+// which the events take about size bytes of disk, or last.
+func (st *store) weighing(size uint64, oldest, last journal.Seq) (journal.Seq, error) {
+	low, high := oldest, last
+	for low < high {
+		mid := low + (high-low)/2
+		n, err := st.db.EstimateDiskUsage(eventKey(oldest), eventKey(mid+1))
+		if err != nil {
+			return 0, err
+		}
+		if n >= size {
+			high = mid
+		} else {
+			low = mid + 1
+		}
+	}
+	return low, nil
 }
 
 // before returns the last place, from oldest through last, whose event was
@@ -78,6 +169,10 @@ func (st *store) before(cutoff time.Time, oldest, last journal.Seq) (journal.Seq
 	for low < high {
 		mid := low + (high-low)/2
 		value, closer, err := st.db.Get(eventKey(mid))
+		if errors.Is(err, pebble.ErrNotFound) { // it was old, and has just been removed
+			low = mid + 1
+			continue
+		}
 		if err != nil {
 			return 0, err
 		}

@@ -79,7 +79,7 @@ func powerLoss(t *testing.T, seed uint64) {
 				return
 			}
 			last := records[len(records)-1].Seq
-			if err := cursor.Commit(ctx, last, journal.DeadLetter{Seq: records[0].Seq, Reason: "x"}); err != nil {
+			if err := cursor.Commit(ctx, last, journal.Undelivered{Dead: []journal.DeadLetter{{Seq: records[0].Seq, Reason: "x"}}}); err != nil {
 				return
 			}
 			committed.Store(uint64(last))
@@ -254,7 +254,7 @@ func TestDiskFails(t *testing.T) {
 						seen[id] = true
 					}
 				}
-				if err := reader.Commit(t.Context(), records[len(records)-1].Seq); err != nil {
+				if err := reader.Commit(t.Context(), records[len(records)-1].Seq, journal.Undelivered{}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -372,7 +372,7 @@ func TestTooLittleSpaceRefusesEventsAndLetsCursorsMove(t *testing.T) {
 	if _, err := j.Quarantine(t.Context(), journal.Rejected{}); !errors.Is(err, journal.ErrFull) {
 		t.Errorf("Quarantine = %v, want ErrFull", err)
 	}
-	if err := c.Commit(t.Context(), 1); err != nil {
+	if err := c.Commit(t.Context(), 1, journal.Undelivered{}); err != nil {
 		t.Errorf("Commit = %v", err)
 	}
 	disk.free.Store(1 << 30)
@@ -422,4 +422,57 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("Open = %v", err)
 		}
 	})
+}
+
+// TestLimitTrimsHistoryBeforeItRefuses: what every sink has passed makes room
+// for what comes in; what one still waits for does not, and then new events
+// are refused.
+func TestLimitTrimsHistoryBeforeItRefuses(t *testing.T) {
+	o := options(t, vfs.NewMem(), "data", newClock())
+	o.memTable = 256 << 10
+	o.MaxBytes = 8 << 20
+	j := mustOpen(t, o)
+	c, err := j.Reader(t.Context(), "sink", journal.Latest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number := 0
+	put := func() error {
+		number++
+		e := journaltest.Event(fmt.Sprint(number))
+		noise := make([]byte, 64<<10)
+		rng := rand.New(rand.NewPCG(1, uint64(number)))
+		for i := range noise {
+			noise[i] = byte(rng.Uint32())
+		}
+		if err := e.CloudEvent.SetData("application/octet-stream", noise); err != nil {
+			t.Fatal(err)
+		}
+		_, err := j.Append(t.Context(), e)
+		return err
+	}
+	// Delivered: twice the limit fits.
+	for range 2 * 128 {
+		eventually(t, "a delivered event makes room", func() bool { return put() == nil })
+		if err := c.Commit(t.Context(), j.Last(), journal.Undelivered{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if j.Trimmed() == 0 || j.Oldest() == 1 {
+		t.Errorf("%d events were trimmed, the oldest is %d", j.Trimmed(), j.Oldest())
+	}
+	// Not delivered: it stays, and what comes in is refused.
+	kept := j.Last() + 1
+	eventually(t, "the journal is full", func() bool { return errors.Is(put(), journal.ErrFull) })
+	records, err := c.Next(t.Context(), 1)
+	if err != nil || records[0].Seq != kept {
+		t.Errorf("Next = %v, %v; want event %d", records, err, kept)
+	}
+	if u := j.Usage(); u.Bytes < u.MaxBytes {
+		t.Errorf("full at %d of %d bytes", u.Bytes, u.MaxBytes)
+	}
+	if err := c.Commit(t.Context(), j.Last(), journal.Undelivered{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "there is room again", func() bool { return put() == nil })
 }

@@ -16,18 +16,22 @@ import (
 
 // The key space. Numbers are big-endian, so that keys sort as they count.
 //
-//	c <name>                  cursor: seq
+//	c <name>                  cursor: seq, and the seq where it began
 //	d <len><sink> <seq>       dead letter: length-prefixed JSON, then the event as in e
 //	e <seq>                   event: accepted, then the encoded event
+//	g <len><sink> <seq>       given up, from seq on: JSON
 //	k <generation> <key>      identity key: first seen, seq, CloudEvents id
 //	m last                    the newest seq, kept when its event has been removed
+//	n <name>                  note
 //	q <id>                    quarantined request: JSON
 const (
 	cursorSpace     = 'c'
 	deadSpace       = 'd'
 	eventSpace      = 'e'
+	givenUpSpace    = 'g'
 	keySpace        = 'k'
 	metaSpace       = 'm'
+	noteSpace       = 'n'
 	quarantineSpace = 'q'
 )
 
@@ -43,15 +47,27 @@ func seqOf(key []byte) journal.Seq {
 
 func cursorKey(name string) []byte { return append([]byte{cursorSpace}, name...) }
 
-func deadPrefix(sink string) []byte {
-	return append(binary.AppendUvarint([]byte{deadSpace}, uint64(len(sink))), sink...)
+// sinkPrefix is the start of all keys of a sink in a space.
+func sinkPrefix(space byte, sink string) []byte {
+	return append(binary.AppendUvarint([]byte{space}, uint64(len(sink))), sink...)
 }
 
-func deadKey(sink string, s journal.Seq) []byte {
-	return binary.BigEndian.AppendUint64(deadPrefix(sink), uint64(s))
+func sinkKey(space byte, id journal.DeadID) []byte {
+	return binary.BigEndian.AppendUint64(sinkPrefix(space, id.Sink), uint64(id.Seq))
+}
+
+// sinkOf reads what sinkKey wrote.
+func sinkOf(key []byte) (journal.DeadID, error) {
+	r := &reader{b: key}
+	r.byte()
+	sink := r.bytes()
+	s := r.uint64()
+	return journal.DeadID{Sink: string(sink), Seq: journal.Seq(s)}, r.err
 }
 
 func quarantineKey(id string) []byte { return append([]byte{quarantineSpace}, id...) }
+
+func noteKey(name string) []byte { return append([]byte{noteSpace}, name...) }
 
 func metaLastKey() []byte { return []byte{metaSpace, 'l', 'a', 's', 't'} }
 
@@ -292,18 +308,47 @@ func decodeEvent(b []byte) (event.Event, error) {
 	return e, nil
 }
 
-// decodeRecord reads the value of an event key: accepted, in nanoseconds
-// since 1970, then the encoded event.
-func decodeRecord(s journal.Seq, value []byte) (journal.Record, error) {
+// A record is the time of acceptance, in nanoseconds since 1970, and then the
+// encoded event; between the two a record that is for one sink has the byte
+// addressed, the sink's length and name, and where the event was first.
+const addressed = 0xff // never the version of an event
+
+// appendAddress begins a record that is for one sink; the first eight bytes
+// are free for the time of acceptance.
+func appendAddress(b []byte, sink string, of journal.Seq) []byte {
+	b = append(append(b, make([]byte, 8)...), addressed)
+	return binary.BigEndian.AppendUint64(appendString(b, sink), uint64(of))
+}
+
+// split takes a record apart and leaves the event encoded.
+func split(s journal.Seq, value []byte) (r journal.Record, encoded []byte, err error) {
 	accepted, err := acceptedOf(value)
 	if err != nil {
-		return journal.Record{}, fmt.Errorf("event %d: %w", s, err)
+		return r, nil, fmt.Errorf("event %d: %w", s, err)
 	}
-	e, err := decodeEvent(value[8:])
+	r = journal.Record{Seq: s, Accepted: accepted}
+	encoded = value[8:]
+	if len(encoded) > 0 && encoded[0] == addressed {
+		head := &reader{b: encoded[1:]}
+		r.Only, r.Of = string(head.bytes()), journal.Seq(head.uint64())
+		if head.err != nil {
+			return r, nil, fmt.Errorf("event %d: %w", s, head.err)
+		}
+		encoded = head.b
+	}
+	return r, encoded, nil
+}
+
+// decodeRecord reads the value of an event key.
+func decodeRecord(s journal.Seq, value []byte) (journal.Record, error) {
+	r, encoded, err := split(s, value)
 	if err != nil {
-		return journal.Record{}, fmt.Errorf("event %d: %w", s, err)
+		return r, err
 	}
-	return journal.Record{Seq: s, Accepted: accepted, Event: e}, nil
+	if r.Event, err = decodeEvent(encoded); err != nil {
+		return r, fmt.Errorf("event %d: %w", s, err)
+	}
+	return r, nil
 }
 
 func acceptedOf(value []byte) (time.Time, error) {

@@ -33,6 +33,7 @@ type Options struct {
 	Dir       string
 	Window    time.Duration // dedupe: from the first sight of a key
 	Retention time.Duration // how long events stay that every cursor has passed
+	MaxBytes  uint64        // size of the journal at which appends are refused; 0 is no limit
 	MinFree   uint64        // bytes of free disk space below which appends are refused
 
 	Log   *zap.Logger      // nil is silent
@@ -50,10 +51,13 @@ type Journal struct {
 	lock     *pebble.Lock
 	requests chan *request
 	stop     chan struct{} // closed by Close
+	life     context.Context
+	end      context.CancelFunc // with stop
 	ended    chan struct{} // closed when the committer has answered all that it took
 	done     sync.WaitGroup
 
-	full atomic.Bool // too little disk space
+	room    atomic.Pointer[room]
+	trimmed atomic.Uint64 // events removed before their retention
 
 	mu      sync.Mutex
 	store   *store        // nil while it is being reopened
@@ -120,11 +124,13 @@ func Open(opts Options) (*Journal, error) {
 		changed:  make(chan struct{}),
 		cursors:  map[string]*cursor{},
 	}
-	j.measure()
+	j.life, j.end = context.WithCancel(context.Background())
+	j.room.Store(&room{})
 	st, err := j.open()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", opts.Dir, err), lock.Close())
 	}
+	j.measure()
 	j.done.Go(func() { j.run(st) })
 	j.done.Go(j.expire)
 	j.done.Go(j.watch)
@@ -416,6 +422,56 @@ func (j *Journal) Last() journal.Seq {
 	return j.durable
 }
 
+// Oldest implements journal.Log.
+func (j *Journal) Oldest() journal.Seq {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.oldest
+}
+
+// Read implements journal.Log.
+func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (records []journal.Record, err error) {
+	err = j.read(ctx, func(st *store) error {
+		j.mu.Lock()
+		from, through := max(from, j.oldest), j.durable
+		j.mu.Unlock()
+		if records = nil; from > through {
+			return nil
+		}
+		records, err = st.read(from, through, limit)
+		if err != nil && j.Oldest() > from {
+			err = nil // it expired under our hands; the caller goes on from what is left
+			records, err = st.read(j.Oldest(), through, limit)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading from %d: %w", from, err)
+	}
+	return records, nil
+}
+
+// Since implements journal.Log.
+func (j *Journal) Since(ctx context.Context, t time.Time) (s journal.Seq, err error) {
+	err = j.read(ctx, func(st *store) error {
+		j.mu.Lock()
+		oldest, durable := j.oldest, j.durable
+		j.mu.Unlock()
+		s, err = st.before(t, oldest, durable)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("looking for events since %v: %w", t, err)
+	}
+	return s + 1, nil
+}
+
+// Wait implements journal.Log.
+func (j *Journal) Wait(ctx context.Context, s journal.Seq) error {
+	_, err := j.reach(ctx, s)
+	return err
+}
+
 // Check implements journal.Journal.
 func (j *Journal) Check() error {
 	j.mu.Lock()
@@ -425,46 +481,10 @@ func (j *Journal) Check() error {
 		return journal.ErrClosed
 	case j.store == nil:
 		return fmt.Errorf("%w: %w", journal.ErrUnavailable, j.failure)
-	case j.full.Load():
-		return fmt.Errorf("%w: less than %d bytes are free on the disk of %s (journal.min_free_bytes)", journal.ErrFull, j.opts.MinFree, j.opts.Dir)
+	case j.room.Load().full != "":
+		return fmt.Errorf("%w: %s", journal.ErrFull, j.room.Load().full)
 	}
 	return nil
-}
-
-// measure looks at the free space of the disk.
-func (j *Journal) measure() {
-	if j.opts.MinFree == 0 {
-		return
-	}
-	usage, err := j.opts.FS.GetDiskUsage(j.opts.Dir)
-	if err != nil {
-		// Not every file system can tell; then only its own refusal counts.
-		return
-	}
-	full := usage.AvailBytes < j.opts.MinFree
-	if j.full.Swap(full) == full {
-		return
-	}
-	fields := []zap.Field{zap.String("dir", j.opts.Dir), zap.Uint64("free_bytes", usage.AvailBytes), zap.Uint64("min_free_bytes", j.opts.MinFree)}
-	if full {
-		j.log.Error("the journal's disk is nearly full; new events are refused until there is room", fields...)
-	} else {
-		j.log.Info("the journal's disk has room again", fields...)
-	}
-}
-
-// watch measures the free space four times a second.
-func (j *Journal) watch() {
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			j.measure()
-		case <-j.stop:
-			return
-		}
-	}
 }
 
 // do hands a change to the committer and waits for its outcome. A change that
@@ -500,32 +520,34 @@ func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.
 	if err := j.Check(); err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
 	}
-	values := make([][]byte, len(events))
-	size := 0
-	for i, e := range events {
-		if len(e.Keys) == 0 {
-			return nil, fmt.Errorf("appending %s: the event has no identity key", e.CloudEvent.ID())
-		}
-		value, err := encodeEvent(make([]byte, 8, 512+len(e.CloudEvent.DataEncoded)), e)
-		if err != nil {
-			return nil, fmt.Errorf("appending %s: %w", e.CloudEvent.ID(), err)
-		}
-		values[i] = value
-		size += len(value)
+	values, size, err := encodeAll(events)
+	if err != nil {
+		return nil, fmt.Errorf("appending: %w", err)
 	}
 	receipts := make([]journal.Receipt, len(events))
-	err := j.do(ctx, size, func(g *group) (err error) {
-		for i, e := range events {
-			if receipts[i], err = g.appendEvent(e.CloudEvent.ID(), e.Keys, values[i]); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	err = j.do(ctx, size, func(g *group) error { return g.appendAll(events, values, receipts) })
 	if err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
 	}
 	return receipts, nil
+}
+
+// encodeAll encodes events, each behind eight bytes for the time of its
+// acceptance.
+func encodeAll(events []event.Event) (values [][]byte, size int, err error) {
+	values = make([][]byte, len(events))
+	for i, e := range events {
+		if len(e.Keys) == 0 {
+			return nil, 0, fmt.Errorf("%s: the event has no identity key", e.CloudEvent.ID())
+		}
+		value, err := encodeEvent(make([]byte, 8, 512+len(e.CloudEvent.DataEncoded)), e)
+		if err != nil {
+			return nil, 0, fmt.Errorf("%s: %w", e.CloudEvent.ID(), err)
+		}
+		values[i] = value
+		size += len(value)
+	}
+	return values, size, nil
 }
 
 // Quarantine implements journal.Appender.
@@ -558,6 +580,7 @@ func (j *Journal) Close() error {
 	}
 	j.closed = true
 	close(j.stop)
+	j.end()
 	j.notify()
 	j.mu.Unlock()
 	j.done.Wait()

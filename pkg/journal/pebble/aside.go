@@ -1,0 +1,342 @@
+package pebble
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// change hands a change that must be made to the committer. While storage
+// fails it waits for that to pass.
+func (j *Journal) change(ctx context.Context, stage func(*group) error) error {
+	for {
+		err := j.do(ctx, 64, stage)
+		if !errors.Is(err, journal.ErrUnavailable) {
+			return err
+		}
+		// The store comes back, or ctx ends, or the journal is closed.
+		if err := j.read(ctx, func(*store) error { return nil }); err != nil {
+			return err
+		}
+	}
+}
+
+// get returns a copy of an entry, or an error that wraps journal.ErrNotFound.
+func (st *store) get(key []byte) ([]byte, error) {
+	value, closer, err := st.db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, journal.ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	return append([]byte(nil), value...), closer.Close()
+}
+
+// take removes an entry and returns what it was. An entry that an earlier
+// request of the group took is not there any more, though the store still
+// shows it.
+func (g *group) take(key []byte) ([]byte, error) {
+	if g.taken[string(key)] {
+		return nil, journal.ErrNotFound
+	}
+	value, err := g.st.get(key)
+	if err != nil {
+		return nil, err
+	}
+	if g.taken == nil {
+		g.taken = map[string]bool{}
+	}
+	g.taken[string(key)] = true
+	return value, g.batch.Delete(key, nil)
+}
+
+// giveUp keeps in mind what a sink is not given, as one with what was given up
+// right before it.
+func (g *group) giveUp(sink string, u journal.GivenUp) (err error) {
+	it, err := g.st.db.NewIter(&pebble.IterOptions{LowerBound: sinkPrefix(givenUpSpace, sink), UpperBound: after(sinkPrefix(givenUpSpace, sink))})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	if it.SeekLT(sinkKey(givenUpSpace, journal.DeadID{Sink: sink, Seq: u.From})) {
+		var before journal.GivenUp
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(value, &before); err != nil {
+			return err
+		}
+		if before.To+1 == u.From && before.Reason == u.Reason && u.As == 0 {
+			u.From = before.From
+		}
+	}
+	value, err := json.Marshal(u)
+	if err != nil {
+		return err
+	}
+	return g.batch.Set(sinkKey(givenUpSpace, journal.DeadID{Sink: sink, Seq: u.From}), value, nil)
+}
+
+func decodeDead(key, value []byte) (d journal.Dead, err error) {
+	id, err := sinkOf(key)
+	if err != nil {
+		return d, err
+	}
+	letter, record, err := splitDead(value)
+	if err != nil {
+		return d, err
+	}
+	d.Sink = id.Sink
+	if err := json.Unmarshal(letter, &d.Letter); err != nil {
+		return d, err
+	}
+	d.Record, err = decodeRecord(id.Seq, record)
+	return d, err
+}
+
+// splitDead takes the value of a dead letter apart.
+func splitDead(value []byte) (letter, record []byte, err error) {
+	r := &reader{b: value}
+	letter = r.bytes()
+	return letter, r.b, r.err
+}
+
+// DeadLetters implements journal.Aside.
+func (j *Journal) DeadLetters(ctx context.Context, after journal.DeadID) iter.Seq2[journal.Dead, error] {
+	prefix := []byte{deadSpace}
+	start := prefix
+	if after != (journal.DeadID{}) {
+		start = append(sinkKey(deadSpace, after), 0)
+	}
+	return scan(ctx, j, prefix, start, decodeDead)
+}
+
+// DeadLetter implements journal.Aside.
+func (j *Journal) DeadLetter(ctx context.Context, id journal.DeadID) (d journal.Dead, err error) {
+	key := sinkKey(deadSpace, id)
+	err = j.read(ctx, func(st *store) error {
+		value, err := st.get(key)
+		if err != nil {
+			return err
+		}
+		d, err = decodeDead(key, value)
+		return err
+	})
+	if err != nil {
+		return d, fmt.Errorf("dead letter %d of sink %s: %w", id.Seq, id.Sink, err)
+	}
+	return d, nil
+}
+
+// settle takes a dead letter out and does something with it, as one act.
+func (j *Journal) settle(ctx context.Context, id journal.DeadID, do func(g *group, record []byte) error) error {
+	var missing error
+	err := j.change(ctx, func(g *group) error {
+		value, err := g.take(sinkKey(deadSpace, id))
+		if missing = err; errors.Is(err, journal.ErrNotFound) {
+			return nil // of one request, not of the store
+		}
+		if err != nil {
+			return err
+		}
+		_, record, err := splitDead(value)
+		if err != nil {
+			return err
+		}
+		return do(g, record)
+	})
+	if err = errors.Join(err, missing); err != nil {
+		return fmt.Errorf("dead letter %d of sink %s: %w", id.Seq, id.Sink, err)
+	}
+	return nil
+}
+
+// Retry implements journal.Aside.
+func (j *Journal) Retry(ctx context.Context, id journal.DeadID) (s journal.Seq, err error) {
+	if err := j.Check(); err != nil {
+		return 0, fmt.Errorf("retrying: %w", err)
+	}
+	err = j.settle(ctx, id, func(g *group, record []byte) error {
+		r, encoded, err := split(id.Seq, record)
+		if err != nil {
+			return err
+		}
+		if r.Of == 0 {
+			r.Of = id.Seq
+		}
+		s, err = g.appendRecord(append(appendAddress(nil, id.Sink, r.Of), encoded...))
+		if err != nil {
+			return err
+		}
+		return g.giveUp(id.Sink, journal.GivenUp{From: id.Seq, To: id.Seq, Reason: journal.GivenUpRetried, At: g.time(), As: s})
+	})
+	return s, err
+}
+
+// Drop implements journal.Aside.
+func (j *Journal) Drop(ctx context.Context, id journal.DeadID) error {
+	return j.settle(ctx, id, func(g *group, _ []byte) error {
+		return g.giveUp(id.Sink, journal.GivenUp{From: id.Seq, To: id.Seq, Reason: journal.GivenUpDropped, At: g.time()})
+	})
+}
+
+// Lost implements journal.Aside.
+func (j *Journal) Lost(ctx context.Context, id journal.DeadID) (u journal.GivenUp, err error) {
+	prefix := sinkPrefix(givenUpSpace, id.Sink)
+	err = j.read(ctx, func(st *store) error {
+		it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
+		if err != nil {
+			return err
+		}
+		// The last one that begins at the event or before it.
+		if it.SeekLT(append(sinkKey(givenUpSpace, id), 0)) {
+			err = json.Unmarshal(it.Value(), &u)
+		}
+		return errors.Join(err, it.Error(), it.Close())
+	})
+	if err == nil && u.To < id.Seq {
+		err = journal.ErrNotFound
+	}
+	if err != nil {
+		return journal.GivenUp{}, fmt.Errorf("what sink %s was not given: %w", id.Sink, err)
+	}
+	return u, nil
+}
+
+func decodeRejected(_, value []byte) (r journal.Rejected, err error) {
+	return r, json.Unmarshal(value, &r)
+}
+
+// Quarantined implements journal.Aside.
+func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.Rejected, error] {
+	prefix := []byte{quarantineSpace}
+	start := prefix
+	if after != "" {
+		start = append(quarantineKey(after), 0)
+	}
+	return scan(ctx, j, prefix, start, decodeRejected)
+}
+
+// Rejected implements journal.Aside.
+func (j *Journal) Rejected(ctx context.Context, id string) (r journal.Rejected, err error) {
+	err = j.read(ctx, func(st *store) error {
+		value, err := st.get(quarantineKey(id))
+		if err != nil {
+			return err
+		}
+		r, err = decodeRejected(nil, value)
+		return err
+	})
+	if err != nil {
+		return r, fmt.Errorf("quarantined request %s: %w", id, err)
+	}
+	return r, nil
+}
+
+// Release implements journal.Aside.
+func (j *Journal) Release(ctx context.Context, id string, events ...event.Event) ([]journal.Receipt, error) {
+	if len(events) > 0 {
+		if err := j.Check(); err != nil {
+			return nil, fmt.Errorf("releasing: %w", err)
+		}
+	}
+	values, size, err := encodeAll(events)
+	if err != nil {
+		return nil, fmt.Errorf("releasing: %w", err)
+	}
+	receipts := make([]journal.Receipt, len(events))
+	var missing error
+	err = j.do(ctx, size, func(g *group) error {
+		_, err := g.take(quarantineKey(id))
+		if missing = err; errors.Is(err, journal.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return g.appendAll(events, values, receipts)
+	})
+	if err = errors.Join(err, missing); err != nil {
+		return nil, fmt.Errorf("quarantined request %s: %w", id, err)
+	}
+	return receipts, nil
+}
+
+// Note implements journal.Notes.
+func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
+	err := j.change(ctx, func(g *group) error {
+		if value == nil {
+			return g.batch.Delete(noteKey(name), nil)
+		}
+		return g.batch.Set(noteKey(name), value, nil)
+	})
+	if err != nil {
+		return fmt.Errorf("noting %s: %w", name, err)
+	}
+	return nil
+}
+
+// Noted implements journal.Notes.
+func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.Noted, error] {
+	key := noteKey(prefix)
+	return scan(ctx, j, key, key, func(key, value []byte) (journal.Noted, error) {
+		return journal.Noted{Name: string(key[1:]), Value: append([]byte(nil), value...)}, nil
+	})
+}
+
+// scan yields what decode makes of each entry under prefix. It reads in pages,
+// so that a slow consumer does not hold the store.
+func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode func(key, value []byte) (T, error)) iter.Seq2[T, error] {
+	const page = 256
+	return func(yield func(T, error) bool) {
+		var zero T
+		from := start
+		for from != nil {
+			items := make([]T, 0, page)
+			err := j.read(ctx, func(st *store) (err error) {
+				items = items[:0]
+				it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: after(prefix)})
+				if err != nil {
+					return err
+				}
+				defer func() { err = errors.Join(err, it.Close()) }()
+				next := []byte(nil)
+				for ok := it.First(); ok && len(items) < page; ok = it.Next() {
+					value, err := it.ValueAndErr()
+					if err != nil {
+						return err
+					}
+					item, err := decode(it.Key(), value)
+					if err != nil {
+						return fmt.Errorf("reading %q: %w", it.Key(), err)
+					}
+					items = append(items, item)
+					next = append(append(next[:0], it.Key()...), 0)
+				}
+				if len(items) < page {
+					next = nil
+				}
+				from = next
+				return it.Error()
+			})
+			if err != nil {
+				yield(zero, err)
+				return
+			}
+			for _, item := range items {
+				if !yield(item, nil) {
+					return
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package pebble
+
+import (
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// room is how much there is, as of a moment ago.
+type room struct {
+	journal.Usage
+	full string // why appends are refused; empty is that they are taken
+	near string // why they soon will be; empty is that they will not
+}
+
+// Parts of journal.max_bytes, in percent. History is trimmed well before new
+// events are refused, and an operator hears of it in between.
+const (
+	trimAt = 80 // from here on
+	trimTo = 75
+	warnAt = 85
+)
+
+// Usage implements journal.Journal.
+func (j *Journal) Usage() journal.Usage { return j.room.Load().Usage }
+
+// Trimmed is how many events were removed before their retention had passed,
+// since the journal was opened.
+func (j *Journal) Trimmed() uint64 { return j.trimmed.Load() }
+
+// measure looks at the size of the journal and at the free space of the disk.
+func (j *Journal) measure() {
+	r := &room{Usage: journal.Usage{MaxBytes: j.opts.MaxBytes, MinFree: j.opts.MinFree}}
+	was := j.room.Load()
+	// Not every file system can tell; then only its own refusal counts.
+	if usage, err := j.opts.FS.GetDiskUsage(j.opts.Dir); err == nil {
+		r.Free = usage.AvailBytes
+		switch {
+		case r.Free < r.MinFree:
+			r.full = fmt.Sprintf("%d bytes are free on the disk of %s, journal.min_free_bytes is %d", r.Free, j.opts.Dir, r.MinFree)
+		case r.Free/2 < r.MinFree:
+			r.near = "the disk has less than twice journal.min_free_bytes free"
+		}
+	}
+	j.mu.Lock()
+	st := j.store
+	if st != nil {
+		st.users.Add(1)
+	}
+	j.mu.Unlock()
+	r.Bytes = was.Bytes
+	if st != nil {
+		r.Bytes = st.db.Metrics().DiskSpaceUsage()
+		st.users.Done()
+	}
+	if r.MaxBytes > 0 {
+		switch percent := r.Bytes * 100 / r.MaxBytes; {
+		case percent >= 100 && r.full == "":
+			r.full = fmt.Sprintf("it takes %d bytes, journal.max_bytes is %d", r.Bytes, r.MaxBytes)
+		case percent >= warnAt && r.near == "":
+			r.near = "the journal has grown near journal.max_bytes"
+		}
+	}
+	j.room.Store(r)
+	fields := []zap.Field{
+		zap.String("dir", j.opts.Dir), zap.Uint64("bytes", r.Bytes), zap.Uint64("max_bytes", r.MaxBytes),
+		zap.Uint64("free_bytes", r.Free), zap.Uint64("min_free_bytes", r.MinFree),
+	}
+	switch {
+	case r.full != "" && was.full == "":
+		j.log.Error("the journal is full; new events are refused until there is room", fields...)
+	case r.full == "" && was.full != "":
+		j.log.Info("the journal has room again", fields...)
+	case r.full == "" && r.near != "" && was.near == "":
+		j.log.Warn("the journal is nearly full; new events will be refused when it is", append(fields, zap.String("because", r.near))...)
+	}
+}
+
+// watch measures four times a second, and makes room.
+func (j *Journal) watch() {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	var trimmed time.Time
+	for {
+		select {
+		case <-tick.C:
+		case <-j.stop:
+			return
+		}
+		j.measure()
+		r := j.room.Load()
+		// What was trimmed takes a moment to be gone from the disk.
+		if r.MaxBytes == 0 || r.Bytes <= r.MaxBytes/100*trimAt || time.Since(trimmed) < 2*time.Second {
+			continue
+		}
+		trimmed = time.Now()
+		if err := j.trim(j.life, r.Bytes-r.MaxBytes/100*trimTo); err != nil && j.life.Err() == nil {
+			j.log.Warn("making room in the journal failed, it will be tried again", zap.Error(err))
+		}
+	}
+}
