@@ -46,6 +46,7 @@ type Server struct {
 	WriteTimeout      time.Duration  `yaml:"write_timeout" doc:"Longest time from the end of a request's header to the end of its answer. It covers the synced write to the journal."`
 	IdleTimeout       time.Duration  `yaml:"idle_timeout" doc:"How long a connection is kept open for the sender's next request."`
 	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once; above it new ones wait."`
+	ShutdownDelay     time.Duration  `yaml:"shutdown_delay" doc:"How long webhooks are still taken after the process was asked to end and /readyz says so, for load balancers to notice. At most half of shutdown_timeout, of which it is a part."`
 	ShutdownTimeout   time.Duration  `yaml:"shutdown_timeout" doc:"Longest time for an orderly shutdown; keep it shorter than the grace period of whatever stops the process."`
 	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of the proxies in front, as CIDRs. Only from these is X-Forwarded-For believed." example:"[10.0.0.0/8]"`
 	TLS               ServerTLS      `yaml:"tls" doc:"Serve HTTPS. The files are watched, and reloaded when they change."`
@@ -63,7 +64,8 @@ func (t ServerTLS) Enabled() bool { return t.CertFile != "" }
 
 // Admin is the HTTP server for operators.
 type Admin struct {
-	Listen string `yaml:"listen" doc:"Address to listen on, host:port, for /livez, /readyz, /metrics, /api and /console. It has no authentication: keep it on an address that only operators reach."`
+	Listen string `yaml:"listen" doc:"Address to listen on, host:port, for /livez, /readyz, /metrics and /api. Health and metrics are open to whoever reaches it; they hold no events."`
+	Token  Secret `yaml:"token" doc:"Bearer token that callers of /api must show; a long random text, such as openssl rand -hex 32 makes. Needed where admin.listen is not an address of this machine alone, such as 127.0.0.1." example:"${POSTWIRE_ADMIN_TOKEN}"`
 }
 
 // Log says what is logged, and how.
@@ -77,6 +79,7 @@ type Journal struct {
 	Engine       string        `yaml:"engine" enum:"pebble,jetstream" doc:"Where the journal is kept: pebble, in a folder of this machine; or jetstream, in a NATS JetStream cluster, so that several machines run Postwire and any of them may die."`
 	Dir          string        `yaml:"dir" doc:"Folder of the pebble engine. It is created if it is missing. Relative to the working directory." example:"/var/lib/postwire"`
 	Retention    time.Duration `yaml:"retention" doc:"How long events are kept, for replay. Events that a sink still waits for stay longer. 0 keeps none beyond that."`
+	MaxBytes     Size          `yaml:"max_bytes" doc:"Size of the journal at which new events are refused with 503; what was accepted is kept. From four fifths of it on, events that every sink has passed are removed before their retention, the oldest first. Used by the pebble engine; 0 is no limit."`
 	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Below this much free disk space new events are refused with 503, so that the journal never breaks off in mid-write. Used by the pebble engine; 0 turns the check off."`
 	JetStream    JetStream     `yaml:"jetstream" doc:"The cluster of the jetstream engine; unused by the other one."`
 }
@@ -110,6 +113,7 @@ func Default() Config {
 			WriteTimeout:      15 * time.Second,
 			IdleTimeout:       2 * time.Minute,
 			MaxConnections:    10000,
+			ShutdownDelay:     time.Second,
 			ShutdownTimeout:   25 * time.Second,
 		},
 		Admin: Admin{Listen: "127.0.0.1:9090"},
@@ -137,6 +141,9 @@ func (c Config) Validate() error {
 			key, other = other, key
 		}
 		p.Add(key, "is the same address as "+other, "use another port")
+	}
+	if c.Admin.Token == "" && !loopback(c.Admin.Listen) {
+		p.Add("admin.token", "is missing, and admin.listen reaches beyond this machine", "set a token, for example ${POSTWIRE_ADMIN_TOKEN}, or listen on 127.0.0.1:9090")
 	}
 	p.Nest("journal", c.Journal.validate())
 	if c.Dedupe.Window <= 0 {
@@ -176,6 +183,9 @@ func (s Server) validate() error {
 			p.Add(timeout.key, "must be longer than 0", "for example "+timeout.example)
 		}
 	}
+	if s.ShutdownDelay < 0 {
+		p.Add("shutdown_delay", "is negative", "use 0 for none, or a time such as 1s")
+	}
 	if s.MaxConnections < 1 {
 		p.Add("max_connections", fmt.Sprintf("%d is out of range", s.MaxConnections), "use 1 or more")
 	}
@@ -190,6 +200,10 @@ func (s Server) validate() error {
 	return p.Err()
 }
 
+// minJournal is the smallest journal.max_bytes. The engine's own logs take up
+// to a few memtables.
+const minJournal = Size(128 << 20)
+
 func (j Journal) validate() error {
 	var p Invalids
 	if j.Engine == "pebble" && j.Dir == "" {
@@ -197,6 +211,9 @@ func (j Journal) validate() error {
 	}
 	if j.Retention < 0 {
 		p.Add("retention", "is negative", "use 0 to keep nothing beyond delivery, or a time such as 168h")
+	}
+	if j.MaxBytes != 0 && j.MaxBytes < minJournal {
+		p.Add("max_bytes", fmt.Sprintf("%v is too small", j.MaxBytes), fmt.Sprintf("use %v or more, or 0 for no limit", minJournal))
 	}
 	if j.MinFreeBytes < 0 {
 		p.Add("min_free_bytes", "is negative", "use 0 for no check, or a size such as 64MiB")
@@ -211,6 +228,16 @@ func (j Journal) validate() error {
 		p.Add("jetstream.replicas", fmt.Sprintf("%d is out of range", r), "use 1 to 5, best an odd number")
 	}
 	return p.Err()
+}
+
+// loopback reports whether addr reaches this machine only.
+func loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return true // which is a problem of its own
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // checkListen notes whether addr is not an address to listen on.

@@ -41,6 +41,25 @@ func (b Block) Decode(targets ...any) error {
 	return d.problems.err()
 }
 
+// With returns the block with a key of its top level set to a text, which is
+// taken as it stands.
+func (b Block) With(key, text string) Block {
+	node := *b.node
+	node.Content = slices.Clone(node.Content)
+	value := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text, Line: node.Line, Column: node.Column}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		if node.Content[i].Value == key {
+			node.Content[i+1] = value
+			b.node = &node
+			return b
+		}
+	}
+	name := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: key, Line: node.Line, Column: node.Column}
+	node.Content = append(node.Content, name, value)
+	b.node = &node
+	return b
+}
+
 // Check turns what Validate methods returned into Problems with positions. It
 // returns nil if all errs are nil.
 func (b Block) Check(errs ...error) error {

@@ -16,6 +16,9 @@ type Settings struct {
 	Batch   int           `yaml:"batch" doc:"Most events handed to the broker at once, 1 to 10000."`
 	Timeout time.Duration `yaml:"timeout" doc:"Longest time for one attempt to deliver a batch; after it the attempt counts as failed and is repeated."`
 	Retry   Retry         `yaml:"retry" doc:"How a failed delivery is tried again."`
+
+	MaxAge    time.Duration `yaml:"max_age" doc:"Age from acceptance at which an event that this sink still waits for is given up: it is not delivered, and only the log and a metric say so. 0 is never. See retry.max_age for keeping it as a dead letter instead."`
+	MaxEvents int           `yaml:"max_events" doc:"Most events that wait in the journal for this sink; older ones are given up as for max_age. 0 is no limit."`
 }
 
 // Retry says how a failed delivery is tried again.
@@ -47,6 +50,12 @@ func (s Settings) Validate() error {
 	}
 	if s.Retry.Max < s.Retry.Initial {
 		p.Add("retry.max", fmt.Sprintf("%v is shorter than retry.initial, %v", s.Retry.Max, s.Retry.Initial), "use a longer one, for example 30s")
+	}
+	if s.MaxAge < 0 {
+		p.Add("max_age", "is negative", "use 0 for never, or an age such as 72h")
+	}
+	if s.MaxEvents < 0 {
+		p.Add("max_events", "is negative", "use 0 for no limit, or a number such as 1000000")
 	}
 	if s.Retry.MaxAge < 0 {
 		p.Add("retry.max_age", "is negative", "use 0 for never, or an age such as 72h")

@@ -44,4 +44,9 @@ type Env struct {
 	Log  *zap.Logger
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	Now  func() time.Time
+
+	// Replay names the replay that the sink works for; it is empty in live
+	// traffic. A replay is meant to repeat: where the broker drops repeats
+	// by an ID of the message, it must not take these for such.
+	Replay string
 }

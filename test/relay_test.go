@@ -215,7 +215,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{nats: natstest.Start(t), kafka: kafkatest.Start(t), topic: fmt.Sprintf("e2e-%x", rand.Uint64())}
 	w.door = newDoor(t, w.kafka.Addr)
 	w.config = fmt.Sprintf(`
-server: {listen: "${INGRESS}"}
+server: {listen: "${INGRESS}", shutdown_delay: 0s}
 admin: {listen: "${ADMIN}"}
 log: {level: info}
 journal: {dir: %q, min_free_bytes: 0}

@@ -1,5 +1,6 @@
-// Package admin serves what operators and their machines look at: health and
-// metrics. It looks at the journal and steers nothing in the flow.
+// Package admin serves what operators and their machines look at: health,
+// metrics, and the API by which they see and repair. It stands beside the flow:
+// events do not pass through it.
 package admin
 
 import (
@@ -25,6 +26,7 @@ type Check struct {
 
 // Options of a Server. Gatherer and Log are needed.
 type Options struct {
+	API      *API // nil is none
 	Checks   []Check
 	Gatherer prometheus.Gatherer
 	Log      *zap.Logger
@@ -34,6 +36,7 @@ type Options struct {
 type Server struct {
 	opts Options
 	http *http.Server
+	end  context.CancelFunc // of the requests that do not end by themselves
 }
 
 // New makes a server; Serve runs it.
@@ -43,8 +46,13 @@ func New(opts Options) *Server {
 	mux.HandleFunc("GET /livez", s.live)
 	mux.HandleFunc("GET /readyz", s.ready)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(opts.Gatherer, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(opts.Log)}))
+	if opts.API != nil {
+		mux.Handle(BasePath+"/", opts.API.handler())
+	}
+	life, end := context.WithCancel(context.Background())
+	s.end = end
 	s.http = &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		Handler: mux, BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute,
 		ErrorLog: zap.NewStdLog(opts.Log),
 	}
 	return s
@@ -58,8 +66,10 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown waits for the requests under way. When ctx ends first, it cuts them.
+// Shutdown ends tails and waits for the requests under way. When ctx ends
+// first, it cuts them.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.end()
 	if err := s.http.Shutdown(ctx); err != nil {
 		return s.http.Close()
 	}

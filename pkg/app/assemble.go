@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/admin"
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/ingress"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/pebble"
@@ -26,7 +27,8 @@ import (
 // App is an assembled relay: its journal is open and its ports are bound.
 type App struct {
 	log     *zap.Logger
-	grace   time.Duration
+	grace   time.Duration // for all of the stop
+	delay   time.Duration // for load balancers to notice, of grace
 	journal journal.Journal
 	relay   *relay.Relay
 	ingress *ingress.Server
@@ -41,7 +43,8 @@ type App struct {
 // New assembles the relay of a plan; Run sets it going. The order of the steps
 // is here: an event enters at the bottom of this function and leaves at the top.
 func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
-	a := &App{log: log, grace: p.Config.Server.ShutdownTimeout}
+	grace := p.Config.Server.ShutdownTimeout
+	a := &App{log: log, grace: grace, delay: min(p.Config.Server.ShutdownDelay, grace/2)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
@@ -56,10 +59,12 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		return nil, err
 	}
 	a.cleanup = append(a.cleanup, a.journal.Close)
+	measureJournal(metrics, a.journal)
 
 	// 5 and 4: the sinks, each with a pump.
 	a.relay, err = relay.New(ctx, relay.Options{
 		Journal: a.journal, Sinks: p.Sinks, Log: log.Named("relay"), Metrics: relay.NewMetrics(metrics),
+		Redirect: p.redirect,
 	})
 	if err != nil {
 		return nil, err
@@ -68,11 +73,13 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 
 	// 2: the sources.
 	routes := make([]ingress.Route, len(p.Sources))
+	understand := understanding{}
 	for i, s := range p.Sources {
 		src, err := s.Open(source.Env{Name: s.Name, SchemaBase: strings.TrimRight(p.Config.Schemas.BaseURL, "/")})
 		if err != nil {
 			return nil, err
 		}
+		understand[s.Name] = src
 		routes[i] = ingress.Route{Name: s.Name, Source: src, Settings: s.Settings}
 	}
 
@@ -89,9 +96,13 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	}
 
 	// Beside the flow: the admin port.
-	a.admin = admin.New(admin.Options{
+	a.admin = admin.New(admin.Options{ //nolint:contextcheck // its requests end with its Shutdown
 		Checks:   []admin.Check{{Name: "journal", Run: a.journal.Check}, {Name: "sources", Run: a.ready.check}},
 		Gatherer: metrics, Log: log.Named("admin"),
+		API: &admin.API{
+			Journal: a.journal, Relay: a.relay, Understand: understand.again,
+			Token: p.Config.Admin.Token.Reveal(), Version: ReadVersion().Version, Now: time.Now, Log: log.Named("admin"),
+		},
 	})
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {
 		return nil, err
@@ -102,8 +113,43 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 func openJournal(p *Plan, log *zap.Logger) (journal.Journal, error) {
 	c := p.Config.Journal
 	return pebble.Open(pebble.Options{
-		Dir: c.Dir, Window: p.Config.Dedupe.Window, Retention: c.Retention, MinFree: uint64(c.MinFreeBytes), Log: log,
+		Dir: c.Dir, Window: p.Config.Dedupe.Window, Retention: c.Retention,
+		MaxBytes: uint64(c.MaxBytes), MinFree: uint64(c.MinFreeBytes), Log: log,
 	})
+}
+
+// measureJournal registers what the journal takes and has. Gauges of what
+// cannot be told, or is not limited, are 0.
+func measureJournal(r prometheus.Registerer, j journal.Journal) {
+	gauge := func(name, help string, value func() float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	gauge("postwire_journal_bytes", "Disk space that the journal takes.", func() float64 { return float64(j.Usage().Bytes) })
+	gauge("postwire_journal_max_bytes", "Size of the journal at which new events are refused; 0 is no limit.", func() float64 { return float64(j.Usage().MaxBytes) })
+	gauge("postwire_journal_free_bytes", "Free space on the journal's disk.", func() float64 { return float64(j.Usage().Free) })
+	gauge("postwire_journal_min_free_bytes", "Free disk space below which new events are refused; 0 is no limit.", func() float64 { return float64(j.Usage().MinFree) })
+	gauge("postwire_journal_full", "1 while new events are refused for want of room, otherwise 0.", func() float64 {
+		if errors.Is(j.Check(), journal.ErrFull) {
+			return 1
+		}
+		return 0
+	})
+	gauge("postwire_journal_events", "Events that are stored, delivered or not.", func() float64 { return float64(j.Last() + 1 - j.Oldest()) })
+	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "postwire_journal_trimmed_total", Help: "Delivered events that were removed before their retention to make room.",
+	}, func() float64 { return float64(j.Usage().Trimmed) }))
+}
+
+// understanding is the sources by name, for requests that were set aside.
+type understanding map[string]source.Source
+
+// again reads a request that its source could not understand when it came.
+func (u understanding) again(r journal.Rejected) ([]event.Event, error) {
+	src, ok := u[r.Source]
+	if !ok {
+		return nil, fmt.Errorf("source %q is not in the configuration", r.Source)
+	}
+	return src.Normalize(&source.Request{Header: r.Header, Body: r.Body, Received: r.Received})
 }
 
 // listen binds a port. The listener is closed by whoever serves it, or by the

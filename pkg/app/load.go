@@ -1,8 +1,10 @@
 package app
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/relay"
@@ -18,6 +20,8 @@ type Plan struct {
 	Config  *config.Config
 	Sources []source.Configured
 	Sinks   []sinks.Configured
+
+	blocks map[string]config.Block // of the sinks
 }
 
 // Load reads the configuration at path. Its error is a config.Problems with
@@ -40,7 +44,7 @@ func check(c *config.Config, err error) (*Plan, error) {
 	if c == nil {
 		return nil, err
 	}
-	p := &Plan{Config: c}
+	p := &Plan{Config: c, blocks: map[string]config.Block{}}
 	errs := []error{err}
 	paths := map[string]string{} // to the name of the source
 	for _, b := range c.Sources {
@@ -67,6 +71,7 @@ func check(c *config.Config, err error) (*Plan, error) {
 			errs = append(errs, b.Problem("filter", err.Error(), "for example platform = 'instagram' AND outcome = 'failure'"))
 		}
 		p.Sinks = append(p.Sinks, s)
+		p.blocks[b.Name] = b
 	}
 	if len(c.Sources) == 0 {
 		errs = append(errs, c.Problem("sources", "is empty: there is nothing to take webhooks from", "add a source"))
@@ -86,6 +91,24 @@ func check(c *config.Config, err error) (*Plan, error) {
 func sources() source.Registry { return config.NewRegistry(allsources.Kinds()...) }
 
 func outputs() sinks.Registry { return config.NewRegistry(allsinks.Kinds()...) }
+
+// redirect opens a sink with some of its keys set otherwise.
+func (p *Plan) redirect(sink string, keys map[string]string) (sinks.Opener, error) {
+	b := p.blocks[sink]
+	for key, text := range keys {
+		b = b.With(key, text)
+	}
+	s, err := outputs().Configure("sink", b)
+	if problems, ok := errors.AsType[config.Problems](err); ok {
+		// Their place in the file is not where the value comes from.
+		var what []string
+		for _, problem := range problems {
+			what = append(what, strings.TrimSuffix(fmt.Sprintf("%s: %s; %s", problem.Key, problem.What, problem.Hint), "; "))
+		}
+		return nil, errors.New(strings.Join(what, "\n"))
+	}
+	return s.Open, err
+}
 
 // Schema returns the JSON Schema of the configuration.
 func Schema() ([]byte, error) { return config.Schema(sources().Docs(), outputs().Docs()) }

@@ -29,8 +29,8 @@ func (a *App) Addr() net.Addr { return a.ingressListener.Addr() }
 func (a *App) AdminAddr() net.Addr { return a.adminListener.Addr() }
 
 // Run carries events until ctx is done, and then stops in the order in which
-// nothing is lost: it is not ready any more, takes no more webhooks, lets the
-// brokers acknowledge what they have been given, saves the cursors, and closes
+// nothing is lost: it is not ready any more, waits for load balancers to
+// notice, takes no more webhooks, lets the brokers acknowledge what they have been given, saves the cursors, and closes
 // the journal, all within the shutdown timeout. It is called once.
 func (a *App) Run(ctx context.Context) error {
 	defer a.ready.serving.Store(false)
@@ -59,6 +59,14 @@ func (a *App) Run(ctx context.Context) error {
 	a.ready.serving.Store(false)
 	a.log.Info("stopping", zap.Duration("timeout", a.grace))
 	defer time.AfterFunc(a.grace, cut).Stop()
+	if ctx.Err() != nil { // it was asked to stop; it has not failed
+		waited := time.NewTimer(a.delay)
+		defer waited.Stop()
+		select {
+		case <-waited.C:
+		case <-hard.Done():
+		}
+	}
 	errs := []error{a.ingress.Shutdown(hard)}
 	stopPumps()
 	errs = append(errs, a.admin.Shutdown(hard), g.Wait(), a.close())

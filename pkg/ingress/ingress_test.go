@@ -224,7 +224,7 @@ func TestAnswers(t *testing.T) {
 	}
 
 	quarantined := 0
-	for r, err := range w.journal.Quarantined(t.Context()) {
+	for r, err := range w.journal.Quarantined(t.Context(), "") {
 		if err != nil {
 			t.Fatal(err)
 		}

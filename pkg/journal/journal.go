@@ -147,12 +147,13 @@ type Noted struct {
 	Value []byte
 }
 
-// Usage is in bytes.
+// Usage is in bytes, but for Trimmed.
 type Usage struct {
 	Bytes    uint64 // that the journal takes
 	MaxBytes uint64 // at which new events are refused; 0 is no limit
 	Free     uint64 // on the disk; 0 where it cannot be told
 	MinFree  uint64 // of free space below which new events are refused; 0 is no limit
+	Trimmed  uint64 // events removed before their retention, since the journal was opened
 }
 
 // Cursor is one reader's durable place in the journal: the outbox of a sink.

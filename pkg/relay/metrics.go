@@ -14,8 +14,9 @@ type Metrics struct {
 	registerer prometheus.Registerer
 
 	delivered, retries, filtered, filterErrors *prometheus.CounterVec
-	dead                                       *prometheus.CounterVec
-	up                                         *prometheus.GaugeVec
+	dead, given                                *prometheus.CounterVec
+	replayed                                   *prometheus.CounterVec
+	up, open                                   *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics of the relay.
@@ -32,9 +33,12 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		filtered:     counter("postwire_sink_filtered_total", "Events that the sink's filter did not take.", "sink"),
 		filterErrors: counter("postwire_sink_filter_errors_total", "Events over which the sink's filter could not be evaluated in full, such as for want of an attribute.", "sink"),
 		dead:         counter("postwire_sink_dead_letters_total", "Events set aside because the broker refused them for good.", "sink", "reason"),
+		given:        counter("postwire_sink_given_up_total", "Events that the sink never gets, because max_age or max_events of the sink gave them up.", "sink", "reason"),
+		replayed:     counter("postwire_sink_replayed_total", "Events that the broker acknowledged in a replay.", "sink"),
 		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last attempt to deliver was taken, 0 while the sink fails."}, []string{"sink"}),
+		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while nothing arrives at the sink and it is probed with one event at a time, otherwise 0."}, []string{"sink"}),
 	}
-	r.MustRegister(m.up)
+	r.MustRegister(m.up, m.open)
 	return m
 }
 
@@ -42,9 +46,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 type sinkMetrics struct {
 	delivered, retries, filtered, filterErrors prometheus.Counter
 
-	dead  *prometheus.CounterVec
-	gauge prometheus.Gauge
-	head  atomic.Int64 // when the oldest event in hand was accepted, nanoseconds since 1970; 0 is none
+	dead, given *prometheus.CounterVec
+	gauge, open prometheus.Gauge
+
+	head atomic.Int64 // when the oldest event in hand was accepted, nanoseconds since 1970; 0 is none
 }
 
 func (m *Metrics) sink(name string, j journal.Journal, c journal.Cursor, now func() time.Time) *sinkMetrics {
@@ -54,9 +59,15 @@ func (m *Metrics) sink(name string, j journal.Journal, c journal.Cursor, now fun
 		filtered:     m.filtered.WithLabelValues(name),
 		filterErrors: m.filterErrors.WithLabelValues(name),
 		dead:         m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
+		given:        m.given.MustCurryWith(prometheus.Labels{"sink": name}),
 		gauge:        m.up.WithLabelValues(name),
+		open:         m.open.WithLabelValues(name),
 	}
 	s.up(true)
+	for _, reason := range []string{journal.GivenUpAge, journal.GivenUpBacklog} {
+		s.given.WithLabelValues(reason)
+	}
+	m.replayed.WithLabelValues(name)
 	gauge := func(metric, help string, value func() float64) {
 		m.registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: metric, Help: help, ConstLabels: prometheus.Labels{"sink": name},
@@ -82,6 +93,15 @@ func (s *sinkMetrics) up(up bool) {
 		s.gauge.Set(1)
 	}
 }
+
+func (s *sinkMetrics) breaker(open bool) {
+	s.open.Set(0)
+	if open {
+		s.open.Set(1)
+	}
+}
+
+func (s *sinkMetrics) givenUp(reason string) { s.given.WithLabelValues(reason).Inc() }
 
 func (s *sinkMetrics) holding(since time.Time) { s.head.Store(since.UnixNano()) }
 

@@ -3,7 +3,6 @@ package relay
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -11,7 +10,6 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 
-	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/sinks"
 )
@@ -25,18 +23,31 @@ import (
 // The cursor moves only after the broker has acknowledged, or refused for
 // good, every event before it. A crash between the two repeats events with the
 // same CloudEvents id; it never skips one.
+//
+// An attempt of which nothing arrives opens the breaker: from then on the sink
+// is probed with one event at a time, until one arrives.
 type Pump struct {
 	name     string
 	settings sinks.Settings
 	filter   Filter
 	cursor   journal.Cursor
-	open     sinks.Opener
-	env      sinks.Env
+	last     func() journal.Seq // newest event in the journal
+	moved    func()             // called when the cursor has moved
+	out      outlet
 	log      *zap.Logger
 	metrics  *sinkMetrics
 
-	sink    sinks.Sink // nil until it could be opened
-	failing bool       // the last attempt failed, and the log says so
+	failing bool    // the last attempt failed, and the log says so
+	open    bool    // the breaker
+	given   givings // given up, and not yet in the log
+}
+
+// givings is a run of events that were given up.
+type givings struct {
+	reason   string
+	count    int
+	from, to journal.Seq
+	since    time.Time
 }
 
 // Run carries until ctx is done, or hard is, and then returns nil. What is with the broker
@@ -44,7 +55,8 @@ type Pump struct {
 // not lost. Run returns an error only when the journal fails; a broker's
 // trouble is Run's own to wait out.
 func (p *Pump) Run(ctx, hard context.Context) error {
-	defer p.closeSink()
+	defer p.out.close()
+	defer p.tellGivenUp()
 	for {
 		records, err := p.cursor.Next(ctx, p.settings.Batch)
 		if err == nil {
@@ -61,42 +73,48 @@ func (p *Pump) Run(ctx, hard context.Context) error {
 }
 
 // carry delivers what the filter takes of the records, tries until each is
-// acknowledged, refused for good, or too old, and moves the cursor behind what
+// acknowledged, refused for good, or given up, and moves the cursor behind what
 // is done. It ends early only when ctx is done or the journal fails.
 func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error {
 	wait := backoff.NewExponentialBackOff() // with jitter
 	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
 	pending := p.wanted(records)
 	through := records[len(records)-1].Seq
-	var dead []journal.DeadLetter
-	first := p.env.Now()
-	for attempts := 1; ; attempts++ {
+	var undelivered journal.Undelivered
+	for {
+		var given []journal.GivenUp
+		pending, given = p.giveUp(pending)
+		undelivered.GivenUp = append(undelivered.GivenUp, given...)
+
 		var outcome verdicts
 		if len(pending) > 0 {
-			each, err := p.attempt(hard, pending)
-			outcome = p.judge(pending, each, err, attempts, first)
+			outcome, pending = p.attempt(hard, pending)
+			undelivered.Dead = append(undelivered.Dead, outcome.dead...)
+			p.report(outcome, len(pending))
 		}
-		pending, dead = outcome.again, append(dead, outcome.dead...)
-		p.report(outcome)
 		done := through
 		if len(pending) > 0 {
 			done = pending[0].Seq - 1
 		}
 		if done > p.cursor.Committed() {
-			// A dead letter behind the line is kept when the line gets there.
-			slices.SortFunc(dead, func(a, b journal.DeadLetter) int { return cmp.Compare(a.Seq, b.Seq) })
-			n, _ := slices.BinarySearchFunc(dead, done+1, func(d journal.DeadLetter, s journal.Seq) int { return cmp.Compare(d.Seq, s) })
-			if err := p.cursor.Commit(hard, done, dead[:n]...); err != nil {
+			// What stands behind the line is kept when the line gets there.
+			now, later := divide(undelivered, done)
+			if err := p.cursor.Commit(hard, done, now); err != nil {
 				return err
 			}
-			p.metrics.buried(dead[:n])
-			dead = dead[n:]
+			p.metrics.buried(now.Dead)
+			p.moved()
+			undelivered = later
 		}
 		if len(pending) == 0 {
 			p.metrics.idle()
 			return nil
 		}
 		p.metrics.holding(pending[0].Accepted)
+		if outcome.failure == nil {
+			wait.Reset()
+			continue // a probe arrived, or the rest of the batch is due
+		}
 		p.metrics.retries.Inc()
 		if err := sleep(ctx, max(wait.NextBackOff(), outcome.wait)); err != nil {
 			return err
@@ -104,114 +122,128 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 	}
 }
 
-// wanted returns the records that pass the filter.
-func (p *Pump) wanted(records []journal.Record) []journal.Record {
-	wanted := make([]journal.Record, 0, len(records))
-	for _, r := range records {
-		ok, err := p.filter.Takes(r.Event)
-		if err != nil {
-			// CESQL: the value of an expression that cannot be evaluated,
-			// such as over an attribute that this event lacks, stands.
-			p.metrics.filterErrors.Inc()
-		}
-		if ok {
-			wanted = append(wanted, r)
+// attempt hands the sink what is pending, or, while the breaker is open, the
+// first of it, and returns what came of it and what is still pending.
+func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
+	n := len(pending)
+	if p.open {
+		n = 1
+	}
+	now := p.out.env.Now()
+	for i := range pending[:n] {
+		if pending[i].attempts++; pending[i].attempts == 1 {
+			pending[i].first = now
 		}
 	}
-	p.metrics.filtered.Add(float64(len(records) - len(wanted)))
+	each, err := p.out.attempt(ctx, pending[:n])
+	v := p.out.judge(pending[:n], each, err, p.settings.Retry.MaxAge)
+	p.metrics.delivered.Add(float64(v.taken))
+	p.breaker(len(v.again) == n)
+	return v, slices.Concat(v.again, pending[n:])
+}
+
+// breaker opens or closes the breaker.
+func (p *Pump) breaker(open bool) {
+	if open != p.open {
+		p.open = open
+		p.metrics.breaker(open)
+	}
+}
+
+// giveUp takes away what is too old, or too far behind, by the operator's will.
+func (p *Pump) giveUp(pending []held) (rest []held, ranges []journal.GivenUp) {
+	age, most := p.settings.MaxAge, p.settings.MaxEvents
+	if age == 0 && most == 0 || len(pending) == 0 {
+		return pending, nil
+	}
+	now, last := p.out.env.Now(), p.last()
+	n := 0 // both grow with Seq, so that it is always the first that are given up
+	for ; n < len(pending); n++ {
+		r, reason := pending[n], ""
+		switch {
+		case age > 0 && now.Sub(r.Accepted) >= age:
+			reason = journal.GivenUpAge
+		case most > 0 && last-r.Seq >= journal.Seq(most):
+			reason = journal.GivenUpBacklog
+		}
+		if reason == "" {
+			break
+		}
+		if k := len(ranges) - 1; k >= 0 && ranges[k].Reason == reason && pending[n-1].place+1 == r.place {
+			ranges[k].To = r.Seq
+		} else {
+			ranges = append(ranges, journal.GivenUp{From: r.Seq, To: r.Seq, Reason: reason, At: now})
+		}
+		p.metrics.givenUp(reason)
+		if p.given.reason != reason {
+			p.tellGivenUp()
+			p.given = givings{reason: reason, from: r.Seq, since: now}
+		}
+		p.given.count++
+		p.given.to = r.Seq
+	}
+	if n == 0 || now.Sub(p.given.since) > 10*time.Second {
+		p.tellGivenUp()
+	}
+	return pending[n:], ranges
+}
+
+// tellGivenUp logs a run of events that were given up.
+func (p *Pump) tellGivenUp() {
+	if p.given.count > 0 {
+		p.log.Error("events were given up: this sink never gets them", zap.String("reason", p.given.reason), zap.Int("events", p.given.count),
+			zap.Uint64("from", uint64(p.given.from)), zap.Uint64("to", uint64(p.given.to)))
+	}
+	p.given = givings{}
+}
+
+// divide parts what was not delivered at a place, which belongs to now.
+func divide(u journal.Undelivered, at journal.Seq) (now, later journal.Undelivered) {
+	slices.SortFunc(u.Dead, func(a, b journal.DeadLetter) int { return cmp.Compare(a.Seq, b.Seq) })
+	n, _ := slices.BinarySearchFunc(u.Dead, at+1, func(d journal.DeadLetter, s journal.Seq) int { return cmp.Compare(d.Seq, s) })
+	// Given up is always the first of what is pending, so it is at the line.
+	return journal.Undelivered{Dead: u.Dead[:n], GivenUp: u.GivenUp}, journal.Undelivered{Dead: u.Dead[n:]}
+}
+
+// wanted returns the records that the sink is to get.
+func (p *Pump) wanted(records []journal.Record) []held {
+	wanted := make([]held, 0, len(records))
+	for _, r := range records {
+		switch r.Only {
+		case "":
+			ok, err := p.filter.Takes(r.Event)
+			if err != nil {
+				// CESQL: the value of an expression that cannot be
+				// evaluated, such as over an attribute that this event
+				// lacks, stands.
+				p.metrics.filterErrors.Inc()
+			}
+			if !ok {
+				p.metrics.filtered.Inc()
+				continue
+			}
+		case p.name: // a retried dead letter has passed the filter before
+		default:
+			continue
+		}
+		wanted = append(wanted, held{Record: r, place: len(wanted)})
+	}
 	return wanted
 }
 
-// verdicts are what one attempt came to.
-type verdicts struct {
-	again   []journal.Record // in order; to be tried again
-	dead    []journal.DeadLetter
-	wait    time.Duration // as long as the broker asked for
-	failure error         // why again is not empty
-}
-
-// judge sorts the records of an attempt by what became of each, or of all. A
-// failure of all judges no event: it is always tried again.
-func (p *Pump) judge(records []journal.Record, each sinks.BatchError, all error, attempts int, first time.Time) (v verdicts) {
-	now := p.env.Now()
-	for i, r := range records {
-		err := all
-		var reason sinks.Reason
-		var refused bool
-		if each != nil {
-			err = each[i]
-			reason, refused = sinks.IsPermanent(err)
-		}
-		if err == nil {
-			p.metrics.delivered.Inc()
-			continue
-		}
-		if age := p.settings.Retry.MaxAge; !refused && age > 0 && now.Sub(r.Accepted) >= age {
-			reason, refused = sinks.ReasonExpired, true
-		}
-		if !refused {
-			v.again = append(v.again, r)
-			v.wait = max(v.wait, sinks.Wait(err))
-			if v.failure == nil {
-				v.failure = err
-			}
-			continue
-		}
-		v.dead = append(v.dead, journal.DeadLetter{
-			Seq: r.Seq, Reason: string(reason), Err: err.Error(), Attempts: attempts, First: first, Last: now,
-		})
-		p.log.Error("event set aside as a dead letter", zap.Uint64("seq", uint64(r.Seq)), zap.String("id", r.Event.CloudEvent.ID()),
-			zap.String("reason", string(reason)), zap.Int("attempts", attempts), zap.Error(err))
-	}
-	return v
-}
-
-// attempt opens the sink if it is not open, hands it the records once, and
-// returns what became of each, or of all.
-func (p *Pump) attempt(ctx context.Context, records []journal.Record) (sinks.BatchError, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.settings.Timeout)
-	defer cancel()
-	if p.sink == nil {
-		sink, err := p.open(ctx, p.env)
-		if err != nil {
-			return nil, fmt.Errorf("opening: %w", err)
-		}
-		p.sink = sink
-	}
-	batch := make([]event.Event, len(records))
-	for i, r := range records {
-		batch[i] = r.Event
-	}
-	err := p.sink.Deliver(ctx, batch)
-	if each, ok := errors.AsType[sinks.BatchError](err); ok && len(each) == len(batch) {
-		return each, nil
-	}
-	return nil, err
-}
-
 // report says once that a sink fails, and once that it works again.
-func (p *Pump) report(v verdicts) {
-	fields := []zap.Field{zap.Int("waiting", len(v.again)), zap.Error(v.failure)}
+func (p *Pump) report(v verdicts, waiting int) {
 	switch {
 	case v.failure != nil && !p.failing:
-		p.log.Warn("the sink does not take events; they wait in the journal and are tried again", fields...)
+		p.log.Warn("the sink does not take events; they wait in the journal and are tried again, one at a time where none is taken",
+			zap.Bool("breaker_open", p.open), zap.Error(v.failure))
 	case v.failure != nil:
-		p.log.Debug("another attempt failed", fields...)
+		p.log.Debug("another attempt failed", zap.Int("in_hand", waiting), zap.Error(v.failure))
 	case p.failing:
 		p.log.Info("the sink takes events again")
 	}
 	p.failing = v.failure != nil
 	p.metrics.up(!p.failing)
-}
-
-func (p *Pump) closeSink() {
-	if p.sink == nil {
-		return
-	}
-	if err := p.sink.Close(); err != nil {
-		p.log.Warn("closing the sink", zap.Error(err))
-	}
-	p.sink = nil
 }
 
 // sleep waits, or returns ctx's error.

@@ -26,12 +26,19 @@ type Options struct {
 	Metrics *Metrics
 	Now     func() time.Time                                                  // nil is time.Now
 	Dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil is the network
+
+	// Redirect opens a configured sink with some of its keys set otherwise,
+	// for a replay; nil refuses that.
+	Redirect func(sink string, keys map[string]string) (sinks.Opener, error)
 }
 
-// Relay is the pumps of all sinks.
+// Relay is the pumps of all sinks, and the replays beside them. Its methods
+// may be called concurrently.
 type Relay struct {
+	opts    Options
 	pumps   []*Pump
-	cursors []journal.Cursor
+	changes broadcast
+	replays replays
 }
 
 // New opens a cursor for each sink. From then on the journal keeps what the
@@ -43,7 +50,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	if opts.Dial == nil {
 		opts.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	}
-	r := &Relay{}
+	r := &Relay{opts: opts}
 	for _, out := range opts.Sinks {
 		filter, err := ParseFilter(out.Settings.Filter)
 		if err != nil {
@@ -57,23 +64,28 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("sink %s: %w", out.Name, err), r.Close())
 		}
-		r.cursors = append(r.cursors, cursor)
 		log := opts.Log.With(zap.String("sink", out.Name))
 		r.pumps = append(r.pumps, &Pump{
-			name: out.Name, settings: out.Settings, filter: filter, cursor: cursor, open: out.Open, log: log,
-			env:     sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now},
+			name: out.Name, settings: out.Settings, filter: filter, cursor: cursor, log: log,
+			last: opts.Journal.Last, moved: r.changes.send,
+			out:     outlet{open: out.Open, timeout: out.Settings.Timeout, env: sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now}},
 			metrics: opts.Metrics.sink(out.Name, opts.Journal, cursor, opts.Now),
 		})
+	}
+	if err := r.loadReplays(ctx); err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
 }
 
 // Run runs all pumps until ctx is done; what is with a broker at that moment
 // may take until hard is done. When a pump fails, as it does only when the
-// journal is broken, the others end too.
+// journal is broken, the others end too. Replays that were running when the
+// last process ended go on.
 func (r *Relay) Run(ctx, hard context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.runReplays(ctx, hard)
 	errs := make([]error, len(r.pumps))
 	var pumps sync.WaitGroup
 	for i, p := range r.pumps {
@@ -84,14 +96,60 @@ func (r *Relay) Run(ctx, hard context.Context) error {
 		})
 	}
 	pumps.Wait()
+	r.replays.wait()
 	return errors.Join(errs...)
 }
 
 // Close closes the cursors.
 func (r *Relay) Close() error {
 	var errs []error
-	for _, c := range r.cursors {
-		errs = append(errs, c.Close())
+	for _, p := range r.pumps {
+		errs = append(errs, p.cursor.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// Has returns nil if there is a sink of that name, and otherwise an error that
+// wraps ErrNoSink.
+func (r *Relay) Has(sink string) error {
+	_, err := r.pump(sink)
+	return err
+}
+
+// pump returns the pump of a sink.
+func (r *Relay) pump(sink string) (*Pump, error) {
+	for _, p := range r.pumps {
+		if p.name == sink {
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("sink %q: %w", sink, ErrNoSink)
+}
+
+// ErrNoSink is wrapped where there is no sink of that name.
+var ErrNoSink = errors.New("it is not in the configuration")
+
+// broadcast wakes all who wait for a change. The zero value is ready.
+type broadcast struct {
+	mu sync.Mutex
+	ch chan struct{} // nil while nobody waits
+}
+
+// next returns a channel that is closed at the next change.
+func (b *broadcast) next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	return b.ch
+}
+
+func (b *broadcast) send() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch != nil {
+		close(b.ch)
+		b.ch = nil
+	}
 }

@@ -35,6 +35,7 @@ type broker struct {
 	deliver  func(attempt int, e event.Event) error // nil acknowledges
 	whole    func(attempt int) error                // fails a whole batch
 	openErr  func(attempt int) error
+	seen     func(batch []event.Event)
 	opened   int
 	hold     chan struct{} // Deliver waits for it, where it is not nil
 	entered  chan struct{}
@@ -66,6 +67,9 @@ func (b *broker) Deliver(ctx context.Context, batch []event.Event) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.attempts++
+	if b.seen != nil {
+		b.seen(batch)
+	}
 	if b.whole != nil {
 		if err := b.whole(b.attempts); err != nil {
 			return err
@@ -99,6 +103,7 @@ func (b *broker) ids() []string {
 
 // bench is a running relay.
 type bench struct {
+	opts    Options
 	journal *pebble.Journal
 	relay   *Relay
 	metrics *Metrics
@@ -114,23 +119,40 @@ func start(t *testing.T, change func(*sinks.Settings), brokers ...*broker) *benc
 		t.Fatal(err)
 	}
 	core, logs := observer.New(zap.InfoLevel)
-	b := &bench{journal: j, metrics: NewMetrics(prometheus.NewRegistry()), logs: logs}
-	opts := Options{Journal: j, Log: zap.New(core), Metrics: b.metrics}
+	b := &bench{journal: j, logs: logs, opts: Options{Journal: j, Log: zap.New(core)}}
 	for i, broker := range brokers {
 		s := sinks.DefaultSettings()
 		s.Retry = sinks.Retry{Initial: time.Millisecond, Max: 5 * time.Millisecond}
 		if change != nil {
 			change(&s)
 		}
-		opts.Sinks = append(opts.Sinks, sinks.Configured{Name: fmt.Sprint("sink", i), Settings: s, Open: broker.open})
+		b.opts.Sinks = append(b.opts.Sinks, sinks.Configured{Name: fmt.Sprint("sink", i), Settings: s, Open: broker.open})
 	}
-	if b.relay, err = New(t.Context(), opts); err != nil {
+	b.run(t)
+	t.Cleanup(func() {
+		b.cut()
+		b.stop()
+		if err := errors.Join(b.relay.Close(), j.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+// run makes a relay on the journal and sets it going.
+func (b *bench) run(t *testing.T) {
+	t.Helper()
+	b.metrics = NewMetrics(prometheus.NewRegistry())
+	b.opts.Metrics = b.metrics
+	var err error
+	if b.relay, err = New(t.Context(), b.opts); err != nil {
 		t.Fatal(err)
 	}
+	relay := b.relay
 	ctx, cancel := context.WithCancel(context.Background())
 	hard, cut := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
-	go func() { ran <- b.relay.Run(ctx, hard) }()
+	go func() { ran <- relay.Run(ctx, hard) }()
 	b.cut = cut
 	b.stop = sync.OnceFunc(func() {
 		cancel()
@@ -139,14 +161,16 @@ func start(t *testing.T, change func(*sinks.Settings), brokers ...*broker) *benc
 		}
 		cut()
 	})
-	t.Cleanup(func() {
-		cut()
-		b.stop()
-		if err := errors.Join(b.relay.Close(), j.Close()); err != nil {
-			t.Error(err)
-		}
-	})
-	return b
+}
+
+// restart ends the relay and begins another one on the same journal.
+func (b *bench) restart(t *testing.T) {
+	t.Helper()
+	b.stop()
+	if err := b.relay.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.run(t)
 }
 
 func (b *bench) put(t *testing.T, ids ...string) {
@@ -160,16 +184,18 @@ func (b *bench) put(t *testing.T, ids ...string) {
 	}
 }
 
-func (b *bench) committed(i int) journal.Seq { return b.relay.cursors[i].Committed() }
+func (b *bench) committed(i int) journal.Seq { return b.relay.pumps[i].cursor.Committed() }
 
 func (b *bench) dead(t *testing.T, sink string) map[string]journal.DeadLetter {
 	t.Helper()
 	letters := map[string]journal.DeadLetter{}
-	for d, err := range b.journal.DeadLetters(t.Context(), sink) {
+	for d, err := range b.journal.DeadLetters(t.Context(), journal.DeadID{}) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		letters[d.Event.CloudEvent.ID()] = d.Letter
+		if d.Sink == sink {
+			letters[d.Event.CloudEvent.ID()] = d.Letter
+		}
 	}
 	return letters
 }
@@ -447,7 +473,7 @@ func TestLag(t *testing.T) {
 	b.put(t, numbers(3)...)
 	<-broker.entered
 	m := NewMetrics(registry)
-	s := m.sink("x", b.journal, b.relay.cursors[0], func() time.Time { return now })
+	s := m.sink("x", b.journal, b.relay.pumps[0].cursor, func() time.Time { return now })
 	s.holding(now.Add(-90 * time.Second))
 	want := `
 # HELP postwire_sink_lag_events Events in the journal behind the sink's cursor.

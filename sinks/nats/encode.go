@@ -34,8 +34,12 @@ func encode(ctx context.Context, e event.Event, mode, subject string) (*nats.Msg
 
 // messageID is how the stream knows an event again: CloudEvents source and id,
 // which together are unique. Neither holds a space once it is escaped.
-func messageID(e event.Event) string {
-	return escape(e.CloudEvent.Source()) + " " + escape(e.CloudEvent.ID())
+func messageID(e event.Event, replay string) string {
+	id := escape(e.CloudEvent.Source()) + " " + escape(e.CloudEvent.ID())
+	if replay != "" {
+		id += " " + replay
+	}
+	return id
 }
 
 // escape percent-encodes a header's value as the HTTP binding does (section

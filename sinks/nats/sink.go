@@ -212,7 +212,7 @@ func (d *delivery) publish(ctx context.Context, e event.Event) error {
 	denied, release := d.denied.watch(msg.Subject)
 	defer release()
 	future, err := d.js.PublishMsgAsync(msg,
-		jetstream.WithMsgID(messageID(e)),
+		jetstream.WithMsgID(messageID(e, d.sink.env.Replay)),
 		// Another stream's acknowledgement must not count as ours.
 		jetstream.WithExpectStream(d.sink.config.Stream),
 		jetstream.WithRetryAttempts(0)) // retries are the relay's

@@ -78,7 +78,7 @@ func TestCoreWire(t *testing.T) {
 				}
 			}
 			m.Header["Nats-Expected-Stream"] = []string{"EVENTS"}
-			m.Header["Nats-Msg-Id"] = []string{messageID(sinktest.Events(3, 1)[i])}
+			m.Header["Nats-Msg-Id"] = []string{messageID(sinktest.Events(3, 1)[i], "")}
 			got.WriteString(wire(m) + "\n")
 		}
 		want, err := os.ReadFile(filepath.Join("testdata", mode+".golden"))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -596,18 +597,18 @@ func givenUp(t *testing.T, h Harness) {
 	give(10, journal.GivenUp{From: 8, To: 8, Reason: journal.GivenUpBacklog, At: at}, journal.GivenUp{From: 10, To: 10, Reason: journal.GivenUpBacklog, At: at})
 	check := func(want string) {
 		t.Helper()
-		got := ""
+		var got strings.Builder
 		for s := range journal.Seq(12) {
 			switch lost, err := j.Lost(t.Context(), journal.DeadID{Sink: "sink", Seq: s + 1}); {
 			case errors.Is(err, journal.ErrNotFound):
-				got += "."
+				got.WriteString(".")
 			case err != nil:
 				t.Fatal(err)
 			default:
-				got += map[string]string{journal.GivenUpAge: "a", journal.GivenUpBacklog: "e"}[lost.Reason]
+				got.WriteString(map[string]string{journal.GivenUpAge: "a", journal.GivenUpBacklog: "e"}[lost.Reason])
 			}
 		}
-		if got != want {
+		if got := got.String(); got != want {
 			t.Errorf("given up: %s, want %s", got, want)
 		}
 	}

@@ -458,8 +458,8 @@ func TestLimitTrimsHistoryBeforeItRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if j.Trimmed() == 0 || j.Oldest() == 1 {
-		t.Errorf("%d events were trimmed, the oldest is %d", j.Trimmed(), j.Oldest())
+	if j.Usage().Trimmed == 0 || j.Oldest() == 1 {
+		t.Errorf("%d events were trimmed, the oldest is %d", j.Usage().Trimmed, j.Oldest())
 	}
 	// Not delivered: it stays, and what comes in is refused.
 	kept := j.Last() + 1

@@ -53,7 +53,7 @@ type Journal struct {
 	stop     chan struct{} // closed by Close
 	life     context.Context
 	end      context.CancelFunc // with stop
-	ended    chan struct{} // closed when the committer has answered all that it took
+	ended    chan struct{}      // closed when the committer has answered all that it took
 	done     sync.WaitGroup
 
 	room    atomic.Pointer[room]

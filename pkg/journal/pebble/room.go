@@ -25,11 +25,11 @@ const (
 )
 
 // Usage implements journal.Journal.
-func (j *Journal) Usage() journal.Usage { return j.room.Load().Usage }
-
-// Trimmed is how many events were removed before their retention had passed,
-// since the journal was opened.
-func (j *Journal) Trimmed() uint64 { return j.trimmed.Load() }
+func (j *Journal) Usage() journal.Usage {
+	u := j.room.Load().Usage
+	u.Trimmed = j.trimmed.Load()
+	return u
+}
 
 // measure looks at the size of the journal and at the free space of the disk.
 func (j *Journal) measure() {

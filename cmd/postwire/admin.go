@@ -1,0 +1,135 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postwire/postwire/pkg/admin"
+	"github.com/postwire/postwire/pkg/app"
+)
+
+// adminFlags say which relay a command asks, and how it proves itself.
+type adminFlags struct{ url, tokenFile, config string }
+
+func (f *adminFlags) register(cmd *cobra.Command) {
+	p := cmd.PersistentFlags()
+	p.StringVar(&f.url, "admin", "", "URL of the relay's admin port (default $POSTWIRE_ADMIN, else http://127.0.0.1:9090)")
+	p.StringVar(&f.tokenFile, "token-file", "", "file with the relay's admin.token (default $POSTWIRE_ADMIN_TOKEN)")
+	p.StringVarP(&f.config, "config", "c", "", "take both from the relay's configuration file")
+}
+
+// client makes a client of what the flags and the environment say.
+func (f *adminFlags) client() (*admin.Client, error) {
+	c := &admin.Client{URL: "http://127.0.0.1:9090", Token: os.Getenv("POSTWIRE_ADMIN_TOKEN"), HTTP: &http.Client{}}
+	if f.config != "" {
+		plan, err := app.Load(f.config)
+		if err != nil {
+			return nil, err
+		}
+		host, port, err := net.SplitHostPort(plan.Config.Admin.Listen)
+		if err != nil {
+			return nil, err
+		}
+		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+			host = "127.0.0.1"
+		}
+		c.URL, c.Token = "http://"+net.JoinHostPort(host, port), plan.Config.Admin.Token.Reveal()
+	}
+	if env := os.Getenv("POSTWIRE_ADMIN"); env != "" && f.config == "" {
+		c.URL = env
+	}
+	if f.url != "" {
+		c.URL = f.url
+	}
+	if !strings.Contains(c.URL, "://") {
+		c.URL = "http://" + c.URL
+	}
+	if f.tokenFile != "" {
+		b, err := os.ReadFile(f.tokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("%w: --token-file: %w", errUsage, err)
+		}
+		c.Token = strings.TrimSpace(string(b))
+	}
+	return c, nil
+}
+
+// explain adds what to do to an error of the client.
+func explain(err error) error {
+	if errors.Is(err, admin.ErrUnreachable) {
+		return fmt.Errorf("%w\nIs 'postwire serve' running? Name its admin port by --admin, POSTWIRE_ADMIN, or -c with its configuration", err)
+	}
+	if r, ok := errors.AsType[*admin.RefusedError](err); ok && r.Status == http.StatusUnauthorized {
+		return fmt.Errorf("%w\nGive it by POSTWIRE_ADMIN_TOKEN, --token-file, or -c with the relay's configuration", err)
+	}
+	return err
+}
+
+// asking is a command that asks a relay.
+func asking(f *adminFlags, do func(cmd *cobra.Command, c *admin.Client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := f.client()
+		if err != nil {
+			return err
+		}
+		return explain(do(cmd, c, args))
+	}
+}
+
+// output is how a list is printed.
+type output string
+
+func (o *output) register(cmd *cobra.Command, def string) {
+	cmd.Flags().StringVarP((*string)(o), "output", "o", def, def+" or json")
+}
+
+func (o *output) check(def string) error {
+	if *o == "json" || string(*o) == def {
+		return nil
+	}
+	return fmt.Errorf("%w: -o %s: use %s or json", errUsage, *o, def)
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// table prints rows under a header.
+func table(w io.Writer, header string, rows func(row func(cells ...any)) error) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, strings.ReplaceAll(header, " ", "\t"))
+	err := rows(func(cells ...any) {
+		text := make([]string, len(cells))
+		for i, c := range cells {
+			text[i] = oneLine(fmt.Sprint(c))
+		}
+		fmt.Fprintln(t, strings.Join(text, "\t"))
+	})
+	return errors.Join(err, t.Flush())
+}
+
+// oneLine makes a text safe for a terminal's line.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -1,0 +1,255 @@
+package admin
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/relay"
+)
+
+// BasePath is where the API is on the admin port. Its description, OpenAPI
+// 3.1, is at BasePath/openapi.json.
+const BasePath = "/api/v1"
+
+// API is what the API needs besides a Server's own.
+type API struct {
+	Journal interface {
+		journal.Log
+		journal.Aside
+	}
+	Relay *relay.Relay
+	// Understand reads a quarantined request again, as its source does
+	// today.
+	Understand func(journal.Rejected) ([]event.Event, error)
+	Token      string // that callers must show; empty asks for none
+	Version    string
+	Now        func() time.Time
+	Log        *zap.Logger
+}
+
+// handler serves the API and its description.
+func (a *API) handler() http.Handler {
+	c := huma.DefaultConfig("Postwire admin API", a.Version)
+	c.Info.Description = "What operators and their scripts ask of a running relay. Errors are RFC 9457 problems."
+	c.OpenAPIPath = BasePath + "/openapi"
+	c.DocsPath, c.SchemasPath, c.CreateHooks = "", "", nil
+	c.RejectUnknownQueryParameters = true
+	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
+		"bearer": {Type: "http", Scheme: "bearer", Description: "admin.token of the configuration. Without one the API answers callers on the same machine only."},
+	}
+	c.Security = []map[string][]string{{"bearer": {}}}
+	mux := http.NewServeMux()
+	api := humago.New(mux, c)
+	a.setAside(api)
+	a.replays(api)
+	a.tail(api)
+	return a.guard(mux)
+}
+
+// guard lets those through who may ask. Where no token is needed, the port is
+// on loopback, and what is left to fear is a web page that makes its reader's
+// browser ask: by a request across origins, or by a name that it lets point
+// here.
+func (a *API) guard(next http.Handler) http.Handler {
+	if a.Token == "" {
+		next = http.NewCrossOriginProtection().Handler(next)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasPrefix(r.URL.Path, BasePath+"/openapi"):
+		case a.Token == "" && !loopback(r.Host):
+			problem(w, http.StatusForbidden, "Ask by the address 127.0.0.1, or set admin.token in the configuration.")
+			return
+		case a.Token != "" && !a.proven(r.Header.Get("Authorization")):
+			w.Header().Set("WWW-Authenticate", `Bearer realm="postwire"`)
+			problem(w, http.StatusUnauthorized, "A bearer token is needed: admin.token of the relay's configuration.")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (a *API) proven(authorization string) bool {
+	scheme, token, _ := strings.Cut(authorization, " ")
+	got, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(a.Token)) // of one length, to tell nothing of it
+	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(got[:], want[:]) == 1
+}
+
+func loopback(hostport string) bool {
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		host = strings.Trim(hostport, "[]")
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+func problem(w http.ResponseWriter, status int, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(&huma.ErrorModel{Title: http.StatusText(status), Status: status, Detail: detail}) // nobody to tell
+}
+
+// failed turns an error of the journal or the relay into an answer.
+func failed(err error) error {
+	if _, ok := errors.AsType[huma.StatusError](err); ok || err == nil {
+		return err
+	}
+	switch {
+	case errors.Is(err, journal.ErrNotFound), errors.Is(err, relay.ErrNoSink):
+		return huma.Error404NotFound(err.Error())
+	case errors.Is(err, relay.ErrInvalid):
+		return huma.Error422UnprocessableEntity(err.Error())
+	case errors.Is(err, relay.ErrState):
+		return huma.Error409Conflict(err.Error())
+	case errors.Is(err, journal.ErrFull), errors.Is(err, journal.ErrUnavailable), errors.Is(err, journal.ErrClosed):
+		return huma.Error503ServiceUnavailable(err.Error())
+	}
+	return huma.Error500InternalServerError(err.Error())
+}
+
+// When is a moment as people say it: an RFC 3339 time, or how long ago, such
+// as 2h; empty is the zero time.
+type When string
+
+// Time returns the moment, seen from now.
+func (w When) Time(now time.Time) (time.Time, error) {
+	if w == "" {
+		return time.Time{}, nil
+	}
+	if t, err := time.Parse(time.RFC3339, string(w)); err == nil {
+		return t, nil
+	}
+	ago, err := time.ParseDuration(strings.TrimPrefix(string(w), "-"))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is neither a time such as 2026-01-31T12:00:00Z nor a duration such as 2h", string(w))
+	}
+	return now.Add(-ago), nil
+}
+
+// times reads moments, or answers which one makes no sense.
+func (a *API) times(where map[string]When) (map[string]time.Time, error) {
+	times := map[string]time.Time{}
+	for name, w := range where {
+		t, err := w.Time(a.Now())
+		if err != nil {
+			return nil, huma.Error422UnprocessableEntity(name + ": " + err.Error())
+		}
+		times[name] = t
+	}
+	return times, nil
+}
+
+func operation(id, method, path, summary string, statuses ...int) huma.Operation {
+	return huma.Operation{
+		OperationID: id, Method: method, Path: BasePath + path, Summary: summary,
+		Errors: append(statuses, http.StatusUnauthorized, http.StatusForbidden, http.StatusServiceUnavailable),
+	}
+}
+
+// attributes is a CloudEvent in JSON; without its data unless that is asked
+// for, because it is personal.
+func attributes(e event.Event, data bool) (json.RawMessage, error) {
+	ce := e.CloudEvent
+	if !data {
+		ce.DataEncoded = nil
+	}
+	return ce.MarshalJSON()
+}
+
+// Replaying is the body of a request for a replay.
+type Replaying struct {
+	Sink    string `json:"sink" minLength:"1" doc:"Name of the sink."`
+	From    When   `json:"from" minLength:"1" doc:"Events accepted from this time on: RFC 3339, or how long ago, such as 2h." example:"2h"`
+	To      When   `json:"to,omitempty" doc:"And before this one; empty is now." example:"1h"`
+	Filter  string `json:"filter,omitempty" doc:"CESQL expression; the sink's own filter holds besides." example:"platform = 'instagram'"`
+	Subject string `json:"subject,omitempty" doc:"Subject to use instead of the sink's, for sinks that have one."`
+	Topic   string `json:"topic,omitempty" doc:"Topic to use instead of the sink's, for sinks that have one."`
+	Rate    int    `json:"rate,omitempty" minimum:"1" default:"1000" doc:"Most events a second."`
+	DryRun  bool   `json:"dry_run,omitempty" doc:"Only say what would be sent."`
+}
+
+type (
+	replayInput struct {
+		ID string `path:"id" doc:"ID of the replay."`
+	}
+	replayOutput struct{ Body relay.Replay }
+)
+
+func (a *API) replays(api huma.API) {
+	huma.Register(api, operation("start-replay", http.MethodPost, "/replays", "Send stored events to one sink again, beside live traffic", 404, 422),
+		func(ctx context.Context, in *struct{ Body Replaying }) (*replayOutput, error) {
+			spec, err := a.spec(in.Body)
+			if err != nil {
+				return nil, err
+			}
+			do := a.Relay.StartReplay
+			if in.Body.DryRun {
+				do = a.Relay.PlanReplay
+			}
+			re, err := do(ctx, spec)
+			return &replayOutput{re}, failed(err)
+		})
+	huma.Register(api, operation("list-replays", http.MethodGet, "/replays", "The replays there are, the newest first"),
+		func(context.Context, *struct{}) (*struct {
+			Body struct {
+				Replays []relay.Replay `json:"replays"`
+			}
+		}, error,
+		) {
+			var out struct {
+				Body struct {
+					Replays []relay.Replay `json:"replays"`
+				}
+			}
+			out.Body.Replays = a.Relay.Replays()
+			return &out, nil
+		})
+	huma.Register(api, operation("show-replay", http.MethodGet, "/replays/{id}", "How far a replay is", 404),
+		func(_ context.Context, in *replayInput) (*replayOutput, error) {
+			re, err := a.Relay.Replay(in.ID)
+			return &replayOutput{re}, failed(err)
+		})
+	for word, do := range map[string]func(context.Context, string) (relay.Replay, error){
+		"stop": a.Relay.StopReplay, "continue": a.Relay.ContinueReplay,
+	} {
+		huma.Register(api, operation(word+"-replay", http.MethodPost, "/replays/{id}/"+word, strings.ToUpper(word[:1])+word[1:]+" a replay", 404, 409),
+			func(ctx context.Context, in *replayInput) (*replayOutput, error) {
+				re, err := do(ctx, in.ID)
+				return &replayOutput{re}, failed(err)
+			})
+	}
+}
+
+func (a *API) spec(r Replaying) (relay.ReplaySpec, error) {
+	times, err := a.times(map[string]When{"from": r.From, "to": r.To})
+	if err != nil {
+		return relay.ReplaySpec{}, err
+	}
+	spec := relay.ReplaySpec{Sink: r.Sink, From: times["from"], To: times["to"], Filter: r.Filter, Rate: r.Rate, Keys: map[string]string{}}
+	if spec.To.IsZero() {
+		spec.To = a.Now()
+	}
+	if r.Subject != "" {
+		spec.Keys["subject"] = r.Subject
+	}
+	if r.Topic != "" {
+		spec.Keys["topic"] = r.Topic
+	}
+	return spec, nil
+}

@@ -1,0 +1,475 @@
+package relay
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// ReplayState is how far a replay is. The set is closed.
+type ReplayState string
+
+// The states there are.
+const (
+	ReplayPlanned ReplayState = "planned" // it was only counted
+	ReplayRunning ReplayState = "running"
+	ReplayStopped ReplayState = "stopped" // by an operator; it can be continued
+	ReplayDone    ReplayState = "done"
+	ReplayFailed  ReplayState = "failed" // it cannot go on; Error says why
+)
+
+// ReplaySpec says what to send again, and where.
+type ReplaySpec struct {
+	Sink   string            `json:"sink"`
+	From   time.Time         `json:"from" doc:"Events accepted from this time on."`
+	To     time.Time         `json:"to" doc:"And before this one."`
+	Filter string            `json:"filter,omitempty" doc:"CESQL expression; the sink's own filter holds besides."`
+	Keys   map[string]string `json:"keys,omitempty" doc:"Keys of the sink that are set otherwise, such as its subject or topic."`
+	Rate   int               `json:"rate" doc:"Most events a second."`
+}
+
+// Replay sends stored events to one sink again, beside live traffic. It
+// outlives the process.
+type Replay struct {
+	ID string `json:"id"`
+	ReplaySpec
+	State   ReplayState `json:"state" enum:"planned,running,stopped,done,failed"`
+	First   journal.Seq `json:"first" doc:"Place of the first event of the range."`
+	Last    journal.Seq `json:"last" doc:"Place of its last event."`
+	Total   int         `json:"total" doc:"Events of the range that are to be sent."`
+	Sent    int         `json:"sent" doc:"Events that the broker acknowledged."`
+	Refused int         `json:"refused" doc:"Events that the broker refused for good."`
+	Expired int         `json:"expired" doc:"Events of the range that passed their retention before they were sent."`
+	Error   string      `json:"error,omitempty" doc:"What the broker said last, or why the replay failed."`
+	Created time.Time   `json:"created"`
+	Updated time.Time   `json:"updated"`
+}
+
+var (
+	// ErrInvalid is wrapped where a request makes no sense; its text says why.
+	ErrInvalid = errors.New("invalid")
+	// ErrState is wrapped where a replay is not in a state to do that.
+	ErrState = errors.New("not possible in this state")
+)
+
+const (
+	replayPrefix  = "replay/"
+	replayBatch   = 256
+	replaysToKeep = 50 // that have ended
+)
+
+// replays are those there are, running or not.
+type replays struct {
+	mu     sync.Mutex
+	all    map[string]*replay
+	launch func(*replay) // sets one going; nil while Run does not run
+	busy   sync.WaitGroup
+}
+
+// replay is one with what runs it.
+type replay struct {
+	Replay // guarded by replays.mu
+	stop   context.CancelFunc
+	ended  chan struct{} // closed when it does not run any more; nil before it ran
+}
+
+func (rs *replays) wait() {
+	rs.mu.Lock()
+	rs.launch = nil
+	rs.mu.Unlock()
+	rs.busy.Wait()
+}
+
+func (r *Relay) loadReplays(ctx context.Context) error {
+	r.replays.all = map[string]*replay{}
+	for n, err := range r.opts.Journal.Noted(ctx, replayPrefix) {
+		if err != nil {
+			return fmt.Errorf("reading the replays: %w", err)
+		}
+		var known Replay
+		if err := json.Unmarshal(n.Value, &known); err != nil {
+			return fmt.Errorf("reading %s: %w", n.Name, err)
+		}
+		r.replays.all[known.ID] = &replay{Replay: known}
+	}
+	return nil
+}
+
+// runReplays sets going those that were running.
+func (r *Relay) runReplays(ctx, hard context.Context) {
+	r.replays.mu.Lock()
+	defer r.replays.mu.Unlock()
+	r.replays.launch = func(re *replay) { r.launch(ctx, hard, re) }
+	for _, re := range r.replays.all {
+		r.replays.set(re)
+	}
+}
+
+// outletFor makes the sink of a replay.
+func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, Filter, error) {
+	p, err := r.pump(spec.Sink)
+	if err != nil {
+		return nil, nil, Filter{}, err
+	}
+	filter, err := ParseFilter(spec.Filter)
+	if err != nil {
+		return nil, nil, Filter{}, fmt.Errorf("%w: filter: %w", ErrInvalid, err)
+	}
+	out := &outlet{open: p.out.open, timeout: p.settings.Timeout, env: p.out.env}
+	if len(spec.Keys) > 0 {
+		if r.opts.Redirect == nil {
+			return nil, nil, Filter{}, fmt.Errorf("%w: keys cannot be set otherwise", ErrInvalid)
+		}
+		if out.open, err = r.opts.Redirect(spec.Sink, spec.Keys); err != nil {
+			return nil, nil, Filter{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
+	out.env.Replay = id
+	out.env.Log = p.log.With(zap.String("replay", id))
+	return out, p, filter, nil
+}
+
+// PlanReplay says what a replay would send, without sending it.
+func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error) {
+	_, p, filter, err := r.outletFor(spec, "")
+	if err != nil {
+		return Replay{}, err
+	}
+	switch {
+	case !spec.From.Before(spec.To):
+		return Replay{}, fmt.Errorf("%w: from, %s, is not before to, %s", ErrInvalid, spec.From.Format(time.RFC3339), spec.To.Format(time.RFC3339))
+	case spec.Rate < 1:
+		return Replay{}, fmt.Errorf("%w: rate is %d, use 1 or more", ErrInvalid, spec.Rate)
+	}
+	re := Replay{ReplaySpec: spec, State: ReplayPlanned, Created: r.opts.Now().UTC()}
+	j := r.opts.Journal
+	if re.First, err = j.Since(ctx, spec.From); err != nil {
+		return re, err
+	}
+	end, err := j.Since(ctx, spec.To)
+	if err != nil {
+		return re, err
+	}
+	re.Last = end - 1
+	for next := re.First; next < end; {
+		records, err := j.Read(ctx, next, tailPage)
+		if err != nil {
+			return re, err
+		}
+		if len(records) == 0 {
+			break
+		}
+		for _, record := range records {
+			if next = record.Seq + 1; record.Seq < end && re.sends(p, filter, record) {
+				re.Total++
+			}
+		}
+	}
+	return re, nil
+}
+
+// sends reports whether the replay is to send a record.
+func (re *Replay) sends(p *Pump, filter Filter, record journal.Record) bool {
+	switch record.Only {
+	case "":
+		if ok, _ := p.filter.Takes(record.Event); !ok {
+			return false
+		}
+	case p.name:
+		if record.Of >= re.First {
+			return false // its first place is in the range too
+		}
+	default:
+		return false
+	}
+	ok, _ := filter.Takes(record.Event)
+	return ok
+}
+
+// StartReplay starts a replay.
+func (r *Relay) StartReplay(ctx context.Context, spec ReplaySpec) (Replay, error) {
+	planned, err := r.PlanReplay(ctx, spec)
+	if err != nil {
+		return planned, err
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return planned, err
+	}
+	planned.ID, planned.State = id.String(), ReplayRunning
+	re := &replay{Replay: planned}
+	r.replays.mu.Lock()
+	defer r.replays.mu.Unlock()
+	if err := r.note(ctx, &re.Replay); err != nil {
+		return planned, err
+	}
+	if err := r.prune(ctx); err != nil {
+		return planned, err
+	}
+	r.replays.all[re.ID] = re
+	r.replays.set(re)
+	return re.Replay, nil
+}
+
+// prune forgets the oldest of those that have ended. The lock is held.
+func (r *Relay) prune(ctx context.Context) error {
+	var ended []string
+	for id, re := range r.replays.all {
+		if re.State == ReplayDone || re.State == ReplayFailed {
+			ended = append(ended, id)
+		}
+	}
+	slices.Sort(ended) // by age: their ids are UUIDs of version 7
+	for _, id := range ended[:max(0, len(ended)-replaysToKeep)] {
+		if err := r.opts.Journal.Note(ctx, replayPrefix+id, nil); err != nil {
+			return err
+		}
+		delete(r.replays.all, id)
+	}
+	return nil
+}
+
+// note keeps a replay as it is.
+func (r *Relay) note(ctx context.Context, re *Replay) error {
+	re.Updated = r.opts.Now().UTC()
+	b, err := json.Marshal(re)
+	if err != nil {
+		return err
+	}
+	return r.opts.Journal.Note(ctx, replayPrefix+re.ID, b)
+}
+
+// Replays returns all there are, the newest first.
+func (r *Relay) Replays() []Replay {
+	r.replays.mu.Lock()
+	defer r.replays.mu.Unlock()
+	all := make([]Replay, 0, len(r.replays.all))
+	for _, re := range r.replays.all {
+		all = append(all, re.copy())
+	}
+	slices.SortFunc(all, func(a, b Replay) int { return cmp.Compare(b.ID, a.ID) })
+	return all
+}
+
+func (re *replay) copy() Replay {
+	c := re.Replay
+	c.Keys = maps.Clone(c.Keys)
+	return c
+}
+
+// Replay returns one, or an error that wraps journal.ErrNotFound.
+func (r *Relay) Replay(id string) (Replay, error) {
+	r.replays.mu.Lock()
+	defer r.replays.mu.Unlock()
+	re, err := r.replays.get(id)
+	if err != nil {
+		return Replay{}, err
+	}
+	return re.copy(), nil
+}
+
+// get finds one. The lock is held.
+func (rs *replays) get(id string) (*replay, error) {
+	re, ok := rs.all[id]
+	if !ok {
+		return nil, fmt.Errorf("replay %q: %w", id, journal.ErrNotFound)
+	}
+	return re, nil
+}
+
+// StopReplay stops a running replay, and returns when it sends nothing more.
+func (r *Relay) StopReplay(ctx context.Context, id string) (Replay, error) {
+	r.replays.mu.Lock()
+	re, err := r.replays.get(id)
+	if err != nil || re.State != ReplayRunning || re.stop == nil {
+		defer r.replays.mu.Unlock()
+		if err == nil {
+			err = fmt.Errorf("replay %s is %s: %w", id, re.State, ErrState)
+		}
+		return Replay{}, err
+	}
+	re.State = ReplayStopped
+	err = r.note(ctx, &re.Replay)
+	re.stop()
+	ended := re.ended
+	r.replays.mu.Unlock()
+	if err != nil {
+		return Replay{}, err
+	}
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		return Replay{}, ctx.Err()
+	}
+	return r.Replay(id)
+}
+
+// ContinueReplay lets a stopped replay go on where it stopped.
+func (r *Relay) ContinueReplay(ctx context.Context, id string) (Replay, error) {
+	r.replays.mu.Lock()
+	defer r.replays.mu.Unlock()
+	re, err := r.replays.get(id)
+	if err != nil {
+		return Replay{}, err
+	}
+	if re.State != ReplayStopped {
+		return Replay{}, fmt.Errorf("replay %s is %s: %w", id, re.State, ErrState)
+	}
+	select {
+	case <-re.over():
+	default:
+		return Replay{}, fmt.Errorf("replay %s is still stopping: %w", id, ErrState)
+	}
+	re.State = ReplayRunning
+	if err := r.note(ctx, &re.Replay); err != nil {
+		return Replay{}, err
+	}
+	r.replays.set(re)
+	return re.copy(), nil
+}
+
+// over is closed when the replay does not run.
+func (re *replay) over() <-chan struct{} {
+	if re.ended != nil {
+		return re.ended
+	}
+	never := make(chan struct{})
+	close(never)
+	return never
+}
+
+// set sets a running replay going; before the relay runs, Run does it. The lock
+// is held.
+func (rs *replays) set(re *replay) {
+	if rs.launch != nil && re.State == ReplayRunning {
+		rs.launch(re)
+	}
+}
+
+// launch runs a replay. The lock is held.
+func (r *Relay) launch(ctx, hard context.Context, re *replay) {
+	ctx, stop := context.WithCancel(ctx)
+	re.stop, re.ended = stop, make(chan struct{})
+	ended := re.ended
+	r.replays.busy.Go(func() {
+		defer close(ended)
+		defer stop()
+		err := r.carryReplay(ctx, hard, re)
+		if err == nil || ctx.Err() != nil || hard.Err() != nil {
+			return // done, or to go on later
+		}
+		r.opts.Log.Error("a replay failed", zap.String("replay", re.ID), zap.Error(err))
+		r.replays.mu.Lock()
+		defer r.replays.mu.Unlock()
+		re.State, re.Error = ReplayFailed, err.Error()
+		if err := r.note(hard, &re.Replay); err != nil {
+			r.opts.Log.Warn("keeping the state of a replay", zap.String("replay", re.ID), zap.Error(err))
+		}
+	})
+}
+
+// carryReplay sends what a replay is to send, from where it stands.
+func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
+	r.replays.mu.Lock()
+	spec, first, last := re.ReplaySpec, re.First, re.Last
+	r.replays.mu.Unlock()
+	out, p, filter, err := r.outletFor(spec, re.ID)
+	if err != nil {
+		return err
+	}
+	defer out.close()
+	name := replayPrefix + re.ID
+	// The cursor also keeps what is still to be sent from expiring.
+	cursor, err := r.opts.Journal.Reader(ctx, name, journal.Start(first-1))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cursor.Close()) }()
+	limiter := rate.NewLimiter(rate.Limit(spec.Rate), max(1, min(spec.Rate/10, replayBatch)))
+	for at := cursor.Committed(); at < last; at = cursor.Committed() {
+		records, err := cursor.Next(ctx, replayBatch)
+		if err != nil {
+			return err
+		}
+		expired := int(min(records[0].Seq, last+1) - 1 - max(at, first-1))
+		var pending []held
+		through := min(records[len(records)-1].Seq, last)
+		for _, record := range records {
+			if record.Seq <= last && re.sends(p, filter, record) {
+				pending = append(pending, held{Record: record})
+			}
+		}
+		if err := r.sendReplay(ctx, hard, re, out, p, limiter, pending); err != nil {
+			return err
+		}
+		if err := cursor.Commit(hard, through, journal.Undelivered{}); err != nil {
+			return err
+		}
+		r.replays.mu.Lock()
+		re.Expired += expired
+		err = r.note(hard, &re.Replay)
+		r.replays.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	if err := cursor.Close(); err != nil {
+		return err
+	}
+	r.replays.mu.Lock()
+	defer r.replays.mu.Unlock()
+	re.State = ReplayDone
+	out.env.Log.Info("a replay is done", zap.Int("sent", re.Sent), zap.Int("refused", re.Refused), zap.Int("expired", re.Expired))
+	return errors.Join(r.note(hard, &re.Replay), r.opts.Journal.Forget(hard, name))
+}
+
+// sendReplay sends records at the replay's rate, each until it is acknowledged
+// or refused for good.
+func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p *Pump, limiter *rate.Limiter, pending []held) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
+	for len(pending) > 0 {
+		n := min(len(pending), limiter.Burst())
+		if err := limiter.WaitN(ctx, n); err != nil {
+			return err
+		}
+		for i := range pending[:n] {
+			pending[i].attempts++
+		}
+		each, err := out.attempt(hard, pending[:n])
+		v := out.judge(pending[:n], each, err, 0)
+		r.opts.Metrics.replayed.WithLabelValues(p.name).Add(float64(v.taken))
+		r.replays.mu.Lock()
+		re.Sent += v.taken
+		re.Refused += len(v.dead)
+		if v.failure != nil {
+			re.Error = v.failure.Error()
+		}
+		for _, d := range v.dead {
+			re.Error = d.Err
+		}
+		r.replays.mu.Unlock()
+		pending = slices.Concat(v.again, pending[n:])
+		if v.failure == nil {
+			wait.Reset()
+			continue
+		}
+		if err := sleep(ctx, max(wait.NextBackOff(), v.wait)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
