@@ -134,6 +134,7 @@ func Open(opts Options) (*Journal, error) {
 	j.done.Go(func() { j.run(st) })
 	j.done.Go(j.expire)
 	j.done.Go(j.watch)
+	j.done.Go(j.makeRoom)
 	return j, nil
 }
 

@@ -79,8 +79,23 @@ func (j *Journal) measure() {
 	}
 }
 
-// watch measures four times a second, and makes room.
+// watch measures four times a second.
 func (j *Journal) watch() {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			j.measure()
+		case <-j.stop:
+			return
+		}
+	}
+}
+
+// makeRoom trims when the journal is nearly full. It stands beside watch since
+// a compaction under load takes its time, and the limit must hold meanwhile.
+func (j *Journal) makeRoom() {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	var trimmed time.Time
@@ -90,15 +105,14 @@ func (j *Journal) watch() {
 		case <-j.stop:
 			return
 		}
-		j.measure()
 		r := j.room.Load()
 		// What was trimmed takes a moment to be gone from the disk.
 		if r.MaxBytes == 0 || r.Bytes <= r.MaxBytes/100*trimAt || time.Since(trimmed) < 2*time.Second {
 			continue
 		}
-		trimmed = time.Now()
 		if err := j.trim(j.life, r.Bytes-r.MaxBytes/100*trimTo); err != nil && j.life.Err() == nil {
 			j.log.Warn("making room in the journal failed, it will be tried again", zap.Error(err))
 		}
+		trimmed = time.Now()
 	}
 }
