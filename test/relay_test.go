@@ -50,8 +50,8 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// relay is a running binary.
-type relay struct {
+// postwire is a running binary.
+type postwire struct {
 	config string
 	addr   string // of the ingress; kept over restarts
 	admin  string
@@ -64,9 +64,9 @@ type relay struct {
 
 // start runs the binary with a configuration whose ports are ${INGRESS} and
 // ${ADMIN}, and waits until it is ready.
-func start(t *testing.T, config string) *relay {
+func start(t *testing.T, config string) *postwire {
 	t.Helper()
-	r := &relay{config: filepath.Join(t.TempDir(), "postwire.yaml"), addr: freeAddr(t), admin: freeAddr(t)}
+	r := &postwire{config: filepath.Join(t.TempDir(), "postwire.yaml"), addr: freeAddr(t), admin: freeAddr(t)}
 	if err := os.WriteFile(r.config, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func (r *relay) start(t *testing.T) {
+func (r *postwire) start(t *testing.T) {
 	t.Helper()
 	r.cmd = exec.Command(binary, "serve", "-c", r.config)
 	r.cmd.Env = append(os.Environ(), "INGRESS="+r.addr, "ADMIN="+r.admin, "SECRET="+secret)
@@ -120,7 +120,7 @@ func (r *relay) start(t *testing.T) {
 }
 
 // kill ends the process without a chance to do anything.
-func (r *relay) kill(t *testing.T) {
+func (r *postwire) kill(t *testing.T) {
 	t.Helper()
 	if err := r.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func (r *relay) kill(t *testing.T) {
 }
 
 // stop asks the process to end, and returns how it did.
-func (r *relay) stop(t *testing.T) error {
+func (r *postwire) stop(t *testing.T) error {
 	t.Helper()
 	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func (r *relay) stop(t *testing.T) error {
 }
 
 // metric returns the value of a series.
-func (r *relay) metric(t *testing.T, series string) string {
+func (r *postwire) metric(t *testing.T, series string) string {
 	t.Helper()
 	resp, err := http.Get("http://" + r.admin + "/metrics")
 	if err != nil {
@@ -169,7 +169,7 @@ var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 
 // post delivers a webhook and returns the status in the answer's body. An
 // error means that nobody knows what became of it.
-func (r *relay) post(body []byte) (status string, err error) {
+func (r *postwire) post(body []byte) (status string, err error) {
 	req, err := http.NewRequest(http.MethodPost, "http://"+r.addr+"/webhooks/upload-post", bytes.NewReader(body))
 	if err != nil {
 		return "", err
@@ -290,7 +290,7 @@ func (w *world) onKafka(t *testing.T) (ids []string) {
 }
 
 // settled waits until both sinks have passed everything.
-func (w *world) settled(t *testing.T, r *relay) {
+func (w *world) settled(t *testing.T, r *postwire) {
 	t.Helper()
 	for _, sink := range []string{"nats", "kafka"} {
 		eventually(t, sink+" has everything", func() bool {

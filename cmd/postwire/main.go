@@ -22,14 +22,31 @@ const (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends at once
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		// Whoever asks twice cannot wait. What was acknowledged is stored.
+		second := <-signals
+		fmt.Fprintln(os.Stderr, "postwire: ended at once by a second signal:", second)
+		os.Exit(exitSignal(second))
+	}()
 	if os.Getenv("GOGC") == "" {
 		// The heap is a few megabytes and refilled many times a second; a
 		// collection each time it doubles takes a tenth of the throughput.
 		debug.SetGCPercent(400)
 	}
 	os.Exit(execute(ctx, os.Args[1:]))
+}
+
+// exitSignal is the code of a process that a signal ended, as shells count.
+func exitSignal(s os.Signal) int {
+	if s, ok := s.(syscall.Signal); ok {
+		return 128 + int(s)
+	}
+	return exitFailed
 }
 
 // execute runs one command line and returns its exit code.

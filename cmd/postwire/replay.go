@@ -60,7 +60,7 @@ end it. How far back it can go is journal.retention of the relay.`,
 				return err
 			}
 			if out == "table" {
-				fmt.Fprintf(cmd.OutOrStdout(), "%d events, accepted from %s to %s, for sink %s, at most %d a second\n",
+				fmt.Fprintf(cmd.OutOrStdout(), "events to send: %d; accepted from %s to %s, for sink %s, at most %d a second\n",
 					re.Total, re.From.Local().Format(time.DateTime), re.To.Local().Format(time.DateTime), re.Sink, re.Rate)
 			}
 			if r.DryRun || re.Total == 0 {
@@ -145,6 +145,10 @@ func follow(cmd *cobra.Command, c *admin.Client, re relay.Replay, detach bool, o
 		}
 		if err != nil {
 			return err
+		}
+		if next.State == relay.ReplayRunning && next.Error != "" && next.Error != re.Error {
+			_ = bar.Clear()
+			fmt.Fprintf(cmd.ErrOrStderr(), "the broker: %s\n", oneLine(next.Error))
 		}
 		re = next
 		_ = bar.Set(min(re.Sent+re.Refused, re.Total)) // only a picture

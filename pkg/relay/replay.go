@@ -412,10 +412,11 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 				pending = append(pending, held{Record: record})
 			}
 		}
-		if err := r.sendReplay(ctx, hard, re, out, p, limiter, pending); err != nil {
-			return err
+		left, err := r.sendReplay(ctx, hard, re, out, p, limiter, pending)
+		if len(left) > 0 {
+			through = left[0].Seq - 1 // it was stopped on its way
 		}
-		if err := cursor.Commit(hard, through, journal.Undelivered{}); err != nil {
+		if err := errors.Join(err, cursor.Commit(hard, through, journal.Undelivered{})); err != nil {
 			return err
 		}
 		r.replays.mu.Lock()
@@ -437,14 +438,15 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 }
 
 // sendReplay sends records at the replay's rate, each until it is acknowledged
-// or refused for good.
-func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p *Pump, limiter *rate.Limiter, pending []held) error {
+// or refused for good, and returns those that are left when ctx ends.
+func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p *Pump, limiter *rate.Limiter, pending []held) (left []held, err error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
+	failing := false
 	for len(pending) > 0 {
 		n := min(len(pending), limiter.Burst())
 		if err := limiter.WaitN(ctx, n); err != nil {
-			return err
+			return pending, err
 		}
 		for i := range pending[:n] {
 			pending[i].attempts++
@@ -465,11 +467,16 @@ func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p
 		pending = slices.Concat(v.again, pending[n:])
 		if v.failure == nil {
 			wait.Reset()
+			failing = false
 			continue
 		}
+		if !failing {
+			failing = true
+			out.env.Log.Warn("a replay has to wait; it tries again until the broker takes the events", zap.Error(v.failure))
+		}
 		if err := sleep(ctx, max(wait.NextBackOff(), v.wait)); err != nil {
-			return err
+			return pending, err
 		}
 	}
-	return nil
+	return nil, nil
 }

@@ -115,3 +115,15 @@ func (b *Broker) Messages(t *testing.T, topic string) (all []kafka.Message) {
 	}
 	return all
 }
+
+// CreateTopic makes a topic, and returns when it is there.
+func (b *Broker) CreateTopic(t *testing.T, topic string, partitions int) {
+	t.Helper()
+	client := &kafka.Client{Addr: kafka.TCP(b.Addr), Timeout: 20 * time.Second}
+	resp, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{
+		Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: partitions, ReplicationFactor: 1}},
+	})
+	if err := errors.Join(err, resp.Errors[topic]); err != nil {
+		t.Fatal(err)
+	}
+}
