@@ -15,7 +15,7 @@ type Metrics struct {
 
 	delivered, retries, filtered, filterErrors *prometheus.CounterVec
 	dead, given                                *prometheus.CounterVec
-	replayed                                   *prometheus.CounterVec
+	replayed, unreadable                       *prometheus.CounterVec
 	up, open                                   *prometheus.GaugeVec
 }
 
@@ -35,6 +35,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		dead:         counter("postwire_sink_dead_letters_total", "Events set aside because the broker refused them for good.", "sink", "reason"),
 		given:        counter("postwire_sink_given_up_total", "Events that the sink never gets, because max_age or max_events of the sink gave them up.", "sink", "reason"),
 		replayed:     counter("postwire_sink_replayed_total", "Events that the broker acknowledged in a replay.", "sink"),
+		unreadable:   counter("postwire_sink_unreadable_total", "Attempts to read the journal for the sink that failed; it gets nothing while they do.", "sink"),
 		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last attempt to deliver was taken, 0 while the sink fails."}, []string{"sink"}),
 		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while nothing arrives at the sink and it is probed with one event at a time, otherwise 0."}, []string{"sink"}),
 	}
@@ -45,6 +46,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 // sinkMetrics are those of one sink. The lag is computed when it is asked for.
 type sinkMetrics struct {
 	delivered, retries, filtered, filterErrors prometheus.Counter
+	unreadable                                 prometheus.Counter
 
 	dead, given *prometheus.CounterVec
 	gauge, open prometheus.Gauge
@@ -58,6 +60,7 @@ func (m *Metrics) sink(name string, j journal.Journal, c journal.Cursor, now fun
 		retries:      m.retries.WithLabelValues(name),
 		filtered:     m.filtered.WithLabelValues(name),
 		filterErrors: m.filterErrors.WithLabelValues(name),
+		unreadable:   m.unreadable.WithLabelValues(name),
 		dead:         m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
 		given:        m.given.MustCurryWith(prometheus.Labels{"sink": name}),
 		gauge:        m.up.WithLabelValues(name),

@@ -3,6 +3,7 @@ package relay
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -52,17 +53,31 @@ type givings struct {
 
 // Run carries until ctx is done, or hard is, and then returns nil. What is with the broker
 // at that moment may take until hard is done, so that its acknowledgement is
-// not lost. Run returns an error only when the journal fails; a broker's
-// trouble is Run's own to wait out.
+// not lost. A broker's trouble is Run's own to wait out, and so is a journal
+// that cannot be read at this sink's place: other sinks may stand elsewhere, and
+// what comes in is stored all the same. Run returns an error when the cursor
+// cannot be moved.
 func (p *Pump) Run(ctx, hard context.Context) error {
 	defer p.out.close()
 	defer p.tellGivenUp()
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = time.Second, time.Minute
 	for {
 		records, err := p.cursor.Next(ctx, p.settings.Batch)
-		if err == nil {
-			p.metrics.holding(records[0].Accepted)
-			err = p.carry(ctx, hard, records)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, journal.ErrClosed):
+			return nil
+		case err != nil:
+			p.metrics.unreadable.Inc()
+			p.log.Error("the journal cannot be read where this sink stands; it gets nothing until that is repaired", zap.Error(err))
+			if sleep(ctx, wait.NextBackOff()) != nil {
+				return nil
+			}
+			continue
 		}
+		wait.Reset()
+		p.metrics.holding(records[0].Accepted)
+		err = p.carry(ctx, hard, records)
 		if ctx.Err() != nil || hard.Err() != nil {
 			return nil
 		}

@@ -251,6 +251,7 @@ type store struct {
 	guard *guard
 	clock func() time.Time
 	users sync.WaitGroup // who read from db; added to under the journal's mu
+	lost  []Range        // known to be, in order
 
 	// The committer's own.
 	window   *window

@@ -1,6 +1,7 @@
 package pebble
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -47,8 +48,11 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 // place finds where the cursor stands, and makes a new one durable there.
 func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	known := false
-	var committed, began journal.Seq
-	err := c.j.read(ctx, func(st *store) error {
+	var committed, began, repaired journal.Seq
+	err := c.j.read(ctx, func(st *store) (err error) {
+		if repaired, err = st.number(metaRepairedKey(), 0); err != nil {
+			return err
+		}
 		value, closer, err := st.db.Get(cursorKey(c.name))
 		if errors.Is(err, pebble.ErrNotFound) {
 			return nil
@@ -72,6 +76,12 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 			zap.String("sink", c.name), zap.Uint64("first_gone", uint64(committed+1)), zap.Uint64("oldest", uint64(oldest)))
 		committed = oldest - 1
 	case known:
+	case repaired >= oldest:
+		// It may be one whose position the repair could not save.
+		c.j.log.Warn("a repair lost positions of sinks, and this sink has none; it begins at the oldest event that is stored",
+			zap.String("sink", c.name), zap.Uint64("oldest", uint64(oldest)))
+		committed = oldest - 1
+		began = committed
 	default:
 		committed = min(max(journal.Seq(start), oldest-1), durable)
 		began = committed
@@ -162,38 +172,44 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 	if err != nil {
 		return nil, fmt.Errorf("reading from %d: %w", c.next, err)
 	}
+	if len(records) == 0 { // all that is there so far is lost
+		c.next = through + 1
+		return c.Next(ctx, limit)
+	}
 	c.next = records[len(records)-1].Seq + 1
 	return records, nil
 }
 
-// read returns the records from one place through another, at least one.
+// read returns the records from one place through another: at least one, unless
+// a repair found all of them lost.
 func (st *store) read(from, through journal.Seq, limit int) (records []journal.Record, err error) {
 	it, err := st.events(from)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
-	size := 0
+	defer func() { err = cmp.Or(err, it.Close()) }() // it repeats a read error
+	size, next := 0, from
 	for ok := it.First(); ok && seqOf(it.Key()) <= through && len(records) < max(limit, 1) && size < maxReadBytes; ok = it.Next() {
 		value, err := it.ValueAndErr()
 		if err != nil {
-			return nil, err
+			return nil, damaged(err)
 		}
 		r, err := decodeRecord(seqOf(it.Key()), value)
 		if err != nil {
-			return nil, err
+			return nil, damaged(err)
 		}
-		if want := from + journal.Seq(len(records)); r.Seq != want {
-			return nil, fmt.Errorf("the journal is damaged: event %d is missing, the next one is %d", want, r.Seq)
+		if want := skip(st.lost, next); r.Seq != want {
+			return nil, damaged(fmt.Errorf("event %d is missing, the next one is %d", want, r.Seq))
 		}
+		next = r.Seq + 1
 		records = append(records, r)
 		size += len(value)
 	}
 	if err := it.Error(); err != nil {
-		return nil, err
+		return nil, damaged(err)
 	}
-	if len(records) == 0 {
-		return nil, fmt.Errorf("the journal is damaged: event %d is missing", from)
+	if want := skip(st.lost, from); len(records) == 0 && want <= through {
+		return nil, damaged(fmt.Errorf("event %d is missing", want))
 	}
 	return records, nil
 }

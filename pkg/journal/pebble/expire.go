@@ -100,7 +100,16 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, pas
 		removed = uint64(through + 1 - oldest)
 		// The newest event may be among them; its place is not given twice.
 		last := binary.BigEndian.AppendUint64(nil, uint64(g.last))
+		first := binary.BigEndian.AppendUint64(nil, uint64(through+1))
+		for _, l := range g.st.lost {
+			if l.To <= through {
+				if err := g.batch.Delete(lostKey(l.From), nil); err != nil {
+					return err
+				}
+			}
+		}
 		return errors.Join(
+			g.batch.Set(metaFirstKey(), first, nil),
 			g.batch.Set(metaLastKey(), last, nil),
 			g.batch.DeleteRange(eventKey(oldest), eventKey(through+1), nil),
 			g.forgetGivenUp(through),

@@ -392,7 +392,7 @@ func TestOpenRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"a marker that is none", "does not hold the marker", func(t *testing.T, fs vfs.FS) {
+		{"a marker that is none", "no marker of a journal", func(t *testing.T, fs vfs.FS) {
 			if err := writeFile(fs, "data", formatFile, "hello\n"); err != nil {
 				t.Fatal(err)
 			}
@@ -452,18 +452,22 @@ func TestLimitTrimsHistoryBeforeItRefuses(t *testing.T) {
 		return err
 	}
 	// Delivered: more than the limit fits.
-	for range 160 {
-		eventually(t, "a delivered event makes room", func() bool { return put() == nil })
-		if err := c.Commit(t.Context(), j.Last(), journal.Undelivered{}); err != nil {
-			t.Fatal(err)
+	accepted := 0
+	eventually(t, "delivered events make room", func() bool {
+		if put() == nil {
+			accepted++
+			if err := c.Commit(t.Context(), j.Last(), journal.Undelivered{}); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	if j.Usage().Trimmed == 0 || j.Oldest() == 1 {
-		t.Errorf("%d events were trimmed, the oldest is %d", j.Usage().Trimmed, j.Oldest())
+		return accepted >= 160 && j.Usage().Trimmed > 0
+	})
+	if j.Oldest() == 1 {
+		t.Error("events were trimmed, and the oldest is 1")
 	}
 	// Not delivered: it stays, and what comes in is refused.
 	kept := j.Last() + 1
-	eventually(t, "the journal is full", func() bool { return errors.Is(put(), journal.ErrFull) })
+	eventually(t, "the journal is full", func() bool { return errors.Is(put(), journal.ErrFull) && j.Last() >= kept })
 	records, err := c.Next(t.Context(), 1)
 	if err != nil || records[0].Seq != kept {
 		t.Errorf("Next = %v, %v; want event %d", records, err, kept)

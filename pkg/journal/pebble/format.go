@@ -21,7 +21,10 @@ import (
 //	e <seq>                   event: accepted, then the encoded event
 //	g <len><sink> <seq>       given up, from seq on: JSON
 //	k <generation> <key>      identity key: first seen, seq, CloudEvents id
+//	l <seq>                   lost, from seq on, and found so by a repair: the last seq
+//	m first                   the oldest seq kept, once any has been removed
 //	m last                    the newest seq, kept when its event has been removed
+//	m repaired                the newest seq when a repair lost positions of sinks
 //	n <name>                  note
 //	q <id>                    quarantined request: JSON
 const (
@@ -30,6 +33,7 @@ const (
 	eventSpace      = 'e'
 	givenUpSpace    = 'g'
 	keySpace        = 'k'
+	lostSpace       = 'l'
 	metaSpace       = 'm'
 	noteSpace       = 'n'
 	quarantineSpace = 'q'
@@ -69,7 +73,15 @@ func quarantineKey(id string) []byte { return append([]byte{quarantineSpace}, id
 
 func noteKey(name string) []byte { return append([]byte{noteSpace}, name...) }
 
-func metaLastKey() []byte { return []byte{metaSpace, 'l', 'a', 's', 't'} }
+func metaFirstKey() []byte { return append([]byte{metaSpace}, "first"...) }
+
+func metaLastKey() []byte { return append([]byte{metaSpace}, "last"...) }
+
+func metaRepairedKey() []byte { return append([]byte{metaSpace}, "repaired"...) }
+
+func lostKey(s journal.Seq) []byte {
+	return binary.BigEndian.AppendUint64([]byte{lostSpace}, uint64(s))
+}
 
 // after returns the smallest key behind all that begin with prefix.
 func after(prefix []byte) []byte {

@@ -6,11 +6,11 @@ package pebble
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -91,27 +91,13 @@ func Open(opts Options) (*Journal, error) {
 	if opts.Window <= 0 {
 		return nil, fmt.Errorf("journal: the dedupe window is %v, it must be longer than 0", opts.Window)
 	}
-	if opts.Log == nil {
-		opts.Log = zap.NewNop()
-	}
-	if opts.FS == nil {
-		opts.FS = vfs.Default
-	}
-	if opts.Clock == nil {
-		opts.Clock = time.Now
-	}
-	if opts.Every <= 0 {
-		opts.Every = time.Minute
-	}
-	if opts.memTable == 0 {
-		opts.memTable = 16 << 20
-	}
+	opts = opts.withDefaults()
 	if err := makeDir(opts.FS, opts.Dir); err != nil {
 		return nil, fmt.Errorf("journal %s: making the folder: %w", opts.Dir, err)
 	}
-	lock, err := pebble.LockDirectory(opts.Dir, opts.FS)
+	lock, err := lockDir(opts)
 	if err != nil {
-		return nil, fmt.Errorf("journal %s: another process uses this folder (one journal serves one process; stop the other, or set journal.dir): %w", opts.Dir, err)
+		return nil, fmt.Errorf("journal %s: %w", opts.Dir, err)
 	}
 	if err := checkFormat(opts.FS, opts.Dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", opts.Dir, err), lock.Close())
@@ -136,6 +122,33 @@ func Open(opts Options) (*Journal, error) {
 	j.done.Go(j.watch)
 	j.done.Go(j.makeRoom)
 	return j, nil
+}
+
+func (o Options) withDefaults() Options {
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Every <= 0 {
+		o.Every = time.Minute
+	}
+	if o.memTable == 0 {
+		o.memTable = 16 << 20
+	}
+	return o
+}
+
+func lockDir(opts Options) (*pebble.Lock, error) {
+	lock, err := pebble.LockDirectory(opts.Dir, opts.FS)
+	if err != nil {
+		return nil, fmt.Errorf("another process uses this folder (one journal serves one process; stop the other, or set journal.dir): %w", err)
+	}
+	return lock, nil
 }
 
 // makeDir makes dir, and puts each folder that it had to make on stable
@@ -174,23 +187,64 @@ func syncDir(fsys vfs.FS, dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// checkFormat reads the format marker, or writes it into a new folder.
+// marker is what the format marker holds.
+func marker() string { return fmt.Sprintf("%s %d\n", formatName, formatVersion) }
+
+// errMarker is wrapped where the format marker is missing or not one.
+var errMarker = errors.New("no marker of a journal")
+
+// checkFormat checks the format marker and that the engine's own files belong
+// to it, or makes a new folder a journal.
 func checkFormat(fsys vfs.FS, dir string) error {
-	path := fsys.PathJoin(dir, formatFile)
-	want := fmt.Sprintf("%s %d\n", formatName, formatVersion)
-	text, err := readFile(fsys, path)
-	if errors.Is(err, fs.ErrNotExist) {
-		names, err := fsys.List(dir)
-		if err != nil {
-			return fmt.Errorf("listing the folder: %w", err)
-		}
+	names, err := fsys.List(dir)
+	if err != nil {
+		return fmt.Errorf("listing the folder: %w", err)
+	}
+	data := slices.IndexFunc(names, isEngineFile)
+	err = checkVersion(fsys, dir)
+	switch {
+	case interrupted(names):
+		return errInterrupted
+	case errors.Is(err, fs.ErrNotExist) && data >= 0:
+		return fmt.Errorf("it holds %s and has no file %s: %s", names[data], formatFile, advice)
+	case errors.Is(err, fs.ErrNotExist):
 		for _, name := range names {
 			// A crash may have left the lock and the marker's first half.
 			if name != "LOCK" && name != formatFile+".tmp" {
 				return fmt.Errorf("the folder is not empty (it holds %s) and has no file %s, so it is no journal; set journal.dir to a new folder", name, formatFile)
 			}
 		}
-		return writeFile(fsys, dir, formatFile, want)
+		return writeFile(fsys, dir, formatFile, marker())
+	case err != nil:
+		return err
+	}
+	engine, err := pebble.Peek(dir, fsys)
+	if err != nil {
+		return fmt.Errorf("looking for the manifest: %w", err)
+	}
+	if !engine.Exists && data >= 0 {
+		return fmt.Errorf("it holds %s, and the file manifest that ties its data together is missing: %s", names[data], advice)
+	}
+	return nil
+}
+
+// advice is what to do about damage.
+const advice = "restore it, or stop the relay and run 'postwire journal check', which says what is wrong, and 'postwire journal repair', which saves what can be read"
+
+// damaged explains an error that lies in the journal's own files.
+func damaged(err error) error {
+	if info := pebble.ExtractDataCorruptionInfo(err); info != nil {
+		return fmt.Errorf("the journal's file %s is damaged (%w): %s", info.Path, info.Details, advice)
+	}
+	return fmt.Errorf("the journal is damaged (%w): %s", err, advice)
+}
+
+// checkVersion reads the format marker.
+func checkVersion(fsys vfs.FS, dir string) error {
+	path := fsys.PathJoin(dir, formatFile)
+	text, err := readFile(fsys, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", errMarker, err)
 	}
 	if err != nil {
 		return fmt.Errorf("reading the format marker: %w", err)
@@ -198,7 +252,7 @@ func checkFormat(fsys vfs.FS, dir string) error {
 	name, number, _ := strings.Cut(strings.TrimSpace(text), " ")
 	version, err := strconv.Atoi(number)
 	if err != nil || name != formatName {
-		return fmt.Errorf("%s does not hold the marker of a journal, such as %q: restore that file, or set journal.dir to a new folder", path, strings.TrimSpace(want))
+		return fmt.Errorf("%w: %s does not hold one, such as %q: restore that file, set journal.dir to a new folder, or run 'postwire journal repair'", errMarker, path, strings.TrimSpace(marker()))
 	}
 	if version > formatVersion {
 		return fmt.Errorf("it was written in format %d by a newer version of postwire, this version reads up to %d: install that version again, or set journal.dir to a new folder", version, formatVersion)
@@ -248,46 +302,19 @@ func (l pebbleLog) Fatalf(format string, args ...any) { l.log.Panic(fmt.Sprintf(
 // open opens the files behind a new guard.
 func (j *Journal) open() (*store, error) {
 	g := newGuard(j.opts.FS)
-	log := j.log.Named("pebble")
-	o := &pebble.Options{
-		FS:                          g,
-		Lock:                        j.lock,
-		Logger:                      pebbleLog{log},
-		FormatMajorVersion:          pebble.FormatNewest,
-		MemTableSize:                j.opts.memTable,
-		MemTableStopWritesThreshold: memTables,
-		// Memtables are taken off the cache's size, which would leave no
-		// room for the filters.
-		CacheSize: 32<<20 + memTables*int64(j.opts.memTable),
-		// Events lie in order and new keys are found by filters, so that
-		// many tables side by side cost little, and merging them late saves
-		// a twentieth of all work.
-		L0CompactionThreshold: 8,
-		L0StopWritesThreshold: 24,
-		WALMinSyncInterval:    func() time.Duration { return syncInterval },
-		EventListener: &pebble.EventListener{
-			BackgroundError: func(err error) { log.Warn("background work failed, it will be tried again", zap.Error(err)) },
-			DataCorruption: func(info pebble.DataCorruptionInfo) {
-				log.Error("a file of the journal is damaged", zap.String("path", info.Path), zap.Error(info.Details))
-			},
-		},
-	}
-	for i := range o.Levels {
-		// Nearly every key that is looked up is a new one: the filter
-		// answers without reading a block.
-		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
-		o.Levels[i].FilterType = pebble.TableFilter
-	}
-	db, err := pebble.Open(j.opts.Dir, o)
-	if err != nil {
+	db, err := pebble.Open(j.opts.Dir, engineOptions(j.opts, g, j.lock))
+	if _, disk := errors.AsType[*fs.PathError](err); disk && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("opening: %w", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening: %w", damaged(err))
 	}
 	st := &store{db: db, guard: g, clock: j.opts.Clock}
 	err = st.load(j.opts.Window)
 	if err := errors.Join(err, g.failure()); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening: %w", err), db.Close())
 	}
-	oldest, err := st.oldest()
+	oldest, err := st.number(metaFirstKey(), 1)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening: %w", err), db.Close())
 	}
@@ -298,18 +325,50 @@ func (j *Journal) open() (*store, error) {
 	return st, nil
 }
 
+// engineOptions are how the engine is run. Without a lock it takes its own.
+func engineOptions(opts Options, fsys vfs.FS, lock *pebble.Lock) *pebble.Options {
+	log := opts.Log.Named("pebble")
+	o := &pebble.Options{
+		FS:                          fsys,
+		Lock:                        lock,
+		Logger:                      pebbleLog{log},
+		FormatMajorVersion:          pebble.FormatNewest,
+		MemTableSize:                opts.memTable,
+		MemTableStopWritesThreshold: memTables,
+		// Memtables are taken off the cache's size, which would leave no
+		// room for the filters.
+		CacheSize: 32<<20 + memTables*int64(opts.memTable),
+		// Events lie in order and new keys are found by filters, so that
+		// many tables side by side cost little, and merging them late saves
+		// a twentieth of all work.
+		L0CompactionThreshold: 8,
+		L0StopWritesThreshold: 24,
+		WALMinSyncInterval:    func() time.Duration { return syncInterval },
+		EventListener: &pebble.EventListener{
+			BackgroundError: func(err error) {
+				log.Warn("background work failed, it will be tried again", zap.String("error", err.Error()))
+			},
+			DataCorruption: func(info pebble.DataCorruptionInfo) {
+				log.Error("a file of the journal is damaged", zap.String("path", info.Path), zap.String("error", info.Details.Error()), zap.String("advice", advice))
+			},
+		},
+	}
+	for i := range o.Levels {
+		// Nearly every key that is looked up is a new one: the filter
+		// answers without reading a block.
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		o.Levels[i].FilterType = pebble.TableFilter
+	}
+	return o
+}
+
 // load reads where the log ends and which generations of keys there are.
 func (st *store) load(width time.Duration) error {
 	var err error
 	if st.window, err = openWindow(st.db, width); err != nil {
 		return err
 	}
-	if value, closer, err := st.db.Get(metaLastKey()); err == nil {
-		st.last = journal.Seq(binary.BigEndian.Uint64(value))
-		if err := closer.Close(); err != nil {
-			return err
-		}
-	} else if !errors.Is(err, pebble.ErrNotFound) {
+	if st.last, err = st.number(metaLastKey(), 0); err != nil {
 		return err
 	}
 	it, err := st.events(0)
@@ -324,7 +383,23 @@ func (st *store) load(width time.Duration) error {
 		}
 		st.accepted = accepted.UnixNano()
 	}
-	return it.Close()
+	return errors.Join(it.Close(), st.readLost(), st.checkPositions())
+}
+
+// checkPositions makes sure that no sink stands beyond the end of the log: the
+// log is written in order, so its end was cut off.
+func (st *store) checkPositions() error {
+	it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{cursorSpace}, UpperBound: []byte{cursorSpace + 1}})
+	if err != nil {
+		return err
+	}
+	for ok := it.First(); ok && err == nil; ok = it.Next() {
+		var committed journal.Seq
+		if committed, _, err = decodeCursor(it.Value()); err == nil && committed > st.last {
+			err = damaged(fmt.Errorf("sink %s has been given events through %d, and the log ends at %d", it.Key()[1:], committed, st.last))
+		}
+	}
+	return errors.Join(err, it.Close())
 }
 
 // events iterates over the events from a place on.
@@ -332,18 +407,31 @@ func (st *store) events(from journal.Seq) (*pebble.Iterator, error) {
 	return st.db.NewIter(&pebble.IterOptions{LowerBound: eventKey(from), UpperBound: []byte{eventSpace + 1}})
 }
 
-// oldest returns the place of the first event stored, or the one after the
-// last where there is none.
-func (st *store) oldest() (journal.Seq, error) {
-	it, err := st.events(0)
+// number returns the place kept under a key, or otherwise none.
+func (st *store) number(key []byte, none journal.Seq) (journal.Seq, error) {
+	value, err := st.get(key)
+	if errors.Is(err, journal.ErrNotFound) {
+		return none, nil
+	}
 	if err != nil {
 		return 0, err
 	}
-	oldest := st.last + 1
-	if it.First() {
-		oldest = seqOf(it.Key())
+	if len(value) != 8 {
+		return 0, errTruncated
 	}
-	return oldest, it.Close()
+	return seqOf(value), nil
+}
+
+// readLost reads what a repair found lost.
+func (st *store) readLost() error {
+	it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{lostSpace}, UpperBound: []byte{lostSpace + 1}})
+	if err != nil {
+		return err
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		st.lost = append(st.lost, Range{seqOf(it.Key()), seqOf(it.Value())})
+	}
+	return it.Close()
 }
 
 // notify wakes all who wait for a change. The caller holds mu.

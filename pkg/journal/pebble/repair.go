@@ -1,0 +1,581 @@
+package pebble
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/wal"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// Range is a run of events.
+type Range struct {
+	From journal.Seq `json:"from"`
+	To   journal.Seq `json:"to"`
+}
+
+// Len is how many events are in the run.
+func (r Range) Len() int { return int(r.To - r.From + 1) }
+
+// Position is where a sink, or a replay, stands.
+type Position struct {
+	Name      string      `json:"name"`
+	Committed journal.Seq `json:"committed"`
+	Waiting   int         `json:"waiting"` // stored events that it has not passed
+	Lost      int         `json:"lost"`    // lost events that it had not passed
+}
+
+// Contents is what a journal holds.
+type Contents struct {
+	Oldest      journal.Seq `json:"oldest"` // no event before it is kept
+	Last        journal.Seq `json:"last"`   // newest place that anything speaks of
+	Events      int         `json:"events"`
+	Lost        []Range     `json:"lost"` // events that should be there
+	Dead        int         `json:"dead_letters"`
+	Quarantined int         `json:"quarantined"`
+	Positions   []Position  `json:"positions"`
+	Damage      []Damage    `json:"damage"` // what cannot be read
+}
+
+// Repaired is what a repair has done.
+type Repaired struct {
+	Contents
+	Kept string `json:"kept"` // folder with what was there before
+}
+
+// The repair of a folder works in three steps, each of which can be done again
+// when a crash cuts it short:
+//
+//  1. repairing/ is filled with a new journal. It counts once its FORMAT is there.
+//  2. What was in the folder moves to damaged-<time>/, FORMAT first, and then
+//     repairing/ becomes repaired/.
+//  3. What is in repaired/ moves into the folder, FORMAT last.
+//
+// A folder in the middle of it has no FORMAT, so that nothing opens it.
+const (
+	repairingDir = "repairing"
+	repairedDir  = "repaired"
+	damagedDir   = "damaged-" // and the time
+)
+
+var errInterrupted = errors.New("a repair of it was interrupted: run 'postwire journal repair' again")
+
+// interrupted reports whether a folder is in the middle of a repair.
+func interrupted(names []string) bool {
+	return !slices.Contains(names, formatFile) && (slices.Contains(names, repairingDir) || slices.Contains(names, repairedDir))
+}
+
+// ours reports whether a file belongs to the journal itself.
+func ours(name string) bool {
+	return name != "LOCK" && name != repairingDir && name != repairedDir && !strings.HasPrefix(name, damagedDir)
+}
+
+// Repair makes a journal that opens out of whatever can be read in opts.Dir,
+// and keeps the folder's old content in a folder inside it. It must not be in
+// use, needs as much free space as the journal takes, and can be run again
+// after it was interrupted.
+func Repair(ctx context.Context, opts Options) (Repaired, error) {
+	opts = opts.withDefaults()
+	done, err := repair(ctx, opts)
+	if err != nil {
+		return done, fmt.Errorf("repairing the journal %s: %w", opts.Dir, err)
+	}
+	return done, nil
+}
+
+func repair(ctx context.Context, opts Options) (done Repaired, err error) {
+	lock, names, err := enter(opts)
+	if err != nil {
+		return done, err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	fsys, dir := opts.FS, opts.Dir
+	building, ready := fsys.PathJoin(dir, repairingDir), fsys.PathJoin(dir, repairedDir)
+
+	if !slices.Contains(names, repairedDir) {
+		if !slices.Contains(names, repairingDir) || !exists(opts, fsys.PathJoin(building, formatFile)) {
+			if err := fsys.RemoveAll(building); err != nil {
+				return done, err
+			}
+			if done.Contents, err = rebuild(ctx, opts, lock, building); err != nil {
+				return done, err
+			}
+		}
+		if done.Kept, err = putAside(opts); err != nil {
+			return done, err
+		}
+		if err := errors.Join(fsys.Rename(building, ready), syncDir(fsys, dir)); err != nil {
+			return done, err
+		}
+	}
+	moved, err := fsys.List(ready)
+	if err != nil {
+		return done, err
+	}
+	slices.SortFunc(moved, func(a, b string) int { return cmp.Compare(rank(a), rank(b)) })
+	if err := move(opts, moved, ready, dir); err != nil {
+		return done, err
+	}
+	if err := errors.Join(fsys.RemoveAll(ready), syncDir(fsys, dir)); err != nil {
+		return done, err
+	}
+	if done.Kept == "" || done.Last == 0 { // the part that tells it was done before
+		damage := done.Damage
+		if done.Contents, err = inspect(ctx, opts, lock, true); err != nil {
+			return done, err
+		}
+		done.Damage = append(damage, done.Damage...)
+	}
+	return done, nil
+}
+
+// rank puts the format marker last.
+func rank(name string) int {
+	if name == formatFile {
+		return 1
+	}
+	return 0
+}
+
+// putAside moves what is in the folder to where it is kept.
+func putAside(opts Options) (string, error) {
+	names, err := opts.FS.List(opts.Dir)
+	if err != nil {
+		return "", err
+	}
+	kept := ""
+	for _, name := range names {
+		if strings.HasPrefix(name, damagedDir) && !slices.Contains(names, formatFile) {
+			kept = max(kept, name) // of the repair that was interrupted
+		}
+	}
+	if kept == "" {
+		kept = damagedDir + opts.Clock().UTC().Format("20060102T150405Z")
+	}
+	kept = opts.FS.PathJoin(opts.Dir, kept)
+	if err := errors.Join(opts.FS.MkdirAll(kept, 0o750), syncDir(opts.FS, opts.Dir)); err != nil {
+		return "", err
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(rank(b), rank(a)) })
+	return kept, move(opts, slices.DeleteFunc(names, func(n string) bool { return !ours(n) }), opts.Dir, kept)
+}
+
+// move moves files in the order of their names, and makes that durable.
+func move(opts Options, names []string, from, to string) error {
+	for i, name := range names {
+		if name == "LOCK" {
+			continue
+		}
+		// The marker goes alone: before all others, or after them.
+		if i > 0 && (rank(names[i-1]) == 1 || rank(name) == 1) {
+			if err := errors.Join(syncDir(opts.FS, to), syncDir(opts.FS, from)); err != nil {
+				return err
+			}
+		}
+		if err := opts.FS.Rename(opts.FS.PathJoin(from, name), opts.FS.PathJoin(to, name)); err != nil {
+			return err
+		}
+	}
+	return errors.Join(syncDir(opts.FS, to), syncDir(opts.FS, from))
+}
+
+func exists(opts Options, path string) bool {
+	_, err := opts.FS.Stat(path)
+	return err == nil
+}
+
+// enter locks a folder that should hold a journal, and lists it.
+func enter(opts Options) (*pebble.Lock, []string, error) {
+	names, err := opts.FS.List(opts.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, errors.New("there is no such folder")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if !interrupted(names) && !slices.ContainsFunc(names, isEngineFile) && !slices.Contains(names, formatFile) {
+		return nil, nil, errors.New("the folder holds no journal")
+	}
+	lock, err := lockDir(opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	return lock, names, nil
+}
+
+// isEngineFile reports whether a file holds the engine's data.
+func isEngineFile(name string) bool {
+	_, _, isLog := wal.ParseLogFilename(name)
+	return isLog || strings.HasSuffix(name, ".sst")
+}
+
+// rebuild writes a new journal of what can be read in opts.Dir.
+func rebuild(ctx context.Context, opts Options, lock *pebble.Lock, to string) (c Contents, err error) {
+	if err := checkVersion(opts.FS, opts.Dir); err != nil && !errors.Is(err, errMarker) {
+		return c, err
+	}
+	// If the engine can open it, its own recovery leaves only what counts.
+	settled, unsound := pebble.Open(opts.Dir, settling(opts, lock))
+	if unsound == nil {
+		if err := settled.Close(); err != nil {
+			opts.Log.Debug("settling the journal before its repair", zap.Error(err))
+		}
+	}
+	s, err := openSalvage(ctx, opts.FS, opts.Dir)
+	if err != nil {
+		return c, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if unsound != nil {
+		s.damage = append(s.damage, s.tails...)
+	}
+	if err := makeDir(opts.FS, to); err != nil {
+		return c, err
+	}
+	db, err := pebble.Open(to, engineOptions(opts, opts.FS, nil))
+	if err != nil {
+		return c, err
+	}
+	defer func() {
+		if db != nil {
+			err = errors.Join(err, db.Close())
+		}
+	}()
+	w := &rewriter{db: db, batch: db.NewBatch(), census: &census{}}
+	err = s.each(ctx, w.take)
+	if err == nil {
+		err = w.finish(s.damage)
+	}
+	c = w.contents(append(s.damage, w.damage...))
+	if err != nil {
+		return c, err
+	}
+	err = errors.Join(db.Flush(), db.Close())
+	if db = nil; err != nil {
+		return c, err
+	}
+	return c, writeFile(opts.FS, to, formatFile, marker())
+}
+
+// rewriter writes what is kept.
+type rewriter struct {
+	db    *pebble.DB
+	batch *pebble.Batch
+	*census
+}
+
+// take keeps an entry that makes sense.
+func (w *rewriter) take(key, value []byte) error {
+	if !w.count(key, value) {
+		return nil
+	}
+	if err := w.batch.Set(key, value, nil); err != nil {
+		return err
+	}
+	if w.batch.Len() < 1<<20 {
+		return nil
+	}
+	return w.flush()
+}
+
+func (w *rewriter) flush() error {
+	err := errors.Join(w.batch.Commit(pebble.NoSync), w.batch.Close())
+	w.batch = w.db.NewBatch()
+	return err
+}
+
+// finish writes down what is lost, so that it is passed over knowingly.
+func (w *rewriter) finish(damage []Damage) error {
+	w.close()
+	for _, l := range w.lost {
+		if err := w.batch.Set(lostKey(l.From), binary.BigEndian.AppendUint64(nil, uint64(l.To)), nil); err != nil {
+			return err
+		}
+	}
+	last := binary.BigEndian.AppendUint64(nil, uint64(w.last))
+	first := binary.BigEndian.AppendUint64(nil, uint64(w.oldest))
+	if err := errors.Join(w.batch.Set(metaLastKey(), last, nil), w.batch.Set(metaFirstKey(), first, nil)); err != nil {
+		return err
+	}
+	for _, p := range w.positions {
+		// A sink that stands before what is lost need not wait there.
+		to := skip(w.lost, p.committed+1) - 1
+		if to == p.committed {
+			continue
+		}
+		if err := w.batch.Set(cursorKey(p.name), encodeCursor(to, p.began), nil); err != nil {
+			return err
+		}
+	}
+	// A sink whose position was lost must not begin behind what it has not
+	// been given.
+	if slices.ContainsFunc(damage, func(d Damage) bool { return d.mayHold(cursorSpace) }) {
+		if err := w.batch.Set(metaRepairedKey(), last, nil); err != nil {
+			return err
+		}
+	}
+	return w.flush()
+}
+
+// census counts what a journal holds, from its keys in order.
+type census struct {
+	oldest      journal.Seq // no event before it is kept; 0 is that none was ever removed
+	last        journal.Seq // the newest place that anything speaks of
+	events      int
+	dead, aside int
+	positions   []position
+	stored      []Range // runs of events that are there
+	lost        []Range // runs that should be
+	admitted    []Range // of the lost, what an earlier repair wrote down
+	damage      []Damage
+}
+
+type position struct {
+	name             string
+	committed, began journal.Seq
+}
+
+// count takes note of an entry, and reports whether it makes sense.
+func (c *census) count(key, value []byte) bool {
+	err := c.see(key, value)
+	if err != nil {
+		c.damage = append(c.damage, Damage{File: fmt.Sprintf("entry %q", key), Err: err, from: slices.Clone(key), to: slices.Clone(key)})
+	}
+	return err == nil
+}
+
+func (c *census) see(key, value []byte) error {
+	switch key[0] {
+	case eventSpace:
+		if len(key) != 9 {
+			return errTruncated
+		}
+		at := seqOf(key)
+		if _, err := decodeRecord(at, value); err != nil {
+			return err
+		}
+		c.events++
+		if k := len(c.stored) - 1; k >= 0 && c.stored[k].To+1 == at {
+			c.stored[k].To = at
+		} else {
+			c.stored = append(c.stored, Range{at, at})
+		}
+	case cursorSpace:
+		committed, began, err := decodeCursor(value)
+		if err != nil {
+			return err
+		}
+		c.positions = append(c.positions, position{string(key[1:]), committed, began})
+		c.last = max(c.last, committed)
+	case deadSpace:
+		if _, err := decodeDead(key, value); err != nil {
+			return err
+		}
+		c.dead++
+	case keySpace:
+		if len(key) < 9 {
+			return errTruncated
+		}
+		s, err := decodeSighting(value)
+		if err != nil {
+			return err
+		}
+		c.last = max(c.last, s.seq)
+	case lostSpace:
+		if len(key) != 9 || len(value) != 8 {
+			return errTruncated
+		}
+		c.admitted = append(c.admitted, Range{seqOf(key), seqOf(value)})
+	case metaSpace:
+		if len(value) != 8 {
+			return errTruncated
+		}
+		switch at := seqOf(value); {
+		case bytes.Equal(key, metaFirstKey()):
+			c.oldest = at
+			c.last = max(c.last, at-1)
+		case bytes.Equal(key, metaLastKey()):
+			c.last = max(c.last, at)
+		}
+	case givenUpSpace:
+		var g journal.GivenUp
+		return json.Unmarshal(value, &g)
+	case quarantineSpace:
+		var r journal.Rejected
+		if err := json.Unmarshal(value, &r); err != nil {
+			return err
+		}
+		c.aside++
+	case noteSpace:
+	default:
+		return fmt.Errorf("key of an unknown kind, %q", key[0])
+	}
+	return nil
+}
+
+// close finds what is missing, once all has been counted.
+func (c *census) close() {
+	// What is removed is the oldest; every later place holds its event.
+	c.oldest = max(c.oldest, 1)
+	next := c.oldest
+	for _, s := range c.stored {
+		if s.From > next {
+			c.lost = append(c.lost, Range{next, s.From - 1})
+		}
+		next = max(next, s.To+1)
+	}
+	c.last = max(c.last, next-1)
+	if next <= c.last {
+		c.lost = append(c.lost, Range{next, c.last})
+	}
+}
+
+// unadmitted are the lost events that no repair has written down.
+func (c *census) unadmitted() []Range {
+	return slices.DeleteFunc(slices.Clone(c.lost), func(m Range) bool { return skip(c.admitted, m.From) == m.To+1 })
+}
+
+func (c *census) contents(damage []Damage) Contents {
+	out := Contents{
+		Oldest: c.oldest, Last: c.last, Events: c.events, Lost: c.lost, Dead: c.dead, Quarantined: c.aside, Damage: damage,
+	}
+	for _, p := range c.positions {
+		at := Position{Name: p.name, Committed: p.committed}
+		at.Waiting, at.Lost = after64(c.stored, p.committed), after64(c.lost, p.committed)
+		out.Positions = append(out.Positions, at)
+	}
+	return out
+}
+
+// after64 counts what of the ranges is behind a place.
+func after64(ranges []Range, at journal.Seq) (n int) {
+	for _, r := range ranges {
+		if r.From = max(r.From, at+1); r.From <= r.To {
+			n += r.Len()
+		}
+	}
+	return n
+}
+
+// skip returns the first place, from one on, that is in none of the ranges.
+func skip(ranges []Range, from journal.Seq) journal.Seq {
+	for _, r := range ranges { // they are few and in order
+		if r.From <= from && from <= r.To {
+			from = r.To + 1
+		}
+	}
+	return from
+}
+
+// Inspect verifies a journal that is not in use, and changes nothing: every
+// block's checksum, every record, and that no event is missing. Damage is part
+// of what it returns; an error is that it could not look.
+func Inspect(ctx context.Context, opts Options) (Contents, error) {
+	opts = opts.withDefaults()
+	lock, names, err := enter(opts)
+	if err == nil {
+		defer lock.Close()
+		if interrupted(names) {
+			err = errInterrupted
+		} else {
+			var c Contents
+			if c, err = inspect(ctx, opts, lock, false); err == nil {
+				return c, nil
+			}
+		}
+	}
+	return Contents{}, fmt.Errorf("checking the journal %s: %w", opts.Dir, err)
+}
+
+// inspect is Inspect of a locked folder. All tells of lost events too that an
+// earlier repair has written down.
+func inspect(ctx context.Context, opts Options, lock *pebble.Lock, all bool) (c Contents, err error) {
+	if err := checkVersion(opts.FS, opts.Dir); errors.Is(err, errMarker) {
+		c.Damage = append(c.Damage, Damage{File: formatFile, Err: err})
+	} else if err != nil {
+		return c, err
+	}
+	// What each file holds, by itself.
+	s, err := openSalvage(ctx, opts.FS, opts.Dir)
+	if err != nil {
+		return c, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	// What they hold together; or, if that cannot be read, what a repair would
+	// save.
+	n := &census{}
+	live, whole := censusOf(ctx, opts, lock, n)
+	if live != nil { // others are what a crash left of unfinished work
+		s.damage = slices.DeleteFunc(s.damage, func(d Damage) bool { return strings.HasSuffix(d.File, ".sst") && !live[d.File] })
+	}
+	if whole != nil {
+		s.damage = append(s.damage, s.tails...)
+		if len(s.damage) == 0 {
+			s.damage = append(s.damage, Damage{File: "the whole", Err: whole})
+		}
+		n = &census{}
+		err = s.each(ctx, func(key, value []byte) error { n.count(key, value); return nil })
+	}
+	if err := errors.Join(err, ctx.Err()); err != nil {
+		return c, err
+	}
+	n.close()
+	if !all {
+		n.lost = n.unadmitted()
+	}
+	return n.contents(slices.Concat(c.Damage, s.damage, n.damage)), nil
+}
+
+// censusOf counts what the engine finds, and returns which tables belong to
+// it, as far as it can be opened.
+func censusOf(ctx context.Context, opts Options, lock *pebble.Lock, n *census) (live map[string]bool, err error) {
+	o := settling(opts, lock)
+	o.ReadOnly = true
+	db, err := pebble.Open(opts.Dir, o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	levels, err := db.SSTables()
+	if err != nil {
+		return nil, err
+	}
+	live = map[string]bool{}
+	for _, tables := range levels {
+		for _, t := range tables {
+			live[fmt.Sprintf("%06d.sst", uint64(t.BackingSSTNum))] = true
+		}
+	}
+	it, err := db.NewIter(nil)
+	if err != nil {
+		return live, err
+	}
+	defer func() { err = cmp.Or(err, it.Close()) }()
+	for ok := it.First(); ok && ctx.Err() == nil; ok = it.Next() {
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return live, err
+		}
+		n.count(it.Key(), value)
+	}
+	return live, it.Error()
+}
+
+// settling are the engine's options for a look that starts no work.
+func settling(opts Options, lock *pebble.Lock) *pebble.Options {
+	o := engineOptions(opts, opts.FS, lock)
+	o.DisableAutomaticCompactions = true
+	o.ErrorIfNotExists = true
+	return o
+}
