@@ -18,7 +18,7 @@ func command(t *testing.T, dir string, args ...string) (stdout, stderr string, c
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = dir
 	var out, err bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &err
@@ -133,7 +133,7 @@ sinks:`, 1))
 // TestDev is the README's first command: it relays what send sends.
 func TestDev(t *testing.T) {
 	dir := t.TempDir()
-	cmd := exec.Command(binary, "dev", "--port", "18080", "--nats-port", "14222")
+	cmd := exec.Command(program, "dev", "--port", "18080", "--nats-port", "14222")
 	cmd.Dir = dir
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

@@ -43,12 +43,11 @@ func (r *postwire) must(t *testing.T, v any, args ...string) string {
 // again or drop it, send stored events again, and look on.
 func TestOperate(t *testing.T) {
 	w := newWorld(t)
-	w.door.open(t)
 	// Which topics there are is decided by the test.
 	lost := "lost-" + w.topic
 	r := start(t, strings.Replace(w.config, "topic: "+w.topic+", create: true", fmt.Sprintf("topic: %q, create: false", lost+".{platform}"), 1))
 
-	tail := exec.Command(binary, "tail", "--admin", "http://"+r.admin, "-o", "json")
+	tail := exec.Command(program, "tail", "--admin", "http://"+r.admin, "-o", "json")
 	var followed bytes.Buffer
 	tail.Stdout = &followed
 	if err := tail.Start(); err != nil {
@@ -131,7 +130,7 @@ func TestOperate(t *testing.T) {
 	}
 
 	// Interrupted, it says how to go on, and goes on.
-	again := exec.Command(binary, "replay", "--sink", "nats", "--from", "1h", "--subject", "events.slow.x", "--rate", "5", "--admin", "http://"+r.admin)
+	again := exec.Command(program, "replay", "--sink", "nats", "--from", "1h", "--subject", "events.slow.x", "--rate", "5", "--admin", "http://"+r.admin)
 	var told bytes.Buffer
 	again.Stderr = &told
 	if err := again.Start(); err != nil {
@@ -191,7 +190,6 @@ func TestToken(t *testing.T) {
 	}
 
 	w := newWorld(t)
-	w.door.open(t)
 	r := start(t, strings.Replace(w.config, `admin: {listen: "${ADMIN}"}`, `admin: {listen: "${ADMIN}", token: hush-0123456789abcdef}`, 1))
 	if _, errs, code := r.ask(t, "dlq", "list"); code != 1 || !strings.Contains(errs, "token") {
 		t.Errorf("list without a token ended with %d: %s", code, errs)
@@ -210,7 +208,6 @@ func TestToken(t *testing.T) {
 // on taking webhooks until load balancers have noticed, and then ends.
 func TestStopOrder(t *testing.T) {
 	w := newWorld(t)
-	w.door.open(t)
 	r := start(t, strings.Replace(w.config, "shutdown_delay: 0s", "shutdown_delay: 2s", 1))
 	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -236,7 +233,8 @@ func TestStopOrder(t *testing.T) {
 
 // TestSecondSignal ends at once, and loses nothing either.
 func TestSecondSignal(t *testing.T) {
-	w := newWorld(t) // the door to Kafka is closed
+	w := newWorld(t)
+	w.toKafka.set(t, weather{shut: true})
 	r := start(t, strings.Replace(w.config, "shutdown_delay: 0s", "shutdown_delay: 10s", 1))
 	if status, err := r.post(upload(0, 0)); err != nil || status != "accepted" {
 		t.Fatalf("%s, %v", status, err)
@@ -261,7 +259,7 @@ func TestSecondSignal(t *testing.T) {
 	if code := r.cmd.ProcessState.ExitCode(); code != 128+int(syscall.SIGTERM) {
 		t.Errorf("it ended with %v, want by the second signal", r.cmd.ProcessState)
 	}
-	w.door.open(t)
+	w.toKafka.set(t, weather{})
 	r.start(t)
 	w.settled(t, r)
 	acked := map[string]bool{id(0, 0): true}

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/segmentio/kafka-go"
 
 	"github.com/postwire/postwire/pkg/source/uploadpost"
@@ -31,7 +32,7 @@ import (
 
 const secret = "whsec_e2e"
 
-var binary string // built once for all tests
+var program string // built once for all tests
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -42,8 +43,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "postwire")
-	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/postwire").CombinedOutput(); err != nil {
+	program = filepath.Join(dir, "postwire")
+	if out, err := exec.Command("go", "build", "-o", program, "../cmd/postwire").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building: %v\n%s", err, out)
 		return 1
 	}
@@ -94,7 +95,7 @@ func freeAddr(t *testing.T) string {
 
 func (r *postwire) start(t *testing.T) {
 	t.Helper()
-	r.cmd = exec.Command(binary, "serve", "-c", r.config)
+	r.cmd = exec.Command(program, "serve", "-c", r.config)
 	r.cmd.Env = append(os.Environ(), "INGRESS="+r.addr, "ADMIN="+r.admin, "SECRET="+secret)
 	stderr, err := r.cmd.StderrPipe()
 	if err != nil {
@@ -201,19 +202,25 @@ func id(profile, number int) string {
 	return fmt.Sprintf("upload_completed/instagram/%d-%06d/success", profile, number)
 }
 
-// world is both brokers.
+// world is both brokers, each behind a proxy.
 type world struct {
-	nats   *natstest.Broker
-	kafka  *kafkatest.Broker
-	door   *door // between the relay and Kafka
-	topic  string
-	config string
+	nats            *natstest.Broker
+	kafka           *kafkatest.Broker
+	toNATS, toKafka *proxy
+	topic           string
+	config          string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, change ...func(*server.Options)) *world {
 	t.Helper()
-	w := &world{nats: natstest.Start(t), kafka: kafkatest.Start(t), topic: fmt.Sprintf("e2e-%x", rand.Uint64())}
-	w.door = newDoor(t, w.kafka.Addr)
+	return newWorldOn(t, natstest.Start(t, change...), kafkatest.Start(t))
+}
+
+func newWorldOn(t *testing.T, nats *natstest.Broker, kafka *kafkatest.Broker) *world {
+	t.Helper()
+	w := &world{nats: nats, kafka: kafka, topic: fmt.Sprintf("e2e-%x", rand.Uint64())}
+	w.toNATS = newProxy(t, strings.TrimPrefix(w.nats.URL(), "nats://"), false)
+	w.toKafka = newProxy(t, w.kafka.Addr, true)
 	w.config = fmt.Sprintf(`
 server: {listen: "${INGRESS}", shutdown_delay: 0s}
 admin: {listen: "${ADMIN}"}
@@ -225,49 +232,10 @@ sources:
     paths: [/webhooks/upload-post]
     auth: {signature: {secrets: ["${SECRET}"]}}
 sinks:
-  - {name: nats, type: nats, url: %q, subject: "events.{platform}.{outcome}", stream: EVENTS, create: true, retry: {max: 500ms}}
-  - {name: kafka, type: kafka, brokers: [%q], topic: %s, create: true, partitions: 3, retry: {max: 500ms}}
-`, filepath.Join(t.TempDir(), "journal"), w.nats.URL(), w.door.addr, w.topic)
+  - {name: nats, type: nats, url: "nats://%s", subject: "events.{platform}.{outcome}", stream: EVENTS, create: true, timeout: 2s, retry: {max: 500ms}}
+  - {name: kafka, type: kafka, brokers: [%q], topic: %s, create: true, partitions: 3, timeout: 2s, retry: {max: 500ms}}
+`, filepath.Join(t.TempDir(), "journal"), w.toNATS.addr, w.toKafka.addr, w.topic)
 	return w
-}
-
-// door is an address behind which a broker is, while it is open.
-type door struct {
-	addr, to string
-	listener net.Listener
-}
-
-func newDoor(t *testing.T, to string) *door {
-	d := &door{addr: freeAddr(t), to: to}
-	t.Cleanup(func() {
-		if d.listener != nil {
-			_ = d.listener.Close()
-		}
-	})
-	return d
-}
-
-func (d *door) open(t *testing.T) {
-	t.Helper()
-	var err error
-	if d.listener, err = net.Listen("tcp", d.addr); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		for {
-			in, err := d.listener.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", d.to)
-			if err != nil {
-				_ = in.Close()
-				continue
-			}
-			go func() { _, _ = io.Copy(out, in); _ = out.Close() }()
-			go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
-		}
-	}()
 }
 
 // onNATS returns the ids in the stream, in order.
@@ -308,7 +276,6 @@ func TestKillUnderLoad(t *testing.T) {
 		rounds = 2
 	}
 	w := newWorld(t)
-	w.door.open(t)
 	r := start(t, w.config)
 
 	var mu sync.Mutex
@@ -388,7 +355,8 @@ func check(t *testing.T, broker string, acked map[string]bool, got []string, onc
 // TestBothBrokersDown accepts 10,000 events while no broker is there.
 func TestBothBrokersDown(t *testing.T) {
 	w := newWorld(t)
-	w.nats.Stop(t) // and the door to Kafka was never opened
+	w.nats.Stop(t)
+	w.toKafka.set(t, weather{shut: true})
 	r := start(t, w.config)
 	const profiles, each = 10, 1000
 	var senders sync.WaitGroup
@@ -409,7 +377,7 @@ func TestBothBrokersDown(t *testing.T) {
 		}
 	}
 	w.nats.Restart(t)
-	w.door.open(t)
+	w.toKafka.set(t, weather{})
 	w.settled(t, r)
 	acked := map[string]bool{}
 	for profile := range profiles {
@@ -433,7 +401,6 @@ func TestBothBrokersDown(t *testing.T) {
 // TestTwins posts one event 500 times at once.
 func TestTwins(t *testing.T) {
 	w := newWorld(t)
-	w.door.open(t)
 	r := start(t, w.config)
 	var mu sync.Mutex
 	answers := map[string]int{}
@@ -473,7 +440,6 @@ func TestTwins(t *testing.T) {
 // TestStopUnderLoad: a polite end loses nothing, and says so with code 0.
 func TestStopUnderLoad(t *testing.T) {
 	w := newWorld(t)
-	w.door.open(t)
 	r := start(t, w.config)
 	var mu sync.Mutex
 	acked := map[string]bool{}

@@ -50,6 +50,10 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 			err = errors.Join(err, a.close())
 		}
 	}()
+	now := p.Clock
+	if now == nil {
+		now = time.Now
+	}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 
@@ -64,7 +68,7 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	// 5 and 4: the sinks, each with a pump.
 	a.relay, err = relay.New(ctx, relay.Options{
 		Journal: a.journal, Sinks: p.Sinks, Log: log.Named("relay"), Metrics: relay.NewMetrics(metrics),
-		Redirect: p.redirect,
+		Redirect: p.redirect, Now: now,
 	})
 	if err != nil {
 		return nil, err
@@ -101,7 +105,7 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		Gatherer: metrics, Log: log.Named("admin"),
 		API: &admin.API{
 			Journal: a.journal, Relay: a.relay, Understand: understand.again,
-			Token: p.Config.Admin.Token.Reveal(), Version: ReadVersion().Version, Now: time.Now, Log: log.Named("admin"),
+			Token: p.Config.Admin.Token.Reveal(), Version: ReadVersion().Version, Now: now, Log: log.Named("admin"),
 		},
 	})
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {
@@ -115,6 +119,7 @@ func openJournal(p *Plan, log *zap.Logger) (journal.Journal, error) {
 	return pebble.Open(pebble.Options{
 		Dir: c.Dir, Window: p.Config.Dedupe.Window, Retention: c.Retention,
 		MaxBytes: uint64(c.MaxBytes), MinFree: uint64(c.MinFreeBytes), Log: log,
+		FS: p.Disk, Clock: p.Clock,
 	})
 }
 

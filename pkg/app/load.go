@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/relay"
@@ -20,6 +23,10 @@ type Plan struct {
 	Config  *config.Config
 	Sources []source.Configured
 	Sinks   []sinks.Configured
+
+	// For what cannot be done to a machine: nil are the disk and time.Now.
+	Disk  vfs.FS
+	Clock func() time.Time
 
 	blocks map[string]config.Block // of the sinks
 }

@@ -116,13 +116,27 @@ func (b *Broker) Messages(t *testing.T, topic string) (all []kafka.Message) {
 	return all
 }
 
-// CreateTopic makes a topic, and returns when it is there.
+// CreateTopic makes a topic whose records tell when the broker stored them, and
+// returns when it is there.
 func (b *Broker) CreateTopic(t *testing.T, topic string, partitions int) {
 	t.Helper()
 	client := &kafka.Client{Addr: kafka.TCP(b.Addr), Timeout: 20 * time.Second}
 	resp, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{
-		Topics: []kafka.TopicConfig{{Topic: topic, NumPartitions: partitions, ReplicationFactor: 1}},
+		Topics: []kafka.TopicConfig{{
+			Topic: topic, NumPartitions: partitions, ReplicationFactor: 1,
+			ConfigEntries: []kafka.ConfigEntry{{ConfigName: "message.timestamp.type", ConfigValue: "LogAppendTime"}},
+		}},
 	})
+	if err := errors.Join(err, resp.Errors[topic]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// DeleteTopic takes a topic away with all that is in it.
+func (b *Broker) DeleteTopic(t *testing.T, topic string) {
+	t.Helper()
+	client := &kafka.Client{Addr: kafka.TCP(b.Addr), Timeout: 20 * time.Second}
+	resp, err := client.DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{topic}})
 	if err := errors.Join(err, resp.Errors[topic]); err != nil {
 		t.Fatal(err)
 	}
