@@ -26,7 +26,8 @@ import (
 // same CloudEvents id; it never skips one.
 //
 // An attempt of which nothing arrives opens the breaker: from then on the sink
-// is probed with one event at a time, until one arrives.
+// is probed with one event at a time, until one arrives. Then it is handed more
+// at once each time, as window says.
 type Pump struct {
 	name     string
 	settings sinks.Settings
@@ -38,8 +39,9 @@ type Pump struct {
 	log      *zap.Logger
 	metrics  *sinkMetrics
 
-	failing bool    // the last attempt failed, and the log says so
-	open    bool    // the breaker
+	failing bool // the last attempt failed, and the log says so
+	open    bool // the breaker
+	window  window
 	given   givings // given up, and not yet in the log
 }
 
@@ -126,9 +128,11 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 			return nil
 		}
 		p.metrics.holding(pending[0].Accepted)
+		if outcome.taken > 0 {
+			wait.Reset() // a broker that is slow, or loses connections, gets on all the same
+		}
 		if outcome.failure == nil {
-			wait.Reset()
-			continue // a probe arrived, or the rest of the batch is due
+			continue // the rest of the batch is due
 		}
 		p.metrics.retries.Inc()
 		if err := sleep(ctx, max(wait.NextBackOff(), outcome.wait)); err != nil {
@@ -137,13 +141,10 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 	}
 }
 
-// attempt hands the sink what is pending, or, while the breaker is open, the
-// first of it, and returns what came of it and what is still pending.
+// attempt hands the sink what is pending, or as much of it as the window lets
+// pass, and returns what came of it and what is still pending.
 func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
-	n := len(pending)
-	if p.open {
-		n = 1
-	}
+	n := min(len(pending), p.window.size)
 	now := p.out.env.Now()
 	for i := range pending[:n] {
 		if pending[i].attempts++; pending[i].attempts == 1 {
@@ -153,6 +154,12 @@ func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
 	each, err := p.out.attempt(ctx, pending[:n])
 	v := p.out.judge(pending[:n], each, err, p.settings.Retry.MaxAge)
 	p.metrics.delivered.Add(float64(v.taken))
+	switch len(v.again) {
+	case n:
+		p.window.failed(n)
+	case 0:
+		p.window.arrived(n)
+	}
 	p.breaker(len(v.again) == n)
 	return v, slices.Concat(v.again, pending[n:])
 }

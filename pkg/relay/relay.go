@@ -67,7 +67,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 		log := opts.Log.With(zap.String("sink", out.Name))
 		r.pumps = append(r.pumps, &Pump{
 			name: out.Name, settings: out.Settings, filter: filter, cursor: cursor, log: log,
-			last: opts.Journal.Last, moved: r.changes.send,
+			last: opts.Journal.Last, moved: r.changes.send, window: newWindow(out.Settings.Batch),
 			out:     outlet{open: out.Open, timeout: out.Settings.Timeout, env: sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now}},
 			metrics: opts.Metrics.sink(out.Name, opts.Journal, cursor, opts.Now),
 		})
