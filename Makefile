@@ -4,7 +4,7 @@ GOLANGCI_VERSION = v2.15.0
 FUZZTIME ?= 100000x
 BENCHTIME ?= 3s
 
-.PHONY: help test race lint fuzz generate bench kafka e2e build image tools golangci
+.PHONY: help test race lint fuzz generate bench kafka e2e faults build image tools golangci
 help: ## list the words
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -36,6 +36,9 @@ kafka: ## the tests that use Kafka, on the broker at POSTWIRE_TEST_KAFKA=host:po
 
 e2e: ## the real binary, killed and restarted under load
 	go test -count=1 -v ./test/...
+
+faults: ## everything that may break, broken, at length; figures into docs/reliability.md
+	go test -count=1 -v -timeout 90m ./test -long -table ../docs/reliability.md
 
 image: ## the container image
 	docker build -t postwire:dev --build-arg VERSION=$$(git describe --tags --always --dirty) .

@@ -45,7 +45,7 @@ func TestOperate(t *testing.T) {
 	w := newWorld(t)
 	// Which topics there are is decided by the test.
 	lost := "lost-" + w.topic
-	r := start(t, strings.Replace(w.config, "topic: "+w.topic+", create: true", fmt.Sprintf("topic: %q, create: false", lost+".{platform}"), 1))
+	r := start(t, w.change(t, "topic: "+w.topic, fmt.Sprintf("topic: %q", lost+".{platform}")))
 
 	tail := exec.Command(program, "tail", "--admin", "http://"+r.admin, "-o", "json")
 	var followed bytes.Buffer
@@ -106,7 +106,7 @@ func TestOperate(t *testing.T) {
 	if out := r.must(t, nil, "dlq", "retry", "--sink", "kafka"); !strings.Contains(out, fmt.Sprint(events, " retried")) {
 		t.Errorf("retry printed %s", out)
 	}
-	w.settled(t, r)
+	w.settled(t, r.endpoint)
 	acked := map[string]bool{}
 	for number := range events {
 		acked[id(0, number)] = true
@@ -121,12 +121,12 @@ func TestOperate(t *testing.T) {
 	if plan.Total != events {
 		t.Errorf("a replay would send %d events, want %d", plan.Total, events)
 	}
-	out = r.must(t, nil, "replay", "--sink", "nats", "--from", "1h", "--subject", "events.again.x", "--filter", fmt.Sprintf("publishid = '0-%06d'", 7))
+	out = r.must(t, nil, "replay", "--sink", "nats", "--from", "1h", "--subject", "events.again.x", "--filter", fmt.Sprintf("publishid = '0-%08d'", 7))
 	if !strings.Contains(out, "events to send: 1;") || !strings.Contains(out, "done: 1 of 1 sent") {
 		t.Errorf("replay printed %s", out)
 	}
-	if got := w.onNATS(t); len(got) != events+1 || got[events] != id(0, 7) {
-		t.Errorf("on JetStream: %d messages, the last is %s", len(got), got[len(got)-1])
+	if got := w.onNATS(t); len(got) != events+1 || got[events].id != id(0, 7) {
+		t.Errorf("on JetStream: %d messages, the last is %s", len(got), got[len(got)-1].id)
 	}
 
 	// Interrupted, it says how to go on, and goes on.
@@ -190,7 +190,7 @@ func TestToken(t *testing.T) {
 	}
 
 	w := newWorld(t)
-	r := start(t, strings.Replace(w.config, `admin: {listen: "${ADMIN}"}`, `admin: {listen: "${ADMIN}", token: hush-0123456789abcdef}`, 1))
+	r := start(t, w.change(t, `admin: {listen: "${ADMIN}"}`, `admin: {listen: "${ADMIN}", token: hush-0123456789abcdef}`))
 	if _, errs, code := r.ask(t, "dlq", "list"); code != 1 || !strings.Contains(errs, "token") {
 		t.Errorf("list without a token ended with %d: %s", code, errs)
 	}
@@ -208,7 +208,7 @@ func TestToken(t *testing.T) {
 // on taking webhooks until load balancers have noticed, and then ends.
 func TestStopOrder(t *testing.T) {
 	w := newWorld(t)
-	r := start(t, strings.Replace(w.config, "shutdown_delay: 0s", "shutdown_delay: 2s", 1))
+	r := start(t, w.change(t, "shutdown_delay: 0s", "shutdown_delay: 2s"))
 	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestStopOrder(t *testing.T) {
 	if err := <-r.exited; err != nil {
 		t.Errorf("stopping: %v", err)
 	}
-	if got := w.onNATS(t); len(got) != 1 || got[0] != id(0, 0) {
+	if got := w.onNATS(t); len(got) != 1 || got[0].id != id(0, 0) {
 		t.Errorf("on JetStream: %v", got)
 	}
 }
@@ -235,7 +235,7 @@ func TestStopOrder(t *testing.T) {
 func TestSecondSignal(t *testing.T) {
 	w := newWorld(t)
 	w.toKafka.set(t, weather{shut: true})
-	r := start(t, strings.Replace(w.config, "shutdown_delay: 0s", "shutdown_delay: 10s", 1))
+	r := start(t, w.change(t, "shutdown_delay: 0s", "shutdown_delay: 10s"))
 	if status, err := r.post(upload(0, 0)); err != nil || status != "accepted" {
 		t.Fatalf("%s, %v", status, err)
 	}
@@ -261,7 +261,7 @@ func TestSecondSignal(t *testing.T) {
 	}
 	w.toKafka.set(t, weather{})
 	r.start(t)
-	w.settled(t, r)
+	w.settled(t, r.endpoint)
 	acked := map[string]bool{id(0, 0): true}
 	check(t, "JetStream", acked, w.onNATS(t), true)
 	check(t, "Kafka", acked, w.onKafka(t), true)

@@ -116,7 +116,6 @@ type flow struct {
 
 	mu    sync.Mutex
 	asked map[uint32]int16 // Kafka metadata requests: version by correlation ID
-	sent  int              // bytes from the client
 }
 
 // parcel is what passes at once.
@@ -146,6 +145,7 @@ func (f *flow) run(from, to net.Conn, read func(io.Reader) ([]byte, error)) {
 			parcels <- parcel{b, time.Now().Add(w.latency)}
 		}
 	})
+	sent := 0
 	for parcel := range parcels {
 		time.Sleep(time.Until(parcel.due))
 		w, changed := f.sky()
@@ -158,7 +158,7 @@ func (f *flow) run(from, to net.Conn, read func(io.Reader) ([]byte, error)) {
 		if _, err := to.Write(parcel.bytes); err != nil {
 			break
 		}
-		if f.sent += len(parcel.bytes); from == f.in && w.cut > 0 && f.sent > w.cut {
+		if sent += len(parcel.bytes); from == f.in && w.cut > 0 && sent > w.cut {
 			break
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"time"
 
@@ -65,6 +66,9 @@ func dlqListCommand(a *adminFlags) *cobra.Command {
 			if err := out.check("table"); err != nil {
 				return err
 			}
+			if limit <= 0 {
+				limit = math.MaxInt
+			}
 			query := url.Values{"limit": {"1000"}}
 			for name, value := range f.set() {
 				query.Set(name, value)
@@ -106,7 +110,7 @@ func dlqListCommand(a *adminFlags) *cobra.Command {
 	}
 	f.register(cmd)
 	out.register(cmd, "table")
-	cmd.Flags().IntVar(&limit, "limit", 1000, "most entries to list")
+	cmd.Flags().IntVar(&limit, "limit", 1000, "most entries to list; 0 is all")
 	return cmd
 }
 

@@ -90,7 +90,7 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	// 1: the ingress.
 	a.ingress, err = ingress.New(ingress.Options{
 		Config: p.Config.Server, Routes: routes, Journal: a.journal,
-		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics),
+		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Now: now,
 	})
 	if err != nil {
 		return nil, err

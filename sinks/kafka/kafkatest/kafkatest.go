@@ -19,9 +19,10 @@ import (
 // Broker is a real Kafka where POSTWIRE_TEST_KAFKA names one, and otherwise
 // one in this process.
 type Broker struct {
-	Addr string
-	Fake *kfake.Cluster // nil where it is real
-	opts []kfake.Opt
+	Addr     string
+	Replicas int            // of a topic that CreateTopic makes; 0 is 1
+	Fake     *kfake.Cluster // nil where it is real
+	opts     []kfake.Opt
 }
 
 // Start starts a broker for one test, or takes the real one, unless opts ask for
@@ -74,6 +75,13 @@ func (b *Broker) Stop(*testing.T) { b.Fake.Close() }
 // Messages reads what is in a topic, partition by partition.
 func (b *Broker) Messages(t *testing.T, topic string) (all []kafka.Message) {
 	t.Helper()
+	b.Each(t, topic, func(m kafka.Message) { all = append(all, m) })
+	return all
+}
+
+// Each calls f for each record of a topic, partition by partition.
+func (b *Broker) Each(t *testing.T, topic string, f func(kafka.Message)) {
+	t.Helper()
 	conn, err := kafka.Dial("tcp", b.Addr)
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +113,8 @@ func (b *Broker) Messages(t *testing.T, topic string) (all []kafka.Message) {
 					}
 					break
 				}
-				all, next = append(all, m), m.Offset+1
+				f(m)
+				next = m.Offset + 1
 			}
 			if err := batch.Close(); err != nil {
 				t.Fatal(err)
@@ -113,7 +122,6 @@ func (b *Broker) Messages(t *testing.T, topic string) (all []kafka.Message) {
 		}
 		_ = leader.Close()
 	}
-	return all
 }
 
 // CreateTopic makes a topic whose records tell when the broker stored them, and
@@ -123,7 +131,7 @@ func (b *Broker) CreateTopic(t *testing.T, topic string, partitions int) {
 	client := &kafka.Client{Addr: kafka.TCP(b.Addr), Timeout: 20 * time.Second}
 	resp, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{
 		Topics: []kafka.TopicConfig{{
-			Topic: topic, NumPartitions: partitions, ReplicationFactor: 1,
+			Topic: topic, NumPartitions: partitions, ReplicationFactor: max(1, b.Replicas),
 			ConfigEntries: []kafka.ConfigEntry{{ConfigName: "message.timestamp.type", ConfigValue: "LogAppendTime"}},
 		}},
 	})

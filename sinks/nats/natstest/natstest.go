@@ -47,6 +47,9 @@ func (b *Broker) Restart(t testing.TB) {
 	b.opts.Port = s.Addr().(*net.TCPAddr).Port // the same after a restart
 }
 
+// Change changes how the server is configured from the next Restart on.
+func (b *Broker) Change(change func(*server.Options)) { change(&b.opts) }
+
 // Stop takes the server away.
 func (b *Broker) Stop(testing.TB) {
 	b.server.Shutdown()
@@ -77,22 +80,44 @@ func (b *Broker) Connect(t testing.TB, opts ...nats.Option) jetstream.JetStream 
 }
 
 // Messages reads a stream from its first message to its last.
-func (b *Broker) Messages(t testing.TB, js jetstream.JetStream, stream string) []*nats.Msg {
+func (b *Broker) Messages(t testing.TB, js jetstream.JetStream, stream string) (all []*nats.Msg) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	b.Each(t, js, stream, func(m *nats.Msg, _ time.Time) { all = append(all, m) })
+	return all
+}
+
+// Each calls f for each message of a stream, with the time at which the server
+// stored it.
+func (b *Broker) Each(t testing.TB, js jetstream.JetStream, stream string, f func(*nats.Msg, time.Time)) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	s, err := js.Stream(ctx, stream)
 	if err != nil {
 		t.Fatal(err)
 	}
-	state := s.CachedInfo().State
-	var all []*nats.Msg
-	for n := max(1, state.FirstSeq); n <= state.LastSeq; n++ {
-		m, err := s.GetMsg(ctx, n)
+	left := s.CachedInfo().State.Msgs
+	if left == 0 {
+		return
+	}
+	consumer, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer messages.Stop()
+	for ; left > 0; left-- {
+		m, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			t.Fatalf("reading %s with %d messages to come: %v", stream, left, err)
+		}
+		about, err := m.Metadata()
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
+		f(&nats.Msg{Subject: m.Subject(), Header: m.Headers(), Data: m.Data()}, about.Timestamp)
 	}
-	return all
 }

@@ -1,0 +1,102 @@
+package test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// book collects figures for the page.
+type book struct {
+	mu     sync.Mutex
+	tables map[string][]string // rows, by table
+}
+
+var results = book{tables: map[string][]string{}}
+
+// The tables there are, and their heads.
+const (
+	tableLoss    = "loss"
+	tableWeather = "weather"
+	tableBacklog = "backlog"
+)
+
+var heads = map[string]string{
+	tableLoss:    "| fault | posted | acknowledged | on NATS | on Kafka | lost | sent twice, NATS / Kafka | longest time without an acknowledgement | longest way, NATS / Kafka |\n|---|---|---|---|---|---|---|---|---|",
+	tableWeather: "| fault | ingress p99, before → during | other sink p50 | other sink p99 |\n|---|---|---|---|",
+	tableBacklog: "| backlog | RSS | accepted a second | |\n|---|---|---|---|",
+}
+
+func (b *book) add(t *testing.T, table, row string) {
+	t.Helper()
+	t.Log(row)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tables[table] = append(b.tables[table], row)
+}
+
+// write puts the tables between their marks in the page at path.
+func (b *book) write(path string) error {
+	page, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	for name, rows := range b.tables {
+		begin, end := fmt.Appendf(nil, "<!-- figures: %s -->\n", name), []byte("<!-- end -->")
+		before, rest, ok := bytes.Cut(page, begin)
+		_, after, ok2 := bytes.Cut(rest, end)
+		if !ok || !ok2 {
+			return fmt.Errorf("%s has no place for the figures of %s", path, name)
+		}
+		text := fmt.Sprintf("%s on %s/%s, %d cores, %s\n\n%s\n%s\n", time.Now().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH,
+			runtime.NumCPU(), kafkaInUse(), heads[name], strings.Join(rows, "\n"))
+		page = bytes.Join([][]byte{before, begin, []byte(text), end, after}, nil)
+	}
+	return os.WriteFile(path, page, 0o644)
+}
+
+func kafkaInUse() string {
+	if os.Getenv("POSTWIRE_TEST_KAFKA") != "" {
+		return "Apache Kafka and an embedded NATS server"
+	}
+	return "a Kafka in the test and an embedded NATS server"
+}
+
+// settle ends a load, waits until both brokers have everything, holds them
+// against what was acknowledged, and notes the figures of a fault. What a fault
+// has taken away from the brokers is given as earlier.
+func (w *world) settle(t *testing.T, r endpoint, l *load, fault string, earlier ...arrival) (nats, kafka []arrival) {
+	t.Helper()
+	l.stop()
+	w.settled(t, r)
+	nats, kafka = append(slices.Clone(earlier), w.onNATS(t)...), append(slices.Clone(earlier), w.onKafka(t)...)
+	atNATS, atKafka := check(t, "JetStream", l.acked, nats, true), check(t, "Kafka", l.acked, kafka, false)
+	if r.now != nil { // two clocks
+		atNATS.way, atKafka.way = 0, 0
+	}
+	l.note(t, fault, atNATS, atKafka)
+	return nats, kafka
+}
+
+// note notes the figures of a fault.
+func (l *load) note(t *testing.T, fault string, nats, kafka tally) {
+	t.Helper()
+	results.add(t, tableLoss, fmt.Sprintf("| %s | %d | %d | %d | %d | %d | %d / %d | %s | %s / %s |", fault, l.posted, len(l.acked),
+		nats.delivered, kafka.delivered, nats.lost+kafka.lost, nats.repeated, kafka.repeated, ms(l.stall), ms(nats.way), ms(kafka.way)))
+}
+
+func ms(d time.Duration) string {
+	if d == 0 {
+		return "–"
+	}
+	if d < 10*time.Millisecond {
+		return fmt.Sprintf("%.1f ms", d.Seconds()*1000)
+	}
+	return fmt.Sprintf("%d ms", d.Milliseconds())
+}
