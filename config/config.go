@@ -48,7 +48,7 @@ type Server struct {
 	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once; above it new ones wait."`
 	ShutdownDelay     time.Duration  `yaml:"shutdown_delay" doc:"How long webhooks are still taken after the process was asked to end and /readyz says so, for load balancers to notice. At most half of shutdown_timeout, of which it is a part."`
 	ShutdownTimeout   time.Duration  `yaml:"shutdown_timeout" doc:"Longest time for an orderly shutdown; keep it shorter than the grace period of whatever stops the process."`
-	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of the proxies in front, as CIDRs. Only from these is X-Forwarded-For believed." example:"[10.0.0.0/8]"`
+	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of the proxies in front, as CIDRs. Only from these are X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host believed." example:"[10.0.0.0/8]"`
 	TLS               ServerTLS      `yaml:"tls" doc:"Serve HTTPS. The files are watched, and reloaded when they change."`
 }
 

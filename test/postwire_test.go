@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/postwire/postwire/pkg/source/uploadpost"
+	"github.com/postwire/postwire/pkg/source/auth"
 )
 
 const secret = "whsec_e2e"
@@ -98,9 +98,9 @@ func (e endpoint) post(body []byte) (status string, err error) {
 	if e.now != nil {
 		now = e.now()
 	}
-	signature, timestamp := uploadpost.Scheme().Sign(secret, now, body)
-	req.Header.Set(uploadpost.SignatureHeader, signature)
-	req.Header.Set(uploadpost.TimestampHeader, timestamp)
+	if err := auth.UploadPost.Sign(req.Header, secret, "", now, body); err != nil {
+		return "", err
+	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return "", err

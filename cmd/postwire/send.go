@@ -22,6 +22,7 @@ import (
 	"golang.org/x/term"
 	"golang.org/x/time/rate"
 
+	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
 	"github.com/postwire/postwire/pkg/source/uploadpost/sample"
 )
@@ -195,9 +196,9 @@ func (s *sender) post(ctx context.Context, body []byte) (string, error) {
 	req.Header.Set(uploadpost.EventHeader, s.event)
 	req.Header.Set(uploadpost.DeliveryHeader, uuid.NewString())
 	if s.secret != "" {
-		signature, timestamp := uploadpost.Scheme().Sign(s.secret, time.Now(), body)
-		req.Header.Set(uploadpost.SignatureHeader, signature)
-		req.Header.Set(uploadpost.TimestampHeader, timestamp)
+		if err := auth.UploadPost.Sign(req.Header, s.secret, "", time.Now(), body); err != nil {
+			return "not sent", fmt.Errorf("%w: --secret: %w", errUsage, err)
+		}
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {

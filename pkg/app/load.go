@@ -66,6 +66,9 @@ func check(c *config.Config, err error) (*Plan, error) {
 			}
 			paths[path] = s.Name
 		}
+		if err := checkSource(c, b, s); err != nil {
+			errs = append(errs, err)
+		}
 		p.Sources = append(p.Sources, s)
 	}
 	for _, b := range c.Sinks {
@@ -93,6 +96,19 @@ func check(c *config.Config, err error) (*Plan, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// checkSource holds what a source asks of its senders against the server that
+// must ask them.
+func checkSource(c *config.Config, b config.Block, s source.Configured) error {
+	src, err := s.Open(source.Env{Name: s.Name}) // it is pure
+	if err != nil {
+		return b.Problem("", err.Error(), "")
+	}
+	if src.Proof().ClientCertificate && c.Server.TLS.ClientCAFile == "" {
+		return b.Problem("auth.client_certificate", "needs server.tls.client_ca_file, or no sender is asked for a certificate", "name the authorities of the senders there")
+	}
+	return nil
 }
 
 func sources() source.Registry { return config.NewRegistry(allsources.Kinds()...) }

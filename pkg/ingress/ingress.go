@@ -5,7 +5,9 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -62,6 +65,7 @@ type Server struct {
 // route is where a path leads.
 type route struct {
 	Route
+	proof   source.Proof
 	limiter *rate.Limiter
 }
 
@@ -72,7 +76,7 @@ func New(opts Options) (*Server, error) {
 	}
 	s := &Server{opts: opts, log: opts.Log, routes: map[string]*route{}}
 	for _, r := range opts.Routes {
-		rt := &route{Route: r, limiter: newLimiter(r.Settings.Rate)}
+		rt := &route{Route: r, proof: r.Source.Proof(), limiter: newLimiter(r.Settings.Rate)}
 		for _, path := range r.Settings.Paths {
 			if _, ok := s.routes[path]; ok {
 				return nil, fmt.Errorf("two sources are on path %s", path)
@@ -142,16 +146,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	id := newRequestID()
 	w.Header().Set("X-Request-Id", id)
 	name := ""
-	rt, ok := s.routes[hr.URL.Path]
-	if ok {
+	rt, token := s.find(hr.URL)
+	if rt != nil {
 		name = rt.Name
 	}
 	log := func() *zap.Logger { return s.log.With(zap.String("request_id", id), zap.String("source", name)) }
 	a := s.guarded(log, func() answer {
-		if !ok {
+		if rt == nil {
 			return refuse(outcomeNotFound)
 		}
-		return s.receive(hr, rt, log)
+		return s.receive(hr, rt, token, log)
 	})
 	s.opts.Metrics.received(name, a.outcome)
 	if err := a.write(w, id); err != nil {
@@ -159,19 +163,44 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	}
 }
 
+// find returns where a URL leads, nil if nowhere, and the token behind the
+// path where the source asks for one. A path is taken as it was written: it is
+// not cleaned, and a slash that is escaped is none that separates.
+func (s *Server) find(u *url.URL) (rt *route, token string) {
+	if strings.Contains(strings.ToUpper(u.RawPath), "%2F") {
+		return nil, ""
+	}
+	if rt := s.routes[u.Path]; rt != nil {
+		return rt, ""
+	}
+	slash := strings.LastIndexByte(u.Path, '/')
+	if slash < 0 || slash == len(u.Path)-1 {
+		return nil, ""
+	}
+	parent := u.Path[:slash]
+	if parent == "" {
+		parent = "/"
+	}
+	if rt := s.routes[parent]; rt != nil && rt.proof.PathToken {
+		return rt, u.Path[slash+1:]
+	}
+	return nil, ""
+}
+
 // receive is the way of a request: read, verify, normalize, append. Each step
 // may end it.
-func (s *Server) receive(hr *http.Request, rt *route, log func() *zap.Logger) answer {
+func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *zap.Logger) answer {
 	if hr.Method != http.MethodPost {
 		return refuse(outcomeMethod)
 	}
 	if s.closing.Load() {
 		return refuse(outcomeUnavailable)
 	}
-	req, err := s.read(hr)
+	body, err := s.read(hr)
 	if err != nil {
 		return unread(err)
 	}
+	req := s.request(hr, token, body)
 	if err := rt.Source.Verify(req); err != nil {
 		log().Warn("request refused", zap.Stringer("remote", req.Remote), zap.Error(err))
 		return unverified(err)
@@ -202,12 +231,12 @@ func (s *Server) receive(hr *http.Request, rt *route, log func() *zap.Logger) an
 // malformed keeps what a proven sender meant and nobody understood. A refusal
 // would count against the sender's channel, and the event would be gone.
 func (s *Server) malformed(ctx context.Context, rt *route, req *source.Request, reason error, log func() *zap.Logger) answer {
-	if !rt.Source.Authenticated() {
+	if !rt.proof.Required {
 		log().Warn("request not understood", zap.Error(reason))
 		return refuse(outcomeMalformed)
 	}
 	id, err := s.opts.Journal.Quarantine(ctx, journal.Rejected{
-		Source: rt.Name, Received: req.Received, Header: kept(req.Header, rt.Source.SecretHeaders()),
+		Source: rt.Name, Received: req.Received, Header: kept(req, rt.proof),
 		Body: req.Body, Reason: reason.Error(),
 	})
 	if err != nil {
@@ -222,11 +251,22 @@ func (s *Server) unstored(err error, log func() *zap.Logger) answer {
 	return refuse(outcomeUnavailable)
 }
 
-// kept is a header less what is secret.
-func kept(h http.Header, secret []string) http.Header {
-	h = h.Clone()
-	for _, name := range append([]string{"Authorization", "Proxy-Authorization", "Cookie"}, secret...) {
+// kept is a request's header less what is secret.
+func kept(r *source.Request, proof source.Proof) http.Header {
+	h := r.Header.Clone()
+	for _, name := range append([]string{"Authorization", "Proxy-Authorization", "Cookie"}, proof.SecretHeaders...) {
 		h.Del(name)
+	}
+	if r.Token == "" {
+		return h
+	}
+	// Proxies may tell in a header which URL they were asked for.
+	target, _, _ := strings.Cut(r.Target, "?")
+	written := target[strings.LastIndexByte(target, '/')+1:]
+	for name, values := range h {
+		if slices.ContainsFunc(values, func(v string) bool { return strings.Contains(v, r.Token) || strings.Contains(v, written) }) {
+			delete(h, name)
+		}
 	}
 	return h
 }
@@ -241,7 +281,7 @@ func logEvents(log *zap.Logger, events []event.Event, receipts []journal.Receipt
 var errTooLarge = errors.New("body is too large")
 
 // read takes the body, within the limit.
-func (s *Server) read(hr *http.Request) (*source.Request, error) {
+func (s *Server) read(hr *http.Request) ([]byte, error) {
 	limit := int64(s.opts.Config.MaxBodyBytes)
 	if hr.ContentLength > limit {
 		return nil, errTooLarge
@@ -264,7 +304,34 @@ func (s *Server) read(hr *http.Request) (*source.Request, error) {
 	if int64(len(body)) > limit {
 		return nil, errTooLarge
 	}
-	return &source.Request{Header: hr.Header, Body: body, Remote: s.remote(hr), Received: s.opts.Now().UTC()}, nil
+	return body, nil
+}
+
+// request is what a source sees of a request.
+func (s *Server) request(hr *http.Request, token string, body []byte) *source.Request {
+	path := hr.URL.Path
+	if token != "" {
+		path = cmp.Or(path[:len(path)-len(token)-1], "/")
+	}
+	peer := peerOf(hr)
+	r := &source.Request{
+		Method: hr.Method, Path: path, RawQuery: hr.URL.RawQuery, Header: hr.Header, Body: body,
+		Remote: s.remote(peer, hr), Received: s.opts.Now().UTC(),
+		Token: token, Target: hr.RequestURI, Client: clientOf(hr),
+	}
+	r.Scheme, r.Host = s.origin(peer, hr)
+	if !strings.HasPrefix(r.Target, "/") { // a whole URL, as proxies are sent it
+		r.Target = hr.URL.RequestURI()
+	}
+	return r
+}
+
+// clientOf is the certificate with which the sender proved itself to TLS.
+func clientOf(hr *http.Request) *x509.Certificate {
+	if hr.TLS == nil || len(hr.TLS.VerifiedChains) == 0 {
+		return nil
+	}
+	return hr.TLS.VerifiedChains[0][0]
 }
 
 func unread(err error) answer {
@@ -284,14 +351,20 @@ func unverified(err error) answer {
 	return refuse(outcomeUnauthenticated)
 }
 
-// remote is the address of the sender: of the connection, or, where that is a
-// trusted proxy, the last address in X-Forwarded-For that is none.
-func (s *Server) remote(hr *http.Request) netip.Addr {
-	peer, err := netip.ParseAddrPort(hr.RemoteAddr)
+// peerOf is the address at the other end of the connection; not valid if it has
+// none.
+func peerOf(hr *http.Request) netip.Addr {
+	addr, err := netip.ParseAddrPort(hr.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
 	}
-	addr := peer.Addr().Unmap()
+	return addr.Addr().Unmap()
+}
+
+// remote is the address of the sender: of the connection, or, where that is a
+// trusted proxy, the last address in X-Forwarded-For that is none.
+func (s *Server) remote(peer netip.Addr, hr *http.Request) netip.Addr {
+	addr := peer
 	hops := strings.Split(strings.Join(hr.Header.Values("X-Forwarded-For"), ","), ",")
 	for _, hop := range slices.Backward(hops) {
 		if !s.trusted(addr) {
@@ -304,6 +377,35 @@ func (s *Server) remote(hr *http.Request) netip.Addr {
 		addr = next.Unmap()
 	}
 	return addr
+}
+
+// origin is the scheme and the host that the sender used: of the connection,
+// or what a trusted proxy says it was asked for. Of several values the last
+// counts, which is the word of the proxy that is next to us.
+func (s *Server) origin(peer netip.Addr, hr *http.Request) (scheme, host string) {
+	scheme, host = "http", hr.Host
+	if hr.TLS != nil {
+		scheme = "https"
+	}
+	if !s.trusted(peer) {
+		return scheme, host
+	}
+	if told := strings.ToLower(last(hr.Header["X-Forwarded-Proto"])); told == "http" || told == "https" {
+		scheme = told
+	}
+	if told := last(hr.Header["X-Forwarded-Host"]); told != "" {
+		host = told
+	}
+	return scheme, host
+}
+
+// last returns the last item of a header that is a list.
+func last(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	list := values[len(values)-1]
+	return strings.TrimSpace(list[strings.LastIndexByte(list, ',')+1:])
 }
 
 func (s *Server) trusted(addr netip.Addr) bool {

@@ -123,10 +123,11 @@ func serve(t *testing.T, c config.Server, appender journal.Appender) *world {
 }
 
 // sign adds the sender's headers.
-func sign(h http.Header, secret string, body []byte) {
-	signature, timestamp := uploadpost.Scheme().Sign(secret, time.Now(), body)
-	h.Set(uploadpost.SignatureHeader, signature)
-	h.Set(uploadpost.TimestampHeader, timestamp)
+func sign(t *testing.T, h http.Header, secret string, body []byte) {
+	t.Helper()
+	if err := auth.UploadPost.Sign(h, secret, "", time.Now(), body); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // do makes a request, signed where signWith is not empty.
@@ -137,7 +138,7 @@ func (w *world) do(t *testing.T, method, path, signWith string, body []byte, hea
 		t.Fatal(err)
 	}
 	if signWith != "" {
-		sign(req.Header, signWith, body)
+		sign(t, req.Header, signWith, body)
 	}
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])

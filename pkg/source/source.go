@@ -5,6 +5,7 @@
 package source
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -24,10 +25,44 @@ var (
 
 // Request is a webhook as it arrived, already within the ingress's limits.
 type Request struct {
+	Method   string
+	Path     string // one of the source's paths
+	RawQuery string // what is behind the question mark, as it was sent
 	Header   http.Header
 	Body     []byte     // whole; shared, never modified
 	Remote   netip.Addr // of the sender, behind trusted proxies
 	Received time.Time  // UTC; the only clock a source may look at
+
+	// Token is the segment behind Path, where the source's Proof asks for one.
+	// It is a secret.
+	Token string
+
+	// Scheme and Host are those that the sender used, also where trusted
+	// proxies stand between. Target is path and query as they were sent; the
+	// token is in it, so it is as secret as Token.
+	Scheme, Host, Target string
+
+	// Client is the certificate of the sender, verified; nil without one.
+	Client *x509.Certificate
+}
+
+// Proof is what a source asks of its senders, for the ingress to act on.
+type Proof struct {
+	// Required tells whether Verify asks for proof at all. What an unproven
+	// sender sends and nobody understands is not kept.
+	Required bool
+
+	// SecretHeaders are the headers that are part of the proof, and are not
+	// to be kept.
+	SecretHeaders []string
+
+	// PathToken tells whether one segment behind the path is part of the
+	// proof.
+	PathToken bool
+
+	// ClientCertificate tells whether the sender's certificate is part of the
+	// proof, so that the server must ask for one.
+	ClientCertificate bool
 }
 
 // Source understands one kind of sender. It is pure: a request in, events or
@@ -44,13 +79,8 @@ type Source interface {
 	// upgrade. A body it cannot read is a *MalformedError, without events.
 	Normalize(r *Request) ([]event.Event, error)
 
-	// Authenticated reports whether Verify asks for proof at all. What an
-	// unproven sender sends and nobody understands is not kept.
-	Authenticated() bool
-
-	// SecretHeaders names the headers that are part of the proof, and are
-	// not to be kept.
-	SecretHeaders() []string
+	// Proof tells what Verify asks for. It is always the same.
+	Proof() Proof
 }
 
 // MalformedError says which field of a body could not be understood, and why.

@@ -1,19 +1,15 @@
 // Package auth holds the ways in which a webhook proves where it comes from.
-// A source's configuration lists them; all that are listed must pass.
+// A source's configuration lists them; all that are listed must pass. Each
+// takes several secrets, any one of which fits, so that a rotation loses
+// nothing. What is compared are digests of one length, with every secret, in
+// constant time: how long a refusal takes tells nothing of the secrets.
 package auth
 
 import (
-	"cmp"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/source"
@@ -26,8 +22,17 @@ var _ config.Value = (*Auth)(nil)
 type Auth struct {
 	None bool `yaml:"-"`
 
-	Signature *Signature     `yaml:"signature" doc:"HMAC-SHA256 over the timestamp, a dot and the raw body, as the sender makes it with the shared secret."`
-	IPAllow   []netip.Prefix `yaml:"ip_allow" doc:"Addresses that may send, as CIDRs; others are answered 403. Behind a proxy, list it in server.trusted_proxies." example:"[203.0.113.0/24]"`
+	// Default is how the senders of a kind of source sign. The kind sets it
+	// among its defaults; without one, a signature must say how it is made.
+	Default Preset `yaml:"-"`
+
+	Signature         *Signature         `yaml:"signature" doc:"The sender signs each webhook with a shared secret (HMAC)."`
+	Basic             *Basic             `yaml:"basic" doc:"The sender shows a name and a password (HTTP Basic)."`
+	Bearer            *Bearer            `yaml:"bearer" doc:"The sender shows a token in the header Authorization: Bearer."`
+	Header            *Header            `yaml:"header" doc:"The sender shows a secret in a header of its own."`
+	PathToken         *PathToken         `yaml:"path_token" doc:"The sender posts to one of paths, a slash, and a secret token: for senders that can do nothing but post to a URL. The token is kept out of logs, metrics and what is stored."`
+	ClientCertificate *ClientCertificate `yaml:"client_certificate" doc:"The sender has a certificate of an authority in server.tls.client_ca_file, and one of these names. Any entry of either list will do. TLS must end at Postwire, not at a proxy."`
+	IPAllow           []netip.Prefix     `yaml:"ip_allow" doc:"Addresses that may send, as CIDRs; others are answered 403. Behind a proxy, list it in server.trusted_proxies." example:"[203.0.113.0/24]"`
 }
 
 // UnmarshalConfig implements config.Value.
@@ -37,14 +42,14 @@ func (a *Auth) UnmarshalConfig(n config.Node) error {
 			return err
 		}
 		if a.Signature != nil { // what is printed is what is in effect
-			a.Signature.Tolerance = a.Signature.tolerance()
+			a.Signature = new(a.signature())
 		}
 		return nil
 	}
 	if text, ok := n.Text(); !ok || text != none {
 		return n.Want("the word none or a mapping", `for example {signature: {secrets: ["${WEBHOOK_SECRET}"]}}, or none to take webhooks from anybody`)
 	}
-	*a = Auth{None: true}
+	*a = Auth{None: true, Default: a.Default}
 	return nil
 }
 
@@ -63,108 +68,136 @@ func (a *Auth) DescribeConfig() config.Shape {
 
 const none = "none"
 
-// Signature is how the sender signs.
-type Signature struct {
-	Secrets   []config.Secret `yaml:"secrets" required:"true" doc:"Shared secrets; any one of them may have signed, so that a rotation loses nothing." example:"[\"${UPLOAD_POST_WEBHOOK_SECRET}\"]"`
-	Tolerance time.Duration   `yaml:"tolerance" doc:"How far the signed timestamp may be from now, either way. Unset is 5m."`
+// signature is the configured signature, with the preset of the kind where it
+// says nothing itself.
+func (a Auth) signature() Signature {
+	s := *a.Signature
+	if s.Preset == "" && len(s.spelledOut()) == 0 {
+		s.Preset = a.Default
+	}
+	return s
 }
-
-// DefaultTolerance is what the sender asks its receivers to allow.
-const DefaultTolerance = 5 * time.Minute
-
-func (s *Signature) tolerance() time.Duration { return cmp.Or(s.Tolerance, DefaultTolerance) }
 
 // Validate reports everything that is wrong, under the key auth.
 func (a Auth) Validate() error {
 	var p config.Invalids
-	if !a.None && a.Signature == nil && len(a.IPAllow) == 0 {
+	if !a.None && a.Signature == nil && a.Basic == nil && a.Bearer == nil && a.Header == nil &&
+		a.PathToken == nil && a.ClientCertificate == nil && len(a.IPAllow) == 0 {
 		p.Add("auth", "is missing", "say how the sender proves who it is, for example auth: {signature: {secrets: [\"${WEBHOOK_SECRET}\"]}}, or say auth: none")
 	}
-	if s := a.Signature; s != nil {
-		if len(s.Secrets) == 0 {
-			p.Add("auth.signature.secrets", "is empty", "list at least one secret")
-		}
-		for i, secret := range s.Secrets {
-			if secret.Reveal() == "" {
-				p.Add(fmt.Sprintf("auth.signature.secrets[%d]", i), "is an empty secret, with which anybody can sign", "set the variable or the file it comes from")
-			}
-		}
-		if s.Tolerance < 0 {
-			p.Add("auth.signature.tolerance", "is negative", "for example 5m")
-		}
+	if a.Signature != nil {
+		p.Nest("auth.signature", a.signature().Validate())
+	}
+	if a.Basic != nil {
+		p.Nest("auth.basic", a.Basic.Validate())
+	}
+	if a.Bearer != nil {
+		p.Nest("auth.bearer", a.Bearer.Validate())
+	}
+	if a.Header != nil {
+		p.Nest("auth.header", a.Header.Validate())
+	}
+	if a.PathToken != nil {
+		p.Nest("auth.path_token", a.PathToken.Validate())
+	}
+	if a.ClientCertificate != nil {
+		p.Nest("auth.client_certificate", a.ClientCertificate.Validate())
+	}
+	const clash = "and a request has one"
+	switch named := a.Header != nil && http.CanonicalHeaderKey(a.Header.Name) == authorization; {
+	case a.Basic != nil && a.Bearer != nil:
+		p.Add("auth.bearer", "wants the header Authorization, as basic does, "+clash, "remove one of the two")
+	case named && a.Basic != nil:
+		p.Add("auth.header.name", "is the header that basic wants, "+clash, "remove one of the two")
+	case named && a.Bearer != nil:
+		p.Add("auth.header.name", "is the header that bearer wants, "+clash, "remove one of the two")
 	}
 	return p.Err()
 }
 
-// Scheme says in which headers a sender puts its signature.
-type Scheme struct {
-	SignatureHeader string
-	Prefix          string // before the hex digits
-	TimestampHeader string // Unix seconds
+// Verifier checks requests by an Auth that is valid. Its methods may be called
+// concurrently.
+type Verifier struct {
+	allow []netip.Prefix
+	ways  []way
+	proof source.Proof
 }
 
-// Verify returns nil if r passes all the ways that are listed.
-func (a Auth) Verify(r *source.Request, scheme Scheme) error {
-	if len(a.IPAllow) > 0 {
+// way is one kind of proof. Its error quotes nothing of the request.
+type way func(r *source.Request) error
+
+// Verifier makes a verifier. Its error is that of Validate: what is not valid
+// must not let anybody in.
+func (a Auth) Verifier() (*Verifier, error) {
+	if err := a.Validate(); err != nil {
+		return nil, err
+	}
+	v := &Verifier{allow: a.IPAllow, proof: source.Proof{
+		Required: !a.None, PathToken: a.PathToken != nil, ClientCertificate: a.ClientCertificate != nil,
+	}}
+	add := func(w way, secret ...string) {
+		v.ways = append(v.ways, w)
+		v.proof.SecretHeaders = append(v.proof.SecretHeaders, secret...)
+	}
+	// What is cheap comes first: a stranger should cost little.
+	if a.PathToken != nil {
+		add(a.PathToken.way())
+	}
+	if a.ClientCertificate != nil {
+		add(a.ClientCertificate.way())
+	}
+	if a.Basic != nil {
+		add(a.Basic.way(), authorization)
+	}
+	if a.Bearer != nil {
+		add(a.Bearer.way(), authorization)
+	}
+	if a.Header != nil {
+		add(a.Header.way(), http.CanonicalHeaderKey(a.Header.Name))
+	}
+	if a.Signature != nil {
+		s, err := newSigning(a.signature())
+		if err != nil {
+			return nil, fmt.Errorf("auth.signature: %w", err)
+		}
+		add(s.verify, s.secretHeaders()...)
+	}
+	return v, nil
+}
+
+// Verify returns nil if r passes all the ways that are listed, as Verify of
+// source.Source does.
+func (v *Verifier) Verify(r *source.Request) error {
+	if len(v.allow) > 0 {
 		addr := r.Remote.Unmap()
-		if !slices.ContainsFunc(a.IPAllow, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		if !slices.ContainsFunc(v.allow, func(p netip.Prefix) bool { return p.Contains(addr) }) {
 			return fmt.Errorf("address %s is not in auth.ip_allow: %w", addr, source.ErrForbidden)
 		}
 	}
-	if a.Signature != nil {
-		if err := a.Signature.verify(r, scheme); err != nil {
+	for _, passes := range v.ways {
+		if err := passes(r); err != nil {
 			return fmt.Errorf("%w: %w", source.ErrUnauthenticated, err)
 		}
 	}
 	return nil
 }
 
-func (s *Signature) verify(r *source.Request, scheme Scheme) error {
-	signature, stamp := r.Header.Get(scheme.SignatureHeader), r.Header.Get(scheme.TimestampHeader)
-	if signature == "" {
-		return fmt.Errorf("header %s is missing", scheme.SignatureHeader)
-	}
-	if stamp == "" {
-		return fmt.Errorf("header %s is missing", scheme.TimestampHeader)
-	}
-	digits, ok := strings.CutPrefix(signature, scheme.Prefix)
-	given, err := hex.DecodeString(digits)
-	if !ok || err != nil || len(given) != sha256.Size {
-		return fmt.Errorf("header %s is not %s and 64 hex digits", scheme.SignatureHeader, scheme.Prefix)
-	}
-	seconds, err := strconv.ParseInt(stamp, 10, 64)
-	if err != nil {
-		return fmt.Errorf("header %s is not a number of seconds", scheme.TimestampHeader)
-	}
-	// In seconds, where no timestamp can overflow.
-	tolerance := s.tolerance()
-	if off := r.Received.Unix() - seconds; off > int64(tolerance/time.Second) || -off > int64(tolerance/time.Second) {
-		return fmt.Errorf("the timestamp is more than %v from this machine's clock", tolerance)
-	}
-	// Every secret is tried, so that the time taken does not tell which one fits.
-	match := false
-	for _, secret := range s.Secrets {
-		if hmac.Equal(given, sum(secret.Reveal(), stamp, r.Body)) {
-			match = true
-		}
-	}
-	if !match {
-		return errors.New("no secret fits the signature")
-	}
-	return nil
+// Proof returns what is asked for.
+func (v *Verifier) Proof() source.Proof {
+	p := v.proof
+	p.SecretHeaders = slices.Clone(p.SecretHeaders)
+	return p
 }
 
-// Sign returns the values of the two headers as a sender with this secret
-// would set them at this time.
-func (s Scheme) Sign(secret string, at time.Time, body []byte) (signature, timestamp string) {
-	timestamp = strconv.FormatInt(at.Unix(), 10)
-	return s.Prefix + hex.EncodeToString(sum(secret, timestamp, body)), timestamp
-}
-
-func sum(secret, stamp string, body []byte) []byte {
-	mac := hmac.New(sha256.New, []byte(secret))
-	mac.Write([]byte(stamp))
-	mac.Write([]byte{'.'})
-	mac.Write(body)
-	return mac.Sum(nil)
+// one returns the value of a header that must be there once: of two, a proxy
+// and we might read different ones.
+func one(h http.Header, name string) (string, error) {
+	switch values := h[name]; {
+	case len(values) > 1:
+		return "", fmt.Errorf("header %s is sent more than once", name)
+	case len(values) == 0 || values[0] == "":
+		return "", fmt.Errorf("header %s is missing", name)
+	default:
+		return values[0], nil
+	}
 }

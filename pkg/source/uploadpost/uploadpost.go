@@ -46,7 +46,7 @@ var example string
 // Kind is the source of type uploadpost.
 func Kind() source.Kind {
 	return source.Define("uploadpost", "Webhooks of Upload-Post: uploads that ended, and changes of connected accounts.", example,
-		func() Config { return Config{Timezone: "UTC"} },
+		func() Config { return Config{Timezone: "UTC", Auth: auth.Auth{Default: auth.UploadPost}} },
 		New)
 }
 
@@ -56,30 +56,28 @@ func New(c Config, env source.Env) (source.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", env.Name, err)
 	}
-	return &Source{name: env.Name, auth: c.Auth, location: location, schemaBase: env.SchemaBase}, nil
+	// A configuration that did not come through Kind signs as Upload-Post, too.
+	c.Auth.Default = auth.UploadPost
+	verifier, err := c.Auth.Verifier()
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %w", env.Name, err)
+	}
+	return &Source{name: env.Name, verifier: verifier, location: location, schemaBase: env.SchemaBase}, nil
 }
 
 // Source implements source.Source.
 type Source struct {
 	name       string
-	auth       auth.Auth
+	verifier   *auth.Verifier
 	location   *time.Location
 	schemaBase string
 }
 
-// Scheme is how Upload-Post signs: the secret is used whole, `whsec_` included.
-func Scheme() auth.Scheme {
-	return auth.Scheme{SignatureHeader: SignatureHeader, Prefix: "sha256=", TimestampHeader: TimestampHeader}
-}
-
 // Verify implements source.Source.
-func (s *Source) Verify(r *source.Request) error { return s.auth.Verify(r, Scheme()) }
+func (s *Source) Verify(r *source.Request) error { return s.verifier.Verify(r) }
 
-// Authenticated implements source.Source.
-func (s *Source) Authenticated() bool { return !s.auth.None }
-
-// SecretHeaders implements source.Source.
-func (s *Source) SecretHeaders() []string { return []string{SignatureHeader} }
+// Proof implements source.Source.
+func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
 
 // schema returns the dataschema of an event type.
 func (s *Source) schema(eventType string) string {

@@ -183,8 +183,11 @@ func TestVerify(t *testing.T) {
 	// Made with: printf '1767323045.{"event":"ping"}' | openssl dgst -sha256 -hmac whsec_new
 	const known = "sha256=6b1e929cdbfb23666fbc6aa44ed11aa400c8ffae5e145b06eb2ded6183d00dc9"
 	sign := func(secret string, at time.Time) http.Header {
-		signature, timestamp := Scheme().Sign(secret, at, body)
-		return http.Header{SignatureHeader: {signature}, TimestampHeader: {timestamp}}
+		h := http.Header{}
+		if err := auth.UploadPost.Sign(h, secret, "", at, body); err != nil {
+			t.Fatal(err)
+		}
+		return h
 	}
 	with := func(h http.Header, name, value string) http.Header {
 		h = h.Clone()

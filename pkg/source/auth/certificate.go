@@ -1,0 +1,82 @@
+package auth
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/source"
+)
+
+// ClientCertificate is whose certificate a sender must have.
+type ClientCertificate struct {
+	Subjects []string `yaml:"subjects" doc:"Subjects: a common name, or, where the entry holds an equals sign, the whole name as in RFC 4514, with the last part first." example:"[\"CN=hooks,O=Example\"]"`
+	SANs     []string `yaml:"sans" doc:"Alternative names: a DNS name, an e-mail address, or a URI. There are no wildcards." example:"[hooks.example.com]"`
+}
+
+// Validate reports everything that is wrong.
+func (c ClientCertificate) Validate() error {
+	var p config.Invalids
+	if len(c.Subjects)+len(c.SANs) == 0 {
+		p.Add("", "names nobody", "list at least one entry under subjects or sans")
+	}
+	for i, name := range c.Subjects {
+		if name == "" {
+			p.Add(fmt.Sprintf("subjects[%d]", i), "is empty", "write a common name or a whole subject, or remove it")
+		}
+	}
+	for i, name := range c.SANs {
+		switch key := fmt.Sprintf("sans[%d]", i); {
+		case name == "":
+			p.Add(key, "is empty", "write a DNS name, an e-mail address or a URI, or remove it")
+		case strings.Contains(name, "*"):
+			p.Add(key, fmt.Sprintf("%q has a wildcard, and names are compared whole", name), "list each name")
+		}
+	}
+	return p.Err()
+}
+
+func (c ClientCertificate) way() way {
+	return func(r *source.Request) error {
+		if r.Client == nil {
+			return errors.New("there is no verified client certificate")
+		}
+		if !slices.ContainsFunc(c.Subjects, func(name string) bool { return isSubject(r.Client, name) }) &&
+			!slices.ContainsFunc(c.SANs, func(name string) bool { return isSAN(r.Client, name) }) {
+			return errors.New("the client certificate bears none of the names in auth.client_certificate")
+		}
+		return nil
+	}
+}
+
+// isSubject reports whether a certificate is of this subject. The form of the
+// entry decides what it is compared with: a common name of "CN=a,O=b" must not
+// pass for the name CN=a,O=b.
+func isSubject(c *x509.Certificate, name string) bool {
+	if strings.Contains(name, "=") {
+		var subject pkix.RDNSequence // c.Subject has lost the order
+		rest, err := asn1.Unmarshal(c.RawSubject, &subject)
+		return err == nil && len(rest) == 0 && subject.String() == name
+	}
+	return c.Subject.CommonName == name
+}
+
+// isSAN reports whether a certificate has this alternative name. The form of
+// the entry decides of which type it is.
+func isSAN(c *x509.Certificate, name string) bool {
+	switch {
+	case name == "":
+		return false
+	case strings.Contains(name, ":"):
+		return slices.ContainsFunc(c.URIs, func(u *url.URL) bool { return u.String() == name })
+	case strings.Contains(name, "@"):
+		return slices.Contains(c.EmailAddresses, name)
+	}
+	return slices.ContainsFunc(c.DNSNames, func(dns string) bool { return strings.EqualFold(dns, name) })
+}

@@ -1,0 +1,223 @@
+package auth
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/source"
+)
+
+const authorization = "Authorization"
+
+// minPathToken is how short a token in a path may be: URLs are easier to try
+// out, and to come by, than headers.
+const minPathToken = 16
+
+// Basic is a name and a password, as in RFC 7617.
+type Basic struct {
+	Username  string          `yaml:"username" required:"true" doc:"Name that the sender shows." example:"sender"`
+	Passwords []config.Secret `yaml:"passwords" required:"true" doc:"Passwords; any one of them will do." example:"[\"${WEBHOOK_PASSWORD}\"]"`
+}
+
+// Validate reports everything that is wrong.
+func (b Basic) Validate() error {
+	var p config.Invalids
+	if strings.Contains(b.Username, ":") {
+		p.Add("username", "holds a colon, which ends the name in HTTP Basic", "use a name without one")
+	}
+	checkSecrets(&p, "passwords", "password", "send", b.Passwords, func(string) (what, hint string) { return "", "" })
+	return p.Err()
+}
+
+func (b Basic) way() way {
+	var known digests
+	for _, password := range b.Passwords {
+		known.add([]byte(b.Username + ":" + password.Reveal()))
+	}
+	return func(r *source.Request) error {
+		encoded, err := credentials(r.Header, "Basic")
+		if err != nil {
+			return err
+		}
+		pair, err := base64.StdEncoding.DecodeString(encoded)
+		if err != nil || !bytes.Contains(pair, []byte{':'}) {
+			return errors.New("header Authorization holds no name and password in base64")
+		}
+		if !known.hold(pair) {
+			return errors.New("name or password in header Authorization is wrong")
+		}
+		return nil
+	}
+}
+
+// Bearer is a token, as in RFC 6750.
+type Bearer struct {
+	Tokens []config.Secret `yaml:"tokens" required:"true" doc:"Tokens; any one of them will do." example:"[\"${WEBHOOK_TOKEN}\"]"`
+}
+
+// Validate reports everything that is wrong.
+func (b Bearer) Validate() error {
+	var p config.Invalids
+	checkSecrets(&p, "tokens", "token", "send", b.Tokens, unfitForHeader)
+	return p.Err()
+}
+
+func (b Bearer) way() way {
+	known := digestsOf(b.Tokens)
+	return func(r *source.Request) error {
+		token, err := credentials(r.Header, "Bearer")
+		if err != nil {
+			return err
+		}
+		if !known.hold([]byte(token)) {
+			return errors.New("token in header Authorization is wrong")
+		}
+		return nil
+	}
+}
+
+// credentials returns what is behind the scheme in the header Authorization.
+func credentials(h http.Header, scheme string) (string, error) {
+	value, err := one(h, authorization)
+	if err != nil {
+		return "", err
+	}
+	given, rest, _ := strings.Cut(value, " ")
+	if !strings.EqualFold(given, scheme) {
+		return "", fmt.Errorf("header %s is not of the scheme %s", authorization, scheme)
+	}
+	return strings.Trim(rest, " "), nil
+}
+
+// Header is a secret in a header of the sender's own.
+type Header struct {
+	Name   string          `yaml:"name" required:"true" doc:"Name of the header." example:"X-Webhook-Token"`
+	Values []config.Secret `yaml:"values" required:"true" doc:"Secrets; the header must hold exactly one of them." example:"[\"${WEBHOOK_TOKEN}\"]"`
+}
+
+// Validate reports everything that is wrong.
+func (h Header) Validate() error {
+	var p config.Invalids
+	checkHeaderName(&p, "name", h.Name)
+	checkSecrets(&p, "values", "value", "send", h.Values, unfitForHeader)
+	return p.Err()
+}
+
+func (h Header) way() way {
+	name, known := http.CanonicalHeaderKey(h.Name), digestsOf(h.Values)
+	return func(r *source.Request) error {
+		value, err := one(r.Header, name)
+		if err != nil {
+			return err
+		}
+		if !known.hold([]byte(value)) {
+			return fmt.Errorf("value of header %s is wrong", name)
+		}
+		return nil
+	}
+}
+
+// PathToken is a secret at the end of the URL.
+type PathToken struct {
+	Tokens []config.Secret `yaml:"tokens" required:"true" doc:"Tokens of 16 characters or more, such as openssl rand -hex 32 makes; any one of them will do." example:"[\"${WEBHOOK_TOKEN}\"]"`
+}
+
+// Validate reports everything that is wrong.
+func (t PathToken) Validate() error {
+	var p config.Invalids
+	checkSecrets(&p, "tokens", "token", "send", t.Tokens, func(token string) (what, hint string) {
+		switch {
+		case len(token) < minPathToken:
+			return fmt.Sprintf("is shorter than %d characters, and could be found by trying", minPathToken), "make one with openssl rand -hex 32"
+		case url.PathEscape(token) != token:
+			return "has a character that is not plain in a URL", "use letters, digits, dashes and underscores, such as openssl rand -hex 32 makes"
+		}
+		return "", ""
+	})
+	return p.Err()
+}
+
+func (t PathToken) way() way {
+	known := digestsOf(t.Tokens)
+	return func(r *source.Request) error {
+		if r.Token == "" {
+			return errors.New("there is no token behind the path")
+		}
+		if !known.hold([]byte(r.Token)) {
+			return errors.New("token behind the path is wrong")
+		}
+		return nil
+	}
+}
+
+// digests are secrets by their SHA-256. What is compared is then of one
+// length, whatever that of the secrets is.
+type digests [][sha256.Size]byte
+
+func digestsOf(secrets []config.Secret) (d digests) {
+	for _, s := range secrets {
+		d.add([]byte(s.Reveal()))
+	}
+	return d
+}
+
+func (d *digests) add(secret []byte) { *d = append(*d, sha256.Sum256(secret)) }
+
+// hold reports whether given is one of the secrets. All are tried.
+func (d digests) hold(given []byte) bool {
+	digest, match := sha256.Sum256(given), 0
+	for i := range d {
+		match |= subtle.ConstantTimeCompare(digest[:], d[i][:])
+	}
+	return match == 1
+}
+
+// checkSecrets notes a list without secrets, empty ones, and those in which
+// fault finds one. What is noted never shows a secret. Who knows one can send,
+// or sign.
+func checkSecrets(p *config.Invalids, key, noun, can string, secrets []config.Secret, fault func(string) (what, hint string)) {
+	if len(secrets) == 0 {
+		p.Add(key, "is empty", "list at least one "+noun)
+	}
+	for i, secret := range secrets {
+		at := fmt.Sprintf("%s[%d]", key, i)
+		if secret.Reveal() == "" {
+			p.Add(at, fmt.Sprintf("is an empty %s, with which anybody can %s", noun, can), "set the variable or the file it comes from")
+		} else if what, hint := fault(secret.Reveal()); what != "" {
+			p.Add(at, what, hint)
+		}
+	}
+}
+
+// unfitForHeader says why a secret cannot be the value of a header.
+func unfitForHeader(secret string) (what, hint string) {
+	switch {
+	case !httpguts.ValidHeaderFieldValue(secret):
+		return "has a character that no header can hold", "look for a line break in the file or variable it comes from"
+	case strings.Trim(secret, " \t") != secret:
+		return "begins or ends with white space, which HTTP takes away", "remove it"
+	}
+	return "", ""
+}
+
+// checkHeaderName notes a name that no header of a request has.
+func checkHeaderName(p *config.Invalids, key, name string) {
+	switch {
+	case name == "":
+		p.Add(key, "is empty", "name the header, for example X-Webhook-Token")
+	case !httpguts.ValidHeaderFieldName(name):
+		p.Add(key, fmt.Sprintf("%q is not the name of a header", name), "use letters, digits and dashes, for example X-Webhook-Token")
+	case http.CanonicalHeaderKey(name) == "Host":
+		p.Add(key, "Host is where the webhook goes, not a secret of the sender", "name another header")
+	}
+}

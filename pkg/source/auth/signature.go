@@ -1,0 +1,432 @@
+package auth
+
+import (
+	"cmp"
+	"crypto/hmac"
+	"crypto/sha1" //nolint:gosec // some senders have nothing better; as an HMAC it is not broken
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/source"
+)
+
+var _ config.Value = (*Signature)(nil)
+
+// DefaultTolerance is what the known senders ask their receivers to allow.
+const DefaultTolerance = 5 * time.Minute
+
+const (
+	sha1Name   = "sha1"
+	sha256Name = "sha256"
+	sha512Name = "sha512"
+
+	hexName    = "hex"
+	base64Name = "base64"
+)
+
+// Signature is how the sender signs: as a preset says, or as the keys below it
+// spell out.
+type Signature struct {
+	Preset    Preset          `yaml:"preset" enum:"upload-post,standard-webhooks,github,stripe,slack" doc:"Sign as this sender does, in place of the keys from algorithm on. Where neither is written, a source of type uploadpost takes upload-post."`
+	Secrets   []config.Secret `yaml:"secrets" required:"true" doc:"Shared secrets; any one of them may have signed, so that a rotation loses nothing." example:"[\"${WEBHOOK_SECRET}\"]"`
+	Tolerance time.Duration   `yaml:"tolerance" doc:"How far the signed timestamp may be from now, either way; a webhook outside it is answered 401. Inside it a repeat is a duplicate, as long as dedupe.window is at least twice as long. Unset is 5m."`
+
+	Algorithm       string `yaml:"algorithm" enum:"sha256,sha1,sha512" doc:"Hash of the HMAC. Unset is sha256."`
+	Header          string `yaml:"header" doc:"Header that holds the signature. Needed where there is no preset." example:"X-Signature"`
+	Prefix          string `yaml:"prefix" doc:"Text before the signature in its header." example:"sha256="`
+	Encoding        string `yaml:"encoding" enum:"hex,base64" doc:"How the signature is written. Unset is hex."`
+	Signed          string `yaml:"signed" doc:"What is signed: text with {body}, the body as it was sent, {timestamp}, {id}, and {url}, the whole URL as the sender wrote it. Behind a proxy, {url} needs the proxy in server.trusted_proxies, and X-Forwarded-Proto and X-Forwarded-Host from it where it changes them. Unset is {body}." example:"{timestamp}.{body}"`
+	TimestampHeader string `yaml:"timestamp_header" doc:"Header that holds {timestamp}, in Unix seconds." example:"X-Timestamp"`
+	IDHeader        string `yaml:"id_header" doc:"Header that holds {id}." example:"X-Webhook-Id"`
+}
+
+// UnmarshalConfig implements config.Value.
+func (s *Signature) UnmarshalConfig(n config.Node) error { return n.Decode(s) }
+
+// MarshalConfig implements config.Value: what is in effect, and of the two
+// forms the one that was chosen.
+func (s *Signature) MarshalConfig() any {
+	how, err := s.scheme()
+	if err != nil {
+		return nil
+	}
+	var tolerance *time.Duration
+	if t, err := parseTemplate(how.signed); err == nil && t.has(fieldTimestamp) {
+		tolerance = new(s.tolerance())
+	}
+	if s.Preset != "" {
+		return struct {
+			Preset    Preset          `yaml:"preset"`
+			Secrets   []config.Secret `yaml:"secrets"`
+			Tolerance *time.Duration  `yaml:"tolerance"`
+		}{s.Preset, s.Secrets, tolerance}
+	}
+	return struct {
+		Secrets         []config.Secret `yaml:"secrets"`
+		Tolerance       *time.Duration  `yaml:"tolerance"`
+		Algorithm       string          `yaml:"algorithm"`
+		Header          string          `yaml:"header"`
+		Prefix          string          `yaml:"prefix"`
+		Encoding        string          `yaml:"encoding"`
+		Signed          string          `yaml:"signed"`
+		TimestampHeader string          `yaml:"timestamp_header"`
+		IDHeader        string          `yaml:"id_header"`
+	}{s.Secrets, tolerance, how.algorithm, s.Header, s.Prefix, how.encoding, how.signed, s.TimestampHeader, s.IDHeader}
+}
+
+// DescribeConfig implements config.Value.
+func (s *Signature) DescribeConfig() config.Shape {
+	return config.Shape{Type: "mapping", Fields: true}
+}
+
+func (s *Signature) tolerance() time.Duration { return cmp.Or(s.Tolerance, DefaultTolerance) }
+
+// spelledOut returns the keys that a preset stands for and that are written.
+func (s *Signature) spelledOut() []string {
+	var keys []string
+	for _, key := range []struct{ name, value string }{
+		{"algorithm", s.Algorithm},
+		{"header", s.Header},
+		{"prefix", s.Prefix},
+		{"encoding", s.Encoding},
+		{"signed", s.Signed},
+		{"timestamp_header", s.TimestampHeader},
+		{"id_header", s.IDHeader},
+	} {
+		if key.value != "" {
+			keys = append(keys, key.name)
+		}
+	}
+	return keys
+}
+
+// scheme returns how is signed. Of a signature that is spelled out, the parts
+// may still be wrong.
+func (s *Signature) scheme() (scheme, error) {
+	if s.Preset != "" {
+		how, ok := s.Preset.scheme()
+		if !ok {
+			return scheme{}, fmt.Errorf("%q is not a preset", string(s.Preset))
+		}
+		return how, nil
+	}
+	return scheme{
+		algorithm: cmp.Or(s.Algorithm, sha256Name), encoding: cmp.Or(s.Encoding, hexName),
+		signed: cmp.Or(s.Signed, "{"+string(fieldBody)+"}"), prefix: s.Prefix,
+		headers: []headers{{s.Header, s.TimestampHeader, s.IDHeader}},
+	}, nil
+}
+
+// Validate reports everything that is wrong.
+func (s Signature) Validate() error {
+	var p config.Invalids
+	how, err := s.scheme()
+	switch spelled := s.spelledOut(); {
+	case err != nil:
+		p.Add("preset", err.Error(), "use "+presetList())
+	case s.Preset == "" && len(spelled) == 0:
+		p.Add("preset", "is missing, and nothing else says how the sender signs", "use "+presetList()+"; or write header and signed, and what else differs")
+	case s.Preset == "":
+		s.checkSpelledOut(&p)
+	default:
+		for _, key := range spelled {
+			p.Add(key, fmt.Sprintf("cannot stand beside preset: %s, which says it already", s.Preset), "remove it; or remove preset, and spell out all that differs from the defaults")
+		}
+	}
+	checkSecrets(&p, "secrets", "secret", "sign", s.Secrets, func(secret string) (what, hint string) {
+		if how.key == nil {
+			return "", ""
+		}
+		if _, err := how.key(secret); err != nil {
+			return err.Error(), "copy it whole from the sender's page"
+		}
+		return "", ""
+	})
+	if s.Tolerance < 0 {
+		p.Add("tolerance", "is negative", "for example 5m")
+	}
+	if t, err := parseTemplate(how.signed); s.Tolerance > 0 && err == nil && len(t) > 0 && !t.has(fieldTimestamp) {
+		p.Add("tolerance", "has no effect: no timestamp is signed", "remove it; or sign {timestamp}, where the sender does")
+	}
+	return p.Err()
+}
+
+// checkSpelledOut notes what is wrong with a signature without a preset.
+func (s Signature) checkSpelledOut(p *config.Invalids) {
+	for _, key := range []struct {
+		name, value string
+		known       []string
+	}{
+		{"algorithm", s.Algorithm, []string{"", sha256Name, sha1Name, sha512Name}},
+		{"encoding", s.Encoding, []string{"", hexName, base64Name}},
+	} {
+		if !slices.Contains(key.known, key.value) {
+			p.Add(key.name, fmt.Sprintf("%q is not one of the values", key.value), "use "+strings.Join(key.known[1:], ", "))
+		}
+	}
+	if s.Header == "" {
+		p.Add("header", "is missing: the signature must be somewhere", "name the header, for example X-Signature")
+	} else {
+		checkHeaderName(p, "header", s.Header)
+	}
+	how, _ := s.scheme() // fails for presets only
+	signed, err := parseTemplate(how.signed)
+	if err != nil {
+		p.Add("signed", err.Error(), "the parts are {body}, {timestamp}, {id} and {url}")
+		return
+	}
+	if !signed.has(fieldBody) {
+		p.Add("signed", fmt.Sprintf("%q has no {body}: any body would pass", s.Signed), "write what the sender signs, for example {timestamp}.{body}")
+	}
+	for _, part := range []struct {
+		field       field
+		key, header string
+	}{
+		{fieldTimestamp, "timestamp_header", s.TimestampHeader},
+		{fieldID, "id_header", s.IDHeader},
+	} {
+		switch {
+		case signed.has(part.field) && part.header == "":
+			p.Add(part.key, fmt.Sprintf("is missing, and signed has {%s}", part.field), "name the header that holds it")
+		case part.header != "" && !signed.has(part.field):
+			p.Add(part.key, fmt.Sprintf("has no effect: signed has no {%s}, so anybody could change it", part.field), fmt.Sprintf("remove it, or add {%s} to signed where the sender signs it", part.field))
+		case part.header != "":
+			checkHeaderName(p, part.key, part.header)
+		}
+	}
+}
+
+func presetList() string {
+	names := make([]string, len(Presets()))
+	for i, preset := range Presets() {
+		names[i] = string(preset)
+	}
+	return "preset: " + strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
+}
+
+// signing checks signatures. It is a scheme that is ready for use.
+type signing struct {
+	scheme
+	template template
+	keys     [][]byte
+	hash     func() hash.Hash
+	size     int // of a signature, in bytes
+	decode   func(text string) ([]byte, error)
+	encode   func(signature []byte) string
+
+	tolerance time.Duration
+	macs      []*sync.Pool // one a key, of *mac
+}
+
+// compile makes a scheme ready to sign with some secrets.
+func (how scheme) compile(secrets []string) (*signing, error) {
+	s := &signing{scheme: how, hash: sha256.New, decode: hex.DecodeString, encode: hex.EncodeToString}
+	switch how.algorithm {
+	case sha1Name:
+		s.hash = sha1.New
+	case sha512Name:
+		s.hash = sha512.New
+	}
+	s.size = s.hash().Size()
+	if how.encoding == base64Name {
+		s.decode, s.encode = base64.StdEncoding.Strict().DecodeString, base64.StdEncoding.EncodeToString
+	}
+	var err error
+	if s.template, err = parseTemplate(how.signed); err != nil {
+		return nil, err
+	}
+	s.headers = slices.Clone(how.headers)
+	for i, names := range s.headers {
+		s.headers[i] = headers{
+			http.CanonicalHeaderKey(names.signature), http.CanonicalHeaderKey(names.timestamp), http.CanonicalHeaderKey(names.id),
+		}
+	}
+	for _, secret := range secrets {
+		key := []byte(secret)
+		if how.key != nil {
+			if key, err = how.key(secret); err != nil {
+				return nil, fmt.Errorf("a secret %w", err)
+			}
+		}
+		s.keys = append(s.keys, key)
+	}
+	return s, nil
+}
+
+// newSigning makes a configured signature ready to be checked.
+func newSigning(c Signature) (*signing, error) {
+	how, err := c.scheme()
+	if err != nil {
+		return nil, err
+	}
+	secrets := make([]string, len(c.Secrets))
+	for i, secret := range c.Secrets {
+		secrets[i] = secret.Reveal()
+	}
+	s, err := how.compile(secrets)
+	if err != nil {
+		return nil, err
+	}
+	s.tolerance = c.tolerance()
+	for _, key := range s.keys {
+		s.macs = append(s.macs, &sync.Pool{New: func() any { return newMAC(s.hash, key) }})
+	}
+	return s, nil
+}
+
+// secretHeaders returns the headers that hold signatures.
+func (s *signing) secretHeaders() []string {
+	var names []string
+	for _, h := range s.headers {
+		names = append(names, h.signature)
+	}
+	return names
+}
+
+// verify is the way of a signature.
+func (s *signing) verify(r *source.Request) error {
+	names := s.headers[0]
+	for _, older := range s.headers[1:] {
+		if len(r.Header[names.signature]) == 0 && len(r.Header[older.signature]) > 0 {
+			names = older
+		}
+	}
+	value, err := one(r.Header, names.signature)
+	if err != nil {
+		return err
+	}
+	timestamp, given, err := s.read(names.signature, value)
+	if err != nil {
+		return err
+	}
+	if names.timestamp != "" {
+		if timestamp, err = one(r.Header, names.timestamp); err != nil {
+			return err
+		}
+	}
+	if s.template.has(fieldTimestamp) {
+		if err := s.fresh(timestamp, cmp.Or(names.timestamp, names.signature), r.Received); err != nil {
+			return err
+		}
+	}
+	id := ""
+	if names.id != "" {
+		if id, err = one(r.Header, names.id); err != nil {
+			return err
+		}
+		// An id with the text in it that ends it could be cut in two ways: a
+		// part of the body could pass for a timestamp, and the rest for the body.
+		if end := s.template.endOf(fieldID); end != "" && strings.Contains(id, end) {
+			return fmt.Errorf("header %s holds %q, which ends it in what is signed", names.id, end)
+		}
+	}
+	// Every secret is tried, so that the time taken does not tell which one fits.
+	match := 0
+	for _, pool := range s.macs {
+		m := pool.Get().(*mac)
+		sum := m.sum(s.template, r, timestamp, id)
+		for _, signature := range given {
+			match |= subtle.ConstantTimeCompare(sum, signature)
+		}
+		pool.Put(m)
+	}
+	if match == 0 {
+		return errors.New("no secret fits the signature")
+	}
+	return nil
+}
+
+// read returns the signatures in the value of a header, and the timestamp
+// where that is among them.
+func (s *signing) read(name, value string) (timestamp string, given [][]byte, err error) {
+	if s.separator == "" {
+		text, ok := strings.CutPrefix(value, s.prefix)
+		signature, err := s.decode(text)
+		if !ok || err != nil || len(signature) != s.size {
+			return "", nil, fmt.Errorf("header %s is not %s", name, s.form())
+		}
+		return "", [][]byte{signature}, nil
+	}
+	stamps := 0
+	for entry := range strings.SplitSeq(value, s.separator) {
+		if text, ok := strings.CutPrefix(entry, s.timestampPrefix); ok && s.timestampPrefix != "" {
+			timestamp = text
+			stamps++
+		}
+		// An entry that cannot be read is no worse than one of another version.
+		if text, ok := strings.CutPrefix(entry, s.prefix); ok {
+			if signature, err := s.decode(text); err == nil && len(signature) == s.size {
+				given = append(given, signature)
+			}
+		}
+	}
+	switch {
+	case s.timestampPrefix != "" && stamps != 1:
+		return "", nil, fmt.Errorf("header %s does not hold one timestamp %s", name, s.timestampPrefix)
+	case len(given) == 0:
+		return "", nil, fmt.Errorf("header %s holds no %s", name, s.form())
+	}
+	return timestamp, given, nil
+}
+
+// form describes a signature: `sha256= and 64 hex digits`.
+func (s *signing) form() string {
+	form := fmt.Sprintf("%d hex digits", hex.EncodedLen(s.size))
+	if s.encoding == base64Name {
+		form = fmt.Sprintf("%d characters of base64", base64.StdEncoding.EncodedLen(s.size))
+	}
+	if s.prefix != "" {
+		form = s.prefix + " and " + form
+	}
+	return form
+}
+
+// fresh checks that a timestamp is within the tolerance.
+func (s *signing) fresh(timestamp, header string, now time.Time) error {
+	seconds, err := strconv.ParseInt(timestamp, 10, 64)
+	if err != nil {
+		return fmt.Errorf("the timestamp in header %s is not a number of seconds", header)
+	}
+	// Nothing is subtracted from what the sender wrote: it could overflow.
+	if most := int64(s.tolerance / time.Second); seconds < now.Unix()-most || seconds > now.Unix()+most {
+		return fmt.Errorf("the timestamp is more than %v from this machine's clock", s.tolerance)
+	}
+	return nil
+}
+
+// mac is an HMAC with its key, and room to work in. They are used again: a new
+// one costs a dozen allocations.
+type mac struct {
+	hash   hash.Hash
+	text   []byte // what is still to be hashed
+	result []byte
+}
+
+func newMAC(h func() hash.Hash, key []byte) *mac { return &mac{hash: hmac.New(h, key)} }
+
+// sum returns the MAC of a request. It is valid until the next call.
+func (m *mac) sum(t template, r *source.Request, timestamp, id string) []byte {
+	m.hash.Reset()
+	t.write(m, r, timestamp, id)
+	m.result = m.hash.Sum(m.result[:0])
+	return m.result
+}
+
+// flush hashes the text.
+func (m *mac) flush() {
+	m.hash.Write(m.text)
+	m.text = m.text[:0]
+}
