@@ -218,6 +218,6 @@ func checkHeaderName(p *config.Invalids, key, name string) {
 	case !httpguts.ValidHeaderFieldName(name):
 		p.Add(key, fmt.Sprintf("%q is not the name of a header", name), "use letters, digits and dashes, for example X-Webhook-Token")
 	case http.CanonicalHeaderKey(name) == "Host":
-		p.Add(key, "Host is where the webhook goes, not a secret of the sender", "name another header")
+		p.Add(key, "Host says where the webhook goes, and is not among the headers that are looked at", "name another header")
 	}
 }

@@ -136,9 +136,9 @@ func (s Signature) Validate() error {
 	how, err := s.scheme()
 	switch spelled := s.spelledOut(); {
 	case err != nil:
-		p.Add("preset", err.Error(), "use "+presetList())
+		p.Add("preset", err.Error(), "use one of "+presetList())
 	case s.Preset == "" && len(spelled) == 0:
-		p.Add("preset", "is missing, and nothing else says how the sender signs", "use "+presetList()+"; or write header and signed, and what else differs")
+		p.Add("preset", "is missing, and nothing else says how the sender signs", "set it to one of "+presetList()+"; or spell out header, signed, and what else differs from the defaults")
 	case s.Preset == "":
 		s.checkSpelledOut(&p)
 	default:
@@ -159,7 +159,11 @@ func (s Signature) Validate() error {
 		p.Add("tolerance", "is negative", "for example 5m")
 	}
 	if t, err := parseTemplate(how.signed); s.Tolerance > 0 && err == nil && len(t) > 0 && !t.has(fieldTimestamp) {
-		p.Add("tolerance", "has no effect: no timestamp is signed", "remove it; or sign {timestamp}, where the sender does")
+		hint := "remove it; or add {timestamp} to signed, where the sender signs it"
+		if s.Preset != "" {
+			hint = "remove it: with preset " + string(s.Preset) + " a repeat is known by its content alone"
+		}
+		p.Add("tolerance", "has no effect: no timestamp is signed", hint)
 	}
 	return p.Err()
 }
@@ -214,7 +218,7 @@ func presetList() string {
 	for i, preset := range Presets() {
 		names[i] = string(preset)
 	}
-	return "preset: " + strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
+	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
 }
 
 // signing checks signatures. It is a scheme that is ready for use.
