@@ -112,6 +112,109 @@ sinks:
 	golden.Check(t, "testdata/empty.txt", err.Error()+"\n")
 }
 
+// What is wrong with the proof of a source is shown where it is written.
+func TestMistakesInAuth(t *testing.T) {
+	text := `
+sources:
+  - name: form
+    type: uploadpost
+    paths: [/form, /100%25]
+    auth:
+      signature: {secrets: [a], preset: github, header: X-Signature, tolerance: 1m}
+  - name: preset
+    type: uploadpost
+    paths: [/preset]
+    auth: {signature: {secrets: [a], preset: gitlab}}
+  - name: template
+    type: uploadpost
+    paths: [/template]
+    auth:
+      signature:
+        secrets: ["${SECRET:-}"]
+        header: X-Signature
+        signed: "{id}:{timestamp}"
+        timestamp_header: X-Timestamp
+  - name: missing
+    type: uploadpost
+    paths: [/missing]
+    auth:
+      signature: {tolerance: 1m}
+      basic: {username: a}
+  - name: credentials
+    type: uploadpost
+    paths: [/credentials]
+    auth:
+      basic: {username: "a:b", passwords: [b]}
+      bearer: {tokens: []}
+      header: {name: "X Token", values: [b]}
+  - name: token
+    type: uploadpost
+    paths: [/token]
+    auth:
+      path_token:
+        tokens:
+          - tiny-token
+          - with/a/slash/in/it
+  - name: certificate
+    type: uploadpost
+    paths: [/certificate]
+    auth: {client_certificate: {sans: [hooks.example.com]}}
+  - name: nobody
+    type: uploadpost
+    paths: [/nobody]
+    auth: {client_certificate: {}}
+  - name: nothing
+    type: uploadpost
+    paths: [/nothing]
+    auth: {}
+  - name: word
+    type: uploadpost
+    paths: [/word]
+    auth: basic
+sinks: [{name: other, type: stdout}]
+`
+	_, err := Parse("postwire.yaml", []byte(text), func(string) (string, bool) { return "", false })
+	if err == nil {
+		t.Fatal("it was accepted")
+	}
+	golden.Check(t, "testdata/auth-mistakes.txt", err.Error()+"\n")
+}
+
+// Of a signature, what is in effect is shown, in the form that was chosen, and
+// can be read again.
+func TestYAMLShowsSignatures(t *testing.T) {
+	text := `
+sources:
+  - {name: default, type: uploadpost, paths: [/a], auth: {signature: {secrets: [confidential]}}}
+  - {name: github, type: uploadpost, paths: [/b], auth: {signature: {secrets: [confidential], preset: github}}}
+  - {name: stripe, type: uploadpost, paths: [/c], auth: {signature: {secrets: [confidential], preset: stripe, tolerance: 1h}}}
+  - {name: body, type: uploadpost, paths: [/d], auth: {signature: {secrets: [confidential], header: X-Signature}}}
+  - {name: spelled, type: uploadpost, paths: [/e], auth: {signature: {secrets: [confidential], header: X-Signature, prefix: v1=, algorithm: sha512, encoding: base64, signed: "{id}.{timestamp}.{body}", timestamp_header: X-Timestamp, id_header: X-Id}}}
+  - {name: others, type: uploadpost, paths: [/f], auth: {basic: {username: a, passwords: [confidential]}, header: {name: X-Token, values: [confidential]}}}
+sinks: [{name: other, type: stdout}]
+`
+	plan, err := Parse("postwire.yaml", []byte(text), env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed, err := plan.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(printed), "confidential") {
+		t.Error("a secret is printed")
+	}
+	begin, end := strings.Index(string(printed), "sources:"), strings.Index(string(printed), "sinks:")
+	golden.Check(t, "testdata/signatures.yaml", string(printed[begin:end]))
+	again, err := Parse("printed.yaml", printed, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if twice, err := again.YAML(); err != nil || string(twice) != string(printed) {
+		t.Errorf("it is printed in another way the second time: %v\n%s", err, twice)
+	}
+}
+
 func TestYAMLShowsDefaultsAndNoSecrets(t *testing.T) {
 	text, err := os.ReadFile("../../config/examples/production.yaml")
 	if err != nil {

@@ -45,6 +45,8 @@ type world struct {
 	server  *Server
 	logs    *observer.ObservedLogs
 	metrics *Metrics
+
+	registry *prometheus.Registry // of metrics
 }
 
 // broken is a journal that fails.
@@ -74,33 +76,39 @@ func newSource(t *testing.T, a auth.Auth) source.Source {
 
 func serve(t *testing.T, c config.Server, appender journal.Appender) *world {
 	t.Helper()
+	signed := auth.Auth{Signature: &auth.Signature{Secrets: []config.Secret{secret}}}
+	local := auth.Auth{IPAllow: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}
+	return serveRoutes(t, Options{Config: c, Journal: appender, Routes: []Route{
+		routeTo("signed", newSource(t, signed), source.Rate{}),
+		routeTo("open", newSource(t, auth.Auth{None: true}), source.Rate{}),
+		routeTo("listed", newSource(t, local), source.Rate{}),
+		routeTo("slow", newSource(t, auth.Auth{None: true}), source.Rate{PerSecond: 0.1, Burst: 1}),
+		routeTo("defect", panicking{newSource(t, auth.Auth{None: true})}, source.Rate{}),
+	}})
+}
+
+// routeTo leads from /name to a source.
+func routeTo(name string, s source.Source, r source.Rate) Route {
+	return Route{Name: name, Source: s, Settings: source.Settings{Paths: []string{"/" + name}, Rate: r}}
+}
+
+// serveRoutes serves what opts say; without a journal, on one in memory.
+func serveRoutes(t *testing.T, opts Options) *world {
+	t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
-	w := &world{logs: logs, metrics: NewMetrics(prometheus.NewRegistry())}
-	if appender == nil {
+	registry := prometheus.NewRegistry()
+	w := &world{logs: logs, metrics: NewMetrics(registry), registry: registry}
+	if opts.Journal == nil {
 		j, err := pebble.Open(pebble.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = j.Close() })
-		w.journal, appender = j, j
+		w.journal, opts.Journal = j, j
 	}
-	signed := auth.Auth{Signature: &auth.Signature{Secrets: []config.Secret{secret}}}
-	local := auth.Auth{IPAllow: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}
-	route := func(name, path string, s source.Source, r source.Rate) Route {
-		return Route{Name: name, Source: s, Settings: source.Settings{Paths: []string{path}, Rate: r}}
-	}
+	opts.Log, opts.Metrics = zap.New(core), w.metrics
 	var err error
-	w.server, err = New(Options{
-		Config: c, Journal: appender, Log: zap.New(core), Metrics: w.metrics,
-		Routes: []Route{
-			route("signed", "/signed", newSource(t, signed), source.Rate{}),
-			route("open", "/open", newSource(t, auth.Auth{None: true}), source.Rate{}),
-			route("listed", "/listed", newSource(t, local), source.Rate{}),
-			route("slow", "/slow", newSource(t, auth.Auth{None: true}), source.Rate{PerSecond: 0.1, Burst: 1}),
-			route("defect", "/defect", panicking{newSource(t, auth.Auth{None: true})}, source.Rate{}),
-		},
-	})
-	if err != nil {
+	if w.server, err = New(opts); err != nil {
 		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")

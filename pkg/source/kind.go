@@ -32,7 +32,7 @@ func (s Settings) Validate() error {
 		switch {
 		case !strings.HasPrefix(path, "/"):
 			p.Add(key, fmt.Sprintf("%q does not begin with a slash", path), "use "+fmt.Sprintf("%q", "/"+path))
-		case strings.ContainsAny(path, "{}*?# \t"):
+		case strings.ContainsAny(path, "{}*?#% \t"):
 			p.Add(key, fmt.Sprintf("%q has a character that is not part of a plain path", path), "use letters, digits, dashes and slashes")
 		case slices.Contains(s.Paths[:i], path):
 			p.Add(key, fmt.Sprintf("%s is listed twice", path), "remove one of the two")

@@ -27,6 +27,26 @@ func Run(t *testing.T, s source.Source, bodies [][]byte) {
 			}
 		}
 	})
+	t.Run("a stranger is refused, by one of two reasons, if and only if proof is required", func(t *testing.T) {
+		for _, body := range bodies {
+			err := s.Verify(&source.Request{Method: http.MethodPost, Header: http.Header{}, Body: body, Received: time.Unix(1e9, 0).UTC()})
+			if required := s.Proof().Required; required != (err != nil) {
+				t.Fatalf("Verify = %v, and proof is required: %v", err, required)
+			}
+			if err != nil && errors.Is(err, source.ErrUnauthenticated) == errors.Is(err, source.ErrForbidden) {
+				t.Errorf("Verify = %v", err)
+			}
+		}
+	})
+	t.Run("what it asks for is always the same", func(t *testing.T) {
+		first := s.Proof()
+		for i := range first.SecretHeaders { // whoever got it may do with it what they want
+			first.SecretHeaders[i] = "X-Changed"
+		}
+		if diff := cmp.Diff(s.Proof(), s.Proof()); diff != "" || len(first.SecretHeaders) > 0 && cmp.Equal(first, s.Proof()) {
+			t.Errorf("it asks for %+v and %+v", s.Proof(), s.Proof())
+		}
+	})
 	t.Run("methods may be called concurrently", func(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 8 {

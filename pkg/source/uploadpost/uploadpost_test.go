@@ -87,7 +87,12 @@ func TestNormalize(t *testing.T) {
 }
 
 func TestConformance(t *testing.T) {
-	sourcetest.Run(t, newSource(t, Config{Timezone: "UTC", Auth: auth.Auth{None: true}}), bodies(t))
+	for name, a := range map[string]auth.Auth{
+		"open":   {None: true},
+		"signed": {Signature: &auth.Signature{Secrets: []config.Secret{"whsec_new"}}},
+	} {
+		t.Run(name, func(t *testing.T) { sourcetest.Run(t, newSource(t, Config{Timezone: "UTC", Auth: a}), bodies(t)) })
+	}
 }
 
 func bodies(t testing.TB) [][]byte {
