@@ -32,7 +32,7 @@ type Aside struct {
 	Kind      string       `json:"kind" enum:"dead_letter,quarantine"`
 	Sink      string       `json:"sink,omitempty" doc:"The sink that could not take the event."`
 	Source    string       `json:"source,omitempty" doc:"The source that could not understand the request."`
-	Reason    string       `json:"reason" doc:"Why, as one of a closed set: too_large, no_destination, invalid, unauthorized, expired, malformed."`
+	Reason    string       `json:"reason" doc:"Why, as one of a closed set: too_large, no_destination, invalid, unauthorized, refused, expired, malformed."`
 	Error     string       `json:"error" doc:"What the broker said, or what was wrong with the request."`
 	Attempts  int          `json:"attempts" doc:"Attempts to deliver it."`
 	First     time.Time    `json:"first" doc:"First attempt, or when the request came."`

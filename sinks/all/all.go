@@ -3,6 +3,7 @@ package all
 
 import (
 	"github.com/postwire/postwire/sinks"
+	"github.com/postwire/postwire/sinks/http"
 	"github.com/postwire/postwire/sinks/kafka"
 	"github.com/postwire/postwire/sinks/nats"
 	"github.com/postwire/postwire/sinks/stdout"
@@ -13,6 +14,7 @@ func Kinds() []sinks.Kind {
 	return []sinks.Kind{
 		nats.Kind(),
 		kafka.Kind(),
+		http.Kind(),
 		stdout.Kind(),
 	}
 }

@@ -74,13 +74,3 @@ func TestOverlap(t *testing.T) {
 		}
 	}
 }
-
-func FuzzEscape(f *testing.F) {
-	f.Add("a b\"%\r\nü\x00")
-	f.Fuzz(func(t *testing.T, s string) {
-		got := escape(s)
-		if strings.ContainsFunc(got, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '"' }) {
-			t.Errorf("%q becomes %q", s, got)
-		}
-	})
-}

@@ -2,7 +2,6 @@ package nats
 
 import (
 	"context"
-	"strings"
 
 	"github.com/nats-io/nats.go"
 
@@ -21,13 +20,13 @@ func encode(ctx context.Context, e event.Event, mode, subject string) (*nats.Msg
 	}
 	h := make(nats.Header, len(m.Attributes)+4)
 	for _, a := range m.Attributes {
-		h["ce-"+a.Name] = []string{escape(a.Value)}
+		h["ce-"+a.Name] = []string{sinks.EscapeHeader(a.Value)}
 	}
 	if m.ContentType != "" {
 		if mode == sinks.Binary {
-			h["ce-datacontenttype"] = []string{escape(m.ContentType)}
+			h["ce-datacontenttype"] = []string{sinks.EscapeHeader(m.ContentType)}
 		}
-		h["content-type"] = []string{plain(m.ContentType)}
+		h["content-type"] = []string{sinks.EscapeMediaType(m.ContentType)}
 	}
 	return &nats.Msg{Subject: subject, Header: h, Data: m.Body}, nil
 }
@@ -35,46 +34,9 @@ func encode(ctx context.Context, e event.Event, mode, subject string) (*nats.Msg
 // messageID is how the stream knows an event again: CloudEvents source and id,
 // which together are unique. Neither holds a space once it is escaped.
 func messageID(e event.Event, replay string) string {
-	id := escape(e.CloudEvent.Source()) + " " + escape(e.CloudEvent.ID())
+	id := sinks.EscapeHeader(e.CloudEvent.Source()) + " " + sinks.EscapeHeader(e.CloudEvent.ID())
 	if replay != "" {
 		id += " " + replay
 	}
 	return id
-}
-
-// escape percent-encodes a header's value as the HTTP binding does (section
-// 3.1.3.2): the space, the double quote, the percent sign, and all that is not
-// printable ASCII. No value can then end its header and begin another.
-func escape(s string) string {
-	return percent(s, func(c byte) bool { return c > ' ' && c < 0x7f && c != '"' && c != '%' })
-}
-
-// plain leaves a media type as it is, with the spaces and quotes of its
-// parameters, save for what has no place in a header.
-func plain(s string) string {
-	return percent(s, func(c byte) bool { return c >= ' ' && c < 0x7f })
-}
-
-// percent encodes the bytes of s that are not clean.
-func percent(s string, clean func(c byte) bool) string {
-	const hex = "0123456789ABCDEF"
-	dirty := 0
-	for i := range len(s) {
-		if !clean(s[i]) {
-			dirty++
-		}
-	}
-	if dirty == 0 {
-		return s
-	}
-	var b strings.Builder
-	b.Grow(len(s) + 2*dirty)
-	for i := range len(s) {
-		if c := s[i]; clean(c) {
-			b.WriteByte(c)
-		} else {
-			b.Write([]byte{'%', hex[c>>4], hex[c&15]})
-		}
-	}
-	return b.String()
 }

@@ -1,0 +1,172 @@
+package http
+
+import (
+	"fmt"
+	nethttp "net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/postwire/postwire/sinks"
+)
+
+func TestAnswers(t *testing.T) {
+	tests := map[string][]int{
+		"":               {200, 201, 202, 204, 299},
+		"again":          {300, 301, 302, 303, 304, 307, 308, 399, 408, 410, 425, 429, 500, 501, 502, 503, 504, 507, 599, 600, 999},
+		"invalid":        {400, 415, 422},
+		"unauthorized":   {401, 403, 407},
+		"no_destination": {404},
+		"too_large":      {413, 431},
+		"refused":        {402, 405, 406, 409, 411, 412, 414, 416, 418, 421, 424, 426, 428, 451, 499},
+	}
+	for want, statuses := range tests {
+		for _, status := range statuses {
+			for _, mode := range []string{sinks.Binary, batched} {
+				r := start(t, func(nethttp.ResponseWriter, request) int { return status })
+				err := deliver(t, r.open(t, "content_mode: "+mode), numbered(2, "one"))
+				if diff := cmp.Diff([]string{want, want}, outcome(err, 2)); diff != "" {
+					t.Errorf("%d in mode %s: %s", status, mode, diff)
+				}
+				if err != nil && !strings.Contains(err.Error(), fmt.Sprint(status)) {
+					t.Errorf("%d: the error is %v", status, err)
+				}
+			}
+		}
+	}
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	elsewhere := start(t, nil)
+	r := start(t, func(w nethttp.ResponseWriter, _ request) int {
+		w.Header().Set("Location", elsewhere.URL)
+		return nethttp.StatusPermanentRedirect
+	})
+	err := deliver(t, r.open(t, ""), numbered(40))
+	if _, refused := sinks.IsPermanent(err); err == nil || refused || !strings.Contains(err.Error(), "set url to the new address") {
+		t.Errorf("got %v", err)
+	}
+	if n := len(elsewhere.all()); n != 0 {
+		t.Errorf("%d requests followed", n)
+	}
+	if n := len(r.all()); n > 16 {
+		t.Errorf("%d requests were made although none could arrive", n)
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	now := time.Date(2026, 11, 3, 10, 0, 0, 0, time.UTC)
+	for text, want := range map[string]time.Duration{
+		"": 0, "0": 0, "7": 7 * time.Second, "3600": time.Hour, "3601": time.Hour, "99999999999999999999999": time.Hour,
+		"-5": 0, "1.5": 0, "soon": 0, "18446744073709551615": time.Hour,
+		"Tue, 03 Nov 2026 10:00:30 GMT":    30 * time.Second,
+		"Tuesday, 03-Nov-26 10:00:30 GMT":  30 * time.Second,
+		"Tue Nov  3 10:00:30 2026":         30 * time.Second,
+		"Tue, 03 Nov 2026 09:00:00 GMT":    0,
+		"Wed, 04 Nov 2026 10:00:00 GMT":    time.Hour,
+		"Wed, 04 Nov 2026 10:00:00 +0000x": 0,
+	} {
+		if got := retryAfter(text, now); got != want {
+			t.Errorf("%q gives %v, want %v", text, got, want)
+		}
+	}
+}
+
+func FuzzRetryAfter(f *testing.F) {
+	f.Add("7")
+	f.Add("Tue, 03 Nov 2026 10:00:30 GMT")
+	f.Add("Fri, 31 Dec 9999 23:59:59 GMT")
+	f.Fuzz(func(t *testing.T, text string) {
+		if got := retryAfter(text, time.Date(2026, 11, 3, 10, 0, 0, 0, time.UTC)); got < 0 || got > maxWait {
+			t.Errorf("%q gives %v", text, got)
+		}
+	})
+}
+
+func TestRetryAfterIsPassedOnAndStopsTheRest(t *testing.T) {
+	now := func() time.Time { return time.Date(2026, 11, 3, 10, 0, 0, 0, time.UTC) }
+	for _, test := range []struct {
+		status int
+		header string
+		want   time.Duration
+		most   int // requests
+	}{
+		{429, "90", 90 * time.Second, 2},
+		{429, "", 0, 2},
+		{503, "Tue, 03 Nov 2026 10:02:00 GMT", 2 * time.Minute, 2},
+		{408, "1", time.Second, 2},
+		{425, "1", time.Second, 2},
+		{500, "86400", time.Hour, 2},
+		{503, "", 0, 20}, // it may be the fault of one event
+	} {
+		r := start(t, func(w nethttp.ResponseWriter, _ request) int {
+			w.Header().Set("Retry-After", test.header)
+			return test.status
+		})
+		s, err := tryOpen(t, "max_in_flight: 2\nurl: "+r.URL, sinks.Env{Now: now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		each := eachOf(t, deliver(t, s, numbered(20)))
+		for i, err := range each {
+			if got := sinks.Wait(err); got != test.want {
+				t.Errorf("%d: event %d waits %v, want %v: %v", test.status, i, got, test.want, err)
+			}
+		}
+		if got := len(r.all()); got > test.most || test.most == 20 && got < 20 {
+			t.Errorf("%d with %q: %d requests were made", test.status, test.header, got)
+		}
+	}
+}
+
+func eachOf(t *testing.T, err error) sinks.BatchError {
+	t.Helper()
+	each, ok := err.(sinks.BatchError) //nolint:errorlint // that is what is returned
+	if !ok {
+		t.Fatalf("got %v", err)
+	}
+	return each
+}
+
+func TestGoneClosesTheSink(t *testing.T) {
+	core, seen := observer.New(zapcore.DebugLevel)
+	var answers atomic.Int32
+	r := start(t, func(nethttp.ResponseWriter, request) int {
+		if answers.Add(1) == 3 {
+			return nethttp.StatusGone
+		}
+		return nethttp.StatusOK
+	})
+	s, err := tryOpen(t, "max_in_flight: 1\nurl: "+r.URL, sinks.Env{Log: zap.New(core)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"", "", "again", "again", "again"}, outcome(deliver(t, s, numbered(5)), 5)); diff != "" {
+		t.Error(diff)
+	}
+	for range 3 {
+		err := deliver(t, s, numbered(5))
+		if err == nil || !strings.Contains(err.Error(), "410 Gone") || !strings.Contains(err.Error(), "started again") {
+			t.Errorf("got %v", err)
+		}
+		if _, refused := sinks.IsPermanent(err); refused {
+			t.Error("events are refused for good")
+		}
+	}
+	if n := len(r.all()); n != 3 {
+		t.Errorf("%d requests were made", n)
+	}
+	if n := seen.FilterMessageSnippet("410").Len(); n != 1 {
+		t.Errorf("it was logged %d times", n)
+	}
+	again := r.open(t, "") // as after a restart
+	if err := deliver(t, again, numbered(5)); err != nil {
+		t.Error(err)
+	}
+}

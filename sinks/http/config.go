@@ -1,0 +1,194 @@
+package http
+
+import (
+	"fmt"
+	nethttp "net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/sinks"
+)
+
+// batched is the content mode that only HTTP has.
+const batched = "batched"
+
+// Config is the block of a sink of type http.
+type Config struct {
+	URL         string      `yaml:"url" required:"true" doc:"Where events are posted: http or https, with a host. It is the same for all events, whatever they hold. It is printed where the configuration is, so a token goes into headers." example:"https://functions.internal/events"`
+	ContentMode string      `yaml:"content_mode" enum:"binary,structured,batched" doc:"binary: attributes in headers, the payload as the body. structured: the whole event in JSON. batched: several whole events as one list in JSON, for a receiver that asks for it."`
+	MaxInFlight int         `yaml:"max_in_flight" doc:"Most requests waiting for their answer at once, 1 to 1000. The events of one partition key are never in two of them."`
+	BatchSize   int         `yaml:"batch_size" doc:"Most events in a request, 1 to 10000; batch bounds it too. Without effect in other modes than batched."`
+	BatchBytes  config.Size `yaml:"batch_bytes" doc:"Largest body of several events; an event that is larger goes alone. Without effect in other modes than batched."`
+
+	Headers map[string]config.Secret `yaml:"headers" doc:"Headers that each request has, by name. Those that say what the body is, how it is carried, or that the sink sets are refused." example:"{X-Api-Key: \"${FUNCTIONS_KEY}\"}"`
+	Basic   Basic                    `yaml:"basic" doc:"Name and password, for HTTP basic authentication."`
+	Bearer  config.Secret            `yaml:"bearer" doc:"Token for the header Authorization: Bearer." example:"${FUNCTIONS_TOKEN}"`
+	Signing Signing                  `yaml:"signing" doc:"Signatures by which the receiver knows that requests are ours, as in Standard Webhooks."`
+	TLS     config.TLS               `yaml:"tls" doc:"TLS to the receiver. A url of https is encrypted without it too; enabled: true makes its other keys count."`
+
+	RefusePrivateAddresses bool `yaml:"refuse_private_addresses" doc:"Connect to public addresses only: not to this machine, a private or link-local network, a cloud's metadata service, or any other address that is not for the internet. Each address is checked when it is dialled, so that no name can lead there. Set it where somebody else chooses the url."`
+}
+
+// Basic is a name and a password.
+type Basic struct {
+	Username string        `yaml:"username" doc:"User name."`
+	Password config.Secret `yaml:"password" doc:"Password." example:"${FUNCTIONS_PASSWORD}"`
+}
+
+// Signing is how requests are signed.
+type Signing struct {
+	Secret config.Secret `yaml:"secret" doc:"Secret that the receiver has too: whsec_ and base64 of 24 bytes or more. The body is signed, with webhook-id and webhook-timestamp; attributes are part of it in the modes structured and batched, and are not in binary, where they are headers." example:"${FUNCTIONS_SIGNING_SECRET}"`
+}
+
+func defaults() Config {
+	return Config{ContentMode: sinks.Binary, MaxInFlight: 16, BatchSize: 100, BatchBytes: 1 << 20}
+}
+
+// Validate implements config.Settings.
+func (c Config) Validate() error {
+	var p config.Invalids
+	c.checkURL(&p)
+	if c.MaxInFlight < 1 || c.MaxInFlight > 1000 {
+		p.Add("max_in_flight", fmt.Sprintf("%d is out of range", c.MaxInFlight), "use 1 to 1000")
+	}
+	if c.BatchSize < 1 || c.BatchSize > 10000 {
+		p.Add("batch_size", fmt.Sprintf("%d is out of range", c.BatchSize), "use 1 to 10000")
+	}
+	if c.BatchBytes < 1024 {
+		p.Add("batch_bytes", fmt.Sprintf("%d is too small", int64(c.BatchBytes)), "use 1KiB or more")
+	}
+	c.checkHeaders(&p)
+	c.checkLogin(&p)
+	if c.Signing.Secret != "" {
+		if _, err := parseKey(c.Signing.Secret); err != nil {
+			p.Add("signing.secret", err.Error(), "use whsec_ and base64 of 24 bytes or more, such as openssl rand -base64 32 makes")
+		}
+	}
+	c.TLS.Check("tls", &p)
+	return p.Err()
+}
+
+// checkURL does not show the url: it may hold a password or a token.
+func (c Config) checkURL(p *config.Invalids) {
+	const example = "for example https://functions.internal/events"
+	u, err := url.Parse(c.URL)
+	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
+		p.Add("url", "is not a URL of http or https with a host", example)
+		return
+	}
+	if u.User != nil {
+		p.Add("url", "holds a user name or a password", "set basic: {username: …, password: …} instead")
+	}
+	if u.Fragment != "" {
+		p.Add("url", "has a fragment, which is never sent", "remove the part behind #")
+	}
+	if strings.ContainsFunc(u.Host, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		p.Add("url", "has a host with characters that are not ASCII", "write the host as xn--…")
+	}
+	if u.Scheme == "http" && c.TLS.Enabled {
+		p.Add("tls.enabled", "has no effect, because url begins with http://", "begin url with https://, or remove tls")
+	}
+	if addr, err := netip.ParseAddr(u.Hostname()); err == nil && c.RefusePrivateAddresses && !public(addr) {
+		p.Add("url", fmt.Sprintf("leads to %s, which refuse_private_addresses forbids", addr), "use a public address, or set refuse_private_addresses: false")
+	}
+}
+
+// checkHeaders holds the headers against what the transport takes, so that none
+// fails later. Values are secrets and not shown.
+func (c Config) checkHeaders(p *config.Invalids) {
+	names := make([]string, 0, len(c.Headers))
+	for name := range c.Headers {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	seen := map[string]string{}
+	for _, name := range names {
+		key := "headers." + name
+		if !httpguts.ValidHeaderFieldName(name) {
+			p.Add("headers", fmt.Sprintf("%q is not a name for a header", name), "use letters, digits and dashes")
+			continue
+		}
+		canonical := nethttp.CanonicalHeaderKey(name)
+		if other, twice := seen[canonical]; twice {
+			p.Add(key, "is the same header as "+other, "keep one of them")
+		}
+		seen[canonical] = name
+		if why, hint := c.owned(canonical); why != "" {
+			p.Add(key, why, hint)
+		}
+		if !validValue(c.Headers[name]) {
+			p.Add(key, "has a line break or another character that a header may not have", "use printable ASCII")
+		}
+	}
+}
+
+// owned says why a header is not the operator's to set.
+func (c Config) owned(canonical string) (why, hint string) {
+	const remove = "remove it"
+	switch name := strings.ToLower(canonical); {
+	case strings.HasPrefix(name, "ce-"):
+		return "begins with ce-, as attributes of the event do", "use another name"
+	case strings.HasPrefix(name, "content-"):
+		return "says what the body is, which the sink does", remove
+	case strings.HasPrefix(name, "proxy-"):
+		return "is for a proxy, and the sink goes through none", remove
+	case strings.HasSuffix(name, "idempotency-key"):
+		return "would be the same for all events, so that a receiver takes only the first", "let the receiver compare ce-source and ce-id, or webhook-id"
+	case name == "webhook-id", name == "webhook-timestamp", name == "webhook-signature":
+		return "is part of the signature", "set signing instead"
+	case name == "authorization" && (c.Basic.Username != "" || c.Bearer != ""):
+		return "is also made of basic or bearer", "keep one of them"
+	}
+	switch canonical {
+	case "Host", "Transfer-Encoding", "Connection", "Keep-Alive", "Te", "Trailer", "Upgrade", "Expect", "Http2-Settings":
+		return "is the transport's own", remove
+	}
+	return "", ""
+}
+
+func (c Config) checkLogin(p *config.Invalids) {
+	if c.Bearer != "" && c.Basic != (Basic{}) {
+		p.Add("bearer", "stands beside basic", "keep one of them")
+	}
+	if !validValue(c.Bearer) || strings.Contains(c.Bearer.Reveal(), " ") {
+		p.Add("bearer", "has a space, a line break or another character that a token may not have", "write the token alone, without Bearer")
+	}
+	switch {
+	case c.Basic.Username == "" && c.Basic.Password != "":
+		p.Add("basic.username", "is missing beside password", "name the user")
+	case c.Basic.Username != "" && c.Basic.Password == "":
+		p.Add("basic.password", "is missing beside username", "for example ${FUNCTIONS_PASSWORD}")
+	case strings.Contains(c.Basic.Username, ":"):
+		p.Add("basic.username", "has a colon, which would end it", "use a name without one")
+	}
+}
+
+// validValue reports whether a header may have this value, in printable ASCII.
+func validValue(s config.Secret) bool {
+	return !strings.ContainsFunc(s.Reveal(), func(r rune) bool { return r < ' ' || r >= 0x7f })
+}
+
+// header is what each request has before its event is put in.
+func (c Config) header() nethttp.Header {
+	h := nethttp.Header{"User-Agent": {"Postwire"}}
+	for name, value := range c.Headers {
+		h.Set(name, value.Reveal())
+	}
+	switch {
+	case c.Basic.Username != "":
+		r := nethttp.Request{Header: h}
+		r.SetBasicAuth(c.Basic.Username, c.Basic.Password.Reveal())
+	case c.Bearer != "":
+		h.Set("Authorization", "Bearer "+c.Bearer.Reveal())
+	}
+	// Without a value it is not sent; it tells the transport that a request
+	// may be repeated when a connection that it had kept turns out to be
+	// closed. An event has its id and may always be repeated.
+	h["Idempotency-Key"] = []string{}
+	return h
+}

@@ -1,0 +1,214 @@
+package http
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	nethttp "net/http"
+	"net/netip"
+	"net/url"
+	"time"
+)
+
+// dialTimeout is how long it may take to connect, and then to agree on TLS.
+const dialTimeout = 10 * time.Second
+
+// errPrivate is that refuse_private_addresses holds.
+var errPrivate = errors.New("only private addresses, which refuse_private_addresses forbids")
+
+// dialError marks what went wrong before the receiver had a say.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+// endpoint is the address that url leads to, and the settings of TLS, nil for
+// http.
+func (s *Sink) endpoint(u *url.URL) (addr string, t *tls.Config, err error) {
+	if u.Scheme == "http" {
+		return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80")), nil, nil
+	}
+	if t, err = s.config.TLS.Config(); err != nil {
+		return "", nil, err
+	}
+	if t == nil {
+		t = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	t.NextProtos = []string{"h2", "http/1.1"}
+	t.ServerName = cmp.Or(t.ServerName, u.Hostname())
+	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")), t, nil
+}
+
+// newTransport makes what carries requests. Redirects do not exist at this
+// level, nor do proxies: Proxy is nil, whatever the environment says.
+func (s *Sink) newTransport(t *tls.Config) *nethttp.Transport {
+	return &nethttp.Transport{
+		DialContext:            s.dial,
+		TLSClientConfig:        t.Clone(),
+		TLSHandshakeTimeout:    dialTimeout,
+		ForceAttemptHTTP2:      true, // a dialer of one's own turns it off
+		HTTP2:                  &nethttp.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
+		MaxIdleConns:           s.config.MaxInFlight,
+		MaxIdleConnsPerHost:    s.config.MaxInFlight,
+		IdleConnTimeout:        time.Minute,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+}
+
+// check connects and hangs up again, so that a sink which is open has a receiver
+// that is there. No request is made: what a receiver answers to something that
+// is not an event, nobody knows.
+func (s *Sink) check(ctx context.Context, addr string, t *tls.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := s.dial(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("connecting to %s: %w", s.receiver, err)
+	}
+	defer func() { _ = conn.Close() }() // nothing was sent
+	if t == nil {
+		return nil
+	}
+	if err := tls.Client(conn, t).HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("agreeing with %s on TLS: %w", s.receiver, err)
+	}
+	return nil
+}
+
+// dial makes a connection that ends with the sink: the transport lets one that
+// is being made, or is lost, live on.
+func (s *Sink) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
+	conn, err := s.way(ctx, network, addr)
+	if err != nil {
+		return nil, &dialError{err}
+	}
+	return &mortal{conn, context.AfterFunc(s.life, func() { _ = conn.Close() })}, nil //nolint:contextcheck // it outlives ctx
+}
+
+// mortal is a connection that is closed with its sink.
+type mortal struct {
+	net.Conn
+	forget func() bool
+}
+
+func (m *mortal) Close() error {
+	m.forget()
+	return m.Conn.Close()
+}
+
+// guard dials public addresses only. It looks a name up itself and dials what
+// it has checked, by number: a name that leads elsewhere a moment later leads
+// nowhere.
+type guard struct {
+	lookUp func(ctx context.Context, network, host string) ([]netip.Addr, error)
+	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+func (g guard) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	found, err := g.lookUp(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	var allowed []netip.Addr
+	for _, a := range found {
+		if public(a) {
+			allowed = append(allowed, a.Unmap())
+		}
+	}
+	failures := []error{fmt.Errorf("%s has %w", host, errPrivate)}
+	for i, a := range allowed {
+		conn, err := g.dialOne(ctx, network, net.JoinHostPort(a.String(), port), len(allowed)-i)
+		if err == nil {
+			return conn, nil
+		}
+		if i == 0 {
+			failures = nil
+		}
+		failures = append(failures, err)
+	}
+	return nil, errors.Join(failures...)
+}
+
+// dialOne dials an address in its share of the time that is left.
+func (g guard) dialOne(ctx context.Context, network, addr string, left int) (net.Conn, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+		defer cancel()
+	}
+	return g.dial(ctx, network, addr)
+}
+
+// public reports whether an address is one of the internet's. An address of
+// IPv6 that stands for one of IPv4 is judged as that.
+func public(a netip.Addr) bool {
+	a = a.WithZone("").Unmap()
+	if !a.IsValid() {
+		return false
+	}
+	for _, p := range special() {
+		if p.Contains(a) {
+			return false
+		}
+	}
+	if a.Is4() {
+		return true
+	}
+	b := a.As16()
+	switch {
+	case netip.MustParsePrefix("64:ff9b::/96").Contains(a): // NAT64
+		return public(netip.AddrFrom4([4]byte(b[12:])))
+	case netip.MustParsePrefix("2002::/16").Contains(a): // 6to4
+		return public(netip.AddrFrom4([4]byte(b[2:6])))
+	}
+	return true
+}
+
+// special are the networks that are not for the internet, of the registries of
+// special-purpose addresses (RFC 6890).
+func special() []netip.Prefix {
+	var all []netip.Prefix
+	for _, text := range []string{
+		"0.0.0.0/8",       // this host on this network
+		"10.0.0.0/8",      // private
+		"100.64.0.0/10",   // between a carrier and its customers
+		"127.0.0.0/8",     // loopback
+		"169.254.0.0/16",  // link-local, and the metadata services of clouds
+		"172.16.0.0/12",   // private
+		"192.0.0.0/24",    // protocol assignments
+		"192.0.2.0/24",    // documentation
+		"192.88.99.0/24",  // 6to4 relays, given up
+		"192.168.0.0/16",  // private
+		"198.18.0.0/15",   // benchmarks
+		"198.51.100.0/24", // documentation
+		"203.0.113.0/24",  // documentation
+		"224.0.0.0/4",     // multicast
+		"240.0.0.0/4",     // reserved, and broadcast
+		"::/96",           // unspecified, loopback, and a form of IPv4 that was given up
+		"::ffff:0:0:0/96", // a form of IPv4 for translators
+		"64:ff9b:1::/48",  // NAT64 for local use
+		"100::/64",        // discarded
+		"2001::/23",       // protocol assignments, Teredo among them
+		"2001:db8::/32",   // documentation
+		"3fff::/20",       // documentation
+		"5f00::/16",       // segment routing
+		"fc00::/7",        // unique local
+		"fe80::/10",       // link-local
+		"fec0::/10",       // site-local, given up
+		"ff00::/8",        // multicast
+	} {
+		all = append(all, netip.MustParsePrefix(text))
+	}
+	return all
+}

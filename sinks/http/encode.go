@@ -1,0 +1,68 @@
+package http
+
+import (
+	"bytes"
+	"context"
+	nethttp "net/http"
+	"slices"
+	"strings"
+
+	cloudevents "github.com/cloudevents/sdk-go/v2"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/sinks"
+)
+
+// mediaTypes is what the media types of all event formats begin with. By it a
+// receiver tells structured and batched mode from binary.
+const mediaTypes = "application/cloudevents"
+
+// part is an event as it goes out: all of a request, or one of its batch.
+type part struct {
+	index  int            // of the event in what Deliver was given
+	id     string         // CloudEvents source and id, which together are unique
+	header nethttp.Header // nil in a batch
+	body   []byte
+}
+
+// encode makes a part of an event, as in the HTTP binding for CloudEvents:
+// attributes as ce- headers with percent-encoded values, datacontenttype as
+// Content-Type.
+func encode(ctx context.Context, e event.Event, mode string) (part, error) {
+	if mode == batched {
+		m, err := sinks.Encode(ctx, e, sinks.Structured)
+		return part{id: identity(e), body: m.Body}, err
+	}
+	m, err := sinks.Encode(ctx, e, mode)
+	if err == nil && mode == sinks.Binary && strings.HasPrefix(strings.ToLower(m.ContentType), mediaTypes) {
+		// In binary mode, data that is an event itself would be taken for
+		// the event.
+		m, err = sinks.Encode(ctx, e, sinks.Structured)
+	}
+	if err != nil {
+		return part{}, err
+	}
+	h := make(nethttp.Header, len(m.Attributes)+1)
+	for _, a := range m.Attributes {
+		h.Set("ce-"+a.Name, sinks.EscapeHeader(a.Value))
+	}
+	if m.ContentType != "" {
+		h.Set("Content-Type", sinks.EscapeMediaType(m.ContentType))
+	}
+	return part{id: identity(e), header: h, body: m.Body}, nil
+}
+
+// identity is source and id; neither holds a space once it is escaped.
+func identity(e event.Event) string {
+	return sinks.EscapeHeader(e.CloudEvent.Source()) + " " + sinks.EscapeHeader(e.CloudEvent.ID())
+}
+
+// list is several events as one list in JSON.
+func list(parts []part) (nethttp.Header, []byte) {
+	bodies := make([][]byte, len(parts))
+	for i, p := range parts {
+		bodies[i] = p.body
+	}
+	return nethttp.Header{"Content-Type": {cloudevents.ApplicationCloudEventsBatchJSON}},
+		slices.Concat([]byte{'['}, bytes.Join(bodies, []byte{','}), []byte{']'})
+}
