@@ -3,11 +3,15 @@ package http
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	nethttp "net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -120,6 +124,99 @@ func TestANameThatLeadsElsewhereAMomentLater(t *testing.T) {
 	if diff := cmp.Diff([]string{"8.8.8.8:443", "[2606:4700::1111]:443"}, dialled); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// TestDiallingEndsWithTheSink: the transport goes on dialling for whoever may
+// come next.
+func TestDiallingEndsWithTheSink(t *testing.T) {
+	r := start(t, nil)
+	var dialled atomic.Int32
+	began, ended := make(chan struct{}), make(chan struct{})
+	s, err := tryOpen(t, "url: "+r.URL, sinks.Env{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if dialled.Add(1) == 1 {
+			return (&net.Dialer{}).DialContext(ctx, network, addr)
+		}
+		close(began)
+		<-ctx.Done()
+		close(ended)
+		return nil, ctx.Err()
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Deliver(t.Context(), numbered(1)) }()
+	<-began
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err == nil {
+		t.Error("deliver reports success")
+	}
+	select {
+	case <-ended:
+	case <-time.After(dialTimeout / 2):
+		t.Error("it is still being dialled")
+	}
+}
+
+// TestConnectionsEndWithTheSink: also those that are in use at that moment.
+func TestConnectionsEndWithTheSink(t *testing.T) {
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		asked, release := make(chan struct{}, 10), make(chan struct{})
+		answer := func(nethttp.ResponseWriter, request) int {
+			asked <- struct{}{}
+			<-release
+			return nethttp.StatusOK
+		}
+		var r *receiver
+		block := ""
+		if proto == "HTTP/1.1" {
+			r = start(t, answer)
+		} else {
+			var ca string
+			r, ca = startTLS(t)
+			r.answer = answer
+			block = fmt.Sprintf("\ntls: {enabled: true, ca_file: %q}", ca)
+		}
+		var open atomic.Int32
+		s, err := tryOpen(t, "url: "+r.URL+block, sinks.Env{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			open.Add(1)
+			return &counted{Conn: conn, open: &open}, nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- s.Deliver(t.Context(), numbered(3)) }()
+		for range 3 {
+			<-asked
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; err == nil {
+			t.Error("deliver reports success")
+		}
+		sinktest.Until(t, "no connection is open over "+proto, func() bool { return open.Load() == 0 })
+		close(release)
+	}
+}
+
+// counted is a connection that is counted as open until it is closed.
+type counted struct {
+	net.Conn
+	once sync.Once
+	open *atomic.Int32
+}
+
+func (c *counted) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
 }
 
 // TestProxiesOfTheEnvironmentAreNotUsed: HTTP_PROXY names a place where nobody listens.

@@ -44,12 +44,17 @@ import (
 
 var errClosed = errors.New("the sink is closed")
 
+const summary = "CloudEvents over HTTP: Knative, functions, a service of your own. A 2xx acknowledges. " +
+	"After 408, 425, 429, 5xx, a redirect or silence an event is tried again, no sooner than Retry-After asks; " +
+	"after 410 nothing more is sent until Postwire is started again; " +
+	"any other 4xx, 401, 403 and 404 too, makes it a dead letter. There is no way through a proxy."
+
 //go:embed example.yaml
 var example string
 
 // Kind is the sink of type http.
 func Kind() sinks.Kind {
-	return sinks.Define("http", "CloudEvents over HTTP: Knative, functions, a service of your own.", example, defaults, open)
+	return sinks.Define("http", summary, example, defaults, open)
 }
 
 // Sink implements sinks.Sink.

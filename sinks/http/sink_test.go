@@ -391,6 +391,23 @@ func TestABatchIsHalved(t *testing.T) {
 	}
 }
 
+// TestABatchThatIsHalvedKeepsItsOrder: what is behind a failure is not sent.
+func TestABatchThatIsHalvedKeepsItsOrder(t *testing.T) {
+	r := start(t, func(_ nethttp.ResponseWriter, got request) int {
+		if len(got.ids(t)) == 10 {
+			return nethttp.StatusBadRequest
+		}
+		return nethttp.StatusBadGateway
+	})
+	err := deliver(t, r.open(t, "content_mode: batched"), numbered(10, "one"))
+	if diff := cmp.Diff(slices.Repeat([]string{"again"}, 10), outcome(err, 10)); diff != "" {
+		t.Error(diff)
+	}
+	if n := len(r.all()); n != 2 {
+		t.Errorf("%d requests were made", n)
+	}
+}
+
 func TestLanes(t *testing.T) {
 	s := &Sink{config: Config{ContentMode: batched, BatchSize: 4, MaxInFlight: 3}}
 	events := numbered(16, "a", "b", "a", "c", "a")
