@@ -151,28 +151,21 @@ func lockDir(opts Options) (*pebble.Lock, error) {
 	return lock, nil
 }
 
-// makeDir makes dir, and puts each folder that it had to make on stable
-// storage: a crash must not take a folder away with the journal in it.
+// makeDir makes dir, and puts it on stable storage with all the folders it is
+// in: a crash must not take one of them away with the journal in it. That
+// takes place until the folder is marked as a journal: of an attempt that failed
+// in between nobody knows which folders it made.
 func makeDir(fsys vfs.FS, dir string) error {
-	var made []string
-	for path := dir; ; path = fsys.PathDir(path) {
-		_, err := fsys.Stat(path)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		made = append(made, path)
-		if fsys.PathDir(path) == path {
-			break
-		}
+	if _, err := fsys.Stat(fsys.PathJoin(dir, formatFile)); err == nil {
+		return nil
 	}
 	if err := fsys.MkdirAll(dir, 0o750); err != nil {
 		return err
 	}
-	for _, path := range made {
-		if err := syncDir(fsys, fsys.PathDir(path)); err != nil {
+	for path := dir; fsys.PathDir(path) != path; {
+		path = fsys.PathDir(path)
+		// A folder that we may not read is none that we have made.
+		if err := syncDir(fsys, path); err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
 	}
