@@ -10,9 +10,12 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,6 +39,30 @@ type Config struct {
 // "journal.engine", with its place where the key is written.
 func (c *Config) Problem(key, what, hint string) Problem { return c.root.Problem(key, what, hint) }
 
+// Files returns the files that ${file:…} of the document names, sorted.
+func (c *Config) Files() []string {
+	if c.root.doc == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(c.root.doc.expander.files))
+}
+
+// Stamp returns a text that changes when one of the files does, also when one
+// appears or goes. It follows the symbolic links by which Kubernetes swaps
+// mounted secrets.
+func Stamp(paths ...string) string {
+	var stamp strings.Builder
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			fmt.Fprintln(&stamp, path, err)
+			continue
+		}
+		fmt.Fprintln(&stamp, path, info.Size(), info.ModTime().UnixNano())
+	}
+	return stamp.String()
+}
+
 // Server is the HTTP server that takes the webhooks.
 type Server struct {
 	Listen            string         `yaml:"listen" doc:"Address to listen on, host:port. Without a host it is every address of the machine; port 0 takes any free port." example:"0.0.0.0:8443"`
@@ -45,7 +72,9 @@ type Server struct {
 	ReadTimeout       time.Duration  `yaml:"read_timeout" doc:"Longest time for a whole request to arrive, header included."`
 	WriteTimeout      time.Duration  `yaml:"write_timeout" doc:"Longest time from the end of a request's header to the end of its answer. It covers the synced write to the journal."`
 	IdleTimeout       time.Duration  `yaml:"idle_timeout" doc:"How long a connection is kept open for the sender's next request."`
-	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once; above it new ones wait."`
+	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once. One more makes the one that has been idle the longest close; while none is idle, it waits."`
+	MaxInFlight       int            `yaml:"max_in_flight" doc:"Most verified requests under way at once; above it they are answered 503. Half of them is for whoever comes first, the other half is divided among the sources, so that none shuts another out."`
+	MaxBufferedBytes  Size           `yaml:"max_buffered_bytes" doc:"Most memory that the bodies of all requests take at once, divided as max_in_flight is; above it requests are answered 503. At least twice max_body_bytes."`
 	ShutdownDelay     time.Duration  `yaml:"shutdown_delay" doc:"How long webhooks are still taken after the process was asked to end and /readyz says so, for load balancers to notice. At most half of shutdown_timeout, of which it is a part."`
 	ShutdownTimeout   time.Duration  `yaml:"shutdown_timeout" doc:"Longest time for an orderly shutdown; keep it shorter than the grace period of whatever stops the process."`
 	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of the proxies in front, as CIDRs. Only from these are X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host believed." example:"[10.0.0.0/8]"`
@@ -113,6 +142,8 @@ func Default() Config {
 			WriteTimeout:      15 * time.Second,
 			IdleTimeout:       2 * time.Minute,
 			MaxConnections:    10000,
+			MaxInFlight:       4096,
+			MaxBufferedBytes:  256 << 20,
 			ShutdownDelay:     time.Second,
 			ShutdownTimeout:   25 * time.Second,
 		},
@@ -188,6 +219,12 @@ func (s Server) validate() error {
 	}
 	if s.MaxConnections < 1 {
 		p.Add("max_connections", fmt.Sprintf("%d is out of range", s.MaxConnections), "use 1 or more")
+	}
+	if s.MaxInFlight < 1 {
+		p.Add("max_in_flight", fmt.Sprintf("%d is out of range", s.MaxInFlight), "use 1 or more")
+	}
+	if s.MaxBufferedBytes < 2*s.MaxBodyBytes {
+		p.Add("max_buffered_bytes", fmt.Sprintf("%v is less than twice max_body_bytes, %v", s.MaxBufferedBytes, s.MaxBodyBytes), fmt.Sprintf("use %v or more", 2*s.MaxBodyBytes))
 	}
 	switch t := s.TLS; {
 	case t.CertFile != "" && t.KeyFile == "":

@@ -42,6 +42,7 @@ type expandFault struct{ what, hint string }
 type expander struct {
 	env    func(string) (string, bool)
 	folder string // that relative paths start from
+	files  map[string]bool
 }
 
 // expand resolves all ${…} in text. The fragments are the values that came
@@ -132,6 +133,7 @@ func (e expander) file(path string) (string, *expandFault) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(e.folder, path)
 	}
+	e.files[path] = true
 	data, err := readRegular(path, maxFile)
 	if err != nil {
 		return "", &expandFault{fmt.Sprintf("file %s %s", path, fileReason(err)), hint}

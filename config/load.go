@@ -22,11 +22,20 @@ const (
 	maxDepth    = 100
 )
 
-// Load reads the configuration from a file. See Parse.
-func Load(path string, env func(string) (string, bool)) (*Config, error) {
+// Read reads the text of a configuration for Parse. Its error is a Problems.
+func Read(path string) ([]byte, error) {
 	data, err := readRegular(path, maxDocument)
 	if err != nil {
 		return nil, Problems{{File: path, What: "configuration file " + fileReason(err), Hint: "name another one with -c"}}
+	}
+	return data, nil
+}
+
+// Load reads the configuration from a file. See Parse.
+func Load(path string, env func(string) (string, bool)) (*Config, error) {
+	data, err := Read(path)
+	if err != nil {
+		return nil, err
 	}
 	return Parse(path, data, env)
 }
@@ -45,7 +54,7 @@ func Parse(file string, data []byte, env func(string) (string, bool)) (*Config, 
 	doc := &document{
 		file:     file,
 		lines:    max(1, bytes.Count(data, []byte("\n"))+1),
-		expander: expander{env: env, folder: filepath.Dir(file)},
+		expander: expander{env: env, folder: filepath.Dir(file), files: map[string]bool{}},
 		expanded: map[*yaml.Node]expansion{},
 		scrub:    &scrubber{},
 	}

@@ -17,6 +17,8 @@ type Settings struct {
 	Timeout time.Duration `yaml:"timeout" doc:"Longest time for one attempt to deliver a batch; after it the attempt counts as failed and is repeated."`
 	Retry   Retry         `yaml:"retry" doc:"How a failed delivery is tried again."`
 
+	Redact Redact `yaml:"redact" doc:"What of the events' data this sink is not to see. The data is then JSON with the rest as it was, but for white space; an event whose data is not JSON becomes a dead letter. Attributes, such as profile, are not changed."`
+
 	MaxAge    time.Duration `yaml:"max_age" doc:"Age from acceptance at which an event that this sink still waits for is given up: it is not delivered, and only the log and a metric say so. 0 is never. See retry.max_age for keeping it as a dead letter instead."`
 	MaxEvents int           `yaml:"max_events" doc:"Most events that wait in the journal for this sink; older ones are given up as for max_age. 0 is no limit."`
 }
@@ -51,6 +53,7 @@ func (s Settings) Validate() error {
 	if s.Retry.Max < s.Retry.Initial {
 		p.Add("retry.max", fmt.Sprintf("%v is shorter than retry.initial, %v", s.Retry.Max, s.Retry.Initial), "use a longer one, for example 30s")
 	}
+	p.Nest("redact", s.Redact.Validate())
 	if s.MaxAge < 0 {
 		p.Add("max_age", "is negative", "use 0 for never, or an age such as 72h")
 	}

@@ -36,7 +36,7 @@ type API struct {
 	// Understand reads a quarantined request again, as its source does
 	// today.
 	Understand func(journal.Rejected) ([]event.Event, error)
-	Token      string // that callers must show; empty asks for none
+	Token      func() string // that callers must show; empty asks for none
 	Version    string
 	Now        func() time.Time
 	Log        *zap.Logger
@@ -66,27 +66,29 @@ func (a *API) handler() http.Handler {
 // browser ask: by a request across origins, or by a name that it lets point
 // here.
 func (a *API) guard(next http.Handler) http.Handler {
-	if a.Token == "" {
-		next = http.NewCrossOriginProtection().Handler(next)
-	}
+	sameOrigin := http.NewCrossOriginProtection().Handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token := a.Token()
 		switch {
 		case strings.HasPrefix(r.URL.Path, BasePath+"/openapi"):
-		case a.Token == "" && !loopback(r.Host):
+		case token == "" && !loopback(r.Host):
 			problem(w, http.StatusForbidden, "Ask by the address 127.0.0.1, or set admin.token in the configuration.")
 			return
-		case a.Token != "" && !a.proven(r.Header.Get("Authorization")):
+		case token != "" && !proven(r.Header.Get("Authorization"), token):
 			w.Header().Set("WWW-Authenticate", `Bearer realm="postwire"`)
 			problem(w, http.StatusUnauthorized, "A bearer token is needed: admin.token of the relay's configuration.")
+			return
+		case token == "":
+			sameOrigin.ServeHTTP(w, r)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-func (a *API) proven(authorization string) bool {
-	scheme, token, _ := strings.Cut(authorization, " ")
-	got, want := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(a.Token)) // of one length, to tell nothing of it
+func proven(authorization, token string) bool {
+	scheme, shown, _ := strings.Cut(authorization, " ")
+	got, want := sha256.Sum256([]byte(shown)), sha256.Sum256([]byte(token)) // of one length, to tell nothing of it
 	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(got[:], want[:]) == 1
 }
 

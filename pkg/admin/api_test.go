@@ -94,7 +94,7 @@ func newWorld(t *testing.T, token string) *world {
 		t.Fatal(err)
 	}
 	w.server = New(Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: &API{
-		Journal: j, Relay: r, Token: token, Version: "test", Now: time.Now, Log: zap.NewNop(),
+		Journal: j, Relay: r, Token: func() string { return token }, Version: "test", Now: time.Now, Log: zap.NewNop(),
 		Understand: func(r journal.Rejected) ([]event.Event, error) {
 			if !w.fluent {
 				return nil, errors.New("no event")

@@ -8,13 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/ingress"
@@ -22,6 +24,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal/pebble"
 	"github.com/postwire/postwire/pkg/relay"
 	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/sinks"
 )
 
 // App is an assembled relay: its journal is open and its ports are bound.
@@ -36,6 +39,11 @@ type App struct {
 
 	ingressListener, adminListener net.Listener
 
+	plan       atomic.Pointer[Plan] // as its files are now
+	stamp      string               // of the files that have been read
+	reloads    *prometheus.CounterVec
+	understand *understanding
+
 	ready   readiness
 	cleanup []func() error // in the order of assembly; undone from the end
 }
@@ -44,7 +52,14 @@ type App struct {
 // is here: an event enters at the bottom of this function and leaves at the top.
 func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	grace := p.Config.Server.ShutdownTimeout
-	a := &App{log: log, grace: grace, delay: min(p.Config.Server.ShutdownDelay, grace/2)}
+	a := &App{
+		log: log, grace: grace, delay: min(p.Config.Server.ShutdownDelay, grace/2),
+		stamp: config.Stamp(p.Config.Files()...), understand: &understanding{sources: map[string]source.Source{}},
+		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postwire_config_reloads_total", Help: "Changes of the files that the configuration names, by whether they were taken over.",
+		}, []string{"outcome"}),
+	}
+	a.plan.Store(p)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
@@ -55,7 +70,10 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		now = time.Now
 	}
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(), a.reloads)
+	for _, outcome := range []string{"applied", "refused"} {
+		a.reloads.WithLabelValues(outcome)
+	}
 
 	// 3: the journal, which both halves stand on.
 	a.journal, err = openJournal(p, log.Named("journal"))
@@ -68,7 +86,10 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	// 5 and 4: the sinks, each with a pump.
 	a.relay, err = relay.New(ctx, relay.Options{
 		Journal: a.journal, Sinks: p.Sinks, Log: log.Named("relay"), Metrics: relay.NewMetrics(metrics),
-		Redirect: p.redirect, Now: now,
+		Redirect: func(sink string, keys map[string]string) (sinks.Opener, error) {
+			return a.plan.Load().redirect(sink, keys)
+		},
+		Now: now,
 	})
 	if err != nil {
 		return nil, err
@@ -77,13 +98,12 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 
 	// 2: the sources.
 	routes := make([]ingress.Route, len(p.Sources))
-	understand := understanding{}
 	for i, s := range p.Sources {
-		src, err := s.Open(source.Env{Name: s.Name, SchemaBase: strings.TrimRight(p.Config.Schemas.BaseURL, "/")})
+		src, err := s.Open(p.sourceEnv(s.Name))
 		if err != nil {
 			return nil, err
 		}
-		understand[s.Name] = src
+		a.understand.set(s.Name, src)
 		routes[i] = ingress.Route{Name: s.Name, Source: src, Settings: s.Settings}
 	}
 
@@ -104,8 +124,8 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		Checks:   []admin.Check{{Name: "journal", Run: a.journal.Check}, {Name: "sources", Run: a.ready.check}},
 		Gatherer: metrics, Log: log.Named("admin"),
 		API: &admin.API{
-			Journal: a.journal, Relay: a.relay, Understand: understand.again,
-			Token: p.Config.Admin.Token.Reveal(), Version: ReadVersion().Version, Now: now, Log: log.Named("admin"),
+			Journal: a.journal, Relay: a.relay, Understand: a.understand.again,
+			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, Version: ReadVersion().Version, Now: now, Log: log.Named("admin"),
 		},
 	})
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {
@@ -146,11 +166,22 @@ func measureJournal(r prometheus.Registerer, j journal.Journal) {
 }
 
 // understanding is the sources by name, for requests that were set aside.
-type understanding map[string]source.Source
+type understanding struct {
+	mu      sync.Mutex
+	sources map[string]source.Source
+}
+
+func (u *understanding) set(name string, src source.Source) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.sources[name] = src
+}
 
 // again reads a request that its source could not understand when it came.
-func (u understanding) again(r journal.Rejected) ([]event.Event, error) {
-	src, ok := u[r.Source]
+func (u *understanding) again(r journal.Rejected) ([]event.Event, error) {
+	u.mu.Lock()
+	src, ok := u.sources[r.Source]
+	u.mu.Unlock()
 	if !ok {
 		return nil, fmt.Errorf("source %q is not in the configuration", r.Source)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,20 +30,32 @@ type Plan struct {
 	Clock func() time.Time
 
 	blocks map[string]config.Block // of the sinks
+
+	// What it was read from.
+	name string
+	text []byte
+	env  func(string) (string, bool)
 }
 
 // Load reads the configuration at path. Its error is a config.Problems with
 // everything that is wrong in it.
 func Load(path string) (*Plan, error) {
-	c, err := config.Load(path, os.LookupEnv)
-	return check(c, err)
+	text, err := config.Read(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, text, os.LookupEnv)
 }
 
 // Parse reads a configuration that is not in a file; name stands for the
 // file's in messages.
 func Parse(name string, text []byte, env func(string) (string, bool)) (*Plan, error) {
 	c, err := config.Parse(name, text, env)
-	return check(c, err)
+	p, err := check(c, err)
+	if p != nil {
+		p.name, p.text, p.env = name, text, env
+	}
+	return p, err
 }
 
 // check reads the blocks of a configuration, which only their kinds can do,
@@ -101,6 +114,9 @@ func check(c *config.Config, err error) (*Plan, error) {
 // checkSource holds what a source asks of its senders against the server that
 // must ask them.
 func checkSource(c *config.Config, b config.Block, s source.Configured) error {
+	if most := c.Server.MaxBufferedBytes / 2; s.Settings.MaxBodyBytes > most {
+		return b.Problem("max_body_bytes", fmt.Sprintf("%v is more than half of server.max_buffered_bytes", s.Settings.MaxBodyBytes), fmt.Sprintf("use %v at most, or make the other one larger", most))
+	}
 	src, err := s.Open(source.Env{Name: s.Name}) // it is pure
 	if err != nil {
 		return b.Problem("", err.Error(), "")
@@ -111,14 +127,27 @@ func checkSource(c *config.Config, b config.Block, s source.Configured) error {
 	return nil
 }
 
+// sourceEnv is what a source gets besides its block.
+func (p *Plan) sourceEnv(name string) source.Env {
+	return source.Env{Name: name, SchemaBase: strings.TrimRight(p.Config.Schemas.BaseURL, "/")}
+}
+
 func sources() source.Registry { return config.NewRegistry(allsources.Kinds()...) }
 
 func outputs() sinks.Registry { return config.NewRegistry(allsinks.Kinds()...) }
+
+// destinations are the keys that a replay may set otherwise. Who may ask for
+// one must not be able to send a sink's credentials elsewhere, or to read a
+// file: an address is none of them.
+func destinations() []string { return []string{"subject", "topic"} }
 
 // redirect opens a sink with some of its keys set otherwise.
 func (p *Plan) redirect(sink string, keys map[string]string) (sinks.Opener, error) {
 	b := p.blocks[sink]
 	for key, text := range keys {
+		if !slices.Contains(destinations(), key) {
+			return nil, fmt.Errorf("%s: cannot be set otherwise for a replay; %s can", key, strings.Join(destinations(), " and "))
+		}
 		b = b.With(key, text)
 	}
 	s, err := outputs().Configure("sink", b)

@@ -52,6 +52,10 @@ func (a *App) Run(ctx context.Context) error {
 	run(func() error { return a.relay.Run(pumping, hard) })
 	run(func() error { return a.ingress.Serve(a.ingressListener) })
 	run(func() error { return a.admin.Serve(a.adminListener) })
+	g.Go(func() error {
+		a.follow(running)
+		return nil
+	})
 	a.ready.serving.Store(true)
 	a.log.Info("taking webhooks", zap.Stringer("addr", a.Addr()), zap.Stringer("admin", a.AdminAddr()))
 

@@ -30,7 +30,9 @@ const (
 	outcomeMethod          outcome = "method_not_allowed"
 	outcomeTooSlow         outcome = "too_slow"
 	outcomeTooLarge        outcome = "too_large"
+	outcomeEncoding        outcome = "unsupported_encoding"
 	outcomeRateLimited     outcome = "rate_limited"
+	outcomeOverloaded      outcome = "overloaded"
 	outcomePanic           outcome = "panic"
 	outcomeUnavailable     outcome = "unavailable"
 )
@@ -52,8 +54,10 @@ var answers = map[outcome]struct {
 	outcomeMethod:          {http.StatusMethodNotAllowed, "Webhooks are sent with POST."},
 	outcomeTooSlow:         {http.StatusRequestTimeout, "The body did not arrive in time."},
 	outcomeTooLarge:        {http.StatusRequestEntityTooLarge, "The body is too large."},
+	outcomeEncoding:        {http.StatusUnsupportedMediaType, "The body is compressed in a way that is not read here, or does not arrive as its Content-Encoding says. It may be sent as it is, or with gzip."},
 	outcomeRateLimited:     {http.StatusTooManyRequests, "There are too many requests."},
 	outcomePanic:           {http.StatusInternalServerError, "The request could not be handled."},
+	outcomeOverloaded:      {http.StatusServiceUnavailable, "There is too much to do at the moment. Send it again."},
 	outcomeUnavailable:     {http.StatusServiceUnavailable, "The event cannot be stored at the moment. Send it again."},
 }
 
@@ -118,7 +122,10 @@ func (a answer) write(w http.ResponseWriter, requestID string) error {
 		h.Set("Allow", http.MethodPost)
 	case outcomeUnauthenticated:
 		h.Set("WWW-Authenticate", "Webhook") // RFC 9110, section 15.5.2
-	case outcomeRateLimited, outcomeUnavailable:
+	case outcomeEncoding:
+		h.Set("Accept-Encoding", "gzip") // RFC 9110, section 15.5.16
+		h.Set("Connection", "close")
+	case outcomeRateLimited, outcomeUnavailable, outcomeOverloaded:
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(max(a.retry, time.Second).Seconds()))))
 	case outcomeTooLarge, outcomeTooSlow, outcomeAborted:
 		h.Set("Connection", "close") // the rest of the body is not waited for

@@ -385,8 +385,13 @@ func TestClientCertificate(t *testing.T) {
 
 // FuzzFind: where a target leads, path and token put together are the target.
 func FuzzFind(f *testing.F) {
-	withToken := &route{proof: source.Proof{PathToken: true}}
-	s := &Server{opts: Options{Now: time.Now}, routes: map[string]*route{"/hook": withToken, "/": withToken, "/hook/b": {}, "/open": {}}}
+	routeWith := func(p source.Proof) *route {
+		rt := &route{}
+		rt.now.Store(&opened{proof: p})
+		return rt
+	}
+	withToken, without := routeWith(source.Proof{PathToken: true}), routeWith(source.Proof{})
+	s := &Server{opts: Options{Now: time.Now}, routes: map[string]*route{"/hook": withToken, "/": withToken, "/hook/b": without, "/open": without}}
 	for _, target := range []string{"/hook", "/hook/x", "/hook/b", "/hook%2Fx", "/hook/%2f", "//hook/x", "/", "/x", "/open/x", "/hook/a%20b?c/d", "*", "http://h/hook/x"} {
 		f.Add(target)
 	}
@@ -405,7 +410,7 @@ func FuzzFind(f *testing.F) {
 			if s.routes[u.Path] != rt {
 				t.Errorf("%q leads elsewhere", target)
 			}
-		case strings.Contains(token, "/") || !rt.proof.PathToken:
+		case strings.Contains(token, "/") || !rt.now.Load().proof.PathToken:
 			t.Errorf("%q has the token %q", target, token)
 		default:
 			if got := s.request(&http.Request{URL: u, RequestURI: target}, token, nil); s.routes[got.Path] != rt || strings.TrimSuffix(got.Path, "/")+"/"+token != u.Path && got.Path+"/"+token != u.Path {

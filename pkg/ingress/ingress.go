@@ -10,20 +10,17 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/net/netutil"
 	"golang.org/x/time/rate"
 
 	"github.com/postwire/postwire/config"
@@ -59,14 +56,25 @@ type Server struct {
 	log     *zap.Logger
 	routes  map[string]*route
 	http    *http.Server
+	conns   *connections
 	closing atomic.Bool
 }
 
 // route is where a path leads.
 type route struct {
-	Route
-	proof   source.Proof
+	name    string
+	now     atomic.Pointer[opened]
+	maxBody int64
 	limiter *rate.Limiter
+
+	underWay *account // requests that have been verified
+	memory   *account // bytes of bodies
+}
+
+// opened is a source as it is configured now.
+type opened struct {
+	source.Source
+	proof source.Proof
 }
 
 // New makes a server; Serve runs it.
@@ -75,8 +83,16 @@ func New(opts Options) (*Server, error) {
 		opts.Now = time.Now
 	}
 	s := &Server{opts: opts, log: opts.Log, routes: map[string]*route{}}
+	c := opts.Config
+	requests := newBudget(int64(c.MaxInFlight), len(opts.Routes))
+	memory := newBudget(int64(c.MaxBufferedBytes), len(opts.Routes))
 	for _, r := range opts.Routes {
-		rt := &route{Route: r, proof: r.Source.Proof(), limiter: newLimiter(r.Settings.Rate)}
+		rt := &route{
+			name: r.Name, limiter: newLimiter(r.Settings.Rate),
+			maxBody:  int64(cmp.Or(r.Settings.MaxBodyBytes, c.MaxBodyBytes)),
+			underWay: requests.account(int64(r.Settings.MaxInFlight)), memory: memory.account(0),
+		}
+		rt.now.Store(&opened{r.Source, r.Source.Proof()})
 		for _, path := range r.Settings.Paths {
 			if _, ok := s.routes[path]; ok {
 				return nil, fmt.Errorf("two sources are on path %s", path)
@@ -85,7 +101,7 @@ func New(opts Options) (*Server, error) {
 		}
 		opts.Metrics.declare(r.Name)
 	}
-	c := opts.Config
+	s.conns = newConnections(c.MaxConnections, opts.Metrics)
 	s.http = &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: c.ReadHeaderTimeout,
@@ -93,6 +109,7 @@ func New(opts Options) (*Server, error) {
 		WriteTimeout:      c.WriteTimeout,
 		IdleTimeout:       c.IdleTimeout,
 		MaxHeaderBytes:    int(c.MaxHeaderBytes),
+		ConnState:         s.conns.state,
 		ErrorLog:          zap.NewStdLog(opts.Log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))),
 	}
 	if c.TLS.CertFile != "" {
@@ -103,6 +120,22 @@ func New(opts Options) (*Server, error) {
 		s.http.TLSConfig = certificates.config()
 	}
 	return s, nil
+}
+
+// Replace lets a source take the place of the one of that name, for requests to
+// come: the same source with other secrets. Its paths and settings stay.
+func (s *Server) Replace(name string, src source.Source) error {
+	found := false
+	for _, rt := range s.routes {
+		if rt.name == name {
+			rt.now.Store(&opened{src, src.Proof()})
+			found = true
+		}
+	}
+	if !found {
+		return fmt.Errorf("there is no source %s", name)
+	}
+	return nil
 }
 
 func newLimiter(r source.Rate) *rate.Limiter {
@@ -118,7 +151,7 @@ func newLimiter(r source.Rate) *rate.Limiter {
 
 // Serve takes requests from l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
-	l = netutil.LimitListener(l, s.opts.Config.MaxConnections)
+	l = s.conns.limit(l)
 	var err error
 	if s.http.TLSConfig != nil {
 		err = s.http.ServeTLS(l, "", "")
@@ -148,7 +181,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	name := ""
 	rt, token := s.find(hr.URL)
 	if rt != nil {
-		name = rt.Name
+		name = rt.name
 	}
 	log := func() *zap.Logger { return s.log.With(zap.String("request_id", id), zap.String("source", name)) }
 	a := s.guarded(log, func() answer {
@@ -181,7 +214,7 @@ func (s *Server) find(u *url.URL) (rt *route, token string) {
 	if parent == "" {
 		parent = "/"
 	}
-	if rt := s.routes[parent]; rt != nil && rt.proof.PathToken {
+	if rt := s.routes[parent]; rt != nil && rt.now.Load().proof.PathToken {
 		return rt, u.Path[slash+1:]
 	}
 	return nil, ""
@@ -196,12 +229,14 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 	if s.closing.Load() {
 		return refuse(outcomeUnavailable)
 	}
-	body, err := s.read(hr)
-	if err != nil {
+	in := intake{memory: rt.memory, limit: rt.maxBody}
+	defer in.close()
+	if err := in.read(hr); err != nil {
 		return unread(err)
 	}
-	req := s.request(hr, token, body)
-	if err := rt.Source.Verify(req); err != nil {
+	req := s.request(hr, token, in.body)
+	src := rt.now.Load()
+	if err := src.Verify(req); err != nil {
 		log().Warn("request refused", zap.Stringer("remote", req.Remote), zap.Error(err))
 		return unverified(err)
 	}
@@ -209,11 +244,17 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 	if now := s.opts.Now(); !rt.limiter.AllowN(now, 1) {
 		return refuse(outcomeRateLimited).after(retryAfter(rt.limiter))
 	}
+	if err := rt.underWay.take(1); errors.Is(err, errShare) {
+		return refuse(outcomeRateLimited)
+	} else if err != nil {
+		return refuse(outcomeOverloaded)
+	}
+	defer rt.underWay.give(1)
 	ctx, cancel := context.WithTimeout(hr.Context(), appendTimeout)
 	defer cancel()
-	events, err := rt.Source.Normalize(req)
+	events, err := src.Normalize(req)
 	if err != nil {
-		return s.malformed(ctx, rt, req, err, log)
+		return s.malformed(ctx, rt.name, src.proof, req, err, log)
 	}
 	start := s.opts.Now()
 	receipts, err := s.opts.Journal.Append(ctx, events...)
@@ -221,7 +262,7 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 	if err != nil {
 		return s.unstored(err, log)
 	}
-	s.opts.Metrics.events(rt.Name, events)
+	s.opts.Metrics.events(rt.name, events)
 	if s.log.Core().Enabled(zap.DebugLevel) {
 		logEvents(log(), events, receipts)
 	}
@@ -230,13 +271,13 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 
 // malformed keeps what a proven sender meant and nobody understood. A refusal
 // would count against the sender's channel, and the event would be gone.
-func (s *Server) malformed(ctx context.Context, rt *route, req *source.Request, reason error, log func() *zap.Logger) answer {
-	if !rt.proof.Required {
+func (s *Server) malformed(ctx context.Context, name string, proof source.Proof, req *source.Request, reason error, log func() *zap.Logger) answer {
+	if !proof.Required {
 		log().Warn("request not understood", zap.Error(reason))
 		return refuse(outcomeMalformed)
 	}
 	id, err := s.opts.Journal.Quarantine(ctx, journal.Rejected{
-		Source: rt.Name, Received: req.Received, Header: kept(req, rt.proof),
+		Source: name, Received: req.Received, Header: kept(req, proof),
 		Body: req.Body, Reason: reason.Error(),
 	})
 	if err != nil {
@@ -278,35 +319,6 @@ func logEvents(log *zap.Logger, events []event.Event, receipts []journal.Receipt
 	}
 }
 
-var errTooLarge = errors.New("body is too large")
-
-// read takes the body, within the limit.
-func (s *Server) read(hr *http.Request) ([]byte, error) {
-	limit := int64(s.opts.Config.MaxBodyBytes)
-	if hr.ContentLength > limit {
-		return nil, errTooLarge
-	}
-	body := make([]byte, 0, max(hr.ContentLength, 511)+1)
-	r := io.LimitReader(hr.Body, limit+1)
-	for {
-		n, err := r.Read(body[len(body):cap(body)])
-		body = body[:len(body)+n]
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading the body: %w", err)
-		}
-		if len(body) == cap(body) {
-			body = slices.Grow(body, 1)
-		}
-	}
-	if int64(len(body)) > limit {
-		return nil, errTooLarge
-	}
-	return body, nil
-}
-
 // request is what a source sees of a request.
 func (s *Server) request(hr *http.Request, token string, body []byte) *source.Request {
 	path := hr.URL.Path
@@ -332,16 +344,6 @@ func clientOf(hr *http.Request) *x509.Certificate {
 		return nil
 	}
 	return hr.TLS.VerifiedChains[0][0]
-}
-
-func unread(err error) answer {
-	switch {
-	case errors.Is(err, errTooLarge):
-		return refuse(outcomeTooLarge)
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return refuse(outcomeTooSlow)
-	}
-	return refuse(outcomeAborted)
 }
 
 func unverified(err error) answer {

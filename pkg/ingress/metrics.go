@@ -13,6 +13,9 @@ type Metrics struct {
 	requests *prometheus.CounterVec
 	latency  prometheus.Histogram
 	timeless *prometheus.CounterVec
+
+	connections prometheus.Gauge
+	evicted     prometheus.Counter
 }
 
 // NewMetrics registers the metrics of the ingress.
@@ -31,8 +34,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "postwire_events_without_time_total",
 			Help: "Events whose time was missing or could not be read, by source.",
 		}, []string{"source"}),
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "postwire_ingress_connections",
+			Help: "Connections that are open.",
+		}),
+		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postwire_ingress_connections_evicted_total",
+			Help: "Idle connections that were closed to make room for a new one, at server.max_connections.",
+		}),
 	}
-	r.MustRegister(m.requests, m.latency, m.timeless)
+	r.MustRegister(m.requests, m.latency, m.timeless, m.connections, m.evicted)
 	return m
 }
 

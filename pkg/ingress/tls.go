@@ -3,10 +3,8 @@ package ingress
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -31,10 +29,8 @@ type reloader struct {
 
 func newReloader(files config.ServerTLS, log *zap.Logger) (*reloader, error) {
 	r := &reloader{files: files, log: log}
-	stamp, err := r.look()
-	if err != nil {
-		return nil, err
-	}
+	stamp := r.look()
+	var err error
 	if r.current, err = r.load(); err != nil {
 		return nil, err
 	}
@@ -58,12 +54,12 @@ func (r *reloader) refresh() *tls.Config {
 		return r.current
 	}
 	r.looked = time.Now()
-	stamp, err := r.look()
-	if err == nil && stamp == r.stamp {
+	stamp := r.look()
+	if stamp == r.stamp {
 		return r.current
 	}
-	next, err2 := r.load()
-	if err := errors.Join(err, err2); err != nil {
+	next, err := r.load()
+	if err != nil {
 		r.log.Error("the certificate files have changed and cannot be loaded; the old certificate stays in use", zap.Error(err))
 		return r.current
 	}
@@ -73,19 +69,8 @@ func (r *reloader) refresh() *tls.Config {
 }
 
 // look returns a text that changes when the files do.
-func (r *reloader) look() (string, error) {
-	var stamp strings.Builder
-	for _, path := range []string{r.files.CertFile, r.files.KeyFile, r.files.ClientCAFile} {
-		if path == "" {
-			continue
-		}
-		info, err := os.Stat(path)
-		if err != nil {
-			return "", err
-		}
-		fmt.Fprintln(&stamp, path, info.Size(), info.ModTime().UnixNano())
-	}
-	return stamp.String(), nil
+func (r *reloader) look() string {
+	return config.Stamp(r.files.CertFile, r.files.KeyFile, r.files.ClientCAFile)
 }
 
 func (r *reloader) load() (*tls.Config, error) {

@@ -136,7 +136,7 @@ func TestGivesUpByAge(t *testing.T) {
 	if got := b.fates(t, 2); got != "given_up:max_age" {
 		t.Errorf("the fate is %s", got)
 	}
-	if len(b.dead(t, "sink0")) != 0 {
+	if len(b.dead(t)) != 0 {
 		t.Error("what was given up is a dead letter")
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,14 +15,23 @@ import (
 )
 
 // outlet is a sink that is opened when it is needed, and again where that
-// failed.
+// failed, or where the way to it is another one now.
 type outlet struct {
-	open    sinks.Opener
+	ways    *atomic.Pointer[way]
 	env     sinks.Env
 	timeout time.Duration
 
+	way  *way       // that sink was opened by
 	sink sinks.Sink // nil until it could be opened
 }
+
+// way is how a sink is opened, and what it is not to see.
+type way struct {
+	open   sinks.Opener
+	redact *redactor
+}
+
+func wayOf(s sinks.Configured) *way { return &way{s.Open, newRedactor(s.Settings.Redact)} }
 
 // attempt opens the sink if it is not open, hands it the records once, and
 // returns what became of each, or of all. It has a deadline, whatever the sink
@@ -29,22 +39,54 @@ type outlet struct {
 func (o *outlet) attempt(ctx context.Context, records []held) (sinks.BatchError, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
+	if now := o.ways.Load(); now != o.way {
+		o.close()
+		o.way = now
+	}
 	if o.sink == nil {
-		sink, err := o.open(ctx, o.env)
+		sink, err := o.way.open(ctx, o.env)
 		if err != nil {
 			return nil, fmt.Errorf("opening: %w", err)
 		}
 		o.sink = sink
 	}
-	batch := make([]event.Event, len(records))
-	for i, r := range records {
-		batch[i] = r.Event
+	batch, shaped := o.shape(records)
+	if len(batch) == 0 {
+		return shaped, nil
 	}
 	err := o.sink.Deliver(ctx, batch)
-	if each, ok := errors.AsType[sinks.BatchError](err); ok && len(each) == len(batch) {
+	each, ok := errors.AsType[sinks.BatchError](err)
+	if ok = ok && len(each) == len(batch); err != nil && !ok {
+		return nil, err
+	}
+	if len(batch) == len(records) {
 		return each, nil
 	}
-	return nil, err
+	// What was handed over stands among what could not be.
+	for i, n := 0, 0; i < len(shaped); i++ {
+		if shaped[i] == nil {
+			if each != nil {
+				shaped[i] = each[n]
+			}
+			n++
+		}
+	}
+	return shaped, nil
+}
+
+// shape returns the records' events as the sink may see them, and an error for
+// each that it may not see at all.
+func (o *outlet) shape(records []held) (batch []event.Event, errs sinks.BatchError) {
+	batch, errs = make([]event.Event, 0, len(records)), make(sinks.BatchError, len(records))
+	for i, r := range records {
+		e, err := o.way.redact.apply(r.Event)
+		if err != nil {
+			errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
+			continue
+		}
+		batch = append(batch, e)
+	}
+	return batch, errs
 }
 
 func (o *outlet) close() {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -33,8 +34,9 @@ type Pump struct {
 	settings sinks.Settings
 	filter   Filter
 	cursor   journal.Cursor
-	last     func() journal.Seq // newest event in the journal
-	moved    func()             // called when the cursor has moved
+	last     func() journal.Seq  // newest event in the journal
+	moved    func()              // called when the cursor has moved
+	ways     atomic.Pointer[way] // to the sink, as it is configured now
 	out      outlet
 	log      *zap.Logger
 	metrics  *sinkMetrics

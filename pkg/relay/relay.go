@@ -65,12 +65,14 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 			return nil, errors.Join(fmt.Errorf("sink %s: %w", out.Name, err), r.Close())
 		}
 		log := opts.Log.With(zap.String("sink", out.Name))
-		r.pumps = append(r.pumps, &Pump{
+		p := &Pump{
 			name: out.Name, settings: out.Settings, filter: filter, cursor: cursor, log: log,
 			last: opts.Journal.Last, moved: r.changes.send, window: newWindow(out.Settings.Batch),
-			out:     outlet{open: out.Open, timeout: out.Settings.Timeout, env: sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now}},
 			metrics: opts.Metrics.sink(out.Name, opts.Journal, cursor, opts.Now),
-		})
+		}
+		p.ways.Store(wayOf(out))
+		p.out = outlet{ways: &p.ways, timeout: out.Settings.Timeout, env: sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now}}
+		r.pumps = append(r.pumps, p)
 	}
 	if err := r.loadReplays(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())
@@ -107,6 +109,17 @@ func (r *Relay) Close() error {
 		errs = append(errs, p.cursor.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// Reopen lets a sink be opened anew, as it is configured now, before its next
+// attempt: with another password, or another key for what is redacted. Its other
+// settings stay. Its error wraps ErrNoSink.
+func (r *Relay) Reopen(s sinks.Configured) error {
+	p, err := r.pump(s.Name)
+	if err == nil {
+		p.ways.Store(wayOf(s))
+	}
+	return err
 }
 
 // Has returns nil if there is a sink of that name, and otherwise an error that

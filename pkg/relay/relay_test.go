@@ -186,14 +186,14 @@ func (b *bench) put(t *testing.T, ids ...string) {
 
 func (b *bench) committed(i int) journal.Seq { return b.relay.pumps[i].cursor.Committed() }
 
-func (b *bench) dead(t *testing.T, sink string) map[string]journal.DeadLetter {
+func (b *bench) dead(t *testing.T) map[string]journal.DeadLetter {
 	t.Helper()
 	letters := map[string]journal.DeadLetter{}
 	for d, err := range b.journal.DeadLetters(t.Context(), journal.DeadID{}) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d.Sink == sink {
+		if d.Sink == "sink0" {
 			letters[d.Event.CloudEvent.ID()] = d.Letter
 		}
 	}
@@ -288,7 +288,7 @@ func TestPermanentIsSetAsideAndTransientHoldsTheLine(t *testing.T) {
 	if diff := cmp.Diff([]string{"0", "1", "2", "4", "5", "6", "7", "8", "9"}, got); diff != "" {
 		t.Errorf("delivered (-want +got):\n%s", diff)
 	}
-	letters := b.dead(t, "sink0")
+	letters := b.dead(t)
 	l := letters["3"]
 	if len(letters) != 1 || l.Seq != 4 || l.Reason != "too_large" || l.Err != "message too large" || l.Attempts != 1 || l.First.IsZero() || l.Last.Before(l.First) {
 		t.Errorf("dead letters: %+v", letters)
@@ -333,7 +333,7 @@ func TestMaxAge(t *testing.T) {
 	b := start(t, func(s *sinks.Settings) { s.Retry.MaxAge = 20 * time.Millisecond }, broker)
 	b.put(t, "0", "1")
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 2 })
-	if l := b.dead(t, "sink0")["0"]; l.Reason != "expired" || l.Err != errDown.Error() || l.Attempts < 2 {
+	if l := b.dead(t)["0"]; l.Reason != "expired" || l.Err != errDown.Error() || l.Attempts < 2 {
 		t.Errorf("dead letter: %+v", l)
 	}
 }

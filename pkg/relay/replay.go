@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -128,14 +129,17 @@ func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, Filter, e
 	if err != nil {
 		return nil, nil, Filter{}, fmt.Errorf("%w: filter: %w", ErrInvalid, err)
 	}
-	out := &outlet{open: p.out.open, timeout: p.settings.Timeout, env: p.out.env}
+	out := &outlet{ways: &p.ways, timeout: p.settings.Timeout, env: p.out.env}
 	if len(spec.Keys) > 0 {
 		if r.opts.Redirect == nil {
 			return nil, nil, Filter{}, fmt.Errorf("%w: keys cannot be set otherwise", ErrInvalid)
 		}
-		if out.open, err = r.opts.Redirect(spec.Sink, spec.Keys); err != nil {
+		open, err := r.opts.Redirect(spec.Sink, spec.Keys)
+		if err != nil {
 			return nil, nil, Filter{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
+		out.ways = &atomic.Pointer[way]{}
+		out.ways.Store(&way{open, p.ways.Load().redact})
 	}
 	out.env.Replay = id
 	out.env.Log = p.log.With(zap.String("replay", id))

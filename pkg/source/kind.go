@@ -13,6 +13,9 @@ import (
 type Settings struct {
 	Paths []string `yaml:"paths" required:"true" doc:"URL paths that the sender posts to. All paths of one source share their dedupe keys." example:"[/webhooks/upload-post]"`
 	Rate  Rate     `yaml:"rate" doc:"Most requests of this source; above it they are answered 429."`
+
+	MaxInFlight  int         `yaml:"max_in_flight" doc:"Most verified requests of this source under way at once; above it they are answered 429. 0 is no limit but server.max_in_flight."`
+	MaxBodyBytes config.Size `yaml:"max_body_bytes" doc:"Largest body of a request of this source, also of what a compressed one holds; larger ones are answered 413. 0 is server.max_body_bytes. At most half of server.max_buffered_bytes."`
 }
 
 // Rate limits how many requests are taken.
@@ -40,6 +43,12 @@ func (s Settings) Validate() error {
 	}
 	if s.Rate.PerSecond < 0 {
 		p.Add("rate.per_second", "is negative", "use 0 for no limit")
+	}
+	if s.MaxInFlight < 0 {
+		p.Add("max_in_flight", "is negative", "use 0 for no limit")
+	}
+	if s.MaxBodyBytes < 0 || s.MaxBodyBytes > 0 && s.MaxBodyBytes < 1024 {
+		p.Add("max_body_bytes", fmt.Sprintf("%v is out of range", s.MaxBodyBytes), "use 1KiB or more, or 0 for server.max_body_bytes")
 	}
 	if s.Rate.Burst < 0 {
 		p.Add("rate.burst", "is negative", "use 0 for as many as per_second")

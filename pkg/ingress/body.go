@@ -1,0 +1,153 @@
+package ingress
+
+import (
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+)
+
+var (
+	errTooLarge = errors.New("body is too large")
+	errEncoding = errors.New("the body's Content-Encoding is not gzip, or does not fit the body")
+)
+
+// freeBytes of a body cost nothing of the memory that all bodies share: the
+// connection itself has taken as much for its header.
+const freeBytes = 4 << 10
+
+// intake takes the body of one request, within its limit and the memory that
+// is left. Memory is taken as bytes arrive, not as they are announced: who
+// announces much and sends little has nothing.
+type intake struct {
+	memory *account
+	limit  int64 // bytes, also of what a compressed body holds
+
+	body []byte
+	held int64
+}
+
+// close gives the memory back. The body must not be used any more.
+func (in *intake) close() { in.memory.give(in.held) }
+
+// read takes the whole body. One that is compressed is taken as what it holds,
+// and the header then says nothing of the compression.
+func (in *intake) read(hr *http.Request) error {
+	if hr.ContentLength > in.limit {
+		return errTooLarge
+	}
+	compressed, err := isCompressed(hr.Header)
+	if err != nil {
+		return err
+	}
+	if !compressed {
+		return in.fill(hr.Body, hr.ContentLength)
+	}
+	arriving := &arrivals{from: io.LimitReader(hr.Body, in.limit+1)}
+	zip := zips.Get().(*gzip.Reader)
+	defer zips.Put(zip)
+	if err = zip.Reset(arriving); err == nil {
+		err = in.fill(zip, hr.ContentLength)
+	}
+	switch {
+	case arriving.read > in.limit:
+		return errTooLarge
+	case arriving.err != nil:
+		return fmt.Errorf("reading the body: %w", arriving.err)
+	case errors.Is(err, errTooLarge), errors.Is(err, errSpent):
+		return err
+	case err != nil:
+		return errEncoding
+	}
+	hr.Header.Del("Content-Encoding")
+	hr.Header.Del("Content-Length")
+	return nil
+}
+
+// zips are gzip readers that nobody uses: each has a window of its own.
+var zips = sync.Pool{New: func() any { return new(gzip.Reader) }}
+
+// isCompressed reports whether the body is compressed with gzip.
+func isCompressed(h http.Header) (bool, error) {
+	switch values := h["Content-Encoding"]; {
+	case len(values) == 0:
+		return false, nil
+	case len(values) == 1:
+		switch strings.ToLower(strings.TrimSpace(values[0])) {
+		case "", "identity":
+			return false, nil
+		case "gzip", "x-gzip": // RFC 9110, section 8.4.1.3
+			return true, nil
+		}
+	}
+	return false, errEncoding
+}
+
+// fill reads to the end. The body is likely to have about the size of hint.
+func (in *intake) fill(from io.Reader, hint int64) error {
+	in.body = make([]byte, 0, min(max(hint, 511)+1, freeBytes))
+	for {
+		n, err := from.Read(in.body[len(in.body):cap(in.body)])
+		in.body = in.body[:len(in.body)+n]
+		if int64(len(in.body)) > in.limit {
+			return errTooLarge
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reading the body: %w", err)
+		}
+		if len(in.body) < cap(in.body) {
+			continue
+		}
+		// Twice as much, but for what is known to be enough.
+		want := 2 * int64(cap(in.body))
+		if hint >= int64(len(in.body)) {
+			want = min(want, hint+1)
+		}
+		if more := max(0, want-freeBytes) - in.held; more > 0 {
+			if err := in.memory.take(more); err != nil {
+				return err
+			}
+			in.held += more
+		}
+		in.body = slices.Grow(in.body, int(want)-len(in.body))
+	}
+}
+
+// arrivals notes how much was read and what went wrong on the way, to tell it
+// from what is wrong with the content.
+type arrivals struct {
+	from io.Reader
+	read int64
+	err  error
+}
+
+func (a *arrivals) Read(p []byte) (int, error) {
+	n, err := a.from.Read(p)
+	a.read += int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		a.err = err
+	}
+	return n, err
+}
+
+func unread(err error) answer {
+	switch {
+	case errors.Is(err, errTooLarge):
+		return refuse(outcomeTooLarge)
+	case errors.Is(err, errEncoding):
+		return refuse(outcomeEncoding)
+	case errors.Is(err, errSpent), errors.Is(err, errShare):
+		return refuse(outcomeOverloaded)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return refuse(outcomeTooSlow)
+	}
+	return refuse(outcomeAborted)
+}

@@ -1,0 +1,63 @@
+package sinks
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/postwire/postwire/config"
+)
+
+// Redact names what of an event's data a sink is not to see. A field is a name,
+// such as user_email, which is meant wherever it stands; or a JSON pointer
+// (RFC 6901), such as /result/error, which is meant at that place only.
+type Redact struct {
+	Drop []string      `yaml:"drop" doc:"Fields of the data that are left out: a name such as title, wherever it stands, or a JSON pointer such as /result/error." example:"[title, caption]"`
+	Hash []string      `yaml:"hash" doc:"Fields whose value is replaced by a keyed digest of it, hmac-sha256: and 64 hex digits: equal values stay equal, and who lacks the key cannot try values out. Named as for drop." example:"[user_email]"`
+	Key  config.Secret `yaml:"key" doc:"Key of the digests; a long random text, such as openssl rand -hex 32 makes. Another key gives other digests." example:"${REDACT_KEY}"`
+}
+
+// minRedactKey is how short a key may be: one that can be found by trying
+// protects nothing.
+const minRedactKey = 16
+
+// Validate reports everything that is wrong.
+func (r Redact) Validate() error {
+	var p config.Invalids
+	for _, list := range []struct {
+		key    string
+		fields []string
+	}{{"drop", r.Drop}, {"hash", r.Hash}} {
+		for i, field := range list.fields {
+			switch key := fmt.Sprintf("%s[%d]", list.key, i); {
+			case field == "" || field == "/":
+				p.Add(key, "names no field", "use a name such as user_email, or a JSON pointer such as /result/error")
+			case slices.Contains(list.fields[:i], field):
+				p.Add(key, fmt.Sprintf("%s is listed twice", field), "remove one of the two")
+			case list.key == "hash" && slices.Contains(r.Drop, field):
+				p.Add(key, fmt.Sprintf("%s is dropped already", field), "remove it from one of the two lists")
+			case strings.HasPrefix(field, "/") && !isPointer(field):
+				p.Add(key, fmt.Sprintf("%s is not a JSON pointer", field), "write ~1 for a slash in a name, and ~0 for a tilde")
+			}
+		}
+	}
+	switch key := r.Key.Reveal(); {
+	case len(r.Hash) > 0 && key == "":
+		p.Add("key", "is missing, and hash needs one", "set it, for example ${REDACT_KEY}, to what openssl rand -hex 32 makes")
+	case key != "" && len(r.Hash) == 0:
+		p.Add("key", "has no effect: hash is empty", "list fields under hash, or remove it")
+	case key != "" && len(key) < minRedactKey:
+		p.Add("key", fmt.Sprintf("has less than %d characters, and could be found by trying", minRedactKey), "make one with openssl rand -hex 32")
+	}
+	return p.Err()
+}
+
+// isPointer reports whether the tildes of a JSON pointer are right.
+func isPointer(text string) bool {
+	for i := range len(text) {
+		if text[i] == '~' && (i+1 == len(text) || text[i+1] != '0' && text[i+1] != '1') {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,117 @@
+package test
+
+import (
+	"bytes"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/postwire/postwire/pkg/source/auth"
+)
+
+// postSigned posts a webhook that is signed with a secret, and returns the
+// status of the answer.
+func (e endpoint) postSigned(t *testing.T, secret string, body []byte) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+e.addr+"/webhooks/upload-post", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := auth.UploadPost.Sign(req.Header, secret, "", time.Now(), body); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode
+}
+
+// TestSecretsAreRotated: what stands in the files that the configuration names
+// takes effect without a restart, for senders, brokers and operators. A file that
+// makes no sense changes nothing.
+func TestSecretsAreRotated(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		// As Kubernetes does it: another file takes the place of the old one.
+		if err := os.WriteFile(filepath.Join(dir, name+".new"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, name+".new"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("webhook", "whsec_old\n")
+	write("nats", "old-password\n")
+	write("token", "old-token-0123456789\n")
+	w := newWorld(t)
+	login := func(password string) {
+		w.nats.Stop(t)
+		w.nats.Change(func(o *server.Options) { o.Username, o.Password = "relay", password })
+		w.nats.Restart(t)
+	}
+	login("old-password")
+	in := func(name string) string { return `"${file:` + filepath.Join(dir, name) + `}"` }
+	r := start(t, strings.NewReplacer(
+		`"${SECRET}"`, in("webhook"),
+		"stream: EVENTS", "user: relay, password: "+in("nats")+", stream: EVENTS",
+		`admin: {listen: "${ADMIN}"}`, `admin: {listen: "${ADMIN}", token: `+in("token")+`}`,
+	).Replace(w.config))
+	if code := r.postSigned(t, "whsec_old", upload(0, 0)); code != http.StatusAccepted {
+		t.Fatalf("the first webhook was answered %d", code)
+	}
+	w.settled(t, r.endpoint)
+
+	write("webhook", "whsec_new\n")
+	eventually(t, "the new secret is taken", func() bool { return r.postSigned(t, "whsec_new", upload(0, 1)) < 300 })
+	if code := r.postSigned(t, "whsec_old", upload(0, 2)); code != http.StatusUnauthorized {
+		t.Errorf("the old secret was answered %d", code)
+	}
+
+	write("webhook", "")
+	eventually(t, "the file without a secret is refused", func() bool {
+		return r.metric(t, `postwire_config_reloads_total{outcome="refused"}`) == "1"
+	})
+	if code := r.postSigned(t, "whsec_new", upload(0, 3)); code != http.StatusAccepted {
+		t.Errorf("with a file that makes no sense, a webhook was answered %d", code)
+	}
+	write("webhook", "whsec_new\n")
+
+	login("new-password")
+	if code := r.postSigned(t, "whsec_new", upload(0, 4)); code != http.StatusAccepted {
+		t.Errorf("a webhook was answered %d", code)
+	}
+	eventually(t, "nats is said to fail", func() bool { return r.metric(t, `postwire_sink_up{sink="nats"}`) == "0" })
+	write("nats", "new-password\n")
+	w.settled(t, r.endpoint)
+
+	write("token", "new-token-0123456789\n")
+	eventually(t, "the new token is taken", func() bool {
+		_, _, code := r.ask(t, "dlq", "list", "--token-file", filepath.Join(dir, "token"))
+		return code == 0
+	})
+
+	w.nats.Stop(t)
+	w.nats.Change(func(o *server.Options) { o.Username, o.Password = "", "" })
+	w.nats.Restart(t)
+	acked := map[string]bool{}
+	for _, number := range []int{0, 1, 3, 4} {
+		acked[id(0, number)] = true
+	}
+	check(t, "JetStream", acked, w.onNATS(t), true)
+	if err := r.stop(t); err != nil {
+		t.Errorf("stopping: %v", err)
+	}
+	for _, secret := range []string{"whsec_old", "whsec_new", "-password", "-token-"} {
+		if strings.Contains(r.log.String(), secret) {
+			t.Errorf("the log holds %q", secret)
+		}
+	}
+}
