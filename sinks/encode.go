@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/cloudevents/sdk-go/v2/binding"
 	"github.com/cloudevents/sdk-go/v2/binding/format"
@@ -35,13 +36,22 @@ type Message struct {
 	Body        []byte
 }
 
+// Structured reports whether the message is in structured mode.
+func (m Message) Structured() bool { return len(m.Attributes) == 0 }
+
 // Attribute is a context attribute in canonical string form.
 type Attribute struct{ Name, Value string }
 
-// Encode writes e in the given content mode, through the SDK's bindings.
+// eventFormats is what the media types of all event formats begin with. By it
+// a reader tells structured mode from binary.
+const eventFormats = "application/cloudevents"
+
+// Encode writes e in the given content mode, through the SDK's bindings. Data
+// that is an event itself goes in structured mode always: in binary mode readers
+// would take it for the event.
 func Encode(ctx context.Context, e event.Event, mode string) (Message, error) {
 	ctx = binding.WithForceBinary(ctx)
-	if mode == Structured {
+	if mode == Structured || strings.HasPrefix(strings.ToLower(e.CloudEvent.DataContentType()), eventFormats) {
 		ctx = binding.WithForceStructured(ctx)
 	}
 	w := &writer{}

@@ -5,17 +5,12 @@ import (
 	"context"
 	nethttp "net/http"
 	"slices"
-	"strings"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
 )
-
-// mediaTypes is what the media types of all event formats begin with. By it a
-// receiver tells structured and batched mode from binary.
-const mediaTypes = "application/cloudevents"
 
 // part is an event as it goes out: all of a request, or one of its batch.
 type part struct {
@@ -34,11 +29,6 @@ func encode(ctx context.Context, e event.Event, mode string) (part, error) {
 		return part{id: identity(e), body: m.Body}, err
 	}
 	m, err := sinks.Encode(ctx, e, mode)
-	if err == nil && mode == sinks.Binary && strings.HasPrefix(strings.ToLower(m.ContentType), mediaTypes) {
-		// In binary mode, data that is an event itself would be taken for
-		// the event.
-		m, err = sinks.Encode(ctx, e, sinks.Structured)
-	}
 	if err != nil {
 		return part{}, err
 	}

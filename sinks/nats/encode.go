@@ -23,7 +23,7 @@ func encode(ctx context.Context, e event.Event, mode, subject string) (*nats.Msg
 		h["ce-"+a.Name] = []string{sinks.EscapeHeader(a.Value)}
 	}
 	if m.ContentType != "" {
-		if mode == sinks.Binary {
+		if !m.Structured() {
 			h["ce-datacontenttype"] = []string{sinks.EscapeHeader(m.ContentType)}
 		}
 		h["content-type"] = []string{sinks.EscapeMediaType(m.ContentType)}

@@ -492,7 +492,7 @@ func TestHeadersCannotBeInjected(t *testing.T) {
 	e.SetSubject(evil)
 	e.SetExtension(event.Platform, evil)
 	e.SetExtension(event.Profile, "\x00\x7f"+evil)
-	e.Context.AsV1().DataContentType = new(evil)
+	e.SetDataContentType(evil)
 	mustDeliver(t, s, events)
 	all := b.Messages(t, b.Connect(t), "EVENTS")
 	if len(all) != 1 || len(all[0].Header["ce-evil"]) != 0 || strings.ContainsAny(wireHeaders(all[0]), "\r\n") {
