@@ -159,7 +159,7 @@ func makeDir(fsys vfs.FS, dir string) error {
 	if _, err := fsys.Stat(fsys.PathJoin(dir, formatFile)); err == nil {
 		return nil
 	}
-	if err := fsys.MkdirAll(dir, 0o750); err != nil {
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	for path := dir; fsys.PathDir(path) != path; {

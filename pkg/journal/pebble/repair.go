@@ -164,7 +164,7 @@ func putAside(opts Options) (string, error) {
 		kept = damagedDir + opts.Clock().UTC().Format("20060102T150405Z")
 	}
 	kept = opts.FS.PathJoin(opts.Dir, kept)
-	if err := errors.Join(opts.FS.MkdirAll(kept, 0o750), syncDir(opts.FS, opts.Dir)); err != nil {
+	if err := errors.Join(opts.FS.MkdirAll(kept, 0o700), syncDir(opts.FS, opts.Dir)); err != nil {
 		return "", err
 	}
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(rank(b), rank(a)) })
