@@ -7,6 +7,7 @@ import (
 	"github.com/postwire/postwire/sinks/kafka"
 	"github.com/postwire/postwire/sinks/nats"
 	"github.com/postwire/postwire/sinks/stdout"
+	"github.com/postwire/postwire/sinks/telegram"
 )
 
 // Kinds returns every kind of sink there is.
@@ -15,6 +16,7 @@ func Kinds() []sinks.Kind {
 		nats.Kind(),
 		kafka.Kind(),
 		http.Kind(),
+		telegram.Kind(),
 		stdout.Kind(),
 	}
 }

@@ -35,6 +35,8 @@ type Harness struct {
 	TooLarge int
 	// DropsRepeats says that an event which is sent twice is stored once.
 	DropsRepeats bool
+	// Env holds the variables that the example names.
+	Env map[string]string
 	// Lacks declares the tests that this sink cannot pass, and why. They
 	// are skipped with that reason.
 	Lacks map[string]string
@@ -556,7 +558,10 @@ func leaks(t *testing.T, h Harness) {
 }
 
 func example(t *testing.T, h Harness) {
-	c, err := config.Load("example.yaml", nil)
+	c, err := config.Load("example.yaml", func(name string) (string, bool) {
+		value, ok := h.Env[name]
+		return value, ok
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

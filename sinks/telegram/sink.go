@@ -1,0 +1,203 @@
+// Package telegram tells a Telegram chat of events: each by a message of its
+// own, or, when many wait, all of them by one.
+//
+// The text is a template over the event, escaped, and cut to Telegram's limit.
+// When the service asks to wait, the sink waits. An event that the template
+// cannot write, or that Telegram cannot read, becomes a dead letter; a bot that
+// was removed from its chat, or a wrong token, concerns every event, and events
+// wait until it is put right. After a lost answer a message may come twice.
+//
+// Which events are told of is the filter's to say: outcome = 'failure' tells of
+// failures only.
+package telegram
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/sinks"
+)
+
+//go:embed example.yaml
+var example string
+
+// Kind is the sink of type telegram.
+func Kind() sinks.Kind {
+	return sinks.Define("telegram", "Messages to a Telegram chat: one an event, or one for all where many wait.", example, defaults, open)
+}
+
+// Sink implements sinks.Sink. All messages go one after another: a chat is read
+// from top to bottom.
+type Sink struct {
+	config    Config
+	template  *template.Template
+	transport *http.Transport
+
+	life context.Context // ends with Close
+	end  context.CancelFunc
+}
+
+func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
+	t, err := parse(c.Template)
+	if err != nil {
+		return nil, fmt.Errorf("template: %w", err)
+	}
+	dial := env.Dial
+	if dial == nil {
+		dial = (&net.Dialer{}).DialContext
+	}
+	s := &Sink{config: c, template: t, transport: &http.Transport{
+		DialContext: dial, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second,
+	}}
+	s.life, s.end = context.WithCancel(context.Background()) // longer than ctx, until Close
+	// A wrong token shows at the start.
+	if err := s.call(ctx, "getMe", nil); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// Close implements sinks.Sink.
+func (s *Sink) Close() error {
+	s.end()
+	s.transport.CloseIdleConnections()
+	return nil
+}
+
+// message is the body of sendMessage.
+type message struct {
+	ChatID   string `json:"chat_id"`
+	ThreadID int64  `json:"message_thread_id,omitempty"`
+	Silent   bool   `json:"disable_notification,omitempty"`
+	Text     string `json:"text"`
+	Mode     string `json:"parse_mode,omitempty"`
+}
+
+// Deliver implements sinks.Sink.
+func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
+	if s.config.Digest > 0 && len(batch) > s.config.Digest {
+		return s.send(ctx, digest(batch), false)
+	}
+	errs := make([]error, len(batch))
+	var failed error // what is behind it must not overtake
+	for i, e := range batch {
+		if failed != nil {
+			errs[i] = fmt.Errorf("held back behind an event that failed: %w", failed)
+			continue
+		}
+		text, isHTML, err := render(s.template, e)
+		if err != nil {
+			errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
+			continue
+		}
+		errs[i] = s.send(ctx, text, isHTML)
+		if _, refused := sinks.IsPermanent(errs[i]); !refused {
+			failed = errs[i]
+		}
+	}
+	return sinks.Outcome(errs)
+}
+
+func (s *Sink) send(ctx context.Context, text string, isHTML bool) error {
+	m := message{ChatID: s.config.ChatID, ThreadID: s.config.ThreadID, Silent: s.config.Silent, Text: text}
+	if isHTML {
+		m.Mode = "HTML"
+	}
+	if text == "" {
+		return sinks.Permanent(sinks.ReasonInvalid, errors.New("the template gives no text for this event"))
+	}
+	return s.call(ctx, "sendMessage", m)
+}
+
+// answer is what the Bot API answers.
+type answer struct {
+	OK          bool   `json:"ok"`
+	Code        int    `json:"error_code"`
+	Description string `json:"description"`
+	Parameters  struct {
+		RetryAfter int   `json:"retry_after"` // seconds
+		MigrateTo  int64 `json:"migrate_to_chat_id"`
+	} `json:"parameters"`
+}
+
+// maxAnswer is how much of an answer is read, in bytes.
+const maxAnswer = 64 << 10
+
+// call calls a method of the Bot API. Its errors are free of the token, which is
+// part of every URL.
+func (s *Sink) call(ctx context.Context, method string, body any) error {
+	if s.life.Err() != nil {
+		return errors.New("the sink is closed")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
+	text, err := json.Marshal(body)
+	if err != nil {
+		return sinks.Permanent(sinks.ReasonInvalid, err)
+	}
+	target := s.config.URL + "/bot" + s.config.Token.Reveal() + "/" + method
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(text))
+	if err != nil {
+		return errors.New("url is not a URL") // not wrapped: it would show the token
+	}
+	r.Header.Set("Content-Type", "application/json")
+	resp, err := s.transport.RoundTrip(r) // follows no redirect
+	if err != nil {
+		return fmt.Errorf("calling %s: %w", method, s.hide(err))
+	}
+	defer resp.Body.Close()
+	var a answer
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&a); err != nil {
+		return fmt.Errorf("calling %s: %s is not an answer of the Bot API; is url right?", method, resp.Status)
+	}
+	return judge(method, a)
+}
+
+// hide returns the cause of an error without the URL around it.
+func (s *Sink) hide(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err
+	}
+	if text := err.Error(); strings.Contains(text, s.config.Token.Reveal()) {
+		return errors.New(strings.ReplaceAll(text, s.config.Token.Reveal(), s.config.Token.String()))
+	}
+	return err
+}
+
+// judge says what an answer means. Only what lies in the text of one message is
+// permanent.
+func judge(method string, a answer) error {
+	if a.OK {
+		return nil
+	}
+	err := fmt.Errorf("calling %s: answered %d: %s", method, a.Code, cut(200, a.Description))
+	about := strings.ToLower(a.Description)
+	switch {
+	case a.Code == http.StatusTooManyRequests:
+		return sinks.RetryAfter(time.Duration(max(1, a.Parameters.RetryAfter))*time.Second, err)
+	case a.Parameters.MigrateTo != 0:
+		return fmt.Errorf("%w; the group has become a supergroup: set chat_id to %q", err, fmt.Sprint(a.Parameters.MigrateTo))
+	case a.Code == http.StatusBadRequest && strings.Contains(about, "too long"):
+		return sinks.Permanent(sinks.ReasonTooLarge, err)
+	case a.Code == http.StatusBadRequest && (strings.Contains(about, "parse entities") || strings.Contains(about, "text is empty")):
+		return sinks.Permanent(sinks.ReasonInvalid, err)
+	case a.Code == http.StatusBadRequest || a.Code == http.StatusForbidden:
+		return fmt.Errorf("%w; check chat_id, and that the bot may write there", err)
+	case a.Code == http.StatusUnauthorized || a.Code == http.StatusNotFound:
+		return fmt.Errorf("%w; check token", err)
+	}
+	return err
+}
