@@ -1,0 +1,173 @@
+package uploadpost
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+
+	"github.com/postwire/postwire/config"
+)
+
+const notificationsPath = "/uploadposts/users/notifications"
+
+// Channels says through which ways notifications go, by name: webhook, telegram,
+// and whatever else the service has.
+type Channels map[string]bool
+
+// Events says of which events webhooks tell. A nil Events is all.
+type Events map[string]bool
+
+// UnmarshalJSON reads both shapes: an object of booleans, and a list of names.
+func (e *Events) UnmarshalJSON(text []byte) error {
+	var names []string
+	if err := json.Unmarshal(text, &names); err == nil && names != nil {
+		*e = Events{}
+		for _, name := range names {
+			(*e)[name] = true
+		}
+		return nil
+	}
+	var object map[string]bool
+	if err := json.Unmarshal(text, &object); err != nil {
+		return fmt.Errorf("webhook_events: %w", err)
+	}
+	*e = object
+	return nil
+}
+
+// Names returns the events that are on, sorted.
+func (e Events) Names() []string {
+	var on []string
+	for _, name := range slices.Sorted(maps.Keys(e)) {
+		if e[name] {
+			on = append(on, name)
+		}
+	}
+	return on
+}
+
+// Notifications are the settings of an account.
+type Notifications struct {
+	Channels        Channels      `json:"channels"`
+	WebhookURL      string        `json:"webhook_url"`
+	WebhookEvents   Events        `json:"webhook_events"`
+	WebhookSecret   config.Secret `json:"webhook_secret"` // with which webhooks are signed; empty until the service has made one
+	TelegramChatID  string        `json:"telegram_chat_id"`
+	SlackWebhookURL config.Secret `json:"slack_webhook_url"` // who has it can post
+	WhatsAppToPhone string        `json:"whatsapp_to_phone"`
+}
+
+// Change is what is to be set; what is nil stays as it is.
+type Change struct {
+	Channels       Channels `json:"channels,omitempty"`
+	WebhookURL     *string  `json:"webhook_url,omitempty"`
+	WebhookEvents  Events   `json:"webhook_events,omitempty"` // as an object, which is understood in every version
+	TelegramChatID *string  `json:"telegram_chat_id,omitempty"`
+}
+
+// notifications is an answer with the settings, under either of their names.
+type notifications struct {
+	Notifications *Notifications `json:"notifications"`
+	Config        *Notifications `json:"config"`
+}
+
+func (n notifications) settings() Notifications {
+	switch {
+	case n.Notifications != nil:
+		return *n.Notifications
+	case n.Config != nil:
+		return *n.Config
+	}
+	return Notifications{}
+}
+
+// Notifications reads the settings.
+func (c *Client) Notifications(ctx context.Context) (Notifications, error) {
+	var out notifications
+	err := c.call(ctx, freely, http.MethodGet, notificationsPath, nil, nil, &out)
+	return out.settings(), err
+}
+
+// SetNotifications changes the settings. To know what they are then, read them.
+func (c *Client) SetNotifications(ctx context.Context, change Change) error {
+	return c.call(ctx, freely, http.MethodPost, notificationsPath, nil, change, nil)
+}
+
+// DeleteNotifications removes all settings, those of other channels too.
+func (c *Client) DeleteNotifications(ctx context.Context) error {
+	return c.call(ctx, freely, http.MethodDelete, notificationsPath, nil, nil, nil)
+}
+
+// TestNotifications asks the service for a test through the channels that are on.
+func (c *Client) TestNotifications(ctx context.Context) error {
+	return c.call(ctx, once, http.MethodPost, notificationsPath+"/test", nil, struct{}{}, nil)
+}
+
+// RotateSecret lets the service make a new secret for its signatures, which takes
+// effect at once, and returns it. It is not tried again when nobody knows
+// whether it took effect: read the settings then.
+func (c *Client) RotateSecret(ctx context.Context) (config.Secret, error) {
+	var out struct {
+		notifications
+		WebhookSecret config.Secret `json:"webhook_secret"`
+		Secret        config.Secret `json:"secret"`
+	}
+	if err := c.call(ctx, once, http.MethodPost, "/uploadposts/users/webhook-secret", nil, struct{}{}, &out); err != nil {
+		return "", err
+	}
+	for _, secret := range []config.Secret{out.WebhookSecret, out.Secret, out.settings().WebhookSecret} {
+		if secret != "" {
+			return secret, nil
+		}
+	}
+	settings, err := c.Notifications(ctx) // the answer does not tell it
+	if err != nil {
+		return "", fmt.Errorf("the secret was rotated, and cannot be read: %w", err)
+	}
+	return settings.WebhookSecret, nil
+}
+
+const profilePath = "/uploadposts/users/profile-webhook"
+
+// ProfileWebhook is a webhook of one profile, beside that of the account.
+type ProfileWebhook struct {
+	Profile       string `json:"profile_username"`
+	WebhookURL    string `json:"webhook_url"`
+	WebhookEvents Events `json:"webhook_events,omitempty"`
+}
+
+// ProfileWebhook reads the webhook of a profile. Its URL is empty where there is
+// none.
+func (c *Client) ProfileWebhook(ctx context.Context, profile string) (ProfileWebhook, error) {
+	var out struct {
+		ProfileWebhook
+		Nested *ProfileWebhook `json:"profile_webhook"`
+	}
+	err := c.call(ctx, freely, http.MethodGet, profilePath, url.Values{"profile_username": {profile}}, nil, &out)
+	if isNotFound(err) {
+		return ProfileWebhook{Profile: profile}, nil
+	}
+	if out.Nested != nil {
+		out.ProfileWebhook = *out.Nested
+	}
+	out.Profile = profile
+	return out.ProfileWebhook, err
+}
+
+// SetProfileWebhook sets the webhook of a profile.
+func (c *Client) SetProfileWebhook(ctx context.Context, w ProfileWebhook) error {
+	return c.call(ctx, freely, http.MethodPost, profilePath, nil, w, nil)
+}
+
+// DeleteProfileWebhook removes the webhook of a profile.
+func (c *Client) DeleteProfileWebhook(ctx context.Context, profile string) error {
+	err := c.call(ctx, freely, http.MethodDelete, profilePath, url.Values{"profile_username": {profile}}, map[string]string{"profile_username": profile}, nil)
+	if isNotFound(err) {
+		return nil
+	}
+	return err
+}
