@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,9 +13,11 @@ import (
 	_ "embed"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/postwire/postwire/pkg/app"
 	"github.com/postwire/postwire/pkg/dev"
+	"github.com/postwire/postwire/pkg/uploadpost/simulator"
 )
 
 //go:embed dev.yaml
@@ -23,11 +26,18 @@ var devConfig []byte
 func devCommand() *cobra.Command {
 	var dir string
 	var port, natsPort int
+	var simulate bool
+	sim := simulation{breaker: simulator.DefaultBreaker(), level: "warn"}
 	cmd := &cobra.Command{
 		Use:   "dev",
 		Short: "Run a relay with a NATS server inside, to try things out",
-		Args:  cobra.NoArgs,
+		Example: `  postwire dev
+  postwire dev --simulate --rate 5`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if err := sim.check(); err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
 			nats, err := dev.NATS(filepath.Join(dir, "nats"), natsPort)
 			if err != nil {
 				return err
@@ -59,9 +69,30 @@ func devCommand() *cobra.Command {
 			if err := greet(cmd.OutOrStdout(), world); err != nil {
 				return err
 			}
-			return run(cmd.Context(), plan, log)
+			a, err := app.New(cmd.Context(), plan, log) // from here on it is listened to
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithCancel(cmd.Context())
+			defer cancel()
+			var g errgroup.Group
+			if simulate {
+				apiPort, err := dev.FreePort(8090)
+				if err != nil {
+					return err
+				}
+				sim.listen, sim.url = loopback(apiPort), "http://"+loopback(ingress)+"/webhooks/upload-post"
+				g.Go(func() error { return sim.run(ctx, cmd.OutOrStdout()) })
+			}
+			g.Go(func() error {
+				defer cancel()
+				return a.Run(ctx)
+			})
+			return g.Wait()
 		},
 	}
+	sim.register(cmd)
+	cmd.Flags().BoolVar(&simulate, "simulate", false, "let uploads take place, as 'postwire simulate' does, with the flags below")
 	cmd.Flags().StringVar(&dir, "dir", ".postwire", "where events are stored")
 	cmd.Flags().IntVar(&port, "port", 8080, "port for webhooks, or the next free one")
 	cmd.Flags().IntVar(&natsPort, "nats-port", 4222, "port of the NATS server, or the next free one")

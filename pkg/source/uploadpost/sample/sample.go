@@ -64,12 +64,17 @@ type account struct {
 	CreatedAt   string `json:"created_at"`
 }
 
+// Profiles returns the profiles that webhooks are made of.
+func Profiles() []string {
+	return []string{"brightside_bakery", "north.trail.runners", "studio_lumen", "marta-cooks", "café_olé", "retro games"}
+}
+
 func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
 
 // Random returns a realistic webhook: no two have the same identity. Failed
 // uploads have no IDs, as the sender's have none.
 func Random(r *rand.Rand, event Event, failed bool, at time.Time) ([]byte, error) {
-	profile := pick(r, "brightside_bakery", "north.trail.runners", "studio_lumen", "marta-cooks", "café_olé", "retro games")
+	profile := pick(r, Profiles()...)
 	platform := pick(r, "instagram", "tiktok", "youtube", "facebook", "linkedin", "x", "threads", "pinterest")
 	created := at.UTC().Format("2006-01-02T15:04:05.000000")
 	if event != UploadCompleted {
