@@ -2,7 +2,11 @@ package test
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +16,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/postwire/postwire/pkg/source/auth"
+	"github.com/postwire/postwire/pkg/uploadpost/simulator"
 )
 
 // postSigned posts a webhook that is signed with a secret, and returns the
@@ -114,4 +119,50 @@ func TestSecretsAreRotated(t *testing.T) {
 			t.Errorf("the log holds %q", secret)
 		}
 	}
+}
+
+// TestRotationUnderLoad lets the service sign with a new secret again and again
+// while webhooks come in: not one is refused.
+func TestRotationUnderLoad(t *testing.T) {
+	dir := t.TempDir()
+	now, before := filepath.Join(dir, "secret"), filepath.Join(dir, "previous")
+	for _, path := range []string{now, before} {
+		if err := os.WriteFile(path, []byte("whsec_0123456789"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newWorld(t)
+	r := start(t, w.change(t, `"${SECRET}"`, `"${file:`+now+`}", "${file:`+before+`}"`))
+	service := simulator.New(simulator.Options{APIKey: "key", Random: rand.New(rand.NewPCG(7, 8))})
+	defer service.Close()
+	service.SetWebhook("http://"+r.addr+"/webhooks/upload-post", "whsec_0123456789")
+	api := httptest.NewServer(service.Handler())
+	defer api.Close()
+	t.Setenv("UPLOAD_POST_API_KEY", "key")
+
+	ctx, stop := context.WithCancel(t.Context())
+	played := make(chan error, 1)
+	go func() {
+		played <- service.Play(ctx, simulator.Piece{Rate: 300, Failures: 0.1, Accounts: 0.1, TwoHooks: true})
+	}()
+	rotations := pick(3, 30)
+	for range rotations {
+		delivered := service.Counts().Delivered + 100
+		eventually(t, "more webhooks are taken", func() bool { return service.Counts().Delivered >= delivered })
+		if out, errs, code := command(t, dir, "rotate-secret", "--api-url", api.URL+"/api", "--secret-file", now, "--previous-file", before); code != 0 {
+			t.Fatalf("rotate-secret ended with %d\n%s%s", code, out, errs)
+		}
+	}
+	delivered := service.Counts().Delivered + 100
+	eventually(t, "more webhooks are taken", func() bool { return service.Counts().Delivered >= delivered })
+	stop()
+	if err := <-played; !errors.Is(err, context.Canceled) {
+		t.Errorf("playing: %v", err)
+	}
+	c := service.Counts()
+	t.Logf("%d rotations, %+v", rotations, c)
+	if c.Failed > 0 || c.Dropped > 0 {
+		t.Errorf("webhooks were refused: %+v", c)
+	}
+	w.settled(t, r.endpoint)
 }

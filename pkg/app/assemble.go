@@ -41,6 +41,7 @@ type App struct {
 
 	plan       atomic.Pointer[Plan] // as its files are now
 	stamp      string               // of the files that have been read
+	look       chan struct{}        // asks for a look at the files
 	reloads    *prometheus.CounterVec
 	understand *understanding
 
@@ -55,6 +56,7 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	a := &App{
 		log: log, grace: grace, delay: min(p.Config.Server.ShutdownDelay, grace/2),
 		stamp: config.Stamp(p.Config.Files()...), understand: &understanding{sources: map[string]source.Source{}},
+		look: make(chan struct{}, 1),
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_config_reloads_total", Help: "Changes of the files that the configuration names, by whether they were taken over.",
 		}, []string{"outcome"}),
@@ -110,7 +112,7 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	// 1: the ingress.
 	a.ingress, err = ingress.New(ingress.Options{
 		Config: p.Config.Server, Routes: routes, Journal: a.journal,
-		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Now: now,
+		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Now: now, Doubt: a.doubt,
 	})
 	if err != nil {
 		return nil, err

@@ -33,6 +33,7 @@ func (a *App) follow(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
+		case <-a.look:
 		case <-ctx.Done():
 			return
 		}
@@ -48,6 +49,22 @@ func (a *App) follow(ctx context.Context) {
 		}
 		a.reloads.With(prometheus.Labels{"outcome": "applied"}).Inc()
 	}
+}
+
+// doubtFor is how long a webhook is held that is signed with an unknown secret:
+// whoever rotates secrets writes the new one as soon as it is known.
+const doubtFor = 3 * time.Second
+
+// doubt looks at the files at once. It is a Doubt of the ingress.
+func (a *App) doubt(string) time.Duration {
+	if len(a.plan.Load().Config.Files()) == 0 {
+		return 0
+	}
+	select {
+	case a.look <- struct{}{}:
+	default: // it is about to be done
+	}
+	return doubtFor
 }
 
 // reload reads the files again and takes over what sources and sinks know of

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -387,7 +388,7 @@ func TestClientCertificate(t *testing.T) {
 func FuzzFind(f *testing.F) {
 	routeWith := func(p source.Proof) *route {
 		rt := &route{}
-		rt.now.Store(&opened{proof: p})
+		rt.now.Store(&opened{proof: p, replaced: make(chan struct{})})
 		return rt
 	}
 	withToken, without := routeWith(source.Proof{PathToken: true}), routeWith(source.Proof{})
@@ -418,4 +419,56 @@ func FuzzFind(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestAnUnknownSecretIsHeld: a webhook that is signed with a secret which is not
+// known yet waits for it, as many as may; what is wrong otherwise does not wait.
+func TestAnUnknownSecretIsHeld(t *testing.T) {
+	signedWith := func(secrets ...config.Secret) source.Source {
+		return newSource(t, auth.Auth{Default: auth.UploadPost, Signature: &auth.Signature{Secrets: secrets}})
+	}
+	doubts := make(chan string, 2*mostHeld)
+	w := serveRoutes(t, Options{
+		Config: config.Default().Server, Routes: []Route{routeTo("hook", signedWith("whsec_old"), source.Rate{})},
+		Doubt: func(name string) time.Duration {
+			doubts <- name
+			return time.Minute
+		},
+	})
+	if resp, _ := w.do(t, http.MethodPost, "/hook", "", []byte("{}")); resp.StatusCode != http.StatusUnauthorized || len(doubts) != 0 {
+		t.Errorf("without a signature: %s, %d doubts", resp.Status, len(doubts))
+	}
+	var posts sync.WaitGroup
+	for range mostHeld {
+		posts.Go(func() {
+			if resp, _ := w.do(t, http.MethodPost, "/hook", "whsec_new", captioned(10)); resp.StatusCode >= 300 {
+				t.Errorf("one that waits is answered %s", resp.Status)
+			}
+		})
+	}
+	for range mostHeld {
+		if name := <-doubts; name != "hook" {
+			t.Errorf("%s is in doubt", name)
+		}
+	}
+	rt := w.server.routes["/hook"]
+	for rt.held.Load() < mostHeld {
+		time.Sleep(time.Millisecond) // until all wait
+	}
+	if resp, _ := w.do(t, http.MethodPost, "/hook", "whsec_new", captioned(10)); resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("one too many is answered %s", resp.Status)
+	}
+	// Another secret that does not fit lets them wait on.
+	for _, secret := range []config.Secret{"whsec_other", "whsec_new"} {
+		if err := w.server.Replace("hook", signedWith("whsec_old", secret)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	posts.Wait()
+	if n := rt.held.Load(); n != 0 {
+		t.Errorf("%d are still held", n)
+	}
+	if err := w.server.Replace("nobody", signedWith("x")); err == nil {
+		t.Error("a source that is not there was replaced")
+	}
 }

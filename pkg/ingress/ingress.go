@@ -48,6 +48,11 @@ type Options struct {
 	Log     *zap.Logger
 	Metrics *Metrics
 	Now     func() time.Time // nil is time.Now
+
+	// Doubt is called when the proof of a request fits no secret of a source.
+	// It lets newer ones be looked for, and returns how long a Replace is worth
+	// waiting for. Nil is not at all.
+	Doubt func(source string) time.Duration
 }
 
 // Server takes webhooks. Its methods may be called concurrently.
@@ -64,6 +69,7 @@ type Server struct {
 type route struct {
 	name    string
 	now     atomic.Pointer[opened]
+	held    atomic.Int32 // requests that wait for newer secrets
 	maxBody int64
 	limiter *rate.Limiter
 
@@ -74,8 +80,11 @@ type route struct {
 // opened is a source as it is configured now.
 type opened struct {
 	source.Source
-	proof source.Proof
+	proof    source.Proof
+	replaced chan struct{} // closed when another one takes its place
 }
+
+func open(src source.Source) *opened { return &opened{src, src.Proof(), make(chan struct{})} }
 
 // New makes a server; Serve runs it.
 func New(opts Options) (*Server, error) {
@@ -92,7 +101,7 @@ func New(opts Options) (*Server, error) {
 			maxBody:  int64(cmp.Or(r.Settings.MaxBodyBytes, c.MaxBodyBytes)),
 			underWay: requests.account(int64(r.Settings.MaxInFlight)), memory: memory.account(0),
 		}
-		rt.now.Store(&opened{r.Source, r.Source.Proof()})
+		rt.now.Store(open(r.Source))
 		for _, path := range r.Settings.Paths {
 			if _, ok := s.routes[path]; ok {
 				return nil, fmt.Errorf("two sources are on path %s", path)
@@ -128,7 +137,7 @@ func (s *Server) Replace(name string, src source.Source) error {
 	found := false
 	for _, rt := range s.routes {
 		if rt.name == name {
-			rt.now.Store(&opened{src, src.Proof()})
+			close(rt.now.Swap(open(src)).replaced)
 			found = true
 		}
 	}
@@ -235,8 +244,8 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 		return unread(err)
 	}
 	req := s.request(hr, token, in.body)
-	src := rt.now.Load()
-	if err := src.Verify(req); err != nil {
+	src, err := s.verify(hr.Context(), rt, req)
+	if err != nil {
 		log().Warn("request refused", zap.Stringer("remote", req.Remote), zap.Error(err))
 		return unverified(err)
 	}
@@ -267,6 +276,43 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 		logEvents(log(), events, receipts)
 	}
 	return stored(receipts)
+}
+
+// mostHeld is how many requests of a source wait for newer secrets at once: a
+// stranger's wait as well as a sender's.
+const mostHeld = 64
+
+// verify verifies a request. One whose proof fits no secret is held for a moment
+// where that may change: a sender that has a new secret uses it at once, and
+// does not repeat what was refused.
+func (s *Server) verify(ctx context.Context, rt *route, req *source.Request) (*opened, error) {
+	src := rt.now.Load()
+	err := src.Verify(req)
+	if !errors.Is(err, source.ErrWrongSecret) || s.opts.Doubt == nil {
+		return src, err
+	}
+	hold := s.opts.Doubt(rt.name)
+	if hold <= 0 {
+		return src, err
+	}
+	defer rt.held.Add(-1)
+	if rt.held.Add(1) > mostHeld {
+		return src, err
+	}
+	over := time.NewTimer(hold)
+	defer over.Stop()
+	for errors.Is(err, source.ErrWrongSecret) {
+		select {
+		case <-src.replaced:
+		case <-over.C:
+			return src, err
+		case <-ctx.Done():
+			return src, err
+		}
+		src = rt.now.Load()
+		err = src.Verify(req)
+	}
+	return src, err
 }
 
 // malformed keeps what a proven sender meant and nobody understood. A refusal

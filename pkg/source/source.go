@@ -19,6 +19,9 @@ var (
 	// ErrUnauthenticated is wrapped by an error of Verify: credentials are
 	// missing, wrong or stale.
 	ErrUnauthenticated = errors.New("unauthenticated")
+	// ErrWrongSecret is wrapped beside ErrUnauthenticated where nothing is
+	// wrong but the secret: it may be one that is not known here yet.
+	ErrWrongSecret = errors.New("no secret fits the signature")
 	// ErrForbidden is wrapped by an error of Verify: the address is not allowed.
 	ErrForbidden = errors.New("forbidden")
 )

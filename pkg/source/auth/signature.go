@@ -9,7 +9,6 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"hash"
 	"net/http"
@@ -348,7 +347,7 @@ func (s *signing) verify(r *source.Request) error {
 		pool.Put(m)
 	}
 	if match == 0 {
-		return errors.New("no secret fits the signature")
+		return source.ErrWrongSecret
 	}
 	return nil
 }

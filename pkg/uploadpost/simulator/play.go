@@ -77,4 +77,3 @@ func (s *Simulator) next(p Piece) (event sample.Event, failed bool) {
 	}
 	return sample.UploadCompleted, s.random.Float64() < p.Failures
 }
-
