@@ -1,15 +1,11 @@
 package uploadpost
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	ceevent "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/cloudevents/sdk-go/v2/types"
@@ -18,6 +14,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
 const (
@@ -26,13 +23,6 @@ const (
 	contentType = "application/json"
 
 	uploadCompleted = "upload_completed"
-
-	// maxDepth is how deep a body may nest: as deep as the strictest common
-	// readers (Jackson) follow, with room for the envelope of structured mode.
-	maxDepth = 900
-	// maxAttribute is how long a field may be that becomes an attribute, in
-	// bytes: what fits a broker's headers.
-	maxAttribute = 1024
 )
 
 // accountEvents have a status in place of a result.
@@ -92,7 +82,7 @@ func (f *field) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 	if err != nil {
 		return err
 	}
-	f.text, f.empty = usable(string(text)), len(text) == 0
+	f.text, f.empty = jsonbody.Usable(string(text)), len(text) == 0
 	return nil
 }
 
@@ -140,7 +130,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 		{event.PublishID, f.publishID},
 		{event.PartitionKey, f.profile},
 		{event.CorrelationID, f.jobID},
-		{event.DeliveryID, usable(r.Header.Get(DeliveryHeader))},
+		{event.DeliveryID, jsonbody.Usable(r.Header.Get(DeliveryHeader))},
 	} {
 		if attribute.value != "" {
 			ce.Extensions[attribute.name] = attribute.value
@@ -155,7 +145,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 // read takes the facts out of a body, or says why it is unintelligible.
 func (s *Source) read(body []byte) (facts, error) {
 	var p payload
-	if err := decode(body, &p); err != nil {
+	if err := jsonbody.Decode(body, &p); err != nil {
 		return facts{}, err
 	}
 	f := facts{
@@ -197,54 +187,6 @@ func (s *Source) read(body []byte) (facts, error) {
 	return f, nil
 }
 
-// decode reads a JSON object strictly: UTF-8 (RFC 8259), names unique
-// (RFC 7493), nothing behind it, and not too deep. What another reader might
-// understand differently is not passed on.
-func decode(body []byte, p *payload) error {
-	if err := checkDepth(body); err != nil {
-		return err
-	}
-	err := json.Unmarshal(body, p)
-	if err == nil {
-		if first := bytes.TrimLeft(body, " \t\r\n"); first[0] != '{' { // null
-			return malformed("", errors.New("is not a JSON object"))
-		}
-		return nil
-	}
-	if semantic, ok := errors.AsType[*json.SemanticError](err); ok && semantic.JSONPointer == "" {
-		return malformed("", errors.New("is not a JSON object"))
-	}
-	if errors.Is(err, jsontext.ErrDuplicateName) {
-		return malformed("", errors.New("has a name twice in one object"))
-	}
-	if !utf8.Valid(body) {
-		return malformed("", errors.New("is not valid UTF-8"))
-	}
-	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		return malformed("", fmt.Errorf("is not valid JSON at byte %d", syntactic.ByteOffset))
-	}
-	return malformed("", errors.New("is not valid JSON"))
-}
-
-// checkDepth refuses bodies that nest too deep. It reads tokens only where
-// there are brackets enough.
-func checkDepth(body []byte) error {
-	if bytes.Count(body, []byte{'['})+bytes.Count(body, []byte{'{'}) <= maxDepth {
-		return nil
-	}
-	d := jsontext.NewDecoder(bytes.NewReader(body))
-	for {
-		if _, err := d.ReadToken(); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return nil //nolint:nilerr // What is wrong besides is for the reader behind to say.
-		}
-		if d.StackDepth() > maxDepth {
-			return malformed("", fmt.Errorf("nests deeper than %d", maxDepth))
-		}
-	}
-}
-
 func malformed(field string, err error) error { return &source.MalformedError{Field: field, Err: err} }
 
 // need says what a field should have been.
@@ -256,20 +198,6 @@ func need(name string, f field, want string) error {
 		is = "an empty string, or one with control characters, or too long"
 	}
 	return malformed(name, fmt.Errorf("is %s, must be %s", is, want))
-}
-
-// usable returns s if it is a CloudEvents String (no control characters, no
-// noncharacters) of reasonable length, and otherwise nothing.
-func usable(s string) string {
-	if len(s) > maxAttribute || !utf8.ValidString(s) {
-		return ""
-	}
-	for _, r := range s {
-		if r < 0x20 || r >= 0x7f && r <= 0x9f || r >= 0xfdd0 && r <= 0xfdef || r&0xfffe == 0xfffe {
-			return ""
-		}
-	}
-	return s
 }
 
 // parseTime reads ISO 8601 as the sender writes it, with or without a zone.
