@@ -101,7 +101,7 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	// 2: the sources.
 	routes := make([]ingress.Route, len(p.Sources))
 	for i, s := range p.Sources {
-		src, err := s.Open(p.sourceEnv(s.Name))
+		src, err := s.Open(p.sourceEnv(s))
 		if err != nil {
 			return nil, err
 		}

@@ -128,8 +128,8 @@ func checkSource(c *config.Config, b config.Block, s source.Configured) error {
 }
 
 // sourceEnv is what a source gets besides its block.
-func (p *Plan) sourceEnv(name string) source.Env {
-	return source.Env{Name: name, SchemaBase: strings.TrimRight(p.Config.Schemas.BaseURL, "/")}
+func (p *Plan) sourceEnv(s source.Configured) source.Env {
+	return source.Env{Name: s.Name, SchemaBase: strings.TrimRight(p.Config.Schemas.BaseURL, "/"), Rate: s.Settings.Rate}
 }
 
 func sources() source.Registry { return config.NewRegistry(allsources.Kinds()...) }

@@ -77,7 +77,7 @@ func (a *App) reload() error {
 	}
 	sources := make([]source.Source, len(next.Sources))
 	for i, s := range next.Sources {
-		if sources[i], err = s.Open(next.sourceEnv(s.Name)); err != nil {
+		if sources[i], err = s.Open(next.sourceEnv(s)); err != nil {
 			return fmt.Errorf("source %s: %w", s.Name, err)
 		}
 	}

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"encoding/json"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -22,6 +23,7 @@ const (
 	outcomeAccepted        outcome = "accepted"
 	outcomeDuplicate       outcome = "duplicate"
 	outcomeQuarantined     outcome = "quarantined"
+	outcomeConsented       outcome = "consented"
 	outcomeMalformed       outcome = "malformed"
 	outcomeAborted         outcome = "aborted"
 	outcomeUnauthenticated outcome = "unauthenticated"
@@ -46,6 +48,7 @@ var answers = map[outcome]struct {
 	outcomeAccepted:        {http.StatusAccepted, ""},
 	outcomeDuplicate:       {http.StatusOK, ""},
 	outcomeQuarantined:     {http.StatusAccepted, ""},
+	outcomeConsented:       {http.StatusOK, ""},
 	outcomeMalformed:       {http.StatusBadRequest, "The body could not be understood."},
 	outcomeAborted:         {http.StatusBadRequest, "The body did not arrive whole."},
 	outcomeUnauthenticated: {http.StatusUnauthorized, "Credentials are missing or not valid."},
@@ -66,6 +69,7 @@ type answer struct {
 	outcome outcome
 	id      string        // of the event, or of the quarantined request
 	retry   time.Duration // when to come again; 0 is the outcome's usual
+	header  http.Header   // of a consent, besides the usual
 }
 
 func refuse(o outcome) answer { return answer{outcome: o} }
@@ -111,6 +115,13 @@ type problem struct {
 func (a answer) write(w http.ResponseWriter, requestID string) error {
 	t := answers[a.outcome]
 	h := w.Header()
+	if a.outcome == outcomeConsented {
+		maps.Copy(h, a.header)
+		h.Set("Allow", http.MethodPost+", "+http.MethodOptions)
+		h.Set("Content-Length", "0")
+		w.WriteHeader(t.status)
+		return nil
+	}
 	var body any = receipt{string(a.outcome), a.id}
 	h.Set("Content-Type", "application/json")
 	if t.status >= 300 {

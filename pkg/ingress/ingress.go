@@ -72,6 +72,7 @@ type route struct {
 	held    atomic.Int32 // requests that wait for newer secrets
 	maxBody int64
 	limiter *rate.Limiter
+	asked   *rate.Limiter // of those who ask whether they may send
 
 	underWay *account // requests that have been verified
 	memory   *account // bytes of bodies
@@ -97,7 +98,7 @@ func New(opts Options) (*Server, error) {
 	memory := newBudget(int64(c.MaxBufferedBytes), len(opts.Routes))
 	for _, r := range opts.Routes {
 		rt := &route{
-			name: r.Name, limiter: newLimiter(r.Settings.Rate),
+			name: r.Name, limiter: newLimiter(r.Settings.Rate), asked: newLimiter(r.Settings.Rate),
 			maxBody:  int64(cmp.Or(r.Settings.MaxBodyBytes, c.MaxBodyBytes)),
 			underWay: requests.account(int64(r.Settings.MaxInFlight)), memory: memory.account(0),
 		}
@@ -232,6 +233,9 @@ func (s *Server) find(u *url.URL) (rt *route, token string) {
 // receive is the way of a request: read, verify, normalize, append. Each step
 // may end it.
 func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *zap.Logger) answer {
+	if hr.Method == http.MethodOptions {
+		return s.consent(hr, rt, token)
+	}
 	if hr.Method != http.MethodPost {
 		return refuse(outcomeMethod)
 	}
@@ -313,6 +317,22 @@ func (s *Server) verify(ctx context.Context, rt *route, req *source.Request) (*o
 		err = src.Verify(req)
 	}
 	return src, err
+}
+
+// consent answers who asks whether it may send. Whoever it is has proven
+// nothing, so it has a share of its own of the rate.
+func (s *Server) consent(hr *http.Request, rt *route, token string) answer {
+	if s.closing.Load() {
+		return refuse(outcomeUnavailable)
+	}
+	header, ok := rt.now.Load().Options(s.request(hr, token, nil))
+	if !ok {
+		return refuse(outcomeMethod)
+	}
+	if now := s.opts.Now(); !rt.asked.AllowN(now, 1) {
+		return refuse(outcomeRateLimited).after(retryAfter(rt.asked))
+	}
+	return answer{outcome: outcomeConsented, header: header}
 }
 
 // malformed keeps what a proven sender meant and nobody understood. A refusal

@@ -60,6 +60,7 @@ func (s Settings) Validate() error {
 type Env struct {
 	Name       string // in the configuration; part of every identity key
 	SchemaBase string // schemas.base_url, without a slash at its end; may be empty
+	Rate       Rate   // that the ingress holds the source's senders to, for a sender that asks
 }
 
 // Opener makes a configured source.

@@ -84,12 +84,19 @@ type Source interface {
 
 	// Proof tells what Verify asks for. It is always the same.
 	Proof() Proof
+
+	// Options answers a sender that asks with the method OPTIONS, before it
+	// sends anything, whether it may. The request has no body, and none of
+	// the credentials that go with one. It returns the headers by which the
+	// sender is let, or false if it is not, or the source knows no such
+	// question: the answer is then as if nobody did.
+	Options(r *Request) (http.Header, bool)
 }
 
 // MalformedError says which field of a body could not be understood, and why.
 // It may be logged: it quotes nothing of the body.
 type MalformedError struct {
-	Field string // JSON pointer, RFC 6901; "" is the whole body
+	Field string // JSON pointer, RFC 6901, or the name of a header; "" is the whole body
 	Err   error
 }
 

@@ -119,6 +119,7 @@ func (a Auth) Validate() error {
 // concurrently.
 type Verifier struct {
 	allow []netip.Prefix
+	token way // also one of ways; nil where none is asked for
 	ways  []way
 	proof source.Proof
 }
@@ -141,7 +142,8 @@ func (a Auth) Verifier() (*Verifier, error) {
 	}
 	// What is cheap comes first: a stranger should cost little.
 	if a.PathToken != nil {
-		add(a.PathToken.way())
+		v.token = a.PathToken.way()
+		add(v.token)
 	}
 	if a.ClientCertificate != nil {
 		add(a.ClientCertificate.way())
@@ -168,16 +170,40 @@ func (a Auth) Verifier() (*Verifier, error) {
 // Verify returns nil if r passes all the ways that are listed, as Verify of
 // source.Source does.
 func (v *Verifier) Verify(r *source.Request) error {
-	if len(v.allow) > 0 {
-		addr := r.Remote.Unmap()
-		if !slices.ContainsFunc(v.allow, func(p netip.Prefix) bool { return p.Contains(addr) }) {
-			return fmt.Errorf("address %s is not in auth.ip_allow: %w", addr, source.ErrForbidden)
-		}
+	if err := v.allows(r); err != nil {
+		return err
 	}
 	for _, passes := range v.ways {
 		if err := passes(r); err != nil {
 			return fmt.Errorf("%w: %w", source.ErrUnauthenticated, err)
 		}
+	}
+	return nil
+}
+
+// Reaches is Verify for a request that comes before any webhook and so has no
+// credentials: it looks at the sender's address and the token behind the path.
+// Nothing of such a request may be stored.
+func (v *Verifier) Reaches(r *source.Request) error {
+	if err := v.allows(r); err != nil {
+		return err
+	}
+	if v.token == nil {
+		return nil
+	}
+	if err := v.token(r); err != nil {
+		return fmt.Errorf("%w: %w", source.ErrUnauthenticated, err)
+	}
+	return nil
+}
+
+func (v *Verifier) allows(r *source.Request) error {
+	if len(v.allow) == 0 {
+		return nil
+	}
+	addr := r.Remote.Unmap()
+	if !slices.ContainsFunc(v.allow, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		return fmt.Errorf("address %s is not in auth.ip_allow: %w", addr, source.ErrForbidden)
 	}
 	return nil
 }

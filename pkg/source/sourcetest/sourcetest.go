@@ -47,6 +47,11 @@ func Run(t *testing.T, s source.Source, bodies [][]byte) {
 			t.Errorf("it asks for %+v and %+v", s.Proof(), s.Proof())
 		}
 	})
+	t.Run("nobody is let by Options who does not ask", func(t *testing.T) {
+		if h, ok := s.Options(&source.Request{Method: http.MethodOptions, Header: http.Header{}, Received: time.Unix(1e9, 0).UTC()}); ok || h != nil {
+			t.Errorf("Options = %v, %v", h, ok)
+		}
+	})
 	t.Run("methods may be called concurrently", func(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 8 {

@@ -8,6 +8,7 @@ package uploadpost
 import (
 	_ "embed"
 	"fmt"
+	"net/http"
 	"net/url"
 	"time"
 	_ "time/tzdata" // the sender's zone must be known on a machine without a zone database
@@ -78,6 +79,9 @@ func (s *Source) Verify(r *source.Request) error { return s.verifier.Verify(r) }
 
 // Proof implements source.Source.
 func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
+
+// Options implements source.Source: Upload-Post does not ask.
+func (s *Source) Options(*source.Request) (http.Header, bool) { return nil, false }
 
 // schema returns the dataschema of an event type.
 func (s *Source) schema(eventType string) string {
