@@ -54,6 +54,42 @@ func TestEventFormat(t *testing.T) {
 	}
 }
 
+// Data that is no JSON comes back as it was, and as what it was: bytes or text.
+func TestEventFormatOfOtherData(t *testing.T) {
+	for _, tt := range []struct {
+		contentType string
+		data        []byte
+		bytes       bool
+	}{
+		{"application/octet-stream", []byte{0, 255, 1, '"', '\n', 0}, true},
+		{"text/plain; charset=utf-8", []byte("Grüße\n"), false},
+		{"", []byte{1, 2, 3}, true},
+		{"application/json", []byte("1, \"id\": \"other\""), true},
+		{"", nil, false},
+	} {
+		want := full(t)
+		ce := want.CloudEvent.Context.AsV1()
+		if ce.DataContentType = &tt.contentType; tt.contentType == "" {
+			ce.DataContentType = nil
+		}
+		want.CloudEvent.Context, want.CloudEvent.DataEncoded, want.CloudEvent.DataBase64 = ce, tt.data, tt.bytes
+		b, err := encodeEvent(nil, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decodeEvent(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want.CloudEvent.DataEncoded, got.CloudEvent.DataEncoded); diff != "" || got.CloudEvent.DataBase64 != tt.bytes {
+			t.Errorf("%q: bytes %v, want %v; %s", tt.contentType, got.CloudEvent.DataBase64, tt.bytes, diff)
+		}
+		if diff := cmp.Diff(want.CloudEvent.Context.AsV1().DataContentType, got.CloudEvent.Context.AsV1().DataContentType); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
 // A damaged record is an error, or an event that can be stored again.
 func FuzzDecodeEvent(f *testing.F) {
 	b, err := encodeEvent(nil, full(f))

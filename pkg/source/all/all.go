@@ -3,12 +3,14 @@ package all
 
 import (
 	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/source/cloudevents"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
 )
 
 // Kinds returns every kind of source there is.
 func Kinds() []source.Kind {
 	return []source.Kind{
+		cloudevents.Kind(),
 		uploadpost.Kind(),
 	}
 }

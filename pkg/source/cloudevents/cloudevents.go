@@ -1,0 +1,133 @@
+// Package cloudevents takes events that are CloudEvents already: from Knative,
+// Azure Event Grid, another Postwire, or a service of one's own.
+//
+// Events of version 1.0 are read in the three modes of the HTTP binding: binary,
+// structured (application/cloudevents+json) and batched
+// (application/cloudevents-batch+json). Of a batch all events are stored or none:
+// one that makes no sense makes no sense of the whole body. Other versions and
+// other event formats are not understood.
+//
+// An event keeps its attributes. Postwire sets recordedtime, in place of one
+// that the sender may have set, and nothing else; a time is passed on in UTC, and
+// the content type that structured mode implies is written out
+// (application/json, JSON format, section 3.1.2). What could not be passed on as
+// it is, such as an attribute with control characters or of more than 1024
+// bytes, is not understood, rather than changed. Data in binary mode is kept
+// byte for byte; it goes out as bytes (data_base64) where a sink writes
+// structured mode and it is neither JSON nor text as its type says.
+//
+// Two events are the same if they agree on source and id, as CloudEvents has it.
+//
+// A sender that asks with OPTIONS whether it may send, as in "HTTP 1.1 Web Hooks
+// for Event Delivery", is let if allowed_origins names it; the rate it is let is
+// that of rate. WebHook-Request-Callback is never followed: what a sender says
+// must not choose whom Postwire talks to. The consent proves nothing, so an event
+// without WebHook-Request-Origin is taken too if it passes auth.
+package cloudevents
+
+import (
+	_ "embed"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/source/auth"
+)
+
+// Config is the block of a source of type cloudevents.
+type Config struct {
+	AllowedOrigins []string  `yaml:"allowed_origins" doc:"Senders that are let when they ask with OPTIONS whether they may send (the handshake of CloudEvents web hooks, which Azure Event Grid insists on): what they say in WebHook-Request-Origin, or \"*\" for any. They are told the source's rate. Empty lets nobody, and OPTIONS is answered 405. It takes no part in auth: what is sent is taken if it passes that. WebHook-Request-Callback is never followed." example:"[eventgrid.azure.net]"`
+	Auth           auth.Auth `yaml:"auth" required:"true" doc:"How the sender proves who it is: the word none, or the ways that must all pass."`
+}
+
+// anyOrigin is the origin that stands for all.
+const anyOrigin = "*"
+
+// Validate implements source.Config.
+func (c Config) Validate() error {
+	var p config.Invalids
+	for i, origin := range c.AllowedOrigins {
+		key := fmt.Sprintf("allowed_origins[%d]", i)
+		switch {
+		case origin == anyOrigin && len(c.AllowedOrigins) > 1:
+			p.Add(key, "is \"*\", which is every origin, and there are others beside it", "leave out the others, or this one")
+		case origin != anyOrigin && (origin == "" || !httpguts.ValidHostHeader(origin) || strings.Contains(origin, "*")):
+			p.Add(key, fmt.Sprintf("%q is not an origin", origin), "use the name that the sender says in WebHook-Request-Origin, such as eventgrid.azure.net, or \"*\"")
+		}
+	}
+	return config.Join(p.Err(), c.Auth.Validate())
+}
+
+//go:embed example.yaml
+var example string
+
+// Kind is the source of type cloudevents.
+func Kind() source.Kind {
+	return source.Define("cloudevents", "CloudEvents 1.0 over HTTP, in the modes binary, structured and batched: from Knative, Azure Event Grid, another Postwire, or a service of your own. "+
+		"An event keeps its attributes and data, save for recordedtime, which Postwire sets. Two events are the same if they agree on source and id.", example,
+		func() Config { return Config{} }, New)
+}
+
+// New makes a source.
+func New(c Config, env source.Env) (source.Source, error) {
+	verifier, err := c.Auth.Verifier()
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %w", env.Name, err)
+	}
+	return &Source{name: env.Name, verifier: verifier, origins: slices.Clone(c.AllowedOrigins), rate: perMinute(env.Rate)}, nil
+}
+
+// Source implements source.Source.
+type Source struct {
+	name     string
+	verifier *auth.Verifier
+	origins  []string
+	rate     string // in WebHook-Allowed-Rate
+}
+
+// Verify implements source.Source.
+func (s *Source) Verify(r *source.Request) error { return s.verifier.Verify(r) }
+
+// Proof implements source.Source.
+func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
+
+// The headers of the handshake.
+const (
+	requestOrigin = "Webhook-Request-Origin"
+	allowedOrigin = "Webhook-Allowed-Origin"
+	allowedRate   = "Webhook-Allowed-Rate"
+)
+
+// Options implements source.Source: the handshake of "HTTP 1.1 Web Hooks for
+// Event Delivery", section 4. Who may not send gets no header of it, and so no
+// consent.
+func (s *Source) Options(r *source.Request) (http.Header, bool) {
+	asked := r.Header[requestOrigin]
+	if len(asked) != 1 || asked[0] == "" || s.verifier.Reaches(r) != nil {
+		return nil, false
+	}
+	for _, origin := range s.origins {
+		if origin == anyOrigin {
+			return http.Header{allowedOrigin: {anyOrigin}, allowedRate: {s.rate}}, true
+		}
+		if strings.EqualFold(origin, asked[0]) {
+			return http.Header{allowedOrigin: {asked[0]}, allowedRate: {s.rate}}, true
+		}
+	}
+	return nil, false
+}
+
+// perMinute is a rate as the handshake tells it: requests a minute, at least
+// one, or no limit.
+func perMinute(r source.Rate) string {
+	if r.PerSecond == 0 {
+		return "*"
+	}
+	return strconv.FormatInt(max(1, int64(min(r.PerSecond*60, 1<<53))), 10)
+}

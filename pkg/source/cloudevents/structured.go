@@ -1,0 +1,187 @@
+package cloudevents
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	ceevent "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/postwire/postwire/pkg/source/jsonbody"
+)
+
+var (
+	errObject  = errors.New("is not a JSON object")
+	errNumber  = errors.New("is not an integer of 32 bits")
+	errValue   = errors.New("is neither a string, an integer nor a boolean")
+	errBase64  = errors.New("is not a string in base64")
+	errBoth    = errors.New("is there beside data")
+	errUnknown = errors.New("has a member that is no attribute: their names are lower-case letters and digits, at most 64")
+)
+
+// envelope is an event in the JSON format, or what is in its place.
+type envelope struct {
+	kind    jsontext.Kind
+	members []member
+}
+
+// member of an envelope.
+type member struct {
+	name  string
+	value jsontext.Value
+}
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (e *envelope) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+	if e.kind = d.PeekKind(); e.kind != '{' {
+		return d.SkipValue()
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return err
+	}
+	for d.PeekKind() != '}' {
+		name, err := d.ReadToken()
+		if err != nil {
+			return err
+		}
+		m := member{name: name.String()}
+		value, err := d.ReadValue()
+		if err != nil {
+			return err
+		}
+		m.value = slices.Clone(value) // it is the decoder's
+		e.members = append(e.members, m)
+	}
+	_, err := d.ReadToken()
+	return err
+}
+
+var _ json.UnmarshalerFrom = (*envelope)(nil)
+
+// readStructured reads a body that is an event.
+func readStructured(body []byte) ([]ceevent.Event, error) {
+	var e envelope
+	if err := jsonbody.Decode(body, &e); err != nil {
+		return nil, err
+	}
+	ce, err := e.read("")
+	return []ceevent.Event{ce}, err
+}
+
+// readBatch reads a body that is a list of events. The list may be empty.
+func readBatch(body []byte) ([]ceevent.Event, error) {
+	var list []envelope
+	if err := jsonbody.DecodeList(body, &list); err != nil {
+		return nil, err
+	}
+	events := make([]ceevent.Event, len(list))
+	for i, e := range list {
+		place := fmt.Sprintf("/%d", i)
+		if e.kind != '{' {
+			return nil, malformed(place, errObject)
+		}
+		var err error
+		if events[i], err = e.read(place); err != nil {
+			return nil, err
+		}
+	}
+	return events, nil
+}
+
+// read reads the event, which is at a place of the body.
+func (e *envelope) read(place string) (ceevent.Event, error) {
+	var a attributes
+	var data, encoded jsontext.Value
+	for _, m := range e.members {
+		switch m.name {
+		case "data":
+			data = m.value
+			continue
+		case "data_base64":
+			encoded = m.value
+			continue
+		}
+		if !validName(m.name) {
+			return ceevent.Event{}, malformed(place, errUnknown)
+		}
+		if err := a.setJSON(m.name, m.value); err != nil {
+			return ceevent.Event{}, malformed(place+"/"+m.name, err)
+		}
+	}
+	if name := a.missing(); name != "" {
+		return ceevent.Event{}, malformed(place+"/"+name, errMissing)
+	}
+	ce := ceevent.Event{Context: &a.EventContextV1}
+	switch present := encoded != nil && encoded.Kind() != 'n'; {
+	case present && data != nil:
+		return ceevent.Event{}, malformed(place+"/data_base64", errBoth)
+	case present:
+		raw, err := fromBase64(encoded)
+		if err != nil {
+			return ceevent.Event{}, malformed(place+"/data_base64", err)
+		}
+		if len(raw) > 0 { // none is no data, as in the journal
+			ce.DataEncoded, ce.DataBase64 = raw, true
+		}
+	case data != nil:
+		if a.DataContentType == nil {
+			// Implied here, and lost in another mode if it is not said.
+			a.DataContentType = new(ceevent.ApplicationJSON)
+		}
+		if kindOf(*a.DataContentType) == jsonData {
+			ce.DataEncoded, ce.DataBase64 = data, !writtenAsJSON(*a.DataContentType)
+			break
+		}
+		text, err := fromString(*a.DataContentType, data)
+		if err != nil {
+			return ceevent.Event{}, malformed(place+"/data", err)
+		}
+		ce.DataEncoded = text
+	}
+	return ce, nil
+}
+
+// setJSON sets an attribute from its member. One that is null is not there.
+func (a *attributes) setJSON(name string, value jsontext.Value) error {
+	switch value.Kind() {
+	case 'n':
+		return nil
+	case 't', 'f':
+		return a.set(name, value.Kind() == 't')
+	case '0':
+		if slices.Contains(core, name) {
+			return errString
+		}
+		n, err := strconv.ParseInt(string(value), 10, 32)
+		if err != nil || strconv.FormatInt(n, 10) != string(value) {
+			return errNumber
+		}
+		return a.set(name, int32(n))
+	case '"':
+		text, err := jsontext.AppendUnquote(nil, value)
+		if err != nil {
+			return errUnusable
+		}
+		return a.set(name, string(text))
+	}
+	return errValue
+}
+
+func fromBase64(value jsontext.Value) ([]byte, error) {
+	if value.Kind() != '"' {
+		return nil, errBase64
+	}
+	text, err := jsontext.AppendUnquote(nil, value)
+	if err != nil {
+		return nil, errBase64
+	}
+	data, err := base64.StdEncoding.Strict().DecodeString(string(text))
+	if err != nil {
+		return nil, errBase64
+	}
+	return data, nil
+}
