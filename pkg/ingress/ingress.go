@@ -188,6 +188,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	id := newRequestID()
 	w.Header().Set("X-Request-Id", id)
+	if hr.ProtoMajor == 1 && len(hr.TransferEncoding) > 0 {
+		// It may have had a Content-Length too, which net/http does not tell.
+		// A proxy that believed that one sees another end of this request, and
+		// what is behind it would be taken for the next (RFC 9112, section 6.1).
+		w.Header().Set("Connection", "close")
+	}
 	name := ""
 	rt, token := s.find(hr.URL)
 	if rt != nil {

@@ -462,3 +462,59 @@ func TestShutdownFinishesWhatIsUnderWay(t *testing.T) {
 		t.Errorf("Shutdown: %v", err)
 	}
 }
+
+// A request with chunks may have had a length too, by which a proxy saw another
+// end of it: nothing behind it is taken for a request.
+func TestNothingIsSmuggled(t *testing.T) {
+	w := serve(t, config.Default().Server, nil)
+	for _, header := range []string{"Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5", "Transfer-Encoding: chunked"} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(w.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, "POST /open HTTP/1.1\r\nHost: x\r\n"+header+"\r\n\r\n0\r\n\r\nGET /open HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		all, err := io.ReadAll(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(all), "HTTP/1.1 "); n != 1 || !strings.Contains(string(all), "Connection: close") {
+			t.Errorf("%s: %d answers:\n%s", header, n, all)
+		}
+	}
+}
+
+// Bodies of all sizes arrive whole, with their length told before and without.
+func TestBodiesArriveWhole(t *testing.T) {
+	c := config.Default().Server
+	w := serve(t, c, nil)
+	for i, size := range []int{0, 1, freeBytes - 1, freeBytes, freeBytes + 1, 3*freeBytes + 7, int(c.MaxBodyBytes) - 100} {
+		for _, chunked := range []bool{false, true} {
+			body := fmt.Appendf(nil, `{"event":"e%d %v","fill":"%s"}`, i, chunked, strings.Repeat("x", size))
+			var r io.Reader = bytes.NewReader(body)
+			if chunked {
+				r = io.MultiReader(r)
+			}
+			resp, err := http.Post(w.url+"/open", "application/json", r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != http.StatusAccepted {
+				t.Fatalf("a body of %d bytes was answered %s", len(body), resp.Status)
+			}
+			records, err := w.journal.Read(t.Context(), w.journal.Last(), 1)
+			if err != nil || len(records) != 1 {
+				t.Fatalf("%d records, %v", len(records), err)
+			}
+			if !bytes.Equal(records[0].Event.CloudEvent.Data(), body) {
+				t.Errorf("a body of %d bytes did not arrive whole", len(body))
+			}
+		}
+	}
+}
