@@ -5,7 +5,8 @@
 // structured (application/cloudevents+json) and batched
 // (application/cloudevents-batch+json). Of a batch all events are stored or none:
 // one that makes no sense makes no sense of the whole body. Other versions and
-// other event formats are not understood.
+// other event formats are not understood, nor are batches of more than max_batch
+// events.
 //
 // An event keeps its attributes. Postwire sets recordedtime, in place of one
 // that the sender may have set, and nothing else; a time is passed on in UTC, and
@@ -26,6 +27,7 @@
 package cloudevents
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"net/http"
@@ -43,8 +45,12 @@ import (
 // Config is the block of a source of type cloudevents.
 type Config struct {
 	AllowedOrigins []string  `yaml:"allowed_origins" doc:"Senders that are let when they ask with OPTIONS whether they may send (the handshake of CloudEvents web hooks, which Azure Event Grid insists on): what they say in WebHook-Request-Origin, or \"*\" for any. They are told the source's rate. Empty lets nobody, and OPTIONS is answered 405. It takes no part in auth: what is sent is taken if it passes that. WebHook-Request-Callback is never followed." example:"[eventgrid.azure.net]"`
+	MaxBatch       int       `yaml:"max_batch" doc:"Most events in a request of batched mode, 1 to 10000. A batch of more is not understood; it takes memory of many times its size."`
 	Auth           auth.Auth `yaml:"auth" required:"true" doc:"How the sender proves who it is: the word none, or the ways that must all pass."`
 }
+
+// defaultBatch is ten times what the sink http sends by default.
+const defaultBatch = 1000
 
 // anyOrigin is the origin that stands for all.
 const anyOrigin = "*"
@@ -61,6 +67,9 @@ func (c Config) Validate() error {
 			p.Add(key, fmt.Sprintf("%q is not an origin", origin), "use the name that the sender says in WebHook-Request-Origin, such as eventgrid.azure.net, or \"*\"")
 		}
 	}
+	if c.MaxBatch < 1 || c.MaxBatch > 10000 {
+		p.Add("max_batch", fmt.Sprintf("%d is out of range", c.MaxBatch), "use 1 to 10000")
+	}
 	return config.Join(p.Err(), c.Auth.Validate())
 }
 
@@ -71,7 +80,7 @@ var example string
 func Kind() source.Kind {
 	return source.Define("cloudevents", "CloudEvents 1.0 over HTTP, in the modes binary, structured and batched: from Knative, Azure Event Grid, another Postwire, or a service of your own. "+
 		"An event keeps its attributes and data, save for recordedtime, which Postwire sets. Two events are the same if they agree on source and id.", example,
-		func() Config { return Config{} }, New)
+		func() Config { return Config{MaxBatch: defaultBatch} }, New)
 }
 
 // New makes a source.
@@ -80,7 +89,7 @@ func New(c Config, env source.Env) (source.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", env.Name, err)
 	}
-	return &Source{name: env.Name, verifier: verifier, origins: slices.Clone(c.AllowedOrigins), rate: perMinute(env.Rate)}, nil
+	return &Source{name: env.Name, verifier: verifier, origins: slices.Clone(c.AllowedOrigins), rate: perMinute(env.Rate), maxBatch: cmp.Or(c.MaxBatch, defaultBatch)}, nil
 }
 
 // Source implements source.Source.
@@ -89,6 +98,7 @@ type Source struct {
 	verifier *auth.Verifier
 	origins  []string
 	rate     string // in WebHook-Allowed-Rate
+	maxBatch int
 }
 
 // Verify implements source.Source.

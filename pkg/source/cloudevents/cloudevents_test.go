@@ -330,6 +330,26 @@ func TestOptions(t *testing.T) {
 	}
 }
 
+func TestMaxBatch(t *testing.T) {
+	src := newSource(t, Config{MaxBatch: 3, Auth: auth.Auth{None: true}}, source.Rate{})
+	read := func(body string) (int, error) {
+		events, err := src.Normalize(&source.Request{Header: http.Header{"Content-Type": {"application/cloudevents-batch+json"}}, Body: []byte(body), Received: received})
+		return len(events), err
+	}
+	const one = `{"specversion":"1.0","id":"1","source":"s","type":"t"}`
+	if n, err := read("[" + one + "," + one + "," + one + "]"); n != 3 || err != nil {
+		t.Errorf("three: %d, %v", n, err)
+	}
+	for _, body := range []string{"[" + strings.Repeat(one+",", 3) + one + "]", "[" + strings.Repeat("{},", 100) + "0]"} {
+		if n, err := read(body); n != 0 || err == nil || !strings.Contains(err.Error(), "more than 3 events") {
+			t.Errorf("more: %d, %v", n, err)
+		}
+	}
+	if _, err := read("[" + strings.Repeat(one+",", 5)); err == nil || !strings.Contains(err.Error(), "not valid JSON") {
+		t.Errorf("more, and broken: %v", err)
+	}
+}
+
 func TestValidate(t *testing.T) {
 	for _, tt := range []struct {
 		origins []string
@@ -344,12 +364,17 @@ func TestValidate(t *testing.T) {
 		{[]string{"a b"}, "allowed_origins[0]"},
 		{[]string{"a\r\nX: y"}, "allowed_origins[0]"},
 	} {
-		err := Config{AllowedOrigins: tt.origins, Auth: auth.Auth{None: true}}.Validate()
+		err := Config{MaxBatch: 1, AllowedOrigins: tt.origins, Auth: auth.Auth{None: true}}.Validate()
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%q: %v, want %q", tt.origins, err, tt.want)
 		}
 	}
-	if err := (Config{}).Validate(); err == nil || !strings.Contains(err.Error(), "auth") {
+	for _, n := range []int{-1, 0, 10001} {
+		if err := (Config{MaxBatch: n, Auth: auth.Auth{None: true}}).Validate(); err == nil || !strings.Contains(err.Error(), "max_batch") {
+			t.Errorf("max_batch %d: %v", n, err)
+		}
+	}
+	if err := (Config{MaxBatch: 1}).Validate(); err == nil || !strings.Contains(err.Error(), "auth") {
 		t.Errorf("without auth: %v", err)
 	}
 }

@@ -34,7 +34,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	if !strings.HasPrefix(strings.ToLower(contentType), formats) {
 		read, err = readBinary(r.Header, contentType, r.Body)
 	} else {
-		read, err = readFormat(contentType, r.Body)
+		read, err = s.readFormat(contentType, r.Body)
 	}
 	if err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 }
 
 // readFormat reads a body that is one event, or a list of them.
-func readFormat(contentType string, body []byte) ([]ceevent.Event, error) {
+func (s *Source) readFormat(contentType string, body []byte) ([]ceevent.Event, error) {
 	mediaType, parameters, err := mime.ParseMediaType(contentType)
 	if err != nil || !utf8Compatible(parameters["charset"]) {
 		return nil, malformed("Content-Type", errors.New("is not an event format in UTF-8"))
@@ -64,7 +64,7 @@ func readFormat(contentType string, body []byte) ([]ceevent.Event, error) {
 	case ceevent.ApplicationCloudEventsJSON:
 		return readStructured(body)
 	case ceevent.ApplicationCloudEventsBatchJSON:
-		return readBatch(body)
+		return readBatch(body, s.maxBatch)
 	}
 	return nil, malformed("Content-Type", fmt.Errorf("is an event format that is not read here, must be %s or %s",
 		ceevent.ApplicationCloudEventsJSON, ceevent.ApplicationCloudEventsBatchJSON))

@@ -53,6 +53,11 @@ func (e *envelope) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 		if err != nil {
 			return err
 		}
+		// An event with more is refused for those that there are: all but ten
+		// are extensions, and one that is null is not there.
+		if len(e.members) > maxExtensions+10 || value.Kind() == 'n' && m.name != "data" {
+			continue
+		}
 		m.value = slices.Clone(value) // it is the decoder's
 		e.members = append(e.members, m)
 	}
@@ -60,7 +65,42 @@ func (e *envelope) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 	return err
 }
 
-var _ json.UnmarshalerFrom = (*envelope)(nil)
+// batch is a list of events. What is behind max of them is not kept: a body of
+// a megabyte has room for 20000 events, which take a hundred times as much.
+type batch struct {
+	max    int
+	events []envelope
+	more   bool
+}
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (b *batch) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+	if d.PeekKind() != '[' {
+		return d.SkipValue()
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return err
+	}
+	for d.PeekKind() != ']' {
+		if b.more = len(b.events) == b.max; b.more {
+			if err := d.SkipValue(); err != nil {
+				return err
+			}
+			continue
+		}
+		b.events = append(b.events, envelope{})
+		if err := b.events[len(b.events)-1].UnmarshalJSONFrom(d); err != nil {
+			return err
+		}
+	}
+	_, err := d.ReadToken()
+	return err
+}
+
+var (
+	_ json.UnmarshalerFrom = (*envelope)(nil)
+	_ json.UnmarshalerFrom = (*batch)(nil)
+)
 
 // readStructured reads a body that is an event.
 func readStructured(body []byte) ([]ceevent.Event, error) {
@@ -72,14 +112,18 @@ func readStructured(body []byte) ([]ceevent.Event, error) {
 	return []ceevent.Event{ce}, err
 }
 
-// readBatch reads a body that is a list of events. The list may be empty.
-func readBatch(body []byte) ([]ceevent.Event, error) {
-	var list []envelope
+// readBatch reads a body that is a list of at most so many events. The list may
+// be empty.
+func readBatch(body []byte, most int) ([]ceevent.Event, error) {
+	list := batch{max: most}
 	if err := jsonbody.DecodeList(body, &list); err != nil {
 		return nil, err
 	}
-	events := make([]ceevent.Event, len(list))
-	for i, e := range list {
+	if list.more {
+		return nil, malformed("", fmt.Errorf("has more than %d events (max_batch)", most))
+	}
+	events := make([]ceevent.Event, len(list.events))
+	for i, e := range list.events {
 		place := fmt.Sprintf("/%d", i)
 		if e.kind != '{' {
 			return nil, malformed(place, errObject)
