@@ -347,8 +347,8 @@ func TestHostileSlowHeaders(t *testing.T) {
 // the memory that they announce nor more than their time.
 func TestHostileSlowBody(t *testing.T) {
 	v := startVictim(t)
-	stop := v.bounded(t, 128<<20)
 	n := pick(1000, 5000)
+	stop := v.bounded(t, 64<<20+n*64<<10)
 	var attack sync.WaitGroup
 	attack.Go(func() {
 		each(n, func(int) {
@@ -490,7 +490,7 @@ func behind(first, text string) io.Reader {
 // what comes.
 func TestHostileOversizedBody(t *testing.T) {
 	v := startVictim(t)
-	stop := v.bounded(t, 192<<20)
+	stop := v.bounded(t, pick(192<<20, 384<<20))
 	chunk := fmt.Sprintf("10000\r\n%s\r\n", strings.Repeat("x", 0x10000))
 	for _, tt := range []struct {
 		name, header, first, then string
@@ -503,7 +503,7 @@ func TestHostileOversizedBody(t *testing.T) {
 		{"chunks without end", "Transfer-Encoding: chunked", "", chunk, []int{413}},
 		{"a chunk of a terabyte", "Transfer-Encoding: chunked", "10000000000\r\n", "x", []int{413}},
 		{"a chunk larger than numbers", "Transfer-Encoding: chunked", "fffffffffffffffff\r\n", "x", []int{400}},
-		{"chunks of a byte", "Transfer-Encoding: chunked", "", "1\r\nx\r\n", []int{400, 413}},
+		{"chunks of a byte", "Transfer-Encoding: chunked", "", "1\r\nx\r\n", []int{400, 408, 413}},
 		{"an endless extension of a chunk", "Transfer-Encoding: chunked", "1;", "x", []int{400}},
 		{"an endless trailer", "Transfer-Encoding: chunked", "0\r\n", "A: b\r\n", []int{400}},
 	} {
@@ -530,7 +530,7 @@ func TestHostileOversizedBody(t *testing.T) {
 // goes as deep.
 func TestHostileDeepJSON(t *testing.T) {
 	v := startVictim(t)
-	stop := v.bounded(t, 256<<20)
+	stop := v.bounded(t, pick(256<<20, 768<<20))
 	deep := strings.Repeat("[", victimBody-200)
 	for name, body := range map[string]string{
 		"brackets":       deep,
@@ -539,6 +539,7 @@ func TestHostileDeepJSON(t *testing.T) {
 		"in an envelope": `{"specversion":"1.0","id":"1","source":"s","type":"t","data":` + deep,
 		"in a batch":     "[" + deep,
 		"wide":           `{"event":"x","a":[` + strings.Repeat("[],", (victimBody-200)/3) + "[]]}",
+		"many events":    manyEvents(),
 		"many names":     `{` + strings.TrimSuffix(strings.Repeat(`"a":1,`, (victimBody-200)/6), ",") + "}",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -571,6 +572,15 @@ func TestHostileDeepJSON(t *testing.T) {
 	v.recovers(t)
 }
 
+// manyEvents is a batch of as many events as a body has room for.
+func manyEvents() string {
+	var b strings.Builder
+	for i := 0; b.Len() < victimBody-200; i++ { // which is more than max_batch
+		fmt.Fprintf(&b, `,{"specversion":"1.0","id":"%d","source":"s","type":"t"}`, i)
+	}
+	return "[" + b.String()[1:] + "]"
+}
+
 // TestHostileGzipBomb: a body that inflates is refused before it has.
 func TestHostileGzipBomb(t *testing.T) {
 	v := startVictim(t)
@@ -583,7 +593,7 @@ func TestHostileGzipBomb(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d KiB", bomb.Len()>>10)
-	stop := v.bounded(t, 128<<20)
+	stop := v.bounded(t, pick(128<<20, 192<<20))
 	for _, encoding := range []string{"gzip", "x-gzip", "GZIP", "gzip, gzip", "deflate", "br"} {
 		for _, path := range []string{"/open", "/webhooks/upload-post", "/events"} {
 			each(pick(4, 16), func(int) {
