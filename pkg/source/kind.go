@@ -2,6 +2,7 @@ package source
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -61,6 +62,14 @@ type Env struct {
 	Name       string // in the configuration; part of every identity key
 	SchemaBase string // schemas.base_url, without a slash at its end; may be empty
 	Rate       Rate   // that the ingress holds the source's senders to, for a sender that asks
+}
+
+// Schema returns the dataschema of a type of events.
+func (e Env) Schema(eventType string) string {
+	if e.SchemaBase != "" {
+		return e.SchemaBase + "/" + url.PathEscape(eventType) + "/1"
+	}
+	return "urn:postwire:schema:" + url.PathEscape(eventType) + ":1"
 }
 
 // Opener makes a configured source.

@@ -105,7 +105,7 @@ var (
 // readStructured reads a body that is an event.
 func readStructured(body []byte) ([]ceevent.Event, error) {
 	var e envelope
-	if err := jsonbody.Decode(body, &e); err != nil {
+	if err := jsonbody.Object(body, &e); err != nil {
 		return nil, err
 	}
 	ce, err := e.read("")
@@ -116,7 +116,7 @@ func readStructured(body []byte) ([]ceevent.Event, error) {
 // be empty.
 func readBatch(body []byte, most int) ([]ceevent.Event, error) {
 	list := batch{max: most}
-	if err := jsonbody.DecodeList(body, &list); err != nil {
+	if err := jsonbody.List(body, &list); err != nil {
 		return nil, err
 	}
 	if list.more {

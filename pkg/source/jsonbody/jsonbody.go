@@ -1,12 +1,17 @@
-// Package jsonbody reads bodies that are JSON as every source must: strictly,
-// so that no reader behind understands them otherwise, and not too deep.
+// Package jsonbody holds what all sources of JSON webhooks do alike: they read
+// a body so strictly that no other reader can understand it differently, know
+// it by its content, and make attributes only of text that every broker takes.
 package jsonbody
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
@@ -16,31 +21,35 @@ import (
 )
 
 const (
+	// ContentType is the datacontenttype of the events.
+	ContentType = "application/json"
+
 	// MaxDepth is how deep a body may nest: as deep as the strictest common
 	// readers (Jackson) follow, with room for the envelope of structured mode.
 	MaxDepth = 900
-	// MaxAttribute is how long a value may be that becomes an attribute, in
+	// MaxAttribute is how long text may be that becomes an attribute, in
 	// bytes: what fits a broker's headers.
 	MaxAttribute = 1024
 )
 
-// Decode reads a JSON object into v strictly: UTF-8 (RFC 8259), names unique
+// Object reads a JSON object into v strictly: UTF-8 (RFC 8259), names unique
 // (RFC 7493), nothing behind it, and not too deep. What another reader might
 // understand differently is not passed on. Its error is a
 // *source.MalformedError.
-func Decode(body []byte, v any) error { return decode(body, v, '{', "a JSON object") }
+func Object(body []byte, v any) error { return unmarshal(body, v, '{', "a JSON object") }
 
-// DecodeList is Decode for a JSON array.
-func DecodeList(body []byte, v any) error { return decode(body, v, '[', "a JSON array") }
+// List is Object for a JSON array.
+func List(body []byte, v any) error { return unmarshal(body, v, '[', "a JSON array") }
 
-func decode(body []byte, v any, kind byte, name string) error {
+// unmarshal reads a body that begins with kind, where that is not 0.
+func unmarshal(body []byte, v any, kind byte, name string, options ...json.Options) error {
 	if err := CheckDepth(body); err != nil {
 		return err
 	}
-	other := malformed(fmt.Errorf("is not %s", name))
-	err := json.Unmarshal(body, v)
+	other := malformed(errors.New("is not " + name))
+	err := json.Unmarshal(body, v, options...)
 	if err == nil {
-		if first := bytes.TrimLeft(body, " \t\r\n"); first[0] != kind { // null
+		if first := bytes.TrimLeft(body, " \t\r\n"); kind != 0 && first[0] != kind { // null
 			return other
 		}
 		return nil
@@ -60,8 +69,43 @@ func decode(body []byte, v any, kind byte, name string) error {
 	return malformed(errors.New("is not valid JSON"))
 }
 
-// CheckDepth refuses bodies that nest deeper than MaxDepth. It reads tokens
-// only where there are brackets enough. Its error is a *source.MalformedError.
+// Value reads a body as strictly as Object does, into map[string]any,
+// []any, string, bool and nil. A number that is written as an integer is an
+// int64 or a uint64, so that no digit of an identifier is lost; any other, and
+// one that fits neither, is a float64.
+func Value(body []byte) (any, error) {
+	var v any
+	err := unmarshal(body, &v, 0, "JSON", json.WithUnmarshalers(json.UnmarshalFromFunc(number)))
+	return v, err
+}
+
+// number reads numbers, and leaves everything else to the package.
+func number(d *jsontext.Decoder, v *any) error {
+	if d.PeekKind() != '0' {
+		return errors.ErrUnsupported
+	}
+	text, err := d.ReadValue()
+	if err != nil {
+		return err
+	}
+	if i, err := strconv.ParseInt(string(text), 10, 64); err == nil {
+		*v = i
+		return nil
+	}
+	if u, err := strconv.ParseUint(string(text), 10, 64); err == nil {
+		*v = u
+		return nil
+	}
+	f, err := strconv.ParseFloat(string(text), 64)
+	if err != nil { // out of range: not a number that anybody could use
+		return err
+	}
+	*v = f
+	return nil
+}
+
+// CheckDepth refuses bodies that nest deeper than MaxDepth. It reads tokens only
+// where there are brackets enough. Its error is a *source.MalformedError.
 func CheckDepth(body []byte) error {
 	if bytes.Count(body, []byte{'['})+bytes.Count(body, []byte{'{'}) <= MaxDepth {
 		return nil
@@ -79,10 +123,22 @@ func CheckDepth(body []byte) error {
 	}
 }
 
-func malformed(err error) error { return &source.MalformedError{Err: err} }
+// Digest returns sha256: and the digest of the body's canonical form (RFC
+// 8785), in lower-case hex: however it is spelled, equal JSON has one digest.
+// Digests are kept on disk and by consumers, and must come out the same in
+// every later version.
+func Digest(body []byte) (string, error) {
+	canonical := jsontext.Value(slices.Clone(body))
+	if err := canonical.Canonicalize(); err != nil {
+		return "", malformed(errors.New("has no canonical form (RFC 8785)"))
+	}
+	digest := sha256.Sum256(canonical)
+	return "sha256:" + hex.EncodeToString(digest[:]), nil
+}
 
-// Usable returns s if it is a CloudEvents String (no control characters, no
-// noncharacters) of at most MaxAttribute bytes, and otherwise nothing.
+// Usable returns s if it can be the value of an attribute: a CloudEvents String
+// (no control characters, no noncharacters) of reasonable length; and otherwise
+// nothing.
 func Usable(s string) string {
 	if len(s) > MaxAttribute || !utf8.ValidString(s) {
 		return ""
@@ -94,3 +150,5 @@ func Usable(s string) string {
 	}
 	return s
 }
+
+func malformed(err error) error { return &source.MalformedError{Err: err} }

@@ -5,10 +5,79 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/postwire/postwire/pkg/source"
 )
 
-func TestDecode(t *testing.T) {
+func TestValue(t *testing.T) {
+	for body, want := range map[string]any{
+		`{"a":1,"b":[-1,1.0,1e3,true,null,"x"]}`: map[string]any{"a": int64(1), "b": []any{int64(-1), 1.0, 1e3, true, nil, "x"}},
+		`9223372036854775807`:                    int64(9223372036854775807),
+		`18446744073709551615`:                   uint64(18446744073709551615),
+		`18446744073709551616`:                   18446744073709551616.0,
+		` null `:                                 nil,
+	} {
+		got, err := Value([]byte(body))
+		if err != nil {
+			t.Errorf("%s: %v", body, err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", body, diff)
+		}
+	}
+}
+
+func TestValueIsStrict(t *testing.T) {
+	for body, want := range map[string]string{
+		``:                         "body: is not valid JSON at byte 0",
+		`{"a":1,"\u0061":2}`:       "body: has a name twice in one object",
+		"\"\xff\"":                 "body: is not valid UTF-8",
+		`{} {}`:                    "body: is not valid JSON at byte 3",
+		`{"a":`:                    "body: is not valid JSON at byte 5",
+		`[1e999]`:                  "body: is not valid JSON",
+		strings.Repeat("[", 10000): "body: nests deeper than 900",
+	} {
+		_, err := Value([]byte(body))
+		if _, ok := errors.AsType[*source.MalformedError](err); !ok || err.Error() != want {
+			t.Errorf("%.20s: %v, want %s", body, err, want)
+		}
+	}
+}
+
+func TestDigestIsOfTheValue(t *testing.T) {
+	a, err1 := Digest([]byte(`{"a":1, "b":"é"}`))
+	b, err2 := Digest([]byte(`{"b":"\u00e9","a":1.0}`))
+	c, err3 := Digest([]byte(`{"b":"e","a":1}`))
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	if a != b || a == c || !strings.HasPrefix(a, "sha256:") {
+		t.Errorf("%s, %s and %s", a, b, c)
+	}
+}
+
+// A body is refused, or has a value and a digest.
+func FuzzValue(f *testing.F) {
+	for _, body := range []string{`{"a":[1,2.5,"x",null]}`, `18446744073709551615`, `[[[`, `"\ud800"`, `1e999`} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if _, err := Value(body); err != nil {
+			if _, ok := errors.AsType[*source.MalformedError](err); !ok {
+				t.Errorf("the error is no MalformedError: %v", err)
+			}
+			return
+		}
+		if _, err := Digest(body); err != nil {
+			if _, ok := errors.AsType[*source.MalformedError](err); !ok {
+				t.Errorf("the error is no MalformedError: %v", err)
+			}
+		}
+	})
+}
+
+func TestObjectAndList(t *testing.T) {
 	for _, tt := range []struct{ name, body, object, list string }{
 		{"an object", `{"a":1}`, "", "is not a JSON array"},
 		{"a list", ` [1]`, "is not a JSON object", ""},
@@ -32,9 +101,9 @@ func TestDecode(t *testing.T) {
 				}
 			}
 			var object map[string]any
-			check(Decode([]byte(tt.body), &object), tt.object)
+			check(Object([]byte(tt.body), &object), tt.object)
 			var list []any
-			check(DecodeList([]byte(tt.body), &list), tt.list)
+			check(List([]byte(tt.body), &list), tt.list)
 		})
 	}
 }
@@ -51,14 +120,14 @@ func TestUsable(t *testing.T) {
 	}
 }
 
-func FuzzDecode(f *testing.F) {
+func FuzzObjectAndList(f *testing.F) {
 	for _, seed := range []string{`{"a":[1,{"b":null}]}`, `[[[]]]`, `{"a":1,"a":2}`, "\xff", ""} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var object map[string]any
 		var list []any
-		for _, err := range []error{Decode(body, &object), DecodeList(body, &list)} {
+		for _, err := range []error{Object(body, &object), List(body, &list)} {
 			if _, ok := errors.AsType[*source.MalformedError](err); err != nil && !ok {
 				t.Errorf("%v is no MalformedError", err)
 			}

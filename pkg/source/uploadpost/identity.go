@@ -1,14 +1,8 @@
 package uploadpost
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
-	"slices"
-
-	"github.com/go-json-experiment/json/jsontext"
-
 	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
 // identify says which event this is: its CloudEvents id, and the keys by which
@@ -30,11 +24,9 @@ func identify(name string, f facts, body []byte) (id string, keys []event.Key, e
 	if len(keys) > 0 {
 		return join(f.event, f.platform, first(f.publishID, f.postID), f.outcome), keys, nil
 	}
-	canonical := jsontext.Value(slices.Clone(body))
-	if err := canonical.Canonicalize(); err != nil {
-		return "", nil, malformed("", errors.New("has no canonical form (RFC 8785)"))
+	digest, err := jsonbody.Digest(body)
+	if err != nil {
+		return "", nil, err
 	}
-	digest := sha256.Sum256(canonical)
-	hexed := "sha256:" + hex.EncodeToString(digest[:])
-	return join(f.event, f.platform, hexed), []event.Key{key("sha256", hexed)}, nil
+	return join(f.event, f.platform, digest), []event.Key{key("sha256", digest)}, nil
 }

@@ -18,9 +18,8 @@ import (
 )
 
 const (
-	typePrefix  = "com.upload-post."
-	sourceBase  = "https://upload-post.com"
-	contentType = "application/json"
+	typePrefix = "com.upload-post."
+	sourceBase = "https://upload-post.com"
 
 	uploadCompleted = "upload_completed"
 )
@@ -104,7 +103,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, keys, err := identify(s.name, f, r.Body)
+	id, keys, err := identify(s.env.Name, f, r.Body)
 	if err != nil {
 		return nil, err
 	}
@@ -112,8 +111,8 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 		ID:              id,
 		Type:            typePrefix + f.event,
 		Source:          *types.ParseURIRef(sourceOf(f)),
-		DataContentType: new(contentType),
-		DataSchema:      types.ParseURI(s.schema(typePrefix + f.event)),
+		DataContentType: new(jsonbody.ContentType),
+		DataSchema:      types.ParseURI(s.env.Schema(typePrefix + f.event)),
 		Extensions:      map[string]any{event.RecordedTime: types.Timestamp{Time: r.Received.UTC()}},
 	}
 	if subject := subjectOf(f); subject != "" {
@@ -145,7 +144,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 // read takes the facts out of a body, or says why it is unintelligible.
 func (s *Source) read(body []byte) (facts, error) {
 	var p payload
-	if err := jsonbody.Decode(body, &p); err != nil {
+	if err := jsonbody.Object(body, &p); err != nil {
 		return facts{}, err
 	}
 	f := facts{

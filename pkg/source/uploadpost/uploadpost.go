@@ -9,7 +9,6 @@ import (
 	_ "embed"
 	"fmt"
 	"net/http"
-	"net/url"
 	"time"
 	_ "time/tzdata" // the sender's zone must be known on a machine without a zone database
 
@@ -63,15 +62,14 @@ func New(c Config, env source.Env) (source.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", env.Name, err)
 	}
-	return &Source{name: env.Name, verifier: verifier, location: location, schemaBase: env.SchemaBase}, nil
+	return &Source{env: env, verifier: verifier, location: location}, nil
 }
 
 // Source implements source.Source.
 type Source struct {
-	name       string
-	verifier   *auth.Verifier
-	location   *time.Location
-	schemaBase string
+	env      source.Env
+	verifier *auth.Verifier
+	location *time.Location
 }
 
 // Verify implements source.Source.
@@ -82,11 +80,3 @@ func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
 
 // Options implements source.Source: Upload-Post does not ask.
 func (s *Source) Options(*source.Request) (http.Header, bool) { return nil, false }
-
-// schema returns the dataschema of an event type.
-func (s *Source) schema(eventType string) string {
-	if s.schemaBase != "" {
-		return s.schemaBase + "/" + url.PathEscape(eventType) + "/1"
-	}
-	return "urn:postwire:schema:" + url.PathEscape(eventType) + ":1"
-}
