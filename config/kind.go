@@ -25,6 +25,13 @@ type Kind[S Settings, O any] struct {
 // nothing; open makes an O of a block's own keys. The compiler holds own and
 // open to one type.
 func Define[S, C Settings, O any](name, summary, example string, common func() S, own func() C, open func(C) O) Kind[S, O] {
+	return DefineCompleted(name, summary, example, common, own, func(*C) {}, open)
+}
+
+// DefineCompleted is Define for a kind with keys that decide over the defaults
+// of others: complete fills those in when the whole block has been read, and
+// before it is validated.
+func DefineCompleted[S, C Settings, O any](name, summary, example string, common func() S, own func() C, complete func(*C), open func(C) O) Kind[S, O] {
 	return Kind[S, O]{
 		Name: name, Summary: summary, Example: example,
 		settings: common,
@@ -35,6 +42,7 @@ func Define[S, C Settings, O any](name, summary, example string, common func() S
 			if err := b.Decode(&p.Settings, &c); err != nil {
 				return p, err
 			}
+			complete(&c)
 			p.Own, p.Open = c, open(c)
 			return p, b.Check(p.Settings.Validate(), c.Validate())
 		},

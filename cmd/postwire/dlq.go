@@ -167,6 +167,13 @@ func showAside(cmd *cobra.Command, e admin.Aside) error {
 		}
 		return printJSON(w, v)
 	}
+	if r := e.Request; r.Path != "" {
+		target := r.Path
+		if r.RawQuery != "" {
+			target += "?" + r.RawQuery
+		}
+		fmt.Fprintf(w, "%s %s\n", oneLine(r.Method), oneLine(target))
+	}
 	for name, values := range e.Request.Header {
 		for _, v := range values {
 			fmt.Fprintf(w, "%s: %s\n", name, oneLine(v))

@@ -55,6 +55,9 @@ func (CloudEvent) Schema(huma.Registry) *huma.Schema {
 
 // Quarantined is a request as it came, less its secrets.
 type Quarantined struct {
+	Method     string      `json:"method,omitempty" doc:"It, the path and the query are unknown of what older versions kept."`
+	Path       string      `json:"path,omitempty"`
+	RawQuery   string      `json:"raw_query,omitempty" doc:"What is behind the question mark."`
 	Header     http.Header `json:"header"`
 	Body       string      `json:"body,omitempty" doc:"The body, where it is UTF-8."`
 	BodyBase64 string      `json:"body_base64,omitempty" doc:"The body, where it is not."`
@@ -222,7 +225,7 @@ func (a *API) show(ctx context.Context, id string) (Aside, error) {
 		return Aside{}, err
 	}
 	e := ofRejected(r)
-	e.Request = &Quarantined{Header: r.Header, Body: string(r.Body)}
+	e.Request = &Quarantined{Method: r.Method, Path: r.Path, RawQuery: r.RawQuery, Header: r.Header, Body: string(r.Body)}
 	if !utf8.Valid(r.Body) {
 		e.Request.Body, e.Request.BodyBase64 = "", base64.StdEncoding.EncodeToString(r.Body)
 	}

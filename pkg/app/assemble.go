@@ -187,7 +187,9 @@ func (u *understanding) again(r journal.Rejected) ([]event.Event, error) {
 	if !ok {
 		return nil, fmt.Errorf("source %q is not in the configuration", r.Source)
 	}
-	return src.Normalize(&source.Request{Header: r.Header, Body: r.Body, Received: r.Received})
+	return src.Normalize(&source.Request{
+		Method: r.Method, Path: r.Path, RawQuery: r.RawQuery, Header: r.Header, Body: r.Body, Received: r.Received,
+	})
 }
 
 // listen binds a port. The listener is closed by whoever serves it, or by the

@@ -5,6 +5,7 @@ package event
 
 import (
 	"strconv"
+	"strings"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
 	"github.com/cloudevents/sdk-go/v2/types"
@@ -43,6 +44,21 @@ func NewKey(source string, parts ...string) Key {
 		b = appendPart(b, p)
 	}
 	return Key(b)
+}
+
+// Parts returns the name of the source and the parts that a key was built
+// from, for people to read; nil if it was not built by NewKey.
+func (k Key) Parts() []string {
+	var parts []string
+	for rest := string(k); rest != ""; {
+		length, after, ok := strings.Cut(rest, ":")
+		n, err := strconv.ParseUint(length, 10, 31)
+		if !ok || err != nil || n > uint64(len(after)) {
+			return nil
+		}
+		parts, rest = append(parts, after[:n]), after[n:]
+	}
+	return parts
 }
 
 func appendPart(b []byte, p string) []byte {

@@ -3,6 +3,7 @@ package event
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +35,17 @@ func TestKeysOfOtherPartsDiffer(t *testing.T) {
 		seen[k] = parts
 		if k != NewKey(parts[0], parts[1:]...) {
 			t.Errorf("the key of %q changes", parts)
+		}
+		if got := k.Parts(); !slices.Equal(got, parts) {
+			t.Errorf("the parts of %s are %q", k, got)
+		}
+	}
+}
+
+func TestWhatIsNoKeyHasNoParts(t *testing.T) {
+	for _, k := range []Key{"", "a", "1:", "-1:a", "2:a", "1:ab"} {
+		if parts := k.Parts(); parts != nil {
+			t.Errorf("%q has the parts %q", k, parts)
 		}
 	}
 }

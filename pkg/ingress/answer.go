@@ -24,6 +24,7 @@ const (
 	outcomeDuplicate       outcome = "duplicate"
 	outcomeQuarantined     outcome = "quarantined"
 	outcomeConsented       outcome = "consented"
+	outcomeChallenge       outcome = "challenge"
 	outcomeMalformed       outcome = "malformed"
 	outcomeAborted         outcome = "aborted"
 	outcomeUnauthenticated outcome = "unauthenticated"
@@ -49,6 +50,7 @@ var answers = map[outcome]struct {
 	outcomeDuplicate:       {http.StatusOK, ""},
 	outcomeQuarantined:     {http.StatusAccepted, ""},
 	outcomeConsented:       {http.StatusOK, ""},
+	outcomeChallenge:       {http.StatusOK, ""},
 	outcomeMalformed:       {http.StatusBadRequest, "The body could not be understood."},
 	outcomeAborted:         {http.StatusBadRequest, "The body did not arrive whole."},
 	outcomeUnauthenticated: {http.StatusUnauthorized, "Credentials are missing or not valid."},
@@ -68,6 +70,7 @@ var answers = map[outcome]struct {
 type answer struct {
 	outcome outcome
 	id      string        // of the event, or of the quarantined request
+	text    string        // in place of the usual body
 	retry   time.Duration // when to come again; 0 is the outcome's usual
 	header  http.Header   // of a consent, besides the usual
 }
@@ -121,6 +124,15 @@ func (a answer) write(w http.ResponseWriter, requestID string) error {
 		h.Set("Content-Length", "0")
 		w.WriteHeader(t.status)
 		return nil
+	}
+	if a.outcome == outcomeChallenge {
+		// The sender's own text must not become a page of ours.
+		h.Set("Content-Type", "text/plain; charset=utf-8")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Content-Length", strconv.Itoa(len(a.text)))
+		w.WriteHeader(t.status)
+		_, err := w.Write([]byte(a.text))
+		return err
 	}
 	var body any = receipt{string(a.outcome), a.id}
 	h.Set("Content-Type", "application/json")

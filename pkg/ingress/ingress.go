@@ -272,6 +272,9 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 	ctx, cancel := context.WithTimeout(hr.Context(), appendTimeout)
 	defer cancel()
 	events, err := src.Normalize(req)
+	if challenge, ok := errors.AsType[*source.ChallengeError](err); ok {
+		return answer{outcome: outcomeChallenge, text: challenge.Answer}
+	}
 	if err != nil {
 		return s.malformed(ctx, rt.name, src.proof, req, err, log)
 	}
@@ -348,9 +351,10 @@ func (s *Server) malformed(ctx context.Context, name string, proof source.Proof,
 		log().Warn("request not understood", zap.Error(reason))
 		return refuse(outcomeMalformed)
 	}
+	public := proof.Public(req)
 	id, err := s.opts.Journal.Quarantine(ctx, journal.Rejected{
-		Source: name, Received: req.Received, Header: kept(req, proof),
-		Body: req.Body, Reason: reason.Error(),
+		Source: name, Received: public.Received, Method: public.Method, Path: public.Path, RawQuery: public.RawQuery,
+		Header: public.Header, Body: public.Body, Reason: reason.Error(),
 	})
 	if err != nil {
 		return s.unstored(err, log)
@@ -362,26 +366,6 @@ func (s *Server) malformed(ctx context.Context, name string, proof source.Proof,
 func (s *Server) unstored(err error, log func() *zap.Logger) answer {
 	log().Error("request not stored", zap.Error(err))
 	return refuse(outcomeUnavailable)
-}
-
-// kept is a request's header less what is secret.
-func kept(r *source.Request, proof source.Proof) http.Header {
-	h := r.Header.Clone()
-	for _, name := range append([]string{"Authorization", "Proxy-Authorization", "Cookie"}, proof.SecretHeaders...) {
-		h.Del(name)
-	}
-	if r.Token == "" {
-		return h
-	}
-	// Proxies may tell in a header which URL they were asked for.
-	target, _, _ := strings.Cut(r.Target, "?")
-	written := target[strings.LastIndexByte(target, '/')+1:]
-	for name, values := range h {
-		if slices.ContainsFunc(values, func(v string) bool { return strings.Contains(v, r.Token) || strings.Contains(v, written) }) {
-			delete(h, name)
-		}
-	}
-	return h
 }
 
 func logEvents(log *zap.Logger, events []event.Event, receipts []journal.Receipt) {

@@ -218,6 +218,9 @@ type Rejected struct {
 	ID       string      `json:"id"` // given by Quarantine
 	Source   string      `json:"source"`
 	Received time.Time   `json:"received"`
+	Method   string      `json:"method,omitempty"` // it, the path and the query are unknown of what older versions kept
+	Path     string      `json:"path,omitempty"`
+	RawQuery string      `json:"raw_query,omitempty"`
 	Header   http.Header `json:"header"` // less the secrets
 	Body     []byte      `json:"body"`
 	Reason   string      `json:"reason"` // says what was wrong, and quotes nothing of the body

@@ -87,7 +87,13 @@ type Configured = config.Plugin[Settings, Opener]
 // Define makes a Kind: its name in the configuration, a line and an example for
 // the reference page, its defaults, and how it is opened.
 func Define[C config.Settings](name, summary, example string, defaults func() C, open func(C, Env) (Source, error)) Kind {
-	return config.Define(name, summary, example, func() Settings { return Settings{} }, defaults, func(c C) Opener {
+	return DefineCompleted(name, summary, example, defaults, func(*C) {}, open)
+}
+
+// DefineCompleted is Define for a kind with keys that decide over the defaults
+// of others, which complete fills in when all keys are read.
+func DefineCompleted[C config.Settings](name, summary, example string, defaults func() C, complete func(*C), open func(C, Env) (Source, error)) Kind {
+	return config.DefineCompleted(name, summary, example, func() Settings { return Settings{} }, defaults, complete, func(c C) Opener {
 		return func(env Env) (Source, error) { return open(c, env) }
 	})
 }

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -68,6 +70,35 @@ type Proof struct {
 	ClientCertificate bool
 }
 
+// Public returns a copy of r less all that is secret: what may be kept, and
+// what events may be made of.
+func (p Proof) Public(r *Request) *Request {
+	public := *r
+	public.Header = r.Header.Clone()
+	public.Token, public.Target = "", ""
+	for _, name := range append([]string{"Authorization", "Proxy-Authorization", "Cookie"}, p.SecretHeaders...) {
+		public.Header.Del(name)
+	}
+	if r.Token == "" {
+		return &public
+	}
+	// Proxies may tell in a header which URL they were asked for.
+	target, _, _ := strings.Cut(r.Target, "?")
+	written := target[strings.LastIndexByte(target, '/')+1:]
+	tells := func(text string) bool {
+		return strings.Contains(text, r.Token) || written != "" && strings.Contains(text, written)
+	}
+	for name, values := range public.Header {
+		if slices.ContainsFunc(values, tells) {
+			delete(public.Header, name)
+		}
+	}
+	if tells(r.RawQuery) {
+		public.RawQuery = ""
+	}
+	return &public
+}
+
 // Source understands one kind of sender. It is pure: a request in, events or
 // a typed error out, no I/O. Its methods may be called concurrently.
 type Source interface {
@@ -77,9 +108,13 @@ type Source interface {
 	// and no parsing. Its error may be logged: it quotes nothing secret.
 	Verify(r *Request) error
 
-	// Normalize turns a verified body into events, in the sender's order.
+	// Normalize turns a verified request into events, in the sender's order.
 	// Equal bodies give equal CloudEvents ids and keys, today and after an
-	// upgrade. A body it cannot read is a *MalformedError, without events.
+	// upgrade; where the configuration takes identity from elsewhere, equal
+	// methods, paths, queries and headers do. It looks at nothing secret: a
+	// request that was kept without its secrets gives the same. A body it
+	// cannot read is a *MalformedError, without events; a question of the
+	// sender that is no event is a *ChallengeError.
 	Normalize(r *Request) ([]event.Event, error)
 
 	// Proof tells what Verify asks for. It is always the same.
@@ -96,7 +131,7 @@ type Source interface {
 // MalformedError says which field of a body could not be understood, and why.
 // It may be logged: it quotes nothing of the body.
 type MalformedError struct {
-	Field string // JSON pointer, RFC 6901, or the name of a header; "" is the whole body
+	Field string // JSON pointer, RFC 6901, the name of a header, or the key that maps it; "" is the whole body
 	Err   error
 }
 
@@ -108,3 +143,11 @@ func (e *MalformedError) Error() string {
 }
 
 func (e *MalformedError) Unwrap() error { return e.Err }
+
+// ChallengeError says that a request is no event but a question: the sender
+// wants to see that this end understands it, and is answered 200 with the text.
+type ChallengeError struct {
+	Answer string // of the sender's own making; not to be logged
+}
+
+func (e *ChallengeError) Error() string { return "the request is a challenge, and no event" }

@@ -769,7 +769,7 @@ func startAt(t *testing.T, h Harness) {
 func quarantine(t *testing.T, h Harness) {
 	j := h.Open(t)
 	want := []journal.Rejected{
-		{Source: "s", Received: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Header: http.Header{"A": {"b"}}, Body: []byte("\xff{"), Reason: "not JSON"},
+		{Source: "s", Received: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Method: "POST", Path: "/in", RawQuery: "a=b&a=c", Header: http.Header{"A": {"b"}}, Body: []byte("\xff{"), Reason: "not JSON"},
 		{Source: "s", Body: []byte("2"), Reason: "no event"},
 	}
 	for i := range want {

@@ -78,6 +78,20 @@ func (a Auth) signature() Signature {
 	return s
 }
 
+// Following returns a whose senders sign as the preset says where its
+// signature says nothing itself: for kinds of sources whose other keys tell
+// who sends. The zero Preset changes nothing.
+func (a Auth) Following(p Preset) Auth {
+	if p == "" {
+		return a
+	}
+	a.Default = p
+	if a.Signature != nil {
+		a.Signature = new(a.signature())
+	}
+	return a
+}
+
 // Validate reports everything that is wrong, under the key auth.
 func (a Auth) Validate() error {
 	var p config.Invalids

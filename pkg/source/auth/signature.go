@@ -39,7 +39,7 @@ const (
 // Signature is how the sender signs: as a preset says, or as the keys below it
 // spell out.
 type Signature struct {
-	Preset    Preset          `yaml:"preset" enum:"upload-post,standard-webhooks,github,stripe,slack" doc:"Sign as this sender does, in place of the keys from algorithm on. Where neither is written, a source of type uploadpost takes upload-post."`
+	Preset    Preset          `yaml:"preset" enum:"upload-post,standard-webhooks,github,stripe,slack" doc:"Sign as this sender does, in place of the keys from algorithm on. Where neither is written, a source of type uploadpost takes upload-post, and one of type webhook its own preset."`
 	Secrets   []config.Secret `yaml:"secrets" required:"true" doc:"Shared secrets; any one of them may have signed, so that a rotation loses nothing." example:"[\"${WEBHOOK_SECRET}\"]"`
 	Tolerance time.Duration   `yaml:"tolerance" doc:"How far the signed timestamp may be from now, either way; a webhook outside it is answered 401. Inside it a repeat is a duplicate, as long as dedupe.window is at least twice as long. Unset is 5m."`
 
