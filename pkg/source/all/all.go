@@ -5,6 +5,7 @@ import (
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/cloudevents"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
+	"github.com/postwire/postwire/pkg/source/webhook"
 )
 
 // Kinds returns every kind of source there is.
@@ -12,5 +13,6 @@ func Kinds() []source.Kind {
 	return []source.Kind{
 		cloudevents.Kind(),
 		uploadpost.Kind(),
+		webhook.Kind(),
 	}
 }

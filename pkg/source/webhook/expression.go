@@ -1,0 +1,370 @@
+package webhook
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"cel.dev/cel-go/cel"
+	celast "cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/ext"
+	"cel.dev/cel-go/interpreter"
+
+	"github.com/postwire/postwire/pkg/source/jsonbody"
+)
+
+// What a body can make an expression cost is bounded in three ways. There are
+// no loops: the macros all, exists, exists_one, filter and map are not in the
+// language, so that every part of an expression is worked out once. What makes
+// more of a text than it was, or searches one text for another by trying every
+// place, takes a literal that the operator wrote, never one of the sender's. And
+// what texts still cost is counted, for an expression and for a request. There
+// is no time limit: equal requests must give equal events on a busy machine.
+const (
+	maxCost        = 100_000 // of an expression, in CEL's units: text is a tenth of one a character
+	maxRequestCost = 1_000_000
+	maxExpression  = 4096 // characters
+)
+
+// The versions of what is not CEL's core are fixed: an upgrade must not give an
+// expression another meaning.
+const (
+	stringsVersion  = 5
+	optionalVersion = 2
+)
+
+// The variables of the language.
+const (
+	varBody     = "body"
+	varEnvelope = "envelope"
+	varHeaders  = "headers"
+	varPath     = "path"
+	varQuery    = "query"
+)
+
+// language is CEL with the variables that a source's expressions may use.
+type language struct {
+	env  *cel.Env
+	hint string // names the variables
+}
+
+// newLanguage makes the language of all expressions; with the variable
+// envelope, where a body is split.
+func newLanguage(split bool) (language, error) {
+	texts := cel.MapType(cel.StringType, cel.StringType)
+	options := []cel.EnvOption{
+		cel.StdLib(),
+		cel.ClearMacros(), cel.Macros(cel.HasMacro),
+		cel.OptionalTypes(cel.OptionalTypesVersion(optionalVersion)),
+		ext.Strings(ext.StringsVersion(stringsVersion)),
+		cel.DefaultUTCTimeZone(true),
+		cel.ParserExpressionSizeLimit(maxExpression),
+		cel.Variable(varBody, cel.DynType), cel.Variable(varHeaders, texts),
+		cel.Variable(varPath, cel.StringType), cel.Variable(varQuery, texts),
+		cel.ASTValidators(bounded{}, cel.ValidateRegexLiterals(), cel.ValidateTimestampLiterals(), cel.ValidateDurationLiterals()),
+		cel.RegexProgramSizeLimit(1000),
+	}
+	l := language{hint: "the variables are body, headers, path and query"}
+	if split {
+		options = append(options, cel.Variable(varEnvelope, cel.DynType))
+		l.hint = "the variables are body, envelope, headers, path and query"
+	}
+	var err error
+	l.env, err = cel.NewCustomEnv(options...)
+	if err != nil {
+		return language{}, fmt.Errorf("making the language of expressions: %w", err)
+	}
+	return l, nil
+}
+
+var _ cel.ASTValidator = bounded{}
+
+// bounded is a validator: it refuses calls whose cost a sender could choose.
+type bounded struct{}
+
+// Name implements cel.ASTValidator.
+func (bounded) Name() string { return "postwire.bounded" }
+
+// Validate implements cel.ASTValidator.
+func (bounded) Validate(_ *cel.Env, _ cel.ValidatorConfig, a *celast.AST, issues *cel.Issues) {
+	celast.PreOrderVisit(a.Expr(), celast.NewExprVisitor(func(e celast.Expr) {
+		if e.Kind() != celast.CallKind {
+			return
+		}
+		call := e.AsCall()
+		switch call.FunctionName() {
+		case "format":
+			issues.ReportErrorAtID(e.ID(), "format is not available")
+		case "matches", "replace", "join", "indexOf", "lastIndexOf":
+			args := call.Args()
+			if !call.IsMemberFunction() && len(args) > 0 { // matches(text, pattern)
+				args = args[1:]
+			}
+			for _, arg := range args {
+				if arg.Kind() != celast.LiteralKind {
+					issues.ReportErrorAtID(arg.ID(), "%s takes what is written here, not what was sent", call.FunctionName())
+				}
+			}
+		}
+	}))
+}
+
+// want says what an expression must give.
+type want struct {
+	noun  string
+	kinds []types.Kind // besides null, dyn, and an optional one of the kinds
+	hint  string
+}
+
+func wantText() want {
+	return want{noun: "text", kinds: []types.Kind{types.StringKind}, hint: "string(…) makes text of a number"}
+}
+
+func wantTime() want {
+	return want{
+		noun: "a time", kinds: []types.Kind{types.StringKind, types.IntKind, types.TimestampKind},
+		hint: "give RFC 3339 text, Unix seconds, or timestamp(…)",
+	}
+}
+
+func (w want) takes(t *cel.Type) bool {
+	if t.Kind() == types.OpaqueKind && t.TypeName() == "optional_type" && len(t.Parameters()) == 1 {
+		t = t.Parameters()[0]
+	}
+	if t.Kind() == types.DynKind || t.Kind() == types.NullTypeKind {
+		return true
+	}
+	for _, k := range w.kinds {
+		if t.Kind() == k {
+			return true
+		}
+	}
+	return false
+}
+
+// fault is a mistake in an expression, as config.Invalid has it.
+type fault struct{ what, hint string }
+
+// expression is one that is ready for use. It may be used concurrently.
+type expression struct {
+	key     string // in the configuration
+	program cel.Program
+	ast     *cel.Ast
+}
+
+// check parses an expression and checks its types.
+func (l language) check(text string, w want) (*cel.Ast, *fault) {
+	if strings.TrimSpace(text) == "" {
+		return nil, &fault{"is empty", `write an expression, for example "body.id"; or remove it`}
+	}
+	a, issues := l.env.Compile(text)
+	if all := issues.Errors(); len(all) > 0 {
+		first := all[0]
+		what, hint := l.explain(first.Message)
+		return nil, &fault{"is not an expression: " + what, hint + snippet(text, first.Location.Line(), first.Location.Column())}
+	}
+	if err := issues.Err(); err != nil { // it has no place
+		return nil, &fault{"is not an expression: " + strings.TrimPrefix(err.Error(), "ERROR: "), l.hint}
+	}
+	if t := a.OutputType(); !w.takes(t) {
+		at := a.NativeRep().SourceInfo().GetStartLocation(a.NativeRep().Expr().ID())
+		return nil, &fault{fmt.Sprintf("gives %s, must give %s", cel.FormatCELType(t), w.noun), w.hint + snippet(text, at.Line(), at.Column())}
+	}
+	return a, nil
+}
+
+// compile makes an expression ready for use.
+func (l language) compile(key, text string, w want) (*expression, *fault) {
+	a, f := l.check(text, w)
+	if f != nil {
+		return nil, f
+	}
+	p, err := l.env.Program(a, cel.CostLimit(maxCost), cel.EvalOptions(cel.OptOptimize))
+	if err != nil { // a constant part of it has no value
+		return nil, &fault{"is not an expression: " + err.Error(), "correct the part that holds no variable"}
+	}
+	return &expression{key: key, program: p, ast: a}, nil
+}
+
+// explain says in our words what the compiler found wrong, and what would be
+// right.
+func (l language) explain(message string) (what, hint string) {
+	what = strings.ReplaceAll(message, " (in container '')", "")
+	what = strings.TrimPrefix(what, "Syntax error: ")
+	what, _, _ = strings.Cut(what, " expecting {") // it lists half the language
+	switch {
+	case strings.HasPrefix(what, "mismatched input '<EOF>'"):
+		what = "it ends too early"
+	case strings.HasPrefix(what, "undeclared reference to "):
+		name := strings.Trim(strings.TrimPrefix(what, "undeclared reference to "), "'")
+		switch name {
+		case "all", "exists", "exists_one", "filter", "map":
+			return what, "there are no loops; take an element by its place, or split the body"
+		case varEnvelope:
+			return what, "it is there only where split is set; " + l.hint
+		}
+		return what, l.hint + `; text is in quotes: "text"`
+	case strings.HasPrefix(what, "token recognition error at: "):
+		return "it cannot be read from here on", `close what is open; text is in quotes: "text"`
+	case strings.HasPrefix(what, "format is"):
+		return what, "put texts together with +"
+	case strings.Contains(what, " takes what is written here"):
+		return what, "write the text itself, in quotes"
+	case what == "invalid matches argument":
+		return "there is a mistake in the regular expression", "the syntax is that of RE2"
+	case what == "invalid timestamp argument", what == "invalid duration argument":
+		return what, `times are in RFC 3339, durations such as "90s"`
+	case strings.Contains(what, "'_?_:_'"):
+		return what, "both sides of a choice must be of one type; for nothing, write optional.of(…) and optional.none()"
+	case strings.HasPrefix(what, "found no matching overload for "):
+		return what, "string(…) makes text of a number"
+	}
+	return what, l.hint
+}
+
+// snippet shows where in a text something is, below the message. Lines are
+// from 1, columns from 0, both as the compiler counts them.
+func snippet(text string, line, column int) string {
+	lines := strings.Split(text, "\n")
+	if line < 1 || line > len(lines) {
+		return ""
+	}
+	const around = 60
+	runes := []rune(strings.ReplaceAll(lines[line-1], "\t", " "))
+	column = min(max(column, 0), len(runes))
+	begin, end := max(0, column-around), min(len(runes), column+around)
+	shown, indent := string(runes[begin:end]), column-begin
+	if begin > 0 {
+		shown, indent = "…"+shown, indent+1
+	}
+	if end < len(runes) {
+		shown += "…"
+	}
+	return "\n    " + strings.TrimRight(shown, " ") + "\n    " + strings.Repeat(" ", indent) + "^"
+}
+
+// scope is what the expressions see of one request, and what they may still
+// cost.
+type scope struct {
+	variables map[string]any
+	spent     uint64
+}
+
+var (
+	errNothing   = errors.New("finds nothing in the request")
+	errUnusable  = errors.New("gives text that is empty, too long or holds control characters")
+	errExpensive = errors.New("costs too much to work out")
+)
+
+// value works the expression out; nil is what is absent or null. Its error
+// quotes nothing of the request.
+func (x *expression) value(in *scope) (ref.Val, error) {
+	out, details, err := x.program.Eval(in.variables)
+	if details != nil && details.ActualCost() != nil {
+		in.spent += *details.ActualCost()
+	}
+	if _, cancelled := errors.AsType[interpreter.EvalCancelledError](err); cancelled || in.spent > maxRequestCost {
+		return nil, errExpensive
+	}
+	if err != nil {
+		return nil, x.failure(err)
+	}
+	if optional, ok := out.(*types.Optional); ok {
+		if !optional.HasValue() {
+			return nil, nil //nolint:nilnil // nothing is there, and nothing is wrong
+		}
+		out = optional.GetValue()
+	}
+	if out == types.NullValue {
+		return nil, nil //nolint:nilnil // as above
+	}
+	return out, nil
+}
+
+// failure returns nil where an error only says that something is not there. A
+// key or an index that is missing is of a type that CEL does not export; its
+// text is fixed.
+func (x *expression) failure(err error) error {
+	text := err.Error()
+	if strings.HasPrefix(text, "no such key: ") || strings.HasPrefix(text, "index out of bounds: ") {
+		return nil
+	}
+	what := "cannot be worked out"
+	if text == "no such overload" {
+		what = "meets a value of a type that it is not for"
+	}
+	if failed, ok := errors.AsType[*types.Err](err); ok && failed.NodeID() != 0 {
+		at := x.ast.NativeRep().SourceInfo().GetStartLocation(failed.NodeID())
+		if at.Line() == 1 {
+			return fmt.Errorf("%s, at column %d", what, at.Column()+1)
+		}
+		return fmt.Errorf("%s, at line %d, column %d", what, at.Line(), at.Column()+1)
+	}
+	return errors.New(what)
+}
+
+// text works out text that can be an attribute; "" where there is none.
+func (x *expression) text(in *scope) (string, error) {
+	s, _, err := x.string(in)
+	return s, err
+}
+
+// neededText is text where there must be some.
+func (x *expression) neededText(in *scope) (string, error) {
+	s, there, err := x.string(in)
+	switch {
+	case err != nil:
+		return "", err
+	case !there:
+		return "", errNothing
+	case s == "":
+		return "", errUnusable
+	}
+	return s, nil
+}
+
+func (x *expression) string(in *scope) (s string, there bool, err error) {
+	v, err := x.value(in)
+	if v == nil || err != nil {
+		return "", false, err
+	}
+	text, ok := v.(types.String)
+	if !ok {
+		return "", true, fmt.Errorf("gives %s, must give text", v.Type().TypeName())
+	}
+	return jsonbody.Usable(string(text)), true, nil
+}
+
+// time works out a time: RFC 3339 text, Unix seconds or a timestamp. It is
+// zero where there is none, or text that is none.
+func (x *expression) time(in *scope) (time.Time, error) {
+	v, err := x.value(in)
+	if v == nil || err != nil {
+		return time.Time{}, err
+	}
+	var t time.Time
+	switch v := v.(type) {
+	case types.String:
+		if t, err = time.Parse(time.RFC3339, string(v)); err != nil {
+			return time.Time{}, nil //nolint:nilerr // it is no time, and none is invented
+		}
+	case types.Int:
+		const first, last = -62135596800, 253402300799 // years 1 to 9999
+		if v < first || v > last {
+			return time.Time{}, nil
+		}
+		t = time.Unix(int64(v), 0)
+	case types.Timestamp:
+		t = v.Time
+	default:
+		return time.Time{}, fmt.Errorf("gives %s, must give a time", v.Type().TypeName())
+	}
+	t = t.UTC()
+	if y := t.Year(); y < 1 || y > 9999 { // RFC 3339
+		return time.Time{}, nil
+	}
+	return t, nil
+}

@@ -1,0 +1,56 @@
+package webhook
+
+import (
+	"errors"
+	"fmt"
+	"mime"
+	"net/url"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/postwire/postwire/pkg/source"
+)
+
+// wholeForm is the value of form that makes JSON of all fields.
+const wholeForm = "*"
+
+// content returns the JSON of a request: its body, or what is in a form.
+func (s *Source) content(r *source.Request) ([]byte, error) {
+	if s.form == "" {
+		return r.Body, nil
+	}
+	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/x-www-form-urlencoded" {
+		return r.Body, nil //nolint:nilerr // what says nothing readable of itself is JSON
+	}
+	fields, err := url.ParseQuery(string(r.Body))
+	if err != nil { // it is not quoted: it holds what was sent
+		return nil, malformed("", errors.New("is no form"))
+	}
+	if s.form == wholeForm {
+		return formObject(fields)
+	}
+	switch values := fields[s.form]; len(values) {
+	case 0:
+		return nil, malformed("form", fmt.Errorf("finds no field %q in the request", s.form))
+	case 1:
+		return []byte(values[0]), nil
+	}
+	return nil, malformed("form", fmt.Errorf("finds the field %q more than once", s.form))
+}
+
+// formObject makes an object of a form's fields, each of them text, in the
+// order of their names.
+func formObject(fields url.Values) ([]byte, error) {
+	object := make(map[string]string, len(fields))
+	for name, values := range fields {
+		if len(values) > 1 { // of two, readers might take different ones
+			return nil, malformed("", errors.New("has a field of the form more than once"))
+		}
+		object[name] = values[0]
+	}
+	body, err := json.Marshal(object, json.Deterministic(true))
+	if err != nil {
+		return nil, malformed("", errors.New("is not valid UTF-8"))
+	}
+	return body, nil
+}

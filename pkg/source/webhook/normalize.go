@@ -1,0 +1,176 @@
+package webhook
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	ceevent "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/cloudevents/sdk-go/v2/types"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/source/jsonbody"
+)
+
+// Normalize implements source.Source.
+func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
+	r = s.proof.Public(r)
+	body, err := s.content(r)
+	if err != nil {
+		return nil, err
+	}
+	whole, err := jsonbody.Decode(body)
+	if err != nil {
+		return nil, err
+	}
+	in := &scope{variables: map[string]any{
+		varBody: whole, varHeaders: headersOf(r.Header), varPath: r.Path, varQuery: queryOf(r.RawQuery),
+	}}
+	if s.mapping.challenge != nil {
+		text, err := s.mapping.challenge.text(in)
+		if err != nil {
+			return nil, malformed(s.mapping.challenge.key, err)
+		}
+		if text != "" {
+			return nil, &source.ChallengeError{Answer: text}
+		}
+	}
+	if !s.mapping.split {
+		e, err := s.event(in, body, r)
+		if err != nil {
+			return nil, err
+		}
+		return []event.Event{e}, nil
+	}
+	return s.events(in, body, r)
+}
+
+// events makes an event of each element of the body's list. All of them are
+// good, or there are none.
+func (s *Source) events(in *scope, body []byte, r *source.Request) ([]event.Event, error) {
+	list, err := elements(body, s.mapping.path)
+	if err != nil {
+		return nil, malformed("split", err)
+	}
+	in.variables[varEnvelope] = in.variables[varBody]
+	events := make([]event.Event, len(list))
+	for i, element := range list {
+		if in.variables[varBody], err = jsonbody.Decode(element); err != nil {
+			return nil, err
+		}
+		if events[i], err = s.event(in, element, r); err != nil {
+			if bad, ok := errors.AsType[*source.MalformedError](err); ok {
+				return nil, malformed(bad.Field, fmt.Errorf("in element [%d]: %w", i, bad.Err))
+			}
+			return nil, err
+		}
+	}
+	return events, nil
+}
+
+// event makes the event of one piece of JSON.
+func (s *Source) event(in *scope, data []byte, r *source.Request) (event.Event, error) {
+	m := s.mapping
+	typ, err := m.typ.neededText(in)
+	if err != nil {
+		return event.Event{}, malformed(m.typ.key, err)
+	}
+	uri, err := s.source(in)
+	if err != nil {
+		return event.Event{}, malformed("event.source", err)
+	}
+	id, err := s.id(in, data)
+	if err != nil {
+		return event.Event{}, err
+	}
+	ce := &ceevent.EventContextV1{
+		ID:              id,
+		Type:            typ,
+		Source:          *uri,
+		DataContentType: new(jsonbody.ContentType),
+		DataSchema:      types.ParseURI(s.env.Schema(typ)),
+		Extensions:      map[string]any{event.RecordedTime: types.Timestamp{Time: r.Received.UTC()}},
+	}
+	if m.subject != nil {
+		subject, err := m.subject.text(in)
+		if err != nil {
+			return event.Event{}, malformed(m.subject.key, err)
+		}
+		if subject != "" {
+			ce.Subject = &subject
+		}
+	}
+	if m.time != nil {
+		at, err := m.time.time(in)
+		if err != nil {
+			return event.Event{}, malformed(m.time.key, err)
+		}
+		if !at.IsZero() {
+			ce.Time = &types.Timestamp{Time: at}
+		}
+	}
+	for _, x := range append([]extension{{event.PartitionKey, m.partitionKey}}, m.extensions...) {
+		if x.value == nil {
+			continue
+		}
+		value, err := x.value.text(in)
+		if err != nil {
+			return event.Event{}, malformed(x.value.key, err)
+		}
+		if value != "" {
+			ce.Extensions[x.name] = value
+		}
+	}
+	keys, err := s.keys(in, id)
+	if err != nil {
+		return event.Event{}, err
+	}
+	return event.Event{CloudEvent: ceevent.Event{Context: ce, DataEncoded: data}, Keys: keys}, nil
+}
+
+// source works out the source: a URI reference that is the same when it is
+// written and read again, as it is in the journal and by every receiver.
+func (s *Source) source(in *scope) (*types.URIRef, error) {
+	text := "urn:postwire:source:" + s.env.Name
+	if s.mapping.source != nil {
+		var err error
+		if text, err = s.mapping.source.neededText(in); err != nil {
+			return nil, err
+		}
+	}
+	ref := types.ParseURIRef(text)
+	if ref == nil {
+		return nil, errors.New("gives text that is no URI reference")
+	}
+	written := ref.String()
+	if again := types.ParseURIRef(written); written == "" || again == nil || again.String() != written {
+		return nil, errors.New("gives text that is no URI reference")
+	}
+	return ref, nil
+}
+
+// headersOf returns the first value of each header, by its name in lower case.
+func headersOf(h http.Header) map[string]string {
+	headers := make(map[string]string, len(h))
+	for name, values := range h {
+		if len(values) > 0 {
+			headers[strings.ToLower(name)] = values[0]
+		}
+	}
+	return headers
+}
+
+// queryOf returns the first value of each parameter that can be read.
+func queryOf(raw string) map[string]string {
+	values, _ := url.ParseQuery(raw) // the rest is there all the same
+	query := make(map[string]string, len(values))
+	for name := range values {
+		query[name] = values.Get(name)
+	}
+	return query
+}
+
+func malformed(field string, err error) error { return &source.MalformedError{Field: field, Err: err} }

@@ -1,0 +1,122 @@
+package webhook
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	celast "cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/types"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// maxEvents is how many events one request may be: they are stored as one
+// atomic write.
+const maxEvents = 1000
+
+// splitPath compiles where the list is that a body is split along: body, or
+// fields inside of it. It is a path and no expression, because each event's
+// data are the bytes that were sent.
+func (l language) splitPath(text string) ([]string, *fault) {
+	a, f := l.check(text, want{noun: "a list", kinds: []types.Kind{types.ListKind}, hint: "name a field of the body"})
+	if f != nil {
+		return nil, f
+	}
+	names, at := pathOf(a.NativeRep().Expr())
+	if at != nil {
+		place := a.NativeRep().SourceInfo().GetStartLocation(at.ID())
+		return nil, &fault{"is no path into the body", "write body where the body is a list, or fields such as body.events" + snippet(text, place.Line(), place.Column())}
+	}
+	return names, nil
+}
+
+// pathOf returns the names behind body in an expression; or the part of it
+// that is none of a path.
+func pathOf(e celast.Expr) (names []string, bad celast.Expr) {
+	for {
+		switch {
+		case e.Kind() == celast.IdentKind && e.AsIdent() == varBody:
+			slices.Reverse(names)
+			return names, nil
+		case e.Kind() == celast.SelectKind && !e.AsSelect().IsTestOnly():
+			names = append(names, e.AsSelect().FieldName())
+			e = e.AsSelect().Operand()
+		case e.Kind() == celast.CallKind && e.AsCall().FunctionName() == "_[_]":
+			args := e.AsCall().Args()
+			name, ok := literalText(args[1])
+			if !ok {
+				return nil, args[1]
+			}
+			names = append(names, name)
+			e = args[0]
+		default:
+			return nil, e
+		}
+	}
+}
+
+func literalText(e celast.Expr) (string, bool) {
+	if e.Kind() != celast.LiteralKind {
+		return "", false
+	}
+	s, ok := e.AsLiteral().(types.String)
+	return string(s), ok
+}
+
+// elements returns the elements of the list at a path, as they were sent. The
+// body is valid JSON.
+func elements(body []byte, path []string) ([][]byte, error) {
+	d := jsontext.NewDecoder(bytes.NewReader(body))
+	for _, name := range path {
+		if d.PeekKind() != '{' {
+			return nil, errNothing
+		}
+		found, err := enter(d, name)
+		if err != nil {
+			return nil, err
+		}
+		if !found {
+			return nil, errNothing
+		}
+	}
+	if d.PeekKind() != '[' {
+		return nil, errors.New("gives no list")
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return nil, err
+	}
+	var all [][]byte
+	for d.PeekKind() != ']' {
+		if len(all) == maxEvents {
+			return nil, fmt.Errorf("gives more than %d elements", maxEvents)
+		}
+		v, err := d.ReadValue()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, bytes.Clone(v))
+	}
+	return all, nil
+}
+
+// enter goes into an object and to the value of a name.
+func enter(d *jsontext.Decoder, name string) (found bool, err error) {
+	if _, err := d.ReadToken(); err != nil {
+		return false, err
+	}
+	for d.PeekKind() != '}' {
+		t, err := d.ReadToken()
+		if err != nil {
+			return false, err
+		}
+		if t.String() == name {
+			return true, nil
+		}
+		if err := d.SkipValue(); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+

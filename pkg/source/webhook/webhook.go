@@ -1,0 +1,200 @@
+// Package webhook understands any webhook that carries JSON, as its
+// configuration says: expressions in CEL find the attributes of the event and
+// what it is known by in the body, the headers, the path and the query. For
+// some senders there are presets. Only the configuration names attributes; what
+// was sent can only be their values.
+package webhook
+
+import (
+	_ "embed"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/source/auth"
+)
+
+// Config is the block of a source of type webhook.
+type Config struct {
+	Preset    auth.Preset `yaml:"preset" enum:"github,stripe,standard-webhooks,slack" doc:"Map what this sender sends, and check signatures as it makes them. Keys that are written beside it count more. It is printed spelled out by postwire config print."`
+	Event     Mapping     `yaml:"event" doc:"The attributes of the event, as expressions in CEL over body, headers (by names in lower case), path and query. What an expression does not find is left out; without a type, an id or a source that is mapped the webhook is malformed. See docs/webhooks.md."`
+	Dedupe    []string    `yaml:"dedupe" doc:"Expressions for what a repeat is recognized by: two webhooks in which any of them gives the same text are one event. At least one must be found. Unset is the id." example:"[\"body.id\"]"`
+	Split     string      `yaml:"split" doc:"Where in the body a list is of which each element is an event of its own: body, or fields inside of it. In expressions body is then the element, and envelope the whole. The events are stored together or not at all, at most 1000." example:"body.events"`
+	Form      string      `yaml:"form" doc:"Name of the field that holds the JSON where a body is a form (application/x-www-form-urlencoded); * makes an object of text of all fields. Other bodies are JSON. Unset takes every body for JSON." example:"payload"`
+	Challenge string      `yaml:"challenge" doc:"Expression that gives text where the webhook is no event but asks to be answered with that text, as Slack does to verify a URL. It is answered 200." example:"body.?challenge"`
+	Auth      auth.Auth   `yaml:"auth" required:"true" doc:"How the sender proves who it is: the word none, or the ways that must all pass."`
+}
+
+// Mapping says what the attributes of an event are.
+type Mapping struct {
+	Type         string            `yaml:"type" doc:"Expression for the type. Needed where there is no preset." example:"'com.example.' + body.event"`
+	Source       string            `yaml:"source" doc:"Expression for the source, a URI reference. Unset is urn:postwire:source: and the name of this source."`
+	Subject      string            `yaml:"subject" doc:"Expression for the subject."`
+	ID           string            `yaml:"id" doc:"Expression for the id. Unset is the digest of the JSON (sha256: and hex, of its canonical form, RFC 8785)."`
+	Time         string            `yaml:"time" doc:"Expression for the time: RFC 3339 text with its zone, Unix seconds, or a timestamp."`
+	PartitionKey string            `yaml:"partitionkey" doc:"Expression for the key within which events keep their order."`
+	Extensions   map[string]string `yaml:"extensions" doc:"Expressions for further attributes, by their names: lower case letters and digits, at most 20." example:"{tenant: body.account.id}"`
+}
+
+// longestName is what CloudEvents asks of the names of extensions.
+const longestName = 20
+
+// taken are the attributes that Postwire sets itself, or that have keys of
+// their own.
+func taken() []string {
+	return []string{
+		"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data",
+		event.PartitionKey, event.RecordedTime, event.TraceParent, "tracestate",
+	}
+}
+
+// Validate implements config.Settings.
+func (c Config) Validate() error {
+	_, err := c.compile()
+	return config.Join(err, c.Auth.Validate())
+}
+
+// mapping is a Config whose expressions are ready for use.
+type mapping struct {
+	typ, source, subject, id, time, partitionKey, challenge *expression // nil where there is none
+
+	extensions []extension // by name
+	dedupe     []*expression
+
+	split bool
+	path  []string // where split
+}
+
+type extension struct {
+	name  string
+	value *expression
+}
+
+// compile makes the expressions ready for use, or reports everything that is
+// wrong with them.
+func (c Config) compile() (*mapping, error) {
+	var p config.Invalids
+	if c.Preset != "" {
+		if _, ok := preset(c.Preset); !ok {
+			p.Add("preset", fmt.Sprintf("%q is not a preset", string(c.Preset)), "use github, stripe, standard-webhooks or slack")
+		}
+	}
+	l, err := newLanguage(c.Split != "")
+	if err != nil {
+		return nil, err
+	}
+	m := &mapping{split: c.Split != ""}
+	if m.split {
+		path, fault := l.splitPath(c.Split)
+		if fault != nil {
+			p.Add("split", fault.what, fault.hint)
+		}
+		m.path = path
+	}
+	compile := func(l language, key, text string, w want) *expression {
+		x, fault := l.compile(key, text, w)
+		if fault != nil {
+			p.Add(key, fault.what, fault.hint)
+		}
+		return x
+	}
+	if c.Event.Type == "" {
+		p.Add("event.type", "is missing, and there is no preset", `say where the type is, for example "'com.example.' + body.event"`)
+	}
+	for _, x := range []struct {
+		to        **expression
+		key, text string
+		want      want
+	}{
+		{&m.typ, "event.type", c.Event.Type, wantText()},
+		{&m.source, "event.source", c.Event.Source, wantText()},
+		{&m.subject, "event.subject", c.Event.Subject, wantText()},
+		{&m.id, "event.id", c.Event.ID, wantText()},
+		{&m.time, "event.time", c.Event.Time, wantTime()},
+		{&m.partitionKey, "event.partitionkey", c.Event.PartitionKey, wantText()},
+	} {
+		if x.text != "" {
+			*x.to = compile(l, x.key, x.text, x.want)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Event.Extensions)) {
+		key := "event.extensions." + name
+		if what, hint := unfitName(name); what != "" {
+			p.Add(key, what, hint)
+			continue
+		}
+		m.extensions = append(m.extensions, extension{name, compile(l, key, c.Event.Extensions[name], wantText())})
+	}
+	for i, text := range c.Dedupe {
+		m.dedupe = append(m.dedupe, compile(l, fmt.Sprintf("dedupe[%d]", i), text, wantText()))
+	}
+	if c.Challenge != "" {
+		whole, err := newLanguage(false) // a challenge is asked before the body is split
+		if err != nil {
+			return nil, err
+		}
+		m.challenge = compile(whole, "challenge", c.Challenge, wantText())
+	}
+	return m, p.Err()
+}
+
+// unfitName says why an extension cannot bear a name.
+func unfitName(name string) (what, hint string) {
+	switch {
+	case slices.Contains(taken(), name):
+		hint = "name it otherwise"
+		if slices.Contains([]string{"id", "source", "type", "subject", "time", event.PartitionKey}, name) {
+			hint = "write it beside extensions, as event." + name
+		}
+		return "is an attribute that is set already", hint
+	case name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789") != "":
+		return fmt.Sprintf("%q is not the name of an attribute", name), "use lower case letters and digits only"
+	case len(name) > longestName:
+		return fmt.Sprintf("is longer than the %d characters that every receiver takes", longestName), "shorten it"
+	}
+	return "", ""
+}
+
+//go:embed example.yaml
+var example string
+
+// Kind is the source of type webhook.
+func Kind() source.Kind {
+	return source.DefineCompleted("webhook", "Webhooks of any sender that carry JSON, mapped by expressions. More in [webhooks.md](../webhooks.md).", example,
+		func() Config { return Config{} },
+		func(c *Config) { *c = c.completed() },
+		New)
+}
+
+// New makes a source.
+func New(c Config, env source.Env) (source.Source, error) {
+	c = c.completed() // a configuration that did not come through Kind is not, yet
+	m, err := c.compile()
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %w", env.Name, err)
+	}
+	verifier, err := c.Auth.Verifier()
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %w", env.Name, err)
+	}
+	return &Source{env: env, verifier: verifier, proof: verifier.Proof(), form: c.Form, mapping: m}, nil
+}
+
+// Source implements source.Source.
+type Source struct {
+	env      source.Env
+	verifier *auth.Verifier
+	proof    source.Proof
+	form     string
+	mapping  *mapping
+}
+
+// Verify implements source.Source.
+func (s *Source) Verify(r *source.Request) error { return s.verifier.Verify(r) }
+
+// Proof implements source.Source.
+func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
