@@ -65,6 +65,29 @@ sinks:`, 1))
 	write("empty.yaml", "")
 	write("jetstream.yaml", goodConfig+"journal: {engine: jetstream, jetstream: {url: nats://localhost}}\n")
 
+	write("hooks.yaml", `sources:
+  - {name: orders, type: webhook, paths: [/orders, /others], event: {type: '"shop." + body.event + path', subject: query.of, id: 'headers["x-id"]'}, dedupe: [body.n], auth: {bearer: {tokens: [confidential]}}}
+  - {name: slack, type: webhook, preset: slack, paths: [/slack], auth: none}
+  - {name: parts, type: webhook, paths: [/parts], event: {type: body.t}, split: body, auth: none}
+  - {name: upload-post, type: uploadpost, paths: [/up], auth: none}
+sinks: [{name: out, type: stdout}]
+`)
+	write("caret.yaml", `sources:
+  - name: orders
+    type: webhook
+    paths: [/orders]
+    event: {type: bdy.event}
+    auth: none
+sinks: [{name: out, type: stdout}]
+`)
+	write("order.json", `{"event":"paid","n":"7","big":12345678901234567890123}`)
+	write("parts.json", `[{"t":"a"},{"t":"b"}]`)
+	write("none.json", `[]`)
+	write("bad.json", `{"event":`)
+	write("challenge.json", `{"type":"url_verification","challenge":"abc"}`)
+	write("upload.json", `{"event":"ping"}`)
+	try := func(args ...string) []string { return append([]string{"config", "test", "-c", "hooks.yaml"}, args...) }
+
 	for _, tt := range []struct {
 		name      string
 		args      []string
@@ -92,6 +115,35 @@ sinks:`, 1))
 		{
 			name: "print", args: []string{"config", "print", "-c", "good.yaml"},
 			out: []string{"window: 24h", "max_body_bytes", "***"}, not: "whsec_printed",
+		},
+		{
+			name: "test", args: try("--source", "orders", "--file", "order.json", "--header", "X-Id: i 1", "--query", "of=a&b", "--path", "/others"),
+			out: []string{`"type": "shop.paid/others"`, `"subject": "a&b"`, `"id": "i 1"`, `"big": 12345678901234567890123`, `key: "orders" "dedupe" "0" "7"`}, not: "confidential",
+		},
+		{
+			name: "test, as JSON", args: try("--source", "parts", "--file", "parts.json", "-o", "json"),
+			out: []string{`"type": "a"`, `"type": "b"`, `"keys": [`, `"sha256:`},
+		},
+		{name: "test, several events", args: try("--source", "parts", "--file", "parts.json"), out: []string{"event 1 of 2", "event 2 of 2"}},
+		{name: "test, no events", args: try("--source", "parts", "--file", "none.json"), out: []string{"no events"}},
+		{name: "test, another kind", args: try("--source", "upload-post", "--file", "upload.json"), out: []string{"com.upload-post.ping"}},
+		{name: "test, a challenge", args: try("--source", "slack", "--file", "challenge.json"), out: []string{"answered 200 with: abc"}},
+		{name: "test, malformed", args: try("--source", "orders", "--file", "bad.json"), code: 1, errs: []string{"malformed: body: is not valid JSON at byte 9"}},
+		{name: "test, no id", args: try("--source", "orders", "--file", "order.json"), code: 1, errs: []string{"malformed: event.id: finds nothing"}},
+		{
+			name: "test, malformed, as JSON", args: try("--source", "orders", "--file", "order.json", "-o", "json"), code: 1,
+			out: []string{`"field": "event.id"`, `"reason": "finds nothing in the request"`},
+		},
+		{name: "test, which source", args: try("--file", "order.json"), code: 2, errs: []string{"--source", "orders, slack, parts, upload-post"}},
+		{name: "test, no such source", args: try("--source", "x", "--file", "order.json"), code: 2, errs: []string{`no source "x"`}},
+		{name: "test, no file", args: try("--source", "orders"), code: 2, errs: []string{"--file"}},
+		{name: "test, no such file", args: try("--source", "orders", "--file", "x.json"), code: 2, errs: []string{"x.json"}},
+		{name: "test, a header that is none", args: try("--source", "orders", "--file", "order.json", "--header", "X-Id"), code: 2, errs: []string{"'Name: value'"}},
+		{name: "test, a query that is none", args: try("--source", "orders", "--file", "order.json", "--query", "of"), code: 2, errs: []string{"name=value"}},
+		{name: "test, other output", args: try("--source", "orders", "--file", "order.json", "-o", "xml"), code: 2, errs: []string{"text or json"}},
+		{
+			name: "a mistake in an expression", args: []string{"config", "test", "-c", "caret.yaml", "--file", "order.json"}, code: 2,
+			errs: []string{"caret.yaml:5:19: sources[0].event.type: is not an expression: undeclared reference to 'bdy'", "\n    bdy.event\n    ^"},
 		},
 		{name: "print hides passwords in URLs", args: []string{"config", "print", "-c", "good.yaml"}, not: "hunter2"},
 		{name: "send to nobody", args: []string{"send", "--url", "http://127.0.0.1:1/"}, code: 1, errs: []string{"refused"}},

@@ -11,10 +11,10 @@ import (
 func configCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "Check, describe or print a configuration",
+		Short: "Check, try, describe or print a configuration",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(validateCommand(), schemaCommand(), printCommand())
+	cmd.AddCommand(validateCommand(), testCommand(), schemaCommand(), printCommand())
 	return cmd
 }
 

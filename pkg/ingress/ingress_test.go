@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -516,5 +517,90 @@ func TestBodiesArriveWhole(t *testing.T) {
 				t.Errorf("a body of %d bytes did not arrive whole", len(body))
 			}
 		}
+	}
+}
+
+// asking is a source whose every webhook is a challenge.
+type asking struct{ source.Source }
+
+func (asking) Normalize(r *source.Request) ([]event.Event, error) {
+	return nil, &source.ChallengeError{Answer: string(r.Body)}
+}
+
+// A challenge is answered with its own text, which is no page and is not stored.
+func TestChallengeIsAnswered(t *testing.T) {
+	signed := auth.Auth{Signature: &auth.Signature{Secrets: []config.Secret{secret}}}
+	w := serveRoutes(t, Options{Config: config.Default().Server, Routes: []Route{routeTo("ask", asking{newSource(t, signed)}, source.Rate{})}})
+	for _, tt := range []struct {
+		secret, want string
+		code         int
+	}{
+		{secret, "<b>3eZbrw1aBm2rZgRNFdxV</b>", http.StatusOK},
+		{"another", "Credentials are missing or not valid.", http.StatusUnauthorized},
+	} {
+		body := []byte("<b>3eZbrw1aBm2rZgRNFdxV</b>")
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.url+"/ask", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sign(t, req.Header, tt.secret, body)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != tt.code || !strings.Contains(string(text), tt.want) {
+			t.Errorf("the answer is %s %s, %v", resp.Status, text, err)
+		}
+		if kind := resp.Header.Get("Content-Type"); tt.code == http.StatusOK &&
+			(string(text) != tt.want || kind != "text/plain; charset=utf-8" || resp.Header.Get("X-Content-Type-Options") != "nosniff") {
+			t.Errorf("it is sent as %v", resp.Header)
+		}
+	}
+	if n := testutil.ToFloat64(w.metrics.requests.WithLabelValues("ask", "challenge")); n != 1 || w.journal.Last() != 0 {
+		t.Errorf("%v challenges are counted, %d events are stored", n, w.journal.Last())
+	}
+	for _, entry := range w.logs.All() {
+		if strings.Contains(fmt.Sprint(entry.Message, entry.ContextMap()), "3eZbrw1aBm2rZgRNFdxV") {
+			t.Errorf("it is logged: %v", entry)
+		}
+	}
+}
+
+// What is set aside can be read again: method, path and query are with it, and
+// nothing secret is.
+func TestWhatIsSetAsideIsWhole(t *testing.T) {
+	const token = "confidential-0123456789"
+	w := serveRoutes(t, Options{Config: config.Default().Server, Routes: []Route{
+		routeTo("in", newSource(t, auth.Auth{PathToken: &auth.PathToken{Tokens: []config.Secret{token}}}), source.Rate{}),
+	}})
+	for _, query := range []string{"a=b&a=c", "again=" + token} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.url+"/in/"+token+"?"+query, strings.NewReader("{"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Original-Url", "/in/"+token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusAccepted {
+			t.Fatal(resp.Status)
+		}
+	}
+	var got []string
+	for r, err := range w.journal.Quarantined(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, r.Method+" "+r.Path+" "+r.RawQuery)
+		if kept := fmt.Sprintf("%+v", r); strings.Contains(kept, token) {
+			t.Errorf("the token is kept: %s", kept)
+		}
+	}
+	if want := []string{"POST /in a=b&a=c", "POST /in "}; !slices.Equal(got, want) {
+		t.Errorf("kept are %q, want %q", got, want)
 	}
 }

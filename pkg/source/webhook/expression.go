@@ -306,40 +306,38 @@ func (x *expression) failure(err error) error {
 	return errors.New(what)
 }
 
-// text works out text that can be an attribute; "" where there is none.
+// text works out text that can be an attribute. It is empty where there is
+// none: nothing, a value of another type, or text that cannot be one.
 func (x *expression) text(in *scope) (string, error) {
-	s, _, err := x.string(in)
-	return s, err
+	v, err := x.value(in)
+	if err != nil {
+		return "", err
+	}
+	text, _ := v.(types.String)
+	return jsonbody.Usable(string(text)), nil
 }
 
 // neededText is text where there must be some.
 func (x *expression) neededText(in *scope) (string, error) {
-	s, there, err := x.string(in)
-	switch {
-	case err != nil:
-		return "", err
-	case !there:
-		return "", errNothing
-	case s == "":
-		return "", errUnusable
-	}
-	return s, nil
-}
-
-func (x *expression) string(in *scope) (s string, there bool, err error) {
 	v, err := x.value(in)
-	if v == nil || err != nil {
-		return "", false, err
+	if err != nil {
+		return "", err
+	}
+	if v == nil {
+		return "", errNothing
 	}
 	text, ok := v.(types.String)
 	if !ok {
-		return "", true, fmt.Errorf("gives %s, must give text", v.Type().TypeName())
+		return "", fmt.Errorf("gives %s, must give text", v.Type().TypeName())
 	}
-	return jsonbody.Usable(string(text)), true, nil
+	if s := jsonbody.Usable(string(text)); s != "" {
+		return s, nil
+	}
+	return "", errUnusable
 }
 
 // time works out a time: RFC 3339 text, Unix seconds or a timestamp. It is
-// zero where there is none, or text that is none.
+// zero where there is none, or something that is none.
 func (x *expression) time(in *scope) (time.Time, error) {
 	v, err := x.value(in)
 	if v == nil || err != nil {
@@ -360,7 +358,7 @@ func (x *expression) time(in *scope) (time.Time, error) {
 	case types.Timestamp:
 		t = v.Time
 	default:
-		return time.Time{}, fmt.Errorf("gives %s, must give a time", v.Type().TypeName())
+		return time.Time{}, nil
 	}
 	t = t.UTC()
 	if y := t.Year(); y < 1 || y > 9999 { // RFC 3339

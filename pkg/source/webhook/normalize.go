@@ -22,7 +22,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	whole, err := jsonbody.Decode(body)
+	whole, err := jsonbody.Value(body)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (s *Source) events(in *scope, body []byte, r *source.Request) ([]event.Even
 	in.variables[varEnvelope] = in.variables[varBody]
 	events := make([]event.Event, len(list))
 	for i, element := range list {
-		if in.variables[varBody], err = jsonbody.Decode(element); err != nil {
+		if in.variables[varBody], err = jsonbody.Value(element); err != nil {
 			return nil, err
 		}
 		if events[i], err = s.event(in, element, r); err != nil {

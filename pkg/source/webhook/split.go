@@ -119,4 +119,3 @@ func enter(d *jsontext.Decoder, name string) (found bool, err error) {
 	}
 	return false, nil
 }
-

@@ -9,6 +9,7 @@ import (
 	_ "embed"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -198,3 +199,6 @@ func (s *Source) Verify(r *source.Request) error { return s.verifier.Verify(r) }
 
 // Proof implements source.Source.
 func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
+
+// Options implements source.Source: such senders do not ask.
+func (s *Source) Options(*source.Request) (http.Header, bool) { return nil, false }

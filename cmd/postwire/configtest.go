@@ -1,0 +1,235 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/app"
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/source"
+)
+
+// trial is a webhook that is only tried.
+type trial struct {
+	source, file, path string
+	headers, query     []string
+}
+
+// tried is what came of it: events, or a text to be answered with, or the
+// reason why the webhook is malformed.
+type tried struct {
+	Events    []triedEvent    `json:"events,omitempty"`
+	Challenge string          `json:"challenge,omitempty"`
+	Malformed *triedMalformed `json:"malformed,omitempty"`
+}
+
+type triedEvent struct {
+	Event json.RawMessage `json:"event"`
+	Keys  [][]string      `json:"keys"` // the parts of each
+}
+
+type triedMalformed struct {
+	Field  string `json:"field"` // "" is the body
+	Reason string `json:"reason"`
+}
+
+func testCommand() *cobra.Command {
+	var path string
+	var out output
+	t := &trial{}
+	cmd := &cobra.Command{
+		Use:   "test",
+		Short: "Show the events that a source would make of a webhook",
+		Long: `Show the events that a source would make of a webhook: their attributes, their
+data, and the keys by which a repeat is recognized. Nothing is sent or stored,
+and the source asks for no proof. A webhook that is malformed ends with 1.`,
+		Example: `  postwire config test --source orders --file order.json
+  postwire config test --source github --file push.json --header 'X-GitHub-Event: push' --header 'X-GitHub-Delivery: 1'
+  postwire config test --source orders --file - --path /webhooks/orders --query region=eu -o json < order.json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := out.check("text"); err != nil {
+				return err
+			}
+			plan, err := app.Load(path)
+			if err != nil {
+				return err
+			}
+			got, err := t.run(plan, cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			if out == "json" {
+				err = printJSON(cmd.OutOrStdout(), got)
+			} else {
+				err = got.print(cmd.OutOrStdout())
+			}
+			if err == nil && got.Malformed != nil {
+				return fmt.Errorf("the webhook is malformed: %w", &source.MalformedError{Field: got.Malformed.Field, Err: errors.New(got.Malformed.Reason)})
+			}
+			return err
+		},
+	}
+	configFlag(cmd, &path)
+	f := cmd.Flags()
+	f.StringVar(&t.source, "source", "", "name of the source; needed where there are several")
+	f.StringVar(&t.file, "file", "", "file with the body; - is standard input")
+	f.StringVar(&t.path, "path", "", "path that is posted to (default the first of the source)")
+	f.StringArrayVar(&t.headers, "header", nil, "a header, 'Name: value'; may be given several times")
+	f.StringArrayVar(&t.query, "query", nil, "a parameter of the query, name=value; may be given several times")
+	out.register(cmd, "text")
+	return cmd
+}
+
+// run makes the request and has it understood.
+func (t *trial) run(plan *app.Plan, stdin io.Reader) (tried, error) {
+	s, err := t.sourceOf(plan)
+	if err != nil {
+		return tried{}, err
+	}
+	r, err := t.request(s)
+	if err != nil {
+		return tried{}, err
+	}
+	if r.Body, err = t.body(stdin, plan.Config.Server.MaxBodyBytes); err != nil {
+		return tried{}, err
+	}
+	events, err := plan.Understand(s, r)
+	if malformed, ok := errors.AsType[*source.MalformedError](err); ok {
+		return tried{Malformed: &triedMalformed{malformed.Field, malformed.Err.Error()}}, nil
+	}
+	if challenge, ok := errors.AsType[*source.ChallengeError](err); ok {
+		return tried{Challenge: challenge.Answer}, nil
+	}
+	if err != nil {
+		return tried{}, err
+	}
+	got := tried{Events: []triedEvent{}}
+	for _, e := range events {
+		one, err := triedOf(e)
+		if err != nil {
+			return tried{}, err
+		}
+		got.Events = append(got.Events, one)
+	}
+	return got, nil
+}
+
+func (t *trial) sourceOf(plan *app.Plan) (source.Configured, error) {
+	var names []string
+	for _, s := range plan.Sources {
+		if s.Name == t.source || t.source == "" && len(plan.Sources) == 1 {
+			return s, nil
+		}
+		names = append(names, s.Name)
+	}
+	if t.source == "" {
+		return source.Configured{}, fmt.Errorf("%w: --source: name one of %s", errUsage, strings.Join(names, ", "))
+	}
+	return source.Configured{}, fmt.Errorf("%w: --source: there is no source %q; use one of %s", errUsage, t.source, strings.Join(names, ", "))
+}
+
+func (t *trial) request(s source.Configured) (*source.Request, error) {
+	r := &source.Request{Method: http.MethodPost, Path: t.path, Header: http.Header{}, Received: time.Now().UTC()}
+	if r.Path == "" {
+		r.Path = s.Settings.Paths[0]
+	}
+	for _, h := range t.headers {
+		name, value, ok := strings.Cut(h, ":")
+		value = strings.TrimSpace(value)
+		if !ok || !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
+			return nil, fmt.Errorf("%w: --header: write 'Name: value'", errUsage)
+		}
+		r.Header.Add(name, value)
+	}
+	var query []string
+	for _, q := range t.query {
+		name, value, ok := strings.Cut(q, "=")
+		if !ok {
+			return nil, fmt.Errorf("%w: --query: write name=value", errUsage)
+		}
+		query = append(query, url.QueryEscape(name)+"="+url.QueryEscape(value))
+	}
+	r.RawQuery = strings.Join(query, "&")
+	return r, nil
+}
+
+// body reads the file, within the limit that the relay would hold it to.
+func (t *trial) body(stdin io.Reader, limit config.Size) ([]byte, error) {
+	in := stdin
+	switch t.file {
+	case "":
+		return nil, fmt.Errorf("%w: --file: name the file with the body, or - for standard input", errUsage)
+	case "-":
+	default:
+		f, err := os.Open(t.file)
+		if err != nil {
+			return nil, fmt.Errorf("%w: --file: %w", errUsage, err)
+		}
+		defer f.Close()
+		in = f
+	}
+	body, err := io.ReadAll(io.LimitReader(in, int64(limit)+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the body: %w", err)
+	}
+	if int64(len(body)) > int64(limit) {
+		return nil, fmt.Errorf("the body is larger than server.max_body_bytes, %v: it would be answered 413", limit)
+	}
+	return body, nil
+}
+
+func triedOf(e event.Event) (triedEvent, error) {
+	text, err := e.CloudEvent.MarshalJSON()
+	if err != nil {
+		return triedEvent{}, fmt.Errorf("writing event %s as JSON: %w", e.CloudEvent.ID(), err)
+	}
+	one := triedEvent{Event: text}
+	for _, k := range e.Keys {
+		one.Keys = append(one.Keys, k.Parts())
+	}
+	return one, nil
+}
+
+// print writes what came of it for a person. What is malformed is the error of
+// the command.
+func (t tried) print(w io.Writer) error {
+	switch {
+	case t.Malformed != nil:
+		return nil
+	case t.Challenge != "":
+		_, err := fmt.Fprintf(w, "a challenge, which is answered 200 with: %s\n", t.Challenge)
+		return err
+	case len(t.Events) == 0:
+		_, err := fmt.Fprintln(w, "no events")
+		return err
+	}
+	for i, e := range t.Events {
+		if len(t.Events) > 1 {
+			fmt.Fprintf(w, "event %d of %d\n", i+1, len(t.Events))
+		}
+		if err := printJSON(w, e.Event); err != nil {
+			return err
+		}
+		for _, parts := range e.Keys {
+			for i, part := range parts {
+				parts[i] = fmt.Sprintf("%q", part)
+			}
+			if _, err := fmt.Fprintf(w, "key: %s\n", strings.Join(parts, " ")); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
