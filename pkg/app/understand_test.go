@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/source"
 )
 
 // A request that was set aside is read again as it came.
@@ -22,11 +23,11 @@ sinks: [{name: other, type: stdout}]
 	if err != nil {
 		t.Fatal(err)
 	}
-	src, err := plan.Sources[0].Open(plan.env(plan.Sources[0]))
+	src, err := plan.Sources[0].Open(plan.sourceEnv(plan.Sources[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
-	events, err := understanding{"hooks": src}.again(journal.Rejected{
+	events, err := (&understanding{sources: map[string]source.Source{"hooks": src}}).again(journal.Rejected{
 		Source: "hooks", Received: time.Unix(1e9, 0).UTC(), Method: http.MethodPost, Path: "/b", RawQuery: "of=x",
 		Header: http.Header{"X-Event": {"e"}}, Body: []byte("{}"),
 	})

@@ -394,3 +394,26 @@ func FuzzExpression(f *testing.F) {
 		}
 	})
 }
+
+// Every function of the language is in the docs, so that none comes in unseen
+// with an upgrade.
+func TestFunctionsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/webhooks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, language, _ := strings.Cut(string(page), "\n## The language\n")
+	language, _, _ = strings.Cut(language, "\n## ")
+	l, err := newLanguage(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range l.env.Functions() {
+		if strings.ContainsAny(name, "_@!") || strings.HasPrefix(name, "get") {
+			continue // operators, and the parts of a time
+		}
+		if !strings.Contains(language, "`"+name+"`") {
+			t.Errorf("docs/webhooks.md lacks %s", name)
+		}
+	}
+}
