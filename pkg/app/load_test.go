@@ -221,6 +221,31 @@ sinks: [{name: other, type: stdout}]
 	}
 }
 
+// What a preset stands for is printed, and means the same when it is read.
+func TestYAMLShowsPresets(t *testing.T) {
+	text, err := os.ReadFile("../../config/examples/webhook.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := Parse("webhook.yaml", text, func(string) (string, bool) { return "c29tZXRoaW5n", true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed, err := plan.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin, end := strings.Index(string(printed), "sources:"), strings.Index(string(printed), "sinks:")
+	golden.Check(t, "testdata/presets.yaml", string(printed[begin:end]))
+	again, err := Parse("printed.yaml", printed, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if twice, err := again.YAML(); err != nil || string(twice) != string(printed) {
+		t.Errorf("it is printed in another way the second time: %v\n%s", err, twice)
+	}
+}
+
 func TestYAMLShowsDefaultsAndNoSecrets(t *testing.T) {
 	text, err := os.ReadFile("../../config/examples/production.yaml")
 	if err != nil {

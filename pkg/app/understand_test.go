@@ -37,7 +37,7 @@ sinks: [{name: other, type: stdout}]
 	if got := events[0].CloudEvent.Type(); got != "e/b?x" {
 		t.Errorf("the type is %q", got)
 	}
-	if _, err := (understanding{}).again(journal.Rejected{Source: "gone"}); err == nil {
+	if _, err := (&understanding{}).again(journal.Rejected{Source: "gone"}); err == nil {
 		t.Error("a source that is gone understands")
 	}
 }

@@ -21,7 +21,7 @@ import (
 
 // Config is the block of a source of type webhook.
 type Config struct {
-	Preset    auth.Preset `yaml:"preset" enum:"github,stripe,standard-webhooks,slack" doc:"Map what this sender sends, and check signatures as it makes them. Keys that are written beside it count more. It is printed spelled out by postwire config print."`
+	Preset    auth.Preset `yaml:"preset" enum:"none,github,stripe,standard-webhooks,slack" doc:"Map what this sender sends, and check signatures as it makes them. Keys that are written beside it count more. It is printed spelled out by postwire config print."`
 	Event     Mapping     `yaml:"event" doc:"The attributes of the event, as expressions in CEL over body, headers (by names in lower case), path and query. What an expression does not find is left out; without a type, an id or a source that is mapped the webhook is malformed. See docs/webhooks.md."`
 	Dedupe    []string    `yaml:"dedupe" doc:"Expressions for what a repeat is recognized by: two webhooks in which any of them gives the same text are one event. At least one must be found. Unset is the id." example:"[\"body.id\"]"`
 	Split     string      `yaml:"split" doc:"Where in the body a list is of which each element is an event of its own: body, or fields inside of it. In expressions body is then the element, and envelope the whole. The events are stored together or not at all, at most 1000." example:"body.events"`
@@ -40,6 +40,9 @@ type Mapping struct {
 	PartitionKey string            `yaml:"partitionkey" doc:"Expression for the key within which events keep their order."`
 	Extensions   map[string]string `yaml:"extensions" doc:"Expressions for further attributes, by their names: lower case letters and digits, at most 20." example:"{tenant: body.account.id}"`
 }
+
+// none is the preset of a source that is mapped by its own keys alone.
+const none auth.Preset = "none"
 
 // longestName is what CloudEvents asks of the names of extensions.
 const longestName = 20
@@ -79,10 +82,8 @@ type extension struct {
 // wrong with them.
 func (c Config) compile() (*mapping, error) {
 	var p config.Invalids
-	if c.Preset != "" {
-		if _, ok := preset(c.Preset); !ok {
-			p.Add("preset", fmt.Sprintf("%q is not a preset", string(c.Preset)), "use github, stripe, standard-webhooks or slack")
-		}
+	if _, ok := preset(c.Preset); !ok && c.Preset != none && c.Preset != "" {
+		p.Add("preset", fmt.Sprintf("%q is not a preset", string(c.Preset)), "use none, github, stripe, standard-webhooks or slack")
 	}
 	l, err := newLanguage(c.Split != "")
 	if err != nil {
@@ -166,7 +167,7 @@ var example string
 // Kind is the source of type webhook.
 func Kind() source.Kind {
 	return source.DefineCompleted("webhook", "Webhooks of any sender that carry JSON, mapped by expressions. More in [webhooks.md](../webhooks.md).", example,
-		func() Config { return Config{} },
+		func() Config { return Config{Preset: none} },
 		func(c *Config) { *c = c.completed() },
 		New)
 }

@@ -317,11 +317,12 @@ func TestCostIsBounded(t *testing.T) {
 	long := strings.Repeat("a", 1<<20)
 	list := "[" + strings.TrimSuffix(strings.Repeat(`{"a":"`+strings.Repeat("b", 1000)+`"},`, 900), ",") + "]"
 	for name, tt := range map[string]struct{ keys, body string }{
-		"a long text is searched":           {`event: {type: 'body.contains("b") ? "x" : "y"'}`, `"` + long + `"`},
-		"a long text is matched":            {`event: {type: 'body.matches("(a*)*b") ? "x" : "y"'}`, `"` + long + `"`},
-		"a long text is replaced":           {`event: {type: 'body.replace("a", "aaaaaaaa")'}`, `"` + long + `"`},
-		"a text is taken apart":             {`event: {type: 'body.split("").join("x")'}`, `"` + long + `"`},
-		"many elements, each within limits": {"split: body\nevent: {type: 'body.a.matches(\"^(b+)+$|" + strings.Repeat("x", 100) + "\") ? \"t\" : \"y\"'}", list},
+		"a long text is searched":             {`event: {type: 'body.contains("b") ? "x" : "y"'}`, `"` + long + `"`},
+		"a long text is matched":              {`event: {type: 'body.matches("(a*)*b") ? "x" : "y"'}`, `"` + long + `"`},
+		"a long text is replaced":             {`event: {type: 'body.replace("a", "aaaaaaaa")'}`, `"` + long + `"`},
+		"a text is taken apart":               {`event: {type: 'body.split("").join("x")'}`, `"` + long + `"`},
+		"a long text goes into every element": {"split: body.l\nevent: {type: '\"t\"', subject: envelope.a + body}", `{"a":"` + long[:1<<19] + `","l":["b"` + strings.Repeat(`,"b"`, 900) + `]}`},
+		"many elements, each within limits":   {"split: body\nevent: {type: 'body.a.matches(\"^(b+)+$|" + strings.Repeat("x", 100) + "\") ? \"t\" : \"y\"'}", list},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := newSource(t, tt.keys+"\nauth: none\n").Normalize(&source.Request{Body: []byte(tt.body), Received: received})
