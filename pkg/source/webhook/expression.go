@@ -255,7 +255,7 @@ type scope struct {
 
 var (
 	errNothing   = errors.New("finds nothing in the request")
-	errUnusable  = errors.New("gives text that is empty, too long or holds control characters")
+	errUnusable  = errors.New("gives text that is blank, too long or holds control characters")
 	errExpensive = errors.New("costs too much to work out")
 )
 
@@ -317,7 +317,7 @@ func (x *expression) text(in *scope) (string, error) {
 		return "", err
 	}
 	text, _ := v.(types.String)
-	return jsonbody.Usable(string(text)), nil
+	return usable(string(text)), nil
 }
 
 // neededText is text where there must be some.
@@ -333,10 +333,19 @@ func (x *expression) neededText(in *scope) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("gives %s, must give text", v.Type().TypeName())
 	}
-	if s := jsonbody.Usable(string(text)); s != "" {
+	if s := usable(string(text)); s != "" {
 		return s, nil
 	}
 	return "", errUnusable
+}
+
+// usable returns s if it can be any attribute, and otherwise nothing. Of white
+// space alone no id, type or subject can be: readers take it for empty.
+func usable(s string) string {
+	if strings.TrimSpace(s) == "" {
+		return ""
+	}
+	return jsonbody.Usable(s)
 }
 
 // time works out a time: RFC 3339 text, Unix seconds or a timestamp. It is
