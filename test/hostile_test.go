@@ -626,35 +626,38 @@ func TestHostileHeaders(t *testing.T) {
 		fmt.Fprintf(&small, "A%d: b\r\n", i)
 	}
 	const head = "POST /open HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
-	for _, tt := range []struct {
-		name string
-		text io.Reader
-		want int
-	}{
-		{"many that are allowed", strings.NewReader(head + "Connection: close\r\n" + small.String() + "\r\n"), 400},
-		{"many of attributes", strings.NewReader(strings.Replace(head, "/open", "/events", 1) + "Connection: close\r\n" + strings.ReplaceAll(small.String(), "A", "ce-a") + "\r\n"), 0},
-		{"without end", behind(head, "A: b\r\n"), 431},
-		{"one without end", behind(head+"A: ", "x"), 431},
-		{"a name without end", behind(head, "x"), 431},
-		{"a request line without end", behind("POST /", "x"), 431},
-		{"a method without end", endless("x"), 431},
-		{"an obsolete fold", strings.NewReader("POST /open HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"), 400},
-		{"a control character", strings.NewReader(head + "A: b\x00c\r\nConnection: close\r\n\r\n"), 400},
-		{"a space before the colon", strings.NewReader(head + "A : b\r\nConnection: close\r\n\r\n"), 400},
-		{"no name", strings.NewReader(head + ": b\r\nConnection: close\r\n\r\n"), 400},
-		{"no host", strings.NewReader("POST /open HTTP/1.1\r\nConnection: close\r\n\r\n"), 400},
-		{"two hosts", strings.NewReader(head + "Host: y\r\nConnection: close\r\n\r\n"), 400},
-		{"a host that is none", strings.NewReader("POST /open HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n"), 400},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			got := v.send(t, tt.text)
-			switch {
-			case len(got) == 0 && tt.want == 431: // the answer was lost to the reset
-			case len(got) != 1, tt.want != 0 && got[0] != tt.want, got[0] < 400:
-				t.Errorf("answered %v, want %d", got, tt.want)
-			}
-		})
-	}
+	t.Run("each", func(t *testing.T) {
+		for _, tt := range []struct {
+			name string
+			text io.Reader
+			want int
+		}{
+			{"many that are allowed", strings.NewReader(head + "Connection: close\r\n" + small.String() + "\r\n"), 400},
+			{"many of attributes", strings.NewReader(strings.Replace(head, "/open", "/events", 1) + "Connection: close\r\n" + strings.ReplaceAll(small.String(), "A", "ce-a") + "\r\n"), 0},
+			{"without end", behind(head, "A: b\r\n"), 431},
+			{"one without end", behind(head+"A: ", "x"), 431},
+			{"a name without end", behind(head, "x"), 431},
+			{"a request line without end", behind("POST /", "x"), 431},
+			{"a method without end", endless("x"), 431},
+			{"an obsolete fold", strings.NewReader("POST /open HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"), 400},
+			{"a control character", strings.NewReader(head + "A: b\x00c\r\nConnection: close\r\n\r\n"), 400},
+			{"a space before the colon", strings.NewReader(head + "A : b\r\nConnection: close\r\n\r\n"), 400},
+			{"no name", strings.NewReader(head + ": b\r\nConnection: close\r\n\r\n"), 400},
+			{"no host", strings.NewReader("POST /open HTTP/1.1\r\nConnection: close\r\n\r\n"), 400},
+			{"two hosts", strings.NewReader(head + "Host: y\r\nConnection: close\r\n\r\n"), 400},
+			{"a host that is none", strings.NewReader("POST /open HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n"), 400},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				t.Parallel()
+				got := v.send(t, tt.text)
+				switch {
+				case len(got) == 0 && tt.want == 431: // the answer was lost to the reset
+				case len(got) != 1, tt.want != 0 && got[0] != tt.want, got[0] < 400:
+					t.Errorf("answered %v, want %d", got, tt.want)
+				}
+			})
+		}
+	})
 	each(pick(50, 500), func(int) { v.raw(t, head+"Connection: close\r\n"+small.String()+"\r\n") })
 	stop()
 	v.recovers(t)
