@@ -120,7 +120,11 @@ func New(opts Options) (*Server, error) {
 		IdleTimeout:       c.IdleTimeout,
 		MaxHeaderBytes:    int(c.MaxHeaderBytes),
 		ConnState:         s.conns.state,
-		ErrorLog:          zap.NewStdLog(opts.Log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))),
+	}
+	// What strangers do to connections is of interest to who looks for it.
+	var err error
+	if s.http.ErrorLog, err = zap.NewStdLogAt(opts.Log, zap.DebugLevel); err != nil {
+		return nil, fmt.Errorf("making a log for the server: %w", err)
 	}
 	if c.TLS.CertFile != "" {
 		certificates, err := newReloader(c.TLS, opts.Log)

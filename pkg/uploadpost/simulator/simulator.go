@@ -259,6 +259,9 @@ func (s *Simulator) deliver(ctx context.Context, h *hook, event string, body []b
 		h.failed = 0
 		return
 	}
+	if ctx.Err() != nil {
+		return // it was we who hung up
+	}
 	s.counts.Failed++
 	s.opts.Log.Debug("a webhook was not taken", zap.String("url", url), zap.Error(err))
 	if h.failed++; h.failed >= s.opts.Breaker.Failures {
