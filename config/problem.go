@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/postwire/postwire/internal/spelling"
 )
 
 // Problem is one thing that is wrong in a configuration, and where.
@@ -220,7 +222,7 @@ func nearest(word string, known []string) string {
 	best, least := "", 1+len(word)/3
 	for _, k := range known {
 		folded := fold(strings.ToLower(k))
-		d := distance(word, folded)
+		d := spelling.Distance(word, folded)
 		if min(len(word), len(folded)) >= 3 && (strings.HasPrefix(word, folded) || strings.HasPrefix(folded, word)) {
 			d = min(d, 1) // warning is meant as warn, conn as connections
 		}
@@ -229,29 +231,4 @@ func nearest(word string, known []string) string {
 		}
 	}
 	return best
-}
-
-// distance counts the letters to insert, delete, replace or swap with their
-// neighbor to turn a into b.
-func distance(a, b string) int {
-	row := func() []int { return make([]int, len(b)+1) }
-	before, last, now := row(), row(), row()
-	for j := range last {
-		last[j] = j
-	}
-	for i := range len(a) {
-		now[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			now[j+1] = min(last[j]+cost, last[j+1]+1, now[j]+1)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				now[j+1] = min(now[j+1], before[j-1]+1)
-			}
-		}
-		before, last, now = last, now, before
-	}
-	return last[len(b)]
 }

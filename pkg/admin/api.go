@@ -20,6 +20,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/relay"
+	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
 )
 
 // BasePath is where the API is on the admin port. Its description, OpenAPI
@@ -36,10 +37,13 @@ type API struct {
 	// Understand reads a quarantined request again, as its source does
 	// today.
 	Understand func(journal.Rejected) ([]event.Event, error)
-	Token      func() string // that callers must show; empty asks for none
-	Version    string
-	Now        func() time.Time
-	Log        *zap.Logger
+	// Reconcile compares with a sender's history; its error wraps ErrNoHistory
+	// where there is none.
+	Reconcile func(ctx context.Context, source string, from, to time.Time, dry bool) (reconcile.Report, error)
+	Token     func() string // that callers must show; empty asks for none
+	Version   string
+	Now       func() time.Time
+	Log       *zap.Logger
 }
 
 // handler serves the API and its description.
@@ -58,6 +62,7 @@ func (a *API) handler() http.Handler {
 	a.setAside(api)
 	a.replays(api)
 	a.tail(api)
+	a.reconciling(api)
 	return a.guard(mux)
 }
 

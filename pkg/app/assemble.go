@@ -44,6 +44,7 @@ type App struct {
 	look       chan struct{}        // asks for a look at the files
 	reloads    *prometheus.CounterVec
 	understand *understanding
+	gaps       *gaps // of Upload-Post's webhooks, by its history
 
 	ready   readiness
 	cleanup []func() error // in the order of assembly; undone from the end
@@ -109,6 +110,10 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		routes[i] = ingress.Route{Name: s.Name, Source: src, Settings: s.Settings}
 	}
 
+	if a.gaps, err = newGaps(p, a.journal, a.understand, now, metrics, log.Named("reconcile")); err != nil {
+		return nil, err
+	}
+
 	// 1: the ingress.
 	a.ingress, err = ingress.New(ingress.Options{
 		Config: p.Config.Server, Routes: routes, Journal: a.journal,
@@ -126,7 +131,7 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		Checks:   []admin.Check{{Name: "journal", Run: a.journal.Check}, {Name: "sources", Run: a.ready.check}},
 		Gatherer: metrics, Log: log.Named("admin"),
 		API: &admin.API{
-			Journal: a.journal, Relay: a.relay, Understand: a.understand.again,
+			Journal: a.journal, Relay: a.relay, Understand: a.understand.again, Reconcile: a.gaps.compare,
 			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, Version: ReadVersion().Version, Now: now, Log: log.Named("admin"),
 		},
 	})

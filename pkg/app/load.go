@@ -14,6 +14,7 @@ import (
 	"github.com/postwire/postwire/pkg/relay"
 	"github.com/postwire/postwire/pkg/source"
 	allsources "github.com/postwire/postwire/pkg/source/all"
+	"github.com/postwire/postwire/pkg/source/uploadpost"
 	"github.com/postwire/postwire/sinks"
 	allsinks "github.com/postwire/postwire/sinks/all"
 )
@@ -116,6 +117,9 @@ func check(c *config.Config, err error) (*Plan, error) {
 func checkSource(c *config.Config, b config.Block, s source.Configured) error {
 	if most := c.Server.MaxBufferedBytes / 2; s.Settings.MaxBodyBytes > most {
 		return b.Problem("max_body_bytes", fmt.Sprintf("%v is more than half of server.max_buffered_bytes", s.Settings.MaxBodyBytes), fmt.Sprintf("use %v at most, or make the other one larger", most))
+	}
+	if own, ok := s.Own.(uploadpost.Config); ok && own.Reconcile.Interval > 0 && own.Reconcile.Lookback > c.Journal.Retention {
+		return b.Problem("reconcile.lookback", fmt.Sprintf("%v is longer than journal.retention, %v: what came before that cannot be told from what did not", own.Reconcile.Lookback, c.Journal.Retention), "make one of them shorter, or the other longer")
 	}
 	src, err := s.Open(source.Env{Name: s.Name}) // it is pure
 	if err != nil {

@@ -91,6 +91,9 @@ func (a *App) reload() error {
 			return err
 		}
 		a.understand.set(s.Name, sources[i])
+		if err := a.gaps.replace(s); err != nil {
+			return err
+		}
 	}
 	for i, s := range next.Sinks {
 		if reflect.DeepEqual(s.Own, old.Sinks[i].Own) && reflect.DeepEqual(s.Settings.Redact, old.Sinks[i].Settings.Redact) {

@@ -56,6 +56,10 @@ func (a *App) Run(ctx context.Context) error {
 		a.follow(running)
 		return nil
 	})
+	g.Go(func() error {
+		a.gaps.run(running)
+		return nil
+	})
 	a.ready.serving.Store(true)
 	a.log.Info("taking webhooks", zap.Stringer("addr", a.Addr()), zap.Stringer("admin", a.AdminAddr()))
 

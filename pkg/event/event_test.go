@@ -76,6 +76,9 @@ func TestTemplateMistakes(t *testing.T) {
 		"events.}":         {7, "a } without its {"},
 		"{platform}.{}":    {11, "{} names no attribute"},
 		"{plat{form}}":     {0, "{plat{form} names no attribute"},
+		"{Tenant}":         {0, "{Tenant} names no attribute"},
+		"{tenant-id}":      {0, "{tenant-id} names no attribute"},
+		"{profiles}":       {0, "{profiles} names no attribute"},
 	} {
 		_, err := ParseTemplate(text)
 		e, ok := errors.AsType[*TemplateError](err)
@@ -92,6 +95,7 @@ func TestExpand(t *testing.T) {
 		"events.{platform}":         "events.INSTAGRAM",
 		"{platform}{platform}":      "INSTAGRAMINSTAGRAM",
 		"events.{outcome}.x":        "events.NONE.x",
+		"events.{tenant}":           "events.NONE",
 		"é.{type}":                  "é.COM.UPLOAD-POST.UPLOAD_COMPLETED",
 		"{specversion}/{publishid}": "1.0/NONE",
 	} {

@@ -4,19 +4,21 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/postwire/postwire/internal/spelling"
 )
 
 // None is what a template gives for an attribute that an event does not have.
 const None = "none"
 
-// attributes are the names a template may use.
+// attributes are the names that events of every source may have.
 var attributes = []string{
 	"id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "specversion",
 	Platform, MediaType, Profile, Outcome, PublishID, PartitionKey, CorrelationID, DeliveryID, RecordedTime, TraceParent,
 }
 
-// Attributes returns the names of all attributes that a template may use,
-// the CloudEvents core first.
+// Attributes returns the names of the attributes that events of every source
+// may have, the CloudEvents core first. Sources may set others besides.
 func Attributes() []string { return slices.Clone(attributes) }
 
 // Template is text with attributes in it: "events.{platform}.{outcome}". The
@@ -64,15 +66,36 @@ func ParseTemplate(text string) (Template, error) {
 			return Template{}, &TemplateError{at, "a { without its }", "write an attribute as {platform}"}
 		}
 		name := text[at+1 : at+end]
-		if !slices.Contains(attributes, name) {
-			what := fmt.Sprintf("{%s} names no attribute", name)
-			return Template{}, &TemplateError{at, what, "the attributes are " + strings.Join(attributes, ", ")}
+		if hint := misnamed(name); hint != "" {
+			return Template{}, &TemplateError{at, fmt.Sprintf("{%s} names no attribute", name), hint}
 		}
 		t.parts = append(t.parts, part{text: name, attribute: true})
 		at += end + 1
 	}
 	return t, nil
 }
+
+// misnamed returns what is right in place of a name that cannot be one of an
+// attribute, or is a slip of one that is known. Any other may be of an extension
+// that a source sets.
+func misnamed(name string) string {
+	if slices.Contains(attributes, name) {
+		return ""
+	}
+	for _, known := range attributes {
+		if spelling.Distance(name, known) == 1 && len(name) > 2 {
+			return fmt.Sprintf("did you mean {%s}?", known)
+		}
+	}
+	if name == "" || len(name) > maxName || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789") != "" {
+		return "the attributes are " + strings.Join(attributes, ", ") + ", and extensions that a source sets, in lower-case letters and digits"
+	}
+	return ""
+}
+
+// maxName is how long the name of an extension should be at most (CloudEvents,
+// section 3.1).
+const maxName = 20
 
 // String returns the template as it was written.
 func (t Template) String() string { return t.text }

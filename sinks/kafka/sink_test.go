@@ -555,7 +555,7 @@ func TestConfigMistakes(t *testing.T) {
 		"brokers: a:1, topic: t":                         "list",
 		"brokers: [a:1]":                                 "topic",
 		"brokers: [a:1], topic: a b":                     "a character that a topic may not have",
-		`brokers: [a:1], topic: "a.{nothing}"`:           "{nothing} names no attribute",
+		`brokers: [a:1], topic: "a.{No}"`:                "{No} names no attribute",
 		"brokers: [a:1], topic: ..":                      "not a name for a topic",
 		"brokers: [a:1], topic: t, acks: none":           "did you mean \"one\"",
 		"brokers: [a:1], topic: t, partitions: 0":        "1 or more",

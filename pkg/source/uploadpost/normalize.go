@@ -22,6 +22,7 @@ const (
 	sourceBase = "https://upload-post.com"
 
 	uploadCompleted = "upload_completed"
+	success         = "success"
 )
 
 // accountEvents have a status in place of a result.
@@ -160,7 +161,7 @@ func (s *Source) read(body []byte) (facts, error) {
 	}
 	switch p.Result.Success.kind {
 	case 't':
-		f.outcome = "success"
+		f.outcome = success
 	case 'f':
 		f.outcome = "failure"
 	}

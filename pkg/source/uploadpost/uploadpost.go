@@ -9,12 +9,14 @@ import (
 	_ "embed"
 	"fmt"
 	"net/http"
+	"net/url"
 	"time"
 	_ "time/tzdata" // the sender's zone must be known on a machine without a zone database
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
+	client "github.com/postwire/postwire/pkg/uploadpost"
 )
 
 // The headers of a delivery.
@@ -29,6 +31,22 @@ const (
 type Config struct {
 	Timezone string    `yaml:"timezone" doc:"Zone in which created_at is read where it names none, as in the IANA database." example:"Europe/Berlin"`
 	Auth     auth.Auth `yaml:"auth" required:"true" doc:"How the sender proves who it is: the word none, or the ways that must all pass."`
+
+	API       API       `yaml:"api" doc:"The service's API, for the account whose webhooks these are."`
+	Reconcile Reconcile `yaml:"reconcile" doc:"Find in the history of uploads what no webhook has told, and enter it as a webhook would have."`
+}
+
+// API is how the service's API is reached.
+type API struct {
+	Key config.Secret `yaml:"key" doc:"API key of the account." example:"${UPLOAD_POST_API_KEY}"`
+	URL string        `yaml:"url" doc:"Where the API is."`
+}
+
+// Reconcile is when the history is compared with what came, and how far back.
+type Reconcile struct {
+	Interval time.Duration `yaml:"interval" doc:"Time between two comparisons; 0 makes none." example:"5m"`
+	Lookback time.Duration `yaml:"lookback" doc:"How far back a comparison goes. After an outage the first one goes back to the last event that came. At most journal.retention, in which events that came can be found."`
+	Settle   time.Duration `yaml:"settle" doc:"How old an upload must be to be missed: until then its webhook may still be on its way."`
 }
 
 // Validate implements source.Config.
@@ -36,6 +54,18 @@ func (c Config) Validate() error {
 	var p config.Invalids
 	if _, err := time.LoadLocation(c.Timezone); err != nil || c.Timezone == "" {
 		p.Add("timezone", fmt.Sprintf("%q is not a time zone", c.Timezone), "use a name of the IANA database, such as UTC or Europe/Berlin")
+	}
+	if u, err := url.Parse(c.API.URL); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil {
+		p.Add("api.url", "is not the URL of an API", "for example "+client.DefaultBaseURL)
+	}
+	switch r := c.Reconcile; {
+	case r.Interval < 0 || r.Settle < 0:
+		p.Add("reconcile", "has a time that is negative", "for example {interval: 5m, lookback: 48h, settle: 10m}")
+	case r.Interval == 0:
+	case c.API.Key == "":
+		p.Add("api.key", "is missing, and reconcile.interval is set", "set it, for example ${UPLOAD_POST_API_KEY}")
+	case r.Lookback <= r.Settle:
+		p.Add("reconcile.lookback", fmt.Sprintf("is no longer than settle, %v", r.Settle), "use a longer one, for example 48h")
 	}
 	return config.Join(p.Err(), c.Auth.Validate())
 }
@@ -46,7 +76,12 @@ var example string
 // Kind is the source of type uploadpost.
 func Kind() source.Kind {
 	return source.Define("uploadpost", "Webhooks of Upload-Post: uploads that ended, and changes of connected accounts.", example,
-		func() Config { return Config{Timezone: "UTC", Auth: auth.Auth{Default: auth.UploadPost}} },
+		func() Config {
+			return Config{
+				Timezone: "UTC", Auth: auth.Auth{Default: auth.UploadPost}, API: API{URL: client.DefaultBaseURL},
+				Reconcile: Reconcile{Lookback: 48 * time.Hour, Settle: 10 * time.Minute},
+			}
+		},
 		New)
 }
 
