@@ -129,7 +129,8 @@ func (c *Client) History(ctx context.Context, q Query) iter.Seq2[Upload, error] 
 func (c *Client) span(ctx context.Context, q Query, yield func(Upload, error) bool) bool {
 	values := url.Values{
 		"limit": {strconv.Itoa(historyPage)},
-		"start": {q.From.UTC().Format(time.RFC3339)}, "end": {q.To.UTC().Format(time.RFC3339)},
+		// In whole seconds that hold all of the span; what is outside is left out below.
+		"start": {q.From.UTC().Format(time.RFC3339)}, "end": {q.To.Add(time.Second - 1).UTC().Format(time.RFC3339)},
 	}
 	for name, value := range map[string]string{"platform": q.Platform, "profile_username": q.Profile, "status": q.Status} {
 		if value != "" {
