@@ -337,6 +337,9 @@ func TestCredentialsExpire(t *testing.T) {
 	w.nats.Restart(t)
 	l.more(t, 100)
 	w.settle(t, r.endpoint, l, "NATS takes the credentials no longer, then again")
+	if err := r.stop(t); err != nil { // the log is whole then
+		t.Errorf("stopping: %v", err)
+	}
 	if strings.Contains(r.log.String(), `"old"`) {
 		t.Error("the log holds the password")
 	}

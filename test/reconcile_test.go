@@ -102,6 +102,9 @@ func TestGapsClose(t *testing.T) {
 	if recovered == "0" || recovered == "" {
 		t.Error("nothing was recovered")
 	}
+	if err := r.stop(t); err != nil { // the log is whole then
+		t.Errorf("stopping: %v", err)
+	}
 	if strings.Contains(r.log.String(), `"key"`) {
 		t.Error("the log holds the API key")
 	}
