@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/postwire/postwire/pkg/source/auth"
+	"github.com/postwire/postwire/pkg/uploadpost"
 	"github.com/postwire/postwire/pkg/uploadpost/simulator"
 )
 
@@ -165,4 +166,53 @@ func TestRotationUnderLoad(t *testing.T) {
 		t.Errorf("webhooks were refused: %+v", c)
 	}
 	w.settled(t, r.endpoint)
+}
+
+// TestSecretFromAPI: the relay reads the secret from the service, at its start
+// and when the service signs with another one; no webhook is refused.
+func TestSecretFromAPI(t *testing.T) {
+	service := simulator.New(simulator.Options{APIKey: "key", Random: rand.New(rand.NewPCG(12, 13))})
+	defer service.Close()
+	api := httptest.NewServer(service.Handler())
+	defer api.Close()
+	w := newWorld(t)
+	r := start(t, w.change(t, `auth: {signature: {secrets: ["${SECRET}"]}}`, "auth: {signature: {from_api: true}}\n    api: {key: key, url: "+api.URL+"/api}"))
+	service.SetWebhook("http://"+r.addr+"/webhooks/upload-post", "")
+	client, err := uploadpost.New(uploadpost.Options{BaseURL: api.URL + "/api", APIKey: "key"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	played := make(chan error, 1)
+	go func() { played <- service.Play(ctx, simulator.Piece{Rate: 200, Failures: 0.1}) }()
+	taken := func() {
+		t.Helper()
+		goal := service.Counts().Delivered + 100
+		eventually(t, "more webhooks are taken", func() bool { return service.Counts().Delivered >= goal })
+	}
+	taken()
+	for range 2 {
+		if _, err := client.RotateSecret(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		taken()
+	}
+	stop()
+	if err := <-played; !errors.Is(err, context.Canceled) {
+		t.Errorf("playing: %v", err)
+	}
+	if c := service.Counts(); c.Failed > 0 || c.Dropped > 0 {
+		t.Errorf("webhooks were refused: %+v", c)
+	}
+	// A stranger's signature is refused all the same.
+	if code := r.postSigned(t, "whsec_of_a_stranger", upload(0, 0)); code != http.StatusUnauthorized {
+		t.Errorf("a stranger was answered %d", code)
+	}
+	w.settled(t, r.endpoint)
+	if err := r.stop(t); err != nil {
+		t.Errorf("stopping: %v", err)
+	}
+	if strings.Contains(r.log.String(), "whsec_") || strings.Contains(r.log.String(), `"key"`) {
+		t.Error("the log holds a secret")
+	}
 }

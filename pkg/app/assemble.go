@@ -43,8 +43,10 @@ type App struct {
 	stamp      string               // of the files that have been read
 	look       chan struct{}        // asks for a look at the files
 	reloads    *prometheus.CounterVec
+	renewing   sync.Mutex // of sources
 	understand *understanding
 	gaps       *gaps // of Upload-Post's webhooks, by its history
+	secrets    *secrets
 
 	ready   readiness
 	cleanup []func() error // in the order of assembly; undone from the end
@@ -100,9 +102,13 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	a.cleanup = append(a.cleanup, a.relay.Close)
 
 	// 2: the sources.
+	if a.secrets, err = newSecrets(p, now, log.Named("secrets")); err != nil {
+		return nil, err
+	}
+	a.secrets.change = a.renew
 	routes := make([]ingress.Route, len(p.Sources))
 	for i, s := range p.Sources {
-		src, err := s.Open(p.sourceEnv(s))
+		src, err := a.secrets.open(p, s)
 		if err != nil {
 			return nil, err
 		}

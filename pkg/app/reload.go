@@ -55,21 +55,46 @@ func (a *App) follow(ctx context.Context) {
 // whoever rotates secrets writes the new one as soon as it is known.
 const doubtFor = 3 * time.Second
 
-// doubt looks at the files at once. It is a Doubt of the ingress.
-func (a *App) doubt(string) time.Duration {
+// doubt looks for newer secrets of a source at once. It is a Doubt of the
+// ingress.
+func (a *App) doubt(name string) time.Duration {
+	hold := a.secrets.doubt(name)
 	if len(a.plan.Load().Config.Files()) == 0 {
-		return 0
+		return hold
 	}
 	select {
 	case a.look <- struct{}{}:
 	default: // it is about to be done
 	}
-	return doubtFor
+	return max(hold, doubtFor)
+}
+
+// renew lets a source have the secrets that are known by now.
+func (a *App) renew(name string) {
+	a.renewing.Lock() // what is read from files may change at the same moment
+	defer a.renewing.Unlock()
+	p := a.plan.Load()
+	for _, s := range p.Sources {
+		if s.Name != name {
+			continue
+		}
+		src, err := a.secrets.open(p, s)
+		if err == nil {
+			err = a.ingress.Replace(name, src)
+		}
+		if err != nil {
+			a.log.Error("a source cannot be opened with its new secret; the one before it stays in effect", zap.String("source", name), zap.Error(err))
+			return
+		}
+		a.understand.set(name, src)
+	}
 }
 
 // reload reads the files again and takes over what sources and sinks know of
 // them. It takes over all of it or nothing.
 func (a *App) reload() error {
+	a.renewing.Lock()
+	defer a.renewing.Unlock()
 	old := a.plan.Load()
 	next, err := old.again()
 	if err != nil {
@@ -77,7 +102,7 @@ func (a *App) reload() error {
 	}
 	sources := make([]source.Source, len(next.Sources))
 	for i, s := range next.Sources {
-		if sources[i], err = s.Open(next.sourceEnv(s)); err != nil {
+		if sources[i], err = a.secrets.open(next, s); err != nil {
 			return fmt.Errorf("source %s: %w", s.Name, err)
 		}
 	}

@@ -60,6 +60,10 @@ func (a *App) Run(ctx context.Context) error {
 		a.gaps.run(running)
 		return nil
 	})
+	g.Go(func() error {
+		a.secrets.run(running)
+		return nil
+	})
 	a.ready.serving.Store(true)
 	a.log.Info("taking webhooks", zap.Stringer("addr", a.Addr()), zap.Stringer("admin", a.AdminAddr()))
 

@@ -297,7 +297,7 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 
 // mostHeld is how many requests of a source wait for newer secrets at once: a
 // stranger's wait as well as a sender's.
-const mostHeld = 64
+const mostHeld = 512
 
 // verify verifies a request. One whose proof fits no secret is held for a moment
 // where that may change: a sender that has a new secret uses it at once, and

@@ -101,6 +101,9 @@ func (a Auth) Validate() error {
 	}
 	if a.Signature != nil {
 		p.Nest("auth.signature", a.signature().Validate())
+		if a.Signature.FromAPI && a.Default != UploadPost {
+			p.Add("auth.signature.from_api", "has no effect: only sources of type uploadpost know their sender's API", "remove it, and list secrets")
+		}
 	}
 	if a.Basic != nil {
 		p.Nest("auth.basic", a.Basic.Validate())

@@ -35,7 +35,7 @@ func (b Basic) Validate() error {
 	if strings.Contains(b.Username, ":") {
 		p.Add("username", "holds a colon, which ends the name in HTTP Basic", "use a name without one")
 	}
-	checkSecrets(&p, "passwords", "password", "send", b.Passwords, func(string) (what, hint string) { return "", "" })
+	checkSecrets(&p, "passwords", "password", "send", b.Passwords, false, func(string) (what, hint string) { return "", "" })
 	return p.Err()
 }
 
@@ -68,7 +68,7 @@ type Bearer struct {
 // Validate reports everything that is wrong.
 func (b Bearer) Validate() error {
 	var p config.Invalids
-	checkSecrets(&p, "tokens", "token", "send", b.Tokens, unfitForHeader)
+	checkSecrets(&p, "tokens", "token", "send", b.Tokens, false, unfitForHeader)
 	return p.Err()
 }
 
@@ -109,7 +109,7 @@ type Header struct {
 func (h Header) Validate() error {
 	var p config.Invalids
 	checkHeaderName(&p, "name", h.Name)
-	checkSecrets(&p, "values", "value", "send", h.Values, unfitForHeader)
+	checkSecrets(&p, "values", "value", "send", h.Values, false, unfitForHeader)
 	return p.Err()
 }
 
@@ -135,7 +135,7 @@ type PathToken struct {
 // Validate reports everything that is wrong.
 func (t PathToken) Validate() error {
 	var p config.Invalids
-	checkSecrets(&p, "tokens", "token", "send", t.Tokens, func(token string) (what, hint string) {
+	checkSecrets(&p, "tokens", "token", "send", t.Tokens, false, func(token string) (what, hint string) {
 		switch {
 		case len(token) < minPathToken:
 			return fmt.Sprintf("is shorter than %d characters, and could be found by trying", minPathToken), "make one with openssl rand -hex 32"
@@ -185,8 +185,8 @@ func (d digests) hold(given []byte) bool {
 // checkSecrets notes a list without secrets, empty ones, and those in which
 // fault finds one. What is noted never shows a secret. Who knows one can send,
 // or sign.
-func checkSecrets(p *config.Invalids, key, noun, can string, secrets []config.Secret, fault func(string) (what, hint string)) {
-	if len(secrets) == 0 {
+func checkSecrets(p *config.Invalids, key, noun, can string, secrets []config.Secret, others bool, fault func(string) (what, hint string)) {
+	if len(secrets) == 0 && !others {
 		p.Add(key, "is empty", "list at least one "+noun)
 	}
 	for i, secret := range secrets {

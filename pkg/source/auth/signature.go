@@ -40,7 +40,8 @@ const (
 // spell out.
 type Signature struct {
 	Preset    Preset          `yaml:"preset" enum:"upload-post,standard-webhooks,github,stripe,slack" doc:"Sign as this sender does, in place of the keys from algorithm on. Where neither is written, a source of type uploadpost takes upload-post, and one of type webhook its own preset."`
-	Secrets   []config.Secret `yaml:"secrets" required:"true" doc:"Shared secrets; any one of them may have signed, so that a rotation loses nothing." example:"[\"${WEBHOOK_SECRET}\"]"`
+	Secrets   []config.Secret `yaml:"secrets" doc:"Shared secrets; any one of them may have signed, so that a rotation loses nothing. Needed unless from_api is set." example:"[\"${WEBHOOK_SECRET}\"]"`
+	FromAPI   bool            `yaml:"from_api" doc:"Read the secret from the sender's API, at the start and when signatures stop matching, at most once a minute; the one before it is taken for another hour. For sources of type uploadpost, with api.key."`
 	Tolerance time.Duration   `yaml:"tolerance" doc:"How far the signed timestamp may be from now, either way; a webhook outside it is answered 401. Inside it a repeat is a duplicate, as long as dedupe.window is at least twice as long. Unset is 5m."`
 
 	Algorithm       string `yaml:"algorithm" enum:"sha256,sha1,sha512" doc:"Hash of the HMAC. Unset is sha256."`
@@ -70,8 +71,9 @@ func (s *Signature) MarshalConfig() any {
 		return struct {
 			Preset    Preset          `yaml:"preset"`
 			Secrets   []config.Secret `yaml:"secrets"`
+			FromAPI   bool            `yaml:"from_api"`
 			Tolerance *time.Duration  `yaml:"tolerance"`
-		}{s.Preset, s.Secrets, tolerance}
+		}{s.Preset, s.Secrets, s.FromAPI, tolerance}
 	}
 	return struct {
 		Secrets         []config.Secret `yaml:"secrets"`
@@ -145,7 +147,7 @@ func (s Signature) Validate() error {
 			p.Add(key, fmt.Sprintf("cannot stand beside preset: %s, which says it already", s.Preset), "remove it; or remove preset, and spell out all that differs from the defaults")
 		}
 	}
-	checkSecrets(&p, "secrets", "secret", "sign", s.Secrets, func(secret string) (what, hint string) {
+	checkSecrets(&p, "secrets", "secret", "sign", s.Secrets, s.FromAPI, func(secret string) (what, hint string) {
 		if how.key == nil {
 			return "", ""
 		}

@@ -58,6 +58,9 @@ func (c Config) Validate() error {
 	if u, err := url.Parse(c.API.URL); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil {
 		p.Add("api.url", "is not the URL of an API", "for example "+client.DefaultBaseURL)
 	}
+	if c.Auth.Signature != nil && c.Auth.Signature.FromAPI && c.API.Key == "" {
+		p.Add("api.key", "is missing, and auth.signature.from_api is set", "set it, for example ${UPLOAD_POST_API_KEY}")
+	}
 	switch r := c.Reconcile; {
 	case r.Interval < 0 || r.Settle < 0:
 		p.Add("reconcile", "has a time that is negative", "for example {interval: 5m, lookback: 48h, settle: 10m}")
