@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/source"
@@ -16,9 +17,12 @@ import (
 )
 
 const (
-	// The service is asked at most so often when signatures stop matching:
-	// whoever sends a wrong one must not make us ask it all the time.
+	// The service is asked at most so often when signatures stop matching, in
+	// the long run: whoever sends a wrong one must not make us ask it all the
+	// time. A few more are for those who came a moment too early to see the
+	// secret that was just read.
 	askEvery = time.Minute
+	askBurst = 3
 	// After an attempt that failed it is asked again by itself, so that a
 	// webhook which is held meanwhile need not be refused.
 	askAgain = 2 * time.Second
@@ -46,7 +50,8 @@ type secret struct {
 	last     config.Secret // empty until it could be read
 	previous config.Secret
 	rotated  time.Time // when previous was the last one
-	asked    time.Time
+	asking   bool      // a look is asked for, or under way
+	limiter  *rate.Limiter
 	failed   bool // the last attempt
 }
 
@@ -58,11 +63,13 @@ func newSecrets(p *Plan, now func() time.Time, log *zap.Logger) (*secrets, error
 			if err != nil {
 				return nil, fmt.Errorf("source %s: api: %w", src.Name, err)
 			}
-			s.sources[src.Name] = &secret{api: api, ask: make(chan struct{}, 1)}
+			s.sources[src.Name] = &secret{api: api, ask: make(chan struct{}, 1), asking: true, limiter: newAskLimiter()}
 		}
 	}
 	return s, nil
 }
+
+func newAskLimiter() *rate.Limiter { return rate.NewLimiter(rate.Every(askEvery), askBurst) }
 
 // fromAPI returns the configuration of a source that reads its secret from the
 // sender's API.
@@ -106,16 +113,14 @@ func (s *secrets) doubt(name string) time.Duration {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.failed {
+	if k.failed || k.asking {
 		return askFor
 	}
-	if !k.asked.IsZero() && s.now().Sub(k.asked) < askEvery {
+	if !k.limiter.AllowN(s.now(), 1) {
 		return 0
 	}
-	select {
-	case k.ask <- struct{}{}:
-	default: // it is about to be done
-	}
+	k.asking = true
+	k.ask <- struct{}{} // it has room: nobody else asks
 	return askFor
 }
 
@@ -151,12 +156,12 @@ func (s *secrets) read(ctx context.Context, name string, k *secret) bool {
 	}
 	k.mu.Lock()
 	failedBefore := k.failed
-	k.asked, k.failed = s.now(), err != nil || settings.WebhookSecret == ""
+	k.asking, k.failed = false, err != nil || settings.WebhookSecret == ""
 	failed := k.failed
 	changed := !failed && settings.WebhookSecret != k.last
 	if changed {
 		k.previous, k.last, k.rotated = k.last, settings.WebhookSecret, s.now()
-		k.asked = time.Time{} // who rotates may do so again
+		k.limiter = newAskLimiter() // who rotates may do so again
 	}
 	k.mu.Unlock()
 	log := s.log.With(zap.String("source", name))
