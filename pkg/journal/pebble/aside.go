@@ -11,6 +11,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
 // change hands a change that must be made to the committer. While storage
@@ -91,7 +92,7 @@ func decodeDead(key, value []byte) (d journal.Dead, err error) {
 	if err != nil {
 		return d, err
 	}
-	letter, record, err := splitDead(value)
+	letter, rec, err := splitDead(value)
 	if err != nil {
 		return d, err
 	}
@@ -99,15 +100,15 @@ func decodeDead(key, value []byte) (d journal.Dead, err error) {
 	if err := json.Unmarshal(letter, &d.Letter); err != nil {
 		return d, err
 	}
-	d.Record, err = decodeRecord(id.Seq, record)
+	d.Record, err = record.Decode(id.Seq, rec)
 	return d, err
 }
 
 // splitDead takes the value of a dead letter apart.
-func splitDead(value []byte) (letter, record []byte, err error) {
-	r := &reader{b: value}
-	letter = r.bytes()
-	return letter, r.b, r.err
+func splitDead(value []byte) (letter, rec []byte, err error) {
+	r := &record.Reader{B: value}
+	letter = r.Bytes()
+	return letter, r.B, r.Err
 }
 
 // DeadLetters implements journal.Aside.
@@ -138,7 +139,7 @@ func (j *Journal) DeadLetter(ctx context.Context, id journal.DeadID) (d journal.
 }
 
 // settle takes a dead letter out and does something with it, as one act.
-func (j *Journal) settle(ctx context.Context, id journal.DeadID, do func(g *group, record []byte) error) error {
+func (j *Journal) settle(ctx context.Context, id journal.DeadID, do func(g *group, rec []byte) error) error {
 	var missing error
 	err := j.change(ctx, func(g *group) error {
 		value, err := g.take(sinkKey(deadSpace, id))
@@ -148,11 +149,11 @@ func (j *Journal) settle(ctx context.Context, id journal.DeadID, do func(g *grou
 		if err != nil {
 			return err
 		}
-		_, record, err := splitDead(value)
+		_, rec, err := splitDead(value)
 		if err != nil {
 			return err
 		}
-		return do(g, record)
+		return do(g, rec)
 	})
 	if err = errors.Join(err, missing); err != nil {
 		return fmt.Errorf("dead letter %d of sink %s: %w", id.Seq, id.Sink, err)
@@ -165,15 +166,15 @@ func (j *Journal) Retry(ctx context.Context, id journal.DeadID) (s journal.Seq, 
 	if err := j.Check(); err != nil {
 		return 0, fmt.Errorf("retrying: %w", err)
 	}
-	err = j.settle(ctx, id, func(g *group, record []byte) error {
-		r, encoded, err := split(id.Seq, record)
+	err = j.settle(ctx, id, func(g *group, rec []byte) error {
+		r, encoded, err := record.Split(id.Seq, rec)
 		if err != nil {
 			return err
 		}
 		if r.Of == 0 {
 			r.Of = id.Seq
 		}
-		s, err = g.appendRecord(append(appendAddress(nil, id.Sink, r.Of), encoded...))
+		s, err = g.appendRecord(append(record.AppendAddress(nil, id.Sink, r.Of), encoded...))
 		if err != nil {
 			return err
 		}
@@ -249,7 +250,7 @@ func (j *Journal) Release(ctx context.Context, id string, events ...event.Event)
 			return nil, fmt.Errorf("releasing: %w", err)
 		}
 	}
-	values, size, err := encodeAll(events)
+	values, size, err := j.encodeAll(events)
 	if err != nil {
 		return nil, fmt.Errorf("releasing: %w", err)
 	}

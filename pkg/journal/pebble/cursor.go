@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
 // maxReadBytes bounds what one Next holds in memory, whatever its limit.
@@ -194,7 +195,7 @@ func (st *store) read(from, through journal.Seq, limit int) (records []journal.R
 		if err != nil {
 			return nil, damaged(err)
 		}
-		r, err := decodeRecord(seqOf(it.Key()), value)
+		r, err := record.Decode(seqOf(it.Key()), value)
 		if err != nil {
 			return nil, damaged(err)
 		}
@@ -257,9 +258,9 @@ func encodeCursor(committed, began journal.Seq) []byte {
 }
 
 func decodeCursor(value []byte) (committed, began journal.Seq, err error) {
-	r := &reader{b: value}
-	committed, began = journal.Seq(r.uint64()), journal.Seq(r.uint64())
-	return committed, began, r.err
+	r := &record.Reader{B: value}
+	committed, began = journal.Seq(r.Uint64()), journal.Seq(r.Uint64())
+	return committed, began, r.Err
 }
 
 // Began implements journal.Cursor.

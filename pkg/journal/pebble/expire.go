@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
 // expire removes what is old, now and then, until Close.
@@ -185,7 +186,7 @@ func (st *store) before(cutoff time.Time, oldest, last journal.Seq) (journal.Seq
 		if err != nil {
 			return 0, err
 		}
-		accepted, err := acceptedOf(value)
+		accepted, err := record.Accepted(value)
 		if err := errors.Join(err, closer.Close()); err != nil {
 			return 0, err
 		}

@@ -26,6 +26,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
 // Options of the engine. Dir and Window are needed.
@@ -35,6 +36,8 @@ type Options struct {
 	Retention time.Duration // how long events stay that every cursor has passed
 	MaxBytes  uint64        // size of the journal at which appends are refused; 0 is no limit
 	MinFree   uint64        // bytes of free disk space below which appends are refused
+
+	KeepKeys bool // give records back with their identity keys
 
 	Log   *zap.Logger      // nil is silent
 	FS    vfs.FS           // nil is the disk
@@ -370,7 +373,7 @@ func (st *store) load(width time.Duration) error {
 	}
 	if it.Last() {
 		st.last = max(st.last, seqOf(it.Key()))
-		accepted, err := acceptedOf(it.Value())
+		accepted, err := record.Accepted(it.Value())
 		if err != nil {
 			return errors.Join(fmt.Errorf("event %d: %w", st.last, err), it.Close())
 		}
@@ -410,7 +413,7 @@ func (st *store) number(key []byte, none journal.Seq) (journal.Seq, error) {
 		return 0, err
 	}
 	if len(value) != 8 {
-		return 0, errTruncated
+		return 0, record.ErrTruncated
 	}
 	return seqOf(value), nil
 }
@@ -602,7 +605,7 @@ func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.
 	if err := j.Check(); err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
 	}
-	values, size, err := encodeAll(events)
+	values, size, err := j.encodeAll(events)
 	if err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
 	}
@@ -616,13 +619,17 @@ func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.
 
 // encodeAll encodes events, each behind eight bytes for the time of its
 // acceptance.
-func encodeAll(events []event.Event) (values [][]byte, size int, err error) {
+func (j *Journal) encodeAll(events []event.Event) (values [][]byte, size int, err error) {
 	values = make([][]byte, len(events))
 	for i, e := range events {
 		if len(e.Keys) == 0 {
 			return nil, 0, fmt.Errorf("%s: the event has no identity key", e.CloudEvent.ID())
 		}
-		value, err := encodeEvent(make([]byte, 8, 512+len(e.CloudEvent.DataEncoded)), e)
+		value := make([]byte, 8, 512+len(e.CloudEvent.DataEncoded))
+		if j.opts.KeepKeys {
+			value = record.AppendKeys(value, e.Keys)
+		}
+		value, err := record.AppendEvent(value, e)
 		if err != nil {
 			return nil, 0, fmt.Errorf("%s: %w", e.CloudEvent.ID(), err)
 		}

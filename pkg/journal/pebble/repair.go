@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
 // Range is a run of events.
@@ -359,10 +360,10 @@ func (c *census) see(key, value []byte) error {
 	switch key[0] {
 	case eventSpace:
 		if len(key) != 9 {
-			return errTruncated
+			return record.ErrTruncated
 		}
 		at := seqOf(key)
-		if _, err := decodeRecord(at, value); err != nil {
+		if _, err := record.Decode(at, value); err != nil {
 			return err
 		}
 		c.events++
@@ -385,7 +386,7 @@ func (c *census) see(key, value []byte) error {
 		c.dead++
 	case keySpace:
 		if len(key) < 9 {
-			return errTruncated
+			return record.ErrTruncated
 		}
 		s, err := decodeSighting(value)
 		if err != nil {
@@ -394,12 +395,12 @@ func (c *census) see(key, value []byte) error {
 		c.last = max(c.last, s.seq)
 	case lostSpace:
 		if len(key) != 9 || len(value) != 8 {
-			return errTruncated
+			return record.ErrTruncated
 		}
 		c.admitted = append(c.admitted, Range{seqOf(key), seqOf(value)})
 	case metaSpace:
 		if len(value) != 8 {
-			return errTruncated
+			return record.ErrTruncated
 		}
 		switch at := seqOf(value); {
 		case bytes.Equal(key, metaFirstKey()):

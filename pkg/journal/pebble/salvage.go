@@ -14,12 +14,13 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/batchrepr"
-	"github.com/cockroachdb/pebble/v2/record"
+	chunks "github.com/cockroachdb/pebble/v2/record"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/wal"
 
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
 // The salvage reads the engine's tables and logs one by one, without the
@@ -357,7 +358,7 @@ func (s *salvage) openLog(name string, number uint64) {
 func (s *salvage) readLog(name string, f io.ReaderAt, number uint64) (entries []entry, err error) {
 	var broken error
 	for offset := int64(0); ; {
-		r := openRecords(record.NewReader, io.NewSectionReader(f, offset, math.MaxInt64-offset), number)
+		r := openRecords(chunks.NewReader, io.NewSectionReader(f, offset, math.MaxInt64-offset), number)
 		for {
 			batch, err := nextRecord(r)
 			if errors.Is(err, io.EOF) {
@@ -390,11 +391,11 @@ func (s *salvage) readLog(name string, f io.ReaderAt, number uint64) (entries []
 }
 
 // openRecords names the type of a log's number, which the engine does not.
-func openRecords[N ~uint64](open func(io.Reader, N) *record.Reader, r io.Reader, number uint64) *record.Reader {
+func openRecords[N ~uint64](open func(io.Reader, N) *chunks.Reader, r io.Reader, number uint64) *chunks.Reader {
 	return open(r, N(number))
 }
 
-func nextRecord(r *record.Reader) ([]byte, error) {
+func nextRecord(r *chunks.Reader) ([]byte, error) {
 	one, err := r.Next()
 	if err != nil {
 		return nil, err
@@ -406,7 +407,7 @@ func nextRecord(r *record.Reader) ([]byte, error) {
 func (s *salvage) takeBatch(entries []entry, batch []byte) ([]entry, error) {
 	head, ok := batchrepr.ReadHeader(batch)
 	if !ok {
-		return entries, errTruncated
+		return entries, record.ErrTruncated
 	}
 	number := uint64(head.SeqNum)
 	for r := batchrepr.Read(batch); ; {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
 // window is the memory of which identity keys were seen, and when. Keys are
@@ -48,10 +49,10 @@ func (s sighting) appendTo(b []byte) []byte {
 }
 
 func decodeSighting(b []byte) (sighting, error) {
-	r := &reader{b: b}
-	s := sighting{first: int64(r.uint64()), seq: journal.Seq(r.uint64())}
-	s.id = string(r.b)
-	return s, r.err
+	r := &record.Reader{B: b}
+	s := sighting{first: int64(r.Uint64()), seq: journal.Seq(r.Uint64())}
+	s.id = string(r.B)
+	return s, r.Err
 }
 
 // openWindow finds the generations that are stored.
@@ -63,7 +64,7 @@ func openWindow(db pebble.Reader, width time.Duration) (*window, error) {
 	}
 	for ok := it.First(); ok; {
 		if len(it.Key()) < 9 {
-			return nil, errors.Join(fmt.Errorf("identity key: %w", errTruncated), it.Close())
+			return nil, errors.Join(fmt.Errorf("identity key: %w", record.ErrTruncated), it.Close())
 		}
 		g := int64(binary.BigEndian.Uint64(it.Key()[1:]))
 		w.generations = append(w.generations, g)

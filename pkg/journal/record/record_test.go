@@ -1,4 +1,4 @@
-package pebble
+package record
 
 import (
 	"testing"
@@ -37,11 +37,11 @@ func full(t testing.TB) event.Event {
 
 func TestEventFormat(t *testing.T) {
 	want := full(t)
-	b, err := encodeEvent(nil, want)
+	b, err := AppendEvent(nil, want)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := decodeEvent(b)
+	got, err := DecodeEvent(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,11 +73,11 @@ func TestEventFormatOfOtherData(t *testing.T) {
 			ce.DataContentType = nil
 		}
 		want.CloudEvent.Context, want.CloudEvent.DataEncoded, want.CloudEvent.DataBase64 = ce, tt.data, tt.bytes
-		b, err := encodeEvent(nil, want)
+		b, err := AppendEvent(nil, want)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := decodeEvent(b)
+		got, err := DecodeEvent(b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,23 +92,23 @@ func TestEventFormatOfOtherData(t *testing.T) {
 
 // A damaged record is an error, or an event that can be stored again.
 func FuzzDecodeEvent(f *testing.F) {
-	b, err := encodeEvent(nil, full(f))
+	b, err := AppendEvent(nil, full(f))
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b)
-	f.Add([]byte{eventVersion, 0, 0, 0, 0, 0})
+	f.Add([]byte{version, 0, 0, 0, 0, 0})
 	f.Add(b[:len(b)/2])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := decodeEvent(b)
+		e, err := DecodeEvent(b)
 		if err != nil {
 			return
 		}
-		again, err := encodeEvent(nil, e)
+		again, err := AppendEvent(nil, e)
 		if err != nil {
 			return // an attribute that no source can have made
 		}
-		if _, err := decodeEvent(again); err != nil {
+		if _, err := DecodeEvent(again); err != nil {
 			t.Fatalf("what was written cannot be read: %v", err)
 		}
 	})

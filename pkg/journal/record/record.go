@@ -1,0 +1,333 @@
+// Package record is how engines of the journal write down what they store: an
+// event with the time of its acceptance, in bytes that any version from this one
+// on can read.
+package record
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	ceevent "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/cloudevents/sdk-go/v2/types"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// ErrTruncated is returned for bytes that end too early.
+var ErrTruncated = errors.New("record is truncated")
+
+// An encoded event is a version byte, a flag, the attributes behind their
+// length, and the data to the end. The flag says whether the data is bytes
+// rather than text: structured mode writes bytes in base64.
+//
+//	1 | binary | length | id source type subject datacontenttype dataschema time | n (kind name value)… | data
+//
+// Strings are length-prefixed by uvarints, and so is their number; the length of
+// the attributes is 4 bytes. An absent attribute is an empty string, which
+// CloudEvents does not allow as a value.
+const version = 1
+
+// AppendString appends a string behind its length, a uvarint.
+func AppendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+// AppendEvent appends the encoded event. It fails for attributes that CloudEvents
+// does not have.
+func AppendEvent(b []byte, e event.Event) ([]byte, error) {
+	ce, ok := e.CloudEvent.Context.(*ceevent.EventContextV1)
+	if !ok {
+		return nil, errors.New("not a CloudEvents 1.0 event")
+	}
+	b = append(b, version, 0)
+	if e.CloudEvent.DataBase64 {
+		b[len(b)-1] = 1
+	}
+	start := len(b) + 4
+	b = append(b, 0, 0, 0, 0)
+	var stamp string
+	if t := ce.GetTime(); !t.IsZero() {
+		stamp = t.UTC().Format(time.RFC3339Nano)
+	}
+	for _, s := range []string{
+		ce.GetID(), ce.GetSource(), ce.GetType(), ce.GetSubject(), ce.GetDataContentType(), ce.GetDataSchema(), stamp,
+	} {
+		b = AppendString(b, s)
+	}
+	b = binary.AppendUvarint(b, uint64(len(ce.Extensions)))
+	for name, value := range ce.Extensions {
+		kind, text, err := encodeExtension(value)
+		if err != nil {
+			return nil, fmt.Errorf("extension %s: %w", name, err)
+		}
+		b = AppendString(AppendString(append(b, kind), name), text)
+	}
+	binary.BigEndian.PutUint32(b[start-4:], uint32(len(b)-start))
+	return append(b, e.CloudEvent.DataEncoded...), nil
+}
+
+// encodeExtension returns the value's CloudEvents type and canonical string.
+func encodeExtension(value any) (kind byte, text string, err error) {
+	v, err := types.Validate(value)
+	if err != nil {
+		return 0, "", err
+	}
+	switch v.(type) {
+	case string:
+		kind = 's'
+	case bool:
+		kind = 'b'
+	case int32:
+		kind = 'i'
+	case []byte:
+		kind = 'x'
+	case types.URI:
+		kind = 'u'
+	case types.URIRef:
+		kind = 'r'
+	case types.Timestamp:
+		kind = 't'
+	default:
+		return 0, "", fmt.Errorf("%T is not a CloudEvents type", v)
+	}
+	text, err = types.Format(v)
+	return kind, text, err
+}
+
+func decodeExtension(kind byte, text string) (any, error) {
+	switch kind {
+	case 's':
+		return text, nil
+	case 'b':
+		return types.ParseBool(text)
+	case 'i':
+		return types.ParseInteger(text)
+	case 'x':
+		return types.ParseBinary(text)
+	case 'u':
+		return orNil(types.ParseURI(text), text)
+	case 'r':
+		return orNil(types.ParseURIRef(text), text)
+	case 't':
+		t, err := types.ParseTimestamp(text) // nil for an empty text
+		if err != nil || t == nil {
+			return nil, fmt.Errorf("%q is not a time", text)
+		}
+		return *t, nil
+	}
+	return nil, fmt.Errorf("unknown type %q", kind)
+}
+
+func orNil[T any](v *T, text string) (any, error) {
+	if v == nil {
+		return nil, fmt.Errorf("%q is not a URI", text)
+	}
+	return *v, nil
+}
+
+// Reader takes encoded bytes apart; the first error stays.
+type Reader struct {
+	B   []byte // what has not been read yet
+	Err error
+
+	text string // all that there was in b, for string
+}
+
+// Byte reads one byte.
+func (r *Reader) Byte() byte {
+	if len(r.B) == 0 {
+		r.Err = ErrTruncated
+		return 0
+	}
+	c := r.B[0]
+	r.B = r.B[1:]
+	return c
+}
+
+// Uvarint reads a number.
+func (r *Reader) Uvarint() uint64 {
+	n, size := binary.Uvarint(r.B)
+	if size <= 0 {
+		r.Err = ErrTruncated
+		return 0
+	}
+	r.B = r.B[size:]
+	return n
+}
+
+// Bytes reads what stands behind its length; it shares memory with B.
+func (r *Reader) Bytes() []byte {
+	n := r.Uvarint()
+	if r.Err != nil || n > uint64(len(r.B)) {
+		r.Err = ErrTruncated
+		return nil
+	}
+	s := r.B[:n]
+	r.B = r.B[n:]
+	return s
+}
+
+// string is bytes out of text: many strings, one allocation.
+func (r *Reader) string() string {
+	n := len(r.Bytes())
+	end := len(r.text) - len(r.B)
+	return r.text[end-n : end]
+}
+
+// Uint64 reads eight bytes, big-endian.
+func (r *Reader) Uint64() uint64 {
+	if len(r.B) < 8 {
+		r.Err = ErrTruncated
+		return 0
+	}
+	n := binary.BigEndian.Uint64(r.B)
+	r.B = r.B[8:]
+	return n
+}
+
+// DecodeEvent reads what AppendEvent wrote. The event does not share memory
+// with b.
+func DecodeEvent(b []byte) (event.Event, error) {
+	if len(b) < 6 {
+		return event.Event{}, ErrTruncated
+	}
+	if b[0] != version {
+		return event.Event{}, fmt.Errorf("event has format %d, this version reads %d", b[0], version)
+	}
+	base64 := b[1] == 1
+	length, b := binary.BigEndian.Uint32(b[2:]), b[6:]
+	if uint64(length) > uint64(len(b)) {
+		return event.Event{}, ErrTruncated
+	}
+	r := &Reader{B: b[:length], text: string(b[:length])}
+	data := b[length:]
+	id, source, typ := r.string(), r.string(), r.string()
+	subject, contentType, schema, stamp := r.string(), r.string(), r.string(), r.string()
+	ce := &ceevent.EventContextV1{ID: id, Type: typ}
+	if ref := types.ParseURIRef(source); ref != nil {
+		ce.Source = *ref
+	} else if r.Err == nil {
+		return event.Event{}, fmt.Errorf("source %q is not a URI reference", source)
+	}
+	if subject != "" {
+		ce.Subject = &subject
+	}
+	if contentType != "" {
+		ce.DataContentType = &contentType
+	}
+	if schema != "" {
+		ce.DataSchema = types.ParseURI(schema)
+	}
+	if stamp != "" {
+		t, err := types.ParseTimestamp(stamp)
+		if err != nil {
+			return event.Event{}, fmt.Errorf("time: %w", err)
+		}
+		ce.Time = t
+	}
+	if n := r.Uvarint(); n > 0 && r.Err == nil {
+		ce.Extensions = make(map[string]any, min(n, 64))
+		for range n {
+			kind, name, text := r.Byte(), r.string(), r.string()
+			if r.Err != nil {
+				break
+			}
+			value, err := decodeExtension(kind, text)
+			if err != nil {
+				return event.Event{}, fmt.Errorf("extension %s: %w", name, err)
+			}
+			ce.Extensions[name] = value
+		}
+	}
+	if r.Err != nil {
+		return event.Event{}, r.Err
+	}
+	e := event.Event{CloudEvent: ceevent.Event{Context: ce, DataBase64: base64}}
+	if len(data) > 0 {
+		e.CloudEvent.DataEncoded = slices.Clone(data)
+	}
+	return e, nil
+}
+
+// A record is the time of acceptance, in nanoseconds since 1970, and then the
+// encoded event. Between the two a record that is for one sink has the byte
+// addressed, the sink's length and name, and where the event was first; and one
+// that keeps its keys has the byte keyed, their number, and each length-prefixed.
+const (
+	addressed = 0xff // neither is ever the version of an event
+	keyed     = 0xfe
+)
+
+// AppendKeys puts the identity keys into a record, before the event.
+func AppendKeys(b []byte, keys []event.Key) []byte {
+	b = binary.AppendUvarint(append(b, keyed), uint64(len(keys)))
+	for _, k := range keys {
+		b = AppendString(b, string(k))
+	}
+	return b
+}
+
+// AppendAddress begins a record that is for one sink; the first eight bytes
+// are free for the time of acceptance.
+func AppendAddress(b []byte, sink string, of journal.Seq) []byte {
+	b = append(append(b, make([]byte, 8)...), addressed)
+	return binary.BigEndian.AppendUint64(AppendString(b, sink), uint64(of))
+}
+
+// Split takes a record apart and leaves the event encoded, less its keys.
+func Split(s journal.Seq, value []byte) (r journal.Record, encoded []byte, err error) {
+	accepted, err := Accepted(value)
+	if err != nil {
+		return r, nil, fmt.Errorf("event %d: %w", s, err)
+	}
+	r = journal.Record{Seq: s, Accepted: accepted}
+	encoded = value[8:]
+	if len(encoded) > 0 && encoded[0] == addressed {
+		head := &Reader{B: encoded[1:]}
+		r.Only, r.Of = string(head.Bytes()), journal.Seq(head.Uint64())
+		if head.Err != nil {
+			return r, nil, fmt.Errorf("event %d: %w", s, head.Err)
+		}
+		encoded = head.B
+	}
+	if len(encoded) > 0 && encoded[0] == keyed {
+		head := &Reader{B: encoded[1:]}
+		for range head.Uvarint() {
+			if head.Err != nil {
+				break
+			}
+			r.Event.Keys = append(r.Event.Keys, event.Key(head.Bytes()))
+		}
+		if head.Err != nil {
+			return r, nil, fmt.Errorf("event %d: %w", s, head.Err)
+		}
+		encoded = head.B
+	}
+	return r, encoded, nil
+}
+
+// Decode reads a whole record, which was stored at s.
+func Decode(s journal.Seq, value []byte) (journal.Record, error) {
+	r, encoded, err := Split(s, value)
+	if err != nil {
+		return r, err
+	}
+	keys := r.Event.Keys
+	if r.Event, err = DecodeEvent(encoded); err != nil {
+		return r, fmt.Errorf("event %d: %w", s, err)
+	}
+	r.Event.Keys = keys
+	return r, nil
+}
+
+// Accepted is when the event of a record was accepted.
+func Accepted(value []byte) (time.Time, error) {
+	if len(value) < 8 {
+		return time.Time{}, ErrTruncated
+	}
+	return time.Unix(0, int64(binary.BigEndian.Uint64(value))).UTC(), nil
+}
