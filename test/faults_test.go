@@ -17,9 +17,9 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/sinks/kafka/kafkatest"
-	"github.com/postwire/postwire/sinks/nats/natstest"
 )
 
 // TestKillUnderLoad kills the process, without warning, again and again while

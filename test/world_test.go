@@ -12,8 +12,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/segmentio/kafka-go"
 
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/sinks/kafka/kafkatest"
-	"github.com/postwire/postwire/sinks/nats/natstest"
 )
 
 // world is both brokers, each behind a proxy.

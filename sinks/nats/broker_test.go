@@ -18,7 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"go.uber.org/goleak"
 
-	"github.com/postwire/postwire/sinks/nats/natstest"
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/sinks/sinktest"
 )
 

@@ -3,12 +3,11 @@ package nats
 import (
 	"errors"
 	"fmt"
-	"net/url"
-	"os"
 	"strings"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/natsclient"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -43,7 +42,7 @@ func defaults() Config {
 // Validate implements config.Settings.
 func (c Config) Validate() error {
 	var p config.Invalids
-	if !validURLs(c.URL) {
+	if !natsclient.ValidURLs(c.URL) {
 		p.Add("url", "is not a list of URLs", "for example nats://a:4222,nats://b:4222") // not shown: it may hold a password
 	}
 	if what, hint := checkSubject(c.Subject); what != "" {
@@ -67,65 +66,12 @@ func (c Config) Validate() error {
 	if c.Window < 1 || c.Window > 10000 {
 		p.Add("window", fmt.Sprintf("%d is out of range", c.Window), "use 1 to 10000")
 	}
-	c.checkLogin(&p)
-	c.TLS.Check("tls", &p)
+	c.login().Check("", &p)
 	return p.Err()
 }
 
-func (c Config) checkLogin(p *config.Invalids) {
-	ways := 0
-	for _, set := range []bool{c.CredentialsFile != "", c.NKeyFile != "", c.User != "", c.Token != ""} {
-		if set {
-			ways++
-		}
-	}
-	if ways > 1 {
-		p.Add("", "has several ways to log in", "keep one of credentials_file, nkey_file, user with password, token")
-	}
-	if c.Password != "" && c.User == "" {
-		p.Add("user", "is missing beside password", "name the user")
-	}
-	for _, f := range []struct{ key, path string }{{"credentials_file", c.CredentialsFile}, {"nkey_file", c.NKeyFile}} {
-		if f.path == "" {
-			continue
-		}
-		if _, err := os.ReadFile(f.path); err != nil {
-			p.Add(f.key, "cannot be read: "+err.Error(), "name a file that this process may read")
-		}
-	}
-}
-
-func validURLs(list string) bool {
-	for text := range strings.SplitSeq(list, ",") {
-		text = strings.TrimSpace(text)
-		if !strings.Contains(text, "://") {
-			text = "nats://" + text
-		}
-		u, err := url.Parse(text)
-		if err != nil || u.Hostname() == "" {
-			return false
-		}
-		switch u.Scheme {
-		case "nats", "tls", "ws", "wss":
-		default:
-			return false
-		}
-	}
-	return true
-}
-
-// redact hides the names and passwords in a list of URLs.
-func redact(list string) string {
-	urls := strings.Split(list, ",")
-	for i, text := range urls {
-		text = strings.TrimSpace(text)
-		if at := strings.LastIndexByte(text, '@'); at >= 0 {
-			scheme, _, _ := strings.Cut(text, "://")
-			text = scheme + "://***@" + text[at+1:]
-		}
-		urls[i] = text
-	}
-	return strings.Join(urls, ",")
+func (c Config) login() natsclient.Login {
+	return natsclient.Login{CredentialsFile: c.CredentialsFile, NKeyFile: c.NKeyFile, User: c.User, Password: c.Password, Token: c.Token, TLS: c.TLS}
 }
 
 // checkSubject says what is wrong with a template as a subject to publish to.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/natsclient"
 )
 
 // session is one connection with what hangs on it. The client connects again
@@ -50,10 +51,7 @@ func (s *Sink) connect(ctx context.Context) (*session, error) {
 	}
 	if err != nil {
 		end()
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err // the rest of it is the URL, which may hold a password
-		}
-		return nil, fmt.Errorf("connecting to %s: %w", redact(s.config.URL), err)
+		return nil, fmt.Errorf("connecting to %s: %w", natsclient.Redact(s.config.URL), natsclient.Bare(err))
 	}
 	if s.config.Mode == modeCore {
 		return ses, nil
@@ -70,16 +68,14 @@ func (s *Sink) connect(ctx context.Context) (*session, error) {
 }
 
 func (s *Sink) options(life context.Context, ses *session) ([]nats.Option, error) {
-	c := s.config
-	opts := []nats.Option{
-		nats.Name("postwire/" + s.env.Name),
+	opts, err := s.config.login().Options()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts,
+		nats.Name("postwire/"+s.env.Name),
 		nats.Timeout(ackTimeout),
-		nats.ReconnectBufSize(-1), // what is not sent must not look as if it were
-		nats.MaxReconnects(-1),
-		nats.IgnoreAuthErrorAbort(), // credentials are rotated on one side first
-		nats.ReconnectWait(250 * time.Millisecond),
-		nats.ReconnectJitter(100*time.Millisecond, 500*time.Millisecond),
-		nats.PingInterval(10 * time.Second), // finds a connection that is dead without saying so
+		nats.PingInterval(10*time.Second), // finds a connection that is dead without saying so
 		nats.SetCustomDialer(&dialer{life, s.env.Dial}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if life.Err() == nil {
@@ -95,28 +91,7 @@ func (s *Sink) options(life context.Context, ses *session) ([]nats.Option, error
 			}
 		}),
 		nats.ClosedHandler(func(*nats.Conn) { close(ses.ended) }),
-	}
-	switch {
-	case c.CredentialsFile != "":
-		opts = append(opts, nats.UserCredentials(c.CredentialsFile))
-	case c.NKeyFile != "":
-		nkey, err := nats.NkeyOptionFromSeed(c.NKeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading nkey_file: %w", err)
-		}
-		opts = append(opts, nkey)
-	case c.User != "":
-		opts = append(opts, nats.UserInfo(c.User, c.Password.Reveal()))
-	case c.Token != "":
-		opts = append(opts, nats.Token(c.Token.Reveal()))
-	}
-	if c.TLS.Enabled {
-		t, err := c.TLS.Config()
-		if err != nil {
-			return nil, err
-		}
-		opts = append(opts, nats.Secure(t))
-	}
+	)
 	return opts, nil
 }
 

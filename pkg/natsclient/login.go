@@ -1,0 +1,128 @@
+// Package natsclient is how this program reaches a NATS server: what a user may
+// configure of it, and the options of the client that follow. The sink nats and
+// the journal's engine jetstream share it.
+package natsclient
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/postwire/postwire/config"
+)
+
+// Login is how a client shows who it is. At most one way is set.
+type Login struct {
+	CredentialsFile string // of a user's JWT and key
+	NKeyFile        string // of a user's NKey seed
+	User            string
+	Password        config.Secret // of User
+	Token           config.Secret
+	TLS             config.TLS
+}
+
+// Check reports what is wrong, under keys that begin with prefix.
+func (l Login) Check(prefix string, p *config.Invalids) {
+	ways := 0
+	for _, set := range []bool{l.CredentialsFile != "", l.NKeyFile != "", l.User != "", l.Token != ""} {
+		if set {
+			ways++
+		}
+	}
+	if ways > 1 {
+		p.Add(strings.TrimSuffix(prefix, "."), "has several ways to log in", "keep one of credentials_file, nkey_file, user with password, token")
+	}
+	if l.Password != "" && l.User == "" {
+		p.Add(prefix+"user", "is missing beside password", "name the user")
+	}
+	for _, f := range []struct{ key, path string }{{"credentials_file", l.CredentialsFile}, {"nkey_file", l.NKeyFile}} {
+		if f.path == "" {
+			continue
+		}
+		if _, err := os.ReadFile(f.path); err != nil {
+			p.Add(prefix+f.key, "cannot be read: "+err.Error(), "name a file that this process may read")
+		}
+	}
+	l.TLS.Check(prefix+"tls", p)
+}
+
+// Options are those of the client that every connection of ours has: it connects
+// again for ever, and what could not be sent never looks as if it were.
+func (l Login) Options() ([]nats.Option, error) {
+	opts := []nats.Option{
+		nats.ReconnectBufSize(-1),
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(), // credentials are rotated on one side first
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.ReconnectJitter(100*time.Millisecond, 500*time.Millisecond),
+	}
+	switch {
+	case l.CredentialsFile != "":
+		opts = append(opts, nats.UserCredentials(l.CredentialsFile))
+	case l.NKeyFile != "":
+		nkey, err := nats.NkeyOptionFromSeed(l.NKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading nkey_file: %w", err)
+		}
+		opts = append(opts, nkey)
+	case l.User != "":
+		opts = append(opts, nats.UserInfo(l.User, l.Password.Reveal()))
+	case l.Token != "":
+		opts = append(opts, nats.Token(l.Token.Reveal()))
+	}
+	if l.TLS.Enabled {
+		t, err := l.TLS.Config()
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, nats.Secure(t))
+	}
+	return opts, nil
+}
+
+// ValidURLs reports whether a list names servers, separated by commas.
+func ValidURLs(list string) bool {
+	for text := range strings.SplitSeq(list, ",") {
+		text = strings.TrimSpace(text)
+		if !strings.Contains(text, "://") {
+			text = "nats://" + text
+		}
+		u, err := url.Parse(text)
+		if err != nil || u.Hostname() == "" {
+			return false
+		}
+		switch u.Scheme {
+		case "nats", "tls", "ws", "wss":
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// Redact hides the names and passwords in a list of URLs.
+func Redact(list string) string {
+	urls := strings.Split(list, ",")
+	for i, text := range urls {
+		text = strings.TrimSpace(text)
+		if at := strings.LastIndexByte(text, '@'); at >= 0 {
+			scheme, _, _ := strings.Cut(text, "://")
+			text = scheme + "://***@" + text[at+1:]
+		}
+		urls[i] = text
+	}
+	return strings.Join(urls, ",")
+}
+
+// Bare takes the URL, which may hold a password, off an error.
+func Bare(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return e.Err
+	}
+	return err
+}
