@@ -172,7 +172,7 @@ func measureJournal(r prometheus.Registerer, j journal.Journal) {
 		}
 		return 0
 	})
-	gauge("postwire_journal_events", "Events that are stored, delivered or not.", func() float64 { return float64(j.Last() + 1 - j.Oldest()) })
+	gauge("postwire_journal_events", "Events that are stored, delivered or not.", func() float64 { return float64(j.Usage().Events) })
 	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "postwire_journal_trimmed_total", Help: "Delivered events that were removed before their retention to make room.",
 	}, func() float64 { return float64(j.Usage().Trimmed) }))

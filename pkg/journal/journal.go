@@ -23,11 +23,15 @@ var (
 	ErrUnavailable = errors.New("journal is unavailable")
 	// ErrClosed is wrapped by every method after Close.
 	ErrClosed = errors.New("journal is closed")
+	// ErrMoved is wrapped by Cursor.Commit where another process reads in this
+	// one's place by now: what Next returned last is its business.
+	ErrMoved = errors.New("another process reads for this sink now")
 	// ErrNotFound is wrapped where there is no entry of that name.
 	ErrNotFound = errors.New("not in the journal")
 )
 
 // Seq is a place in the journal. It only grows; zero is before the first event.
+// Between two events there may be places that no event has.
 type Seq uint64
 
 // Appender is the journal as the ingress sees it. It may be used by several
@@ -43,7 +47,8 @@ type Appender interface {
 	Append(ctx context.Context, events ...event.Event) ([]Receipt, error)
 
 	// Quarantine keeps a request that was genuine but made no sense, as
-	// durably as Append keeps an event, and returns the id to ask for it by.
+	// durably as Append keeps an event, and returns the id to ask for it by:
+	// its own, or a new one where it has none.
 	Quarantine(ctx context.Context, r Rejected) (id string, err error)
 }
 
@@ -62,6 +67,11 @@ type Journal interface {
 
 	// Forget removes the cursor of that name, which must not be open.
 	Forget(ctx context.Context, name string) error
+
+	// Lead reports whether this process, of all that share the journal, is the
+	// one to do the work of that name for as long as until: the first to ask
+	// is, and stays it as long as it asks again before the time is over.
+	Lead(ctx context.Context, name string, until time.Duration) (bool, error)
 
 	// Check returns nil if an append would be tried, and otherwise why not:
 	// an error that wraps ErrFull, ErrUnavailable or ErrClosed.
@@ -85,7 +95,7 @@ type Log interface {
 	Oldest() Seq
 
 	// Read returns at most limit records from a place on, in Seq order and
-	// without gaps: from the oldest one, where that place has expired, and
+	// with none left out: from the oldest one, where that place has expired, and
 	// none where it is behind the last.
 	Read(ctx context.Context, from Seq, limit int) ([]Record, error)
 
@@ -147,27 +157,34 @@ type Noted struct {
 	Value []byte
 }
 
-// Usage is in bytes, but for Trimmed.
+// Usage is in bytes where nothing else is said.
 type Usage struct {
+	Events   uint64 // that are stored, delivered or not
 	Bytes    uint64 // that the journal takes
 	MaxBytes uint64 // at which new events are refused; 0 is no limit
 	Free     uint64 // on the disk; 0 where it cannot be told
 	MinFree  uint64 // of free space below which new events are refused; 0 is no limit
 	Trimmed  uint64 // events removed before their retention, since the journal was opened
+
+	Spilled      uint64    // events and requests that are kept here until the cluster takes them
+	SpilledSince time.Time // when the oldest of them was accepted; zero where there is none
 }
 
 // Cursor is one reader's durable place in the journal: the outbox of a sink.
 type Cursor interface {
 	// Next returns the records after those it returned last, at least one
-	// and at most limit, in Seq order and without gaps. It waits for one,
-	// and while storage fails it waits for that to pass.
+	// and at most limit, in Seq order and with none left out. It waits for
+	// one, and while storage fails it waits for that to pass. Of the
+	// processes that share a journal one is given records, and when it ends
+	// another, from the durable place on.
 	Next(ctx context.Context, limit int) ([]Record, error)
 
 	// Commit makes the durable place move through a place, and keeps what
 	// among the events that it passes was not delivered. All is one act
 	// where the engine can; where it cannot, the place moves last: a crash
 	// repeats, it never skips. Next goes on behind it. While storage fails
-	// it waits for that to pass.
+	// it waits for that to pass. Its error wraps ErrMoved where the records
+	// have gone to another process; then Next waits until they come back.
 	Commit(ctx context.Context, through Seq, undelivered Undelivered) error
 
 	// Committed is the durable place.
@@ -176,7 +193,25 @@ type Cursor interface {
 	// Began is the place at which the cursor stood when it was first seen.
 	Began() Seq
 
+	// Behind is how many events stand behind the durable place, as of a
+	// moment ago.
+	Behind() uint64
+
+	// Moved returns a channel that is closed when another process is given
+	// what Next returned last; nil where there can be none.
+	Moved() <-chan struct{}
+
+	// Holder is who is given the records, as of a moment ago.
+	Holder() Holder
+
 	io.Closer
+}
+
+// Holder is the process that reads for a sink.
+type Holder struct {
+	Name  string    // of the process; empty is none
+	Since time.Time // zero where it cannot be told
+	Here  bool      // it is this one
 }
 
 // Undelivered is what a cursor passes without its sink having taken it.
@@ -197,12 +232,13 @@ const (
 
 // Receipt tells what became of one event.
 type Receipt struct {
-	Seq       Seq    // where it is stored; where the first one is, if Duplicate
+	Seq       Seq    // where it is stored; where the first one is, if Duplicate; 0 while that is not known yet
 	ID        string // CloudEvents id; that of the first one, if Duplicate
 	Duplicate bool
 }
 
-// Record is an event as it is stored. Its Keys are not read back.
+// Record is an event as it is stored. Its Keys are read back only by an engine
+// that was told to keep them.
 type Record struct {
 	Seq      Seq
 	Accepted time.Time // never before that of the record before it

@@ -54,7 +54,7 @@ type sinkMetrics struct {
 	head atomic.Int64 // when the oldest event in hand was accepted, nanoseconds since 1970; 0 is none
 }
 
-func (m *Metrics) sink(name string, j journal.Journal, c journal.Cursor, now func() time.Time) *sinkMetrics {
+func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sinkMetrics {
 	s := &sinkMetrics{
 		delivered:    m.delivered.WithLabelValues(name),
 		retries:      m.retries.WithLabelValues(name),
@@ -76,10 +76,7 @@ func (m *Metrics) sink(name string, j journal.Journal, c journal.Cursor, now fun
 			Name: metric, Help: help, ConstLabels: prometheus.Labels{"sink": name},
 		}, value))
 	}
-	gauge("postwire_sink_lag_events", "Events in the journal behind the sink's cursor.", func() float64 {
-		committed := c.Committed() // first, so that the lag is never negative
-		return float64(j.Last() - committed)
-	})
+	gauge("postwire_sink_lag_events", "Events in the journal behind the sink's cursor.", func() float64 { return float64(c.Behind()) })
 	gauge("postwire_sink_lag_seconds", "Age of the oldest event that the sink has not been given, 0 if there is none.", func() float64 {
 		head := s.head.Load()
 		if head == 0 {

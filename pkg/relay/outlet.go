@@ -102,7 +102,8 @@ func (o *outlet) close() {
 // held is a record in the hands of a pump.
 type held struct {
 	journal.Record
-	place    int       // among the records of its batch that the sink is to get
+	nth      int       // among the records of its batch
+	place    int       // among those of them that the sink is to get
 	attempts int       // so far
 	first    time.Time // of the first attempt
 }

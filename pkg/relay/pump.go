@@ -34,7 +34,6 @@ type Pump struct {
 	settings sinks.Settings
 	filter   Filter
 	cursor   journal.Cursor
-	last     func() journal.Seq  // newest event in the journal
 	moved    func()              // called when the cursor has moved
 	ways     atomic.Pointer[way] // to the sink, as it is configured now
 	out      outlet
@@ -45,6 +44,7 @@ type Pump struct {
 	open    bool // the breaker
 	window  window
 	given   givings // given up, and not yet in the log
+	passed  uint64  // of the batch in hand: records that the cursor has passed
 }
 
 // givings is a run of events that were given up.
@@ -81,14 +81,47 @@ func (p *Pump) Run(ctx, hard context.Context) error {
 		}
 		wait.Reset()
 		p.metrics.holding(records[0].Accepted)
-		err = p.carry(ctx, hard, records)
-		if ctx.Err() != nil || hard.Err() != nil {
+		err = p.carryHere(ctx, hard, records)
+		switch {
+		case ctx.Err() != nil || hard.Err() != nil:
 			return nil
-		}
-		if err != nil {
+		case errors.Is(err, journal.ErrMoved):
+			p.log.Info("another process delivers to this sink now")
+			p.metrics.idle()
+		case err != nil:
 			return fmt.Errorf("sink %s: %w", p.name, err)
 		}
 	}
+}
+
+// carryHere carries as long as the records are this process's business: its
+// error wraps journal.ErrMoved when they are another one's.
+func (p *Pump) carryHere(ctx, hard context.Context, records []journal.Record) error {
+	moved := p.cursor.Moved()
+	if moved == nil {
+		return p.carry(ctx, hard, records)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	hard, cut := context.WithCancelCause(hard)
+	defer cut(nil)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-moved:
+			cut(journal.ErrMoved)
+			cancel()
+		case <-hard.Done():
+		}
+	}()
+	err := p.carry(ctx, hard, records)
+	cut(nil)
+	<-watched
+	if errors.Is(context.Cause(hard), journal.ErrMoved) {
+		return journal.ErrMoved
+	}
+	return err
 }
 
 // carry delivers what the filter takes of the records, tries until each is
@@ -98,6 +131,7 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 	wait := backoff.NewExponentialBackOff() // with jitter
 	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
 	pending := p.wanted(records)
+	p.passed = 0
 	through := records[len(records)-1].Seq
 	var undelivered journal.Undelivered
 	for {
@@ -120,6 +154,9 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 			now, later := divide(undelivered, done)
 			if err := p.cursor.Commit(hard, done, now); err != nil {
 				return err
+			}
+			for p.passed < uint64(len(records)) && records[p.passed].Seq <= done {
+				p.passed++
 			}
 			p.metrics.buried(now.Dead)
 			p.moved()
@@ -180,14 +217,17 @@ func (p *Pump) giveUp(pending []held) (rest []held, ranges []journal.GivenUp) {
 	if age == 0 && most == 0 || len(pending) == 0 {
 		return pending, nil
 	}
-	now, last := p.out.env.Now(), p.last()
+	now, behind := p.out.env.Now(), uint64(0)
+	if most > 0 {
+		behind = p.cursor.Behind() + p.passed
+	}
 	n := 0 // both grow with Seq, so that it is always the first that are given up
 	for ; n < len(pending); n++ {
 		r, reason := pending[n], ""
 		switch {
 		case age > 0 && now.Sub(r.Accepted) >= age:
 			reason = journal.GivenUpAge
-		case most > 0 && last-r.Seq >= journal.Seq(most):
+		case most > 0 && behind > uint64(r.nth)+uint64(most):
 			reason = journal.GivenUpBacklog
 		}
 		if reason == "" {
@@ -232,7 +272,7 @@ func divide(u journal.Undelivered, at journal.Seq) (now, later journal.Undeliver
 // wanted returns the records that the sink is to get.
 func (p *Pump) wanted(records []journal.Record) []held {
 	wanted := make([]held, 0, len(records))
-	for _, r := range records {
+	for i, r := range records {
 		switch r.Only {
 		case "":
 			ok, err := p.filter.Takes(r.Event)
@@ -250,7 +290,7 @@ func (p *Pump) wanted(records []journal.Record) []held {
 		default:
 			continue
 		}
-		wanted = append(wanted, held{Record: r, place: len(wanted)})
+		wanted = append(wanted, held{Record: r, nth: i, place: len(wanted)})
 	}
 	return wanted
 }

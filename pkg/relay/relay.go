@@ -67,8 +67,8 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 		log := opts.Log.With(zap.String("sink", out.Name))
 		p := &Pump{
 			name: out.Name, settings: out.Settings, filter: filter, cursor: cursor, log: log,
-			last: opts.Journal.Last, moved: r.changes.send, window: newWindow(out.Settings.Batch),
-			metrics: opts.Metrics.sink(out.Name, opts.Journal, cursor, opts.Now),
+			moved: r.changes.send, window: newWindow(out.Settings.Batch),
+			metrics: opts.Metrics.sink(out.Name, cursor, opts.Now),
 		}
 		p.ways.Store(wayOf(out))
 		p.out = outlet{ways: &p.ways, timeout: out.Settings.Timeout, env: sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now}}

@@ -473,7 +473,7 @@ func TestLag(t *testing.T) {
 	b.put(t, numbers(3)...)
 	<-broker.entered
 	m := NewMetrics(registry)
-	s := m.sink("x", b.journal, b.relay.pumps[0].cursor, func() time.Time { return now })
+	s := m.sink("x", b.relay.pumps[0].cursor, func() time.Time { return now })
 	s.holding(now.Add(-90 * time.Second))
 	want := `
 # HELP postwire_sink_lag_events Events in the journal behind the sink's cursor.

@@ -53,7 +53,7 @@ type Replay struct {
 	Total   int         `json:"total" doc:"Events of the range that are to be sent."`
 	Sent    int         `json:"sent" doc:"Events that the broker acknowledged."`
 	Refused int         `json:"refused" doc:"Events that the broker refused for good."`
-	Expired int         `json:"expired" doc:"Events of the range that passed their retention before they were sent."`
+	Expired int         `json:"expired" doc:"Events that were to be sent and had passed their retention by then; known when the replay is done."`
 	Error   string      `json:"error,omitempty" doc:"What the broker said last, or why the replay failed."`
 	Created time.Time   `json:"created"`
 	Updated time.Time   `json:"updated"`
@@ -167,7 +167,7 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 	if err != nil {
 		return re, err
 	}
-	re.Last = end - 1
+	re.Last = re.First - 1
 	for next := re.First; next < end; {
 		records, err := j.Read(ctx, next, tailPage)
 		if err != nil {
@@ -177,7 +177,11 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 			break
 		}
 		for _, record := range records {
-			if next = record.Seq + 1; record.Seq < end && re.sends(p, filter, record) {
+			if next = record.Seq + 1; record.Seq >= end {
+				break
+			}
+			re.Last = record.Seq
+			if re.sends(p, filter, record) {
 				re.Total++
 			}
 		}
@@ -403,12 +407,11 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 	}
 	defer func() { err = errors.Join(err, cursor.Close()) }()
 	limiter := rate.NewLimiter(rate.Limit(spec.Rate), max(1, min(spec.Rate/10, replayBatch)))
-	for at := cursor.Committed(); at < last; at = cursor.Committed() {
+	for cursor.Committed() < last {
 		records, err := cursor.Next(ctx, replayBatch)
 		if err != nil {
 			return err
 		}
-		expired := int(min(records[0].Seq, last+1) - 1 - max(at, first-1))
 		var pending []held
 		through := min(records[len(records)-1].Seq, last)
 		for _, record := range records {
@@ -424,7 +427,6 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 			return err
 		}
 		r.replays.mu.Lock()
-		re.Expired += expired
 		err = r.note(hard, &re.Replay)
 		r.replays.mu.Unlock()
 		if err != nil {
@@ -436,7 +438,7 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 	}
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
-	re.State = ReplayDone
+	re.State, re.Expired = ReplayDone, max(0, re.Total-re.Sent-re.Refused)
 	out.env.Log.Info("a replay is done", zap.Int("sent", re.Sent), zap.Int("refused", re.Refused), zap.Int("expired", re.Expired))
 	return errors.Join(r.note(hard, &re.Replay), r.opts.Journal.Forget(hard, name))
 }

@@ -269,6 +269,18 @@ func (c *cursor) Began() journal.Seq { return journal.Seq(c.began.Load()) }
 // Committed implements journal.Cursor.
 func (c *cursor) Committed() journal.Seq { return journal.Seq(c.committed.Load()) }
 
+// Behind implements journal.Cursor.
+func (c *cursor) Behind() uint64 {
+	committed := c.Committed() // first, so that it is never negative
+	return uint64(c.j.Last() - committed)
+}
+
+// Moved implements journal.Cursor: nobody shares this journal.
+func (c *cursor) Moved() <-chan struct{} { return nil }
+
+// Holder implements journal.Cursor.
+func (c *cursor) Holder() journal.Holder { return journal.Holder{Name: c.j.opts.Name, Here: true} }
+
 // Close implements io.Closer.
 func (c *cursor) Close() error {
 	c.j.mu.Lock()

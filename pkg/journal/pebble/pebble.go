@@ -37,7 +37,8 @@ type Options struct {
 	MaxBytes  uint64        // size of the journal at which appends are refused; 0 is no limit
 	MinFree   uint64        // bytes of free disk space below which appends are refused
 
-	KeepKeys bool // give records back with their identity keys
+	Name     string // of this process, for those who ask who reads
+	KeepKeys bool   // give records back with their identity keys
 
 	Log   *zap.Logger      // nil is silent
 	FS    vfs.FS           // nil is the disk
@@ -551,6 +552,9 @@ func (j *Journal) Since(ctx context.Context, t time.Time) (s journal.Seq, err er
 	return s + 1, nil
 }
 
+// Lead implements journal.Journal: nobody shares this journal.
+func (j *Journal) Lead(context.Context, string, time.Duration) (bool, error) { return true, nil }
+
 // Wait implements journal.Log.
 func (j *Journal) Wait(ctx context.Context, s journal.Seq) error {
 	_, err := j.reach(ctx, s)
@@ -644,11 +648,13 @@ func (j *Journal) Quarantine(ctx context.Context, r journal.Rejected) (string, e
 	if err := j.Check(); err != nil {
 		return "", fmt.Errorf("quarantining: %w", err)
 	}
-	id, err := uuid.NewV7()
-	if err != nil {
-		return "", fmt.Errorf("quarantining: %w", err)
+	if r.ID == "" {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return "", fmt.Errorf("quarantining: %w", err)
+		}
+		r.ID = id.String()
 	}
-	r.ID = id.String()
 	value, err := json.Marshal(r)
 	if err != nil {
 		return "", fmt.Errorf("quarantining: %w", err)

@@ -69,7 +69,7 @@ func TestConformance(t *testing.T) {
 							t.Fatalf("Expire: %v", err)
 						}
 					},
-					Window: o.Window, Retention: o.Retention,
+					Window: o.Window, Retention: o.Retention, Consecutive: true,
 				}
 			})
 		})

@@ -28,6 +28,9 @@ const (
 func (j *Journal) Usage() journal.Usage {
 	u := j.room.Load().Usage
 	u.Trimmed = j.trimmed.Load()
+	j.mu.Lock()
+	u.Events = uint64(j.durable + 1 - j.oldest)
+	j.mu.Unlock()
 	return u
 }
 

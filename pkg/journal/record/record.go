@@ -331,3 +331,6 @@ func Accepted(value []byte) (time.Time, error) {
 	}
 	return time.Unix(0, int64(binary.BigEndian.Uint64(value))).UTC(), nil
 }
+
+// SetAccepted sets the time of acceptance of a record.
+func SetAccepted(b []byte, t time.Time) { binary.BigEndian.PutUint64(b, uint64(t.UnixNano())) }

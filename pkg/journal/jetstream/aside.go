@@ -1,0 +1,320 @@
+package jetstream
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
+)
+
+// The value of a dead letter is the letter in JSON behind its length, and then
+// the record of the event.
+func encodeDead(letter journal.DeadLetter, rec []byte) ([]byte, error) {
+	text, err := json.Marshal(letter)
+	if err != nil {
+		return nil, err
+	}
+	return append(record.AppendString(nil, string(text)), rec...), nil
+}
+
+func splitDead(value []byte) (letter journal.DeadLetter, rec []byte, err error) {
+	r := &record.Reader{B: value}
+	text := r.Bytes()
+	if r.Err != nil {
+		return letter, nil, r.Err
+	}
+	return letter, r.B, json.Unmarshal(text, &letter)
+}
+
+func (j *Journal) decodeDead(e entry) (d journal.Dead, err error) {
+	id, err := j.names.deadID(e.subject)
+	if err != nil {
+		return d, err
+	}
+	letter, rec, err := splitDead(e.value)
+	if err != nil {
+		return d, err
+	}
+	d.Sink, d.Letter = id.Sink, letter
+	d.Record, err = record.Decode(id.Seq, rec)
+	return d, err
+}
+
+// DeadLetters implements journal.Aside.
+func (j *Journal) DeadLetters(ctx context.Context, after journal.DeadID) iter.Seq2[journal.Dead, error] {
+	from := ""
+	if after != (journal.DeadID{}) {
+		from = j.names.dead(after)
+	}
+	return scan(ctx, j, j.opts.Stream+".dead.", from, j.decodeDead)
+}
+
+// DeadLetter implements journal.Aside.
+func (j *Journal) DeadLetter(ctx context.Context, id journal.DeadID) (d journal.Dead, err error) {
+	e, err := j.mustEntry(ctx, j.names.dead(id))
+	if err == nil {
+		d, err = j.decodeDead(e)
+	}
+	if err != nil {
+		return d, fmt.Errorf("dead letter %d of sink %s: %w", id.Seq, id.Sink, err)
+	}
+	return d, nil
+}
+
+// lostMessage is one that keeps what a sink is not given.
+func (j *Journal) lostMessage(sink string, u journal.GivenUp) (*nats.Msg, error) {
+	b, err := json.Marshal(u)
+	if err != nil {
+		return nil, err
+	}
+	m := nats.NewMsg(j.names.lost(sink))
+	m.Data = b
+	return m, nil
+}
+
+// settleDead takes a dead letter out and stores something with that, as one act.
+// An attempt that was not answered is made again; where the letter is gone then,
+// done says whether it was by that attempt.
+func (j *Journal) settleDead(ctx context.Context, id journal.DeadID, with func(rec []byte) ([]*nats.Msg, error), done func(context.Context) (bool, error)) (end uint64, err error) {
+	unknown := false
+	err = j.retry(ctx, func(ctx context.Context) error {
+		e, err := j.entry(ctx, j.names.dead(id))
+		if errors.Is(err, journal.ErrNotFound) && unknown {
+			ok, err := done(ctx)
+			if err == nil && !ok {
+				err = journal.ErrNotFound
+			}
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		_, rec, err := splitDead(e.value)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errBroken, err)
+		}
+		messages, err := with(rec)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errBroken, err)
+		}
+		end, err = j.store(ctx, append(messages, e.removal()))
+		if errors.Is(err, errConflict) {
+			return errors.New("the dead letter has changed") // look again
+		}
+		unknown = err != nil && !errors.Is(err, journal.ErrFull)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("dead letter %d of sink %s: %w", id.Seq, id.Sink, err)
+	}
+	return end, nil
+}
+
+// Retry implements journal.Aside.
+func (j *Journal) Retry(ctx context.Context, id journal.DeadID) (s journal.Seq, err error) {
+	if err := j.check(); err != nil {
+		return 0, fmt.Errorf("retrying: %w", err)
+	}
+	at := j.opts.Clock().UTC()
+	var parts int
+	with := func(rec []byte) ([]*nats.Msg, error) {
+		r, encoded, err := record.Split(id.Seq, rec)
+		if err != nil {
+			return nil, err
+		}
+		if r.Of == 0 {
+			r.Of = id.Seq
+		}
+		value := append(record.AppendKeys(record.AppendAddress(nil, id.Sink, r.Of), r.Event.Keys), encoded...)
+		binary.BigEndian.PutUint64(value, uint64(j.now()))
+		messages := j.messages(j.names.event(), value)
+		parts = len(messages)
+		// Where it stands is not known before it is stored; the event stands
+		// right before this range, which says so by As being itself.
+		lost, err := j.lostMessage(id.Sink, journal.GivenUp{From: id.Seq, To: id.Seq, Reason: journal.GivenUpRetried, At: at})
+		if err != nil {
+			return nil, err
+		}
+		return append(messages, lost), nil
+	}
+	end, err := j.settleDead(ctx, id, with, func(ctx context.Context) (bool, error) {
+		u, err := j.lostRange(ctx, id)
+		s = u.As
+		return err == nil && u.Reason == journal.GivenUpRetried && u.At.Equal(at), ignoreMissing(err)
+	})
+	if err != nil || s != 0 {
+		return s, err
+	}
+	s = journal.Seq(end - 1 - uint64(parts)) // before the range and the removal
+	j.stored(s)
+	return s, nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, journal.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// Drop implements journal.Aside.
+func (j *Journal) Drop(ctx context.Context, id journal.DeadID) error {
+	at := j.opts.Clock().UTC()
+	_, err := j.settleDead(ctx, id, func([]byte) ([]*nats.Msg, error) {
+		lost, err := j.lostMessage(id.Sink, journal.GivenUp{From: id.Seq, To: id.Seq, Reason: journal.GivenUpDropped, At: at})
+		return []*nats.Msg{lost}, err
+	}, func(ctx context.Context) (bool, error) {
+		u, err := j.lostRange(ctx, id)
+		return err == nil && u.Reason == journal.GivenUpDropped && u.At.Equal(at), ignoreMissing(err)
+	})
+	return err
+}
+
+// Lost implements journal.Aside.
+func (j *Journal) Lost(ctx context.Context, id journal.DeadID) (u journal.GivenUp, err error) {
+	if id.Seq < j.Oldest() {
+		err = journal.ErrNotFound // it goes with the events
+	} else {
+		err = j.retry(ctx, func(ctx context.Context) error {
+			u, err = j.lostRange(ctx, id)
+			return err
+		})
+	}
+	if err != nil {
+		return journal.GivenUp{}, fmt.Errorf("what sink %s was not given: %w", id.Sink, err)
+	}
+	return u, nil
+}
+
+// lostRange finds the newest range that holds the event. Each is stored behind
+// the events that it is about.
+func (j *Journal) lostRange(ctx context.Context, id journal.DeadID) (found journal.GivenUp, err error) {
+	const page = 512
+	for from := id.Seq; ; {
+		messages, err := j.page(ctx, j.names.lost(id.Sink), from, page)
+		if err != nil {
+			return found, err
+		}
+		for _, m := range messages {
+			var u journal.GivenUp
+			if err := json.Unmarshal(m.data, &u); err != nil {
+				return found, fmt.Errorf("%w: %s at %d: %w", errBroken, m.subject, m.seq, err)
+			}
+			if u.From <= id.Seq && id.Seq <= u.To {
+				if found = u; u.Reason == journal.GivenUpRetried {
+					if found.As, err = j.eventBefore(ctx, m.seq); err != nil {
+						return found, err
+					}
+				}
+			}
+			from = journal.Seq(m.seq) + 1
+		}
+		if len(messages) < page {
+			break
+		}
+	}
+	if found.Reason == "" {
+		return found, journal.ErrNotFound
+	}
+	return found, nil
+}
+
+// eventBefore is the place of the event that a retry has stored right before
+// the range at a place.
+func (j *Journal) eventBefore(ctx context.Context, at uint64) (journal.Seq, error) {
+	for at--; at > 0; at-- {
+		m, err := j.leaderGet(ctx, getRequest{Seq: at})
+		if err != nil {
+			return 0, ignoreMissing(err) // it has passed its retention
+		}
+		if m.subject == j.names.event() {
+			return journal.Seq(at), nil
+		}
+	}
+	return 0, nil
+}
+
+func decodeRejected(e entry) (r journal.Rejected, err error) {
+	return r, json.Unmarshal(e.value, &r)
+}
+
+// quarantine keeps a request in the cluster, under the ID that it has, or a new
+// one. It makes attempts until the hold is over.
+func (j *Journal) quarantine(ctx context.Context, r journal.Rejected) (string, error) {
+	if r.ID == "" {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return "", fmt.Errorf("quarantining: %w", err)
+		}
+		r.ID = id.String()
+	}
+	value, err := json.Marshal(r)
+	if err != nil {
+		return "", fmt.Errorf("quarantining: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, j.opts.Hold)
+	defer cancel()
+	if err := j.put(ctx, j.messagesFor(j.names.rejected(r.ID), value)); err != nil {
+		return "", fmt.Errorf("quarantining: %w", err)
+	}
+	return r.ID, nil
+}
+
+// Quarantined implements journal.Aside.
+func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.Rejected, error] {
+	from := ""
+	if after != "" {
+		from = j.names.rejected(after)
+	}
+	return scan(ctx, j, j.opts.Stream+".rejected.", from, decodeRejected)
+}
+
+// Rejected implements journal.Aside.
+func (j *Journal) Rejected(ctx context.Context, id string) (r journal.Rejected, err error) {
+	e, err := j.mustEntry(ctx, j.names.rejected(id))
+	if err == nil {
+		r, err = decodeRejected(e)
+	}
+	if err != nil {
+		return r, fmt.Errorf("quarantined request %s: %w", id, err)
+	}
+	return r, nil
+}
+
+// Release implements journal.Aside.
+func (j *Journal) Release(ctx context.Context, id string, events ...event.Event) ([]journal.Receipt, error) {
+	if len(events) > 0 {
+		if err := j.check(); err != nil {
+			return nil, fmt.Errorf("releasing: %w", err)
+		}
+	}
+	staged, err := stage(events)
+	if err != nil {
+		return nil, fmt.Errorf("releasing: %w", err)
+	}
+	parts := fitting(staged)
+	var receipts []journal.Receipt
+	e, err := j.mustEntry(ctx, j.names.rejected(id))
+	for i := 0; err == nil && i < len(parts); i++ {
+		r := &request{events: parts[i]}
+		if i == len(parts)-1 { // the request goes with its last events
+			r.taken = &e
+		}
+		var some []journal.Receipt
+		some, err = j.settle(ctx, r)
+		receipts = append(receipts, some...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("quarantined request %s: %w", id, err)
+	}
+	return receipts, nil
+}

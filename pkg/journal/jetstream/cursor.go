@@ -1,0 +1,782 @@
+package jetstream
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
+)
+
+const (
+	// group is the one that all processes pull in: the server pins one of them.
+	group = "pump"
+	// pinnedTTL is how long the server waits for a sign of the pinned process
+	// before it pins another, and keepEvery how often that gives one.
+	pinnedTTL = 3 * time.Second
+	keepEvery = time.Second
+	// ackWait is after how long the server offers an event again that was not
+	// committed. It is what makes another process begin where the one before
+	// died with all there is in its hands.
+	ackWait = 5 * time.Second
+	// pullAtOnce, pullBytes and maxPending bound what one process has in hand.
+	pullAtOnce = 512
+	pullBytes  = 8 << 20
+	maxPending = 2048
+
+	beganKey = "postwire.began"
+	nameKey  = "postwire.cursor"
+)
+
+// cursor implements journal.Cursor on a durable consumer, whose acknowledged
+// floor is the durable place. The consumer is pinned: of all processes that pull
+// from it the server gives events to one, until that has gone silent.
+//
+// The server keeps no order among events that it offers a second time, and a
+// process that takes over is offered new ones before those that the one before
+// left behind. So what the server offers is used only where it follows on what
+// was read before; at any break, such as the first event after a takeover, all
+// from the durable place on is read from the stream itself.
+//
+// An acknowledgement names the place of an event and the number of its delivery.
+// The numbers of those that were read from the stream are counted from the floor:
+// each was delivered at least once since, in order, before the newest delivery,
+// and the server asks no more of a number than that it grows.
+type cursor struct {
+	j       *Journal
+	name    string
+	durable string
+	start   journal.Start
+	life    context.Context // until Close
+	end     context.CancelFunc
+	done    sync.WaitGroup
+	pulling sync.Once
+
+	mu        sync.Mutex
+	changed   chan struct{} // closed, and made anew, when any of these change
+	bound     bool          // the consumer is there
+	broken    error         // what is stored where the cursor stands cannot be read
+	tenure    *tenure       // nil while another process reads
+	committed journal.Seq
+	began     journal.Seq
+	behind    uint64
+	holder    journal.Holder
+	closed    bool
+}
+
+// tenure is the time from one pinning of this process to its end.
+type tenure struct {
+	pin   string
+	ack   []string      // the parts of the subject of an acknowledgement
+	read  journal.Seq   // newest event read
+	seen  uint64        // newest delivery
+	queue []delivery    // read, and not yet given to Next
+	bytes int           // of the queue
+	out   []delivery    // given to Next, and not yet committed
+	over  chan struct{} // closed when it is
+}
+
+// delivery is an event in hand.
+type delivery struct {
+	seq    journal.Seq
+	number uint64 // of the delivery
+	value  []byte // the record
+}
+
+// Reader implements journal.Journal.
+func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) (journal.Cursor, error) {
+	c := &cursor{j: j, name: name, durable: token(name), start: start, changed: make(chan struct{})}
+	j.mu.Lock()
+	switch {
+	case j.closed:
+		j.mu.Unlock()
+		return nil, fmt.Errorf("opening cursor %s: %w", name, journal.ErrClosed)
+	case j.cursors[name] != nil:
+		j.mu.Unlock()
+		return nil, fmt.Errorf("opening cursor %s: it is open already", name)
+	}
+	j.cursors[name] = c
+	ready := j.ready
+	j.mu.Unlock()
+	c.life, c.end = context.WithCancel(j.life)
+	if !ready { // the set-up binds it, before anything is stored
+		return c, nil
+	}
+	err := j.retry(ctx, c.bind)
+	if err == nil {
+		err = c.note(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close())
+	}
+	return c, nil
+}
+
+// notify wakes all who wait for a change. The caller holds mu.
+func (c *cursor) notify() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// consumerConfig is how the consumer of the cursor must be. It begins behind a
+// place.
+func (c *cursor) consumerConfig(began journal.Seq) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable: c.durable, Description: "Place of the sink " + c.name,
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: uint64(began) + 1,
+		AckPolicy: jetstream.AckAllPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: maxPending, MaxWaiting: 512,
+		FilterSubject: c.j.names.event(), ReplayPolicy: jetstream.ReplayInstantPolicy,
+		PriorityPolicy: jetstream.PriorityPolicyPinned, PinnedTTL: pinnedTTL, PriorityGroups: []string{group},
+		Metadata: map[string]string{beganKey: strconv.FormatUint(uint64(began), 10), nameKey: c.name},
+	}
+}
+
+// bind finds the consumer, or makes it.
+func (c *cursor) bind(ctx context.Context) error {
+	s, err := c.j.js.Stream(ctx, c.j.opts.Stream)
+	if err != nil {
+		return err
+	}
+	consumer, err := s.Consumer(ctx, c.durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		if err = c.j.look(ctx); err != nil {
+			return err
+		}
+		c.j.mu.Lock()
+		oldest, newest := c.j.state.oldest, c.j.state.last
+		c.j.mu.Unlock()
+		began := min(max(journal.Seq(c.start), oldest-1), newest)
+		if c.start == journal.Latest {
+			began = max(began, newest)
+		}
+		consumer, err = s.CreateConsumer(ctx, c.consumerConfig(began))
+		if errors.Is(err, jetstream.ErrConsumerExists) { // another process was faster
+			consumer, err = s.Consumer(ctx, c.durable)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("consumer %s: %w", c.durable, err)
+	}
+	info := consumer.CachedInfo()
+	began, err := strconv.ParseUint(info.Config.Metadata[beganKey], 10, 64)
+	if err != nil || info.Config.FilterSubject != c.j.names.event() || info.Config.AckPolicy != jetstream.AckAllPolicy || info.Config.PriorityPolicy != jetstream.PriorityPolicyPinned {
+		return &refusal{fmt.Sprintf("the consumer %s of the stream %s was not made by Postwire: remove it, or give the sink another name", c.durable, c.j.opts.Stream)}
+	}
+	c.mu.Lock()
+	c.bound, c.began = true, journal.Seq(began)
+	c.committed = max(c.committed, c.began)
+	c.mu.Unlock()
+	c.take(info)
+	return nil
+}
+
+// take takes over what the cluster says of the consumer.
+func (c *cursor) take(info *jetstream.ConsumerInfo) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	floor := journal.Seq(info.AckFloor.Stream)
+	moved := floor > c.committed
+	c.committed = max(c.committed, floor)
+	c.behind = info.NumPending + uint64(info.NumAckPending)
+	c.holder.Since = time.Time{}
+	pinned := ""
+	if len(info.PriorityGroups) > 0 {
+		pinned, c.holder.Since = info.PriorityGroups[0].PinnedClientID, info.PriorityGroups[0].PinnedTS
+	}
+	switch {
+	case c.tenure != nil:
+		c.holder.Name, c.holder.Here = c.j.opts.Name, true
+	case pinned == "":
+		c.holder = journal.Holder{}
+	default:
+		c.holder.Here = false
+	}
+	if moved {
+		c.notify()
+	}
+}
+
+// look asks the cluster how the consumer stands. What cannot be asked now is
+// asked the next time.
+func (c *cursor) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	c.mu.Lock()
+	bound, here := c.bound, c.tenure != nil
+	c.mu.Unlock()
+	if !bound {
+		return
+	}
+	info, err := c.info(ctx)
+	if err != nil {
+		c.j.log.Debug("looking at a consumer", zap.String("sink", c.name), zap.Error(err))
+		return
+	}
+	c.take(info)
+	if here || len(info.PriorityGroups) == 0 || info.PriorityGroups[0].PinnedClientID == "" {
+		return
+	}
+	if e, err := c.j.entry(ctx, c.j.names.holder(c.name)); err == nil {
+		var h holding
+		if json.Unmarshal(e.value, &h) == nil && h.Pin == info.PriorityGroups[0].PinnedClientID {
+			c.mu.Lock()
+			if c.tenure == nil {
+				c.holder.Name = h.Name
+			}
+			c.mu.Unlock()
+		}
+	}
+}
+
+func (c *cursor) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+	consumer, err := c.j.js.Consumer(ctx, c.j.opts.Stream, c.durable)
+	if err != nil {
+		return nil, err
+	}
+	return consumer.CachedInfo(), nil
+}
+
+// holding is what a process leaves behind when it is pinned.
+type holding struct {
+	Name string `json:"name"`
+	Pin  string `json:"pin"`
+}
+
+// hold tells the others who is pinned.
+func (c *cursor) hold(ctx context.Context, pin string) {
+	b, err := json.Marshal(holding{c.j.opts.Name, pin})
+	if err == nil {
+		_, err = c.j.store(ctx, c.j.messagesFor(c.j.names.holder(c.name), b))
+	}
+	if err != nil {
+		c.j.log.Debug("saying who reads", zap.String("sink", c.name), zap.Error(err))
+	}
+}
+
+// Next implements journal.Cursor.
+func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) {
+	c.pulling.Do(func() { c.done.Go(c.pull) })
+	for {
+		c.mu.Lock()
+		changed, closed, broken := c.changed, c.closed || c.life.Err() != nil, c.broken
+		var records []journal.Record
+		if t := c.tenure; t != nil && len(t.queue) > 0 && !closed {
+			if records, broken = t.give(limit); len(records) > 0 {
+				c.notify()
+			}
+		}
+		c.mu.Unlock()
+		switch {
+		case closed:
+			return nil, journal.ErrClosed
+		case len(records) > 0:
+			return records, nil
+		case broken != nil:
+			return nil, broken
+		}
+		select {
+		case <-changed:
+		case <-c.life.Done():
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// give moves records from the queue out, at most limit. One that cannot be read
+// stays where it is, and with it all behind it.
+func (t *tenure) give(limit int) (records []journal.Record, err error) {
+	for len(t.queue) > 0 && len(records) < max(limit, 1) {
+		d := t.queue[0]
+		r, err := record.Decode(d.seq, d.value)
+		if err != nil {
+			if len(records) > 0 {
+				break
+			}
+			return nil, fmt.Errorf("%w: reading: %w", errBroken, err)
+		}
+		records = append(records, r)
+		t.bytes -= len(d.value)
+		t.out = append(t.out, d)
+		t.queue = t.queue[1:]
+	}
+	return records, nil
+}
+
+// pull pulls from the consumer until Close.
+func (c *cursor) pull() {
+	wait := newWait()
+	for c.life.Err() == nil {
+		err := c.session(c.life, func() { wait.Reset() })
+		c.lose()
+		if c.life.Err() != nil {
+			return
+		}
+		if errors.Is(err, errBroken) {
+			c.mu.Lock()
+			c.broken = err
+			c.notify()
+			c.mu.Unlock()
+		}
+		c.j.log.Debug("pulling again", zap.String("sink", c.name), zap.Error(err))
+		select {
+		case <-time.After(wait.NextBackOff()):
+		case <-c.life.Done():
+		}
+	}
+}
+
+// lose ends the tenure: what is in hand is somebody else's business.
+func (c *cursor) lose() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.tenure != nil {
+		close(c.tenure.over)
+		c.tenure = nil
+		c.holder = journal.Holder{}
+		c.notify()
+	}
+}
+
+// errUnpinned ends a session in which this process was pinned.
+var errUnpinned = errors.New("another process is pinned")
+
+// session pulls until the pin is lost or something fails.
+func (c *cursor) session(ctx context.Context, well func()) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := c.j.settled(ctx); err != nil {
+		return err
+	}
+	consumer, err := c.j.js.Consumer(ctx, c.j.opts.Stream, c.durable)
+	if err != nil {
+		return err
+	}
+	it, err := consumer.Messages(jetstream.PullPriorityGroup(group), jetstream.PullMaxMessagesWithBytesLimit(pullAtOnce, pullBytes),
+		jetstream.PullExpiry(10*time.Second), jetstream.PullHeartbeat(2*time.Second))
+	if err != nil {
+		return err
+	}
+	defer it.Stop()
+	var keeping sync.WaitGroup
+	defer keeping.Wait()
+	defer cancel(nil)
+	for {
+		m, err := it.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return cmp.Or(context.Cause(ctx), err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return err
+		}
+		pin := m.Headers().Get("Nats-Pin-Id")
+		c.mu.Lock()
+		t := c.tenure
+		c.mu.Unlock()
+		switch {
+		case t == nil:
+			if t, err = c.begin(ctx, pin, m.Reply()); err != nil {
+				return err
+			}
+			keeping.Go(func() { c.keep(ctx, cancel, pin) })
+			well()
+		case t.pin != pin:
+			return errUnpinned // and pinned again: from the durable place on
+		}
+		if err := c.offer(ctx, t, m, meta); err != nil {
+			return err
+		}
+		if err := c.room(ctx, t); err != nil {
+			return cmp.Or(context.Cause(ctx), err)
+		}
+	}
+}
+
+// begin begins a tenure with all that stands behind the durable place and was
+// delivered before, to whomever.
+func (c *cursor) begin(ctx context.Context, pin, reply string) (*tenure, error) {
+	ack, err := ackSubject(reply)
+	if err != nil {
+		return nil, err
+	}
+	t := &tenure{pin: pin, ack: ack, over: make(chan struct{})}
+	if err := c.catchUp(ctx, t); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.tenure, c.broken = t, nil
+	c.holder = journal.Holder{Name: c.j.opts.Name, Since: time.Now().UTC(), Here: true}
+	c.notify()
+	c.mu.Unlock()
+	c.hold(ctx, pin)
+	c.j.log.Info("this process reads for the sink now", zap.String("sink", c.name))
+	return t, nil
+}
+
+// catchUp reads from the stream what was delivered and not read: from the durable
+// place, or the newest event read, through the newest delivery.
+func (c *cursor) catchUp(ctx context.Context, t *tenure) error {
+	info, err := c.info(ctx)
+	if err != nil {
+		return err
+	}
+	floor, delivered := journal.Seq(info.AckFloor.Stream), journal.Seq(info.Delivered.Stream)
+	number := info.AckFloor.Consumer
+	records, err := c.j.eventsBetween(ctx, floor+1, delivered)
+	if err != nil {
+		return err
+	}
+	var queue []delivery
+	for _, m := range records {
+		number++
+		if journal.Seq(m.seq) <= t.read || journal.Seq(m.seq) <= c.Committed() {
+			continue
+		}
+		value, err := c.j.whole(ctx, m)
+		if err != nil {
+			return err
+		}
+		queue = append(queue, delivery{journal.Seq(m.seq), number, value})
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.push(queue...)
+	t.read = max(t.read, delivered, floor)
+	t.seen = max(t.seen, info.Delivered.Consumer)
+	c.notify()
+	return nil
+}
+
+func (t *tenure) push(ds ...delivery) {
+	for _, d := range ds {
+		t.bytes += len(d.value)
+	}
+	t.queue = append(t.queue, ds...)
+}
+
+// offer takes an event that the server offers, where it follows on the one
+// before; where it does not, the gap is read from the stream.
+func (c *cursor) offer(ctx context.Context, t *tenure, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	seq, number := journal.Seq(meta.Sequence.Stream), meta.Sequence.Consumer
+	follows := number == t.seen+1 && meta.NumDelivered == 1
+	t.seen = max(t.seen, number)
+	if seq <= t.read {
+		return nil // offered again, or read already
+	}
+	if !follows {
+		if err := c.catchUp(ctx, t); err != nil {
+			return err
+		}
+		if seq <= t.read {
+			return nil
+		}
+	}
+	value, err := c.j.whole(ctx, message{m.Subject(), meta.Sequence.Stream, m.Headers(), m.Data()})
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.read = seq
+	t.push(delivery{seq, number, value})
+	c.notify()
+	return nil
+}
+
+// room waits until there is room for another event in hand.
+func (c *cursor) room(ctx context.Context, t *tenure) error {
+	for {
+		c.mu.Lock()
+		full, changed := t.bytes > pullBytes, c.changed
+		c.mu.Unlock()
+		if !full {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// keep keeps the pin while no more events can be taken: it asks for a message of
+// at most one byte, and there is none so short. The answer also says when the pin
+// is lost.
+func (c *cursor) keep(ctx context.Context, lost context.CancelCauseFunc, pin string) {
+	request, err := json.Marshal(map[string]any{"batch": 1, "max_bytes": 1, "expires": keepEvery / 4, "group": group, "id": pin})
+	if err != nil {
+		lost(err)
+		return
+	}
+	subject := fmt.Sprintf("$JS.API.CONSUMER.MSG.NEXT.%s.%s", c.j.opts.Stream, c.durable)
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	for answered := time.Now(); ; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		try, cancel := context.WithTimeout(ctx, keepEvery)
+		m, err := c.j.conn.RequestWithContext(try, subject, request)
+		cancel()
+		switch {
+		case err == nil && m.Header.Get("Status") == "423":
+			lost(errUnpinned)
+			return
+		case err == nil:
+			answered = time.Now()
+		case time.Since(answered) > pinnedTTL:
+			lost(errUnpinned) // or soon will be
+			return
+		}
+	}
+}
+
+// ackSubject takes the subject of an acknowledgement apart:
+//
+//	$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<number>.<time>.<pending>
+//	$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<seq>.<number>.<time>.<pending>[.<random>]
+func ackSubject(reply string) ([]string, error) {
+	parts := strings.Split(reply, ".")
+	if len(parts) != 9 && len(parts) < 11 {
+		return nil, fmt.Errorf("the cluster wants its acknowledgement at %q, which this version does not know", reply)
+	}
+	return parts, nil
+}
+
+// acknowledgement is the subject at which a delivery, and all before it, is
+// acknowledged.
+func (t *tenure) acknowledgement(d delivery) string {
+	parts := slices.Clone(t.ack)
+	at := 5
+	if len(parts) > 9 {
+		at = 7
+	}
+	parts[at-1], parts[at], parts[at+1] = "1", strconv.FormatUint(uint64(d.seq), 10), strconv.FormatUint(d.number, 10)
+	return strings.Join(parts, ".")
+}
+
+// Commit implements journal.Cursor.
+func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered journal.Undelivered) error {
+	c.mu.Lock()
+	t, closed := c.tenure, c.closed || c.life.Err() != nil
+	var done []delivery
+	if t != nil {
+		n, _ := slices.BinarySearchFunc(t.out, through+1, func(d delivery, s journal.Seq) int { return cmp.Compare(d.seq, s) })
+		done = slices.Clone(t.out[:n])
+	}
+	committed := c.committed
+	c.mu.Unlock()
+	switch {
+	case closed:
+		return fmt.Errorf("committing: %w", journal.ErrClosed)
+	case t == nil && through > committed:
+		return fmt.Errorf("committing: %w", journal.ErrMoved)
+	case len(done) == 0:
+		return nil
+	}
+	messages, err := c.aside(undelivered, done)
+	if err != nil {
+		return fmt.Errorf("committing: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-t.over:
+			cancel(journal.ErrMoved)
+		case <-stop:
+		}
+	})
+	defer watching.Wait()
+	defer close(stop)
+	for some := range slices.Chunk(messages, maxGroupMessages) {
+		if err := c.j.put(ctx, some); err != nil {
+			return fmt.Errorf("committing: %w", cause(ctx, err))
+		}
+	}
+	if err := c.acknowledge(ctx, t, done[len(done)-1]); err != nil {
+		return fmt.Errorf("committing: %w", cause(ctx, err))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.out = t.out[min(len(done), len(t.out)):]
+	c.committed = max(c.committed, done[len(done)-1].seq)
+	c.behind -= min(c.behind, uint64(len(done)))
+	c.notify()
+	return nil
+}
+
+// cause is why ctx is done, if it is why err is.
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// aside are the messages that keep what was not delivered.
+func (c *cursor) aside(undelivered journal.Undelivered, done []delivery) (messages []*nats.Msg, err error) {
+	for _, letter := range undelivered.Dead {
+		n, ok := slices.BinarySearchFunc(done, letter.Seq, func(d delivery, s journal.Seq) int { return cmp.Compare(d.seq, s) })
+		if !ok {
+			continue // it is behind the place
+		}
+		value, err := encodeDead(letter, done[n].value)
+		if err != nil {
+			return nil, err
+		}
+		messages = append(messages, c.j.messagesFor(c.j.names.dead(journal.DeadID{Sink: c.name, Seq: letter.Seq}), value)...)
+	}
+	for _, u := range undelivered.GivenUp {
+		m, err := c.j.lostMessage(c.name, u)
+		if err != nil {
+			return nil, err
+		}
+		messages = append(messages, m)
+	}
+	return messages, nil
+}
+
+// acknowledge moves the floor of the consumer, and waits until that is stored.
+func (c *cursor) acknowledge(ctx context.Context, t *tenure, d delivery) error {
+	subject := t.acknowledgement(d)
+	return c.j.retry(ctx, func(ctx context.Context) error {
+		try, cancel := context.WithTimeout(ctx, apiTimeout)
+		_, err := c.j.conn.RequestWithContext(try, subject, []byte("+ACK"))
+		cancel()
+		if err == nil {
+			return nil
+		}
+		// A server that has just become the leader may not answer; then the
+		// floor says whether it was moved.
+		info, err := c.info(ctx)
+		if err != nil {
+			return err
+		}
+		if journal.Seq(info.AckFloor.Stream) >= d.seq {
+			return nil
+		}
+		return errors.New("the acknowledgement was not answered")
+	})
+}
+
+// Committed implements journal.Cursor.
+func (c *cursor) Committed() journal.Seq {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.committed
+}
+
+// Began implements journal.Cursor.
+func (c *cursor) Began() journal.Seq {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.began
+}
+
+// Behind implements journal.Cursor.
+func (c *cursor) Behind() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.behind
+}
+
+// Moved implements journal.Cursor.
+func (c *cursor) Moved() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.tenure == nil {
+		over := make(chan struct{})
+		close(over)
+		return over
+	}
+	return c.tenure.over
+}
+
+// Holder implements journal.Cursor.
+func (c *cursor) Holder() journal.Holder {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.holder
+}
+
+// Close implements io.Closer.
+func (c *cursor) Close() error {
+	c.mu.Lock()
+	t := c.tenure
+	again := c.closed
+	c.closed = true
+	c.notify()
+	c.mu.Unlock()
+	c.end()
+	c.done.Wait()
+	if again {
+		return nil
+	}
+	if t != nil {
+		c.handOver(t)
+	}
+	c.j.mu.Lock()
+	defer c.j.mu.Unlock()
+	if c.j.cursors[c.name] == c {
+		delete(c.j.cursors, c.name)
+	}
+	return nil
+}
+
+// handOver lets another process take over at once: the server pins another one,
+// and offers it the first event that is in hand here. Where that fails, it takes
+// as long as if this process had died.
+func (c *cursor) handOver(t *tenure) {
+	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout/2)
+	defer cancel()
+	s, err := c.j.js.Stream(ctx, c.j.opts.Stream)
+	if err == nil {
+		err = s.UnpinConsumer(ctx, c.durable, group)
+	}
+	if hand := slices.Concat(t.out, t.queue); err == nil && len(hand) > 0 {
+		_, err = c.j.conn.RequestWithContext(ctx, t.acknowledgement(hand[0]), []byte("-NAK"))
+	}
+	if err != nil {
+		c.j.log.Debug("handing a sink over", zap.String("sink", c.name), zap.Error(err))
+	}
+}
+
+// Forget implements journal.Journal.
+func (j *Journal) Forget(ctx context.Context, name string) error {
+	j.mu.Lock()
+	_, open := j.cursors[name]
+	j.mu.Unlock()
+	if open {
+		return fmt.Errorf("forgetting cursor %s: it is open", name)
+	}
+	err := j.retry(ctx, func(ctx context.Context) error {
+		err := j.js.DeleteConsumer(ctx, j.opts.Stream, token(name))
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("forgetting cursor %s: %w", name, err)
+	}
+	return nil
+}

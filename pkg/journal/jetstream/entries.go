@@ -1,0 +1,222 @@
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// entry is a value under a subject of its own, of which the last one counts: a
+// dead letter, a quarantined request, a note.
+type entry struct {
+	subject string
+	at      uint64 // place of its message
+	value   []byte
+}
+
+// removedHeader marks the message that takes an entry's place when it is removed.
+// It goes by itself a minute later.
+const removedHeader = "Postwire-Removed"
+
+// messagesFor are those that put an entry, in the place of any before it.
+func (j *Journal) messagesFor(subject string, value []byte) []*nats.Msg {
+	all := j.messages(subject, value)
+	all[0].Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+	return all
+}
+
+// expect makes a message be refused unless the one before it under its subject
+// stands at a place; 0 is that there is none.
+func expect(m *nats.Msg, at uint64) {
+	m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(at, 10))
+}
+
+// removal is the message that removes the entry, if it still is what it was.
+func (e entry) removal() *nats.Msg {
+	m := nats.NewMsg(e.subject)
+	m.Header.Set(removedHeader, "1")
+	m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+	m.Header.Set(jetstream.MsgTTLHeader, "60s")
+	expect(m, e.at)
+	return m
+}
+
+// entry reads the entry under a subject.
+func (j *Journal) entry(ctx context.Context, subject string) (entry, error) {
+	m, err := j.leaderGet(ctx, getRequest{LastFor: subject})
+	if err != nil {
+		return entry{}, err
+	}
+	return j.entryOf(ctx, m)
+}
+
+func (j *Journal) entryOf(ctx context.Context, m message) (e entry, err error) {
+	if m.header.Get(removedHeader) != "" {
+		return entry{}, journal.ErrNotFound
+	}
+	e = entry{subject: m.subject, at: m.seq}
+	e.value, err = j.whole(ctx, m)
+	return e, err
+}
+
+// mustEntry reads an entry, and while the cluster does not answer waits for that
+// to pass.
+func (j *Journal) mustEntry(ctx context.Context, subject string) (e entry, err error) {
+	err = j.retry(ctx, func(ctx context.Context) error {
+		e, err = j.entry(ctx, subject)
+		return err
+	})
+	return e, err
+}
+
+// put stores entries as one act. While the cluster does not answer it waits for
+// that to pass.
+func (j *Journal) put(ctx context.Context, messages []*nats.Msg) error {
+	return j.retry(ctx, func(ctx context.Context) error {
+		_, err := j.store(ctx, messages)
+		return err
+	})
+}
+
+// subjects lists the subjects under a prefix, sorted.
+func (j *Journal) subjects(ctx context.Context, filter string) (subjects []string, err error) {
+	err = j.retry(ctx, func(ctx context.Context) error {
+		s, err := j.js.Stream(ctx, j.opts.Stream)
+		if err != nil {
+			return err
+		}
+		info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
+		if err != nil {
+			return err
+		}
+		subjects = subjects[:0]
+		for subject := range info.State.Subjects {
+			subjects = append(subjects, subject)
+		}
+		return nil
+	})
+	slices.Sort(subjects)
+	return subjects, err
+}
+
+// scan yields what decode makes of each entry under a prefix behind a subject, by
+// subject.
+func scan[T any](ctx context.Context, j *Journal, prefix, after string, decode func(entry) (T, error)) iter.Seq2[T, error] {
+	const page = 64
+	return func(yield func(T, error) bool) {
+		var zero T
+		subjects, err := j.subjects(ctx, prefix+">")
+		if err != nil {
+			yield(zero, err)
+			return
+		}
+		from, found := slices.BinarySearch(subjects, after)
+		if found {
+			from++
+		}
+		for some := range slices.Chunk(subjects[from:], page) {
+			var messages []message
+			err := j.retry(ctx, func(ctx context.Context) (err error) {
+				messages, err = j.lastOf(ctx, some)
+				return err
+			})
+			if err != nil {
+				yield(zero, err)
+				return
+			}
+			slices.SortFunc(messages, func(a, b message) int { return strings.Compare(a.subject, b.subject) })
+			for _, m := range messages {
+				e, err := j.entryOf(ctx, m)
+				if errors.Is(err, journal.ErrNotFound) {
+					continue // it was removed
+				}
+				var item T
+				if err == nil {
+					item, err = decode(e)
+				}
+				if err != nil {
+					yield(zero, fmt.Errorf("reading %s: %w", m.subject, err))
+					return
+				}
+				if !yield(item, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Note implements journal.Notes.
+func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
+	var messages []*nats.Msg
+	if value == nil {
+		gone := entry{subject: j.names.note(name)}.removal()
+		gone.Header.Del(jetstream.ExpectedLastSubjSeqHeader)
+		messages = []*nats.Msg{gone}
+	} else {
+		messages = j.messagesFor(j.names.note(name), value)
+	}
+	if err := j.put(ctx, messages); err != nil {
+		return fmt.Errorf("noting %s: %w", name, err)
+	}
+	return nil
+}
+
+// Noted implements journal.Notes.
+func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.Noted, error] {
+	return func(yield func(journal.Noted, error) bool) {
+		var all []journal.Noted
+		for n, err := range scan(ctx, j, j.opts.Stream+".note.", "", func(e entry) (journal.Noted, error) {
+			return journal.Noted{Name: last(e.subject), Value: e.value}, nil
+		}) {
+			if err != nil {
+				yield(n, err)
+				return
+			}
+			if strings.HasPrefix(n.Name, prefix) {
+				all = append(all, n)
+			}
+		}
+		slices.SortFunc(all, func(a, b journal.Noted) int { return strings.Compare(a.Name, b.Name) })
+		for _, n := range all {
+			if !yield(n, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Lead implements journal.Journal: whoever has written the last message under the
+// name leads until the message's time is over.
+func (j *Journal) Lead(ctx context.Context, name string, until time.Duration) (bool, error) {
+	subject := j.names.lead(name)
+	now, err := j.entry(ctx, subject)
+	switch {
+	case err != nil && !errors.Is(err, journal.ErrNotFound):
+		return false, fmt.Errorf("asking who leads %s: %w", name, err)
+	case err == nil && string(now.value) != j.opts.Name:
+		return false, nil
+	}
+	m := nats.NewMsg(subject)
+	m.Data = []byte(j.opts.Name)
+	m.Header.Set(jetstream.MsgTTLHeader, seconds(until))
+	m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+	expect(m, now.at)
+	switch _, err := j.store(ctx, []*nats.Msg{m}); {
+	case errors.Is(err, errConflict):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("leading %s: %w", name, err)
+	}
+	return true, nil
+}

@@ -1,0 +1,171 @@
+package jetstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// Parts of journal.max_bytes, in percent. History is trimmed well before new
+// events are refused.
+const (
+	trimAt = 80 // from here on
+	trimTo = 75
+)
+
+// absence is how long nobody may have opened a cursor before what it has not
+// passed is not kept for it any more: its sink is in no configuration.
+const absence = time.Hour
+
+// seenPrefix is where the notes begin that say when a cursor was last open.
+const seenPrefix = "cursor/"
+
+// note says that the cursor is open.
+func (c *cursor) note(ctx context.Context) error {
+	b, err := json.Marshal(c.j.opts.Clock().UTC())
+	if err != nil {
+		return err
+	}
+	return c.j.Note(ctx, seenPrefix+c.name, b)
+}
+
+// expireAll removes what is old, now and then; of all processes one does.
+func (j *Journal) expireAll() {
+	tick := time.NewTicker(j.opts.Every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-j.life.Done():
+			return
+		}
+		if err := j.Expire(j.life); err != nil && j.life.Err() == nil {
+			j.log.Warn("removing old events failed, it will be tried again", zap.Error(err))
+		}
+	}
+}
+
+// Expire notes which cursors are open here, and, if this process is the one to do
+// it, removes the events that have passed their retention and every cursor.
+func (j *Journal) Expire(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, max(j.opts.Every, 10*time.Second))
+	defer cancel()
+	j.mu.Lock()
+	open := make([]*cursor, 0, len(j.cursors))
+	for _, c := range j.cursors {
+		open = append(open, c)
+	}
+	j.mu.Unlock()
+	for _, c := range open {
+		if err := c.note(ctx); err != nil {
+			return err
+		}
+	}
+	leads, err := j.Lead(ctx, "expire", 2*j.opts.Every)
+	if err != nil || !leads {
+		return err
+	}
+	if err := j.settled(ctx); err != nil {
+		return err
+	}
+	if err := j.look(ctx); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	oldest, last := j.state.oldest, j.state.last
+	j.mu.Unlock()
+	passed, err := j.passed(ctx, last)
+	if err != nil || passed < oldest {
+		return err
+	}
+	old, err := j.since(ctx, j.opts.Clock().Add(-j.opts.Retention), oldest, last)
+	if err != nil {
+		return err
+	}
+	through := min(old-1, passed)
+	if trimmed := j.excess(oldest, passed); trimmed > through {
+		n, err := j.remove(ctx, trimmed)
+		if err != nil {
+			return err
+		}
+		j.trimmed.Add(n)
+		j.log.Warn("the journal is nearly full: events that every sink has passed were removed before their retention",
+			zap.Uint64("events", n), zap.Duration("retention", j.opts.Retention), zap.Uint64("max_bytes", j.opts.MaxBytes))
+		return nil
+	}
+	if through < oldest {
+		return nil
+	}
+	_, err = j.remove(ctx, through)
+	return err
+}
+
+// passed is the place that every cursor has passed which somebody has open, or
+// has had not long ago.
+func (j *Journal) passed(ctx context.Context, last journal.Seq) (journal.Seq, error) {
+	seen := map[string]time.Time{}
+	for n, err := range j.Noted(ctx, seenPrefix) {
+		if err != nil {
+			return 0, err
+		}
+		var at time.Time
+		if err := json.Unmarshal(n.Value, &at); err != nil {
+			return 0, fmt.Errorf("note %s: %w", n.Name, err)
+		}
+		seen[n.Name[len(seenPrefix):]] = at
+	}
+	s, err := j.js.Stream(ctx, j.opts.Stream)
+	if err != nil {
+		return 0, err
+	}
+	passed := last
+	consumers := s.ListConsumers(ctx)
+	for info := range consumers.Info() {
+		name, ok := info.Config.Metadata[nameKey]
+		if !ok || j.opts.Clock().Sub(seen[name]) > absence {
+			continue
+		}
+		passed = min(passed, journal.Seq(info.AckFloor.Stream))
+	}
+	return passed, consumers.Err()
+}
+
+// excess is the place through which events are to go for want of room; 0 is none.
+func (j *Journal) excess(oldest, passed journal.Seq) journal.Seq {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.opts.MaxBytes == 0 || j.state.bytes <= j.opts.MaxBytes/100*trimAt || j.state.last < oldest {
+		return 0
+	}
+	// As if all places took the same room.
+	share := float64(j.state.bytes-j.opts.MaxBytes/100*trimTo) / float64(j.state.bytes)
+	return min(passed, oldest+journal.Seq(share*float64(j.state.last-oldest)))
+}
+
+// remove removes the events through a place, what is kept about them, and returns
+// how many there were.
+func (j *Journal) remove(ctx context.Context, through journal.Seq) (uint64, error) {
+	s, err := j.js.Stream(ctx, j.opts.Stream)
+	if err != nil {
+		return 0, err
+	}
+	before := j.Usage().Events
+	// What a sink was not given is stored behind the events that it is about.
+	for _, subject := range []string{j.names.event(), j.names.part(j.names.event()), j.opts.Stream + ".lost.>"} {
+		err = errors.Join(err, s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(uint64(through)+1)))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("removing events: %w", err)
+	}
+	if err := j.look(ctx); err != nil {
+		return 0, err
+	}
+	return before - min(before, j.Usage().Events), nil
+}

@@ -1,0 +1,151 @@
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
+)
+
+// Last implements journal.Log. What other processes append is seen half a second
+// later.
+func (j *Journal) Last() journal.Seq {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.state.last
+}
+
+// Oldest implements journal.Log.
+func (j *Journal) Oldest() journal.Seq {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.state.oldest
+}
+
+// Wait implements journal.Log.
+func (j *Journal) Wait(ctx context.Context, s journal.Seq) error {
+	return j.await(ctx, func() bool { return j.state.last >= s })
+}
+
+// Read implements journal.Log.
+func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (records []journal.Record, err error) {
+	j.mu.Lock()
+	from, last := max(from, j.state.oldest), j.state.last
+	j.mu.Unlock()
+	if from > last {
+		return nil, nil
+	}
+	var messages []message
+	err = j.retry(ctx, func(ctx context.Context) error {
+		messages, err = j.page(ctx, j.names.event(), from, max(limit, 1))
+		// A server that lags behind knows less than was acknowledged.
+		if err == nil && len(messages) == 0 && from <= j.Last() && from >= j.Oldest() {
+			if _, err := j.leaderGet(ctx, getRequest{Seq: uint64(from), NextFor: j.names.event()}); err == nil {
+				return errLag
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading from %d: %w", from, err)
+	}
+	for _, m := range messages {
+		value, err := j.whole(ctx, m)
+		if err != nil {
+			return nil, fmt.Errorf("reading from %d: %w", from, err)
+		}
+		r, err := record.Decode(journal.Seq(m.seq), value)
+		if err != nil {
+			return nil, fmt.Errorf("reading from %d: %w", from, err)
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// errLag is returned while a server does not have what the leader has.
+var errLag = errors.New("the server lags behind the stream's leader")
+
+// eventsBetween reads the messages of all events from a place through another, at
+// which there is one.
+func (j *Journal) eventsBetween(ctx context.Context, from, through journal.Seq) ([]message, error) {
+	var all []message
+	for lagging := time.Now(); from <= through; {
+		messages, err := j.page(ctx, j.names.event(), from, 512)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range messages {
+			if journal.Seq(m.seq) <= through {
+				all = append(all, m)
+			}
+			from = journal.Seq(m.seq) + 1
+		}
+		if len(messages) > 0 {
+			lagging = time.Now()
+			continue
+		}
+		if time.Since(lagging) > apiTimeout {
+			return nil, errLag
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return all, nil
+}
+
+// Since implements journal.Log.
+func (j *Journal) Since(ctx context.Context, t time.Time) (s journal.Seq, err error) {
+	j.mu.Lock()
+	oldest, last := j.state.oldest, j.state.last
+	j.mu.Unlock()
+	err = j.retry(ctx, func(ctx context.Context) error {
+		s, err = j.since(ctx, t, oldest, last)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("looking for events since %v: %w", t, err)
+	}
+	return s, nil
+}
+
+// since returns the place of the first event, from one place through another,
+// that was accepted at t or later, or the place behind the last.
+func (j *Journal) since(ctx context.Context, t time.Time, oldest, last journal.Seq) (journal.Seq, error) {
+	low, high := oldest, last+1 // all events before low are older, the first from high on is not
+	for low < high {
+		mid := low + (high-low)/2
+		m, err := j.leaderGet(ctx, getRequest{Seq: uint64(mid), NextFor: j.names.event()})
+		if errors.Is(err, journal.ErrNotFound) || err == nil && journal.Seq(m.seq) >= high {
+			high = mid // there is no event from mid on that is before high
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		accepted, err := record.Accepted(m.data)
+		if err != nil {
+			return 0, fmt.Errorf("%w: event %d: %w", errBroken, m.seq, err)
+		}
+		if accepted.Before(t) {
+			low = journal.Seq(m.seq) + 1
+		} else {
+			high = mid
+		}
+	}
+	// High is where the search ended; the event stands there or behind it.
+	m, err := j.leaderGet(ctx, getRequest{Seq: uint64(max(high, 1)), NextFor: j.names.event()})
+	switch {
+	case errors.Is(err, journal.ErrNotFound):
+		return last + 1, nil
+	case err != nil:
+		return 0, err
+	}
+	return min(journal.Seq(m.seq), last+1), nil
+}

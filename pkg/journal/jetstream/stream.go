@@ -1,0 +1,336 @@
+package jetstream
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// The format of what is in the stream. A version reads its own and those before
+// it, and refuses a newer one; it writes the one that the stream has, so that two
+// versions work beside each other while one takes the other's place.
+const (
+	formatKey = "postwire.format"
+	format    = 1
+)
+
+// The oldest server with atomic batches and times to live of messages.
+const needMajor, needMinor = 2, 12
+
+// refusal is a reason that only an operator can do something about.
+type refusal struct{ what string }
+
+func (r *refusal) Error() string { return r.what }
+
+// reserve is the part of the stream's size, beyond max_bytes, that is kept for
+// what must be stored though no new event is taken: dead letters and notes.
+func reserve(maxBytes uint64) uint64 { return max(maxBytes/16, 16<<20) }
+
+// config is how the stream must be. Nothing in it is ever removed for its age or
+// its number: what is old is removed by this engine, which knows what every sink
+// has been given.
+func (j *Journal) config() jetstream.StreamConfig {
+	limit := int64(-1)
+	if j.opts.MaxBytes > 0 {
+		limit = int64(j.opts.MaxBytes + reserve(j.opts.MaxBytes))
+	}
+	return jetstream.StreamConfig{
+		Name: j.opts.Stream, Subjects: []string{j.names.all()},
+		Description: "Journal of Postwire: events, their identity keys, dead letters. It is written by Postwire alone.",
+		Storage:     jetstream.FileStorage, Replicas: j.opts.Replicas,
+		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxBytes: limit,
+		MaxMsgs: -1, MaxMsgsPerSubject: -1, MaxMsgSize: -1, MaxConsumers: -1,
+		AllowDirect: true, AllowRollup: true, AllowMsgTTL: true, AllowAtomicPublish: true,
+		Metadata: map[string]string{formatKey: strconv.Itoa(format)},
+	}
+}
+
+// settleStream creates the stream, or checks it.
+func (j *Journal) settleStream(ctx context.Context) error {
+	if err := checkVersion(j.conn.ConnectedServerVersion()); err != nil {
+		return err
+	}
+	want := j.config()
+	s, err := j.js.Stream(ctx, j.opts.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		s, err = j.js.CreateStream(ctx, want)
+		if err == nil {
+			j.log.Info("the stream was created", zap.String("stream", want.Name), zap.Int("replicas", want.Replicas))
+		}
+	}
+	if err != nil {
+		return explained(fmt.Errorf("stream %s: %w", want.Name, err))
+	}
+	have := s.CachedInfo().Config
+	if err := checkFormat(have); err != nil {
+		return err
+	}
+	wrong := differences(have, want)
+	if len(wrong) == 0 {
+		return nil
+	}
+	if !j.opts.Update {
+		return &refusal{fmt.Sprintf("the stream %s is not as the configuration says: %s. Set journal.jetstream.update: true to change the stream, or the configuration back, or name another stream",
+			want.Name, strings.Join(wrong, "; "))}
+	}
+	for k, v := range have.Metadata {
+		if !strings.HasPrefix(k, "_") {
+			want.Metadata[k] = v
+		}
+	}
+	if s, err = j.js.UpdateStream(ctx, want); err != nil {
+		return explained(fmt.Errorf("changing the stream %s (%s): %w", want.Name, strings.Join(wrong, "; "), err))
+	}
+	if wrong := differences(s.CachedInfo().Config, want); len(wrong) > 0 {
+		return &refusal{fmt.Sprintf("the stream %s cannot be changed: %s. Name another stream", want.Name, strings.Join(wrong, "; "))}
+	}
+	j.log.Warn("the stream was changed, as journal.jetstream.update says", zap.String("stream", want.Name), zap.Strings("differences", wrong))
+	return nil
+}
+
+// checkVersion refuses a server that lacks what this engine is built on.
+func checkVersion(version string) error {
+	var major, minor int
+	if _, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor); err != nil {
+		return &refusal{fmt.Sprintf("the NATS server says that its version is %q: %d.%d or newer is needed", version, needMajor, needMinor)}
+	}
+	if major < needMajor || major == needMajor && minor < needMinor {
+		return &refusal{fmt.Sprintf("the NATS server is version %s: %d.%d or newer is needed, for atomic batches; upgrade the servers", version, needMajor, needMinor)}
+	}
+	return nil
+}
+
+func checkFormat(have jetstream.StreamConfig) error {
+	text, ok := have.Metadata[formatKey]
+	if !ok {
+		return &refusal{fmt.Sprintf("the stream %s was not made by Postwire: name another one with journal.jetstream.stream", have.Name)}
+	}
+	if n, err := strconv.Atoi(text); err != nil || n > format {
+		return &refusal{fmt.Sprintf("the stream %s has format %s of a newer version of postwire, this version reads up to %d: install that version again", have.Name, text, format)}
+	}
+	return nil
+}
+
+// differences says in words what of a stream is not as it must be.
+func differences(have, want jetstream.StreamConfig) []string {
+	var wrong []string
+	differ := func(what string, has, needs any) {
+		if has != needs {
+			wrong = append(wrong, fmt.Sprintf("%s is %v, and must be %v", what, has, needs))
+		}
+	}
+	if !slices.Equal(have.Subjects, want.Subjects) {
+		differ("subjects", strings.Join(have.Subjects, " "), strings.Join(want.Subjects, " "))
+	}
+	differ("storage", have.Storage, want.Storage)
+	differ("num_replicas", have.Replicas, want.Replicas)
+	differ("retention", have.Retention, want.Retention)
+	differ("discard", have.Discard, want.Discard)
+	differ("max_bytes", have.MaxBytes, want.MaxBytes)
+	differ("max_msgs", have.MaxMsgs, want.MaxMsgs)
+	differ("max_msgs_per_subject", have.MaxMsgsPerSubject, want.MaxMsgsPerSubject)
+	differ("max_msg_size", have.MaxMsgSize, want.MaxMsgSize)
+	differ("max_consumers", have.MaxConsumers, want.MaxConsumers)
+	differ("max_age", have.MaxAge, want.MaxAge)
+	differ("allow_direct", have.AllowDirect, want.AllowDirect)
+	differ("allow_rollup_hdrs", have.AllowRollup, want.AllowRollup)
+	differ("allow_msg_ttl", have.AllowMsgTTL, want.AllowMsgTTL)
+	differ("allow_atomic", have.AllowAtomicPublish, want.AllowAtomicPublish)
+	differ("deny_purge", have.DenyPurge, want.DenyPurge)
+	differ("no_ack", have.NoAck, want.NoAck)
+	differ("persist_mode", have.PersistMode, want.PersistMode)
+	return wrong
+}
+
+// explained makes an error of the cluster a refusal where waiting cannot help.
+func explained(err error) error {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		if errors.Is(err, nats.ErrNoResponders) {
+			return fmt.Errorf("%w: JetStream is not there, or has no leader", err)
+		}
+		return err
+	}
+	switch {
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return &refusal{fmt.Sprintf("%v: JetStream is off for this account; turn it on in the servers' configuration", err)}
+	case api.Code >= 400 && api.Code < 500 && api.Code != 408 && api.Code != 429:
+		return &refusal{err.Error()}
+	}
+	return err
+}
+
+// readState asks for the state of the stream.
+func (j *Journal) readState(ctx context.Context) (state, error) {
+	s, err := j.js.Stream(ctx, j.opts.Stream)
+	if err != nil {
+		return state{}, err
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(j.names.event()))
+	if err != nil {
+		return state{}, err
+	}
+	st := state{bytes: info.State.Bytes, events: info.State.Subjects[j.names.event()]}
+	if st.events == 0 {
+		st.last = journal.Seq(info.State.LastSeq)
+		st.oldest = st.last + 1
+		return st, nil
+	}
+	first, err := j.leaderGet(ctx, getRequest{Seq: 1, NextFor: j.names.event()})
+	if err != nil {
+		return state{}, err
+	}
+	last, err := j.leaderGet(ctx, getRequest{LastFor: j.names.event()})
+	if err != nil {
+		return state{}, err
+	}
+	st.oldest, st.last = journal.Seq(first.seq), journal.Seq(last.seq)
+	return st, nil
+}
+
+// message is one of the stream.
+type message struct {
+	subject string
+	seq     uint64
+	header  nats.Header
+	data    []byte
+}
+
+type getRequest struct {
+	Seq     uint64 `json:"seq,omitempty"`
+	LastFor string `json:"last_by_subj,omitempty"`
+	NextFor string `json:"next_by_subj,omitempty"`
+}
+
+// leaderGet reads one message from the stream's leader, which knows of all that
+// was acknowledged; the other servers may lag behind. Its error wraps
+// journal.ErrNotFound where there is none.
+func (j *Journal) leaderGet(ctx context.Context, get getRequest) (message, error) {
+	body, err := json.Marshal(get)
+	if err != nil {
+		return message{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	m, err := j.conn.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+j.opts.Stream, body)
+	if err != nil {
+		return message{}, err
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message *struct {
+			Subject string `json:"subject"`
+			Seq     uint64 `json:"seq"`
+			Header  string `json:"hdrs"`
+			Data    []byte `json:"data"`
+		} `json:"message"`
+	}
+	if err := json.Unmarshal(m.Data, &answer); err != nil {
+		return message{}, fmt.Errorf("reading the cluster's answer: %w", err)
+	}
+	switch {
+	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return message{}, journal.ErrNotFound
+	case answer.Error != nil:
+		return message{}, answer.Error
+	case answer.Message == nil:
+		return message{}, errors.New("the cluster's answer holds no message")
+	}
+	found := message{subject: answer.Message.Subject, seq: answer.Message.Seq, data: answer.Message.Data}
+	if answer.Message.Header != "" {
+		raw, err := base64.StdEncoding.DecodeString(answer.Message.Header)
+		if err != nil {
+			return message{}, fmt.Errorf("reading the cluster's answer: %w", err)
+		}
+		if found.header, err = nats.DecodeHeadersMsg(raw); err != nil {
+			return message{}, fmt.Errorf("reading the cluster's answer: %w", err)
+		}
+	}
+	return found, nil
+}
+
+// lastOf reads the last message of each subject that has one. The answer may
+// come from a server that lags behind.
+func (j *Journal) lastOf(ctx context.Context, subjects []string) ([]message, error) {
+	const most = 512 // the server allows 1024 answers
+	var found []message
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	for some := range slices.Chunk(subjects, most) {
+		messages, err := collect(jetstreamext.GetLastMsgsFor(ctx, j.js, j.opts.Stream, some))
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, messages...)
+	}
+	return found, nil
+}
+
+// page reads messages of a subject from a place on. The answer may come from a
+// server that lags behind.
+func (j *Journal) page(ctx context.Context, subject string, from journal.Seq, limit int) ([]message, error) {
+	const maxBytes = 8 << 20
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	return collect(jetstreamext.GetBatch(ctx, j.js, j.opts.Stream, limit, jetstreamext.GetBatchSeq(max(1, uint64(from))),
+		jetstreamext.GetBatchSubject(subject), jetstreamext.GetBatchMaxBytes(maxBytes)))
+}
+
+// collect takes what a request for several messages is answered with.
+func collect(answers func(func(*jetstream.RawStreamMsg, error) bool), err error) ([]message, error) {
+	if err != nil {
+		return nil, err
+	}
+	var found []message
+	for m, err := range answers {
+		if errors.Is(err, jetstreamext.ErrNoMessages) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, message{m.Subject, m.Sequence, m.Header, m.Data})
+	}
+	return found, nil
+}
+
+// retry calls do until it succeeds, says that there is nothing, or ctx is done.
+// While the cluster does not answer it waits for that to pass.
+func (j *Journal) retry(ctx context.Context, do func(context.Context) error) error {
+	wait := newWait()
+	for {
+		if err := j.settled(ctx); err != nil {
+			return err
+		}
+		err := do(ctx)
+		switch {
+		case err == nil || errors.Is(err, journal.ErrNotFound) || errors.Is(err, errConflict) || errors.Is(err, journal.ErrFull) || errors.Is(err, errBroken):
+			return err
+		case j.life.Err() != nil:
+			return journal.ErrClosed
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+		j.log.Debug("asking the cluster again", zap.Error(err))
+		select {
+		case <-time.After(wait.NextBackOff()):
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-j.life.Done():
+			return journal.ErrClosed
+		}
+	}
+}
