@@ -65,6 +65,7 @@ func Stamp(paths ...string) string {
 
 // Server is the HTTP server that takes the webhooks.
 type Server struct {
+	Name              string         `yaml:"name" doc:"Name of this process where several share a journal; no other one may have it. Empty is the name of the machine." example:"${HOSTNAME}"`
 	Listen            string         `yaml:"listen" doc:"Address to listen on, host:port. Without a host it is every address of the machine; port 0 takes any free port." example:"0.0.0.0:8443"`
 	MaxBodyBytes      Size           `yaml:"max_body_bytes" doc:"Largest body of a request; larger ones are answered 413."`
 	MaxHeaderBytes    Size           `yaml:"max_header_bytes" doc:"Largest header of a request, request line included; larger ones are answered 431."`
@@ -108,16 +109,33 @@ type Journal struct {
 	Engine       string        `yaml:"engine" enum:"pebble,jetstream" doc:"Where the journal is kept: pebble, in a folder of this machine; or jetstream, in a NATS JetStream cluster, so that several machines run Postwire and any of them may die."`
 	Dir          string        `yaml:"dir" doc:"Folder of the pebble engine. It is created if it is missing. Relative to the working directory." example:"/var/lib/postwire"`
 	Retention    time.Duration `yaml:"retention" doc:"How long events are kept, for replay. Events that a sink still waits for stay longer. 0 keeps none beyond that."`
-	MaxBytes     Size          `yaml:"max_bytes" doc:"Size of the journal at which new events are refused with 503; what was accepted is kept. From four fifths of it on, events that every sink has passed are removed before their retention, the oldest first. Used by the pebble engine; 0 is no limit."`
+	MaxBytes     Size          `yaml:"max_bytes" doc:"Size of the journal at which new events are refused with 503; what was accepted is kept. From four fifths of it on, events that every sink has passed are removed before their retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (16MiB at least), for dead letters. 0 is no limit."`
 	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Below this much free disk space new events are refused with 503, so that the journal never breaks off in mid-write. Used by the pebble engine; 0 turns the check off."`
 	JetStream    JetStream     `yaml:"jetstream" doc:"The cluster of the jetstream engine; unused by the other one."`
+	Spill        Spill         `yaml:"spill" doc:"Where the jetstream engine keeps events while the cluster does not take them; unused by the other one."`
 }
 
 // JetStream is the NATS cluster that keeps the journal.
 type JetStream struct {
-	URL      string `yaml:"url" doc:"Servers of the cluster, separated by commas. Needed where journal.engine is jetstream." example:"nats://nats-0:4222,nats://nats-1:4222"`
-	Stream   string `yaml:"stream" doc:"Name of the stream. It is created if it is missing."`
+	URL      string `yaml:"url" doc:"Servers of the cluster, separated by commas; version 2.12 or newer. Needed where journal.engine is jetstream." example:"nats://nats-0:4222,nats://nats-1:4222"`
+	Stream   string `yaml:"stream" doc:"Name of the stream, and the first token of its subjects. It is created if it is missing. Postwire alone writes to it."`
 	Replicas int    `yaml:"replicas" doc:"Servers that keep a copy of each event, 1 to 5; of 3, any one may die."`
+	Update   bool   `yaml:"update" doc:"Change the stream where its settings are not those of this configuration. Without it the process says what differs, and does not start."`
+
+	CredentialsFile string `yaml:"credentials_file" doc:"File of a user's JWT and key, as made by nsc. It is read again at every connection." example:"/etc/postwire/nats.creds"`
+	NKeyFile        string `yaml:"nkey_file" doc:"File of a user's NKey seed." example:"/etc/postwire/nats.nk"`
+	User            string `yaml:"user" doc:"User name."`
+	Password        Secret `yaml:"password" doc:"Password of user." example:"${NATS_PASSWORD}"`
+	Token           Secret `yaml:"token" doc:"Token, where the server asks for one." example:"${NATS_TOKEN}"`
+	TLS             TLS    `yaml:"tls" doc:"TLS to the servers."`
+}
+
+// Spill is the local journal of a process whose journal is in a cluster.
+type Spill struct {
+	Enabled  bool          `yaml:"enabled" doc:"Keep events here that the cluster has not taken after hold, answer them, and forward them when it takes them again. Without it they are answered 503."`
+	Dir      string        `yaml:"dir" doc:"Folder of this process alone, on a disk that outlives it: while the cluster is away it holds the only copy of what was answered. It is created if it is missing." example:"/var/lib/postwire/spill"`
+	Hold     time.Duration `yaml:"hold" doc:"How long an event waits for the cluster before it is kept here, or answered 503."`
+	MaxBytes Size          `yaml:"max_bytes" doc:"Size at which no more is kept here, and events are answered 503. 0 is no limit."`
 }
 
 // Dedupe says how repeats of an event are recognized.
@@ -155,6 +173,7 @@ func Default() Config {
 			Retention:    168 * time.Hour,
 			MinFreeBytes: 64 << 20,
 			JetStream:    JetStream{Stream: "postwire", Replicas: 3},
+			Spill:        Spill{Enabled: true, Dir: "./spill", Hold: 3 * time.Second, MaxBytes: 1 << 30},
 		},
 		Dedupe: Dedupe{Window: 24 * time.Hour},
 	}
@@ -177,6 +196,9 @@ func (c Config) Validate() error {
 		p.Add("admin.token", "is missing, and admin.listen reaches beyond this machine", "set a token, for example ${POSTWIRE_ADMIN_TOKEN}, or listen on 127.0.0.1:9090")
 	}
 	p.Nest("journal", c.Journal.validate())
+	if j := c.Journal; j.Engine == "jetstream" && j.Spill.Hold > 0 && j.Spill.Hold >= c.Server.WriteTimeout {
+		p.Add("journal.spill.hold", fmt.Sprintf("%v is not shorter than server.write_timeout, %v", j.Spill.Hold, c.Server.WriteTimeout), "for example 3s: senders do not wait long for an answer")
+	}
 	if c.Dedupe.Window <= 0 {
 		p.Add("dedupe.window", "must be longer than 0", "for example 24h")
 	}
@@ -263,6 +285,15 @@ func (j Journal) validate() error {
 	}
 	if r := j.JetStream.Replicas; r < 1 || r > 5 {
 		p.Add("jetstream.replicas", fmt.Sprintf("%d is out of range", r), "use 1 to 5, best an odd number")
+	}
+	if s := j.Spill; s.Enabled && s.Dir == "" {
+		p.Add("spill.dir", "is empty", "for example ./spill, or set journal.spill.enabled: false")
+	}
+	if j.Spill.Hold <= 0 {
+		p.Add("spill.hold", "must be longer than 0", "for example 3s")
+	}
+	if s := j.Spill.MaxBytes; s != 0 && s < minJournal {
+		p.Add("spill.max_bytes", fmt.Sprintf("%v is too small", s), fmt.Sprintf("use %v or more, or 0 for no limit", minJournal))
 	}
 	return p.Err()
 }

@@ -32,8 +32,12 @@ type API struct {
 	Journal interface {
 		journal.Log
 		journal.Aside
+		Usage() journal.Usage
+		Check() error
 	}
-	Relay *relay.Relay
+	Engine string // of the journal
+	Name   string // of this process
+	Relay  *relay.Relay
 	// Understand reads a quarantined request again, as its source does
 	// today.
 	Understand func(journal.Rejected) ([]event.Event, error)
@@ -63,6 +67,7 @@ func (a *API) handler() http.Handler {
 	a.replays(api)
 	a.tail(api)
 	a.reconciling(api)
+	a.status(api)
 	return a.guard(mux)
 }
 

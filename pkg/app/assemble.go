@@ -21,7 +21,6 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/ingress"
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/journal/pebble"
 	"github.com/postwire/postwire/pkg/relay"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/sinks"
@@ -81,12 +80,16 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	}
 
 	// 3: the journal, which both halves stand on.
-	a.journal, err = openJournal(p, log.Named("journal"))
+	name, err := processName(*p.Config)
+	if err != nil {
+		return nil, err
+	}
+	a.journal, err = openJournal(ctx, p, name, log.Named("journal"))
 	if err != nil {
 		return nil, err
 	}
 	a.cleanup = append(a.cleanup, a.journal.Close)
-	measureJournal(metrics, a.journal)
+	measureJournal(metrics, a.journal, now)
 
 	// 5 and 4: the sinks, each with a pump.
 	a.relay, err = relay.New(ctx, relay.Options{
@@ -137,7 +140,7 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		Checks:   []admin.Check{{Name: "journal", Run: a.journal.Check}, {Name: "sources", Run: a.ready.check}},
 		Gatherer: metrics, Log: log.Named("admin"),
 		API: &admin.API{
-			Journal: a.journal, Relay: a.relay, Understand: a.understand.again, Reconcile: a.gaps.compare,
+			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Reconcile: a.gaps.compare,
 			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, Version: ReadVersion().Version, Now: now, Log: log.Named("admin"),
 		},
 	})
@@ -145,37 +148,6 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		return nil, err
 	}
 	return a, nil
-}
-
-func openJournal(p *Plan, log *zap.Logger) (journal.Journal, error) {
-	c := p.Config.Journal
-	return pebble.Open(pebble.Options{
-		Dir: c.Dir, Window: p.Config.Dedupe.Window, Retention: c.Retention,
-		MaxBytes: uint64(c.MaxBytes), MinFree: uint64(c.MinFreeBytes), Log: log,
-		FS: p.Disk, Clock: p.Clock,
-	})
-}
-
-// measureJournal registers what the journal takes and has. Gauges of what
-// cannot be told, or is not limited, are 0.
-func measureJournal(r prometheus.Registerer, j journal.Journal) {
-	gauge := func(name, help string, value func() float64) {
-		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
-	}
-	gauge("postwire_journal_bytes", "Disk space that the journal takes.", func() float64 { return float64(j.Usage().Bytes) })
-	gauge("postwire_journal_max_bytes", "Size of the journal at which new events are refused; 0 is no limit.", func() float64 { return float64(j.Usage().MaxBytes) })
-	gauge("postwire_journal_free_bytes", "Free space on the journal's disk.", func() float64 { return float64(j.Usage().Free) })
-	gauge("postwire_journal_min_free_bytes", "Free disk space below which new events are refused; 0 is no limit.", func() float64 { return float64(j.Usage().MinFree) })
-	gauge("postwire_journal_full", "1 while new events are refused for want of room, otherwise 0.", func() float64 {
-		if errors.Is(j.Check(), journal.ErrFull) {
-			return 1
-		}
-		return 0
-	})
-	gauge("postwire_journal_events", "Events that are stored, delivered or not.", func() float64 { return float64(j.Usage().Events) })
-	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "postwire_journal_trimmed_total", Help: "Delivered events that were removed before their retention to make room.",
-	}, func() float64 { return float64(j.Usage().Trimmed) }))
 }
 
 // understanding is the sources by name, for requests that were set aside.

@@ -103,8 +103,10 @@ func check(c *config.Config, err error) (*Plan, error) {
 	if len(c.Sinks) == 0 {
 		errs = append(errs, c.Problem("sinks", "is empty: events would go nowhere", "add a sink"))
 	}
-	if c.Journal.Engine != "pebble" {
-		errs = append(errs, c.Problem("journal.engine", c.Journal.Engine+" is not part of this version", "use pebble"))
+	if c.Journal.Engine == engineJetStream {
+		for _, i := range checkCluster(c.Journal.JetStream) {
+			errs = append(errs, c.Problem("journal.jetstream."+i.Key, i.What, i.Hint))
+		}
 	}
 	if err := config.Merge(errs...); err != nil {
 		return nil, err

@@ -40,8 +40,8 @@ type Pump struct {
 	log      *zap.Logger
 	metrics  *sinkMetrics
 
-	failing bool // the last attempt failed, and the log says so
-	open    bool // the breaker
+	failing atomic.Bool // the last attempt failed, and the log says so
+	open    atomic.Bool // the breaker
 	window  window
 	given   givings // given up, and not yet in the log
 	passed  uint64  // of the batch in hand: records that the cursor has passed
@@ -205,8 +205,7 @@ func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
 
 // breaker opens or closes the breaker.
 func (p *Pump) breaker(open bool) {
-	if open != p.open {
-		p.open = open
+	if p.open.Swap(open) != open {
 		p.metrics.breaker(open)
 	}
 }
@@ -298,16 +297,16 @@ func (p *Pump) wanted(records []journal.Record) []held {
 // report says once that a sink fails, and once that it works again.
 func (p *Pump) report(v verdicts, waiting int) {
 	switch {
-	case v.failure != nil && !p.failing:
+	case v.failure != nil && !p.failing.Load():
 		p.log.Warn("the sink does not take events; they wait in the journal and are tried again, one at a time where none is taken",
-			zap.Bool("breaker_open", p.open), zap.Error(v.failure))
+			zap.Bool("breaker_open", p.open.Load()), zap.Error(v.failure))
 	case v.failure != nil:
 		p.log.Debug("another attempt failed", zap.Int("in_hand", waiting), zap.Error(v.failure))
-	case p.failing:
+	case p.failing.Load():
 		p.log.Info("the sink takes events again")
 	}
-	p.failing = v.failure != nil
-	p.metrics.up(!p.failing)
+	p.failing.Store(v.failure != nil)
+	p.metrics.up(v.failure == nil)
 }
 
 // sleep waits, or returns ctx's error.

@@ -87,7 +87,8 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 func (r *Relay) Run(ctx, hard context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r.runReplays(ctx, hard)
+	var replays sync.WaitGroup
+	replays.Go(func() { r.runReplays(ctx, hard) })
 	errs := make([]error, len(r.pumps))
 	var pumps sync.WaitGroup
 	for i, p := range r.pumps {
@@ -98,6 +99,8 @@ func (r *Relay) Run(ctx, hard context.Context) error {
 		})
 	}
 	pumps.Wait()
+	cancel()
+	replays.Wait()
 	r.replays.wait()
 	return errors.Join(errs...)
 }

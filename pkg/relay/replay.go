@@ -69,6 +69,7 @@ var (
 const (
 	replayPrefix  = "replay/"
 	replayBatch   = 256
+	agreeEvery    = 2 * time.Second
 	replaysToKeep = 50 // that have ended
 )
 
@@ -84,6 +85,7 @@ type replays struct {
 type replay struct {
 	Replay // guarded by replays.mu
 	stop   context.CancelFunc
+	here   bool          // this process is the one that sends
 	ended  chan struct{} // closed when it does not run any more; nil before it ran
 }
 
@@ -109,14 +111,99 @@ func (r *Relay) loadReplays(ctx context.Context) error {
 	return nil
 }
 
-// runReplays sets going those that were running.
+// runReplays sets going those that were running, and those that other processes
+// start, until ctx is done.
 func (r *Relay) runReplays(ctx, hard context.Context) {
 	r.replays.mu.Lock()
-	defer r.replays.mu.Unlock()
 	r.replays.launch = func(re *replay) { r.launch(ctx, hard, re) }
 	for _, re := range r.replays.all {
 		r.replays.set(re)
 	}
+	r.replays.mu.Unlock()
+	tick := time.NewTicker(agreeEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if err := r.agree(ctx); err != nil && ctx.Err() == nil {
+			r.opts.Log.Warn("reading what has become of replays", zap.Error(err))
+		}
+	}
+}
+
+// agree takes over what other processes that share the journal have noted of
+// replays: every process runs all of them, and the journal gives the events to
+// one.
+func (r *Relay) agree(ctx context.Context) error {
+	noted := map[string]Replay{}
+	r.replays.mu.Lock()
+	before := slices.Collect(maps.Keys(r.replays.all))
+	r.replays.mu.Unlock()
+	for n, err := range r.opts.Journal.Noted(ctx, replayPrefix) {
+		if err != nil {
+			return err
+		}
+		var re Replay
+		if err := json.Unmarshal(n.Value, &re); err != nil {
+			return fmt.Errorf("reading %s: %w", n.Name, err)
+		}
+		noted[re.ID] = re
+	}
+	r.replays.mu.Lock()
+	defer r.replays.mu.Unlock()
+	for _, id := range before {
+		re := r.replays.all[id]
+		if _, ok := noted[id]; !ok && re != nil && (re.State == ReplayDone || re.State == ReplayFailed) {
+			delete(r.replays.all, id) // pruned elsewhere
+		}
+	}
+	for id, now := range noted {
+		re, known := r.replays.all[id]
+		switch {
+		case !known:
+			re = &replay{Replay: now}
+			r.replays.all[id] = re
+			r.replays.set(re)
+		case !now.Updated.After(re.Updated) || re.here && now.State == ReplayRunning:
+		case now.State != ReplayRunning:
+			re.Replay = now
+			if re.stop != nil {
+				re.stop()
+			}
+		default:
+			began := re.State != ReplayRunning
+			select {
+			case <-re.over():
+			default:
+				if began {
+					continue // it is still stopping here
+				}
+			}
+			if re.Replay = now; began {
+				r.replays.set(re)
+			}
+		}
+	}
+	return nil
+}
+
+// takeOver is called when the journal has given this process events of a replay:
+// it goes on from what the one before has noted, and reports false where that has
+// ended it.
+func (r *Relay) takeOver(ctx context.Context, re *replay) (bool, error) {
+	if re.here {
+		return true, nil
+	}
+	if err := r.agree(ctx); err != nil {
+		return false, err
+	}
+	r.replays.mu.Lock()
+	defer r.replays.mu.Unlock()
+	re.here = re.State == ReplayRunning
+	return re.here, nil
 }
 
 // outletFor makes the sink of a replay.
@@ -405,11 +492,19 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, cursor.Close()) }()
+	defer func() {
+		r.replays.mu.Lock()
+		re.here = false
+		r.replays.mu.Unlock()
+		err = errors.Join(err, cursor.Close())
+	}()
 	limiter := rate.NewLimiter(rate.Limit(spec.Rate), max(1, min(spec.Rate/10, replayBatch)))
 	for cursor.Committed() < last {
 		records, err := cursor.Next(ctx, replayBatch)
 		if err != nil {
+			return err
+		}
+		if here, err := r.takeOver(ctx, re); err != nil || !here {
 			return err
 		}
 		var pending []held
@@ -423,7 +518,14 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 		if len(left) > 0 {
 			through = left[0].Seq - 1 // it was stopped on its way
 		}
-		if err := errors.Join(err, cursor.Commit(hard, through, journal.Undelivered{})); err != nil {
+		moved := cursor.Commit(hard, through, journal.Undelivered{})
+		if errors.Is(moved, journal.ErrMoved) {
+			r.replays.mu.Lock()
+			re.here = false
+			r.replays.mu.Unlock()
+			continue
+		}
+		if err := errors.Join(err, moved); err != nil {
 			return err
 		}
 		r.replays.mu.Lock()

@@ -62,9 +62,9 @@ type cursor struct {
 	life    context.Context // until Close
 	end     context.CancelFunc
 	done    sync.WaitGroup
-	pulling sync.Once
 
 	mu        sync.Mutex
+	pulling   bool
 	changed   chan struct{} // closed, and made anew, when any of these change
 	bound     bool          // the consumer is there
 	broken    error         // what is stored where the cursor stands cannot be read
@@ -267,9 +267,12 @@ func (c *cursor) hold(ctx context.Context, pin string) {
 
 // Next implements journal.Cursor.
 func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) {
-	c.pulling.Do(func() { c.done.Go(c.pull) })
 	for {
 		c.mu.Lock()
+		if !c.pulling && !c.closed {
+			c.pulling = true
+			c.done.Go(c.pull)
+		}
 		changed, closed, broken := c.changed, c.closed || c.life.Err() != nil, c.broken
 		var records []journal.Record
 		if t := c.tenure; t != nil && len(t.queue) > 0 && !closed {

@@ -39,6 +39,8 @@ type History interface {
 type Journal interface {
 	journal.Appender
 	journal.Log
+	// Lead is as in journal.Journal.
+	Lead(ctx context.Context, name string, until time.Duration) (bool, error)
 }
 
 // Reconciler compares the history with the journal. Its methods may be called
@@ -332,18 +334,30 @@ type Schedule struct {
 // Run compares every interval until ctx is done, and tells found of what was
 // recovered. The first time it goes back to the last event that was stored, if
 // that is longer ago than the lookback. What is younger than settle may still
-// come by itself.
+// come by itself. Of the processes that share a journal one compares.
 func (r *Reconciler) Run(ctx context.Context, s Schedule, found func(Report, error)) {
 	since := r.lastSeen(ctx)
 	tick := time.NewTicker(s.Interval)
 	defer tick.Stop()
 	for {
+		leads, err := r.opts.Journal.Lead(ctx, "reconcile/"+r.opts.Source, 2*s.Interval)
+		if !leads && err == nil {
+			select {
+			case <-tick.C:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
 		now := r.opts.Now()
 		from := now.Add(-s.Lookback)
 		if !since.IsZero() && since.Before(from) {
 			from = since.Add(-near)
 		}
-		report, err := r.Compare(ctx, from, now.Add(-s.Settle), false)
+		var report Report
+		if err == nil {
+			report, err = r.Compare(ctx, from, now.Add(-s.Settle), false)
+		}
 		if ctx.Err() != nil {
 			return
 		}

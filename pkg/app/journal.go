@@ -1,0 +1,102 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/jetstream"
+	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/natsclient"
+)
+
+const engineJetStream = "jetstream"
+
+// processName is what this process is called where several share a journal.
+func processName(c config.Config) (string, error) {
+	if c.Server.Name != "" {
+		return c.Server.Name, nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("server.name is not set, and the machine's name is not known: %w", err)
+	}
+	return name, nil
+}
+
+func login(c config.JetStream) natsclient.Login {
+	return natsclient.Login{CredentialsFile: c.CredentialsFile, NKeyFile: c.NKeyFile, User: c.User, Password: c.Password, Token: c.Token, TLS: c.TLS}
+}
+
+// checkCluster says what is wrong with how the journal's cluster is reached.
+func checkCluster(c config.JetStream) config.Invalids {
+	var p config.Invalids
+	if c.URL != "" && !natsclient.ValidURLs(c.URL) {
+		p.Add("url", "is not a list of URLs", "for example nats://a:4222,nats://b:4222") // not shown: it may hold a password
+	}
+	login(c).Check("", &p)
+	return p
+}
+
+// openJournal opens the journal of the engine that is configured.
+func openJournal(ctx context.Context, p *Plan, name string, log *zap.Logger) (journal.Journal, error) {
+	c := p.Config.Journal
+	if c.Engine != engineJetStream {
+		return pebble.Open(pebble.Options{
+			Dir: c.Dir, Window: p.Config.Dedupe.Window, Retention: c.Retention,
+			MaxBytes: uint64(c.MaxBytes), MinFree: uint64(c.MinFreeBytes), Name: name, Log: log,
+			FS: p.Disk, Clock: p.Clock,
+		})
+	}
+	return jetstream.Open(ctx, clusterOptions(p.Config, name, log, p.Clock))
+}
+
+func clusterOptions(c *config.Config, name string, log *zap.Logger, clock func() time.Time) jetstream.Options {
+	j := c.Journal
+	opts := jetstream.Options{
+		URL: j.JetStream.URL, Login: login(j.JetStream), Stream: j.JetStream.Stream, Replicas: j.JetStream.Replicas, Update: j.JetStream.Update,
+		Name: name, Window: c.Dedupe.Window, Retention: j.Retention, MaxBytes: uint64(j.MaxBytes), Hold: j.Spill.Hold,
+		Log: log, Clock: clock,
+	}
+	if j.Spill.Enabled {
+		opts.Spill = &jetstream.Spill{Dir: j.Spill.Dir, MaxBytes: uint64(j.Spill.MaxBytes), MinFree: uint64(j.MinFreeBytes)}
+	}
+	return opts
+}
+
+// measureJournal registers what the journal takes and has. Gauges of what
+// cannot be told, or is not limited, are 0.
+func measureJournal(r prometheus.Registerer, j journal.Journal, now func() time.Time) {
+	gauge := func(name, help string, value func() float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	gauge("postwire_journal_bytes", "Disk space that the journal takes.", func() float64 { return float64(j.Usage().Bytes) })
+	gauge("postwire_journal_max_bytes", "Size of the journal at which new events are refused; 0 is no limit.", func() float64 { return float64(j.Usage().MaxBytes) })
+	gauge("postwire_journal_free_bytes", "Free space on the journal's disk.", func() float64 { return float64(j.Usage().Free) })
+	gauge("postwire_journal_min_free_bytes", "Free disk space below which new events are refused; 0 is no limit.", func() float64 { return float64(j.Usage().MinFree) })
+	gauge("postwire_journal_full", "1 while new events are refused for want of room, otherwise 0.", func() float64 {
+		if errors.Is(j.Check(), journal.ErrFull) {
+			return 1
+		}
+		return 0
+	})
+	gauge("postwire_journal_spilled", "Events and requests that this process keeps until the journal's cluster takes them.", func() float64 { return float64(j.Usage().Spilled) })
+	gauge("postwire_journal_spilled_seconds", "Age of the oldest of them, 0 if there is none.", func() float64 {
+		since := j.Usage().SpilledSince
+		if since.IsZero() {
+			return 0
+		}
+		return max(0, now().Sub(since).Seconds())
+	})
+	gauge("postwire_journal_events", "Events that are stored, delivered or not.", func() float64 { return float64(j.Usage().Events) })
+	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "postwire_journal_trimmed_total", Help: "Delivered events that were removed before their retention to make room.",
+	}, func() float64 { return float64(j.Usage().Trimmed) }))
+}

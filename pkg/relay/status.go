@@ -1,0 +1,64 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// SinkState is how a sink is doing. The set is closed.
+type SinkState string
+
+// The states there are.
+const (
+	SinkUp        SinkState = "up"        // the last attempt was taken
+	SinkFailing   SinkState = "failing"   // the last attempt failed
+	SinkProbed    SinkState = "probed"    // nothing arrives; it is probed with one event at a time
+	SinkElsewhere SinkState = "elsewhere" // another process delivers to it, and knows
+	SinkNobody    SinkState = "nobody"    // no process delivers to it, or nothing was to be delivered yet
+)
+
+// SinkStatus is a sink as this process sees it.
+type SinkStatus struct {
+	Sink      string      `json:"sink"`
+	State     SinkState   `json:"state" enum:"up,failing,probed,elsewhere,nobody"`
+	Holder    string      `json:"holder,omitempty" doc:"Process that delivers to the sink; of those that share a journal one does."`
+	Since     *time.Time  `json:"since,omitempty" doc:"When it began to."`
+	Here      bool        `json:"here" doc:"Whether that is the process that answers."`
+	Behind    uint64      `json:"behind" doc:"Events in the journal that the sink has not been given."`
+	Committed journal.Seq `json:"committed" doc:"Place of the newest event that is done with."`
+	Oldest    *time.Time  `json:"oldest,omitempty" doc:"When the oldest event in hand was accepted; only of the process that delivers."`
+}
+
+// Status returns how each sink is doing, in the order of the configuration.
+func (r *Relay) Status() []SinkStatus {
+	all := make([]SinkStatus, len(r.pumps))
+	for i, p := range r.pumps {
+		all[i] = p.status()
+	}
+	return all
+}
+
+func (p *Pump) status() SinkStatus {
+	h := p.cursor.Holder()
+	s := SinkStatus{Sink: p.name, State: SinkUp, Holder: h.Name, Here: h.Here, Behind: p.cursor.Behind(), Committed: p.cursor.Committed()}
+	if !h.Since.IsZero() {
+		s.Since = &h.Since
+	}
+	switch {
+	case h.Here && p.open.Load():
+		s.State = SinkProbed
+	case h.Here && p.failing.Load():
+		s.State = SinkFailing
+	case h.Here:
+	case h.Name == "" && h.Since.IsZero():
+		s.State = SinkNobody
+	default:
+		s.State = SinkElsewhere
+	}
+	if head := p.metrics.head.Load(); head != 0 && h.Here {
+		oldest := time.Unix(0, head).UTC()
+		s.Oldest = &oldest
+	}
+	return s
+}
