@@ -12,6 +12,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/sinks"
 )
@@ -74,7 +75,7 @@ func (p *Pump) Run(ctx, hard context.Context) error {
 		case err != nil:
 			p.metrics.unreadable.Inc()
 			p.log.Error("the journal cannot be read where this sink stands; it gets nothing until that is repaired", zap.Error(err))
-			if sleep(ctx, wait.NextBackOff()) != nil {
+			if sleep.For(ctx, wait.NextBackOff()) != nil {
 				return nil
 			}
 			continue
@@ -174,7 +175,7 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 			continue // the rest of the batch is due
 		}
 		p.metrics.retries.Inc()
-		if err := sleep(ctx, max(wait.NextBackOff(), outcome.wait)); err != nil {
+		if err := sleep.For(ctx, max(wait.NextBackOff(), outcome.wait)); err != nil {
 			return err
 		}
 	}
@@ -307,16 +308,4 @@ func (p *Pump) report(v verdicts, waiting int) {
 	}
 	p.failing.Store(v.failure != nil)
 	p.metrics.up(v.failure == nil)
-}
-
-// sleep waits, or returns ctx's error.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

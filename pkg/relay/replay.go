@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
 )
 
@@ -582,7 +583,7 @@ func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p
 			failing = true
 			out.env.Log.Warn("a replay has to wait; it tries again until the broker takes the events", zap.Error(v.failure))
 		}
-		if err := sleep(ctx, max(wait.NextBackOff(), v.wait)); err != nil {
+		if err := sleep.For(ctx, max(wait.NextBackOff(), v.wait)); err != nil {
 			return pending, err
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/sleep"
 )
 
 // DefaultBaseURL is where the API is. The documented host, app.upload-post.com,
@@ -78,24 +79,13 @@ func New(o Options) (*Client, error) {
 		o.Now = time.Now
 	}
 	if o.Wait == nil {
-		o.Wait = wait
+		o.Wait = sleep.For
 	}
 	return &Client{opts: o, base: strings.TrimRight(o.BaseURL, "/"), http: &http.Client{
 		Transport: o.Transport, Timeout: o.Timeout,
 		// A redirect would carry the key elsewhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // Error is an answer of the service that is no success.
