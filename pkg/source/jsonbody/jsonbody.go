@@ -12,6 +12,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
@@ -149,6 +150,16 @@ func Usable(s string) string {
 		}
 	}
 	return s
+}
+
+// Text returns s if it can be any attribute, and otherwise nothing: beyond what
+// is Usable, no id, type or subject can be of white space alone, which readers
+// take for empty.
+func Text(s string) string {
+	if strings.TrimSpace(s) == "" {
+		return ""
+	}
+	return Usable(s)
 }
 
 func malformed(err error) error { return &source.MalformedError{Err: err} }

@@ -120,6 +120,14 @@ func TestUsable(t *testing.T) {
 	}
 }
 
+func TestText(t *testing.T) {
+	for text, want := range map[string]string{"": "", " ": "", "\u00a0\u3000": "", " a ": " a ", "a\n": "", "a": "a"} {
+		if got := Text(text); got != want {
+			t.Errorf("Text(%q) = %q", text, got)
+		}
+	}
+}
+
 func FuzzObjectAndList(f *testing.F) {
 	for _, seed := range []string{`{"a":[1,{"b":null}]}`, `[[[]]]`, `{"a":1,"a":2}`, "\xff", ""} {
 		f.Add([]byte(seed))

@@ -60,7 +60,7 @@ func (r *result) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 }
 
 // field is a value of any type: one of the wrong type is as good as absent,
-// unless it is needed. The zero field is absent.
+// unless it is needed, and so is a string of white space alone. The zero field is absent.
 type field struct {
 	kind  jsontext.Kind
 	empty bool   // the string ""
@@ -82,7 +82,7 @@ func (f *field) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 	if err != nil {
 		return err
 	}
-	f.text, f.empty = jsonbody.Usable(string(text)), len(text) == 0
+	f.text, f.empty = jsonbody.Text(string(text)), len(text) == 0
 	return nil
 }
 
@@ -166,7 +166,7 @@ func (s *Source) read(body []byte) (facts, error) {
 		f.outcome = "failure"
 	}
 	if f.event == "" {
-		return facts{}, need("/event", p.Event, "a string that is not empty")
+		return facts{}, need("/event", p.Event, "a string that is not blank")
 	}
 	account := slices.Contains(accountEvents, f.event)
 	if account {
@@ -195,7 +195,7 @@ func need(name string, f field, want string) error {
 		0: "missing", 'n': "null", 't': "true", 'f': "false", '"': "a string", '0': "a number", '[': "an array", '{': "an object",
 	}[f.kind]
 	if f.kind == '"' && strings.HasPrefix(want, "a string") {
-		is = "an empty string, or one with control characters, or too long"
+		is = "a blank string, or one with control characters, or too long"
 	}
 	return malformed(name, fmt.Errorf("is %s, must be %s", is, want))
 }

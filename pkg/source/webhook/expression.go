@@ -317,7 +317,7 @@ func (x *expression) text(in *scope) (string, error) {
 		return "", err
 	}
 	text, _ := v.(types.String)
-	return usable(string(text)), nil
+	return jsonbody.Text(string(text)), nil
 }
 
 // neededText is text where there must be some.
@@ -333,19 +333,10 @@ func (x *expression) neededText(in *scope) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("gives %s, must give text", v.Type().TypeName())
 	}
-	if s := usable(string(text)); s != "" {
+	if s := jsonbody.Text(string(text)); s != "" {
 		return s, nil
 	}
 	return "", errUnusable
-}
-
-// usable returns s if it can be any attribute, and otherwise nothing. Of white
-// space alone no id, type or subject can be: readers take it for empty.
-func usable(s string) string {
-	if strings.TrimSpace(s) == "" {
-		return ""
-	}
-	return jsonbody.Usable(s)
 }
 
 // time works out a time: RFC 3339 text, Unix seconds or a timestamp. It is
