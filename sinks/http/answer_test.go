@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/postwire/postwire/sinks"
+	"github.com/postwire/postwire/sinks/sinktest"
 )
 
 func TestAnswers(t *testing.T) {
@@ -31,7 +32,7 @@ func TestAnswers(t *testing.T) {
 			for _, mode := range []string{sinks.Binary, batched} {
 				r := start(t, func(nethttp.ResponseWriter, request) int { return status })
 				err := deliver(t, r.open(t, "content_mode: "+mode), numbered(2, "one"))
-				if diff := cmp.Diff([]string{want, want}, outcome(err, 2)); diff != "" {
+				if diff := cmp.Diff([]string{want, want}, sinktest.Outcomes(err, 2)); diff != "" {
 					t.Errorf("%d in mode %s: %s", status, mode, diff)
 				}
 				if err != nil && !strings.Contains(err.Error(), fmt.Sprint(status)) {
@@ -147,7 +148,7 @@ func TestGoneClosesTheSink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"", "", "again", "again", "again"}, outcome(deliver(t, s, numbered(5)), 5)); diff != "" {
+	if diff := cmp.Diff([]string{"", "", "again", "again", "again"}, sinktest.Outcomes(deliver(t, s, numbered(5)), 5)); diff != "" {
 		t.Error(diff)
 	}
 	for range 3 {

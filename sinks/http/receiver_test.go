@@ -188,23 +188,6 @@ func deliver(t *testing.T, s sinks.Sink, events []event.Event) error {
 	return s.Deliver(ctx, events)
 }
 
-// outcome returns what became of each event, as "" or a reason, or "again".
-func outcome(err error, n int) []string {
-	each, ok := errors.AsType[sinks.BatchError](err)
-	if !ok {
-		each = slices.Repeat(sinks.BatchError{err}, n)
-	}
-	said := make([]string, n)
-	for i, err := range each {
-		if reason, refused := sinks.IsPermanent(err); refused {
-			said[i] = string(reason)
-		} else if err != nil {
-			said[i] = "again"
-		}
-	}
-	return said
-}
-
 // numbered are n events with the ids 0, 1, 2 …, and the keys in turn.
 func numbered(n int, keys ...string) []event.Event {
 	events := sinktest.Events(n, 1)
@@ -314,25 +297,16 @@ func readStrict(r request) ([]sinktest.Seen, error) {
 }
 
 func readBinary(r request) (sinktest.Seen, error) {
-	attributes := map[string]string{}
+	headers := map[string][]string{}
 	for name, values := range r.header {
-		name, ok := strings.CutPrefix(strings.ToLower(name), "ce-")
-		if !ok {
-			continue
-		}
-		if name == "datacontenttype" {
-			return sinktest.Seen{}, errors.New("there is ce-datacontenttype")
-		}
-		for _, c := range []byte(values[0]) {
-			if c <= ' ' || c >= 0x7f || c == '"' {
-				return sinktest.Seen{}, fmt.Errorf("ce-%s is %q, which is not encoded", name, values[0])
-			}
-		}
-		value, err := url.PathUnescape(values[0])
-		if err != nil {
-			return sinktest.Seen{}, err
-		}
-		attributes[name] = value
+		headers[strings.ToLower(name)] = values
+	}
+	attributes, err := sinktest.Encoded(headers)
+	if err != nil {
+		return sinktest.Seen{}, err
+	}
+	if _, there := attributes["datacontenttype"]; there {
+		return sinktest.Seen{}, errors.New("there is ce-datacontenttype")
 	}
 	if contentType := r.header.Get("Content-Type"); contentType != "" {
 		attributes["datacontenttype"] = contentType

@@ -206,7 +206,7 @@ func TestTLSWithClientCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = r.open(t, fmt.Sprintf("tls: {enabled: true, ca_file: %q}", cert))
-	if diff := cmp.Diff([]string{"again", "again", "again"}, outcome(deliver(t, s, events), 3)); diff != "" {
+	if diff := cmp.Diff([]string{"again", "again", "again"}, sinktest.Outcomes(deliver(t, s, events), 3)); diff != "" {
 		t.Error("without a certificate: " + diff)
 	}
 	_, err := tryOpen(t, "url: "+r.URL, sinks.Env{})
@@ -375,7 +375,7 @@ func TestABatchIsHalved(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			r := start(t, refuse(t, test.bad))
 			s := r.open(t, "content_mode: batched")
-			if diff := cmp.Diff(test.want, outcome(deliver(t, s, numbered(10)), 10)); diff != "" {
+			if diff := cmp.Diff(test.want, sinktest.Outcomes(deliver(t, s, numbered(10)), 10)); diff != "" {
 				t.Error(diff)
 			}
 			var want []string
@@ -400,7 +400,7 @@ func TestABatchThatIsHalvedKeepsItsOrder(t *testing.T) {
 		return nethttp.StatusBadGateway
 	})
 	err := deliver(t, r.open(t, "content_mode: batched"), numbered(10, "one"))
-	if diff := cmp.Diff(slices.Repeat([]string{"again"}, 10), outcome(err, 10)); diff != "" {
+	if diff := cmp.Diff(slices.Repeat([]string{"again"}, 10), sinktest.Outcomes(err, 10)); diff != "" {
 		t.Error(diff)
 	}
 	if n := len(r.all()); n != 2 {

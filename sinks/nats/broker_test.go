@@ -76,25 +76,9 @@ func readStrict(m *nats.Msg) (sinktest.Seen, error) {
 		}
 		return sinktest.StrictJSON(m.Data)
 	}
-	attributes := map[string]string{}
-	for name, values := range m.Header {
-		name, ok := strings.CutPrefix(name, "ce-")
-		if !ok {
-			continue
-		}
-		if len(values) != 1 {
-			return sinktest.Seen{}, fmt.Errorf("ce-%s is there %d times", name, len(values))
-		}
-		for _, c := range []byte(values[0]) {
-			if c <= ' ' || c >= 0x7f || c == '"' {
-				return sinktest.Seen{}, fmt.Errorf("ce-%s is %q, which is not encoded", name, values[0])
-			}
-		}
-		value, err := url.PathUnescape(values[0])
-		if err != nil {
-			return sinktest.Seen{}, err
-		}
-		attributes[name] = value
+	attributes, err := sinktest.Encoded(m.Header)
+	if err != nil {
+		return sinktest.Seen{}, err
 	}
 	return sinktest.Strict(attributes, m.Data)
 }

@@ -2,7 +2,6 @@ package nats
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -135,27 +134,6 @@ func try(t testing.TB, s sinks.Sink, events []event.Event) error {
 	return s.Deliver(ctx, events)
 }
 
-// outcome returns what became of each event, as "" or a reason, or "again".
-func outcome(t testing.TB, err error, n int) []string {
-	t.Helper()
-	each := make(sinks.BatchError, n)
-	if err != nil {
-		var ok bool
-		if each, ok = errors.AsType[sinks.BatchError](err); !ok {
-			each = slices.Repeat(sinks.BatchError{err}, n)
-		}
-	}
-	said := make([]string, n)
-	for i, err := range each {
-		if reason, refused := sinks.IsPermanent(err); refused {
-			said[i] = string(reason)
-		} else if err != nil {
-			said[i] = "again"
-		}
-	}
-	return said
-}
-
 func TestTheStreamIsLookedUpAndCreated(t *testing.T) {
 	b := start(t)
 	js := b.Connect(t)
@@ -200,7 +178,7 @@ func TestAStreamThatVanishesIsWaitedForOrCreatedAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			err := try(t, s, events)
-			if got := outcome(t, err, 10); slices.ContainsFunc(got, func(s string) bool { return s != "" && s != "again" }) {
+			if got := sinktest.Outcomes(err, 10); slices.ContainsFunc(got, func(s string) bool { return s != "" && s != "again" }) {
 				t.Fatalf("events are refused for good: %v", got)
 			}
 			if !create {
@@ -231,14 +209,14 @@ func TestSubjectsThatTheStreamDoesNotTake(t *testing.T) {
 	events := sinktest.Events(4, 1) // of instagram, tiktok, you.tube, x>*
 	s := b.open(t, "subject: events.{platform}.{outcome}\nstream: EVENTS")
 	want := []string{"", "no_destination", "no_destination", "no_destination"}
-	if diff := cmp.Diff(want, outcome(t, try(t, s, events), 4)); diff != "" {
+	if diff := cmp.Diff(want, sinktest.Outcomes(try(t, s, events), 4)); diff != "" {
 		t.Error("no stream takes it: " + diff)
 	}
 	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"events.tiktok.*"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, outcome(t, try(t, s, events), 4)); diff != "" {
+	if diff := cmp.Diff(want, sinktest.Outcomes(try(t, s, events), 4)); diff != "" {
 		t.Error("another stream takes it: " + diff)
 	}
 	if got := b.Messages(t, js, "OTHER"); len(got) != 0 {
@@ -252,7 +230,7 @@ func TestSubjectsThatTheStreamDoesNotTake(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = try(t, static, events)
-	if diff := cmp.Diff([]string{"again", "again", "again", "again"}, outcome(t, err, 4)); diff != "" {
+	if diff := cmp.Diff([]string{"again", "again", "again", "again"}, sinktest.Outcomes(err, 4)); diff != "" {
 		t.Error("where all events go to one subject: " + diff)
 	}
 }
@@ -268,19 +246,19 @@ func TestLimitsOfTheStream(t *testing.T) {
 	if err := events[1].CloudEvent.SetData("application/json", []byte(`"`+strings.Repeat("x", 4000)+`"`)); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"", "too_large", "", "", ""}, outcome(t, try(t, s, events), 5)); diff != "" {
+	if diff := cmp.Diff([]string{"", "too_large", "", "", ""}, sinktest.Outcomes(try(t, s, events), 5)); diff != "" {
 		t.Error("max_msg_size: " + diff)
 	}
 	b = start(t)
 	s = b.open(t, "subject: events.{outcome}\nstream: EVENTS\ncreate: true")
 	events = sinktest.Events(5, 1)
 	events[1].CloudEvent.SetExtension(event.Profile, strings.Repeat("x", 70_000))
-	if diff := cmp.Diff([]string{"", "too_large", "", "", ""}, outcome(t, try(t, s, events), 5)); diff != "" {
+	if diff := cmp.Diff([]string{"", "too_large", "", "", ""}, sinktest.Outcomes(try(t, s, events), 5)); diff != "" {
 		t.Error("headers: " + diff)
 	}
 	events = sinktest.Events(5, 1)
 	events[1].CloudEvent.SetExtension(event.Outcome, strings.Repeat("x", 5000))
-	if diff := cmp.Diff([]string{"", "invalid", "", "", ""}, outcome(t, try(t, s, events), 5)); diff != "" {
+	if diff := cmp.Diff([]string{"", "invalid", "", "", ""}, sinktest.Outcomes(try(t, s, events), 5)); diff != "" {
 		t.Error("subject: " + diff)
 	}
 }
@@ -309,12 +287,12 @@ func TestSubjectsThatAreForbidden(t *testing.T) {
 		events := sinktest.Events(10, 1)
 		want := []string{"", "unauthorized", "", "", "", "", "unauthorized", "", "", ""}
 		for range 2 {
-			if diff := cmp.Diff(want, outcome(t, try(t, s, events), 10)); diff != "" {
+			if diff := cmp.Diff(want, sinktest.Outcomes(try(t, s, events), 10)); diff != "" {
 				t.Errorf("%s: %s", mode, diff)
 			}
 		}
 		static := b.open(t, login+"subject: events.tiktok\n"+mode)
-		if got := outcome(t, try(t, static, events[:1]), 1); got[0] != "again" {
+		if got := sinktest.Outcomes(try(t, static, events[:1]), 1); got[0] != "again" {
 			t.Errorf("%s: where all events go to one subject: %v", mode, got)
 		}
 		if took := time.Since(begin); took > ackTimeout {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/sinks"
 )
 
 // Events returns n events of some partition keys, and a few without one. They
@@ -105,6 +107,33 @@ func Strict(attributes map[string]string, data []byte) (Seen, error) {
 	return Seen{attributes, data}, nil
 }
 
+// Encoded takes the attributes of a binary message out of headers in lower
+// case, each ce- and its name, with values percent-encoded: so the bindings of
+// HTTP and NATS have it.
+func Encoded(headers map[string][]string) (map[string]string, error) {
+	attributes := map[string]string{}
+	for name, values := range headers {
+		name, ok := strings.CutPrefix(name, "ce-")
+		if !ok {
+			continue
+		}
+		if len(values) != 1 {
+			return nil, fmt.Errorf("ce-%s is there %d times", name, len(values))
+		}
+		for _, c := range []byte(values[0]) {
+			if c <= ' ' || c >= 0x7f || c == '"' {
+				return nil, fmt.Errorf("ce-%s is %q, which is not encoded", name, values[0])
+			}
+		}
+		value, err := url.PathUnescape(values[0])
+		if err != nil {
+			return nil, err
+		}
+		attributes[name] = value
+	}
+	return attributes, nil
+}
+
 // StrictJSON reads the JSON format as the specification has it.
 func StrictJSON(body []byte) (Seen, error) {
 	var members map[string]json.RawMessage
@@ -173,4 +202,22 @@ func value(data []byte) (v any, err error) {
 		return nil, errors.New("there is more than one JSON value")
 	}
 	return v, nil
+}
+
+// Outcomes tells what became of each of n events that a sink answered with err:
+// "" where it was delivered, the reason where it never can be, or "again".
+func Outcomes(err error, n int) []string {
+	each, ok := errors.AsType[sinks.BatchError](err)
+	if !ok {
+		each = slices.Repeat(sinks.BatchError{err}, n)
+	}
+	said := make([]string, n)
+	for i, err := range each {
+		if reason, refused := sinks.IsPermanent(err); refused {
+			said[i] = string(reason)
+		} else if err != nil {
+			said[i] = "again"
+		}
+	}
+	return said
 }
