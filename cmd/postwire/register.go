@@ -51,6 +51,17 @@ func (f *serviceFlags) client() (*uploadpost.Client, error) {
 	return c, nil
 }
 
+// calling is a command that calls the service's API.
+func calling(f *serviceFlags, do func(cmd *cobra.Command, c *uploadpost.Client) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		c, err := f.client()
+		if err != nil {
+			return err
+		}
+		return do(cmd, c)
+	}
+}
+
 // secretFlags say where the signing secret goes. It is never printed.
 type secretFlags struct{ file, manifest, name string }
 
@@ -143,22 +154,22 @@ Other channels that are on stay on.`,
   postwire register --url https://relay.example.com/webhooks/upload-post --secret-file webhook-secret --test
   postwire register --url https://relay.example.com/webhooks/upload-post --profile brightside_bakery`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		PreRunE: func(*cobra.Command, []string) error {
 			if err := r.check(); err != nil {
 				return fmt.Errorf("%w: %w", errUsage, err)
 			}
-			c, err := r.service.client()
-			if err != nil {
-				return err
-			}
+			return nil
+		},
+		RunE: calling(&r.service, func(cmd *cobra.Command, c *uploadpost.Client) error {
 			var relay *admin.Client
 			if r.test {
+				var err error
 				if relay, err = a.client(); err != nil {
 					return err
 				}
 			}
 			return r.run(cmd.Context(), cmd.OutOrStdout(), c, relay)
-		},
+		}),
 	}
 	f := cmd.Flags()
 	f.StringVar(&r.url, "url", "", "where the relay takes webhooks, as the internet sees it")

@@ -27,19 +27,18 @@ which is written to the first. A running relay takes both over by itself; a webh
 that is signed with the new secret before the relay has read it is held for that long.`,
 		Example: "  postwire rotate-secret --secret-file webhook-secret --previous-file webhook-secret-previous",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		PreRunE: func(*cobra.Command, []string) error {
 			if secret.file == "" && secret.manifest == "" {
 				return fmt.Errorf("%w: the new secret must go somewhere: name --secret-file or --secret-manifest", errUsage)
 			}
 			if secret.file != "" && (previous == "" || previous == secret.file) {
 				return fmt.Errorf("%w: --previous-file is missing: webhooks that are signed with the present secret are on their way", errUsage)
 			}
-			c, err := service.client()
-			if err != nil {
-				return err
-			}
-			return rotateSecret(cmd.Context(), cmd.OutOrStdout(), c, secret, previous)
+			return nil
 		},
+		RunE: calling(&service, func(cmd *cobra.Command, c *uploadpost.Client) error {
+			return rotateSecret(cmd.Context(), cmd.OutOrStdout(), c, secret, previous)
+		}),
 	}
 	cmd.Flags().StringVar(&previous, "previous-file", "", "write the present secret to this file first")
 	service.register(cmd)

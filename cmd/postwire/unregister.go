@@ -20,16 +20,12 @@ func unregisterCommand() *cobra.Command {
 		Short: "Let Upload-Post send no more webhooks",
 		Long:  "Turns the webhook off and removes its URL. Other channels that are on stay on.",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := service.client()
-			if err != nil {
-				return err
-			}
+		RunE: calling(&service, func(cmd *cobra.Command, c *uploadpost.Client) error {
 			if profile != "" {
 				return unregisterProfile(cmd.Context(), cmd.OutOrStdout(), c, profile, dryRun)
 			}
 			return unregister(cmd.Context(), cmd.OutOrStdout(), c, dryRun)
-		},
+		}),
 	}
 	f := cmd.Flags()
 	f.StringVar(&profile, "profile", "", "remove the webhook of this profile, and not the account's")
