@@ -6,6 +6,7 @@ package uploadpost
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -185,7 +186,10 @@ func (c *Client) try(ctx context.Context, method, path string, query url.Values,
 // jsonFault says what is wrong with JSON without quoting it.
 func jsonFault(err error) string {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return fmt.Sprintf("%s is a %s", e.Field, e.Value)
+		return fmt.Sprintf("%s is of type %s", cmp.Or(e.Field, "it"), e.Value)
+	}
+	if errors.Is(err, errNoList) {
+		return err.Error()
 	}
 	return "it is not JSON"
 }

@@ -204,6 +204,31 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// TestHistoryOfAnotherShape: the error says what is wrong with the answer.
+func TestHistoryOfAnotherShape(t *testing.T) {
+	for answer, says := range map[string]string{
+		`{"success":true,"rows":[]}`:                "there is no list of uploads in it",
+		`{"success":true,"history":{"total":0}}`:    "there is no list of uploads in it",
+		`{"success":true,"history":[{"job_id":1}]}`: "job_id is of type number",
+		`{"success":true,"history":`:                "it is not JSON",
+		`7`:                                         "it is of type number",
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write([]byte(answer))
+		}))
+		transport := &http.Transport{}
+		c := newClient(t, uploadpost.Options{BaseURL: server.URL, APIKey: apiKey, Transport: transport})
+		for u, err := range c.History(t.Context(), uploadpost.Query{From: time.Unix(1e9, 0), To: time.Unix(1e9+60, 0)}) {
+			if err == nil || !strings.Contains(err.Error(), says) {
+				t.Errorf("%s gives %+v, %v", answer, u, err)
+			}
+		}
+		transport.CloseIdleConnections()
+		server.Close()
+	}
+}
+
 // TestRetries: what the service asks to wait is waited, what it refuses is not
 // asked again.
 func TestRetries(t *testing.T) {
@@ -233,7 +258,7 @@ func TestRetries(t *testing.T) {
 		{"a web page", []answer{{200, map[string]string{"Content-Type": "text/html"}, "<!DOCTYPE HTML><HTML>"}}, nil, "a web page in place of JSON"},
 		{"a redirect", []answer{{302, map[string]string{"Location": "https://elsewhere.example"}, ""}}, nil, "not followed"},
 		{"nothing that is JSON", []answer{{200, nil, "{"}}, nil, "not JSON"},
-		{"another shape", []answer{{200, nil, `{"notifications":{"channels":"all"}}`}}, nil, "channels is a string"},
+		{"another shape", []answer{{200, nil, `{"notifications":{"channels":"all"}}`}}, nil, "channels is of type string"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var mu sync.Mutex

@@ -83,6 +83,8 @@ func (p *postIDs) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
+var errNoList = errors.New("there is no list of uploads in it")
+
 // page is an answer; its list has had several names.
 type page struct {
 	rows []row
@@ -90,8 +92,8 @@ type page struct {
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (p *page) UnmarshalJSON(text []byte) error {
-	if err := json.Unmarshal(text, &p.rows); err == nil {
-		return nil
+	if text[0] == '[' {
+		return json.Unmarshal(text, &p.rows)
 	}
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(text, &object); err != nil {
@@ -104,7 +106,7 @@ func (p *page) UnmarshalJSON(text []byte) error {
 		}
 		return json.Unmarshal(inner, p) // a list, or an object with one
 	}
-	return errors.New("there is no list of uploads in it")
+	return errNoList
 }
 
 // History yields the uploads of a span of time, the newest first as the service
