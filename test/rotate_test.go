@@ -24,7 +24,12 @@ import (
 // status of the answer.
 func (e endpoint) postSigned(t *testing.T, secret string, body []byte) int {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+e.addr+"/webhooks/upload-post", bytes.NewReader(body))
+	return postSigned(t, "http://"+e.addr+"/webhooks/upload-post", secret, body)
+}
+
+func postSigned(t *testing.T, url, secret string, body []byte) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,6 +171,83 @@ func TestRotationUnderLoad(t *testing.T) {
 		t.Errorf("webhooks were refused: %+v", c)
 	}
 	w.settled(t, r.endpoint)
+}
+
+// TestRotationWithoutAnswer: the service fails in the midst of a rotation. The
+// secret that is in use then is in the file, or the command says that it may not
+// be.
+func TestRotationWithoutAnswer(t *testing.T) {
+	t.Setenv("UPLOAD_POST_API_KEY", "key")
+	const first = "whsec_0123456789"
+	for _, tt := range []struct {
+		name      string
+		status    func(rotation int) int // of the answer; 0 is the service's own
+		effect    bool                   // whatever the status
+		silent    bool                   // the settings cannot be read afterwards
+		code      int
+		says      string
+		rotations int // that are asked for
+	}{
+		{"which took effect", func(int) int { return 502 }, true, false, 0, "rotated", 1},
+		{"which took none at first", func(n int) int { return []int{503, 503, 0}[n-1] }, false, false, 0, "rotated", 3},
+		{"which never took any", func(int) int { return 503 }, false, false, 1, "the service still shows the present one", 3},
+		{"which is not allowed", func(int) int { return 403 }, false, false, 1, "may it do that?", 1},
+		{"of which nothing can be known", func(int) int { return 502 }, true, true, 1, "It may have taken effect", 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			service := simulator.New(simulator.Options{APIKey: "key"})
+			defer service.Close()
+			service.SetWebhook("http://127.0.0.1:1/", first)
+			rotations := 0
+			api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				status := 0
+				switch {
+				case strings.HasSuffix(r.URL.Path, "/webhook-secret"):
+					rotations++
+					if status = tt.status(rotations); tt.effect {
+						service.Handler().ServeHTTP(httptest.NewRecorder(), r)
+					}
+				case rotations > 0 && tt.silent:
+					status = http.StatusBadRequest
+				}
+				if status > 0 {
+					http.Error(w, "", status)
+					return
+				}
+				service.Handler().ServeHTTP(w, r)
+			}))
+			defer api.Close()
+			dir := t.TempDir()
+			now, before := filepath.Join(dir, "now"), filepath.Join(dir, "before")
+			if err := os.WriteFile(now, []byte(first+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out, errs, code := command(t, dir, "rotate-secret", "--api-url", api.URL+"/api", "--secret-file", now, "--previous-file", before)
+			tellsNoSecret(t, out+errs)
+			if code != tt.code || !strings.Contains(out+errs, tt.says) || rotations != tt.rotations {
+				t.Errorf("it ended with %d after %d attempts, want %d after %d, and %q\n%s%s", code, rotations, tt.code, tt.rotations, tt.says, out, errs)
+			}
+			straight := httptest.NewServer(service.Handler())
+			defer straight.Close()
+			client, err := uploadpost.New(uploadpost.Options{BaseURL: straight.URL + "/api", APIKey: "key"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			settings, err := client.Notifications(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			inUse := settings.WebhookSecret.Reveal()
+			for path, want := range map[string]string{now: inUse, before: first} {
+				if tt.silent && path == now {
+					want = first
+				}
+				if text, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(text)) != want {
+					t.Errorf("%s has %s, want %s: %v", filepath.Base(path), text, want, err)
+				}
+			}
+		})
+	}
 }
 
 // TestSecretFromAPI: the relay reads the secret from the service, at its start

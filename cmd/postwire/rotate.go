@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/uploadpost"
 )
 
@@ -62,9 +63,9 @@ func rotateSecret(ctx context.Context, out io.Writer, c *uploadpost.Client, file
 			return err
 		}
 	}
-	next, err := c.RotateSecret(ctx)
+	next, err := rotated(ctx, c, before.WebhookSecret)
 	if err != nil {
-		return fmt.Errorf("%w\nIt may have taken effect: 'postwire register' with --secret-file writes the secret that is in use", err)
+		return err
 	}
 	if next == before.WebhookSecret {
 		return errors.New("the service says that it has made a new secret, and shows the old one")
@@ -74,4 +75,27 @@ func rotateSecret(ctx context.Context, out io.Writer, c *uploadpost.Client, file
 	}
 	_, err = fmt.Fprintln(out, "rotated; the previous secret can go when no webhook signed with it is on its way any more, after some minutes")
 	return err
+}
+
+// rotated lets the service make a secret in place of another, and returns it. A
+// secret that nobody has read costs webhooks: where an answer leaves open whether
+// there is a new one, the settings tell, and where there is none it is asked for
+// again.
+func rotated(ctx context.Context, c *uploadpost.Client, before config.Secret) (config.Secret, error) {
+	for attempt := 1; ; attempt++ {
+		next, err := c.RotateSecret(ctx)
+		if err == nil {
+			return next, nil
+		}
+		settings, unread := c.Notifications(ctx)
+		refused, answered := errors.AsType[*uploadpost.Error](err)
+		switch {
+		case unread != nil || settings.WebhookSecret == "":
+			return "", fmt.Errorf("%w\nIt may have taken effect: 'postwire register' with --secret-file writes the secret that is in use", err)
+		case settings.WebhookSecret != before:
+			return settings.WebhookSecret, nil
+		case attempt == 3 || answered && refused.Status < 500:
+			return "", fmt.Errorf("%w\nNo other secret is in use: the service still shows the present one", err)
+		}
+	}
 }
