@@ -2,6 +2,7 @@ package uploadpost_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -229,6 +230,14 @@ func TestHistoryOfAnotherShape(t *testing.T) {
 	}
 }
 
+// TestChannelsAsAList, as the service's Node client sends them.
+func TestChannelsAsAList(t *testing.T) {
+	var n uploadpost.Notifications
+	if err := json.Unmarshal([]byte(`{"channels":["webhook"],"webhook_events":null}`), &n); err != nil || !n.Channels["webhook"] || n.WebhookEvents != nil {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
+
 // TestRetries: what the service asks to wait is waited, what it refuses is not
 // asked again.
 func TestRetries(t *testing.T) {
@@ -259,6 +268,7 @@ func TestRetries(t *testing.T) {
 		{"a redirect", []answer{{302, map[string]string{"Location": "https://elsewhere.example"}, ""}}, nil, "not followed"},
 		{"nothing that is JSON", []answer{{200, nil, "{"}}, nil, "not JSON"},
 		{"another shape", []answer{{200, nil, `{"notifications":{"channels":"all"}}`}}, nil, "channels is of type string"},
+		{"another list", []answer{{200, nil, `{"config":{"webhook_events":["a",1]}}`}}, nil, "webhook_events is of type number"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var mu sync.Mutex

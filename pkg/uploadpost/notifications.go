@@ -3,11 +3,13 @@ package uploadpost
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/postwire/postwire/config"
 )
@@ -21,22 +23,43 @@ type Channels map[string]bool
 // Events says of which events webhooks tell. A nil Events is all.
 type Events map[string]bool
 
-// UnmarshalJSON reads both shapes: an object of booleans, and a list of names.
-func (e *Events) UnmarshalJSON(text []byte) error {
+// UnmarshalJSON implements json.Unmarshaler.
+func (c *Channels) UnmarshalJSON(text []byte) (err error) {
+	*c, err = choice("channels", text)
+	return err
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (e *Events) UnmarshalJSON(text []byte) (err error) {
+	*e, err = choice("webhook_events", text)
+	return err
+}
+
+// choice reads both shapes of what is on: an object of booleans, and a list of
+// names.
+func choice(field string, text []byte) (map[string]bool, error) {
+	if text[0] != '[' {
+		var object map[string]bool
+		err := json.Unmarshal(text, &object)
+		return object, inField(field, err)
+	}
 	var names []string
-	if err := json.Unmarshal(text, &names); err == nil && names != nil {
-		*e = Events{}
-		for _, name := range names {
-			(*e)[name] = true
-		}
-		return nil
+	if err := json.Unmarshal(text, &names); err != nil {
+		return nil, inField(field, err)
 	}
-	var object map[string]bool
-	if err := json.Unmarshal(text, &object); err != nil {
-		return fmt.Errorf("webhook_events: %w", err)
+	list := map[string]bool{}
+	for _, name := range names {
+		list[name] = true
 	}
-	*e = object
-	return nil
+	return list, nil
+}
+
+// inField adds the name of the field to an error, which is lost on the way to it.
+func inField(name string, err error) error {
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		e.Field = strings.Trim(name+"."+e.Field, ".")
+	}
+	return err
 }
 
 // Names returns the events that are on, sorted.

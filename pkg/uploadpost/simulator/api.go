@@ -135,12 +135,12 @@ func (s *Simulator) getNotifications(w http.ResponseWriter, _ *http.Request) {
 
 func (s *Simulator) setNotifications(w http.ResponseWriter, r *http.Request) {
 	var change struct {
-		Channels   map[string]bool    `json:"channels"`
-		WebhookURL *string            `json:"webhook_url"`
-		Events     *uploadpost.Events `json:"webhook_events"`
-		Telegram   *string            `json:"telegram_chat_id"`
-		Slack      *string            `json:"slack_webhook_url"`
-		WhatsApp   *string            `json:"whatsapp_to_phone"`
+		Channels   uploadpost.Channels `json:"channels"`
+		WebhookURL *string             `json:"webhook_url"`
+		Events     *uploadpost.Events  `json:"webhook_events"`
+		Telegram   *string             `json:"telegram_chat_id"`
+		Slack      *string             `json:"slack_webhook_url"`
+		WhatsApp   *string             `json:"whatsapp_to_phone"`
 	}
 	if err := json.NewDecoder(r.Body).Decode(&change); err != nil {
 		refuse(w, http.StatusBadRequest, "The body is not what was expected")
