@@ -2,6 +2,7 @@ package test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -27,6 +28,8 @@ func id(profile, number int) string {
 type load struct {
 	every time.Duration // between two of a profile; 0 is as fast as answers come
 	body  func(profile, number int) []byte
+	base  int  // of the profiles' numbers
+	twins bool // each is posted twice at the same moment; one of the two may be a duplicate
 
 	end     context.CancelFunc
 	senders sync.WaitGroup
@@ -68,24 +71,24 @@ func startLoad(t *testing.T, r endpoint, profiles int, every time.Duration, chan
 func (l *load) send(ctx context.Context, t *testing.T, r endpoint, profile int) {
 	due := time.Now()
 	for number := 0; ctx.Err() == nil; number++ {
-		body := l.body(profile, number)
+		body := l.body(l.base+profile, number)
 		l.mu.Lock()
 		epoch := l.epoch
 		l.posted++
 		l.mu.Unlock()
 		sent := time.Now()
-		status, err := r.post(body)
+		status, err := l.post(r, body)
 		now := time.Now()
 		l.mu.Lock()
 		if err == nil && epoch == l.epoch && epoch%2 == 0 {
-			l.acked[id(profile, number)] = true
+			l.acked[id(l.base+profile, number)] = true
 			l.times = append(l.times, answered{sent, now.Sub(sent)})
 			l.stall = max(l.stall, now.Sub(l.last))
 			l.last = now
 		}
 		l.mu.Unlock()
 		if err == nil && status != "accepted" {
-			t.Errorf("%s was answered %s", id(profile, number), status)
+			t.Errorf("%s was answered %s", id(l.base+profile, number), status)
 		}
 		due = due.Add(l.every)
 		pause := time.Until(due)
@@ -98,6 +101,20 @@ func (l *load) send(ctx context.Context, t *testing.T, r endpoint, profile int) 
 			due = now // what was missed is not made up for
 		}
 	}
+}
+
+// post posts a webhook, or two that are the same at once; then the time and the
+// error are those of the slower and of the one that failed.
+func (l *load) post(r endpoint, body []byte) (string, error) {
+	if !l.twins {
+		return r.post(body)
+	}
+	var twin error
+	var both sync.WaitGroup
+	both.Go(func() { _, twin = r.post(body) })
+	_, err := r.post(body)
+	both.Wait()
+	return "accepted", errors.Join(err, twin)
 }
 
 // stop ends the load and returns when the last answer is in.

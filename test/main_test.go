@@ -27,6 +27,9 @@ var program string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if conf := os.Getenv(serverConfig); conf != "" {
+		return runServer(conf)
+	}
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "postwire-e2e")
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
 )
@@ -69,32 +70,32 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 // errLag is returned while a server does not have what the leader has.
 var errLag = errors.New("the server lags behind the stream's leader")
 
-// eventsBetween reads the messages of all events from a place through another, at
-// which there is one.
+// eventsBetween reads the messages of all events from a place through another.
 func (j *Journal) eventsBetween(ctx context.Context, from, through journal.Seq) ([]message, error) {
 	var all []message
-	for lagging := time.Now(); from <= through; {
+	for from <= through {
 		messages, err := j.page(ctx, j.names.event(), from, 512)
 		if err != nil {
 			return nil, err
 		}
 		for _, m := range messages {
-			if journal.Seq(m.seq) <= through {
+			if from = journal.Seq(m.seq) + 1; from <= through+1 {
 				all = append(all, m)
 			}
-			from = journal.Seq(m.seq) + 1
 		}
 		if len(messages) > 0 {
-			lagging = time.Now()
 			continue
 		}
-		if time.Since(lagging) > apiTimeout {
-			return nil, errLag
+		// There are no more, or the server lags behind: the leader knows.
+		next, err := j.leaderGet(ctx, getRequest{Seq: uint64(from), NextFor: j.names.event()})
+		switch {
+		case errors.Is(err, journal.ErrNotFound) || err == nil && journal.Seq(next.seq) > through:
+			return all, nil
+		case err != nil:
+			return nil, err
 		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		if err := sleep.For(ctx, 10*time.Millisecond); err != nil {
+			return nil, err
 		}
 	}
 	return all, nil

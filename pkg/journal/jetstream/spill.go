@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/pebble"
@@ -257,7 +258,7 @@ func (s *spill) forwardEvents(ctx context.Context) {
 			return
 		case err != nil:
 			s.j.log.Error("what the cluster did not take cannot be read; it stays here until that is repaired", zap.Error(err))
-			if pause(ctx, time.Minute) != nil {
+			if sleep.For(ctx, time.Minute) != nil {
 				return
 			}
 			continue
@@ -274,7 +275,7 @@ func (s *spill) forwardEvents(ctx context.Context) {
 				continue
 			}
 			s.j.log.Warn("what is kept here cannot be forwarded yet", zap.Error(err))
-			if pause(ctx, wait.NextBackOff()) != nil {
+			if sleep.For(ctx, wait.NextBackOff()) != nil {
 				return
 			}
 		}
@@ -312,17 +313,6 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	return len(part), nil
 }
 
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // forwardRequests does the same with quarantined requests.
 func (s *spill) forwardRequests(ctx context.Context) {
 	for {
@@ -349,7 +339,7 @@ func (s *spill) forwardRequests(ctx context.Context) {
 			}
 			if err != nil {
 				s.j.log.Warn("a request that is kept here cannot be forwarded yet", zap.Error(err))
-				if pause(ctx, time.Second) != nil {
+				if sleep.For(ctx, time.Second) != nil {
 					return
 				}
 				break

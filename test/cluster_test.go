@@ -1,0 +1,453 @@
+package test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
+)
+
+// serverConfig names, in the environment, the configuration of the NATS server
+// that this binary is to be instead of a test.
+const serverConfig = "POSTWIRE_TEST_NATS_SERVER"
+
+func runServer(conf string) int {
+	opts, err := server.ProcessConfigFile(conf)
+	if err == nil {
+		var s *server.Server
+		if s, err = server.NewServer(opts); err == nil {
+			s.ConfigureLogger()
+			err = server.Run(s)
+			s.WaitForShutdown()
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// node is one NATS server of a cluster, in a process of its own.
+type node struct {
+	name, addr, conf string
+	cmd              *exec.Cmd
+	exited           chan error
+}
+
+func (n *node) start(t *testing.T) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.cmd = exec.Command(self)
+	n.cmd.Env = append(os.Environ(), serverConfig+"="+n.conf)
+	if err := n.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.exited = make(chan error, 1)
+	go func() { n.exited <- n.cmd.Wait() }()
+}
+
+func (n *node) signal(t *testing.T, s os.Signal) {
+	t.Helper()
+	if err := n.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+	<-n.exited
+}
+
+// cluster is three NATS servers; every way from one to another, and from a client
+// to one, can be cut.
+type cluster struct {
+	nodes  []*node
+	routes map[[2]int]*proxy // from one to another
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{routes: map[[2]int]*proxy{}}
+	var listens []string
+	for range 3 {
+		listens = append(listens, freeAddr(t))
+	}
+	dir := t.TempDir()
+	for i := range 3 {
+		var routes []string
+		for to := range 3 {
+			if to != i {
+				p := newProxy(t, listens[to], false)
+				c.routes[[2]int{i, to}] = p
+				routes = append(routes, "nats://"+p.addr)
+			}
+		}
+		n := &node{name: fmt.Sprintf("n%d", i), addr: freeAddr(t), conf: filepath.Join(dir, fmt.Sprintf("n%d.conf", i))}
+		conf := fmt.Sprintf(`server_name: %s
+listen: %q
+log_file: %q
+jetstream { store_dir: %q, sync_interval: always }
+cluster { name: postwire, listen: %q, no_advertise: true, advertise: "127.0.0.1:1", routes: [%s] }
+`, n.name, n.addr, n.conf+".log", filepath.Join(dir, n.name), listens[i], strings.Join(routes, ", "))
+		if err := os.WriteFile(n.conf, []byte(conf), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.start(t)
+		c.nodes = append(c.nodes, n)
+		t.Cleanup(func() {
+			if n.cmd.ProcessState == nil {
+				_ = n.cmd.Process.Kill()
+				<-n.exited
+			}
+		})
+	}
+	c.whole(t)
+	return c
+}
+
+// connect makes a connection of the test's own.
+func (c *cluster) connect(t *testing.T) jetstream.JetStream {
+	t.Helper()
+	var urls []string
+	for _, n := range c.nodes {
+		urls = append(urls, "nats://"+n.addr)
+	}
+	conn, err := nats.Connect(strings.Join(urls, ","), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(100*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// whole waits until all three servers are there and know of each other's streams.
+func (c *cluster) whole(t *testing.T) {
+	t.Helper()
+	js := c.connect(t)
+	eventually(t, "the cluster is whole", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := js.AccountInfo(ctx); err != nil {
+			return false
+		}
+		s, err := js.Stream(ctx, "postwire")
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return true
+		}
+		if err != nil || s.CachedInfo().Cluster.Leader == "" {
+			return false
+		}
+		for _, r := range s.CachedInfo().Cluster.Replicas {
+			if !r.Current || r.Offline {
+				return false
+			}
+		}
+		return len(s.CachedInfo().Cluster.Replicas) == 2
+	})
+}
+
+// leader is which server leads the journal's stream.
+func (c *cluster) leader(t *testing.T) int {
+	t.Helper()
+	js := c.connect(t)
+	leader := -1
+	eventually(t, "the stream has a leader", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if s, err := js.Stream(ctx, "postwire"); err == nil {
+			for i, n := range c.nodes {
+				if n.name == s.CachedInfo().Cluster.Leader {
+					leader = i
+				}
+			}
+		}
+		return leader >= 0
+	})
+	return leader
+}
+
+// fleet is three relays on one cluster, behind a load balancer.
+type fleet struct {
+	*world
+	cluster *cluster
+	relays  []*postwire
+	ways    [][]*proxy // of each relay to each server
+	front   endpoint   // the load balancer
+	turn    atomic.Uint64
+}
+
+func newFleet(t *testing.T) *fleet {
+	t.Helper()
+	f := &fleet{world: newWorld(t), cluster: newCluster(t)}
+	for i := range 3 {
+		var urls []string
+		var ways []*proxy
+		for _, n := range f.cluster.nodes {
+			p := newProxy(t, n.addr, false)
+			ways = append(ways, p)
+			urls = append(urls, "nats://"+p.addr)
+		}
+		f.ways = append(f.ways, ways)
+		config := f.change(t, "journal: {", fmt.Sprintf("journal: {engine: jetstream, jetstream: {url: %q}, spill: {dir: %q}, ",
+			strings.Join(urls, ","), filepath.Join(t.TempDir(), "spill")))
+		config = strings.Replace(config, "server: {", fmt.Sprintf("server: {name: relay-%d, ", i), 1)
+		f.relays = append(f.relays, start(t, config))
+	}
+	f.front = endpoint{addr: freeAddr(t)}
+	l, err := net.Listen("tcp", f.front.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(f.balance), ReadHeaderTimeout: time.Second}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close() })
+	return f
+}
+
+// balance hands a request to the relays in turn, and to the next one where there
+// was no answer: a webhook may be posted again.
+func (f *fleet) balance(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	turn := f.turn.Add(1)
+	for try := range uint64(len(f.relays)) {
+		to := f.relays[(turn+try)%uint64(len(f.relays))].addr
+		req, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+to+r.URL.Path, bytes.NewReader(body))
+		if err != nil {
+			break
+		}
+		req.Header = r.Header.Clone()
+		resp, err := client.Do(req)
+		if err != nil || resp.StatusCode == http.StatusServiceUnavailable {
+			if err == nil {
+				_ = resp.Body.Close()
+			}
+			continue
+		}
+		w.WriteHeader(resp.StatusCode)
+		_, _ = io.Copy(w, resp.Body)
+		_ = resp.Body.Close()
+		return
+	}
+	w.WriteHeader(http.StatusBadGateway)
+}
+
+// stored counts the events of the journal by their ids.
+func (f *fleet) stored(t *testing.T) map[string]int {
+	t.Helper()
+	js := f.cluster.connect(t)
+	consumer, err := js.OrderedConsumer(t.Context(), "postwire", jetstream.OrderedConsumerConfig{FilterSubjects: []string{"postwire.event"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]int{}
+	for {
+		batch, err := consumer.FetchNoWait(1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for m := range batch.Messages() {
+			n++
+			meta, err := m.Metadata()
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := record.Decode(journal.Seq(meta.Sequence.Stream), m.Data())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids[r.Event.CloudEvent.ID()]++
+		}
+		if n == 0 {
+			return ids
+		}
+	}
+}
+
+// calm waits until every relay is there, none keeps events of its own, and both
+// sinks have everything.
+func (f *fleet) calm(t *testing.T) {
+	t.Helper()
+	for _, r := range f.relays {
+		r.ready(t)
+		eventually(t, "nothing is spilled", func() bool { return r.metric(t, "postwire_journal_spilled") == "0" })
+		f.settled(t, r.endpoint)
+	}
+}
+
+// TestCluster breaks a fleet of three relays on a cluster of three servers in
+// every way that one of them can break, while each webhook is posted to two of
+// the relays at the same moment. No post is refused, nothing acknowledged is
+// missing, no event is stored twice, and the order of each profile holds.
+func TestCluster(t *testing.T) {
+	f := newFleet(t)
+	pause := pick(3*time.Second, 15*time.Second) // how long a fault lasts is part of it
+	faults := []struct {
+		name  string
+		bring func(t *testing.T)
+	}{
+		{"a relay is killed", func(t *testing.T) {
+			f.relays[f.holder(t, "nats")].kill(t)
+			time.Sleep(pause)
+			f.relays[f.dead()].start(t)
+		}},
+		{"a follower of the stream is killed", func(t *testing.T) { f.loseNode(t, (f.cluster.leader(t)+1)%3, pause) }},
+		{"the stream's leader is killed", func(t *testing.T) { f.loseNode(t, f.cluster.leader(t), pause) }},
+		{"a relay is cut off from the cluster", func(t *testing.T) { f.cut(t, f.ways[f.holder(t, "kafka")], pause+5*time.Second) }},
+		{"the cluster is split, the leader alone", func(t *testing.T) {
+			leader := f.cluster.leader(t)
+			var ways []*proxy
+			for pair, p := range f.cluster.routes {
+				if pair[0] == leader || pair[1] == leader {
+					ways = append(ways, p)
+				}
+			}
+			f.cut(t, ways, pause+10*time.Second)
+		}},
+		{"all servers are restarted, one by one", func(t *testing.T) {
+			for _, n := range f.cluster.nodes {
+				n.signal(t, syscall.SIGTERM)
+				n.start(t)
+				f.cluster.whole(t)
+			}
+		}},
+		{"all relays are restarted, one by one", func(t *testing.T) {
+			for _, r := range f.relays {
+				if err := r.stop(t); err != nil {
+					t.Errorf("stopping: %v", err)
+				}
+				r.start(t)
+			}
+		}},
+	}
+	first := 0 // of the profiles of this fault
+	acked := map[string]bool{}
+	for _, fault := range faults {
+		t.Run(fault.name, func(t *testing.T) {
+			base := first
+			l := startLoad(t, f.front, 6, 30*time.Millisecond, func(l *load) {
+				l.twins = true
+				l.base = base
+			})
+			first += 6
+			l.more(t, 100)
+			fault.bring(t)
+			l.more(t, 100)
+			l.stop()
+			f.cluster.whole(t)
+			f.calm(t)
+			for id := range l.acked {
+				acked[id] = true
+			}
+			if l.posted != len(l.acked) {
+				t.Errorf("%d of %d posts were refused", l.posted-len(l.acked), l.posted)
+			}
+			var wait time.Duration
+			for _, a := range l.times {
+				wait = max(wait, a.took)
+			}
+			if wait > 5*time.Second {
+				t.Errorf("a post waited %v", wait)
+			}
+			nats, kafka := f.onNATS(t), f.onKafka(t)
+			atNATS, atKafka := check(t, "JetStream", acked, nats, true), check(t, "Kafka", acked, kafka, false)
+			for id, n := range f.stored(t) {
+				if n > 1 {
+					t.Errorf("%s is stored %d times", id, n)
+				}
+			}
+			results.add(t, tableCluster, fmt.Sprintf("| %s | %d | %d | %d | %d / %d | %s | %s |", fault.name, l.posted, len(l.acked), atNATS.lost+atKafka.lost,
+				atNATS.repeated, atKafka.repeated, ms(wait), ms(quantile(l.between(time.Time{}, time.Now()), 0.99))))
+		})
+	}
+	for _, r := range f.relays {
+		if err := r.stop(t); err != nil {
+			t.Errorf("stopping: %v", err)
+		}
+	}
+}
+
+// holder is which relay delivers to a sink, by the word of another one's status.
+func (f *fleet) holder(t *testing.T, sink string) int {
+	t.Helper()
+	holder := -1
+	eventually(t, "somebody delivers to "+sink, func() bool {
+		resp, err := http.Get("http://" + f.relays[0].admin + "/api/v1/status")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		var status struct {
+			Sinks []struct{ Sink, Holder string }
+		}
+		if json.NewDecoder(resp.Body).Decode(&status) != nil {
+			return false
+		}
+		for _, s := range status.Sinks {
+			for i := range f.relays {
+				if s.Sink == sink && s.Holder == fmt.Sprintf("relay-%d", i) {
+					holder = i
+				}
+			}
+		}
+		return holder >= 0
+	})
+	return holder
+}
+
+// dead is which relay does not run.
+func (f *fleet) dead() int {
+	for i, r := range f.relays {
+		if r.cmd.ProcessState != nil {
+			return i
+		}
+	}
+	return 0
+}
+
+// loseNode kills a server without warning, and starts it again.
+func (f *fleet) loseNode(t *testing.T, i int, pause time.Duration) {
+	t.Helper()
+	f.cluster.nodes[i].signal(t, syscall.SIGKILL)
+	time.Sleep(pause)
+	f.cluster.nodes[i].start(t)
+}
+
+// cut makes ways pass nothing for a while, without saying so.
+func (f *fleet) cut(t *testing.T, ways []*proxy, pause time.Duration) {
+	t.Helper()
+	for _, p := range ways {
+		p.set(t, weather{hang: true})
+	}
+	time.Sleep(pause)
+	for _, p := range ways {
+		p.set(t, weather{})
+	}
+}
