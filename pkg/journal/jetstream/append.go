@@ -89,15 +89,22 @@ type request struct {
 	gone     atomic.Bool       // the caller has not waited for it
 }
 
-var laneSeed = maphash.MakeSeed()
+// leave says that nobody waits for the request any more. There may be none.
+func (r *request) leave() {
+	if r != nil {
+		r.gone.Store(true)
+	}
+}
 
-// lane is the publisher of a request. Twins have the same one, so that they meet
+var publisherSeed = maphash.MakeSeed()
+
+// publisher is which one a request goes to. Twins have the same one, so that they meet
 // before the cluster has to tell them apart.
-func (r *request) lane() int {
+func (r *request) publisher() int {
 	if len(r.events) == 0 {
 		return 0
 	}
-	return int(maphash.String(laneSeed, string(r.events[0].event.Keys[0])) % publishers)
+	return int(maphash.String(publisherSeed, string(r.events[0].event.Keys[0])) % publishers)
 }
 
 func (r *request) messages() (n, size int) {
@@ -442,7 +449,7 @@ func (p *publisher) publish(ctx context.Context, group []*request, known map[str
 // one. It makes one attempt; unless its error wraps errConflict, ErrFull or
 // errBroken, they may have been stored or not.
 func (j *Journal) store(ctx context.Context, messages []*nats.Msg) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	ctx, cancel := j.ask(ctx)
 	defer cancel()
 	ack, err := jetstreamext.PublishMsgBatch(ctx, j.js, messages, jetstreamext.BatchFlowControl{})
 	if err != nil {

@@ -662,7 +662,7 @@ func (c *cursor) aside(undelivered journal.Undelivered, done []delivery) (messag
 func (c *cursor) acknowledge(ctx context.Context, t *tenure, d delivery) error {
 	subject := t.acknowledgement(d)
 	return c.j.retry(ctx, func(ctx context.Context) error {
-		try, cancel := context.WithTimeout(ctx, apiTimeout)
+		try, cancel := c.j.ask(ctx)
 		_, err := c.j.conn.RequestWithContext(try, subject, []byte("+ACK"))
 		cancel()
 		if err == nil {

@@ -57,6 +57,9 @@ type Journal struct {
 	life context.Context // until Close
 	end  context.CancelFunc
 	done sync.WaitGroup
+	link atomic.Pointer[link]
+
+	doubt chan struct{} // asks for a look at the cluster
 
 	publishers []*publisher
 	spill      *spill        // nil where nothing is kept here
@@ -93,6 +96,10 @@ const (
 	apiTimeout = 2 * time.Second
 	// lookEvery is between two looks at the stream.
 	lookEvery = 500 * time.Millisecond
+	// leaveAfter is after how long without the cluster a connection is made to
+	// another server: sooner than a new leader is elected, so that this process
+	// is among those who see it.
+	leaveAfter = 2500 * time.Millisecond
 )
 
 // Open connects to the cluster and creates or checks the stream. A cluster that
@@ -105,10 +112,11 @@ func Open(ctx context.Context, opts Options) (*Journal, error) {
 	opts = opts.withDefaults()
 	j := &Journal{
 		opts: opts, log: opts.Log, names: names{opts.Stream},
-		changed: make(chan struct{}), cursors: map[string]*cursor{}, state: state{oldest: 1},
+		changed: make(chan struct{}), doubt: make(chan struct{}, 1), cursors: map[string]*cursor{}, state: state{oldest: 1},
 	}
 	j.tokens.Store(randomToken())
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
+	j.relink()
 	if err := j.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close())
 	}
@@ -174,6 +182,7 @@ func (j *Journal) connect() error {
 		// hold of an append is over.
 		nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			j.relink()
 			if j.life.Err() == nil {
 				j.log.Warn("disconnected from the journal's cluster", zap.Error(err))
 			}
@@ -190,6 +199,32 @@ func (j *Journal) connect() error {
 	}
 	j.js, err = jetstream.New(j.conn, jetstream.WithDefaultTimeout(apiTimeout))
 	return err
+}
+
+// link is the time of one connection: an answer that it has not brought, none
+// will bring.
+type link struct {
+	context.Context
+	lost context.CancelFunc
+}
+
+// relink ends the time of the connection before.
+func (j *Journal) relink() {
+	ctx, lost := context.WithCancel(j.life)
+	if before := j.link.Swap(&link{ctx, lost}); before != nil {
+		before.lost()
+	}
+}
+
+// ask is for one request to the cluster: it ends when there can be no answer any
+// more.
+func (j *Journal) ask(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	stop := context.AfterFunc(j.link.Load(), cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 // setUp makes the stream, or checks it, and gives the cursors their consumers.
@@ -276,10 +311,12 @@ func (j *Journal) settled(ctx context.Context) error {
 func (j *Journal) watch() {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	var deaf time.Time
+	var left time.Time // a server, for another one
+	heard := time.Now()
 	for {
 		select {
 		case <-tick.C:
+		case <-j.doubt:
 		case <-j.life.Done():
 			return
 		}
@@ -295,41 +332,46 @@ func (j *Journal) watch() {
 		if j.life.Err() != nil {
 			return
 		}
-		j.mu.Lock()
-		was, refused := j.unheard, j.refused
-		j.unheard = err
-		if _, permanent := errors.AsType[*refusal](err); permanent {
-			j.refused = err
+		j.heard(err)
+		// A leader that was cut off from the others answers for a while, and
+		// stores nothing.
+		now := time.Now()
+		down := j.spill != nil && j.spill.isDown()
+		if err == nil && !down {
+			heard = now
 		}
-		if (was == nil) != (err == nil) {
-			j.notify()
-		}
-		cursors := slices.Collect(maps.Values(j.cursors))
-		j.mu.Unlock()
-		switch {
-		case err == nil && was != nil:
-			j.log.Info("the journal's cluster answers again")
-		case err != nil && (was == nil || refused == nil && j.refused != nil):
-			j.log.Error("the journal's cluster does not take events", zap.Error(err))
-		}
-		if err == nil {
-			deaf = time.Time{}
-			for _, c := range cursors {
-				c.look(j.life)
-			}
-			continue
-		}
-		// The server may be the one that was cut off from the others.
-		switch now := time.Now(); {
-		case !j.conn.IsConnected():
-			deaf = time.Time{}
-		case deaf.IsZero():
-			deaf = now
-		case now.Sub(deaf) > 4*time.Second:
-			deaf = time.Time{}
+		if j.conn.IsConnected() && (down || now.Sub(heard) > leaveAfter) && now.Sub(left) > leaveAfter {
+			left = now
 			if err := j.conn.ForceReconnect(); err != nil {
 				j.log.Debug("looking for another server", zap.Error(err))
 			}
+		}
+	}
+}
+
+// heard notes how a look at the cluster ended.
+func (j *Journal) heard(err error) {
+	j.mu.Lock()
+	was, refused := j.unheard, j.refused
+	j.unheard = err
+	if _, permanent := errors.AsType[*refusal](err); permanent {
+		j.refused = err
+	}
+	if (was == nil) != (err == nil) {
+		j.notify()
+	}
+	news := err != nil && (was == nil || refused == nil && j.refused != nil)
+	cursors := slices.Collect(maps.Values(j.cursors))
+	j.mu.Unlock()
+	switch {
+	case err == nil && was != nil:
+		j.log.Info("the journal's cluster answers again")
+	case news:
+		j.log.Error("the journal's cluster does not take events", zap.Error(err))
+	}
+	if err == nil {
+		for _, c := range cursors {
+			c.look(j.life)
 		}
 	}
 }
@@ -467,26 +509,33 @@ var errHeld = errors.New("the cluster has not answered in time")
 // submit hands a request to its publisher and waits for the outcome until ctx is
 // done or give fires. What became of it after that is not known.
 func (j *Journal) submit(ctx context.Context, r *request, give <-chan time.Time) ([]journal.Receipt, error) {
-	r.done = make(chan error, 1)
-	p := j.publishers[r.lane()]
-	select {
-	case p.requests <- r:
-	case <-give:
-		return nil, errHeld
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-j.life.Done():
-		return nil, journal.ErrClosed
+	if err := j.enqueue(ctx, r, give); err != nil {
+		return nil, err
 	}
 	select {
 	case err := <-r.done:
 		return r.receipts, err
 	case <-give:
-		r.gone.Store(true)
+		r.leave()
 		return nil, errHeld
 	case <-ctx.Done():
-		r.gone.Store(true)
+		r.leave()
 		return nil, ctx.Err()
+	}
+}
+
+// enqueue hands a request to its publisher, which answers at done.
+func (j *Journal) enqueue(ctx context.Context, r *request, give <-chan time.Time) error {
+	r.done = make(chan error, 1)
+	select {
+	case j.publishers[r.publisher()].requests <- r:
+		return nil
+	case <-give:
+		return errHeld
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-j.life.Done():
+		return journal.ErrClosed
 	}
 }
 

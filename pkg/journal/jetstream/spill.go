@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/internal/sleep"
@@ -32,20 +33,24 @@ type Spill struct {
 //
 // Forwarding is an append with the same keys: what the cluster has stored after
 // all, or another process has, is a duplicate then. Order holds for events of one
-// partition key: while one of them is here, those that come after it wait until
-// it has been forwarded, or come here too.
+// partition key: while one of them is here, or in the spill of another process
+// that announces it, those that come after it wait, or come here too.
 type spill struct {
 	j       *Journal
 	journal *pebble.Journal
 	cursor  journal.Cursor
+	peers   *nats.Subscription // their announcements
 
 	mu      sync.Mutex
-	changed chan struct{}  // closed, and made anew, when any of these change
-	down    bool           // the cluster did not answer within the hold; it is asked by the forwarder alone
-	keys    map[string]int // partition keys of the events that are here
-	events  uint64         // that are here
-	oldest  time.Time      // of them; zero is none
-	aside   uint64         // quarantined requests that are here
+	changed chan struct{} // closed, and made anew, when any of these change
+	down    bool          // the cluster did not answer within the hold; it is asked by the forwarder alone
+	events  uint64        // that are here
+	aside   uint64        // quarantined requests that are here
+	here    lanes         // when the events that are here were accepted, by lane, in order
+	oldest  time.Time     // of all that is here; zero is none
+	there   map[string]announced
+	blind   time.Time // until when there may be announcements that were not heard
+	said    bool      // the last announcement of ours said that something is here
 }
 
 const forwarder = "forward"
@@ -59,8 +64,11 @@ func openSpill(j *Journal) (*spill, error) {
 	if err != nil {
 		return nil, fmt.Errorf("spill: %w", err)
 	}
-	s := &spill{j: j, journal: own, changed: make(chan struct{}), keys: map[string]int{}}
-	if err := s.recover(j.life); err != nil {
+	s := &spill{j: j, journal: own, changed: make(chan struct{}), there: map[string]announced{}, blind: time.Now().Add(deaf)}
+	if err = s.recover(j.life); err == nil {
+		s.peers, err = j.conn.Subscribe(j.announcements(), s.hear)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("spill: %w", err), own.Close())
 	}
 	return s, nil
@@ -102,9 +110,7 @@ func (s *spill) enter(e event.Event, accepted time.Time) {
 	if s.oldest.IsZero() {
 		s.oldest = accepted
 	}
-	if key, ok := e.Attribute(event.PartitionKey); ok {
-		s.keys[key]++
-	}
+	s.here.enter(laneOf(e), accepted)
 }
 
 // notify wakes all who wait for a change. The caller holds mu.
@@ -117,44 +123,57 @@ func (s *spill) notify() {
 func (s *spill) append(ctx context.Context, events []*staged) ([]journal.Receipt, error) {
 	hold := time.NewTimer(s.j.opts.Hold)
 	defer hold.Stop()
-	if s.passed(ctx, events, hold.C) {
-		receipts, err := s.j.submit(ctx, &request{events: events}, hold.C)
-		if !errors.Is(err, errHeld) {
-			return receipts, err
-		}
-		s.turn(true, "the cluster did not take an event in time")
-	}
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	return s.take(ctx, events)
-}
-
-// passed waits until no event is here that one of these must not overtake, and
-// reports whether the cluster is to be asked.
-func (s *spill) passed(ctx context.Context, events []*staged, give <-chan time.Time) bool {
+	var r *request // on its way; nil while it must wait
 	for {
 		s.mu.Lock()
 		// Without anything to forward nobody would find out.
-		down, waits, changed := s.down && s.events+s.aside > 0, false, s.changed
-		for _, e := range events {
-			waits = waits || e.partition != "" && s.keys[e.partition] > 0
-		}
+		down := s.down && s.events+s.aside > 0
+		first, blind, changed := s.first(events), time.Now().Before(s.blind), s.changed
 		s.mu.Unlock()
+		var done chan error
 		switch {
-		case down:
-			return false
-		case !waits:
-			return true
+		case down, r != nil && !first:
+			// What it must not overtake has been kept since it was sent.
+			r.leave()
+			return s.take(ctx, events)
+		case r == nil && first && !blind:
+			r = &request{events: events}
+			if err := s.j.enqueue(ctx, r, hold.C); errors.Is(err, errHeld) {
+				s.turn(true, "the cluster did not take an event in time")
+				return s.take(ctx, events)
+			} else if err != nil {
+				return nil, err
+			}
+			continue
+		case r != nil:
+			done = r.done
 		}
 		select {
+		case err := <-done:
+			return r.receipts, err
 		case <-changed:
-		case <-give:
-			return false
+		case <-hold.C:
+			if r != nil {
+				s.turn(true, "the cluster did not take an event in time")
+			}
+			r.leave()
+			return s.take(ctx, events)
 		case <-ctx.Done():
+			r.leave()
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// first reports whether no event is here, or known to be in another process's
+// spill, that one of these must not overtake. The caller holds mu.
+func (s *spill) first(events []*staged) bool {
+	for _, e := range events {
+		if n := laneOf(e.event); n >= 0 && (len(s.here.times[n]) > 0 || s.lowest(n) != 0) {
 			return false
 		}
 	}
+	return true
 }
 
 // take keeps events here.
@@ -173,11 +192,13 @@ func (s *spill) take(ctx context.Context, events []*staged) ([]journal.Receipt, 
 	s.mu.Lock()
 	for i, e := range all {
 		if err != nil || receipts[i].Duplicate {
-			s.leave(e)
+			s.here.takeBack(laneOf(e))
+			s.left()
 		}
 	}
 	s.notify()
 	s.mu.Unlock()
+	s.announce()
 	if err != nil {
 		return nil, fmt.Errorf("the cluster does not answer, and the spill: %w", err)
 	}
@@ -187,16 +208,10 @@ func (s *spill) take(ctx context.Context, events []*staged) ([]journal.Receipt, 
 	return receipts, nil
 }
 
-// leave counts an event that is not here any more. The caller holds mu.
-func (s *spill) leave(e event.Event) {
-	s.events--
-	if s.events == 0 {
+// left counts an event that is not here any more. The caller holds mu.
+func (s *spill) left() {
+	if s.events--; s.events == 0 {
 		s.oldest = time.Time{}
-	}
-	if key, ok := e.Attribute(event.PartitionKey); ok {
-		if s.keys[key]--; s.keys[key] <= 0 {
-			delete(s.keys, key)
-		}
 	}
 }
 
@@ -208,7 +223,18 @@ func (s *spill) turn(down bool, why string) {
 		s.down = down
 		s.notify()
 		s.j.log.Warn(why, zap.Bool("spilling", down))
+		select {
+		case s.j.doubt <- struct{}{}:
+		default: // it is asked for already
+		}
 	}
+}
+
+// isDown reports whether the cluster has not taken what it was given.
+func (s *spill) isDown() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.down && s.events+s.aside > 0
 }
 
 // quarantine keeps a request in the cluster, or here.
@@ -240,76 +266,138 @@ func (s *spill) quarantine(ctx context.Context, r journal.Rejected) (string, err
 
 // run forwards what is here until ctx is done.
 func (s *spill) run(ctx context.Context) {
-	var both sync.WaitGroup
-	both.Go(func() { s.forwardEvents(ctx) })
-	both.Go(func() { s.forwardRequests(ctx) })
-	both.Wait()
+	var all sync.WaitGroup
+	all.Go(func() { s.forwardEvents(ctx) })
+	all.Go(func() { s.forwardRequests(ctx) })
+	all.Go(func() { s.keepAnnouncing(ctx) })
+	all.Wait()
 }
 
-// forwardEvents stores what is here in the cluster, however long that takes, in
-// order.
+// forwardEvents stores what is here in the cluster, however long that takes: of
+// each partition key in order.
 func (s *spill) forwardEvents(ctx context.Context) {
+	const most = 256
 	wait := newWait()
+	var pending []journal.Record // read, and not yet committed; those without keys are stored
 	for {
-		// Few at once: while these are on their way, those behind them wait.
-		records, err := s.cursor.Next(ctx, 128)
+		s.mu.Lock()
+		changed := s.changed
+		s.mu.Unlock()
+		if len(pending) < most {
+			read := ctx
+			stop := func() {}
+			if len(pending) > 0 { // those that wait for another process must not wait for more of ours
+				read, stop = context.WithTimeout(ctx, 20*time.Millisecond)
+			}
+			more, err := s.cursor.Next(read, most-len(pending))
+			stop()
+			switch {
+			case ctx.Err() != nil || errors.Is(err, journal.ErrClosed):
+				return
+			case err != nil && read.Err() == nil:
+				s.j.log.Error("what the cluster did not take cannot be read; it stays here until that is repaired", zap.Error(err))
+				if sleep.For(ctx, time.Minute) != nil {
+					return
+				}
+			}
+			pending = append(pending, more...)
+		}
+		n, err := s.forward(ctx, pending)
 		switch {
-		case ctx.Err() != nil || errors.Is(err, journal.ErrClosed):
+		case ctx.Err() != nil:
 			return
 		case err != nil:
-			s.j.log.Error("what the cluster did not take cannot be read; it stays here until that is repaired", zap.Error(err))
-			if sleep.For(ctx, time.Minute) != nil {
-				return
-			}
-			continue
-		}
-		for len(records) > 0 {
-			n, err := s.forward(ctx, records)
-			if ctx.Err() != nil {
-				return
-			}
-			records = records[n:]
-			if err == nil {
-				wait.Reset()
-				s.turn(false, "the cluster takes events again")
-				continue
-			}
 			s.j.log.Warn("what is kept here cannot be forwarded yet", zap.Error(err))
 			if sleep.For(ctx, wait.NextBackOff()) != nil {
 				return
 			}
+			continue
+		case n == 0 && len(pending) == most:
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+			continue
+		case n > 0:
+			wait.Reset()
+			s.turn(false, "the cluster takes events again")
 		}
+		stored := 0
+		for stored < len(pending) && pending[stored].Event.Keys == nil {
+			stored++
+		}
+		if stored == 0 {
+			continue
+		}
+		if err := s.cursor.Commit(ctx, pending[stored-1].Seq, journal.Undelivered{}); err != nil {
+			if ctx.Err() == nil {
+				s.j.log.Error("the spill cannot note what was forwarded; it is forwarded again", zap.Error(err))
+			}
+			return
+		}
+		pending = pending[stored:]
 	}
 }
 
-// forward stores records in the cluster, as many as fit one act, and removes them
-// here.
+// forward stores those records in the cluster whose turn it is, as many as fit one
+// act, takes their keys away, and returns how many that were. It is an event's
+// turn when no other process has kept one of its lane before it was kept here.
 func (s *spill) forward(ctx context.Context, records []journal.Record) (int, error) {
-	all := make([]*staged, len(records))
+	var all []*staged
+	var which []int
+	blocked := map[int]bool{}
+	taken := map[int]int{} // of each lane
+	s.mu.Lock()
+	blind := time.Now().Before(s.blind)
 	for i, r := range records {
+		if r.Event.Keys == nil {
+			continue
+		}
+		if n := laneOf(r.Event); n >= 0 {
+			// By the times that are announced: of two processes that hold each
+			// other up, one is let go first.
+			low := s.lowest(n)
+			if blocked[n] || low != 0 && low < s.here.times[n][taken[n]] {
+				blocked[n] = true
+				continue
+			}
+			taken[n]++
+		}
 		e, err := stageOne(r.Event)
 		if err != nil {
+			s.mu.Unlock()
 			return 0, fmt.Errorf("event %d of the spill: %w", r.Seq, err)
 		}
 		record.SetAccepted(e.record, r.Accepted)
-		all[i] = e
+		all, which = append(all, e), append(which, i)
+	}
+	s.mu.Unlock()
+	if blind {
+		return 0, sleep.For(ctx, deaf/4)
+	}
+	if len(all) == 0 {
+		return 0, nil
 	}
 	part := fitting(all)[0]
 	if _, err := s.j.submit(ctx, &request{events: part}, nil); err != nil {
 		return 0, err
 	}
-	if err := s.cursor.Commit(ctx, records[len(part)-1].Seq, journal.Undelivered{}); err != nil {
-		return 0, err
-	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, e := range part {
-		s.leave(e.event)
+	for n, e := range part {
+		s.here.leave(laneOf(e.event))
+		s.left()
+		records[which[n]].Event.Keys = nil
 	}
-	if len(part) < len(records) {
-		s.oldest = records[len(part)].Accepted
+	for _, r := range records {
+		if r.Event.Keys != nil {
+			s.oldest = r.Accepted
+			break
+		}
 	}
 	s.notify()
+	s.mu.Unlock()
+	s.announce()
 	return len(part), nil
 }
 
@@ -362,4 +450,6 @@ func (s *spill) depth() (uint64, time.Time) {
 	return s.events + s.aside, s.oldest
 }
 
-func (s *spill) close() error { return errors.Join(s.cursor.Close(), s.journal.Close()) }
+func (s *spill) close() error {
+	return errors.Join(s.peers.Unsubscribe(), s.cursor.Close(), s.journal.Close())
+}

@@ -223,7 +223,7 @@ func (j *Journal) leaderGet(ctx context.Context, get getRequest) (message, error
 	if err != nil {
 		return message{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	ctx, cancel := j.ask(ctx)
 	defer cancel()
 	m, err := j.conn.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+j.opts.Stream, body)
 	if err != nil {
@@ -267,7 +267,7 @@ func (j *Journal) leaderGet(ctx context.Context, get getRequest) (message, error
 func (j *Journal) lastOf(ctx context.Context, subjects []string) ([]message, error) {
 	const most = 512 // the server allows 1024 answers
 	var found []message
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	ctx, cancel := j.ask(ctx)
 	defer cancel()
 	for some := range slices.Chunk(subjects, most) {
 		messages, err := collect(jetstreamext.GetLastMsgsFor(ctx, j.js, j.opts.Stream, some))
@@ -283,7 +283,7 @@ func (j *Journal) lastOf(ctx context.Context, subjects []string) ([]message, err
 // server that lags behind.
 func (j *Journal) page(ctx context.Context, subject string, from journal.Seq, limit int) ([]message, error) {
 	const maxBytes = 8 << 20
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	ctx, cancel := j.ask(ctx)
 	defer cancel()
 	return collect(jetstreamext.GetBatch(ctx, j.js, j.opts.Stream, limit, jetstreamext.GetBatchSeq(max(1, uint64(from))),
 		jetstreamext.GetBatchSubject(subject), jetstreamext.GetBatchMaxBytes(maxBytes)))
