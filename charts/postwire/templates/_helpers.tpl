@@ -1,0 +1,186 @@
+{{/* Names. 52 characters leave room for what Kubernetes appends to the name of a StatefulSet in a label. */}}
+{{- define "postwire.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 52 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "postwire.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "postwire.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "postwire.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/* The Service of the NATS project's chart, named as that chart does. */}}
+{{- define "postwire.natsName" -}}
+{{- $nats := .Values.nats }}
+{{- $name := default "nats" $nats.nameOverride }}
+{{- if $nats.fullnameOverride }}
+{{- $nats.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "postwire.image" -}}
+{{- with .Values.image }}
+{{- if .digest }}
+{{- printf "%s@%s" .repository .digest }}
+{{- else }}
+{{- printf "%s:%s" .repository (default $.Chart.AppVersion .tag) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Labels. What selects must never change: it is fixed in a workload for its life. */}}
+{{- define "postwire.selector" -}}
+app.kubernetes.io/name: {{ include "postwire.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: relay
+{{- end }}
+
+{{- define "postwire.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "postwire.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{/* The metadata of an object: (dict "root" $ "name" … "component" … "labels" … "annotations" …). What comes later counts. */}}
+{{- define "postwire.metadata" -}}
+{{- $labels := mergeOverwrite (dict) .root.Values.commonLabels (default dict .labels) (include "postwire.labels" .root | fromYaml) (dict "app.kubernetes.io/component" (default "relay" .component)) }}
+{{- $annotations := mergeOverwrite (dict) .root.Values.commonAnnotations (default dict .annotations) -}}
+name: {{ default (include "postwire.fullname" .root) .name }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- toYaml $labels | nindent 2 }}
+{{- with $annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The configuration, with what the chart knows and its reader need not: where the volume is, and how large. */}}
+{{- define "postwire.config" -}}
+{{- $config := deepCopy .Values.config }}
+{{- $journal := $config.journal }}
+{{- if eq $journal.engine "jetstream" }}
+  {{- $spill := default dict $journal.spill }}
+  {{- if not (hasKey $spill "dir") }}
+    {{- $_ := set $spill "dir" "/var/lib/postwire/spill" }}
+  {{- end }}
+  {{- $_ := set $journal "spill" $spill }}
+  {{- $cluster := default dict $journal.jetstream }}
+  {{- if and .Values.nats.enabled (not $cluster.url) }}
+    {{- $_ := set $cluster "url" "${NATS_URL}" }}
+  {{- end }}
+  {{- $_ := set $journal "jetstream" $cluster }}
+{{- else }}
+  {{- if not (hasKey $journal "dir") }}
+    {{- $_ := set $journal "dir" "/var/lib/postwire/journal" }}
+  {{- end }}
+  {{- if and (not (hasKey $journal "max_bytes")) .Values.persistence.enabled (not .Values.persistence.existingClaim) }}
+    {{- $size := .Values.persistence.size }}
+    {{- $number := regexFind "^[0-9.]+" $size }}
+    {{- with regexFind "[KMGT]i?$" $size }}
+      {{- $_ := set $journal "max_bytes" (printf "%v%sB" (round (mulf (float64 $number) 0.8) 2) .) }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
+{{- define "postwire.port" -}}
+{{- regexFind "[0-9]+$" .Values.config.server.listen }}
+{{- end }}
+
+{{- define "postwire.adminPort" -}}
+{{- regexFind "[0-9]+$" .Values.config.admin.listen }}
+{{- end }}
+
+{{- define "postwire.tls" -}}
+{{- with .Values.config.server.tls }}{{ .cert_file }}{{ end }}
+{{- end }}
+
+{{- define "postwire.scheme" -}}
+{{- if include "postwire.tls" . }}https{{ else }}http{{ end }}
+{{- end }}
+
+{{/* Where senders post to, as {paths: [{path: …, prefix: …}]}: below a path with a token, the token is part of it. */}}
+{{- define "postwire.paths" -}}
+{{- $paths := list }}
+{{- range $source := .Values.config.sources }}
+  {{- $below := false }}
+  {{- if kindIs "map" $source.auth }}
+    {{- $below = hasKey $source.auth "path_token" }}
+  {{- end }}
+  {{- range $source.paths }}
+    {{- if contains "${" . }}
+      {{- fail (printf "config.sources: %s has a path with ${…} in it, and a route must know it: write the path out" $source.name) }}
+    {{- end }}
+    {{- $paths = append $paths (dict "path" . "prefix" $below) }}
+  {{- end }}
+{{- end }}
+{{- toYaml (dict "paths" $paths) }}
+{{- end }}
+
+{{/* What runs: pebble is a StatefulSet of one, jetstream a StatefulSet while its spill is kept, otherwise a Deployment. */}}
+{{- define "postwire.kind" -}}
+{{- if and (eq .Values.config.journal.engine "jetstream") (not .Values.spill.persistence.enabled) }}Deployment{{ else }}StatefulSet{{ end }}
+{{- end }}
+
+{{- define "postwire.replicas" -}}
+{{- if kindIs "invalid" .Values.replicaCount }}
+{{- ternary 3 1 (eq .Values.config.journal.engine "jetstream") }}
+{{- else }}
+{{- int .Values.replicaCount }}
+{{- end }}
+{{- end }}
+
+{{- define "postwire.autoscaled" -}}
+{{- if or .Values.autoscaling.enabled .Values.autoscaling.keda.enabled }}true{{ end }}
+{{- end }}
+
+{{/* A duration of the configuration in seconds, rounded up; empty where it is not written out. */}}
+{{- define "postwire.seconds" -}}
+{{- $text := toString . }}
+{{- if regexMatch "^([0-9.]+(ms|s|m|h))+$" $text }}
+  {{- $total := 0.0 }}
+  {{- range regexFindAll "[0-9.]+(ms|s|m|h)" $text -1 }}
+    {{- $unit := regexFind "[a-z]+$" . }}
+    {{- $total = addf $total (mulf (float64 (trimSuffix $unit .)) (get (dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0) $unit)) }}
+  {{- end }}
+  {{- ceil $total }}
+{{- end }}
+{{- end }}
+
+{{/* The source that helm test posts to: the one that is named, else the first whose senders `postwire send` can play. */}}
+{{- define "postwire.testSource" -}}
+{{- $found := dict }}
+{{- range $source := .Values.config.sources }}
+  {{- $plays := and (eq $source.type "uploadpost") (not (contains "${" (first $source.paths))) }}
+  {{- if and $plays (kindIs "map" $source.auth) }}
+    {{- $plays = eq (keys $source.auth | join ",") "signature" }}
+  {{- end }}
+  {{- if and (not $found.source) (ternary (eq $source.name $.Values.tests.source) $plays (ne $.Values.tests.source "")) }}
+    {{- $_ := set $found "source" $source }}
+  {{- end }}
+{{- end }}
+{{- with $found.source }}{{ toYaml . }}{{ end }}
+{{- end }}
