@@ -1,0 +1,181 @@
+package charts
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+const root = "../.."
+
+// product builds the product once; POSTWIRE_BINARY names one that is built.
+var product = sync.OnceValues(func() (string, error) {
+	if built := os.Getenv("POSTWIRE_BINARY"); built != "" {
+		return filepath.Abs(built)
+	}
+	dir, err := os.MkdirTemp("", "postwire-chart")
+	if err != nil {
+		return "", err
+	}
+	binary := filepath.Join(dir, "postwire")
+	build := exec.Command("go", "build", "-o", binary, "./cmd/postwire")
+	build.Dir, build.Stderr, build.Env = root, os.Stderr, append(os.Environ(), "GOWORK=off")
+	return binary, build.Run()
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if binary, err := product(); err == nil && os.Getenv("POSTWIRE_BINARY") == "" {
+		_ = os.RemoveAll(filepath.Dir(binary)) // it is a temporary folder
+	}
+	os.Exit(code)
+}
+
+// stands are what the names in the value sets stand for, where not any text
+// will do.
+var stands = map[string]string{
+	"NATS_URL":           "nats://nats:4222",
+	"TELEGRAM_BOT_TOKEN": "123456:a-token-of-telegram",
+}
+
+var (
+	variable = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
+	file     = regexp.MustCompile(`\$\{file:([^}]+)\}|(?:cert|key|ca|client_ca)_file: (\S+)`)
+)
+
+// surround makes what a configuration names: files below dir, as which they
+// then appear in it, and an environment.
+func surround(t *testing.T, dir, config string) (text string, env []string) {
+	t.Helper()
+	text = file.ReplaceAllStringFunc(config, func(match string) string {
+		found := file.FindStringSubmatch(match)
+		path := found[1] + found[2]
+		at := filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(at, []byte("a-secret-of-some-length\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Replace(match, path, at, 1)
+	})
+	for _, found := range variable.FindAllStringSubmatch(config, -1) {
+		value, ok := stands[found[1]]
+		if !ok {
+			value = "c29tZXRoaW5nLXNlY3JldA==" // long enough, and base64
+		}
+		env = append(env, found[1]+"="+value)
+	}
+	return text, env
+}
+
+// What becomes a ConfigMap is a configuration that the product runs on.
+func TestConfiguration(t *testing.T) {
+	binary, err := product()
+	if err != nil {
+		t.Fatal(err)
+	}
+	each(t, func(t *testing.T, _ string, values map[string]any) {
+		config := rendered(t, values)
+		dir := t.TempDir()
+		text, env := surround(t, dir, config)
+		path := filepath.Join(dir, "postwire.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		validate := exec.Command(binary, "config", "validate", "-c", path)
+		validate.Env = env
+		out, err := validate.CombinedOutput()
+		if err != nil && !ahead(t, config, out) {
+			t.Errorf("%v\n%s\n%s", err, out, config)
+		}
+	})
+}
+
+func rendered(t *testing.T, values map[string]any) string {
+	t.Helper()
+	for _, c := range only[*corev1.ConfigMap](objects(t, mustRender(t, "postwire", values))) {
+		if text, ok := c.Data["postwire.yaml"]; ok {
+			return text
+		}
+	}
+	t.Fatal("there is no configuration")
+	return ""
+}
+
+// ahead reports whether all that is said against a configuration is that the
+// product has the engine jetstream not yet: the chart is ahead of it. When the
+// product's schema knows the spill, this says no.
+func ahead(t *testing.T, config string, said []byte) bool {
+	t.Helper()
+	var schema struct {
+		Properties struct {
+			Journal struct{ Properties map[string]any }
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(root, "docs/reference/postwire.schema.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &schema); err != nil {
+		t.Fatal(err)
+	}
+	if _, knows := schema.Properties.Journal.Properties["spill"]; knows || !strings.Contains(config, "engine: jetstream") {
+		return false
+	}
+	for line := range bytes.Lines(bytes.TrimSpace(said)) {
+		if !bytes.Contains(line, []byte("journal.spill: unknown key")) && !bytes.Contains(line, []byte("jetstream is not part of this version")) {
+			return false
+		}
+	}
+	return true
+}
+
+// metric is a name of a metric of the product, in its code or in a query.
+var metric = regexp.MustCompile(`postwire_[a-z_]+`)
+
+// Alerts and the dashboard ask for metrics that the product has.
+func TestMetricsExist(t *testing.T) {
+	var known []string
+	err := filepath.WalkDir(filepath.Join(root, "pkg"), func(path string, _ os.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, name := range regexp.MustCompile(`"postwire_[a-z_]+"`).FindAll(text, -1) {
+			known = append(known, strings.Trim(string(name), `"`))
+		}
+		return err
+	})
+	if err != nil || len(known) < 20 {
+		t.Fatalf("%d metrics: %v", len(known), err)
+	}
+	asked := map[string]bool{}
+	for _, name := range []string{"alerts.yaml", "dashboard.json"} {
+		text, err := os.ReadFile(filepath.Join(chartDir, "files", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range metric.FindAll(text, -1) {
+			base := string(name)
+			for _, suffix := range []string{"_bucket", "_count", "_sum"} {
+				base = strings.TrimSuffix(base, suffix)
+			}
+			if asked[base] = true; !slices.Contains(known, base) {
+				t.Errorf("there is no metric %s", name)
+			}
+		}
+	}
+	if len(asked) < 10 {
+		t.Errorf("only %d metrics are asked for", len(asked))
+	}
+}

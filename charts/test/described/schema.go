@@ -1,0 +1,167 @@
+package described
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// What the chart asks of the configuration beyond what the product does: it
+// reads these itself, so they are written out. Draft 7 is what every Helm 3 and
+// Helm 4 reads; the product's schema uses nothing that is newer.
+const narrowed = `{
+  "required": ["server", "admin", "journal"],
+  "properties": {
+    "server": {
+      "required": ["listen"],
+      "properties": {"listen": {"pattern": "^[^$]*:[1-9][0-9]{0,4}$"}}
+    },
+    "admin": {
+      "required": ["listen"],
+      "properties": {"listen": {"pattern": "^[^$]*:[1-9][0-9]{0,4}$"}}
+    },
+    "journal": {
+      "required": ["engine"],
+      "properties": {"engine": {"enum": ["pebble", "jetstream"]}}
+    }
+  }
+}`
+
+// reference is what a secret looks like in a ConfigMap: nothing, or ${…}. What
+// is said of another one shows how it should be, and not what it is.
+func reference(secret map[string]any) {
+	secret["if"] = map[string]any{"not": map[string]any{"pattern": `^$|\$\{`}}
+	secret["then"] = map[string]any{"const": "${NAME} or ${file:/path}"}
+}
+
+// Schema returns values.schema.json for keys and the product's own schema.
+func Schema(keys []Key, product []byte) ([]byte, error) {
+	var config map[string]any
+	if err := json.Unmarshal(product, &config); err != nil {
+		return nil, fmt.Errorf("the product's schema: %w", err)
+	}
+	defs, ok := config["$defs"].(map[string]any)
+	if !ok {
+		return nil, errors.New("the product's schema has no $defs")
+	}
+	delete(config, "$defs")
+	delete(config, "$schema")
+	for _, name := range []string{"written", "postwire"} {
+		if _, taken := defs[name]; taken {
+			return nil, fmt.Errorf("the product's schema has a definition %s of its own", name)
+		}
+	}
+	defs["postwire"] = config
+	refer(defs)
+	var narrow any
+	if err := json.Unmarshal([]byte(narrowed), &narrow); err != nil {
+		return nil, err
+	}
+	defs["written"] = narrow
+
+	root, err := object(keys)
+	if err != nil {
+		return nil, err
+	}
+	properties, _ := root["properties"].(map[string]any)
+	properties["global"] = map[string]any{"type": "object", "description": "Of Helm, for charts inside charts."}
+	properties["enabled"] = map[string]any{"type": "boolean", "description": "Unused; for the condition of a chart that depends on this one."}
+	root["$schema"] = "http://json-schema.org/draft-07/schema#"
+	root["title"] = "Values of the chart postwire"
+	root["$defs"] = defs
+
+	var out bytes.Buffer
+	e := json.NewEncoder(&out)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", " ")
+	if err := e.Encode(root); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// refer makes every secret of the product's schema a reference: the
+// configuration becomes a ConfigMap, which whoever looks may read.
+func refer(schema any) {
+	switch s := schema.(type) {
+	case map[string]any:
+		if s["writeOnly"] == true && s["type"] == "string" {
+			reference(s)
+		}
+		for _, inner := range s {
+			refer(inner)
+		}
+	case []any:
+		for _, inner := range s {
+			refer(inner)
+		}
+	}
+}
+
+// object returns the schema of a mapping that has these keys and no others.
+func object(keys []Key) (map[string]any, error) {
+	properties := map[string]any{}
+	for _, k := range keys {
+		s, err := k.schema()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", k.Path, err)
+		}
+		properties[k.Name] = s
+	}
+	return map[string]any{"type": "object", "properties": properties, "additionalProperties": false}, nil
+}
+
+func (k Key) schema() (map[string]any, error) {
+	if !k.Opaque() {
+		return object(k.Keys)
+	}
+	s := maps.Clone(k.Schema)
+	if s == nil {
+		s = map[string]any{}
+	}
+	if k.Doc != "" {
+		s["description"] = k.Doc
+	}
+	if _, typed := s["type"]; typed {
+		return s, nil
+	}
+	name, err := typeName(k.Default)
+	if err != nil {
+		return nil, err
+	}
+	s["type"] = name
+	return s, nil
+}
+
+func typeName(value any) (string, error) {
+	switch value.(type) {
+	case string:
+		return "string", nil
+	case bool:
+		return "boolean", nil
+	case int:
+		return "integer", nil
+	case float64:
+		return "number", nil
+	case []any:
+		return "array", nil
+	case map[string]any:
+		return "object", nil
+	}
+	return "", fmt.Errorf("a default of type %T needs a type in @schema", value)
+}
+
+// Choices are the values that a key may have, where its schema lists them.
+func (k Key) Choices() []string {
+	list, _ := k.Schema["enum"].([]any)
+	var all []string
+	for _, v := range list {
+		if s, _ := v.(string); s != "" {
+			all = append(all, s)
+		}
+	}
+	return slices.Clip(all)
+}

@@ -1,0 +1,4 @@
+// Package charts proves the chart postwire: what it renders is what was
+// reviewed, what a cluster takes, and what the product runs on. It is a module
+// of its own, so that the product's dependencies stay few.
+package charts

@@ -1,0 +1,284 @@
+package charts
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/validate/content"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+)
+
+// What is rendered is what was reviewed, and the same every time.
+func TestRender(t *testing.T) {
+	each(t, func(t *testing.T, name string, values map[string]any) {
+		got := joined(mustRender(t, "postwire", values))
+		if again := joined(mustRender(t, "postwire", values)); again != got {
+			t.Error("it is rendered in another way the second time")
+		}
+		golden(t, "golden/"+name+".yaml", strings.ReplaceAll(got, "helm.sh/chart: postwire-"+loadChart(t).Metadata.Version, "helm.sh/chart: postwire-VERSION"))
+	})
+}
+
+// Every object is one that Kubernetes knows, down to the last field, and they
+// fit together: what one of them names, another has.
+func TestObjects(t *testing.T) {
+	each(t, func(t *testing.T, _ string, values map[string]any) {
+		checkObjects(t, objects(t, mustRender(t, "postwire", values)))
+	})
+}
+
+// Kubernetes bounds names and labels; a release's name may have 53 characters.
+func TestLongNames(t *testing.T) {
+	long := strings.Repeat("long-", 10) + "rel"
+	for name, values := range sets(t) {
+		if len(long) != 53 {
+			t.Fatal(len(long))
+		}
+		t.Run(name, func(t *testing.T) {
+			checkObjects(t, objects(t, mustRender(t, long, values)))
+		})
+	}
+}
+
+func checkObjects(t *testing.T, all []object) {
+	t.Helper()
+	seen := map[string]bool{}
+	for _, o := range all {
+		if seen[title(o)] {
+			t.Errorf("%s is made twice", title(o))
+		}
+		seen[title(o)] = true
+		if wrong := content.IsDNS1123Subdomain(o.GetName()); len(wrong) > 0 {
+			t.Errorf("%s: %v", title(o), wrong)
+		}
+		checkLabels(t, title(o), o.GetLabels())
+		if strings.HasSuffix(o.GetName(), "-extra") || strings.HasSuffix(o.GetName(), "-text") {
+			continue // of extraObjects
+		}
+		if o.GetNamespace() != namespace {
+			t.Errorf("%s is in namespace %q", title(o), o.GetNamespace())
+		}
+		for _, label := range []string{"name", "instance", "version", "component", "managed-by"} {
+			if o.GetLabels()["app.kubernetes.io/"+label] == "" {
+				t.Errorf("%s has no label app.kubernetes.io/%s", title(o), label)
+			}
+		}
+		if kind(o) == "Secret" {
+			t.Errorf("%s: secrets are not the chart's", title(o))
+		}
+	}
+	workload := checkWorkload(t, all)
+	services := checkServices(t, all, workload)
+	checkRoutes(t, all, services)
+	checkPods(t, all)
+}
+
+func checkLabels(t *testing.T, of string, set map[string]string) {
+	t.Helper()
+	for key, value := range set {
+		if wrong := append(content.IsLabelKey(key), content.IsLabelValue(value)...); len(wrong) > 0 {
+			t.Errorf("%s: label %s: %s: %v", of, key, value, wrong)
+		}
+	}
+}
+
+// checkWorkload returns the template of the relay's pods.
+func checkWorkload(t *testing.T, all []object) pod {
+	t.Helper()
+	var selector *metav1.LabelSelector
+	var found []pod
+	for _, p := range pods(all) {
+		switch o := p.of.(type) {
+		case *appsv1.StatefulSet:
+			selector, found = o.Spec.Selector, append(found, p)
+			// The name and a hash of eleven characters are a label of the pods.
+			if len(o.Name) > 52 {
+				t.Errorf("%s: a name of %d characters", title(o), len(o.Name))
+			}
+			if !slices.ContainsFunc(only[*corev1.Service](all), func(s *corev1.Service) bool { return s.Name == o.Spec.ServiceName && s.Spec.ClusterIP == "None" }) {
+				t.Errorf("%s: there is no headless Service %s", title(o), o.Spec.ServiceName)
+			}
+			if retain := o.Spec.PersistentVolumeClaimRetentionPolicy; len(o.Spec.VolumeClaimTemplates) > 0 &&
+				(retain == nil || retain.WhenScaled != appsv1.RetainPersistentVolumeClaimRetentionPolicyType || retain.WhenDeleted != appsv1.RetainPersistentVolumeClaimRetentionPolicyType) {
+				t.Errorf("%s: claims go with their pods: %+v", title(o), retain)
+			}
+		case *appsv1.Deployment:
+			selector, found = o.Spec.Selector, append(found, p)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("%d workloads", len(found))
+	}
+	if s, err := metav1.LabelSelectorAsSelector(selector); err != nil || !s.Matches(labels.Set(found[0].meta.Labels)) {
+		t.Errorf("the workload does not select its own pods: %v", err)
+	}
+	return found[0]
+}
+
+// checkServices returns the number of the container's port behind each port of
+// each Service, by service and port.
+func checkServices(t *testing.T, all []object, workload pod) map[string]string {
+	t.Helper()
+	behind := map[string]string{}
+	for _, s := range only[*corev1.Service](all) {
+		selector := labels.SelectorFromSet(s.Spec.Selector)
+		for _, p := range pods(all) {
+			_, isPod := p.of.(*corev1.Pod)
+			if selects := selector.Matches(labels.Set(p.meta.Labels)); selects == isPod {
+				t.Errorf("%s selects pods of %s: %v", title(s), title(p.of), selects)
+			}
+		}
+		for _, port := range s.Spec.Ports {
+			if port.TargetPort.Type != intstr.String || !slices.ContainsFunc(workload.spec.Containers[0].Ports, func(c corev1.ContainerPort) bool { return c.Name == port.TargetPort.StrVal }) {
+				t.Errorf("%s: port %s leads to %v, which the container does not have", title(s), port.Name, port.TargetPort)
+			}
+			behind[s.Name+":"+port.Name] = port.TargetPort.StrVal
+			behind[fmt.Sprintf("%s:%d", s.Name, port.Port)] = port.TargetPort.StrVal
+		}
+	}
+	return behind
+}
+
+// checkRoutes holds that routes lead to the webhooks, by paths that are
+// written out, and never to the admin port.
+func checkRoutes(t *testing.T, all []object, behind map[string]string) {
+	t.Helper()
+	leads := func(o object, target, path string) {
+		t.Helper()
+		if behind[target] != "http" {
+			t.Errorf("%s leads %s to %s, which is %q", title(o), path, target, behind[target])
+		}
+		if path == "" || path == "/" {
+			t.Errorf("%s leads everything to %s", title(o), target)
+		}
+	}
+	for _, i := range only[*networkingv1.Ingress](all) {
+		if i.Spec.DefaultBackend != nil {
+			t.Errorf("%s has a default backend", title(i))
+		}
+		for _, rule := range i.Spec.Rules {
+			for _, p := range rule.HTTP.Paths {
+				leads(i, p.Backend.Service.Name+":"+p.Backend.Service.Port.Name, p.Path)
+			}
+		}
+	}
+	for _, r := range only[*gatewayv1.HTTPRoute](all) {
+		if len(r.Spec.Rules) == 0 || len(r.Spec.Rules) > 16 {
+			t.Errorf("%s has %d rules", title(r), len(r.Spec.Rules))
+		}
+		for _, rule := range r.Spec.Rules {
+			if len(rule.Matches) == 0 || len(rule.Matches) > 8 {
+				t.Errorf("%s has a rule of %d matches", title(r), len(rule.Matches))
+			}
+			for _, m := range rule.Matches {
+				for _, b := range rule.BackendRefs {
+					leads(r, fmt.Sprintf("%s:%d", b.Name, *b.Port), *m.Path.Value)
+				}
+			}
+		}
+	}
+}
+
+// checkPods holds that mounts have volumes, and probes ports.
+func checkPods(t *testing.T, all []object) {
+	t.Helper()
+	for _, p := range pods(all) {
+		of := title(p.of)
+		checkLabels(t, of, p.meta.Labels)
+		volumes := map[string]bool{}
+		for _, v := range p.spec.Volumes {
+			if volumes[v.Name] {
+				t.Errorf("%s: volume %s is there twice", of, v.Name)
+			}
+			volumes[v.Name] = true
+			if wrong := content.IsDNS1123Label(v.Name); len(wrong) > 0 {
+				t.Errorf("%s: volume %s: %v", of, v.Name, wrong)
+			}
+			if v.ConfigMap != nil && v.Name == "config" && !slices.ContainsFunc(only[*corev1.ConfigMap](all), func(c *corev1.ConfigMap) bool { return c.Name == v.ConfigMap.Name }) {
+				t.Errorf("%s: there is no ConfigMap %s", of, v.ConfigMap.Name)
+			}
+		}
+		if s, ok := p.of.(*appsv1.StatefulSet); ok {
+			for _, c := range s.Spec.VolumeClaimTemplates {
+				volumes[c.Name] = true
+			}
+		}
+		if p.spec.AutomountServiceAccountToken == nil || *p.spec.AutomountServiceAccountToken {
+			t.Errorf("%s: the token of the service account is mounted", of)
+		}
+		for _, c := range slices.Concat(p.spec.InitContainers, p.spec.Containers) {
+			mounted := map[string]bool{}
+			for _, m := range c.VolumeMounts {
+				if !volumes[m.Name] {
+					t.Errorf("%s: container %s mounts %s, which is no volume", of, c.Name, m.Name)
+				}
+				if mounted[m.MountPath] {
+					t.Errorf("%s: container %s mounts two volumes at %s", of, c.Name, m.MountPath)
+				}
+				mounted[m.MountPath] = true
+			}
+			for _, probe := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
+				if c.Name == "postwire" && (probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Port.StrVal != "admin") {
+					t.Errorf("%s: probe %+v", of, probe)
+				}
+			}
+			if c.Name == "postwire" && !mounted["/var/lib/postwire"] {
+				t.Errorf("%s: the journal's folder is no volume", of)
+			}
+		}
+	}
+}
+
+// The chart of NATS is asked for where it is wanted, by the values that are
+// said to be its own.
+func TestDependency(t *testing.T) {
+	nats := &chart.Chart{Metadata: &chart.Metadata{APIVersion: "v2", Name: "nats", Version: "2.14.2"}, Values: map[string]any{"own": true}}
+	for _, enabled := range []bool{true, false} {
+		c := loadChart(t)
+		c.AddDependency(nats)
+		values := map[string]any{"nats": map[string]any{"enabled": enabled}}
+		if _, err := render(t, c, "postwire", values); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(c.Dependencies()) == 1; got != enabled {
+			t.Errorf("nats.enabled is %v, and it is installed: %v", enabled, got)
+		}
+	}
+	want := loadChart(t).Metadata.Dependencies[0]
+	if want.Name != "nats" || want.Version != nats.Metadata.Version || want.Condition != "nats.enabled" || !strings.HasPrefix(want.Repository, "https://nats-io.github.io/") {
+		t.Errorf("the dependency is %+v", *want)
+	}
+}
+
+// Whoever reads the notes gets a URL and a command that fit the values.
+func TestNotes(t *testing.T) {
+	for name, wants := range map[string][]string{
+		"minimal":              {"--from-literal=UPLOAD_POST_WEBHOOK_SECRET=…", "http://postwire.relay/webhooks/upload-post", "helm test postwire -n relay"},
+		"pebble":               {"https://relay.example.com/webhooks/upload-post", "postwire register --url https://relay.example.com/webhooks/upload-post"},
+		"pebble-tls":           {"https://postwire.relay:443/events", "statefulset/postwire"},
+		"pebble-ephemeral":     {"are lost with the pod"},
+		"jetstream-deployment": {"deployment/postwire", "lost with its pod"},
+	} {
+		files := mustRender(t, "postwire", sets(t)[name])
+		notes := files["postwire/templates/NOTES.txt"]
+		for _, want := range wants {
+			if !strings.Contains(notes, want) {
+				t.Errorf("%s: the notes lack %q:\n%s", name, want, notes)
+			}
+		}
+	}
+	if all := slices.Sorted(maps.Keys(mustRender(t, "postwire", sets(t)["webhooks"]))); slices.Contains(all, "postwire/templates/tests/send.yaml") {
+		t.Error("a test that can only fail is installed")
+	}
+}
