@@ -6,7 +6,7 @@ GOVULNCHECK_VERSION = v1.9.0
 FUZZTIME ?= 100000x
 BENCHTIME ?= 3s
 
-.PHONY: help test race lint fuzz generate bench kafka e2e faults vuln build image tools golangci
+.PHONY: help test race lint fuzz generate chart bench kafka e2e faults vuln build image tools golangci
 help: ## list the words
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -21,6 +21,7 @@ race: ## all tests with the race detector
 
 lint: tools ## formatters and linters
 	.tools/golangci-lint fmt --diff && .tools/golangci-lint run
+	cd charts/test && ../../.tools/golangci-lint run
 
 fuzz: ## each fuzz target, FUZZTIME runs
 	@for pkg in $$(go list ./...); do for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
@@ -31,8 +32,12 @@ fuzz: ## each fuzz target, FUZZTIME runs
 vuln: ## known weaknesses in what is built in, where the database can be reached
 	go run golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION) ./...
 
-generate: ## pages and schema from the code
+generate: ## pages and schemas from the code, the chart's too
 	go test ./pkg/app -run TestGeneratedPagesAreFresh -count=1 -update
+	cd charts/test && go test ./described -run TestGeneratedFilesAreFresh -count=1 -update
+
+chart: ## the Helm chart: rendered, compared, judged; a module of its own
+	cd charts/test && go test ./...
 
 bench: ## durable accepts a second, beside a bare handler
 	go test -run '^$$' -bench Accept -benchtime $(BENCHTIME) ./bench
