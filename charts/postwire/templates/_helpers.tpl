@@ -95,7 +95,7 @@ annotations:
   {{- if not (hasKey $journal "dir") }}
     {{- $_ := set $journal "dir" "/var/lib/postwire/journal" }}
   {{- end }}
-  {{- if and (not (hasKey $journal "max_bytes")) .Values.persistence.enabled (not .Values.persistence.existingClaim) }}
+  {{- if and (not (hasKey $journal "max_bytes")) (or (not .Values.persistence.enabled) (not .Values.persistence.existingClaim)) }}
     {{- $size := .Values.persistence.size }}
     {{- $number := regexFind "^[0-9.]+" $size }}
     {{- with regexFind "[KMGT]i?$" $size }}
