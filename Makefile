@@ -37,7 +37,7 @@ generate: ## pages and schemas from the code, the chart's too
 	cd charts/test && go test ./described -run TestGeneratedFilesAreFresh -count=1 -update
 
 chart: ## the Helm chart: rendered, compared, judged; a module of its own
-	cd charts/test && go test ./...
+	cd charts/test && go test -count=1 ./...
 
 bench: ## durable accepts a second, beside a bare handler
 	go test -run '^$$' -bench Accept -benchtime $(BENCHTIME) ./bench

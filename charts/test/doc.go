@@ -1,4 +1,5 @@
 // Package charts proves the chart postwire: what it renders is what was
 // reviewed, what a cluster takes, and what the product runs on. It is a module
-// of its own, so that the product's dependencies stay few.
+// of its own, so that the product's dependencies stay few; run it with -count=1,
+// because the chart is outside of the module, where go test sees no changes.
 package charts
