@@ -3,10 +3,15 @@ package charts
 import (
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -15,8 +20,6 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
-
-	chart "helm.sh/helm/v4/pkg/chart/v2"
 )
 
 // What is rendered is what was reviewed, and the same every time.
@@ -280,5 +283,26 @@ func TestNotes(t *testing.T) {
 	}
 	if all := slices.Sorted(maps.Keys(mustRender(t, "postwire", sets(t)["webhooks"]))); slices.Contains(all, "postwire/templates/tests/send.yaml") {
 		t.Error("a test that can only fail is installed")
+	}
+}
+
+// The README's values are those of the set pebble, which the other tests run
+// on.
+func TestReadme(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(chartDir, "README.in.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(text), "```yaml\n")
+	block, _, found := strings.Cut(block, "```")
+	if !found {
+		t.Fatal("there are no values in it")
+	}
+	values, err := loader.LoadValues(strings.NewReader(block))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(sets(t)["pebble"], values); diff != "" {
+		t.Errorf("(- ci/pebble-values.yaml, + README):\n%s", diff)
 	}
 }
