@@ -333,14 +333,17 @@ func (j *Journal) watch() {
 			return
 		}
 		j.heard(err)
-		// A leader that was cut off from the others answers for a while, and
-		// stores nothing.
 		now := time.Now()
-		down := j.spill != nil && j.spill.isDown()
-		if err == nil && !down {
+		if err == nil {
 			heard = now
 		}
-		if j.conn.IsConnected() && (down || now.Sub(heard) > leaveAfter) && now.Sub(left) > leaveAfter {
+		// A server without a leader may have one soon; a leader that is cut off
+		// from the others will not be theirs.
+		patience := leaveAfter
+		if errors.Is(err, errAlone) {
+			patience = lookEvery
+		}
+		if j.conn.IsConnected() && now.Sub(heard) > patience && now.Sub(left) > patience {
 			left = now
 			if err := j.conn.ForceReconnect(); err != nil {
 				j.log.Debug("looking for another server", zap.Error(err))

@@ -115,6 +115,15 @@ func (s *spill) announce() {
 	}
 }
 
+// sayNow asks for an announcement. It does not wait: a client that connects again
+// holds up whoever uses it.
+func (s *spill) sayNow() {
+	select {
+	case s.say <- struct{}{}:
+	default: // it is asked for already
+	}
+}
+
 // keepAnnouncing announces again and again, and forgets those who have gone.
 func (s *spill) keepAnnouncing(ctx context.Context) {
 	tick := time.NewTicker(announceEvery)
@@ -123,6 +132,7 @@ func (s *spill) keepAnnouncing(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
+		case <-s.say:
 		case <-ctx.Done():
 			return
 		}

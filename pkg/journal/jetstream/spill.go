@@ -40,6 +40,7 @@ type spill struct {
 	journal *pebble.Journal
 	cursor  journal.Cursor
 	peers   *nats.Subscription // their announcements
+	say     chan struct{}      // asks for one of ours
 
 	mu      sync.Mutex
 	changed chan struct{} // closed, and made anew, when any of these change
@@ -64,7 +65,7 @@ func openSpill(j *Journal) (*spill, error) {
 	if err != nil {
 		return nil, fmt.Errorf("spill: %w", err)
 	}
-	s := &spill{j: j, journal: own, changed: make(chan struct{}), there: map[string]announced{}, blind: time.Now().Add(deaf)}
+	s := &spill{j: j, journal: own, say: make(chan struct{}, 1), changed: make(chan struct{}), there: map[string]announced{}, blind: time.Now().Add(deaf)}
 	if err = s.recover(j.life); err == nil {
 		s.peers, err = j.conn.Subscribe(j.announcements(), s.hear)
 	}
@@ -198,7 +199,7 @@ func (s *spill) take(ctx context.Context, events []*staged) ([]journal.Receipt, 
 	}
 	s.notify()
 	s.mu.Unlock()
-	s.announce()
+	s.sayNow()
 	if err != nil {
 		return nil, fmt.Errorf("the cluster does not answer, and the spill: %w", err)
 	}
@@ -228,13 +229,6 @@ func (s *spill) turn(down bool, why string) {
 		default: // it is asked for already
 		}
 	}
-}
-
-// isDown reports whether the cluster has not taken what it was given.
-func (s *spill) isDown() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.down && s.events+s.aside > 0
 }
 
 // quarantine keeps a request in the cluster, or here.
@@ -397,7 +391,7 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	}
 	s.notify()
 	s.mu.Unlock()
-	s.announce()
+	s.sayNow()
 	return len(part), nil
 }
 

@@ -155,6 +155,13 @@ func differences(have, want jetstream.StreamConfig) []string {
 	return wrong
 }
 
+// Error codes of the server that waiting does not change.
+const (
+	codeInvalidStream        jetstream.ErrorCode = 10052
+	codeSubjectOverlap       jetstream.ErrorCode = 10065
+	codeReplicasNotSupported jetstream.ErrorCode = 10074
+)
+
 // explained makes an error of the cluster a refusal where waiting cannot help.
 func explained(err error) error {
 	var api *jetstream.APIError
@@ -164,13 +171,15 @@ func explained(err error) error {
 		}
 		return err
 	}
-	switch {
-	case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+	switch api.ErrorCode {
+	case jetstream.JSErrCodeJetStreamNotEnabledForAccount:
 		return &refusal{fmt.Sprintf("%v: JetStream is off for this account; turn it on in the servers' configuration", err)}
-	case api.Code >= 400 && api.Code < 500 && api.Code != 408 && api.Code != 429:
+	case codeReplicasNotSupported:
+		return &refusal{fmt.Sprintf("%v: the server stands alone; set journal.jetstream.replicas: 1, or make the servers a cluster", err)}
+	case codeInvalidStream, codeSubjectOverlap, codeInsufficientStorage:
 		return &refusal{err.Error()}
 	}
-	return err
+	return err // a cluster that has just been started has no peers for a while
 }
 
 // readState asks for the state of the stream.
@@ -182,6 +191,9 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	info, err := s.Info(ctx, jetstream.WithSubjectFilter(j.names.event()))
 	if err != nil {
 		return state{}, err
+	}
+	if alone(info.Cluster) {
+		return state{}, errAlone
 	}
 	st := state{bytes: info.State.Bytes, events: info.State.Subjects[j.names.event()]}
 	if st.events == 0 {
@@ -199,6 +211,27 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	}
 	st.oldest, st.last = journal.Seq(first.seq), journal.Seq(last.seq)
 	return st, nil
+}
+
+// errAlone is returned where the stream's leader does not hear from enough of the
+// other servers to store anything.
+var errAlone = errors.New("the stream's leader is cut off from the other servers")
+
+// quiet is how long a server of the stream may not have been heard of by the
+// leader, which asks every second.
+const quiet = 2 * time.Second
+
+func alone(c *jetstream.ClusterInfo) bool {
+	if c == nil || len(c.Replicas) == 0 {
+		return false
+	}
+	heard := 1 // itself
+	for _, r := range c.Replicas {
+		if r.Active < quiet && !r.Offline {
+			heard++
+		}
+	}
+	return heard*2 <= len(c.Replicas)+1
 }
 
 // message is one of the stream.
