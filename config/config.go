@@ -289,8 +289,8 @@ func (j Journal) validate() error {
 	if s := j.Spill; s.Enabled && s.Dir == "" {
 		p.Add("spill.dir", "is empty", "for example ./spill, or set journal.spill.enabled: false")
 	}
-	if j.Spill.Hold <= 0 {
-		p.Add("spill.hold", "must be longer than 0", "for example 3s")
+	if j.Spill.Hold < 500*time.Millisecond {
+		p.Add("spill.hold", fmt.Sprintf("%v is too short: a cluster that is well may take longer", j.Spill.Hold), "for example 3s")
 	}
 	if s := j.Spill.MaxBytes; s != 0 && s < minJournal {
 		p.Add("spill.max_bytes", fmt.Sprintf("%v is too small", s), fmt.Sprintf("use %v or more, or 0 for no limit", minJournal))

@@ -52,7 +52,7 @@ func runServer(conf string) int {
 type node struct {
 	name, addr, conf string
 	cmd              *exec.Cmd
-	exited           chan error
+	exited           chan struct{}
 }
 
 func (n *node) start(t *testing.T) {
@@ -66,8 +66,11 @@ func (n *node) start(t *testing.T) {
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	n.exited = make(chan error, 1)
-	go func() { n.exited <- n.cmd.Wait() }()
+	n.exited = make(chan struct{})
+	go func() {
+		defer close(n.exited)
+		_ = n.cmd.Wait() // it is killed, more often than not
+	}()
 }
 
 func (n *node) signal(t *testing.T, s os.Signal) {

@@ -119,7 +119,7 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 		err = c.note(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close())
+		return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close()) //nolint:contextcheck // it is closed even if ctx is done
 	}
 	return c, nil
 }

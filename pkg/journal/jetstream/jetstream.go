@@ -118,7 +118,7 @@ func Open(ctx context.Context, opts Options) (*Journal, error) {
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
 	j.relink()
 	if err := j.open(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close())
+		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close()) //nolint:contextcheck // it is closed even if ctx is done
 	}
 	return j, nil
 }

@@ -50,16 +50,16 @@ func mustOpen(t *testing.T, o Options) *Journal {
 }
 
 func TestConformance(t *testing.T) {
-	for name, change := range map[string]func(*Options, *testing.T){
-		"cluster": func(*Options, *testing.T) {},
-		"spill":   func(o *Options, t *testing.T) { o.Spill = &Spill{Dir: t.TempDir()} },
+	for name, change := range map[string]func(*testing.T, *Options){
+		"cluster": func(*testing.T, *Options) {},
+		"spill":   func(t *testing.T, o *Options) { o.Spill = &Spill{Dir: t.TempDir()} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			journaltest.Run(t, func(t *testing.T) journaltest.Harness {
 				t.Parallel()
 				c := newClock()
 				o := options(t, natstest.Start(t).URL(), c)
-				change(&o, t)
+				change(t, &o)
 				return journaltest.Harness{
 					Open:    func(t *testing.T) journal.Journal { return mustOpen(t, o) },
 					Advance: c.Advance,

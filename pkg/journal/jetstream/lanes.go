@@ -81,12 +81,14 @@ type announced struct {
 
 const (
 	announceEvery = 100 * time.Millisecond
-	// deaf is after how long without a word a process that has said that it
-	// keeps something is taken to keep nothing, or to be gone, and how long
-	// after a connection was made something may not have been heard.
-	deaf = 3 * announceEvery
-	// gone is when it is taken to be gone for good.
-	gone = 20 * announceEvery
+	// deaf is how long after the start something may not have been heard that
+	// another process keeps, and apart how long after a connection was made
+	// again: the others make theirs again a moment later.
+	deaf  = 3 * announceEvery
+	apart = time.Second
+	// gone is after how long without a word a process that has said that it
+	// keeps something is taken to be gone.
+	gone = 2 * time.Second
 )
 
 // announcements is the subject for them, which is not one of the stream's.
@@ -141,7 +143,7 @@ func (s *spill) keepAnnouncing(ctx context.Context) {
 		s.mu.Lock()
 		was := connected
 		if connected = s.j.conn.IsConnected(); connected && !was {
-			s.blind = now.Add(deaf)
+			s.blind = now.Add(apart)
 		}
 		for name, a := range s.there {
 			if now.Sub(a.heard) > gone {
