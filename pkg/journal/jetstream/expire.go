@@ -20,6 +20,9 @@ const (
 	trimTo = 75
 )
 
+// trimEvery is between two looks at whether there is room.
+const trimEvery = 2 * time.Second
+
 // absence is how long nobody may have opened a cursor before what it has not
 // passed is not kept for it any more: its sink is in no configuration.
 const absence = time.Hour
@@ -40,9 +43,15 @@ func (c *cursor) note(ctx context.Context) error {
 func (j *Journal) expireAll() {
 	tick := time.NewTicker(j.opts.Every)
 	defer tick.Stop()
+	near := time.NewTicker(trimEvery)
+	defer near.Stop()
 	for {
 		select {
 		case <-tick.C:
+		case <-near.C:
+			if !j.nearlyFull() {
+				continue
+			}
 		case <-j.life.Done():
 			return
 		}
@@ -137,14 +146,25 @@ func (j *Journal) passed(ctx context.Context, last journal.Seq) (journal.Seq, er
 	return passed, consumers.Err()
 }
 
-// excess is the place through which events are to go for want of room; 0 is none.
-func (j *Journal) excess(oldest, passed journal.Seq) journal.Seq {
+// nearlyFull reports whether there is little room left.
+func (j *Journal) nearlyFull() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.opts.MaxBytes == 0 || j.state.bytes <= j.opts.MaxBytes/100*trimAt || j.state.last < oldest {
+	return j.opts.MaxBytes > 0 && j.state.bytes > j.opts.MaxBytes/100*trimAt
+}
+
+// excess is the place through which events are to go for want of room; 0 is none.
+func (j *Journal) excess(oldest, passed journal.Seq) journal.Seq {
+	if !j.nearlyFull() {
 		return 0
 	}
-	// As if all places took the same room.
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.state.last < oldest {
+		return 0
+	}
+	// As if all places took the same room. Keys take some too, and stay; then
+	// the next time removes more.
 	share := float64(j.state.bytes-j.opts.MaxBytes/100*trimTo) / float64(j.state.bytes)
 	return min(passed, oldest+journal.Seq(share*float64(j.state.last-oldest)))
 }

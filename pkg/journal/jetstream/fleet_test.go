@@ -309,13 +309,10 @@ func TestFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What every sink has passed makes room.
-	if err := j.Expire(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	within(t, "there is room", func() bool { return j.Check() == nil })
 	if j.Usage().Trimmed == 0 {
 		t.Errorf("Usage = %+v", j.Usage())
 	}
-	within(t, "there is room", func() bool { return j.Check() == nil })
 }
 
 func TestStreamIsChecked(t *testing.T) {
