@@ -42,6 +42,9 @@ chart: ## the Helm chart: rendered, compared, judged; a module of its own
 bench: ## durable accepts a second, beside a bare handler
 	go test -run '^$$' -bench Accept -benchtime $(BENCHTIME) ./bench
 
+bench-cluster: ## appends to three NATS servers, beside a plain publisher, and accepts by one relay and by three
+	go test -run '^$$' -bench Cluster -benchtime $(BENCHTIME) -timeout 30m ./bench
+
 kafka: ## the tests that use Kafka, on the broker at POSTWIRE_TEST_KAFKA=host:port
 	@test -n "$(POSTWIRE_TEST_KAFKA)" || { echo "set POSTWIRE_TEST_KAFKA=host:port"; exit 2; }
 	go test -count=1 ./sinks/kafka/... ./test/...

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/dev"
 )
 
@@ -92,6 +93,7 @@ func webhook(number int64) []byte {
 const bareAddr = "POSTWIRE_BENCH_BARE"
 
 func TestMain(m *testing.M) {
+	natstest.Serve()
 	if addr := os.Getenv(bareAddr); addr != "" {
 		fmt.Fprintln(os.Stderr, http.ListenAndServe(addr, http.HandlerFunc(bare)))
 		os.Exit(1)
@@ -195,10 +197,6 @@ func BenchmarkAccept(b *testing.B) {
 			}
 			b.StopTimer()
 			slices.Sort(ratios)
-			middle := func(loads []load) load {
-				slices.SortFunc(loads, func(x, y load) int { return int(x.perSecond - y.perSecond) })
-				return loads[len(loads)/2]
-			}
 			r, p := middle(relays), middle(bares)
 			b.ReportMetric(ratios[len(ratios)/2], "ratio")
 			b.ReportMetric(r.perSecond, "accepts/s")

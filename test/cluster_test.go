@@ -9,121 +9,36 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// serverConfig names, in the environment, the configuration of the NATS server
-// that this binary is to be instead of a test.
-const serverConfig = "POSTWIRE_TEST_NATS_SERVER"
-
-func runServer(conf string) int {
-	opts, err := server.ProcessConfigFile(conf)
-	if err == nil {
-		var s *server.Server
-		if s, err = server.NewServer(opts); err == nil {
-			s.ConfigureLogger()
-			err = server.Run(s)
-			s.WaitForShutdown()
-		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
-}
-
-// node is one NATS server of a cluster, in a process of its own.
-type node struct {
-	name, addr, conf string
-	cmd              *exec.Cmd
-	exited           chan struct{}
-}
-
-func (n *node) start(t *testing.T) {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.cmd = exec.Command(self)
-	n.cmd.Env = append(os.Environ(), serverConfig+"="+n.conf)
-	if err := n.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	n.exited = make(chan struct{})
-	go func() {
-		defer close(n.exited)
-		_ = n.cmd.Wait() // it is killed, more often than not
-	}()
-}
-
-func (n *node) signal(t *testing.T, s os.Signal) {
-	t.Helper()
-	if err := n.cmd.Process.Signal(s); err != nil {
-		t.Fatal(err)
-	}
-	<-n.exited
-}
-
 // cluster is three NATS servers; every way from one to another, and from a client
 // to one, can be cut.
 type cluster struct {
-	nodes  []*node
+	nodes  []*natstest.Node
 	routes map[[2]int]*proxy // from one to another
 }
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := &cluster{routes: map[[2]int]*proxy{}}
-	var listens []string
-	for range 3 {
-		listens = append(listens, freeAddr(t))
-	}
-	dir := t.TempDir()
-	for i := range 3 {
-		var routes []string
-		for to := range 3 {
-			if to != i {
-				p := newProxy(t, listens[to], false)
-				c.routes[[2]int{i, to}] = p
-				routes = append(routes, "nats://"+p.addr)
-			}
-		}
-		n := &node{name: fmt.Sprintf("n%d", i), addr: freeAddr(t), conf: filepath.Join(dir, fmt.Sprintf("n%d.conf", i))}
-		conf := fmt.Sprintf(`server_name: %s
-listen: %q
-log_file: %q
-jetstream { store_dir: %q, sync_interval: always }
-cluster { name: postwire, listen: %q, no_advertise: true, advertise: "127.0.0.1:1", routes: [%s] }
-`, n.name, n.addr, n.conf+".log", filepath.Join(dir, n.name), listens[i], strings.Join(routes, ", "))
-		if err := os.WriteFile(n.conf, []byte(conf), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		n.start(t)
-		c.nodes = append(c.nodes, n)
-		t.Cleanup(func() {
-			if n.cmd.ProcessState == nil {
-				_ = n.cmd.Process.Kill()
-				<-n.exited
-			}
-		})
-	}
+	c.nodes = natstest.StartCluster(t, func(from, to int, addr string) string {
+		p := newProxy(t, addr, false)
+		c.routes[[2]int{from, to}] = p
+		return p.addr
+	})
 	c.whole(t)
 	return c
 }
@@ -133,7 +48,7 @@ func (c *cluster) connect(t *testing.T) jetstream.JetStream {
 	t.Helper()
 	var urls []string
 	for _, n := range c.nodes {
-		urls = append(urls, "nats://"+n.addr)
+		urls = append(urls, "nats://"+n.Addr)
 	}
 	conn, err := nats.Connect(strings.Join(urls, ","), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(100*time.Millisecond))
 	if err != nil {
@@ -183,7 +98,7 @@ func (c *cluster) leader(t *testing.T) int {
 		defer cancel()
 		if s, err := js.Stream(ctx, "postwire"); err == nil {
 			for i, n := range c.nodes {
-				if n.name == s.CachedInfo().Cluster.Leader {
+				if n.Name == s.CachedInfo().Cluster.Leader {
 					leader = i
 				}
 			}
@@ -211,7 +126,7 @@ func newFleet(t *testing.T) *fleet {
 		var urls []string
 		var ways []*proxy
 		for _, n := range f.cluster.nodes {
-			p := newProxy(t, n.addr, false)
+			p := newProxy(t, n.Addr, false)
 			ways = append(ways, p)
 			urls = append(urls, "nats://"+p.addr)
 		}
@@ -344,8 +259,8 @@ func TestCluster(t *testing.T) {
 		}},
 		{"all servers are restarted, one by one", func(t *testing.T) {
 			for _, n := range f.cluster.nodes {
-				n.signal(t, syscall.SIGTERM)
-				n.start(t)
+				n.Stop(t)
+				n.Start(t)
 				f.cluster.whole(t)
 			}
 		}},
@@ -495,9 +410,9 @@ func (f *fleet) dead() int {
 // loseNode kills a server without warning, and starts it again.
 func (f *fleet) loseNode(t *testing.T, i int, pause time.Duration) {
 	t.Helper()
-	f.cluster.nodes[i].signal(t, syscall.SIGKILL)
+	f.cluster.nodes[i].Kill(t)
 	time.Sleep(pause)
-	f.cluster.nodes[i].start(t)
+	f.cluster.nodes[i].Start(t)
 }
 
 // cut makes ways pass nothing for a while, without saying so.

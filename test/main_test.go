@@ -14,6 +14,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/postwire/postwire/internal/natstest"
 )
 
 var (
@@ -27,9 +29,7 @@ var program string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	if conf := os.Getenv(serverConfig); conf != "" {
-		return runServer(conf)
-	}
+	natstest.Serve()
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "postwire-e2e")
 	if err != nil {

@@ -1,0 +1,155 @@
+package natstest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// configVariable names, in the environment, the configuration of the server that
+// a test binary is to be instead of a test.
+const configVariable = "POSTWIRE_TEST_NATS_SERVER"
+
+// Serve makes this process a server, if StartCluster has started it to be one,
+// and then does not return. A TestMain calls it first.
+func Serve() {
+	path := os.Getenv(configVariable)
+	if path == "" {
+		return
+	}
+	opts, err := server.ProcessConfigFile(path)
+	if err == nil {
+		var s *server.Server
+		if s, err = server.NewServer(opts); err == nil {
+			s.ConfigureLogger()
+			err = server.Run(s)
+			s.WaitForShutdown()
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// Node is one server of a cluster, in a process of its own.
+type Node struct {
+	Name, Addr string
+
+	config string
+	cmd    *exec.Cmd
+	exited chan struct{}
+}
+
+// StartCluster starts three servers with JetStream that sync what they store
+// before they acknowledge it. The way from one to another is what route makes of
+// the address where the other listens; nil is the address itself.
+func StartCluster(t testing.TB, route func(from, to int, addr string) string) []*Node {
+	t.Helper()
+	const n = 3
+	dir := t.TempDir()
+	listens := make([]string, n)
+	for i := range listens {
+		listens[i] = freeAddr(t)
+	}
+	nodes := make([]*Node, n)
+	for i := range nodes {
+		var routes []string
+		for to, addr := range listens {
+			if to == i {
+				continue
+			}
+			if route != nil {
+				addr = route(i, to, addr)
+			}
+			routes = append(routes, "nats://"+addr)
+		}
+		node := &Node{Name: fmt.Sprintf("n%d", i), Addr: freeAddr(t), config: filepath.Join(dir, fmt.Sprintf("n%d.conf", i))}
+		// Nobody is told of an address that goes round the routes.
+		text := fmt.Sprintf(`server_name: %s
+listen: %q
+log_file: %q
+jetstream { store_dir: %q, sync_interval: always }
+cluster { name: postwire, listen: %q, no_advertise: true, advertise: "127.0.0.1:1", routes: [%s] }
+`, node.Name, node.Addr, node.config+".log", filepath.Join(dir, node.Name), listens[i], strings.Join(routes, ", "))
+		if err := os.WriteFile(node.config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		node.Start(t)
+		t.Cleanup(func() {
+			if node.cmd.ProcessState == nil {
+				_ = node.cmd.Process.Kill()
+				<-node.exited
+			}
+		})
+		nodes[i] = node
+	}
+	return nodes
+}
+
+// URLs are where clients of the cluster connect.
+func URLs(nodes []*Node) string {
+	var urls []string
+	for _, n := range nodes {
+		urls = append(urls, "nats://"+n.Addr)
+	}
+	return strings.Join(urls, ",")
+}
+
+// Start starts the server, again with what it has stored.
+func (n *Node) Start(t testing.TB) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.cmd = exec.Command(self)
+	n.cmd.Env = append(os.Environ(), configVariable+"="+n.config)
+	if err := n.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.exited = make(chan struct{})
+	go func() {
+		defer close(n.exited)
+		_ = n.cmd.Wait() // it is killed, more often than not
+	}()
+}
+
+// Kill ends the server without warning.
+func (n *Node) Kill(t testing.TB) { n.signal(t, syscall.SIGKILL) }
+
+// Stop asks the server to end, and waits until it has.
+func (n *Node) Stop(t testing.TB) { n.signal(t, syscall.SIGTERM) }
+
+func (n *Node) signal(t testing.TB, s os.Signal) {
+	t.Helper()
+	if err := n.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+	<-n.exited
+}
+
+// freeAddr returns an address that nobody listens on, and that no outgoing
+// connection gets by chance: it may be left and taken again.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000)))
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	t.Fatal("no port is free")
+	return ""
+}
