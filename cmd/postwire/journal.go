@@ -40,6 +40,9 @@ func (f *journalFlags) options() (pebble.Options, error) {
 	if err != nil {
 		return pebble.Options{}, err
 	}
+	if j := plan.Config.Journal; j.Engine != "pebble" {
+		return pebble.Options{}, fmt.Errorf("%w: journal.engine is %s: what is in the cluster is its servers' to check; the events that this relay keeps while they are away are checked with --dir %s", errUsage, j.Engine, j.Spill.Dir)
+	}
 	return pebble.Options{Dir: plan.Config.Journal.Dir}, nil
 }
 
