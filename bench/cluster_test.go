@@ -93,6 +93,7 @@ func middle(loads []load) load {
 }
 
 func report(b *testing.B, what string, l load) {
+	b.Helper()
 	b.ReportMetric(l.perSecond, what+"/s")
 	b.ReportMetric(float64(l.p50.Microseconds())/1000, what+"-p50-ms")
 	b.ReportMetric(float64(l.p99.Microseconds())/1000, what+"-p99-ms")
