@@ -45,6 +45,9 @@ configuration; with reconcile.interval the relay does it by itself.`,
 			}
 			_, err = fmt.Fprintf(w, "from %s to %s: %d uploads, %d known, %d %s\n",
 				report.From.Local().Format(time.DateTime), report.To.Local().Format(time.DateTime), report.Uploads, report.Known, report.Recovered, what)
+			if err == nil && report.Unreadable > 0 {
+				_, err = fmt.Fprintf(w, "%d make no event and were passed over\n", report.Unreadable)
+			}
 			return err
 		}),
 	}

@@ -87,6 +87,9 @@ func (g *gaps) found(name string, r reconcile.Report, err error) {
 	if r.Recovered > 0 {
 		log.Warn("uploads that no webhook has told of were found in the history, and entered", zap.Int("recovered", r.Recovered), zap.Int("uploads", r.Uploads))
 	}
+	if r.Unreadable > 0 {
+		log.Warn("uploads of the history make no event and were passed over", zap.Int("unreadable", r.Unreadable))
+	}
 	if err != nil {
 		g.failed.WithLabelValues(name).Inc()
 		log.Error("comparing with the history failed; the next time makes up for it", zap.Error(err))

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/natsclient"
@@ -94,6 +95,8 @@ const (
 	// apiTimeout is for one request to the cluster: one that has no leader
 	// does not answer.
 	apiTimeout = 2 * time.Second
+	// setUpFor is how long the start waits for the cluster.
+	setUpFor = 3 * time.Second
 	// lookEvery is between two looks at the stream.
 	lookEvery = 500 * time.Millisecond
 	// leaveAfter is after how long without the cluster a connection is made to
@@ -144,7 +147,14 @@ func (j *Journal) open(ctx context.Context) error {
 	if err := j.connect(); err != nil {
 		return err
 	}
-	if err := j.setUp(ctx); err != nil {
+	err := j.setUp(ctx)
+	// A stream that another process has just made is not there for everybody yet.
+	for wait, end := newWait(), time.Now().Add(setUpFor); err != nil && ctx.Err() == nil && time.Now().Before(end); err = j.setUp(ctx) {
+		if _, permanent := errors.AsType[*refusal](err); permanent || sleep.For(ctx, wait.NextBackOff()) != nil {
+			break
+		}
+	}
+	if err != nil {
 		if _, permanent := errors.AsType[*refusal](err); permanent || j.opts.Spill == nil {
 			return err
 		}

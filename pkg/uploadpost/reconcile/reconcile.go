@@ -6,6 +6,7 @@ package reconcile
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"net/http"
@@ -77,12 +78,13 @@ func (r *Reconciler) Use(h History) {
 
 // Report says what a comparison has found.
 type Report struct {
-	From      time.Time `json:"from"`
-	To        time.Time `json:"to"`
-	Uploads   int       `json:"uploads" doc:"Uploads in the history of that time."`
-	Known     int       `json:"known" doc:"Uploads that a webhook has told of, or an earlier comparison."`
-	Recovered int       `json:"recovered" doc:"Uploads that were missing and have been entered, or would be."`
-	Events    []string  `json:"events,omitempty" doc:"CloudEvents ids of the missing ones, at most 1000."`
+	From       time.Time `json:"from"`
+	To         time.Time `json:"to"`
+	Uploads    int       `json:"uploads" doc:"Uploads in the history of that time."`
+	Known      int       `json:"known" doc:"Uploads that a webhook has told of, or an earlier comparison."`
+	Recovered  int       `json:"recovered" doc:"Uploads that were missing and have been entered, or would be."`
+	Unreadable int       `json:"unreadable,omitempty" doc:"Uploads of the history that make no event, such as one without a platform; they are passed over."`
+	Events     []string  `json:"events,omitempty" doc:"CloudEvents ids of the missing ones, at most 1000."`
 }
 
 // maxEvents is how many ids a report names.
@@ -118,13 +120,18 @@ func (r *Reconciler) Compare(ctx context.Context, from, to time.Time, dry bool) 
 	}
 	for _, u := range fresh {
 		id, err := r.enter(ctx, u, known, dry)
-		if err != nil {
+		_, odd := errors.AsType[*source.MalformedError](err)
+		switch {
+		case odd: // what stands behind it must not wait for it
+			report.Unreadable++
+		case err != nil:
 			return report, err
-		}
-		if id == "" {
+		case id == "":
 			report.Known++
-		} else if report.Recovered++; len(report.Events) < maxEvents {
-			report.Events = append(report.Events, id)
+		default:
+			if report.Recovered++; len(report.Events) < maxEvents {
+				report.Events = append(report.Events, id)
+			}
 		}
 		if !dry {
 			r.remember(u)

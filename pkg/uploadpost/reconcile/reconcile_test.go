@@ -247,3 +247,29 @@ func TestRunReachesBack(t *testing.T) {
 		t.Errorf("the second: %+v", second)
 	}
 }
+
+// An upload of the history that makes no event holds up none behind it.
+func TestOddUploads(t *testing.T) {
+	w := start(t)
+	w.upload(" ", "p", w.now.Add(-2*time.Hour), "", "1")
+	w.upload("instagram", "p", w.now.Add(-time.Hour), "", "2")
+	report, err := w.Compare(t.Context(), w.now.Add(-100*time.Hour), w.now, false)
+	if err != nil || report.Unreadable != 1 || report.Recovered != 1 {
+		t.Errorf("%+v, %v", report, err)
+	}
+}
+
+// follower is a journal that another process leads.
+type follower struct{ Journal }
+
+func (follower) Lead(context.Context, string, time.Duration) (bool, error) { return false, nil }
+
+// Of the processes that share a journal one compares.
+func TestOnlyTheLeaderCompares(t *testing.T) {
+	w := start(t)
+	w.upload("instagram", "p", w.now.Add(-time.Hour), "", "2")
+	w.Reconciler = New(Options{Source: "up", Reads: w.source, History: w.history, Journal: follower{w.journal}, Now: func() time.Time { return w.now }})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	w.Run(ctx, Schedule{Interval: time.Millisecond, Lookback: 48 * time.Hour}, func(r Report, err error) { t.Errorf("compared: %+v, %v", r, err) })
+}
