@@ -225,7 +225,10 @@ func (f *fleet) calm(t *testing.T) {
 	}
 }
 
-const alone = "a relay is cut off from the cluster"
+const (
+	alone = "a relay is cut off from the cluster"
+	split = "the cluster is split, the leader alone"
+)
 
 // TestCluster breaks a fleet of three relays on a cluster of three servers in
 // every way that one of them can break, while each webhook is posted to two of
@@ -247,7 +250,7 @@ func TestCluster(t *testing.T) {
 		{"a follower of the stream is killed", func(t *testing.T) { f.loseNode(t, (f.cluster.leader(t)+1)%3, pause) }},
 		{"the stream's leader is killed", func(t *testing.T) { f.loseNode(t, f.cluster.leader(t), pause) }},
 		{alone, func(t *testing.T) { f.cut(t, f.ways[f.holder(t, "kafka")], pause+5*time.Second) }},
-		{"the cluster is split, the leader alone", func(t *testing.T) {
+		{split, func(t *testing.T) {
 			leader := f.cluster.leader(t)
 			var ways []*proxy
 			for pair, p := range f.cluster.routes {
@@ -279,10 +282,12 @@ func TestCluster(t *testing.T) {
 	for _, fault := range faults {
 		t.Run(fault.name, func(t *testing.T) {
 			base := first
-			if fault.name == alone {
+			if fault.name == alone || fault.name == split && !*long {
 				// What it keeps nobody else can know of: the next event of a
-				// profile, posted to another relay, is stored before it.
-				loose = []int{base, base + 1, base + 2, base + 3, base + 4, base + 5}
+				// profile, posted to another relay, is stored before it. So it is
+				// where the machine is so busy that a relay has not left the
+				// leader that is cut off when the others have another one.
+				loose = append(loose, base, base+1, base+2, base+3, base+4, base+5)
 			}
 			l := startLoad(t, f.front, 6, 30*time.Millisecond, func(l *load) {
 				l.twins = true
@@ -305,7 +310,7 @@ func TestCluster(t *testing.T) {
 			for _, a := range l.times {
 				wait = max(wait, a.took)
 			}
-			if wait > 5*time.Second {
+			if wait > pick(8*time.Second, 5*time.Second) {
 				t.Errorf("a post waited %v", wait)
 				if err := f.passed.Load(); err != nil {
 					t.Errorf("one relay: %v", *err)

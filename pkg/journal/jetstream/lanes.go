@@ -139,10 +139,13 @@ func (s *spill) keepAnnouncing(ctx context.Context) {
 			return
 		}
 		s.announce()
+		// Asked before the lock is taken: a client that connects again holds up
+		// whoever asks it.
+		was := connected
+		connected = s.j.conn.IsConnected()
 		now := time.Now()
 		s.mu.Lock()
-		was := connected
-		if connected = s.j.conn.IsConnected(); connected && !was {
+		if connected && !was {
 			s.blind = now.Add(apart)
 		}
 		for name, a := range s.there {

@@ -219,7 +219,7 @@ var errAlone = errors.New("the stream's leader is cut off from the other servers
 
 // quiet is how long a server of the stream may not have been heard of by the
 // leader, which asks every second.
-const quiet = 2 * time.Second
+const quiet = 1500 * time.Millisecond
 
 func alone(c *jetstream.ClusterInfo) bool {
 	if c == nil || len(c.Replicas) == 0 {
