@@ -45,6 +45,7 @@ type Options struct {
 	Clock func() time.Time // nil is time.Now
 	Every time.Duration    // between two removals of what is old; 0 is a minute
 
+	filling  bool   // by a transfer, which may not be finished
 	memTable uint64 // bytes; 0 is 16 MiB. Tests make it small, so that files are rotated.
 }
 
@@ -308,6 +309,9 @@ func (j *Journal) open() (*store, error) {
 	}
 	st := &store{db: db, guard: g, clock: j.opts.Clock}
 	err = st.load(j.opts.Window)
+	if err == nil && !j.opts.filling {
+		err = st.checkFinished()
+	}
 	if err := errors.Join(err, g.failure()); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening: %w", err), db.Close())
 	}

@@ -1,0 +1,459 @@
+package pebble
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
+	"github.com/postwire/postwire/pkg/journal/transfer"
+)
+
+// Notes of a transfer into this journal. None of the relay's begins like that.
+const (
+	carriedPrefix = "transfer/"
+	carriedState  = carriedPrefix + "state"      // how far it is
+	carriedRows   = carriedPrefix + "row/"       // of each page, its places in both journals
+	unfinished    = carriedPrefix + "unfinished" // there until all has been carried
+)
+
+// checkFinished refuses a journal that holds half of another one.
+func (st *store) checkFinished() error {
+	_, err := st.get(noteKey(unfinished))
+	if errors.Is(err, journal.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.New("it holds a part of another journal, which 'postwire journal migrate' has not carried to the end: run that again, or set journal.dir to another folder")
+}
+
+// source implements transfer.Source on files that are only read.
+type source struct {
+	opts  Options
+	lock  *pebble.Lock
+	store *store
+
+	oldest   journal.Seq
+	repaired journal.Seq
+}
+
+// OpenSource opens the journal in opts.Dir to be carried elsewhere. It refuses a
+// folder that another process uses, and changes nothing in it.
+func OpenSource(opts Options) (transfer.Source, error) {
+	opts = opts.withDefaults()
+	s, err := openSource(opts)
+	if err != nil {
+		return nil, fmt.Errorf("journal %s: %w", opts.Dir, err)
+	}
+	return s, nil
+}
+
+func openSource(opts Options) (s *source, err error) {
+	lock, names, err := enter(opts)
+	if err != nil {
+		return nil, err
+	}
+	s = &source{opts: opts, lock: lock}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if interrupted(names) {
+		return nil, errInterrupted
+	}
+	if err := checkVersion(opts.FS, opts.Dir); err != nil {
+		return nil, err
+	}
+	o := settling(opts, lock)
+	o.ReadOnly = true
+	db, err := pebble.Open(opts.Dir, o)
+	if err != nil {
+		return nil, damaged(err)
+	}
+	s.store = &store{db: db, guard: newGuard(opts.FS), clock: opts.Clock}
+	if err := errors.Join(s.store.load(opts.Window), s.store.checkFinished()); err != nil {
+		return nil, err
+	}
+	if s.oldest, err = s.store.number(metaFirstKey(), 1); err != nil {
+		return nil, err
+	}
+	s.repaired, err = s.store.number(metaRepairedKey(), 0)
+	return s, err
+}
+
+// Close implements io.Closer.
+func (s *source) Close() error {
+	var err error
+	if s.store != nil {
+		err = s.store.db.Close()
+	}
+	return errors.Join(err, s.lock.Close())
+}
+
+// Where implements transfer.Source.
+func (s *source) Where() string { return "the folder " + s.opts.Dir }
+
+// Range implements transfer.Source.
+func (s *source) Range() (oldest, last journal.Seq, events uint64) {
+	n := uint64(s.store.last + 1 - s.oldest)
+	for _, l := range s.store.lost {
+		n -= uint64(max(l.To, s.oldest-1) - max(l.From, s.oldest) + 1)
+	}
+	return s.oldest, s.store.last, n
+}
+
+// entries yields what decode makes of each entry under a prefix, behind a key.
+func entries[T any](ctx context.Context, st *store, prefix, from []byte, decode func(key, value []byte) (T, error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var zero T
+		it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: after(prefix)})
+		if err != nil {
+			yield(zero, err)
+			return
+		}
+		defer it.Close()
+		for ok := it.First(); ok; ok = it.Next() {
+			value, err := it.ValueAndErr()
+			if err = cmp.Or(ctx.Err(), err); err != nil {
+				yield(zero, err)
+				return
+			}
+			item, err := decode(it.Key(), value)
+			if err != nil {
+				yield(zero, damaged(fmt.Errorf("reading %q: %w", it.Key(), err)))
+				return
+			}
+			if !yield(item, nil) {
+				return
+			}
+		}
+		if err := it.Error(); err != nil {
+			yield(zero, damaged(err))
+		}
+	}
+}
+
+// Events implements transfer.Source.
+func (s *source) Events(ctx context.Context, from journal.Seq) iter.Seq2[transfer.Event, error] {
+	return func(yield func(transfer.Event, error) bool) {
+		next := max(from, s.oldest)
+		for e, err := range entries(ctx, s.store, []byte{eventSpace}, eventKey(next), func(key, value []byte) (transfer.Event, error) {
+			return transfer.Split(seqOf(key), value)
+		}) {
+			if want := skip(s.store.lost, next); err == nil && e.Seq != want {
+				err = damaged(fmt.Errorf("event %d is missing, the next one is %d", want, e.Seq))
+			}
+			if next = e.Seq + 1; !yield(e, err) || err != nil {
+				return
+			}
+		}
+		if want := skip(s.store.lost, next); want <= s.store.last {
+			yield(transfer.Event{}, damaged(fmt.Errorf("event %d is missing", want)))
+		}
+	}
+}
+
+// Keys implements transfer.Source. Of a key that is in two generations the newer
+// one comes last.
+func (s *source) Keys(ctx context.Context) iter.Seq2[transfer.Key, error] {
+	now := s.opts.Clock().UnixNano()
+	return func(yield func(transfer.Key, error) bool) {
+		for k, err := range entries(ctx, s.store, []byte{keySpace}, []byte{keySpace}, func(key, value []byte) (transfer.Key, error) {
+			found, err := decodeSighting(value)
+			if len(key) < 9 {
+				err = record.ErrTruncated
+			}
+			if err != nil {
+				return transfer.Key{}, err
+			}
+			return transfer.Key{Key: event.Key(key[9:]), First: time.Unix(0, found.first).UTC(), Seq: found.seq, ID: found.id}, nil
+		}) {
+			if err == nil && now-k.First.UnixNano() >= int64(s.opts.Window) {
+				continue
+			}
+			if !yield(k, err) {
+				return
+			}
+		}
+	}
+}
+
+// DeadLetters implements transfer.Source.
+func (s *source) DeadLetters(ctx context.Context) iter.Seq2[transfer.Dead, error] {
+	return entries(ctx, s.store, []byte{deadSpace}, []byte{deadSpace}, func(key, value []byte) (d transfer.Dead, err error) {
+		id, err := sinkOf(key)
+		if err != nil {
+			return d, err
+		}
+		letter, rec, err := splitDead(value)
+		if err != nil {
+			return d, err
+		}
+		d.Sink = id.Sink
+		if err := json.Unmarshal(letter, &d.Letter); err != nil {
+			return d, err
+		}
+		d.Event, err = transfer.Split(id.Seq, rec)
+		return d, err
+	})
+}
+
+// GivenUp implements transfer.Source.
+func (s *source) GivenUp(ctx context.Context) iter.Seq2[transfer.GivenUp, error] {
+	return entries(ctx, s.store, []byte{givenUpSpace}, []byte{givenUpSpace}, func(key, value []byte) (g transfer.GivenUp, err error) {
+		id, err := sinkOf(key)
+		if err != nil {
+			return g, err
+		}
+		g.Sink = id.Sink
+		return g, json.Unmarshal(value, &g.GivenUp)
+	})
+}
+
+// Quarantined implements transfer.Source.
+func (s *source) Quarantined(ctx context.Context) iter.Seq2[journal.Rejected, error] {
+	return entries(ctx, s.store, []byte{quarantineSpace}, []byte{quarantineSpace}, decodeRejected)
+}
+
+// Notes implements transfer.Source.
+func (s *source) Notes(ctx context.Context) iter.Seq2[journal.Noted, error] {
+	return func(yield func(journal.Noted, error) bool) {
+		for n, err := range entries(ctx, s.store, []byte{noteSpace}, []byte{noteSpace}, func(key, value []byte) (journal.Noted, error) {
+			return journal.Noted{Name: string(key[1:]), Value: append([]byte(nil), value...)}, nil
+		}) {
+			if err == nil && len(n.Name) >= len(carriedPrefix) && n.Name[:len(carriedPrefix)] == carriedPrefix {
+				continue
+			}
+			if !yield(n, err) {
+				return
+			}
+		}
+	}
+}
+
+// Cursors implements transfer.Source.
+func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] {
+	return entries(ctx, s.store, []byte{cursorSpace}, []byte{cursorSpace}, func(key, value []byte) (c transfer.Cursor, err error) {
+		c.Name = string(key[1:])
+		c.Committed, c.Began, err = decodeCursor(value)
+		return c, err
+	})
+}
+
+// Unchanged implements transfer.Source: the folder is locked.
+func (s *source) Unchanged(context.Context) error { return nil }
+
+// Missing implements transfer.Source.
+func (s *source) Missing() []string {
+	var missing []string
+	lost := 0
+	for _, l := range s.store.lost {
+		lost += l.Len()
+	}
+	if lost > 0 {
+		missing = append(missing, fmt.Sprintf("%d events that a repair found lost", lost))
+	}
+	if s.repaired >= s.oldest {
+		missing = append(missing, "the note of a repair that positions of sinks were lost: a sink that has none begins where its key start says")
+	}
+	return missing
+}
+
+// target implements transfer.Target on a journal that only it uses.
+type target struct {
+	*Journal
+	rows int
+}
+
+// OpenTarget opens the journal in opts.Dir to be filled, or makes one. It refuses
+// a folder that another process uses.
+func OpenTarget(opts Options) (transfer.Target, error) {
+	opts.Every = math.MaxInt64 // nothing is removed meanwhile
+	opts.MaxBytes = 0
+	opts.filling = true
+	j, err := Open(opts)
+	if err != nil {
+		return nil, err
+	}
+	return &target{Journal: j}, nil
+}
+
+// Where implements transfer.Target.
+func (t *target) Where() string { return "the folder " + t.opts.Dir }
+
+// State implements transfer.Target.
+func (t *target) State(ctx context.Context) ([]byte, error) {
+	var state []byte
+	err := t.read(ctx, func(st *store) (err error) {
+		state, err = st.get(noteKey(carriedState))
+		if errors.Is(err, journal.ErrNotFound) {
+			state, err = nil, nil
+		}
+		if err != nil || state != nil {
+			return err
+		}
+		// A sink that has been given nothing has a cursor all the same.
+		it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{cursorSpace + 1}})
+		if err != nil {
+			return err
+		}
+		if it.First() {
+			err = errors.New("it holds events, or other things, that were not carried into it: move the folder away, or set journal.dir to another one")
+		}
+		return errors.Join(err, it.Error(), it.Close())
+	})
+	return state, err
+}
+
+// Rows implements transfer.Target.
+func (t *target) Rows(ctx context.Context) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		t.rows = 0
+		for n, err := range t.Noted(ctx, carriedRows) {
+			if t.rows++; !yield(n.Value, err) {
+				return
+			}
+		}
+	}
+}
+
+// Fit implements transfer.Target.
+func (t *target) Fit(items []transfer.Item) int { return len(items) }
+
+// Append implements transfer.Target.
+func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]journal.Seq) (row, state []byte)) error {
+	last := t.Last()
+	places := make([]journal.Seq, len(items))
+	records := make([][]byte, len(items))
+	size, holes := 0, 0
+	for n, i := range items {
+		places[n] = last + journal.Seq(n) + 1
+		if i.Event == nil {
+			if holes++; holes != n+1 || t.Oldest() != last+1 {
+				return fmt.Errorf("event %d is missing in the source: this engine keeps no place free between events", i.Old)
+			}
+			continue
+		}
+		e := *i.Event
+		e.Keys = nil // they stand in the window
+		records[n] = e.Record()
+		size += len(records[n])
+	}
+	row, state := note(places)
+	err := t.do(ctx, size, func(g *group) error {
+		for n, rec := range records {
+			g.last = places[n]
+			if rec != nil {
+				if err := g.batch.Set(eventKey(g.last), rec, nil); err != nil {
+					return err
+				}
+			}
+		}
+		if holes > 0 { // as if they had been removed
+			first := binary.BigEndian.AppendUint64(nil, uint64(last)+uint64(holes)+1)
+			through := binary.BigEndian.AppendUint64(nil, uint64(last)+uint64(holes))
+			if err := errors.Join(g.batch.Set(metaFirstKey(), first, nil), g.batch.Set(metaLastKey(), through, nil)); err != nil {
+				return err
+			}
+			t.mu.Lock()
+			t.oldest = last + journal.Seq(holes) + 1
+			t.mu.Unlock()
+		}
+		err := errors.Join(g.batch.Set(noteKey(unfinished), []byte{1}, nil), g.batch.Set(noteKey(carriedState), state, nil))
+		if row != nil {
+			err = errors.Join(err, g.batch.Set(noteKey(fmt.Sprintf("%s%010d", carriedRows, t.rows)), row, nil))
+		}
+		return err
+	})
+	if err == nil && row != nil {
+		t.rows++
+	}
+	return err
+}
+
+// Clear implements transfer.Target. Keys stay: what is put again takes their
+// place.
+func (t *target) Clear(ctx context.Context) error {
+	return t.do(ctx, 64, func(g *group) error {
+		var err error
+		for _, space := range []byte{cursorSpace, deadSpace, givenUpSpace, quarantineSpace} {
+			err = errors.Join(err, g.batch.DeleteRange([]byte{space}, []byte{space + 1}, nil))
+		}
+		carried := noteKey(carriedPrefix)
+		return errors.Join(err, g.batch.DeleteRange([]byte{noteSpace}, carried, nil), g.batch.DeleteRange(after(carried), []byte{noteSpace + 1}, nil))
+	})
+}
+
+// Put implements transfer.Target.
+func (t *target) Put(ctx context.Context, things transfer.Things) error {
+	type entry struct{ key, value []byte }
+	var all []entry
+	put := func(key []byte, value any) error {
+		b, err := json.Marshal(value)
+		all = append(all, entry{key, b})
+		return err
+	}
+	for _, d := range things.Dead {
+		letter, err := json.Marshal(d.Letter)
+		if err != nil {
+			return err
+		}
+		d.Event.Keys = nil
+		value := append(record.AppendString(nil, string(letter)), d.Event.Record()...)
+		all = append(all, entry{sinkKey(deadSpace, journal.DeadID{Sink: d.Sink, Seq: d.Letter.Seq}), value})
+	}
+	for _, u := range things.GivenUp {
+		if err := put(sinkKey(givenUpSpace, journal.DeadID{Sink: u.Sink, Seq: u.From}), u.GivenUp); err != nil {
+			return err
+		}
+	}
+	for _, q := range things.Quarantined {
+		if err := put(quarantineKey(q.ID), q); err != nil {
+			return err
+		}
+	}
+	for _, n := range things.Notes {
+		all = append(all, entry{noteKey(n.Name), n.Value})
+	}
+	for _, c := range things.Cursors {
+		all = append(all, entry{cursorKey(c.Name), encodeCursor(c.Committed, c.Began)})
+	}
+	size := 0
+	for _, e := range all {
+		size += len(e.value)
+	}
+	return t.do(ctx, size, func(g *group) error {
+		for _, e := range all {
+			if err := g.batch.Set(e.key, e.value, nil); err != nil {
+				return err
+			}
+		}
+		for _, k := range things.Keys {
+			if err := g.put(k.Key, sighting{k.First.UnixNano(), k.Seq, k.ID}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Finish implements transfer.Target.
+func (t *target) Finish(ctx context.Context) error {
+	return t.do(ctx, 64, func(g *group) error {
+		rows := noteKey(carriedRows)
+		return errors.Join(g.batch.DeleteRange(rows, after(rows), nil), g.batch.Delete(noteKey(unfinished), nil))
+	})
+}
