@@ -372,7 +372,7 @@ func (p *publisher) add(pl *plan, e *staged, known map[string]claim, now int64, 
 		accepted = now
 	}
 	var original making
-	var unseen []string
+	var unseen []event.Key
 	duplicate := false
 	for _, k := range e.event.Keys {
 		subject := p.j.names.key(k)
@@ -383,7 +383,7 @@ func (p *publisher) add(pl *plan, e *staged, known map[string]claim, now int64, 
 		}
 		switch {
 		case !ok:
-			unseen = append(unseen, subject)
+			unseen = append(unseen, k)
 		case !duplicate:
 			original, duplicate = m, true
 		}
@@ -399,14 +399,17 @@ func (p *publisher) add(pl *plan, e *staged, known map[string]claim, now int64, 
 	pl.twins = pl.twins || receipt.Duplicate
 	// A duplicate may bring a key that its original did not have. It is
 	// remembered as seen with the original: a duplicate extends nothing.
-	for _, subject := range unseen {
-		back := 0
+	for _, k := range unseen {
+		subject, back := p.j.names.key(k), 0
 		if original.place > 0 {
 			back = len(pl.messages) + 1 - original.place
 		}
 		pl.made[subject] = original
 		m := nats.NewMsg(subject)
 		m.Data = original.encode(back)
+		if duplicate {
+			setKey(m, k)
+		}
 		m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(known[subject].at, 10))
 		if known[subject].at > 0 { // it has had its time
 			m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
@@ -495,10 +498,13 @@ func judged(err error) error {
 // partsHeader says in how many further messages, right behind it, a value goes on.
 const partsHeader = "Postwire-Parts"
 
+// most is how many bytes of a value one message takes.
+func (j *Journal) most() int { return max(int(j.conn.MaxPayload())-16<<10, 1<<10) } // less the headers
+
 // messages are what a value is stored in: one message, or where the server does
 // not take one so large, several.
 func (j *Journal) messages(subject string, value []byte) []*nats.Msg {
-	most := max(int(j.conn.MaxPayload())-16<<10, 1<<10) // less the headers
+	most := j.most()
 	head := nats.NewMsg(subject)
 	if len(value) <= most {
 		head.Data = value

@@ -210,7 +210,7 @@ func (j *Journal) lostRange(ctx context.Context, id journal.DeadID) (found journ
 				return found, fmt.Errorf("%w: %s at %d: %w", errBroken, m.subject, m.seq, err)
 			}
 			if u.From <= id.Seq && id.Seq <= u.To {
-				if found = u; u.Reason == journal.GivenUpRetried {
+				if found = u; u.Reason == journal.GivenUpRetried && u.As == 0 { // one that was carried here says it
 					if found.As, err = j.eventBefore(ctx, m.seq); err != nil {
 						return found, err
 					}

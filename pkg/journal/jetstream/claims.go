@@ -1,10 +1,14 @@
 package jetstream
 
 import (
+	"encoding/base64"
 	"encoding/binary"
 	"math/rand/v2"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
 )
@@ -28,6 +32,14 @@ type claim struct {
 }
 
 const claimVersion = 1
+
+// keyHeader is the key itself, in base64, of a claim whose event does not have it:
+// one learned from a duplicate, or carried here. It is for carrying it elsewhere.
+const keyHeader = "Postwire-Key"
+
+func setKey(m *nats.Msg, k event.Key) {
+	m.Header.Set(keyHeader, base64.RawStdEncoding.EncodeToString([]byte(k)))
+}
 
 // encode writes a claim whose event is back places before it, or, if back is 0,
 // at its seq.

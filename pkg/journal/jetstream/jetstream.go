@@ -45,6 +45,8 @@ type Options struct {
 	Log   *zap.Logger      // nil is silent
 	Clock func() time.Time // nil is time.Now; clocks of processes that share a stream must agree
 	Every time.Duration    // between two removals of what is old; 0 is a minute
+
+	filling bool // by a transfer, which may not be finished
 }
 
 // Journal implements journal.Journal.

@@ -78,6 +78,9 @@ func (j *Journal) settleStream(ctx context.Context) error {
 	if err := checkFormat(have); err != nil {
 		return err
 	}
+	if err := j.checkFinished(have); err != nil {
+		return err
+	}
 	wrong := differences(have, want)
 	if len(wrong) == 0 {
 		return nil

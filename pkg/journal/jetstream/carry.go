@@ -1,0 +1,885 @@
+package jetstream
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/internal/sleep"
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/transfer"
+	"github.com/postwire/postwire/pkg/natsclient"
+)
+
+// Subjects of a transfer into this stream:
+//
+//	transfer.state        how far it is
+//	transfer.row.<n>      of each page, its places in both journals
+//	transfer.hole         a place that is kept free
+func (n names) carried() string         { return n.stream + ".transfer.state" }
+func (n names) carriedRows() string     { return n.stream + ".transfer.row.>" }
+func (n names) carriedRow(i int) string { return fmt.Sprintf("%s.transfer.row.%010d", n.stream, i) }
+func (n names) hole() string            { return n.stream + ".transfer.hole" }
+
+// unfinishedKey marks a stream that holds half of another journal.
+const unfinishedKey = "postwire.unfinished"
+
+// checkFinished refuses a stream that holds half of another journal.
+func (j *Journal) checkFinished(have jetstream.StreamConfig) error {
+	if have.Metadata[unfinishedKey] == "" || j.opts.filling {
+		return nil
+	}
+	return &refusal{fmt.Sprintf("the stream %s holds a part of another journal, which 'postwire journal migrate' has not carried to the end: run that again, or name another stream with journal.jetstream.stream", have.Name)}
+}
+
+const (
+	// patience is how long one step of a transfer waits for the cluster, and
+	// attempt how long it waits for one answer: a cluster without a leader gives
+	// none.
+	patience = time.Minute
+	attempt  = 5 * time.Second
+	// carryPage is how many messages are read at once.
+	carryPage = 512
+)
+
+// attach connects to the cluster, and starts nothing.
+func attach(ctx context.Context, opts Options) (*Journal, error) {
+	if opts.Window <= 0 {
+		return nil, fmt.Errorf("the dedupe window is %v, it must be longer than 0", opts.Window)
+	}
+	opts = opts.withDefaults()
+	opts.Every, opts.Spill = math.MaxInt64, nil
+	j := &Journal{
+		opts: opts, log: opts.Log, names: names{opts.Stream}, ready: true,
+		changed: make(chan struct{}), doubt: make(chan struct{}, 1), cursors: map[string]*cursor{}, state: state{oldest: 1},
+	}
+	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
+	j.relink()
+	err := j.connect()
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		err = j.connected(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, j.Close()) //nolint:contextcheck // what was opened is closed in any case
+	}
+	return j, nil
+}
+
+// insist does something until the cluster has done it, but not for ever.
+func (j *Journal) insist(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	wait := newWait()
+	for {
+		try, done := context.WithTimeout(ctx, attempt)
+		err := do(try)
+		done()
+		_, permanent := errors.AsType[*refusal](err)
+		if err == nil || permanent || errors.Is(err, errConflict) || errors.Is(err, journal.ErrFull) || errors.Is(err, errBroken) {
+			return err
+		}
+		j.log.Debug("asking the cluster again", zap.Error(err))
+		if sleep.For(ctx, wait.NextBackOff()) != nil {
+			return fmt.Errorf("the cluster does not do it: %w", err)
+		}
+	}
+}
+
+// where says, for people, which journal it is.
+func (j *Journal) where() string {
+	return fmt.Sprintf("the stream %s at %s", j.opts.Stream, natsclient.Redact(j.opts.URL))
+}
+
+// idle refuses a stream that a relay uses: one that has a sink pulls.
+func (j *Journal) idle(ctx context.Context) error {
+	s, err := j.js.Stream(ctx, j.opts.Stream)
+	if err != nil {
+		return err
+	}
+	consumers := s.ListConsumers(ctx)
+	for info := range consumers.Info() {
+		if info.NumWaiting > 0 {
+			return &refusal{fmt.Sprintf("a relay pulls on the consumer %s: stop all relays that use the stream", info.Name)}
+		}
+	}
+	return consumers.Err()
+}
+
+// source implements transfer.Source.
+type source struct {
+	*Journal
+	end     uint64 // place of the stream's last message when it was opened
+	unknown uint64 // keys whose text is nowhere
+}
+
+// OpenSource opens the journal in a stream to be carried elsewhere. It refuses a
+// stream that a relay uses, and one whose process has events in its spill; it
+// changes nothing in it.
+func OpenSource(ctx context.Context, opts Options) (transfer.Source, error) {
+	j, err := attach(ctx, opts)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	s := &source{Journal: j}
+	if err = s.begin(ctx); err == nil {
+		err = nothingSpilled(ctx, opts)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close()) //nolint:contextcheck // what was opened is closed in any case
+	}
+	return s, nil
+}
+
+func (s *source) begin(ctx context.Context) error {
+	if err := checkVersion(s.conn.ConnectedServerVersion()); err != nil {
+		return err
+	}
+	return s.insist(ctx, func(ctx context.Context) error {
+		stream, err := s.js.Stream(ctx, s.opts.Stream)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return &refusal{err.Error()}
+		}
+		if err != nil {
+			return explained(err)
+		}
+		info := stream.CachedInfo()
+		if err := checkFormat(info.Config); err != nil {
+			return err
+		}
+		if err := s.checkFinished(info.Config); err != nil {
+			return err
+		}
+		if err := s.idle(ctx); err != nil {
+			return err
+		}
+		s.end = info.State.LastSeq
+		return s.look(ctx)
+	})
+}
+
+// nothingSpilled refuses to leave events behind that are in the spill of this
+// configuration.
+func nothingSpilled(ctx context.Context, opts Options) (err error) {
+	if opts.Spill == nil {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(opts.Spill.Dir, "FORMAT")); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	src, err := pebble.OpenSource(pebble.Options{Dir: opts.Spill.Dir, Window: opts.Window})
+	if err != nil {
+		return fmt.Errorf("spill: %w", err)
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	var passed journal.Seq
+	n := 0
+	for c, err := range src.Cursors(ctx) {
+		if err != nil {
+			return fmt.Errorf("spill: %w", err)
+		}
+		passed = max(passed, c.Committed)
+	}
+	for _, err := range src.Events(ctx, passed+1) {
+		if err != nil {
+			return fmt.Errorf("spill: %w", err)
+		}
+		n++
+	}
+	for _, err := range src.Quarantined(ctx) {
+		if err != nil {
+			return fmt.Errorf("spill: %w", err)
+		}
+		n++
+	}
+	if n > 0 {
+		return fmt.Errorf("the spill %s holds %d events and requests that the cluster has not taken yet: start the relay, wait until postwire_journal_spilled is 0, and stop it", opts.Spill.Dir, n)
+	}
+	return nil
+}
+
+// Where implements transfer.Source.
+func (s *source) Where() string { return s.where() }
+
+// Range implements transfer.Source.
+func (s *source) Range() (oldest, last journal.Seq, events uint64) {
+	return s.state.oldest, s.state.last, s.state.events
+}
+
+// all yields the messages of a subject from a place through another.
+func (s *source) all(ctx context.Context, subject string, from, through uint64) iter.Seq2[message, error] {
+	return func(yield func(message, error) bool) {
+		for from <= through {
+			messages, err := s.some(ctx, subject, from)
+			if err != nil {
+				yield(message{}, err)
+				return
+			}
+			if len(messages) == 0 {
+				return
+			}
+			for _, m := range messages {
+				if from = m.seq + 1; m.seq > through || !yield(m, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// some reads messages of a subject from a place on: none if there are none, also
+// on the leader.
+func (s *source) some(ctx context.Context, subject string, from uint64) (messages []message, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err = s.retry(ctx, func(ctx context.Context) error {
+		messages, err = s.page(ctx, subject, journal.Seq(from), carryPage)
+		if err != nil || len(messages) > 0 {
+			return err
+		}
+		_, err := s.leaderGet(ctx, getRequest{Seq: from, NextFor: subject})
+		if err == nil {
+			return errLag
+		}
+		return ignoreMissing(err)
+	})
+	return messages, err
+}
+
+// Events implements transfer.Source.
+func (s *source) Events(ctx context.Context, from journal.Seq) iter.Seq2[transfer.Event, error] {
+	return func(yield func(transfer.Event, error) bool) {
+		for m, err := range s.all(ctx, s.names.event(), max(1, uint64(from)), uint64(s.state.last)) {
+			var e transfer.Event
+			if err == nil {
+				e, err = s.event(ctx, m)
+			}
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+func (s *source) event(ctx context.Context, m message) (transfer.Event, error) {
+	value, err := s.whole(ctx, m)
+	if err != nil {
+		return transfer.Event{}, err
+	}
+	return transfer.Split(journal.Seq(m.seq), value)
+}
+
+// Keys implements transfer.Source. A claim is under the hash of its key; the key
+// is with the claim, or with the event that it stands for.
+func (s *source) Keys(ctx context.Context) iter.Seq2[transfer.Key, error] {
+	now := s.opts.Clock().UnixNano()
+	return func(yield func(transfer.Key, error) bool) {
+		s.unknown = 0
+		var claims []message
+		flush := func() bool {
+			keys, err := s.keysOf(ctx, claims, now)
+			if err != nil {
+				yield(transfer.Key{}, err)
+				return false
+			}
+			claims = claims[:0]
+			for _, k := range keys {
+				if !yield(k, nil) {
+					return false
+				}
+			}
+			return true
+		}
+		for m, err := range s.all(ctx, s.opts.Stream+".key.>", 1, s.end) {
+			if err != nil {
+				yield(transfer.Key{}, err)
+				return
+			}
+			if claims = append(claims, m); len(claims) == carryPage && !flush() {
+				return
+			}
+		}
+		flush()
+	}
+}
+
+// keysOf returns the keys of claims that count at a time.
+func (s *source) keysOf(ctx context.Context, claims []message, now int64) ([]transfer.Key, error) {
+	var keys []transfer.Key
+	wanted := map[journal.Seq][]int{} // of those that are with their event
+	for _, m := range claims {
+		c, err := decodeClaim(m)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", m.subject, err)
+		}
+		if !c.within(s.opts.Window, now) {
+			continue
+		}
+		k := transfer.Key{First: time.Unix(0, c.first).UTC(), Seq: c.seq, ID: c.id}
+		if text := m.header.Get(keyHeader); text != "" {
+			b, err := base64.RawStdEncoding.DecodeString(text)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", m.subject, err)
+			}
+			k.Key = event.Key(b)
+		} else {
+			k.Key = event.Key(m.subject) // until it is found
+			wanted[c.seq] = append(wanted[c.seq], len(keys))
+		}
+		keys = append(keys, k)
+	}
+	if err := s.findKeys(ctx, keys, wanted); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(keys, func(k transfer.Key) bool { return k.Key == "" }), nil
+}
+
+// findKeys looks for keys, which are the subjects of their claims yet, in the
+// events that they stand for. Those that are not there become empty.
+func (s *source) findKeys(ctx context.Context, keys []transfer.Key, wanted map[journal.Seq][]int) error {
+	places := make([]journal.Seq, 0, len(wanted))
+	for at := range wanted {
+		places = append(places, at)
+	}
+	slices.Sort(places)
+	var page []message
+	for _, at := range places {
+		for len(page) > 0 && page[0].seq < uint64(at) {
+			page = page[1:]
+		}
+		if len(page) == 0 && uint64(at) <= uint64(s.state.last) {
+			var err error
+			if page, err = s.some(ctx, s.names.event(), uint64(at)); err != nil {
+				return err
+			}
+		}
+		text := map[string]event.Key{}
+		if len(page) > 0 && page[0].seq == uint64(at) {
+			e, err := s.event(ctx, page[0])
+			if err != nil {
+				return err
+			}
+			for _, k := range e.Keys {
+				text[s.names.key(k)] = k
+			}
+		}
+		for _, n := range wanted[at] {
+			k, ok := text[string(keys[n].Key)]
+			if keys[n].Key = k; !ok {
+				s.unknown++
+			}
+		}
+	}
+	return nil
+}
+
+// DeadLetters implements transfer.Source.
+func (s *source) DeadLetters(ctx context.Context) iter.Seq2[transfer.Dead, error] {
+	return scan(ctx, s.Journal, s.opts.Stream+".dead.", "", func(e entry) (d transfer.Dead, err error) {
+		id, err := s.names.deadID(e.subject)
+		if err != nil {
+			return d, err
+		}
+		letter, rec, err := splitDead(e.value)
+		if err != nil {
+			return d, err
+		}
+		d.Sink, d.Letter = id.Sink, letter
+		d.Event, err = transfer.Split(id.Seq, rec)
+		return d, err
+	})
+}
+
+// GivenUp implements transfer.Source.
+func (s *source) GivenUp(ctx context.Context) iter.Seq2[transfer.GivenUp, error] {
+	return func(yield func(transfer.GivenUp, error) bool) {
+		for m, err := range s.all(ctx, s.opts.Stream+".lost.>", 1, s.end) {
+			g := transfer.GivenUp{Sink: last(m.subject)}
+			if err == nil {
+				err = json.Unmarshal(m.data, &g.GivenUp)
+			}
+			if err == nil && g.Reason == journal.GivenUpRetried && g.As == 0 {
+				g.As, err = s.eventBefore(ctx, m.seq)
+			}
+			if !yield(g, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Quarantined implements transfer.Source.
+func (s *source) Quarantined(ctx context.Context) iter.Seq2[journal.Rejected, error] {
+	return s.Journal.Quarantined(ctx, "")
+}
+
+// Notes implements transfer.Source.
+func (s *source) Notes(ctx context.Context) iter.Seq2[journal.Noted, error] {
+	return func(yield func(journal.Noted, error) bool) {
+		for n, err := range s.Noted(ctx, "") {
+			if err == nil && strings.HasPrefix(n.Name, seenPrefix) {
+				continue
+			}
+			if !yield(n, err) {
+				return
+			}
+		}
+	}
+}
+
+// Cursors implements transfer.Source.
+func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] {
+	return func(yield func(transfer.Cursor, error) bool) {
+		cursors, err := s.cursors(ctx)
+		if err != nil {
+			yield(transfer.Cursor{}, err)
+			return
+		}
+		slices.SortFunc(cursors, func(a, b transfer.Cursor) int { return strings.Compare(a.Name, b.Name) })
+		for _, c := range cursors {
+			if !yield(c, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s *source) cursors(ctx context.Context) (cursors []transfer.Cursor, err error) {
+	err = s.insist(ctx, func(ctx context.Context) error {
+		stream, err := s.js.Stream(ctx, s.opts.Stream)
+		if err != nil {
+			return err
+		}
+		cursors = nil
+		consumers := stream.ListConsumers(ctx)
+		for info := range consumers.Info() {
+			name, ok := info.Config.Metadata[nameKey]
+			if !ok {
+				continue // an operator's own
+			}
+			began, err := strconv.ParseUint(info.Config.Metadata[beganKey], 10, 64)
+			if err != nil {
+				return fmt.Errorf("%w: consumer %s: %w", errBroken, info.Name, err)
+			}
+			cursors = append(cursors, transfer.Cursor{
+				Name: name, Began: journal.Seq(began), Committed: journal.Seq(max(began, info.AckFloor.Stream)),
+			})
+		}
+		return consumers.Err()
+	})
+	return cursors, err
+}
+
+// Unchanged implements transfer.Source.
+func (s *source) Unchanged(ctx context.Context) error {
+	return s.insist(ctx, func(ctx context.Context) error {
+		stream, err := s.js.Stream(ctx, s.opts.Stream)
+		if err != nil {
+			return err
+		}
+		if stream.CachedInfo().State.LastSeq != s.end {
+			return &refusal{"something was written to the stream meanwhile: stop all relays that use it, and run it again"}
+		}
+		return s.idle(ctx)
+	})
+}
+
+// Missing implements transfer.Source.
+func (s *source) Missing() []string {
+	if s.unknown == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d identity keys of which only the hash is left: their events were removed before the window was over", s.unknown)}
+}
+
+// target implements transfer.Target.
+type target struct {
+	*Journal
+	end  uint64 // place of the stream's last message
+	rows int
+}
+
+// OpenTarget opens the journal in a stream to be filled, or makes the stream. It
+// refuses one that a relay uses.
+func OpenTarget(ctx context.Context, opts Options) (transfer.Target, error) {
+	opts.filling = true
+	j, err := attach(ctx, opts)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	j.tokens.Store(randomToken())
+	err = j.insist(ctx, func(ctx context.Context) error {
+		if err := j.settleStream(ctx); err != nil {
+			return err
+		}
+		return j.idle(ctx)
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close()) //nolint:contextcheck // what was opened is closed in any case
+	}
+	return &target{Journal: j}, nil
+}
+
+// Where implements transfer.Target.
+func (t *target) Where() string { return t.where() }
+
+// State implements transfer.Target.
+func (t *target) State(ctx context.Context) (state []byte, err error) {
+	err = t.insist(ctx, func(ctx context.Context) error {
+		s, err := t.js.Stream(ctx, t.opts.Stream)
+		if err != nil {
+			return err
+		}
+		t.end = s.CachedInfo().State.LastSeq
+		e, err := t.entry(ctx, t.names.carried())
+		state = e.value
+		return ignoreMissing(err)
+	})
+	if err != nil || state != nil {
+		return state, err
+	}
+	own := false
+	err = t.insist(ctx, func(ctx context.Context) error {
+		own, err = t.hasOwn(ctx)
+		return err
+	})
+	if err == nil && own {
+		err = errors.New("it holds events, or other things, that were not carried into it: name another stream with journal.jetstream.stream, or remove this one")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return nil, t.mark(ctx, true)
+}
+
+// hasOwn reports whether there is anything of a journal in the stream. A relay
+// that has taken nothing notes who reads, and who leads.
+func (t *target) hasOwn(ctx context.Context) (bool, error) {
+	for _, kind := range []string{"event", "key.>", "dead.>", "lost.>", "rejected.>", "part.>"} {
+		switch _, err := t.leaderGet(ctx, getRequest{Seq: 1, NextFor: t.names.prefix() + kind}); {
+		case err == nil:
+			return true, nil
+		case !errors.Is(err, journal.ErrNotFound):
+			return false, err
+		}
+	}
+	for n, err := range t.Noted(ctx, "") {
+		if err != nil || !strings.HasPrefix(n.Name, seenPrefix) {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// mark marks the stream as unfinished, or as finished.
+func (t *target) mark(ctx context.Context, unfinished bool) error {
+	return t.insist(ctx, func(ctx context.Context) error {
+		s, err := t.js.Stream(ctx, t.opts.Stream)
+		if err != nil {
+			return err
+		}
+		c := s.CachedInfo().Config
+		if (c.Metadata[unfinishedKey] != "") == unfinished {
+			return nil
+		}
+		metadata := map[string]string{}
+		for k, v := range c.Metadata {
+			if k != unfinishedKey && !strings.HasPrefix(k, "_") {
+				metadata[k] = v
+			}
+		}
+		if unfinished {
+			metadata[unfinishedKey] = "1"
+		}
+		c.Metadata = metadata
+		_, err = t.js.UpdateStream(ctx, c)
+		return err
+	})
+}
+
+// Rows implements transfer.Target.
+func (t *target) Rows(ctx context.Context) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		t.rows = 0
+		prefix := strings.TrimSuffix(t.names.carriedRows(), ">")
+		for row, err := range scan(ctx, t.Journal, prefix, "", func(e entry) ([]byte, error) { return e.value, nil }) {
+			if t.rows++; !yield(row, err) {
+				return
+			}
+		}
+	}
+}
+
+// Append implements transfer.Target. The batch is refused unless it follows on the
+// last message known: so its places are known before, and of attempts that were
+// not answered one is stored.
+func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]journal.Seq) (row, state []byte)) error {
+	var messages []*nats.Msg
+	places := make([]journal.Seq, len(items))
+	for n, i := range items {
+		places[n] = journal.Seq(t.end + uint64(len(messages)) + 1)
+		if i.Event == nil {
+			messages = append(messages, nats.NewMsg(t.names.hole()))
+		} else {
+			messages = append(messages, t.messages(t.names.event(), i.Event.Record())...)
+		}
+	}
+	row, state := note(places)
+	if row != nil {
+		messages = append(messages, t.messagesFor(t.names.carriedRow(t.rows), row)...)
+	}
+	messages = append(messages, t.messagesFor(t.names.carried(), state)...)
+	messages[0].Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(t.end, 10))
+	err := t.insist(ctx, func(ctx context.Context) error {
+		end, err := t.store(ctx, messages)
+		if err == nil {
+			t.end = end
+			return nil
+		}
+		// It may have been stored, by this attempt or the one before.
+		at, behind, unread := t.find(ctx, state)
+		switch {
+		case unread != nil:
+			return unread // it is not known what became of it
+		case at > 0:
+			t.end = at
+			return nil
+		case errors.Is(err, errConflict) && !behind:
+			return errors.New("an attempt is still on its way")
+		}
+		return err
+	})
+	if errors.Is(err, errConflict) {
+		return fmt.Errorf("something else writes to the stream: stop all relays that use it, and run it again: %w", err)
+	}
+	if err == nil && row != nil {
+		t.rows++
+	}
+	return err
+}
+
+// find returns where a state is stored, or 0, and whether something has been
+// stored behind the last message known.
+func (t *target) find(ctx context.Context, state []byte) (at uint64, behind bool, err error) {
+	s, err := t.js.Stream(ctx, t.opts.Stream)
+	if err != nil {
+		return 0, false, err
+	}
+	behind = s.CachedInfo().State.LastSeq > t.end // looked at before the state: what is behind may be it
+	e, err := t.entry(ctx, t.names.carried())
+	if err == nil && string(e.value) == string(state) {
+		return e.at, behind, nil
+	}
+	return 0, behind, ignoreMissing(err)
+}
+
+// Fit implements transfer.Target.
+func (t *target) Fit(items []transfer.Item) int {
+	n, size := 2, 0 // the row and the state
+	for at, i := range items {
+		n++
+		if i.Event != nil {
+			n += len(i.Event.Encoded) / t.most() // and a little more, which makes one more at most
+			size += len(i.Event.Encoded)
+		}
+		if at > 0 && (n+at+1 > maxGroupMessages || size > maxGroupBytes) {
+			return at
+		}
+	}
+	return len(items)
+}
+
+// purge removes all messages of some subjects.
+func (t *target) purge(ctx context.Context, subjects ...string) error {
+	for _, subject := range subjects {
+		err := t.insist(ctx, func(ctx context.Context) error {
+			s, err := t.js.Stream(ctx, t.opts.Stream)
+			if err != nil {
+				return err
+			}
+			return s.Purge(ctx, jetstream.WithPurgeSubject(subject))
+		})
+		if err != nil {
+			return fmt.Errorf("removing %s: %w", subject, err)
+		}
+	}
+	return nil
+}
+
+// Clear implements transfer.Target.
+func (t *target) Clear(ctx context.Context) error {
+	var names []string
+	err := t.insist(ctx, func(ctx context.Context) error {
+		s, err := t.js.Stream(ctx, t.opts.Stream)
+		if err != nil {
+			return err
+		}
+		names = nil
+		consumers := s.ListConsumers(ctx)
+		for info := range consumers.Info() {
+			if info.Config.Metadata[nameKey] != "" {
+				names = append(names, info.Name)
+			}
+		}
+		return consumers.Err()
+	})
+	for _, name := range names {
+		err = errors.Join(err, t.insist(ctx, func(ctx context.Context) error {
+			err := t.js.DeleteConsumer(ctx, t.opts.Stream, name)
+			if errors.Is(err, jetstream.ErrConsumerNotFound) {
+				return nil
+			}
+			return err
+		}))
+	}
+	if err != nil {
+		return err
+	}
+	var subjects []string
+	for _, kind := range []string{"key", "dead", "lost", "rejected", "note", "holder", "lead"} {
+		subjects = append(subjects, t.opts.Stream+"."+kind+".>", t.opts.Stream+".part."+kind+".>")
+	}
+	return t.purge(ctx, subjects...)
+}
+
+// Put implements transfer.Target.
+func (t *target) Put(ctx context.Context, things transfer.Things) error {
+	acts, err := t.acts(things)
+	if err != nil {
+		return err
+	}
+	var batch []*nats.Msg
+	size := 0
+	flush := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		err := t.insist(ctx, func(ctx context.Context) error {
+			end, err := t.store(ctx, batch)
+			t.end = max(t.end, end)
+			return err
+		})
+		batch, size = nil, 0
+		return err
+	}
+	for _, act := range acts {
+		more := 0
+		for _, m := range act {
+			more += len(m.Data)
+		}
+		if len(batch)+len(act) > maxGroupMessages || size+more > maxGroupBytes {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		batch, size = append(batch, act...), size+more
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	for _, c := range things.Cursors {
+		if err := t.place(ctx, c); err != nil {
+			return fmt.Errorf("cursor %s: %w", c.Name, err)
+		}
+	}
+	// What was not answered may have been stored.
+	return t.insist(ctx, func(ctx context.Context) error {
+		s, err := t.js.Stream(ctx, t.opts.Stream)
+		if err == nil {
+			t.end = s.CachedInfo().State.LastSeq
+		}
+		return err
+	})
+}
+
+// acts are the messages of things, those together that belong together.
+func (t *target) acts(things transfer.Things) (acts [][]*nats.Msg, err error) {
+	newest := map[event.Key]int{}
+	for n, k := range things.Keys {
+		newest[k.Key] = n
+	}
+	now := t.opts.Clock()
+	for n, k := range things.Keys {
+		left := k.First.Add(t.opts.Window).Sub(now)
+		if newest[k.Key] != n || left <= 0 {
+			continue
+		}
+		m := nats.NewMsg(t.names.key(k.Key))
+		m.Data = claim{first: k.First.UnixNano(), token: t.tokens.Add(1), seq: k.Seq, id: k.ID}.encode(0)
+		m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+		m.Header.Set(jetstream.MsgTTLHeader, seconds(left+slack))
+		setKey(m, k.Key)
+		acts = append(acts, []*nats.Msg{m})
+	}
+	for _, d := range things.Dead {
+		value, err := encodeDead(d.Letter, d.Event.Record())
+		if err != nil {
+			return nil, err
+		}
+		acts = append(acts, t.messagesFor(t.names.dead(journal.DeadID{Sink: d.Sink, Seq: d.Letter.Seq}), value))
+	}
+	for _, g := range things.GivenUp {
+		m, err := t.lostMessage(g.Sink, g.GivenUp)
+		if err != nil {
+			return nil, err
+		}
+		acts = append(acts, []*nats.Msg{m})
+	}
+	for _, q := range things.Quarantined {
+		value, err := json.Marshal(q)
+		if err != nil {
+			return nil, err
+		}
+		acts = append(acts, t.messagesFor(t.names.rejected(q.ID), value))
+	}
+	for _, n := range things.Notes {
+		acts = append(acts, t.messagesFor(t.names.note(n.Name), n.Value))
+	}
+	for _, c := range things.Cursors {
+		seen, err := json.Marshal(now.UTC()) // its events are kept until its sink has had time to come
+		if err != nil {
+			return nil, err
+		}
+		acts = append(acts, t.messagesFor(t.names.note(seenPrefix+c.Name), seen))
+	}
+	return acts, nil
+}
+
+// place makes the consumer of a cursor.
+func (t *target) place(ctx context.Context, at transfer.Cursor) error {
+	c := &cursor{j: t.Journal, name: at.Name, durable: token(at.Name)}
+	config := c.consumerConfig(at.Began)
+	config.OptStartSeq = uint64(at.Committed) + 1
+	return t.insist(ctx, func(ctx context.Context) error {
+		s, err := t.js.Stream(ctx, t.opts.Stream)
+		if err == nil {
+			_, err = s.CreateConsumer(ctx, config) // the very same one may be there already
+		}
+		return err
+	})
+}
+
+// Finish implements transfer.Target.
+func (t *target) Finish(ctx context.Context) error {
+	if err := t.purge(ctx, t.names.carriedRows(), t.names.hole()); err != nil {
+		return err
+	}
+	return t.mark(ctx, false)
+}
