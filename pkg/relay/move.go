@@ -1,0 +1,29 @@
+package relay
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// MoveNote makes of a note of the relay's what it is to be in a journal where
+// events have other places: a replay is of the same events there, and goes on
+// where it stood. First maps the place of the first event of a range, last that
+// of its last one.
+func MoveNote(n journal.Noted, first, last func(journal.Seq) journal.Seq) (journal.Noted, error) {
+	if !strings.HasPrefix(n.Name, replayPrefix) {
+		return n, nil
+	}
+	var re Replay
+	err := json.Unmarshal(n.Value, &re)
+	if err == nil {
+		re.First, re.Last = first(re.First), last(re.Last)
+		n.Value, err = json.Marshal(re)
+	}
+	if err != nil {
+		return n, fmt.Errorf("moving %s: %w", n.Name, err)
+	}
+	return n, nil
+}

@@ -1,0 +1,43 @@
+package relay
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+func TestReplaysMoveWithTheirEvents(t *testing.T) {
+	first := func(s journal.Seq) journal.Seq { return s * 10 }
+	last := func(s journal.Seq) journal.Seq { return s*10 + 1 }
+	re := Replay{
+		ID: "x", ReplaySpec: ReplaySpec{Sink: "s", Keys: map[string]string{"topic": "t"}, Rate: 7}, State: ReplayRunning,
+		First: 3, Last: 8, Total: 5, Sent: 2, Created: time.Unix(1, 0).UTC(), Updated: time.Unix(2, 0).UTC(),
+	}
+	b, err := json.Marshal(re)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := MoveNote(journal.Noted{Name: replayPrefix + "x", Value: b}, first, last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var moved Replay
+	if err := json.Unmarshal(n.Value, &moved); err != nil {
+		t.Fatal(err)
+	}
+	re.First, re.Last = 30, 81
+	if diff := cmp.Diff(re, moved); diff != "" || n.Name != replayPrefix+"x" {
+		t.Errorf("%s (-want +got):\n%s", n.Name, diff)
+	}
+	other := journal.Noted{Name: "other", Value: []byte("{")}
+	if n, err := MoveNote(other, first, last); err != nil || !cmp.Equal(n, other) {
+		t.Errorf("a note that is no replay: %v, %v", n, err)
+	}
+	if _, err := MoveNote(journal.Noted{Name: replayPrefix + "x", Value: []byte("{")}, first, last); err == nil {
+		t.Error("a replay that cannot be read was moved")
+	}
+}
