@@ -16,11 +16,11 @@ import (
 func journalCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "journal",
-		Short: "Verify or repair the files of a relay that is stopped",
+		Short: "Verify, repair or move the journal of a relay that is stopped",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(journalCheckCommand(), journalRepairCommand())
+	cmd.AddCommand(journalCheckCommand(), journalRepairCommand(), journalMigrateCommand())
 	return cmd
 }
 

@@ -1,0 +1,67 @@
+package app
+
+import (
+	"context"
+	"errors"
+
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/journal/jetstream"
+	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/transfer"
+	"github.com/postwire/postwire/pkg/relay"
+)
+
+const enginePebble = "pebble"
+
+// Engines are the names of the journal's engines.
+func Engines() []string { return []string{enginePebble, engineJetStream} }
+
+// Migrate carries the journal from one engine to the other, whichever the
+// configuration names. It may be run again after an error.
+func Migrate(ctx context.Context, p *Plan, to string, log *zap.Logger, progress func(what string, done, total uint64)) (r transfer.Report, err error) {
+	if err := checkMigration(p.Config); err != nil {
+		return r, err
+	}
+	name, err := processName(*p.Config)
+	if err != nil {
+		return r, err
+	}
+	cluster := clusterOptions(p.Config, name, log, p.Clock)
+	folder := pebble.Options{
+		Dir: p.Config.Journal.Dir, Window: p.Config.Dedupe.Window, Retention: p.Config.Journal.Retention,
+		MinFree: uint64(p.Config.Journal.MinFreeBytes), Name: name, Log: log, FS: p.Disk, Clock: p.Clock,
+	}
+	var src transfer.Source
+	var dst transfer.Target
+	if to == engineJetStream {
+		if src, err = pebble.OpenSource(folder); err == nil {
+			dst, err = jetstream.OpenTarget(ctx, cluster)
+		}
+	} else {
+		if src, err = jetstream.OpenSource(ctx, cluster); err == nil {
+			dst, err = pebble.OpenTarget(folder)
+		}
+	}
+	if src != nil {
+		defer func() { err = errors.Join(err, src.Close()) }()
+	}
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	return transfer.Run(ctx, src, dst, transfer.Options{Note: relay.MoveNote, Progress: progress})
+}
+
+// checkMigration says what of the two engines' settings is missing or wrong.
+func checkMigration(c *config.Config) error {
+	var errs []error
+	if c.Journal.JetStream.URL == "" {
+		errs = append(errs, c.Problem("journal.jetstream.url", "is not set", "name the servers of the cluster, such as nats://a:4222,nats://b:4222"))
+	}
+	for _, i := range checkCluster(c.Journal.JetStream) {
+		errs = append(errs, c.Problem("journal.jetstream."+i.Key, i.What, i.Hint))
+	}
+	return config.Merge(errs...)
+}
