@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -382,8 +383,9 @@ func (p *publisher) add(pl *plan, e *staged, known map[string]claim, now int64, 
 			ok = ok && m.within(p.j.opts.Window, accepted)
 		}
 		switch {
-		case !ok:
+		case !ok && !slices.Contains(unseen, k):
 			unseen = append(unseen, k)
+		case !ok: // given twice: two claims of one key would refuse each other
 		case !duplicate:
 			original, duplicate = m, true
 		}

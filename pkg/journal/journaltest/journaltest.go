@@ -44,6 +44,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"events are read back in order and whole", readBack},
 		{"an event with a seen key is a duplicate", duplicates},
 		{"any shared key makes a duplicate", anyKey},
+		{"a key that is given twice is one key", sameKeyTwice},
 		{"a duplicate teaches its other keys and extends nothing", duplicateTeaches},
 		{"events of one append are compared with each other", withinAppend},
 		{"of concurrent twins exactly one is stored", twins},
@@ -237,6 +238,18 @@ func anyKey(t *testing.T, h Harness) {
 	}
 	if r := mustAppend(t, j, Event("b", "k3"))[0]; r.Duplicate {
 		t.Errorf("an unseen key: receipt = %+v", r)
+	}
+}
+
+func sameKeyTwice(t *testing.T, h Harness) {
+	j := h.Open(t)
+	if r := mustAppend(t, j, Event("a", "k", "k")); r[0].Duplicate {
+		t.Errorf("the first one: %+v", r)
+	}
+	for _, e := range []event.Event{Event("b", "k", "l", "l"), Event("c", "l")} {
+		if r := mustAppend(t, j, e); !r[0].Duplicate || r[0].ID != "a" {
+			t.Errorf("a twin: %+v", r)
+		}
 	}
 }
 
