@@ -241,7 +241,7 @@ type Receipt struct {
 // that was told to keep them.
 type Record struct {
 	Seq      Seq
-	Accepted time.Time // never before that of the record before it
+	Accepted time.Time // not before that of the record before it, but for clocks that disagree and for events that a process had kept while the cluster was away
 	Event    event.Event
 
 	// A retried dead letter is stored again for one sink.

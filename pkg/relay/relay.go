@@ -50,7 +50,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	if opts.Dial == nil {
 		opts.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	}
-	r := &Relay{opts: opts}
+	r := &Relay{opts: opts, replays: replays{all: map[string]*replay{}}}
 	for _, out := range opts.Sinks {
 		filter, err := ParseFilter(out.Settings.Filter)
 		if err != nil {
@@ -74,7 +74,11 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 		p.out = outlet{ways: &p.ways, timeout: out.Settings.Timeout, env: sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now}}
 		r.pumps = append(r.pumps, p)
 	}
-	if err := r.loadReplays(ctx); err != nil {
+	// A journal that is in a cluster may be away, and the start must not wait for
+	// it: then they are read when it is there.
+	soon, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := r.agree(soon); err != nil && soon.Err() == nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil

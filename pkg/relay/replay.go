@@ -97,37 +97,24 @@ func (rs *replays) wait() {
 	rs.busy.Wait()
 }
 
-func (r *Relay) loadReplays(ctx context.Context) error {
-	r.replays.all = map[string]*replay{}
-	for n, err := range r.opts.Journal.Noted(ctx, replayPrefix) {
-		if err != nil {
-			return fmt.Errorf("reading the replays: %w", err)
-		}
-		var known Replay
-		if err := json.Unmarshal(n.Value, &known); err != nil {
-			return fmt.Errorf("reading %s: %w", n.Name, err)
-		}
-		r.replays.all[known.ID] = &replay{Replay: known}
-	}
-	return nil
-}
-
 // runReplays sets going those that were running, and those that other processes
 // start, until ctx is done.
 func (r *Relay) runReplays(ctx, hard context.Context) {
 	r.replays.mu.Lock()
 	r.replays.launch = func(re *replay) { r.launch(ctx, hard, re) }
-	for _, re := range r.replays.all {
+	for _, re := range r.replays.all { // those started before Run
 		r.replays.set(re)
 	}
 	r.replays.mu.Unlock()
 	tick := time.NewTicker(agreeEvery)
 	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
+	for first := true; ; first = false {
+		if !first {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
 		}
 		if err := r.agree(ctx); err != nil && ctx.Err() == nil {
 			r.opts.Log.Warn("reading what has become of replays", zap.Error(err))

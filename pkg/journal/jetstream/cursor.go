@@ -778,6 +778,11 @@ func (j *Journal) Forget(ctx context.Context, name string) error {
 		}
 		return err
 	})
+	for _, subject := range []string{j.names.note(seenPrefix + name), j.names.holder(name)} {
+		if err == nil {
+			err = j.put(ctx, []*nats.Msg{removing(subject)})
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("forgetting cursor %s: %w", name, err)
 	}

@@ -51,6 +51,13 @@ func (e entry) removal() *nats.Msg {
 	return m
 }
 
+// removing is the message that removes the entry under a subject, whatever it is.
+func removing(subject string) *nats.Msg {
+	m := entry{subject: subject}.removal()
+	m.Header.Del(jetstream.ExpectedLastSubjSeqHeader)
+	return m
+}
+
 // entry reads the entry under a subject.
 func (j *Journal) entry(ctx context.Context, subject string) (entry, error) {
 	m, err := j.leaderGet(ctx, getRequest{LastFor: subject})
@@ -160,9 +167,7 @@ func scan[T any](ctx context.Context, j *Journal, prefix, after string, decode f
 func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
 	var messages []*nats.Msg
 	if value == nil {
-		gone := entry{subject: j.names.note(name)}.removal()
-		gone.Header.Del(jetstream.ExpectedLastSubjSeqHeader)
-		messages = []*nats.Msg{gone}
+		messages = []*nats.Msg{removing(j.names.note(name))}
 	} else {
 		messages = j.messagesFor(j.names.note(name), value)
 	}

@@ -381,6 +381,9 @@ func (j *Journal) heard(err error) {
 	switch {
 	case err == nil && was != nil:
 		j.log.Info("the journal's cluster answers again")
+		if j.spill != nil {
+			j.spill.listen()
+		}
 	case news:
 		j.log.Error("the journal's cluster does not take events", zap.Error(err))
 	}

@@ -158,6 +158,14 @@ func (s *spill) keepAnnouncing(ctx context.Context) {
 	}
 }
 
+// listen waits a moment for what others announce: a cluster that was away is whole
+// again a moment after it answers.
+func (s *spill) listen() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.blind = time.Now().Add(apart)
+}
+
 // hear takes an announcement.
 func (s *spill) hear(m *nats.Msg) {
 	var a announcement
