@@ -132,6 +132,7 @@ func New(opts Options) (*Server, error) {
 			return nil, fmt.Errorf("server.tls: %w", err)
 		}
 		s.http.TLSConfig = certificates.config()
+		opts.Metrics.served.Store(certificates)
 	}
 	return s, nil
 }
@@ -190,6 +191,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
+	start := s.opts.Now()
 	id := newRequestID()
 	w.Header().Set("X-Request-Id", id)
 	if hr.ProtoMajor == 1 && len(hr.TransferEncoding) > 0 {
@@ -210,7 +212,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		}
 		return s.receive(hr, rt, token, log)
 	})
-	s.opts.Metrics.received(name, a.outcome)
+	s.opts.Metrics.received(name, a.outcome, s.opts.Now().Sub(start))
 	if err := a.write(w, id); err != nil {
 		log().Debug("the sender did not wait for the answer", zap.Error(err))
 	}
@@ -288,7 +290,7 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 	if err != nil {
 		return s.unstored(err, log)
 	}
-	s.opts.Metrics.events(rt.name, events)
+	s.opts.Metrics.events(rt.name, events, receipts)
 	if s.log.Core().Enabled(zap.DebugLevel) {
 		logEvents(log(), events, receipts)
 	}

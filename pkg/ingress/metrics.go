@@ -1,18 +1,24 @@
 package ingress
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
 )
 
 // Metrics of the ingress.
 type Metrics struct {
 	requests *prometheus.CounterVec
+	took     *prometheus.HistogramVec
 	latency  prometheus.Histogram
+	stored   *prometheus.CounterVec
+	repeats  *prometheus.CounterVec
 	timeless *prometheus.CounterVec
+	served   atomic.Pointer[reloader] // the certificate; nil without TLS
 
 	connections prometheus.Gauge
 	evicted     prometheus.Counter
@@ -25,11 +31,26 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "postwire_received_total",
 			Help: "Requests received, by source and what became of them. The source is empty for unknown paths.",
 		}, []string{"source", "outcome"}),
+		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "postwire_request_seconds",
+			Help:    "Time from a request's header until its answer was known, by source and what became of it.",
+			Buckets: []float64{.001, .005, .025, .1, .5, 2.5, 10}, NativeHistogramBucketFactor: 1.1,
+			NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
+		}, []string{"source", "outcome"}),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "postwire_journal_append_seconds",
 			Help:    "Time from handing events to the journal until they were on stable storage.",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 15),
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 15), NativeHistogramBucketFactor: 1.1,
+			NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
 		}),
+		stored: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postwire_events_stored_total",
+			Help: "Events that were new and are on stable storage, by source.",
+		}, []string{"source"}),
+		repeats: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postwire_dedupe_hits_total",
+			Help: "Events that had been seen inside the dedupe window and were dropped, by source.",
+		}, []string{"source"}),
 		timeless: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_events_without_time_total",
 			Help: "Events whose time was missing or could not be read, by source.",
@@ -43,7 +64,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Help: "Idle connections that were closed to make room for a new one, at server.max_connections.",
 		}),
 	}
-	r.MustRegister(m.requests, m.latency, m.timeless, m.connections, m.evicted)
+	r.MustRegister(m.requests, m.took, m.latency, m.stored, m.repeats, m.timeless, m.connections, m.evicted)
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "postwire_tls_certificate_expiry_timestamp_seconds",
+		Help: "When the first certificate of the chain that is served ends, in Unix seconds; 0 without TLS.",
+	}, func() float64 {
+		if served := m.served.Load(); served != nil {
+			return float64(served.expiry().Unix())
+		}
+		return 0
+	}))
 	return m
 }
 
@@ -56,15 +86,32 @@ func (m *Metrics) declare(source string) {
 		}
 	}
 	m.timeless.WithLabelValues(source)
+	m.stored.WithLabelValues(source)
+	m.repeats.WithLabelValues(source)
+	// The others are rare, and a histogram has many series.
+	m.took.WithLabelValues(source, string(outcomeAccepted))
 }
 
-func (m *Metrics) received(source string, o outcome) {
+func (m *Metrics) received(source string, o outcome, took time.Duration) {
 	m.requests.WithLabelValues(source, string(o)).Inc()
+	m.took.WithLabelValues(source, string(o)).Observe(max(0, took.Seconds()))
 }
 
 func (m *Metrics) appended(took time.Duration) { m.latency.Observe(took.Seconds()) }
 
-func (m *Metrics) events(source string, events []event.Event) {
+func (m *Metrics) events(source string, events []event.Event, receipts []journal.Receipt) {
+	repeats := 0
+	for _, r := range receipts {
+		if r.Duplicate {
+			repeats++
+		}
+	}
+	if repeats > 0 {
+		m.repeats.WithLabelValues(source).Add(float64(repeats))
+	}
+	if repeats < len(receipts) {
+		m.stored.WithLabelValues(source).Add(float64(len(receipts) - repeats))
+	}
 	for _, e := range events {
 		if e.CloudEvent.Time().IsZero() {
 			m.timeless.WithLabelValues(source).Inc()

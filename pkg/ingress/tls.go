@@ -68,6 +68,16 @@ func (r *reloader) refresh() *tls.Config {
 	return next
 }
 
+// expiry is when the first certificate of the chain ends that is served now.
+func (r *reloader) expiry() (first time.Time) {
+	for _, der := range r.refresh().Certificates[0].Certificate {
+		if c, err := x509.ParseCertificate(der); err == nil && (first.IsZero() || c.NotAfter.Before(first)) {
+			first = c.NotAfter
+		}
+	}
+	return first
+}
+
 // look returns a text that changes when the files do.
 func (r *reloader) look() string {
 	return config.Stamp(r.files.CertFile, r.files.KeyFile, r.files.ClientCAFile)
