@@ -39,6 +39,11 @@ const (
 	ReasonExpired       Reason = "expired"        // retry.max_age passed
 )
 
+// Reasons returns all there are.
+func Reasons() []Reason {
+	return []Reason{ReasonTooLarge, ReasonNoDestination, ReasonInvalid, ReasonUnauthorized, ReasonRefused, ReasonExpired}
+}
+
 // permanentError marks an error that trying again cannot mend.
 type permanentError struct {
 	reason Reason

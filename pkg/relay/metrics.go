@@ -1,22 +1,26 @@
 package relay
 
 import (
+	"maps"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/sinks"
 )
 
 // Metrics of the relay.
 type Metrics struct {
-	registerer prometheus.Registerer
+	lag lags
 
 	delivered, retries, filtered, filterErrors *prometheus.CounterVec
 	dead, given                                *prometheus.CounterVec
 	replayed, unreadable                       *prometheus.CounterVec
 	up, open                                   *prometheus.GaugeVec
+	took, attempts                             *prometheus.HistogramVec
 }
 
 // NewMetrics registers the metrics of the relay.
@@ -26,8 +30,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		r.MustRegister(c)
 		return c
 	}
+	histogram := func(name, help string, buckets ...float64) *prometheus.HistogramVec {
+		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: name, Help: help, Buckets: buckets, NativeHistogramBucketFactor: 1.1,
+			NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
+		}, []string{"sink"})
+		r.MustRegister(h)
+		return h
+	}
 	m := &Metrics{
-		registerer:   r,
+		lag:          lags{sinks: map[string]lag{}},
 		delivered:    counter("postwire_sink_delivered_total", "Events that the broker acknowledged.", "sink"),
 		retries:      counter("postwire_sink_retries_total", "Attempts to deliver a batch that failed, in whole or in part, and were repeated.", "sink"),
 		filtered:     counter("postwire_sink_filtered_total", "Events that the sink's filter did not take.", "sink"),
@@ -39,7 +51,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last attempt to deliver was taken, 0 while the sink fails."}, []string{"sink"}),
 		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while nothing arrives at the sink and it is probed with one event at a time, otherwise 0."}, []string{"sink"}),
 	}
-	r.MustRegister(m.up, m.open)
+	m.took = histogram("postwire_sink_latency_seconds", "Time from an event's acceptance to the broker's acknowledgement. Replays are not in it.",
+		.005, .025, .1, .5, 1, 5, 15, 60, 300, 1800, 3600)
+	m.attempts = histogram("postwire_sink_attempt_seconds", "Time that one attempt to deliver a batch took, whatever came of it.",
+		.001, .005, .025, .1, .5, 2.5, 10, 30)
+	r.MustRegister(m.up, m.open, &m.lag)
 	return m
 }
 
@@ -48,8 +64,9 @@ type sinkMetrics struct {
 	delivered, retries, filtered, filterErrors prometheus.Counter
 	unreadable                                 prometheus.Counter
 
-	dead, given *prometheus.CounterVec
-	gauge, open prometheus.Gauge
+	dead, given    *prometheus.CounterVec
+	gauge, open    prometheus.Gauge
+	took, attempts prometheus.Observer
 
 	head atomic.Int64 // when the oldest event in hand was accepted, nanoseconds since 1970; 0 is none
 }
@@ -65,26 +82,62 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 		given:        m.given.MustCurryWith(prometheus.Labels{"sink": name}),
 		gauge:        m.up.WithLabelValues(name),
 		open:         m.open.WithLabelValues(name),
+		took:         m.took.WithLabelValues(name),
+		attempts:     m.attempts.WithLabelValues(name),
 	}
 	s.up(true)
 	for _, reason := range []string{journal.GivenUpAge, journal.GivenUpBacklog} {
 		s.given.WithLabelValues(reason)
 	}
-	m.replayed.WithLabelValues(name)
-	gauge := func(metric, help string, value func() float64) {
-		m.registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: metric, Help: help, ConstLabels: prometheus.Labels{"sink": name},
-		}, value))
+	for _, reason := range sinks.Reasons() {
+		s.dead.WithLabelValues(string(reason))
 	}
-	gauge("postwire_sink_lag_events", "Events in the journal behind the sink's cursor.", func() float64 { return float64(c.Behind()) })
-	gauge("postwire_sink_lag_seconds", "Age of the oldest event that the sink has not been given, 0 if there is none.", func() float64 {
+	m.replayed.WithLabelValues(name)
+	m.lag.set(name, lag{events: c.Behind, seconds: func() float64 {
 		head := s.head.Load()
 		if head == 0 {
 			return 0
 		}
 		return max(0, now().Sub(time.Unix(0, head)).Seconds())
-	})
+	}})
 	return s
+}
+
+// lags tells how far each sink is behind, when it is asked. It is a
+// prometheus.Collector.
+type lags struct {
+	mu    sync.Mutex
+	sinks map[string]lag
+}
+
+type lag struct {
+	events  func() uint64
+	seconds func() float64
+}
+
+func (l *lags) set(sink string, how lag) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sinks[sink] = how
+}
+
+var (
+	lagEvents  = prometheus.NewDesc("postwire_sink_lag_events", "Events in the journal behind the sink's cursor.", []string{"sink"}, nil)
+	lagSeconds = prometheus.NewDesc("postwire_sink_lag_seconds", "Age of the oldest event that the sink has not been given, 0 if there is none.", []string{"sink"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (l *lags) Describe(descs chan<- *prometheus.Desc) { descs <- lagEvents; descs <- lagSeconds }
+
+// Collect implements prometheus.Collector.
+func (l *lags) Collect(metrics chan<- prometheus.Metric) {
+	l.mu.Lock()
+	all := maps.Clone(l.sinks)
+	l.mu.Unlock()
+	for sink, how := range all {
+		metrics <- prometheus.MustNewConstMetric(lagEvents, prometheus.GaugeValue, float64(how.events()), sink)
+		metrics <- prometheus.MustNewConstMetric(lagSeconds, prometheus.GaugeValue, how.seconds(), sink)
+	}
 }
 
 func (s *sinkMetrics) up(up bool) {

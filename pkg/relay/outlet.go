@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -20,6 +21,7 @@ type outlet struct {
 	ways    *atomic.Pointer[way]
 	env     sinks.Env
 	timeout time.Duration
+	took    prometheus.Observer // of events, until their acknowledgement; nil is not observed
 
 	way  *way       // that sink was opened by
 	sink sinks.Sink // nil until it could be opened
@@ -132,6 +134,9 @@ func (o *outlet) judge(records []held, each sinks.BatchError, all error, maxAge 
 		}
 		if err == nil {
 			v.taken++
+			if o.took != nil {
+				o.took.Observe(max(0, now.Sub(r.Accepted).Seconds()))
+			}
 			continue
 		}
 		if !refused && maxAge > 0 && now.Sub(r.Accepted) >= maxAge {

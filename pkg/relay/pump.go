@@ -192,6 +192,7 @@ func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
 		}
 	}
 	each, err := p.out.attempt(ctx, pending[:n])
+	p.metrics.attempts.Observe(max(0, p.out.env.Now().Sub(now).Seconds()))
 	v := p.out.judge(pending[:n], each, err, p.settings.Retry.MaxAge)
 	p.metrics.delivered.Add(float64(v.taken))
 	switch len(v.again) {

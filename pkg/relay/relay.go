@@ -71,7 +71,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 			metrics: opts.Metrics.sink(out.Name, cursor, opts.Now),
 		}
 		p.ways.Store(wayOf(out))
-		p.out = outlet{ways: &p.ways, timeout: out.Settings.Timeout, env: sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now}}
+		p.out = outlet{ways: &p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now}}
 		r.pumps = append(r.pumps, p)
 	}
 	// A journal that is in a cluster may be away, and the start must not wait for
