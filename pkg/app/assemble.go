@@ -41,8 +41,10 @@ type App struct {
 	plan       atomic.Pointer[Plan] // as its files are now
 	stamp      string               // of the files that have been read
 	look       chan struct{}        // asks for a look at the files
+	metrics    *prometheus.Registry
 	reloads    *prometheus.CounterVec
-	renewing   sync.Mutex // of sources
+	applied    prometheus.Gauge // 1 unless the last reload was refused
+	renewing   sync.Mutex       // of sources
 	understand *understanding
 	gaps       *gaps // of Upload-Post's webhooks, by its history
 	secrets    *secrets
@@ -62,7 +64,11 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_config_reloads_total", Help: "Changes of the files that the configuration names, by whether they were taken over.",
 		}, []string{"outcome"}),
+		applied: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "postwire_config_last_reload_successful", Help: "0 while a change of the configuration is refused and the one before it is in effect, otherwise 1.",
+		}),
 	}
+	a.applied.Set(1)
 	a.plan.Store(p)
 	defer func() {
 		if err != nil {
@@ -74,7 +80,8 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		now = time.Now
 	}
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(), a.reloads)
+	a.metrics = metrics
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(), a.reloads, a.applied)
 	for _, outcome := range []string{"applied", "refused"} {
 		a.reloads.WithLabelValues(outcome)
 	}
@@ -84,12 +91,12 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.journal, err = openJournal(ctx, p, name, log.Named("journal"))
+	a.journal, err = openJournal(ctx, p, name, metrics, log.Named("journal"))
 	if err != nil {
 		return nil, err
 	}
 	a.cleanup = append(a.cleanup, a.journal.Close)
-	measureJournal(metrics, a.journal, now)
+	measureJournal(metrics, a.journal, now) //nolint:contextcheck // a scrape has a time of its own
 
 	// 5 and 4: the sinks, each with a pump.
 	a.relay, err = relay.New(ctx, relay.Options{

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -46,13 +47,18 @@ func checkCluster(c config.JetStream) config.Invalids {
 }
 
 // openJournal opens the journal of the engine that is configured.
-func openJournal(ctx context.Context, p *Plan, name string, log *zap.Logger) (journal.Journal, error) {
+func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.Registerer, log *zap.Logger) (journal.Journal, error) {
+	groups := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "postwire_journal_group_size", Help: "Appends and other changes that one synced write of the pebble engine held.",
+		Buckets: []float64{1, 4, 16, 64, 256, 1024}, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
+	})
+	metrics.MustRegister(groups)
 	c := p.Config.Journal
 	if c.Engine != engineJetStream {
 		return pebble.Open(pebble.Options{
 			Dir: c.Dir, Window: p.Config.Dedupe.Window, Retention: c.Retention,
 			MaxBytes: uint64(c.MaxBytes), MinFree: uint64(c.MinFreeBytes), Name: name, Log: log,
-			FS: p.Disk, Clock: p.Clock,
+			FS: p.Disk, Clock: p.Clock, Synced: func(changes int) { groups.Observe(float64(changes)) },
 		})
 	}
 	return jetstream.Open(ctx, clusterOptions(p.Config, name, log, p.Clock))
@@ -96,7 +102,44 @@ func measureJournal(r prometheus.Registerer, j journal.Journal, now func() time.
 		return max(0, now().Sub(since).Seconds())
 	})
 	gauge("postwire_journal_events", "Events that are stored, delivered or not.", func() float64 { return float64(j.Usage().Events) })
+	oldest := &oldestEvent{journal: j}
+	gauge("postwire_journal_oldest_seconds", "Age of the oldest event that is stored, delivered or not; 0 if there is none or it cannot be read.", func() float64 {
+		at := oldest.accepted()
+		if at.IsZero() {
+			return 0
+		}
+		return max(0, now().Sub(at).Seconds())
+	})
 	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "postwire_journal_trimmed_total", Help: "Delivered events that were removed before their retention to make room.",
 	}, func() float64 { return float64(j.Usage().Trimmed) }))
+}
+
+// oldestEvent knows when the oldest event of a journal was accepted. It is read
+// once, and again when another one is the oldest.
+type oldestEvent struct {
+	journal journal.Log
+
+	mu  sync.Mutex
+	seq journal.Seq // of what at is about; 0 is none
+	at  time.Time
+}
+
+// accepted returns zero where there is none, or where reading it takes longer
+// than a scrape may.
+func (o *oldestEvent) accepted() time.Time {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	oldest := o.journal.Oldest()
+	if oldest == o.seq {
+		return o.at
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	records, err := o.journal.Read(ctx, oldest, 1)
+	if err != nil || len(records) == 0 {
+		return time.Time{}
+	}
+	o.seq, o.at = oldest, records[0].Accepted
+	return o.at
 }

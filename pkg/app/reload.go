@@ -44,10 +44,12 @@ func (a *App) follow(ctx context.Context) {
 		a.stamp = now
 		if err := a.reload(); err != nil {
 			a.reloads.With(prometheus.Labels{"outcome": "refused"}).Inc()
+			a.applied.Set(0)
 			a.log.Error("a file that the configuration names has changed, and the configuration is not right with it; what was read before stays in effect", zap.Error(err))
 			continue
 		}
 		a.reloads.With(prometheus.Labels{"outcome": "applied"}).Inc()
+		a.applied.Set(1)
 	}
 }
 

@@ -137,7 +137,7 @@ func (g *group) time() time.Time { return time.Unix(0, g.now).UTC() }
 // commit makes groups out of requests until the store fails or stop is
 // closed, and returns why the store failed, or nil. Every request it took has
 // been answered when it returns.
-func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced func(journal.Seq)) error {
+func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced func(last journal.Seq, changes int)) error {
 	groups := make(chan *group, groupsInFlight)
 	finished := make(chan struct{})
 	go func() {
@@ -224,7 +224,7 @@ func (g *group) stage() (err error) {
 }
 
 // sync waits until the group is on stable storage, and answers its requests.
-func (g *group) sync(synced func(journal.Seq)) {
+func (g *group) sync(synced func(last journal.Seq, changes int)) {
 	if g.applied {
 		if err := g.batch.SyncWait(); err != nil {
 			g.st.guard.fail(fmt.Errorf("syncing the log: %w", err))
@@ -234,7 +234,7 @@ func (g *group) sync(synced func(journal.Seq)) {
 	if err != nil {
 		err = fmt.Errorf("%w: %w", journal.ErrUnavailable, err)
 	} else {
-		synced(g.last)
+		synced(g.last, len(g.requests))
 	}
 	for _, r := range g.requests {
 		r.done <- err

@@ -45,7 +45,11 @@ type Options struct {
 	Clock func() time.Time // nil is time.Now
 	Every time.Duration    // between two removals of what is old; 0 is a minute
 
-	filling  bool   // by a transfer, which may not be finished
+	filling bool // by a transfer, which may not be finished
+	// Synced is told how many changes each synced write held, by one goroutine;
+	// nil is not told.
+	Synced func(changes int)
+
 	memTable uint64 // bytes; 0 is 16 MiB. Tests make it small, so that files are rotated.
 }
 
@@ -495,8 +499,11 @@ func (j *Journal) reopen() *store {
 	}
 }
 
-// synced moves the durable place.
-func (j *Journal) synced(last journal.Seq) {
+// synced moves the durable place behind a group of changes.
+func (j *Journal) synced(last journal.Seq, changes int) {
+	if j.opts.Synced != nil {
+		j.opts.Synced(changes)
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if last > j.durable {
