@@ -25,7 +25,7 @@ import (
 type Config struct {
 	Server  Server  `yaml:"server" doc:"The HTTP server that takes the webhooks."`
 	Admin   Admin   `yaml:"admin" doc:"The HTTP server for operators: health, metrics, API and console."`
-	Log     Log     `yaml:"log" doc:"What is logged, and how. Logs go to standard error."`
+	Log     Log     `yaml:"log" doc:"What is logged, and how. Logs go to standard error. Of one message, 100 a second are logged, and then each hundredth."`
 	Journal Journal `yaml:"journal" doc:"The durable log between the webhooks and the sinks."`
 	Dedupe  Dedupe  `yaml:"dedupe" doc:"How repeats of an event are recognized."`
 	Schemas Schemas `yaml:"schemas" doc:"Where the schemas of the events are published."`
@@ -100,7 +100,7 @@ type Admin struct {
 
 // Log says what is logged, and how.
 type Log struct {
-	Level  string `yaml:"level" enum:"debug,info,warn,error" doc:"Least important level that is logged."`
+	Level  string `yaml:"level" enum:"debug,info,warn,error" doc:"Least important level that is logged. It can be changed while the process runs: postwire log-level."`
 	Format string `yaml:"format" enum:"json,console" doc:"One JSON object a line, or text for a person at a terminal."`
 }
 

@@ -37,7 +37,7 @@ func configFlag(cmd *cobra.Command, path *string) {
 }
 
 // run assembles a relay and carries until ctx is done.
-func run(ctx context.Context, plan *app.Plan, log *zap.Logger) error {
+func run(ctx context.Context, plan *app.Plan, log *app.Log) error {
 	a, err := app.New(ctx, plan, log)
 	if err != nil {
 		return err

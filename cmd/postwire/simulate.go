@@ -94,7 +94,7 @@ func (s *simulation) run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("%w: --log-level: %w", errUsage, err)
 	}
-	service := simulator.New(simulator.Options{APIKey: config.Secret(s.apiKey), Breaker: s.breaker, Log: log})
+	service := simulator.New(simulator.Options{APIKey: config.Secret(s.apiKey), Breaker: s.breaker, Log: log.Logger})
 	defer service.Close()
 	if s.url != "" {
 		service.SetWebhook(s.url, config.Secret(s.secret))

@@ -46,6 +46,7 @@ type API struct {
 	Reconcile func(ctx context.Context, source string, from, to time.Time, dry bool) (reconcile.Report, error)
 	Token     func() string // that callers must show; empty asks for none
 	Version   string
+	Level     zap.AtomicLevel // of the log
 	Now       func() time.Time
 	Log       *zap.Logger
 }
@@ -68,6 +69,7 @@ func (a *API) handler() http.Handler {
 	a.tail(api)
 	a.reconciling(api)
 	a.status(api)
+	a.logLevel(api)
 	return a.guard(mux)
 }
 

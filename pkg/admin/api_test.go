@@ -94,7 +94,7 @@ func newWorld(t *testing.T, token string) *world {
 		t.Fatal(err)
 	}
 	w.server = New(Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: &API{
-		Journal: j, Relay: r, Token: func() string { return token }, Version: "test", Now: time.Now, Log: zap.NewNop(),
+		Journal: j, Relay: r, Token: func() string { return token }, Version: "test", Level: zap.NewAtomicLevel(), Now: time.Now, Log: zap.NewNop(),
 		Understand: func(r journal.Rejected) ([]event.Event, error) {
 			if !w.fluent {
 				return nil, errors.New("no event")
@@ -439,6 +439,23 @@ func TestTail(t *testing.T) {
 	}
 	if err := <-ended; !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		t.Errorf("Tail = %v", err)
+	}
+}
+
+func TestLogLevel(t *testing.T) {
+	w := newWorld(t, "")
+	if l, err := w.client.LogLevel(t.Context()); err != nil || l.Level != "info" {
+		t.Fatalf("%v, %v", l, err)
+	}
+	if l, err := w.client.SetLogLevel(t.Context(), "debug"); err != nil || l.Level != "debug" {
+		t.Fatalf("%v, %v", l, err)
+	}
+	_, err := w.client.SetLogLevel(t.Context(), "loud")
+	if refused, ok := errors.AsType[*RefusedError](err); !ok || refused.Status != http.StatusUnprocessableEntity {
+		t.Errorf("a level that is none: %v", err)
+	}
+	if l, err := w.client.LogLevel(t.Context()); err != nil || l.Level != "debug" {
+		t.Errorf("%v, %v", l, err)
 	}
 }
 

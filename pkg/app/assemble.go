@@ -14,7 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/admin"
@@ -28,7 +27,7 @@ import (
 
 // App is an assembled relay: its journal is open and its ports are bound.
 type App struct {
-	log     *zap.Logger
+	log     *Log
 	grace   time.Duration // for all of the stop
 	delay   time.Duration // for load balancers to notice, of grace
 	journal journal.Journal
@@ -55,7 +54,7 @@ type App struct {
 
 // New assembles the relay of a plan; Run sets it going. The order of the steps
 // is here: an event enters at the bottom of this function and leaves at the top.
-func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
+func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	grace := p.Config.Server.ShutdownTimeout
 	a := &App{
 		log: log, grace: grace, delay: min(p.Config.Server.ShutdownDelay, grace/2),
@@ -81,7 +80,10 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 	}
 	metrics := prometheus.NewRegistry()
 	a.metrics = metrics
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(), a.reloads, a.applied)
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(), a.reloads, a.applied,
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "postwire_log_lines_dropped_total", Help: "Lines that were not logged because many of the same message came in one second.",
+		}, func() float64 { return float64(log.dropped.Load()) }))
 	for _, outcome := range []string{"applied", "refused"} {
 		a.reloads.WithLabelValues(outcome)
 	}
@@ -148,7 +150,7 @@ func New(ctx context.Context, p *Plan, log *zap.Logger) (_ *App, err error) {
 		Gatherer: metrics, Log: log.Named("admin"),
 		API: &admin.API{
 			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Reconcile: a.gaps.compare,
-			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, Version: ReadVersion().Version, Now: now, Log: log.Named("admin"),
+			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, Version: ReadVersion().Version, Level: log.level, Now: now, Log: log.Named("admin"),
 		},
 	})
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {

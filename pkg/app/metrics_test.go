@@ -38,7 +38,7 @@ sinks: [{name: out, type: stdout}]
 		t.Fatal(err)
 	}
 	plan.Disk = vfs.NewMem()
-	a, err := New(t.Context(), plan, zap.NewNop())
+	a, err := New(t.Context(), plan, LogTo(zap.NewNop()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,6 +188,8 @@ func unit(f *dto.MetricFamily) string {
 		return "connections"
 	case strings.Contains(name, "retries"), strings.Contains(name, "unreadable"), strings.Contains(name, "failures"):
 		return "attempts"
+	case strings.Contains(name, "lines"):
+		return "lines"
 	case strings.Contains(name, "reloads"), strings.Contains(name, "group_size"):
 		return "changes"
 	}

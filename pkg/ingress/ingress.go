@@ -376,7 +376,7 @@ func (s *Server) unstored(err error, log func() *zap.Logger) answer {
 
 func logEvents(log *zap.Logger, events []event.Event, receipts []journal.Receipt) {
 	for i, r := range receipts {
-		log.Debug("event stored", zap.String("id", r.ID), zap.String("type", events[i].CloudEvent.Type()),
+		log.Debug("event stored", zap.String("event_id", r.ID), zap.String("type", events[i].CloudEvent.Type()),
 			zap.Uint64("seq", uint64(r.Seq)), zap.Bool("duplicate", r.Duplicate))
 	}
 }
