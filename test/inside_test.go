@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"go.uber.org/zap"
-	"go.uber.org/zap/zaptest"
 
 	"github.com/postwire/postwire/pkg/app"
 )
@@ -40,7 +38,7 @@ func (r *inside) open(t *testing.T) error {
 	}
 	plan.Disk, plan.Clock = r.disk, r.clock
 	ctx, cancel := context.WithCancel(context.Background())
-	a, err := app.New(ctx, plan, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
+	a, err := app.New(ctx, plan, app.LogTo(watched(t, r.config)))
 	if err != nil {
 		cancel()
 		return err

@@ -14,10 +14,10 @@ import (
 )
 
 // upload is a webhook whose event has the CloudEvents id that id returns.
-func upload(profile, number int) []byte { return captioned(profile, number, "c") }
+func upload(profile, number int) []byte { return captioned(profile, number, caption) }
 
 func captioned(profile, number int, caption string) []byte {
-	return fmt.Appendf(nil, `{"event":"upload_completed","user_email":"user@example.com","profile_username":"profile%d","platform":"instagram","media_type":"video","title":"t","caption":"%s","result":{"success":true,"publish_id":"%d-%08d","error":null},"created_at":"2024-03-15T14:30:00.000000"}`, profile, caption, profile, number)
+	return fmt.Appendf(nil, `{"event":"upload_completed","user_email":"%s","profile_username":"profile%d","platform":"instagram","media_type":"video","title":"%s","caption":"%s","result":{"success":true,"publish_id":"%d-%08d","error":null},"created_at":"2024-03-15T14:30:00.000000"}`, email, profile, title, caption, profile, number)
 }
 
 func id(profile, number int) string {

@@ -124,6 +124,7 @@ type postwire struct {
 	cmd    *exec.Cmd
 	log    bytes.Buffer
 	logged chan struct{} // closed when the log has ended
+	secret private       // that the log must not hold
 	exited chan error
 }
 
@@ -131,15 +132,17 @@ type postwire struct {
 // ${ADMIN}, and waits until it is ready.
 func start(t *testing.T, config string) *postwire {
 	t.Helper()
-	r := &postwire{endpoint: newEndpoint(t), config: filepath.Join(t.TempDir(), "postwire.yaml")}
+	r := &postwire{endpoint: newEndpoint(t), config: filepath.Join(t.TempDir(), "postwire.yaml"), secret: newPrivate()}
 	if err := os.WriteFile(r.config, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.start(t)
 	t.Cleanup(func() {
+		r.secret.learn(t, config)
 		if r.cmd.ProcessState == nil {
 			r.kill(t)
 		}
+		r.secret.check(t, r.log.String())
 		if t.Failed() {
 			t.Logf("the relay's log:\n%s", r.log.String())
 		}
@@ -149,6 +152,9 @@ func start(t *testing.T, config string) *postwire {
 
 func (r *postwire) start(t *testing.T) {
 	t.Helper()
+	if text, err := os.ReadFile(r.config); err == nil {
+		r.secret.learn(t, string(text))
+	}
 	r.cmd = exec.Command(program, "serve", "-c", r.config)
 	r.cmd.Env = os.Environ()
 	for name, value := range r.env() {
