@@ -19,13 +19,18 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // Config is the whole document.
 type Config struct {
-	Server  Server  `yaml:"server" doc:"The HTTP server that takes the webhooks."`
-	Admin   Admin   `yaml:"admin" doc:"The HTTP server for operators: health, metrics, API and console."`
-	Log     Log     `yaml:"log" doc:"What is logged, and how. Logs go to standard error. Of one message, 100 a second are logged, and then each hundredth."`
+	Server Server `yaml:"server" doc:"The HTTP server that takes the webhooks."`
+	Admin  Admin  `yaml:"admin" doc:"The HTTP server for operators: health, metrics, API and console."`
+	Log    Log    `yaml:"log" doc:"What is logged, and how. Logs go to standard error. Of one message, 100 a second are logged, and then each hundredth."`
+
+	Telemetry Telemetry `yaml:"telemetry" doc:"What is told to collectors. Metrics are asked for, on admin.listen."`
+
 	Journal Journal `yaml:"journal" doc:"The durable log between the webhooks and the sinks."`
 	Dedupe  Dedupe  `yaml:"dedupe" doc:"How repeats of an event are recognized."`
 	Schemas Schemas `yaml:"schemas" doc:"Where the schemas of the events are published."`
@@ -104,6 +109,23 @@ type Log struct {
 	Format string `yaml:"format" enum:"json,console" doc:"One JSON object a line, or text for a person at a terminal."`
 }
 
+// Telemetry is what is told to collectors.
+type Telemetry struct {
+	Traces Traces `yaml:"traces" doc:"Traces in OpenTelemetry's protocol, OTLP: a span for a request that is taken, for its append, and for each attempt to deliver an event."`
+}
+
+// Traces says where traces go.
+type Traces struct {
+	Endpoint    string            `yaml:"endpoint" doc:"URL of the collector; http:// is not encrypted, https:// is. Where protocol is http and the URL has no path, /v1/traces is added. Empty turns traces off." example:"http://otel-collector:4318"`
+	Protocol    string            `yaml:"protocol" enum:"http,grpc" doc:"OTLP over HTTP, usually port 4318, or over gRPC, usually port 4317."`
+	Headers     map[string]Secret `yaml:"headers" doc:"Headers that each request to the collector has, by name." example:"{Authorization: \"Bearer ${OTLP_TOKEN}\"}"`
+	SampleRatio float64           `yaml:"sample_ratio" doc:"Share of the traces that are sent, 0 to 1, of webhooks that do not come with a traceparent of their own. One that does decides itself, where its sender has proven who it is."`
+	CAFile      string            `yaml:"ca_file" doc:"Certificates of the authorities to trust, PEM, where endpoint is https://. Empty trusts those of the system." example:"/etc/postwire/tls/ca.crt"`
+}
+
+// Enabled reports whether traces are sent.
+func (t Traces) Enabled() bool { return t.Endpoint != "" }
+
 // Journal is the durable log between the two halves of the relay.
 type Journal struct {
 	Engine       string        `yaml:"engine" enum:"pebble,jetstream" doc:"Where the journal is kept: pebble, in a folder of this machine; or jetstream, in a NATS JetStream cluster, so that several machines run Postwire and any of them may die."`
@@ -167,6 +189,9 @@ func Default() Config {
 		},
 		Admin: Admin{Listen: "127.0.0.1:9090"},
 		Log:   Log{Level: "info", Format: "json"},
+
+		Telemetry: Telemetry{Traces: Traces{Protocol: "http", SampleRatio: 1}},
+
 		Journal: Journal{
 			Engine:       "pebble",
 			Dir:          "./data",
@@ -195,6 +220,7 @@ func (c Config) Validate() error {
 	if c.Admin.Token == "" && !loopback(c.Admin.Listen) {
 		p.Add("admin.token", "is missing, and admin.listen reaches beyond this machine", "set a token, for example ${POSTWIRE_ADMIN_TOKEN}, or listen on 127.0.0.1:9090")
 	}
+	p.Nest("telemetry.traces", c.Telemetry.Traces.validate())
 	p.Nest("journal", c.Journal.validate())
 	if j := c.Journal; j.Engine == "jetstream" && j.Spill.Hold > 0 && j.Spill.Hold >= c.Server.WriteTimeout {
 		p.Add("journal.spill.hold", fmt.Sprintf("%v is not shorter than server.write_timeout, %v", j.Spill.Hold, c.Server.WriteTimeout), "for example 3s: senders do not wait long for an answer")
@@ -262,6 +288,32 @@ func (s Server) validate() error {
 // minJournal is the smallest journal.max_bytes. The engine's own logs take up
 // to a few memtables.
 const minJournal = Size(128 << 20)
+
+func (t Traces) validate() error {
+	var p Invalids
+	if t.Endpoint != "" {
+		switch u, err := url.Parse(t.Endpoint); {
+		case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+			p.Add("endpoint", "is not a URL that begins with http:// or https://", "for example http://otel-collector:4318")
+		case u.User != nil:
+			p.Add("endpoint", "holds a user or a password", "use headers")
+		case t.Protocol == "grpc" && strings.Trim(u.Path, "/") != "":
+			p.Add("endpoint", "has a path, and gRPC has none", "for example http://otel-collector:4317")
+		case t.CAFile != "" && u.Scheme != "https":
+			p.Add("ca_file", "is set, and endpoint is not https://", "use https://")
+		}
+	}
+	if !(t.SampleRatio >= 0 && t.SampleRatio <= 1) {
+		p.Add("sample_ratio", fmt.Sprintf("%v is out of range", t.SampleRatio), "use 0 to 1, for example 0.05")
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Headers)) {
+		value := t.Headers[name]
+		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value.Reveal()) {
+			p.Add("headers."+name, "is not a header", "use a name such as Authorization, and a value on one line")
+		}
+	}
+	return p.Err()
+}
 
 func (j Journal) validate() error {
 	var p Invalids

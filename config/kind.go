@@ -37,7 +37,7 @@ func DefineCompleted[S, C Settings, O any](name, summary, example string, common
 		settings: common,
 		own:      func() any { return own() },
 		configure: func(b Block) (Plugin[S, O], error) {
-			p := Plugin[S, O]{Name: b.Name, Settings: common()}
+			p := Plugin[S, O]{Name: b.Name, Kind: name, Settings: common()}
 			c := own()
 			if err := b.Decode(&p.Settings, &c); err != nil {
 				return p, err
@@ -52,6 +52,7 @@ func DefineCompleted[S, C Settings, O any](name, summary, example string, common
 // Plugin is a block that has been read.
 type Plugin[S Settings, O any] struct {
 	Name     string // in the configuration
+	Kind     string // its type there
 	Settings S      // the keys that all kinds share
 	Own      any    // the kind's own keys
 	Open     O
