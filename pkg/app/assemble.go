@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/admin"
@@ -22,6 +23,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/relay"
 	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/telemetry"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -88,11 +90,18 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		a.reloads.WithLabelValues(outcome)
 	}
 
-	// 3: the journal, which both halves stand on.
 	name, err := processName(*p.Config)
 	if err != nil {
 		return nil, err
 	}
+	// Traces of all steps are sent until the last of them has ended.
+	traces, err := telemetry.Open(ctx, p.Config.Telemetry.Traces, telemetry.Process{Name: name, Version: ReadVersion().Version}, log.Named("traces"))
+	if err != nil {
+		return nil, err
+	}
+	a.cleanup = append(a.cleanup, func() error { return closeTraces(traces, log) }) //nolint:contextcheck // it has a time of its own
+
+	// 3: the journal, which both halves stand on.
 	a.journal, err = openJournal(ctx, p, name, metrics, log.Named("journal"))
 	if err != nil {
 		return nil, err
@@ -102,7 +111,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 
 	// 5 and 4: the sinks, each with a pump.
 	a.relay, err = relay.New(ctx, relay.Options{
-		Journal: a.journal, Sinks: p.Sinks, Log: log.Named("relay"), Metrics: relay.NewMetrics(metrics),
+		Journal: a.journal, Sinks: p.Sinks, Log: log.Named("relay"), Metrics: relay.NewMetrics(metrics), Traces: traces,
 		Redirect: func(sink string, keys map[string]string) (sinks.Opener, error) {
 			return a.plan.Load().redirect(sink, keys)
 		},
@@ -135,7 +144,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	// 1: the ingress.
 	a.ingress, err = ingress.New(ingress.Options{
 		Config: p.Config.Server, Routes: routes, Journal: a.journal,
-		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Now: now, Doubt: a.doubt,
+		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Traces: traces, Now: now, Doubt: a.doubt,
 	})
 	if err != nil {
 		return nil, err
@@ -157,6 +166,17 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// closeTraces lets the last spans be sent, if the collector is there: nothing
+// that was promised hangs on it.
+func closeTraces(traces *telemetry.Traces, log *Log) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	if err := traces.Close(ctx); err != nil {
+		log.Warn("the last traces were not sent", zap.Error(err))
+	}
+	return nil
 }
 
 // understanding is the sources by name, for requests that were set aside.

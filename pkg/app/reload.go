@@ -153,6 +153,7 @@ func (p *Plan) restarts(next *Plan) (keys []string) {
 		{"server", was.Server, is.Server},
 		{"admin", was.Admin, is.Admin},
 		{"log", was.Log, is.Log},
+		{"telemetry", was.Telemetry, is.Telemetry},
 		{"journal", was.Journal, is.Journal},
 		{"dedupe", was.Dedupe, is.Dedupe},
 		{"schemas", was.Schemas, is.Schemas},

@@ -27,6 +27,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/telemetry"
 )
 
 // appendTimeout is how long storing may take: senders wait ten seconds, and an
@@ -47,7 +48,8 @@ type Options struct {
 	Journal journal.Appender
 	Log     *zap.Logger
 	Metrics *Metrics
-	Now     func() time.Time // nil is time.Now
+	Traces  *telemetry.Traces // nil makes none
+	Now     func() time.Time  // nil is time.Now
 
 	// Doubt is called when the proof of a request fits no secret of a source.
 	// It lets newer ones be looked for, and returns how long a Replace is worth
@@ -210,7 +212,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		if rt == nil {
 			return refuse(outcomeNotFound)
 		}
-		return s.receive(hr, rt, token, log)
+		return s.receive(hr, rt, token, start, log)
 	})
 	s.opts.Metrics.received(name, a.outcome, s.opts.Now().Sub(start))
 	if err := a.write(w, id); err != nil {
@@ -244,7 +246,7 @@ func (s *Server) find(u *url.URL) (rt *route, token string) {
 
 // receive is the way of a request: read, verify, normalize, append. Each step
 // may end it.
-func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *zap.Logger) answer {
+func (s *Server) receive(hr *http.Request, rt *route, token string, came time.Time, log func() *zap.Logger) (a answer) {
 	if hr.Method == http.MethodOptions {
 		return s.consent(hr, rt, token)
 	}
@@ -265,7 +267,14 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 		log().Warn("request refused", zap.Stringer("remote", req.Remote), zap.Error(err))
 		return unverified(err)
 	}
-	// Behind the proof: a stranger must not use up the sender's share.
+	// Behind the proof, the trace too: a stranger must neither use up the
+	// sender's share nor fill the collector.
+	ctx, span := s.opts.Traces.Accept(hr.Context(), hr, rt.name, req.Path, src.proof.Required, came)
+	if id := span.ID(); id != "" {
+		outer := log
+		log = func() *zap.Logger { return outer().With(zap.String("trace_id", id)) }
+		defer func() { span.End(string(a.outcome), answers[a.outcome].status) }()
+	}
 	if now := s.opts.Now(); !rt.limiter.AllowN(now, 1) {
 		return refuse(outcomeRateLimited).after(retryAfter(rt.limiter))
 	}
@@ -275,7 +284,7 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 		return refuse(outcomeOverloaded)
 	}
 	defer rt.underWay.give(1)
-	ctx, cancel := context.WithTimeout(hr.Context(), appendTimeout)
+	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
 	defer cancel()
 	events, err := src.Normalize(req)
 	if challenge, ok := errors.AsType[*source.ChallengeError](err); ok {
@@ -285,7 +294,9 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, log func() *
 		return s.malformed(ctx, rt.name, src.proof, req, err, log)
 	}
 	start := s.opts.Now()
+	ctx, events, appended := s.opts.Traces.Append(ctx, events)
 	receipts, err := s.opts.Journal.Append(ctx, events...)
+	appended(err)
 	s.opts.Metrics.appended(s.opts.Now().Sub(start))
 	if err != nil {
 		return s.unstored(err, log)

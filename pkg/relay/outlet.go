@@ -12,6 +12,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/telemetry"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -153,7 +154,11 @@ func (o *outlet) judge(records []held, each sinks.BatchError, all error, maxAge 
 		v.dead = append(v.dead, journal.DeadLetter{
 			Seq: r.Seq, Reason: string(reason), Err: err.Error(), Attempts: r.attempts, First: r.first, Last: now,
 		})
-		o.env.Log.Error("the event was refused for good", zap.Uint64("seq", uint64(r.Seq)), zap.String("event_id", r.Event.CloudEvent.ID()),
+		log := o.env.Log
+		if id := telemetry.TraceID(r.Event); id != "" {
+			log = log.With(zap.String("trace_id", id))
+		}
+		log.Error("the event was refused for good", zap.Uint64("seq", uint64(r.Seq)), zap.String("event_id", r.Event.CloudEvent.ID()),
 			zap.String("reason", string(reason)), zap.Int("attempts", r.attempts), zap.Error(err))
 	}
 	return v

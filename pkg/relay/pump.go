@@ -14,6 +14,7 @@ import (
 
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/telemetry"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -40,6 +41,8 @@ type Pump struct {
 	out      outlet
 	log      *zap.Logger
 	metrics  *sinkMetrics
+	kind     string // of the sink
+	traces   *telemetry.Traces
 
 	failing atomic.Bool // the last attempt failed, and the log says so
 	open    atomic.Bool // the breaker
@@ -191,7 +194,17 @@ func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
 			pending[i].first = now
 		}
 	}
+	ends := p.trace(ctx, pending[:n])
 	each, err := p.out.attempt(ctx, pending[:n])
+	for i, end := range ends {
+		switch {
+		case end == nil:
+		case each != nil:
+			end(each[i])
+		default:
+			end(err)
+		}
+	}
 	p.metrics.attempts.Observe(max(0, p.out.env.Now().Sub(now).Seconds()))
 	v := p.out.judge(pending[:n], each, err, p.settings.Retry.MaxAge)
 	p.metrics.delivered.Add(float64(v.taken))
@@ -203,6 +216,19 @@ func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
 	}
 	p.breaker(len(v.again) == n)
 	return v, slices.Concat(v.again, pending[n:])
+}
+
+// trace begins the spans of an attempt, and returns what ends that of each
+// record: nil where it has none.
+func (p *Pump) trace(ctx context.Context, records []held) []func(error) {
+	if p.traces == nil {
+		return nil
+	}
+	ends := make([]func(error), len(records))
+	for i, r := range records {
+		ends[i] = p.traces.Deliver(ctx, r.Event, telemetry.Attempt{Sink: p.name, Kind: p.kind, Number: r.attempts, Batch: len(records)})
+	}
+	return ends
 }
 
 // breaker opens or closes the breaker.

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/telemetry"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -24,6 +25,7 @@ type Options struct {
 	Sinks   []sinks.Configured
 	Log     *zap.Logger
 	Metrics *Metrics
+	Traces  *telemetry.Traces                                                 // nil makes none
 	Now     func() time.Time                                                  // nil is time.Now
 	Dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil is the network
 
@@ -67,7 +69,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 		log := opts.Log.With(zap.String("sink", out.Name))
 		p := &Pump{
 			name: out.Name, settings: out.Settings, filter: filter, cursor: cursor, log: log,
-			moved: r.changes.send, window: newWindow(out.Settings.Batch),
+			kind: out.Kind, traces: opts.Traces, moved: r.changes.send, window: newWindow(out.Settings.Batch),
 			metrics: opts.Metrics.sink(out.Name, cursor, opts.Now),
 		}
 		p.ways.Store(wayOf(out))
