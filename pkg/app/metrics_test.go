@@ -21,7 +21,7 @@ import (
 )
 
 // alerts is where the rules are that the page refers to.
-const alerts = "../../charts/postwire/files/alerts.yaml"
+const alerts = "../../deploy/alerts/postwire.yaml"
 
 // gathered assembles a relay that has all there is to measure, and returns what
 // a scrape of it holds, but for what Go tells of the process.
