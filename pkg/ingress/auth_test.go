@@ -392,7 +392,9 @@ func FuzzFind(f *testing.F) {
 		return rt
 	}
 	withToken, without := routeWith(source.Proof{PathToken: true}), routeWith(source.Proof{})
-	s := &Server{opts: Options{Now: time.Now}, routes: map[string]*route{"/hook": withToken, "/": withToken, "/hook/b": without, "/open": without}}
+	s := &Server{opts: Options{Now: time.Now}}
+	routes := map[string]*route{"/hook": withToken, "/": withToken, "/hook/b": without, "/open": without}
+	s.routes.Store(&routes)
 	for _, target := range []string{"/hook", "/hook/x", "/hook/b", "/hook%2Fx", "/hook/%2f", "//hook/x", "/", "/x", "/open/x", "/hook/a%20b?c/d", "*", "http://h/hook/x"} {
 		f.Add(target)
 	}
@@ -404,17 +406,17 @@ func FuzzFind(f *testing.F) {
 		rt, token := s.find(u)
 		switch {
 		case rt == nil:
-			if s.routes[u.Path] != nil && u.RawPath == "" {
+			if routes[u.Path] != nil && u.RawPath == "" {
 				t.Errorf("%q leads nowhere", target)
 			}
 		case token == "":
-			if s.routes[u.Path] != rt {
+			if routes[u.Path] != rt {
 				t.Errorf("%q leads elsewhere", target)
 			}
 		case strings.Contains(token, "/") || !rt.now.Load().proof.PathToken:
 			t.Errorf("%q has the token %q", target, token)
 		default:
-			if got := s.request(&http.Request{URL: u, RequestURI: target}, token, nil); s.routes[got.Path] != rt || strings.TrimSuffix(got.Path, "/")+"/"+token != u.Path && got.Path+"/"+token != u.Path {
+			if got := s.request(&http.Request{URL: u, RequestURI: target}, token, nil); routes[got.Path] != rt || strings.TrimSuffix(got.Path, "/")+"/"+token != u.Path && got.Path+"/"+token != u.Path {
 				t.Errorf("%q has the path %q and the token %q", target, got.Path, token)
 			}
 		}
@@ -451,7 +453,7 @@ func TestAnUnknownSecretIsHeld(t *testing.T) {
 			t.Errorf("%s is in doubt", name)
 		}
 	}
-	rt := w.server.routes["/hook"]
+	rt := (*w.server.routes.Load())["/hook"]
 	for rt.held.Load() < mostHeld {
 		time.Sleep(time.Millisecond) // until all wait
 	}

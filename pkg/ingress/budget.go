@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"errors"
+	"slices"
 	"sync"
 )
 
@@ -15,25 +16,55 @@ var (
 // divided among the sources, and each one's part is its own. A source that is
 // flooded then slows the others down, and cannot shut them out.
 type budget struct {
-	mu    sync.Mutex
-	left  int64 // of what is for whoever comes first
-	share int64 // each source's own part
+	total int64
+
+	mu       sync.Mutex
+	left     int64 // of what is for whoever comes first; below 0 while more is taken than a new division has
+	share    int64 // each source's own part
+	accounts []*account
 }
 
 func newBudget(total int64, sources int) *budget {
-	share := total / 2 / int64(max(1, sources))
-	return &budget{left: total - share*int64(sources), share: share}
+	b := &budget{total: total}
+	b.divide(sources, nil)
+	return b
+}
+
+// divide divides the budget among so many sources. Accounts that are not used any
+// more count for as long as something is taken.
+func (b *budget) divide(sources int, used map[*account]bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.accounts = slices.DeleteFunc(b.accounts, func(a *account) bool { return !used[a] && a.taken == 0 })
+	b.share = b.total / 2 / int64(max(1, sources))
+	b.left = b.total - b.share*int64(sources)
+	for _, a := range b.accounts {
+		b.left -= max(0, a.taken-b.share)
+	}
 }
 
 // account is what one source has taken.
 type account struct {
 	budget *budget
-	most   int64 // 0 is no limit of its own
-
-	taken int64 // guarded by budget.mu
+	// Guarded by budget.mu.
+	most  int64 // 0 is no limit of its own
+	taken int64
 }
 
-func (b *budget) account(most int64) *account { return &account{budget: b, most: most} }
+func (b *budget) account(most int64) *account {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := &account{budget: b, most: most}
+	b.accounts = append(b.accounts, a)
+	return a
+}
+
+// limit sets the account's own limit.
+func (a *account) limit(most int64) {
+	a.budget.mu.Lock()
+	defer a.budget.mu.Unlock()
+	a.most = most
+}
 
 // take takes n, or returns errShare or errSpent and takes nothing.
 func (a *account) take(n int64) error {

@@ -15,8 +15,10 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -61,20 +63,24 @@ type Options struct {
 type Server struct {
 	opts    Options
 	log     *zap.Logger
-	routes  map[string]*route
 	http    *http.Server
 	conns   *connections
 	closing atomic.Bool
+
+	routes           atomic.Pointer[map[string]*route] // by path; never changed, only exchanged
+	exchanging       sync.Mutex
+	requests, memory *budget
 }
 
 // route is where a path leads.
 type route struct {
-	name    string
-	now     atomic.Pointer[opened]
-	held    atomic.Int32 // requests that wait for newer secrets
-	maxBody int64
-	limiter *rate.Limiter
-	asked   *rate.Limiter // of those who ask whether they may send
+	name     string
+	settings source.Settings
+	now      atomic.Pointer[opened]
+	held     atomic.Int32 // requests that wait for newer secrets
+	maxBody  int64
+	limiter  *rate.Limiter
+	asked    *rate.Limiter // of those who ask whether they may send
 
 	underWay *account // requests that have been verified
 	memory   *account // bytes of bodies
@@ -94,24 +100,14 @@ func New(opts Options) (*Server, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	s := &Server{opts: opts, log: opts.Log, routes: map[string]*route{}}
 	c := opts.Config
-	requests := newBudget(int64(c.MaxInFlight), len(opts.Routes))
-	memory := newBudget(int64(c.MaxBufferedBytes), len(opts.Routes))
-	for _, r := range opts.Routes {
-		rt := &route{
-			name: r.Name, limiter: newLimiter(r.Settings.Rate), asked: newLimiter(r.Settings.Rate),
-			maxBody:  int64(cmp.Or(r.Settings.MaxBodyBytes, c.MaxBodyBytes)),
-			underWay: requests.account(int64(r.Settings.MaxInFlight)), memory: memory.account(0),
-		}
-		rt.now.Store(open(r.Source))
-		for _, path := range r.Settings.Paths {
-			if _, ok := s.routes[path]; ok {
-				return nil, fmt.Errorf("two sources are on path %s", path)
-			}
-			s.routes[path] = rt
-		}
-		opts.Metrics.declare(r.Name)
+	s := &Server{
+		opts: opts, log: opts.Log,
+		requests: newBudget(int64(c.MaxInFlight), len(opts.Routes)), memory: newBudget(int64(c.MaxBufferedBytes), len(opts.Routes)),
+	}
+	s.routes.Store(&map[string]*route{})
+	if err := s.Exchange(opts.Routes); err != nil {
+		return nil, err
 	}
 	s.conns = newConnections(c.MaxConnections, opts.Metrics)
 	s.http = &http.Server{
@@ -139,11 +135,77 @@ func New(opts Options) (*Server, error) {
 	return s, nil
 }
 
+// Exchange lets these sources take the place of those there are, for requests to
+// come; a request that is under way ends as it began. A source that stays keeps
+// what it has used of its rate and of its share. Its error leaves all as it was.
+func (s *Server) Exchange(routes []Route) error {
+	s.exchanging.Lock()
+	defer s.exchanging.Unlock()
+	before := map[string]*route{}
+	for _, rt := range *s.routes.Load() {
+		before[rt.name] = rt
+	}
+	taken := map[string]string{}
+	for _, r := range routes {
+		for _, path := range r.Settings.Paths {
+			if _, ok := taken[path]; ok {
+				return fmt.Errorf("two sources are on path %s", path)
+			}
+			taken[path] = r.Name
+		}
+	}
+	next, used := map[string]*route{}, map[*account]bool{}
+	for _, r := range routes {
+		old := before[r.Name]
+		delete(before, r.Name)
+		rt := old
+		if old == nil || !reflect.DeepEqual(old.settings, r.Settings) {
+			rt = s.route(r, old)
+		}
+		if old != nil {
+			// Those that wait for newer secrets may wait at either.
+			close(old.now.Swap(open(r.Source)).replaced)
+		}
+		for _, path := range r.Settings.Paths {
+			next[path] = rt
+		}
+		used[rt.underWay], used[rt.memory] = true, true
+		s.opts.Metrics.declare(r.Name)
+	}
+	s.requests.divide(len(routes), used)
+	s.memory.divide(len(routes), used)
+	s.routes.Store(&next)
+	for name := range before {
+		s.opts.Metrics.forget(name)
+	}
+	return nil
+}
+
+// route makes the way to a source, which goes on from the old one's accounts.
+func (s *Server) route(r Route, old *route) *route {
+	rt := &route{name: r.Name, settings: r.Settings, maxBody: int64(cmp.Or(r.Settings.MaxBodyBytes, s.opts.Config.MaxBodyBytes))}
+	rt.now.Store(open(r.Source))
+	if old == nil {
+		rt.underWay, rt.memory = s.requests.account(int64(r.Settings.MaxInFlight)), s.memory.account(0)
+	} else {
+		rt.underWay, rt.memory = old.underWay, old.memory
+		rt.underWay.limit(int64(r.Settings.MaxInFlight))
+	}
+	if old != nil && old.settings.Rate == r.Settings.Rate {
+		rt.limiter, rt.asked = old.limiter, old.asked
+	} else {
+		rt.limiter, rt.asked = newLimiter(r.Settings.Rate), newLimiter(r.Settings.Rate)
+	}
+	return rt
+}
+
 // Replace lets a source take the place of the one of that name, for requests to
 // come: the same source with other secrets. Its paths and settings stay.
 func (s *Server) Replace(name string, src source.Source) error {
+	s.exchanging.Lock()
+	defer s.exchanging.Unlock()
 	found := false
-	for _, rt := range s.routes {
+	for _, rt := range *s.routes.Load() {
 		if rt.name == name {
 			close(rt.now.Swap(open(src)).replaced)
 			found = true
@@ -227,7 +289,8 @@ func (s *Server) find(u *url.URL) (rt *route, token string) {
 	if strings.Contains(strings.ToUpper(u.RawPath), "%2F") {
 		return nil, ""
 	}
-	if rt := s.routes[u.Path]; rt != nil {
+	routes := *s.routes.Load()
+	if rt := routes[u.Path]; rt != nil {
 		return rt, ""
 	}
 	slash := strings.LastIndexByte(u.Path, '/')
@@ -238,7 +301,7 @@ func (s *Server) find(u *url.URL) (rt *route, token string) {
 	if parent == "" {
 		parent = "/"
 	}
-	if rt := s.routes[parent]; rt != nil && rt.now.Load().proof.PathToken {
+	if rt := routes[parent]; rt != nil && rt.now.Load().proof.PathToken {
 		return rt, u.Path[slash+1:]
 	}
 	return nil, ""

@@ -226,6 +226,70 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// A budget is divided anew while it is in use: what is taken counts on, whether
+// its source stays or goes, and all is there again in the end.
+func TestBudgetIsDividedAnew(t *testing.T) {
+	b := newBudget(120, 3)
+	stays, goes := b.account(0), b.account(0)
+	for _, take := range []struct {
+		a *account
+		n int64
+	}{{stays, 30}, {goes, 50}} {
+		if err := take.a.take(take.n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.divide(1, map[*account]bool{stays: true}) // 60 for whoever comes first, 60 of its own
+	if err := stays.take(91); !errors.Is(err, errSpent) {
+		t.Errorf("121 of 120 are taken: %v", err)
+	}
+	if err := stays.take(90); err != nil {
+		t.Error(err)
+	}
+	goes.give(50)
+	b.divide(12, map[*account]bool{stays: true})
+	if len(b.accounts) != 1 {
+		t.Errorf("%d accounts are kept", len(b.accounts))
+	}
+	stays.give(120)
+	if b.left != 60 {
+		t.Errorf("%d are left at the end, want 60", b.left)
+	}
+}
+
+// Sources come, go and change while others are in use. One that stays keeps
+// what it has used of its rate.
+func TestExchange(t *testing.T) {
+	src := newSource(t, auth.Auth{None: true})
+	limited := Route{Name: "limited", Source: src, Settings: source.Settings{Paths: []string{"/limited"}, Rate: source.Rate{PerSecond: 0.001, Burst: 1}}}
+	w := serveRoutes(t, Options{Config: config.Default().Server, Routes: []Route{limited, routeTo("old", src, source.Rate{})}})
+	status := func(path string) int {
+		t.Helper()
+		resp, _ := w.do(t, http.MethodPost, path, "", captioned(10))
+		return resp.StatusCode
+	}
+	if a, b, c := status("/limited"), status("/old"), status("/new"); a != 202 || b != 200 || c != 404 {
+		t.Fatalf("at first %d, %d, %d", a, b, c)
+	}
+	if err := w.server.Exchange([]Route{limited, routeTo("new", src, source.Rate{}), {Name: "other", Source: src, Settings: source.Settings{Paths: []string{"/new"}}}}); err == nil {
+		t.Error("two sources on one path are taken")
+	}
+	if code := status("/old"); code != 200 {
+		t.Errorf("what was refused has changed something: %d", code)
+	}
+	moved := limited
+	moved.Settings.Paths = []string{"/moved"}
+	if err := w.server.Exchange([]Route{moved, routeTo("new", src, source.Rate{})}); err != nil {
+		t.Fatal(err)
+	}
+	if a, b, c, d := status("/moved"), status("/old"), status("/new"), status("/limited"); a != 429 || b != 404 || c != 200 || d != 404 {
+		t.Errorf("then %d, %d, %d, %d", a, b, c, d)
+	}
+	if n, err := testutil.GatherAndCount(w.registry, "postwire_dedupe_hits_total"); err != nil || n != 2 {
+		t.Errorf("%d sources are measured: %v", n, err)
+	}
+}
+
 // TestMemoryIsTakenAsBytesArrive: who announces much and sends little takes
 // nothing, and what is taken is given back.
 func TestMemoryIsTakenAsBytesArrive(t *testing.T) {

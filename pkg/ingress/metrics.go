@@ -92,6 +92,16 @@ func (m *Metrics) declare(source string) {
 	m.took.WithLabelValues(source, string(outcomeAccepted))
 }
 
+// forget lets go of the series of a source that is no more.
+func (m *Metrics) forget(source string) {
+	gone := prometheus.Labels{"source": source}
+	for _, vec := range []interface {
+		DeletePartialMatch(labels prometheus.Labels) int
+	}{m.requests, m.took, m.stored, m.repeats, m.timeless} {
+		vec.DeletePartialMatch(gone)
+	}
+}
+
 func (m *Metrics) received(source string, o outcome, took time.Duration) {
 	m.requests.WithLabelValues(source, string(o)).Inc()
 	m.took.WithLabelValues(source, string(o)).Observe(max(0, took.Seconds()))
