@@ -37,8 +37,9 @@ type Fate struct {
 // configuration. It looks at what is stored: a sink that has been added to the
 // journal later, or whose filter was changed, is judged by what it is now.
 func (r *Relay) Fates(ctx context.Context, record journal.Record) ([]Fate, error) {
-	fates := make([]Fate, len(r.pumps))
-	for i, p := range r.pumps {
+	pumps := r.now()
+	fates := make([]Fate, len(pumps))
+	for i, p := range pumps {
 		var err error
 		if fates[i], err = r.fate(ctx, p, record); err != nil {
 			return nil, err
@@ -175,7 +176,11 @@ func (r *Relay) follow(ctx context.Context, watched []Sighting, w Watcher) (rest
 			if f.State != Waiting {
 				continue
 			}
-			if f, err = r.fate(ctx, r.pumps[i], s.Record); err != nil {
+			p, err := r.pump(f.Sink)
+			if err != nil {
+				continue // the sink is no more: it waits for ever
+			}
+			if f, err = r.fate(ctx, p, s.Record); err != nil {
 				return nil, err
 			}
 			if f.State == Waiting {

@@ -103,6 +103,17 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 	return s
 }
 
+// forget lets go of the series of a sink that is no more.
+func (m *Metrics) forget(name string) {
+	m.lag.set(name, lag{})
+	gone := prometheus.Labels{"sink": name}
+	for _, vec := range []interface {
+		DeletePartialMatch(labels prometheus.Labels) int
+	}{m.delivered, m.retries, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.up, m.open, m.took, m.attempts} {
+		vec.DeletePartialMatch(gone)
+	}
+}
+
 // lags tells how far each sink is behind, when it is asked. It is a
 // prometheus.Collector.
 type lags struct {
@@ -118,6 +129,10 @@ type lag struct {
 func (l *lags) set(sink string, how lag) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if how.events == nil {
+		delete(l.sinks, sink)
+		return
+	}
 	l.sinks[sink] = how
 }
 

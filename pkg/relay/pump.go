@@ -36,13 +36,18 @@ type Pump struct {
 	settings sinks.Settings
 	filter   Filter
 	cursor   journal.Cursor
-	moved    func()              // called when the cursor has moved
-	ways     atomic.Pointer[way] // to the sink, as it is configured now
+	moved    func()               // called when the cursor has moved
+	ways     *atomic.Pointer[way] // to the sink, as it is configured now
 	out      outlet
 	log      *zap.Logger
 	metrics  *sinkMetrics
 	kind     string // of the sink
 	traces   *telemetry.Traces
+
+	configured sinks.Configured // as it is now; guarded by the relay's exchanging
+
+	stop  context.CancelFunc // guarded by the relay's mu; nil until it runs
+	ended chan struct{}      // closed when it does not run any more
 
 	failing atomic.Bool // the last attempt failed, and the log says so
 	open    atomic.Bool // the breaker

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"strings"
 	"testing"
 
@@ -132,8 +131,8 @@ func TestReopen(t *testing.T) {
 	b.put(t, "1")
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 1 })
 	configured := b.opts.Sinks[0]
-	configured.Open = second.open
-	if err := b.relay.Reopen(configured); err != nil {
+	configured.Open, configured.Own = second.open, "other"
+	if err := b.relay.Exchange(t.Context(), []sinks.Configured{configured}); err != nil {
 		t.Fatal(err)
 	}
 	b.put(t, "2")
@@ -141,10 +140,6 @@ func TestReopen(t *testing.T) {
 	b.stop()
 	if diff := cmp.Diff([][]string{{"1"}, {"2"}}, [][]string{first.ids(), second.ids()}); diff != "" {
 		t.Errorf("delivered (-want +got):\n%s", diff)
-	}
-	configured.Name = "nobody"
-	if err := b.relay.Reopen(configured); !errors.Is(err, ErrNoSink) {
-		t.Errorf("Reopen of a sink that is not there: %v", err)
 	}
 }
 

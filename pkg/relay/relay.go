@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -38,9 +39,13 @@ type Options struct {
 // may be called concurrently.
 type Relay struct {
 	opts    Options
-	pumps   []*Pump
 	changes broadcast
 	replays replays
+
+	exchanging sync.Mutex // held for all of an exchange
+	mu         sync.Mutex
+	pumps      []*Pump // never changed, only exchanged
+	start      func(*Pump)
 }
 
 // New opens a cursor for each sink. From then on the journal keeps what the
@@ -54,26 +59,10 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	}
 	r := &Relay{opts: opts, replays: replays{all: map[string]*replay{}}}
 	for _, out := range opts.Sinks {
-		filter, err := ParseFilter(out.Settings.Filter)
+		p, err := r.open(ctx, out, nil)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("sink %s: filter: %w", out.Name, err), r.Close())
+			return nil, errors.Join(err, r.Close())
 		}
-		start := journal.Latest
-		if out.Settings.Start == "earliest" {
-			start = journal.Earliest
-		}
-		cursor, err := opts.Journal.Reader(ctx, out.Name, start)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("sink %s: %w", out.Name, err), r.Close())
-		}
-		log := opts.Log.With(zap.String("sink", out.Name))
-		p := &Pump{
-			name: out.Name, settings: out.Settings, filter: filter, cursor: cursor, log: log,
-			kind: out.Kind, traces: opts.Traces, moved: r.changes.send, window: newWindow(out.Settings.Batch),
-			metrics: opts.Metrics.sink(out.Name, cursor, opts.Now),
-		}
-		p.ways.Store(wayOf(out))
-		p.out = outlet{ways: &p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, Dial: opts.Dial, Now: opts.Now}}
 		r.pumps = append(r.pumps, p)
 	}
 	// A journal that is in a cluster may be away, and the start must not wait for
@@ -86,49 +75,90 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	return r, nil
 }
 
+// open makes the pump of a sink, in place of another one's where that is not
+// nil and has let go of its cursor.
+func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*Pump, error) {
+	filter, err := ParseFilter(out.Settings.Filter)
+	if err != nil {
+		return nil, fmt.Errorf("sink %s: filter: %w", out.Name, err)
+	}
+	start := journal.Latest
+	if out.Settings.Start == "earliest" {
+		start = journal.Earliest
+	}
+	cursor, err := r.opts.Journal.Reader(ctx, out.Name, start)
+	if err != nil {
+		return nil, fmt.Errorf("sink %s: %w", out.Name, err)
+	}
+	log := r.opts.Log.With(zap.String("sink", out.Name))
+	p := &Pump{
+		name: out.Name, configured: out, settings: out.Settings, filter: filter, cursor: cursor, log: log,
+		kind: out.Kind, traces: r.opts.Traces, moved: r.changes.send, window: newWindow(out.Settings.Batch),
+		metrics: r.opts.Metrics.sink(out.Name, cursor, r.opts.Now), ways: &atomic.Pointer[way]{},
+	}
+	if before != nil {
+		p.ways = before.ways // replays that run go by it
+	}
+	p.ways.Store(wayOf(out))
+	p.out = outlet{ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, Dial: r.opts.Dial, Now: r.opts.Now}}
+	return p, nil
+}
+
 // Run runs all pumps until ctx is done; what is with a broker at that moment
 // may take until hard is done. When a pump fails, as it does only when the
 // journal is broken, the others end too. Replays that were running when the
-// last process ended go on.
+// last process ended go on. It is called once.
 func (r *Relay) Run(ctx, hard context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var replays sync.WaitGroup
+	var replays, pumps sync.WaitGroup
 	replays.Go(func() { r.runReplays(ctx, hard) })
-	errs := make([]error, len(r.pumps))
-	var pumps sync.WaitGroup
-	for i, p := range r.pumps {
+	var failed []error
+	r.mu.Lock()
+	r.start = func(p *Pump) {
+		running, stop := context.WithCancel(ctx)
+		p.stop, p.ended = stop, make(chan struct{})
 		pumps.Go(func() {
-			if errs[i] = p.Run(ctx, hard); errs[i] != nil {
-				cancel()
+			defer close(p.ended)
+			defer stop()
+			err := p.Run(running, hard)
+			if err == nil && running.Err() != nil {
+				return
 			}
+			cancel() // the journal is closed, or broken
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			failed = append(failed, err)
 		})
 	}
+	for _, p := range r.pumps {
+		r.start(p)
+	}
+	r.mu.Unlock()
+	<-ctx.Done()
+	r.mu.Lock()
+	r.start = nil
+	r.mu.Unlock()
 	pumps.Wait()
-	cancel()
 	replays.Wait()
 	r.replays.wait()
-	return errors.Join(errs...)
+	return errors.Join(failed...)
 }
 
 // Close closes the cursors.
 func (r *Relay) Close() error {
 	var errs []error
-	for _, p := range r.pumps {
+	for _, p := range r.now() {
 		errs = append(errs, p.cursor.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// Reopen lets a sink be opened anew, as it is configured now, before its next
-// attempt: with another password, or another key for what is redacted. Its other
-// settings stay. Its error wraps ErrNoSink.
-func (r *Relay) Reopen(s sinks.Configured) error {
-	p, err := r.pump(s.Name)
-	if err == nil {
-		p.ways.Store(wayOf(s))
-	}
-	return err
+// now is the pumps there are.
+func (r *Relay) now() []*Pump {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pumps
 }
 
 // Has returns nil if there is a sink of that name, and otherwise an error that
@@ -140,7 +170,7 @@ func (r *Relay) Has(sink string) error {
 
 // pump returns the pump of a sink.
 func (r *Relay) pump(sink string) (*Pump, error) {
-	for _, p := range r.pumps {
+	for _, p := range r.now() {
 		if p.name == sink {
 			return p, nil
 		}

@@ -204,7 +204,7 @@ func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, Filter, e
 	if err != nil {
 		return nil, nil, Filter{}, fmt.Errorf("%w: filter: %w", ErrInvalid, err)
 	}
-	out := &outlet{ways: &p.ways, timeout: p.settings.Timeout, env: p.out.env}
+	out := &outlet{ways: p.ways, timeout: p.settings.Timeout, env: p.out.env}
 	if len(spec.Keys) > 0 {
 		if r.opts.Redirect == nil {
 			return nil, nil, Filter{}, fmt.Errorf("%w: keys cannot be set otherwise", ErrInvalid)

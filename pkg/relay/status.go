@@ -32,8 +32,9 @@ type SinkStatus struct {
 
 // Status returns how each sink is doing, in the order of the configuration.
 func (r *Relay) Status() []SinkStatus {
-	all := make([]SinkStatus, len(r.pumps))
-	for i, p := range r.pumps {
+	pumps := r.now()
+	all := make([]SinkStatus, len(pumps))
+	for i, p := range pumps {
 		all[i] = p.status()
 	}
 	return all

@@ -1,0 +1,89 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/postwire/postwire/sinks"
+)
+
+// Sinks come, go and change while events pass; each event reaches each sink that
+// was there from its acceptance on exactly once, in order.
+func TestExchangeUnderWay(t *testing.T) {
+	stays, goes, comes := &broker{}, &broker{}, &broker{}
+	b := start(t, nil, stays, goes)
+	put := func(from, to int) (ids []string) {
+		for n := from; n < to; n++ {
+			b.put(t, fmt.Sprint(n))
+			ids = append(ids, fmt.Sprint(n))
+		}
+		return ids
+	}
+	first := b.opts.Sinks[0]
+	added := sinks.Configured{Name: "added", Settings: first.Settings, Open: comes.open}
+	all := put(0, 50)
+	for n := range 20 { // other settings each time: another pump at the same place
+		first.Settings.Batch = n + 1
+		if err := b.relay.Exchange(t.Context(), []sinks.Configured{first, b.opts.Sinks[1]}); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, put(50+10*n, 60+10*n)...)
+	}
+	eventually(t, "the second sink has all", func() bool { return len(goes.ids()) == len(all) })
+	if err := b.relay.Exchange(t.Context(), []sinks.Configured{added, first}); err != nil {
+		t.Fatal(err)
+	}
+	later := put(1000, 1050)
+	all = append(all, later...)
+	eventually(t, "all have theirs", func() bool { return len(stays.ids()) >= len(all) && len(comes.ids()) >= len(later) })
+	if diff := cmp.Diff([][]string{all, all[:250], later}, [][]string{stays.ids(), goes.ids(), comes.ids()}); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+	var names []string
+	for _, s := range b.relay.Status() {
+		names = append(names, s.Sink)
+	}
+	if !slices.Equal(names, []string{"added", "sink0"}) || !errors.Is(b.relay.Has("sink1"), ErrNoSink) {
+		t.Errorf("the sinks are %v", names)
+	}
+	if first.Settings.Filter = "platform ="; !errors.Is(b.relay.Exchange(t.Context(), []sinks.Configured{first}), ErrUnchanged) || len(b.relay.Status()) != 2 {
+		t.Error("a filter that is none is taken")
+	}
+	// It is where it was left.
+	if err := b.relay.Exchange(t.Context(), append(slices.Clone(b.opts.Sinks), added)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the second sink is back", func() bool { return len(goes.ids()) == len(all) })
+}
+
+// What is with the broker is heard of before another pump takes over: it is not
+// sent twice.
+func TestExchangeWaitsForTheBroker(t *testing.T) {
+	slow := &broker{hold: make(chan struct{}), entered: make(chan struct{}, 10)}
+	b := start(t, nil, slow)
+	b.put(t, "1")
+	<-slow.entered
+	done := make(chan error, 1)
+	other := b.opts.Sinks[0]
+	other.Settings.Batch = 7
+	go func() { done <- b.relay.Exchange(t.Context(), []sinks.Configured{other}) }()
+	select {
+	case err := <-done:
+		t.Errorf("it did not wait: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(slow.hold)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	b.put(t, "2")
+	eventually(t, "both are delivered", func() bool { return len(slow.ids()) == 2 })
+	if diff := cmp.Diff([]string{"1", "2"}, slow.ids()); diff != "" {
+		t.Error(diff)
+	}
+}
