@@ -1,7 +1,9 @@
 package main
 
 import (
-	"context"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -25,7 +27,24 @@ func serveCommand() *cobra.Command {
 				return err
 			}
 			log.Info("starting", zap.String("config", path), zap.String("version", app.ReadVersion().Version))
-			return run(cmd.Context(), plan, log)
+			a, err := app.New(cmd.Context(), plan, log)
+			if err != nil {
+				return err
+			}
+			hangup := make(chan os.Signal, 1)
+			signal.Notify(hangup, syscall.SIGHUP)
+			defer signal.Stop(hangup)
+			go func() {
+				for {
+					select {
+					case <-hangup:
+						_, _ = a.Reload(cmd.Context()) // it has said what is wrong
+					case <-cmd.Context().Done():
+						return
+					}
+				}
+			}()
+			return a.Run(cmd.Context())
 		},
 	}
 	configFlag(cmd, &path)
@@ -34,13 +53,4 @@ func serveCommand() *cobra.Command {
 
 func configFlag(cmd *cobra.Command, path *string) {
 	cmd.Flags().StringVarP(path, "config", "c", "postwire.yaml", "configuration file")
-}
-
-// run assembles a relay and carries until ctx is done.
-func run(ctx context.Context, plan *app.Plan, log *app.Log) error {
-	a, err := app.New(ctx, plan, log)
-	if err != nil {
-		return err
-	}
-	return a.Run(ctx)
 }

@@ -47,8 +47,10 @@ type API struct {
 	Token     func() string // that callers must show; empty asks for none
 	Version   string
 	Level     zap.AtomicLevel // of the log
-	Now       func() time.Time
-	Log       *zap.Logger
+	// Reload reads the configuration again, and returns what has changed.
+	Reload func(ctx context.Context) ([]string, error)
+	Now    func() time.Time
+	Log    *zap.Logger
 }
 
 // handler serves the API and its description.
@@ -70,6 +72,7 @@ func (a *API) handler() http.Handler {
 	a.reconciling(api)
 	a.status(api)
 	a.logLevel(api)
+	a.reload(api)
 	return a.guard(mux)
 }
 

@@ -75,6 +75,9 @@ type world struct {
 	client  *Client
 	server  *Server
 	fluent  bool // the source understands what is in quarantine
+
+	changed []string // by a reload
+	refusal error
 }
 
 func newWorld(t *testing.T, token string) *world {
@@ -94,7 +97,7 @@ func newWorld(t *testing.T, token string) *world {
 		t.Fatal(err)
 	}
 	w.server = New(Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: &API{
-		Journal: j, Relay: r, Token: func() string { return token }, Version: "test", Level: zap.NewAtomicLevel(), Now: time.Now, Log: zap.NewNop(),
+		Journal: j, Relay: r, Token: func() string { return token }, Version: "test", Level: zap.NewAtomicLevel(), Reload: func(context.Context) ([]string, error) { return w.changed, w.refusal }, Now: time.Now, Log: zap.NewNop(),
 		Understand: func(r journal.Rejected) ([]event.Event, error) {
 			if !w.fluent {
 				return nil, errors.New("no event")
@@ -456,6 +459,19 @@ func TestLogLevel(t *testing.T) {
 	}
 	if l, err := w.client.LogLevel(t.Context()); err != nil || l.Level != "debug" {
 		t.Errorf("%v, %v", l, err)
+	}
+}
+
+func TestReload(t *testing.T) {
+	w := newWorld(t, "")
+	w.changed = []string{"sink kafka"}
+	if r, err := w.client.Reload(t.Context()); err != nil || !slices.Equal(r.Changed, w.changed) {
+		t.Errorf("%v, %v", r, err)
+	}
+	w.refusal = errors.New("server.listen: has changed, and takes a restart")
+	_, err := w.client.Reload(t.Context())
+	if refused, ok := errors.AsType[*RefusedError](err); !ok || refused.Status != http.StatusUnprocessableEntity || refused.Detail != w.refusal.Error() {
+		t.Errorf("a reload that is refused: %v", err)
 	}
 }
 

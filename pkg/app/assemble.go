@@ -16,7 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
 
-	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/ingress"
@@ -40,8 +39,9 @@ type App struct {
 	ingressListener, adminListener net.Listener
 
 	plan       atomic.Pointer[Plan] // as its files are now
-	stamp      string               // of the files that have been read
-	look       chan struct{}        // asks for a look at the files
+	reloading  sync.Mutex
+	stamp      stamps        // of the files that have been read; guarded by reloading
+	look       chan struct{} // asks for a look at the files
 	metrics    *prometheus.Registry
 	reloads    *prometheus.CounterVec
 	applied    prometheus.Gauge // 1 unless the last reload was refused
@@ -60,10 +60,10 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	grace := p.Config.Server.ShutdownTimeout
 	a := &App{
 		log: log, grace: grace, delay: min(p.Config.Server.ShutdownDelay, grace/2),
-		stamp: config.Stamp(p.Config.Files()...), understand: &understanding{sources: map[string]source.Source{}},
+		stamp: stampsOf(p), understand: &understanding{sources: map[string]source.Source{}},
 		look: make(chan struct{}, 1),
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "postwire_config_reloads_total", Help: "Changes of the files that the configuration names, by whether they were taken over.",
+			Name: "postwire_config_reloads_total", Help: "Changes of the configuration or of files that it names, and requests to reload it, by whether they were taken over.",
 		}, []string{"outcome"}),
 		applied: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "postwire_config_last_reload_successful", Help: "0 while a change of the configuration is refused and the one before it is in effect, otherwise 1.",
@@ -123,23 +123,20 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	a.cleanup = append(a.cleanup, a.relay.Close)
 
 	// 2: the sources.
-	if a.secrets, err = newSecrets(p, now, log.Named("secrets")); err != nil {
+	apis, err := apisOf(p)
+	if err != nil {
 		return nil, err
 	}
+	a.secrets = newSecrets(now, log.Named("secrets"))
 	a.secrets.change = a.renew
-	routes := make([]ingress.Route, len(p.Sources))
-	for i, s := range p.Sources {
-		src, err := a.secrets.open(p, s)
-		if err != nil {
-			return nil, err
-		}
-		a.understand.set(s.Name, src)
-		routes[i] = ingress.Route{Name: s.Name, Source: src, Settings: s.Settings}
-	}
-
-	if a.gaps, err = newGaps(p, a.journal, a.understand, now, metrics, log.Named("reconcile")); err != nil {
+	a.secrets.exchange(apis)
+	routes, err := a.routes(p)
+	if err != nil {
 		return nil, err
 	}
+	a.understand.exchange(routes)
+	a.gaps = newGaps(a.journal, now, metrics, log.Named("reconcile"))
+	a.gaps.exchange(apis, a.understand)
 
 	// 1: the ingress.
 	a.ingress, err = ingress.New(ingress.Options{
@@ -159,7 +156,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		Gatherer: metrics, Log: log.Named("admin"),
 		API: &admin.API{
 			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Reconcile: a.gaps.compare,
-			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, Version: ReadVersion().Version, Level: log.level, Now: now, Log: log.Named("admin"),
+			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"),
 		},
 	})
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {
@@ -185,6 +182,22 @@ type understanding struct {
 	sources map[string]source.Source
 }
 
+// exchange lets the sources of these routes be all there are.
+func (u *understanding) exchange(routes []ingress.Route) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.sources = map[string]source.Source{}
+	for _, r := range routes {
+		u.sources[r.Name] = r.Source
+	}
+}
+
+func (u *understanding) of(name string) source.Source {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.sources[name]
+}
+
 func (u *understanding) set(name string, src source.Source) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -193,10 +206,8 @@ func (u *understanding) set(name string, src source.Source) {
 
 // again reads a request that its source could not understand when it came.
 func (u *understanding) again(r journal.Rejected) ([]event.Event, error) {
-	u.mu.Lock()
-	src, ok := u.sources[r.Source]
-	u.mu.Unlock()
-	if !ok {
+	src := u.of(r.Source)
+	if src == nil {
 		return nil, fmt.Errorf("source %q is not in the configuration", r.Source)
 	}
 	return src.Normalize(&source.Request{

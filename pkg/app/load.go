@@ -34,6 +34,7 @@ type Plan struct {
 
 	// What it was read from.
 	name string
+	file bool // that is a file's name
 	text []byte
 	env  func(string) (string, bool)
 }
@@ -45,7 +46,11 @@ func Load(path string) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Parse(path, text, os.LookupEnv)
+	p, err := Parse(path, text, os.LookupEnv)
+	if p != nil {
+		p.file = true
+	}
+	return p, err
 }
 
 // Parse reads a configuration that is not in a file; name stands for the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -14,7 +15,6 @@ import (
 
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
 	client "github.com/postwire/postwire/pkg/uploadpost"
 	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
@@ -24,7 +24,12 @@ import (
 // knows the service's API.
 type gaps struct {
 	log     *zap.Logger
+	journal journal.Journal
+	now     func() time.Time
+
+	mu      sync.Mutex
 	sources map[string]*gap
+	start   func(name string, s *gap) // sets one going; nil while run does not run
 
 	recovered, failed *prometheus.CounterVec
 	succeeded         *prometheus.GaugeVec
@@ -33,11 +38,42 @@ type gaps struct {
 type gap struct {
 	*reconcile.Reconciler
 	schedule reconcile.Schedule // an interval of 0 is by hand only
+	own      uploadpost.Config
+	stop     context.CancelFunc // nil until it runs; guarded by gaps.mu
 }
 
-func newGaps(p *Plan, j journal.Journal, u *understanding, now func() time.Time, metrics prometheus.Registerer, log *zap.Logger) (*gaps, error) {
+// apis are what a source of Upload-Post asks the service by.
+type apis struct {
+	own     uploadpost.Config
+	history *client.Client
+	secret  *client.Client // nil where the source has its secrets from elsewhere
+}
+
+// apisOf makes them for each source of a plan that knows the service.
+func apisOf(p *Plan) (map[string]*apis, error) {
+	all := map[string]*apis{}
+	for _, s := range p.Sources {
+		own, ok := s.Own.(uploadpost.Config)
+		if !ok || own.API.Key == "" {
+			continue
+		}
+		a := &apis{own: own}
+		var err1, err2 error
+		a.history, err1 = client.New(client.Options{BaseURL: own.API.URL, APIKey: own.API.Key})
+		if _, ok := fromAPI(s); ok {
+			a.secret, err2 = client.New(client.Options{BaseURL: own.API.URL, APIKey: own.API.Key, Timeout: askFor, Attempts: 1})
+		}
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, fmt.Errorf("source %s: api: %w", s.Name, err)
+		}
+		all[s.Name] = a
+	}
+	return all, nil
+}
+
+func newGaps(j journal.Journal, now func() time.Time, metrics prometheus.Registerer, log *zap.Logger) *gaps {
 	g := &gaps{
-		log: log, sources: map[string]*gap{},
+		log: log, journal: j, now: now, sources: map[string]*gap{},
 		recovered: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_reconciled_total", Help: "Events that no webhook has told of and that were found in the sender's history.",
 		}, []string{"source"}),
@@ -49,34 +85,71 @@ func newGaps(p *Plan, j journal.Journal, u *understanding, now func() time.Time,
 		}, []string{"source"}),
 	}
 	metrics.MustRegister(g.recovered, g.failed, g.succeeded)
-	for _, s := range p.Sources {
-		own, ok := s.Own.(uploadpost.Config)
-		if !ok || own.API.Key == "" {
+	return g
+}
+
+// exchange lets go of sources that are no more, and begins with those that are
+// new, or are configured otherwise.
+func (g *gaps) exchange(apis map[string]*apis, u *understanding) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for name, s := range g.sources {
+		api := apis[name]
+		if api != nil && reflect.DeepEqual(api.own, s.own) {
 			continue
 		}
-		history, err := client.New(client.Options{BaseURL: own.API.URL, APIKey: own.API.Key})
-		if err != nil {
-			return nil, fmt.Errorf("source %s: api: %w", s.Name, err)
+		if s.stop != nil {
+			s.stop()
 		}
-		g.sources[s.Name] = &gap{
-			reconcile.New(reconcile.Options{Source: s.Name, Reads: u.sources[s.Name], History: history, Journal: j, Now: now}),
-			reconcile.Schedule{Interval: own.Reconcile.Interval, Lookback: own.Reconcile.Lookback, Settle: own.Reconcile.Settle},
+		delete(g.sources, name)
+		if api == nil {
+			g.recovered.DeleteLabelValues(name)
+			g.failed.DeleteLabelValues(name)
+			g.succeeded.DeleteLabelValues(name)
 		}
-		g.recovered.WithLabelValues(s.Name)
-		g.failed.WithLabelValues(s.Name)
-		g.succeeded.WithLabelValues(s.Name)
 	}
-	return g, nil
+	for name, api := range apis {
+		if g.sources[name] != nil {
+			continue
+		}
+		r := api.own.Reconcile
+		s := &gap{
+			Reconciler: reconcile.New(reconcile.Options{Source: name, Reads: u.of(name), History: api.history, Journal: g.journal, Now: g.now}),
+			schedule:   reconcile.Schedule{Interval: r.Interval, Lookback: r.Lookback, Settle: r.Settle}, own: api.own,
+		}
+		g.sources[name] = s
+		g.recovered.WithLabelValues(name)
+		g.failed.WithLabelValues(name)
+		g.succeeded.WithLabelValues(name)
+		if g.start != nil {
+			g.start(name, s)
+		}
+	}
 }
 
 // run compares as scheduled until ctx is done.
 func (g *gaps) run(ctx context.Context) {
 	var all sync.WaitGroup
-	for name, s := range g.sources {
-		if s.schedule.Interval > 0 {
-			all.Go(func() { s.Run(ctx, s.schedule, func(r reconcile.Report, err error) { g.found(name, r, err) }) })
+	g.mu.Lock()
+	g.start = func(name string, s *gap) {
+		if s.schedule.Interval == 0 {
+			return
 		}
+		running, stop := context.WithCancel(ctx)
+		s.stop = stop
+		all.Go(func() {
+			defer stop()
+			s.Run(running, s.schedule, func(r reconcile.Report, err error) { g.found(name, r, err) })
+		})
 	}
+	for name, s := range g.sources {
+		g.start(name, s)
+	}
+	g.mu.Unlock()
+	<-ctx.Done()
+	g.mu.Lock()
+	g.start = nil
+	g.mu.Unlock()
 	all.Wait()
 }
 
@@ -101,13 +174,16 @@ func (g *gaps) found(name string, r reconcile.Report, err error) {
 
 // compare compares once, for an operator.
 func (g *gaps) compare(ctx context.Context, name string, from, to time.Time, dry bool) (reconcile.Report, error) {
-	if names := slices.Collect(maps.Keys(g.sources)); name == "" && len(names) == 1 {
+	g.mu.Lock()
+	names := slices.Collect(maps.Keys(g.sources))
+	if name == "" && len(names) == 1 {
 		name = names[0]
 	}
 	s, ok := g.sources[name]
+	g.mu.Unlock()
 	if !ok {
 		what := "there is no source that knows the sender's API: set api.key of a source of type uploadpost"
-		if len(g.sources) > 0 {
+		if len(names) > 0 {
 			what = fmt.Sprintf("source %q does not know the sender's API", name)
 		}
 		return reconcile.Report{}, fmt.Errorf("%w: %s", admin.ErrNoHistory, what)
@@ -117,19 +193,4 @@ func (g *gaps) compare(ctx context.Context, name string, from, to time.Time, dry
 		g.found(name, report, err)
 	}
 	return report, err
-}
-
-// replace takes over the key of a source's API.
-func (g *gaps) replace(s source.Configured) error {
-	own, ok := s.Own.(uploadpost.Config)
-	known := g.sources[s.Name]
-	if !ok || known == nil {
-		return nil
-	}
-	history, err := client.New(client.Options{BaseURL: own.API.URL, APIKey: own.API.Key})
-	if err != nil {
-		return errors.Join(fmt.Errorf("source %s: api", s.Name), err)
-	}
-	known.Use(history)
-	return nil
 }

@@ -5,51 +5,66 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/postwire/postwire/config"
-	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/ingress"
 )
 
 // lookEvery is how often the files are looked at: often enough for a rotation,
-// and Kubernetes takes longer to swap a mounted secret.
+// and Kubernetes takes longer to swap what it mounts.
 const lookEvery = time.Second
 
-// follow takes over what changes in the files that the configuration names by
-// ${file:…}, until ctx is done: secrets are rotated without a restart. The text
-// of the configuration stays the one of the start.
-func (a *App) follow(ctx context.Context) {
-	files := a.plan.Load().Config.Files()
-	if len(files) == 0 {
-		return
+// stamps change when files do.
+type stamps struct {
+	text  string // the configuration's own
+	named string // those that it names by ${file:…}
+}
+
+func stampsOf(p *Plan) (s stamps) {
+	if p.file {
+		s.text = config.Stamp(p.name)
 	}
+	s.named = config.Stamp(p.Config.Files()...)
+	return s
+}
+
+// follow takes over what changes in the configuration and in the files that it
+// names by ${file:…}, until ctx is done. A secret is read at once, because a
+// sender may use it already. The configuration itself is let settle first: half
+// of it, as an editor may have written it by now, may be right and mean
+// something else.
+func (a *App) follow(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
+	a.reloading.Lock()
+	last := a.stamp.text
+	a.reloading.Unlock()
 	for {
+		due := false
 		select {
 		case <-tick.C:
+			due = true
 		case <-a.look:
 		case <-ctx.Done():
 			return
 		}
-		now := config.Stamp(files...)
-		if now == a.stamp {
-			continue
+		now := stampsOf(a.plan.Load())
+		a.reloading.Lock()
+		known := a.stamp
+		a.reloading.Unlock()
+		text := due && now.text != known.text && now.text == last
+		if due {
+			last = now.text
 		}
-		a.stamp = now
-		if err := a.reload(); err != nil {
-			a.reloads.With(prometheus.Labels{"outcome": "refused"}).Inc()
-			a.applied.Set(0)
-			a.log.Error("a file that the configuration names has changed, and the configuration is not right with it; what was read before stays in effect", zap.Error(err))
-			continue
+		if text || now.named != known.named {
+			_, _ = a.reload(ctx, text) // it has said what is wrong
 		}
-		a.reloads.With(prometheus.Labels{"outcome": "applied"}).Inc()
-		a.applied.Set(1)
 	}
 }
 
@@ -92,108 +107,201 @@ func (a *App) renew(name string) {
 	}
 }
 
-// reload reads the files again and takes over what sources and sinks know of
-// them. It takes over all of it or nothing.
-func (a *App) reload() error {
-	a.renewing.Lock()
-	defer a.renewing.Unlock()
+// routes opens the sources of a plan with the secrets that are known by now.
+func (a *App) routes(p *Plan) ([]ingress.Route, error) {
+	routes := make([]ingress.Route, len(p.Sources))
+	for i, s := range p.Sources {
+		src, err := a.secrets.open(p, s)
+		if err != nil {
+			return nil, fmt.Errorf("source %s: %w", s.Name, err)
+		}
+		routes[i] = ingress.Route{Name: s.Name, Source: src, Settings: s.Settings}
+	}
+	return routes, nil
+}
+
+// Reload reads the configuration and the files that it names again, and takes
+// over what of it can change while the relay runs, all of it or nothing. It
+// returns what has changed. Its error is a config.Problems where the
+// configuration is not right, or has a change that takes a restart; what was in
+// effect goes on then.
+func (a *App) Reload(ctx context.Context) (changed []string, err error) { return a.reload(ctx, true) }
+
+func (a *App) reload(ctx context.Context, text bool) (changed []string, err error) {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
 	old := a.plan.Load()
-	next, err := old.again()
+	now := stampsOf(old) // before they are read
+	if !text {
+		now.text = a.stamp.text
+	}
+	a.stamp = now
+	next, changed, err := a.takeOver(ctx, old, text)
 	if err != nil {
-		return err
-	}
-	sources := make([]source.Source, len(next.Sources))
-	for i, s := range next.Sources {
-		if sources[i], err = a.secrets.open(next, s); err != nil {
-			return fmt.Errorf("source %s: %w", s.Name, err)
-		}
-	}
-	changed := []string{}
-	for i, s := range next.Sources {
-		if reflect.DeepEqual(s.Own, old.Sources[i].Own) {
-			continue
-		}
-		changed = append(changed, "source "+s.Name)
-		if err := a.ingress.Replace(s.Name, sources[i]); err != nil {
-			return err
-		}
-		a.understand.set(s.Name, sources[i])
-		if err := a.gaps.replace(s); err != nil {
-			return err
-		}
-	}
-	for i, s := range next.Sinks {
-		if reflect.DeepEqual(s.Own, old.Sinks[i].Own) && reflect.DeepEqual(s.Settings.Redact, old.Sinks[i].Settings.Redact) {
-			continue
-		}
-		changed = append(changed, "sink "+s.Name)
-		if err := a.relay.Reopen(s); err != nil {
-			return err
-		}
-	}
-	if next.Config.Admin.Token != old.Config.Admin.Token {
-		changed = append(changed, "admin.token")
-	}
-	a.plan.Store(next)
-	a.log.Info("files that the configuration names have changed", zap.Strings("taken_over", changed))
-	if rest := old.restarts(next); len(rest) > 0 {
-		a.log.Warn("some of what has changed takes effect at the next start only", zap.Strings("keys", rest))
-	}
-	return nil
-}
-
-// restarts names what differs between two plans and is not taken over.
-func (p *Plan) restarts(next *Plan) (keys []string) {
-	was, is := *p.Config, *next.Config
-	was.Admin.Token, is.Admin.Token = "", ""
-	for _, part := range []struct {
-		key     string
-		was, is any
-	}{
-		{"server", was.Server, is.Server},
-		{"admin", was.Admin, is.Admin},
-		{"log", was.Log, is.Log},
-		{"telemetry", was.Telemetry, is.Telemetry},
-		{"journal", was.Journal, is.Journal},
-		{"dedupe", was.Dedupe, is.Dedupe},
-		{"schemas", was.Schemas, is.Schemas},
-	} {
-		if !reflect.DeepEqual(part.was, part.is) {
-			keys = append(keys, part.key)
-		}
-	}
-	for i, s := range next.Sources {
-		if !reflect.DeepEqual(s.Settings, p.Sources[i].Settings) {
-			keys = append(keys, "source "+s.Name)
-		}
-	}
-	for i, s := range next.Sinks {
-		was := p.Sinks[i].Settings
-		was.Redact = s.Settings.Redact
-		if !reflect.DeepEqual(s.Settings, was) {
-			keys = append(keys, "sink "+s.Name)
-		}
-	}
-	return keys
-}
-
-// again is the same configuration with what its files hold now. Names and kinds
-// do not come out of files: they are told apart by place.
-func (p *Plan) again() (*Plan, error) {
-	next, err := Parse(p.name, p.text, p.env)
-	if err != nil {
+		a.reloads.With(prometheus.Labels{"outcome": "refused"}).Inc()
+		a.applied.Set(0)
+		a.log.Error("the configuration, or a file that it names, has changed, and is refused; what was read before stays in effect", zap.Error(err))
 		return nil, err
 	}
-	next.Disk, next.Clock = p.Disk, p.Clock
-	if !slices.Equal(p.names(), next.names()) {
-		return nil, errors.New("sources and sinks have other names or types now; that takes a restart")
-	}
-	return next, nil
+	a.stamp.named = config.Stamp(next.Config.Files()...)
+	a.reloads.With(prometheus.Labels{"outcome": "applied"}).Inc()
+	a.applied.Set(1)
+	a.log.Info("the configuration was read again", zap.Strings("changed", changed))
+	return changed, nil
 }
 
-func (p *Plan) names() (names []string) {
-	for _, b := range slices.Concat(p.Config.Sources, p.Config.Sinks) {
-		names = append(names, strings.Join([]string{b.Name, b.Type}, " "))
+// takeOver puts a plan into effect in place of the old one. What may fail comes
+// first, the sinks are the last of it.
+func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, changed []string, err error) {
+	if next, err = old.again(text); err != nil {
+		return nil, nil, err
 	}
-	return names
+	restart, later := old.restarts(next)
+	if len(restart) > 0 {
+		return nil, nil, restart
+	}
+	level, err := zapcore.ParseLevel(next.Config.Log.Level)
+	if err != nil {
+		return nil, nil, fmt.Errorf("log.level: %w", err)
+	}
+	apis, err := apisOf(next)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := a.routes(next); err != nil {
+		return nil, nil, err
+	}
+	changed = old.changes(next)
+	if err := a.relay.Exchange(ctx, next.Sinks); err != nil {
+		return nil, nil, err
+	}
+
+	a.renewing.Lock()
+	defer a.renewing.Unlock()
+	a.secrets.exchange(apis)
+	routes, err := a.routes(next) // once more: secrets may have become known
+	if err == nil {
+		err = a.ingress.Exchange(routes)
+	}
+	if err != nil { // it has been right a moment ago
+		return nil, nil, errors.Join(err, a.relay.Exchange(ctx, old.Sinks))
+	}
+	a.understand.exchange(routes)
+	a.gaps.exchange(apis, a.understand)
+	if next.Config.Log.Level != old.Config.Log.Level {
+		a.log.level.SetLevel(level)
+	}
+	a.plan.Store(next)
+	if len(later) > 0 {
+		a.log.Warn("some of what has changed takes effect at the next start only", zap.Strings("keys", later))
+	}
+	return next, changed, nil
+}
+
+// changes names what differs between two plans and is taken over.
+func (p *Plan) changes(next *Plan) []string {
+	changed := []string{}
+	if p.Config.Log.Level != next.Config.Log.Level {
+		changed = append(changed, "log.level")
+	}
+	if p.Config.Admin.Token != next.Config.Admin.Token {
+		changed = append(changed, "admin.token")
+	}
+	if p.Config.Schemas != next.Config.Schemas {
+		changed = append(changed, "schemas")
+	}
+	type block struct {
+		kind          string
+		settings, own any
+	}
+	was, is := map[string]block{}, map[string]block{}
+	var names []string
+	for _, s := range p.Sources {
+		was["source "+s.Name] = block{s.Kind, s.Settings, s.Own}
+		names = append(names, "source "+s.Name)
+	}
+	for _, s := range p.Sinks {
+		was["sink "+s.Name] = block{s.Kind, s.Settings, s.Own}
+		names = append(names, "sink "+s.Name)
+	}
+	for _, s := range next.Sources {
+		is["source "+s.Name] = block{s.Kind, s.Settings, s.Own}
+		names = append(names, "source "+s.Name)
+	}
+	for _, s := range next.Sinks {
+		is["sink "+s.Name] = block{s.Kind, s.Settings, s.Own}
+		names = append(names, "sink "+s.Name)
+	}
+	told := map[string]bool{}
+	for _, name := range names {
+		before, had := was[name]
+		after, has := is[name]
+		switch {
+		case told[name]:
+		case !has:
+			changed = append(changed, name+" removed")
+		case !had:
+			changed = append(changed, name+" added")
+		case !reflect.DeepEqual(before, after):
+			changed = append(changed, name)
+		}
+		told[name] = true
+	}
+	return changed
+}
+
+// restarts says what differs between two plans and cannot change while the relay
+// runs. Of secrets among it, which come out of files that are rotated, it
+// returns the keys in later: the relay goes on with those that it has.
+func (p *Plan) restarts(next *Plan) (restart config.Problems, later []string) {
+	was, is := *p.Config, *next.Config
+	was.Admin.Token, is.Admin.Token = "", ""
+	was.Log.Level, is.Log.Level = "", ""
+	was.Schemas, is.Schemas = config.Schemas{}, config.Schemas{}
+	was.Sources, is.Sources, was.Sinks, is.Sinks = nil, nil, nil, nil
+	differences("", reflect.ValueOf(was), reflect.ValueOf(is), func(key string, secret bool) {
+		if secret {
+			later = append(later, key)
+			return
+		}
+		restart = append(restart, next.Config.Problem(key, "has changed, and takes a restart", "restart the process, or set it back to what it was"))
+	})
+	return restart, later
+}
+
+// differences tells of the keys of a document, by the tags of its structs, whose
+// values differ, and whether they are secrets.
+func differences(prefix string, was, is reflect.Value, tell func(key string, secret bool)) {
+	for i := range was.NumField() {
+		field := was.Type().Field(i)
+		name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
+		if !field.IsExported() || name == "" {
+			continue
+		}
+		key := strings.TrimPrefix(prefix+"."+name, ".")
+		if field.Type.Kind() == reflect.Struct {
+			differences(key, was.Field(i), is.Field(i), tell)
+			continue
+		}
+		if !reflect.DeepEqual(was.Field(i).Interface(), is.Field(i).Interface()) {
+			secret := reflect.TypeFor[config.Secret]()
+			tell(key, field.Type == secret || field.Type.Kind() == reflect.Map && field.Type.Elem() == secret)
+		}
+	}
+}
+
+// again is the configuration as its file is now, or with the text that it had,
+// and with what the files that it names hold now.
+func (p *Plan) again(text bool) (next *Plan, err error) {
+	now := p.text
+	if p.file && text {
+		if now, err = config.Read(p.name); err != nil {
+			return nil, err
+		}
+	}
+	if next, err = Parse(p.name, now, p.env); err != nil {
+		return nil, err
+	}
+	next.Disk, next.Clock, next.file = p.Disk, p.Clock, p.file
+	return next, nil
 }

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -35,15 +34,19 @@ const (
 
 // secrets are those of sources that read theirs from the sender's API.
 type secrets struct {
-	log     *zap.Logger
-	now     func() time.Time
+	log    *zap.Logger
+	now    func() time.Time
+	change func(name string) // a source has another secret now
+
+	mu      sync.Mutex
 	sources map[string]*secret
-	change  func(name string) // a source has another secret now
+	start   func(name string, k *secret) // sets one going; nil while run does not run
 }
 
 // secret is that of one source.
 type secret struct {
-	ask chan struct{} // asks for a look
+	ask  chan struct{}      // asks for a look
+	stop context.CancelFunc // nil until it runs; guarded by secrets.mu
 
 	mu       sync.Mutex
 	api      *client.Client
@@ -55,18 +58,46 @@ type secret struct {
 	failed   bool // the last attempt
 }
 
-func newSecrets(p *Plan, now func() time.Time, log *zap.Logger) (*secrets, error) {
-	s := &secrets{log: log, now: now, sources: map[string]*secret{}}
-	for _, src := range p.Sources {
-		if own, ok := fromAPI(src); ok {
-			api, err := client.New(client.Options{BaseURL: own.API.URL, APIKey: own.API.Key, Timeout: askFor, Attempts: 1})
-			if err != nil {
-				return nil, fmt.Errorf("source %s: api: %w", src.Name, err)
+func newSecrets(now func() time.Time, log *zap.Logger) *secrets {
+	return &secrets{log: log, now: now, sources: map[string]*secret{}}
+}
+
+// exchange lets go of the secrets of sources that are no more, or do not read
+// theirs from the API any more, and sets those going that are new. Those that
+// stay keep what they know.
+func (s *secrets) exchange(apis map[string]*apis) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, k := range s.sources {
+		if api := apis[name]; api == nil || api.secret == nil {
+			if k.stop != nil {
+				k.stop()
 			}
-			s.sources[src.Name] = &secret{api: api, ask: make(chan struct{}, 1), asking: true, limiter: newAskLimiter()}
+			delete(s.sources, name)
 		}
 	}
-	return s, nil
+	for name, api := range apis {
+		switch k := s.sources[name]; {
+		case api.secret == nil:
+		case k != nil:
+			k.mu.Lock()
+			k.api = api.secret
+			k.mu.Unlock()
+		default:
+			k = &secret{api: api.secret, ask: make(chan struct{}, 1), asking: true, limiter: newAskLimiter()}
+			s.sources[name] = k
+			if s.start != nil {
+				s.start(name, k)
+			}
+		}
+	}
+}
+
+// of returns the secret of a source; nil where it has none of this kind.
+func (s *secrets) of(name string) *secret {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sources[name]
 }
 
 func newAskLimiter() *rate.Limiter { return rate.NewLimiter(rate.Every(askEvery), askBurst) }
@@ -81,7 +112,7 @@ func fromAPI(s source.Configured) (uploadpost.Config, bool) {
 // open opens a source with the secrets that are known by now.
 func (s *secrets) open(p *Plan, src source.Configured) (source.Source, error) {
 	own, ok := fromAPI(src)
-	known := s.sources[src.Name]
+	known := s.of(src.Name)
 	if !ok || known == nil {
 		return src.Open(p.sourceEnv(src))
 	}
@@ -107,7 +138,7 @@ func (k *secret) current(now time.Time) (all []config.Secret) {
 // doubt asks for a look where one is due, and returns how long it is worth
 // waiting for.
 func (s *secrets) doubt(name string) time.Duration {
-	k := s.sources[name]
+	k := s.of(name)
 	if k == nil {
 		return 0
 	}
@@ -128,29 +159,49 @@ func (s *secrets) doubt(name string) time.Duration {
 // done.
 func (s *secrets) run(ctx context.Context) {
 	var all sync.WaitGroup
-	for name, k := range s.sources {
+	s.mu.Lock()
+	s.start = func(name string, k *secret) {
+		running, stop := context.WithCancel(ctx)
+		k.stop = stop
 		all.Go(func() {
-			for {
-				var again <-chan time.Time // never, unless it failed
-				if !s.read(ctx, name, k) {
-					again = time.After(askAgain)
-				}
-				select {
-				case <-k.ask:
-				case <-again:
-				case <-ctx.Done():
-					return
-				}
-			}
+			defer stop()
+			s.keep(running, name, k)
 		})
 	}
+	for name, k := range s.sources {
+		s.start(name, k)
+	}
+	s.mu.Unlock()
+	<-ctx.Done()
+	s.mu.Lock()
+	s.start = nil
+	s.mu.Unlock()
 	all.Wait()
+}
+
+// keep reads one secret until ctx is done.
+func (s *secrets) keep(ctx context.Context, name string, k *secret) {
+	for {
+		var again <-chan time.Time // never, unless it failed
+		if !s.read(ctx, name, k) {
+			again = time.After(askAgain)
+		}
+		select {
+		case <-k.ask:
+		case <-again:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // read reads a secret, lets the source have it if it is another one, and reports
 // whether there is one.
 func (s *secrets) read(ctx context.Context, name string, k *secret) bool {
-	settings, err := k.api.Notifications(ctx)
+	k.mu.Lock()
+	api := k.api
+	k.mu.Unlock()
+	settings, err := api.Notifications(ctx)
 	if ctx.Err() != nil {
 		return true // it is over
 	}
