@@ -126,6 +126,15 @@ func TestReloadIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	second := filepath.Join(dir, "second")
+	rotate := func(secret string) {
+		t.Helper()
+		if err := os.WriteFile(second, []byte(secret), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rotate("whsec_second_of_two")
+	w.config = w.change(t, `"${SECRET}"`, `"${SECRET}", "${file:`+second+`}"`)
 	mount("..1", w.config)
 	if err := os.Symlink("..data/postwire.yaml", filepath.Join(dir, "postwire.yaml")); err != nil {
 		t.Fatal(err)
@@ -160,6 +169,12 @@ func TestReloadIsRefused(t *testing.T) {
 		if status, err := r.post(upload(0, i)); err != nil || status != "accepted" {
 			t.Fatalf("%s: %s, %v", wrong.to, status, err)
 		}
+	}
+	// A secret is rotated all the same; the file is still not right.
+	rotate("whsec_second_of_three")
+	eventually(t, "the secret is taken over", func() bool { return r.postSigned(t, "whsec_second_of_three", upload(0, 100)) < 300 })
+	if state := r.metric(t, "postwire_config_last_reload_successful"); state != "0" {
+		t.Errorf("a secret makes the configuration right: %s", state)
 	}
 	refused := r.metric(t, `postwire_config_reloads_total{outcome="refused"}`)
 	w.settled(t, r.endpoint)

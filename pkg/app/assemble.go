@@ -41,6 +41,7 @@ type App struct {
 	plan       atomic.Pointer[Plan] // as its files are now
 	reloading  sync.Mutex
 	stamp      stamps        // of the files that have been read; guarded by reloading
+	refused    bool          // the text as it is now; guarded by reloading
 	look       chan struct{} // asks for a look at the files
 	metrics    *prometheus.Registry
 	reloads    *prometheus.CounterVec

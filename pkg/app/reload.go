@@ -137,6 +137,9 @@ func (a *App) reload(ctx context.Context, text bool) (changed []string, err erro
 	}
 	a.stamp = now
 	next, changed, err := a.takeOver(ctx, old, text)
+	if text {
+		a.refused = err != nil
+	}
 	if err != nil {
 		a.reloads.With(prometheus.Labels{"outcome": "refused"}).Inc()
 		a.applied.Set(0)
@@ -145,7 +148,9 @@ func (a *App) reload(ctx context.Context, text bool) (changed []string, err erro
 	}
 	a.stamp.named = config.Stamp(next.Config.Files()...)
 	a.reloads.With(prometheus.Labels{"outcome": "applied"}).Inc()
-	a.applied.Set(1)
+	if !a.refused { // a secret may be taken over while the text is not right
+		a.applied.Set(1)
+	}
 	a.log.Info("the configuration was read again", zap.Strings("changed", changed))
 	return changed, nil
 }
