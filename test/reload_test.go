@@ -28,8 +28,20 @@ func (r *postwire) configure(t *testing.T, config string) {
 // TestReloadUnderLoad changes the configuration again and again while webhooks
 // come in: sinks and sources change, come and go. Not one webhook is refused, and
 // each event is delivered once, in order.
-func TestReloadUnderLoad(t *testing.T) {
+func TestReloadUnderLoad(t *testing.T) { reloadUnderLoad(t, newWorld(t)) }
+
+// The same where the journal is a stream: a cursor that is let go of may be given
+// to another process, and comes back.
+func TestReloadUnderLoadOnAStream(t *testing.T) {
 	w := newWorld(t)
+	before, rest, _ := strings.Cut(w.config, "journal: {")
+	_, after, _ := strings.Cut(rest, "\n")
+	w.config = fmt.Sprintf("%sjournal: {engine: jetstream, jetstream: {url: %q, replicas: 1}, min_free_bytes: 0, spill: {dir: %q}}\n%s", before, w.nats.URL(), t.TempDir(), after)
+	reloadUnderLoad(t, w)
+}
+
+func reloadUnderLoad(t *testing.T, w *world) {
+	t.Helper()
 	r := start(t, w.config)
 	l := startLoad(t, r.endpoint, 10, pick(20*time.Millisecond, 10*time.Millisecond)) // 1,000 a second in the long form
 	version := func(n int) string {
