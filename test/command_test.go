@@ -63,7 +63,7 @@ func TestCommands(t *testing.T) {
     auth: none
 sinks:`, 1))
 	write("empty.yaml", "")
-	write("jetstream.yaml", goodConfig+"journal: {engine: jetstream, jetstream: {url: nats://localhost}}\n")
+	write("jetstream.yaml", goodConfig+"journal: {engine: jetstream}\n")
 
 	write("hooks.yaml", `sources:
   - {name: orders, type: webhook, paths: [/orders, /others], event: {type: '"shop." + body.event + path', subject: query.of, id: 'headers["x-id"]'}, dedupe: [body.n], auth: {bearer: {tokens: [confidential]}}}
@@ -111,7 +111,7 @@ sinks: [{name: out, type: stdout}]
 		{name: "two sources on one path", args: []string{"config", "validate", "-c", "paths.yaml"}, code: 2, errs: []string{"paths.yaml:8:21: sources[1].paths[1]: /webhooks/upload-post is a path of source upload-post"}},
 		{name: "no such file", args: []string{"config", "validate", "-c", "none.yaml"}, code: 2, errs: []string{"none.yaml"}},
 		{name: "nothing to do", args: []string{"serve", "-c", "empty.yaml"}, code: 2, errs: []string{"sources", "sinks"}},
-		{name: "an engine to come", args: []string{"serve", "-c", "jetstream.yaml"}, code: 2, errs: []string{"journal.engine", "pebble"}},
+		{name: "a cluster without servers", args: []string{"serve", "-c", "jetstream.yaml"}, code: 2, errs: []string{"journal.jetstream.url", "is missing"}},
 		{
 			name: "print", args: []string{"config", "print", "-c", "good.yaml"},
 			out: []string{"window: 24h", "max_body_bytes", "***"}, not: "whsec_printed",
