@@ -128,24 +128,37 @@ func (b *Broker) Each(t *testing.T, topic string, f func(kafka.Message)) {
 // returns when it is there.
 func (b *Broker) CreateTopic(t *testing.T, topic string, partitions int) {
 	t.Helper()
-	client := &kafka.Client{Addr: kafka.TCP(b.Addr), Timeout: 20 * time.Second}
-	resp, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{
+	resp, err := b.client(t).CreateTopics(t.Context(), &kafka.CreateTopicsRequest{
 		Topics: []kafka.TopicConfig{{
 			Topic: topic, NumPartitions: partitions, ReplicationFactor: max(1, b.Replicas),
 			ConfigEntries: []kafka.ConfigEntry{{ConfigName: "message.timestamp.type", ConfigValue: "LogAppendTime"}},
 		}},
 	})
-	if err := errors.Join(err, resp.Errors[topic]); err != nil {
-		t.Fatal(err)
+	if err == nil {
+		err = resp.Errors[topic]
 	}
+	if err != nil {
+		t.Fatalf("creating topic %s: %v", topic, err)
+	}
+}
+
+// client has connections of its own: those that are shared by address may be to
+// the broker of another test, which is gone.
+func (b *Broker) client(t *testing.T) *kafka.Client {
+	t.Helper()
+	transport := &kafka.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &kafka.Client{Addr: kafka.TCP(b.Addr), Timeout: 20 * time.Second, Transport: transport}
 }
 
 // DeleteTopic takes a topic away with all that is in it.
 func (b *Broker) DeleteTopic(t *testing.T, topic string) {
 	t.Helper()
-	client := &kafka.Client{Addr: kafka.TCP(b.Addr), Timeout: 20 * time.Second}
-	resp, err := client.DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{topic}})
-	if err := errors.Join(err, resp.Errors[topic]); err != nil {
-		t.Fatal(err)
+	resp, err := b.client(t).DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{topic}})
+	if err == nil {
+		err = resp.Errors[topic]
+	}
+	if err != nil {
+		t.Fatalf("deleting topic %s: %v", topic, err)
 	}
 }
