@@ -136,7 +136,7 @@ func newFleet(t *testing.T) *fleet {
 		config = strings.Replace(config, "server: {", fmt.Sprintf("server: {name: relay-%d, ", i), 1)
 		f.relays = append(f.relays, start(t, config))
 	}
-	f.front = endpoint{addr: freeAddr(t)}
+	f.front = endpoint{addr: natstest.FreeAddr(t)}
 	l, err := net.Listen("tcp", f.front.addr)
 	if err != nil {
 		t.Fatal(err)

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/source/auth"
 )
 
@@ -31,23 +30,7 @@ type endpoint struct {
 
 func newEndpoint(t *testing.T) endpoint {
 	t.Helper()
-	return endpoint{addr: freeAddr(t), admin: freeAddr(t)}
-}
-
-// freeAddr returns an address that nobody listens on, and that no outgoing
-// connection gets by chance: it may be left and taken again.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000)))
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		return l.Addr().String()
-	}
-	t.Fatal("no port is free")
-	return ""
+	return endpoint{addr: natstest.FreeAddr(t), admin: natstest.FreeAddr(t)}
 }
 
 // env is the environment that configurations refer to.

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postwire/postwire/internal/natstest"
+
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -38,7 +40,7 @@ type proxy struct {
 // newProxy makes a way to a broker, in fair weather.
 func newProxy(t *testing.T, to string, kafka bool) *proxy {
 	t.Helper()
-	p := &proxy{addr: freeAddr(t), to: to, kafka: kafka, changed: make(chan struct{}), conns: map[net.Conn]bool{}}
+	p := &proxy{addr: natstest.FreeAddr(t), to: to, kafka: kafka, changed: make(chan struct{}), conns: map[net.Conn]bool{}}
 	p.set(t, weather{})
 	t.Cleanup(func() {
 		p.set(t, weather{shut: true})

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/source/uploadpost/sample"
 	"github.com/postwire/postwire/pkg/uploadpost"
 	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
@@ -288,7 +289,7 @@ func (a *account) register(t *testing.T, r *postwire) {
 	args := []string{"register", "--url", url, "--events", "upload_completed,social_account_disconnected"}
 	if a.settings != "" {
 		a.service.SetWebhook(url, config.Secret(a.secrets[0]))
-		args[2] = "http://" + freeAddr(t) + "/of-nobody"
+		args[2] = "http://" + natstest.FreeAddr(t) + "/of-nobody"
 	}
 	a.command(t, append(args, "--secret-file", "secret")...)
 	a.command(t, append(args, "--profile", "retro games")...)

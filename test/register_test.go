@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/uploadpost"
 	"github.com/postwire/postwire/pkg/uploadpost/simulator"
 )
@@ -74,7 +75,7 @@ func TestRegister(t *testing.T) {
 	if n := settings(); n.WebhookURL != url || !n.Channels["webhook"] || !n.Channels["telegram"] || strings.Join(n.WebhookEvents.Names(), " ") != "upload_completed" {
 		t.Errorf("registered: %+v", n)
 	}
-	run(1, "nothing has come to the relay", "register", "--url", "http://"+freeAddr(t)+"/x", "--test", "--test-patience", "1s", "--admin", "http://"+r.admin)
+	run(1, "nothing has come to the relay", "register", "--url", "http://"+natstest.FreeAddr(t)+"/x", "--test", "--test-patience", "1s", "--admin", "http://"+r.admin)
 	run(1, "a path where there is no source", "register", "--url", "http://"+r.addr+"/elsewhere", "--test", "--test-patience", "2s", "--admin", "http://"+r.admin)
 	run(0, "the relay has it: source upload-post, accepted", "register", "--url", url, "--secret-file", secretFile, "--test", "--admin", "http://"+r.admin)
 

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/source/auth"
 )
 
@@ -227,7 +228,7 @@ func TestNoTraces(t *testing.T) {
 // A collector that is away costs nothing but the traces.
 func TestCollectorIsAway(t *testing.T) {
 	w := newWorld(t)
-	r := start(t, w.config+fmt.Sprintf("telemetry: {traces: {endpoint: %q}}\n", "http://"+freeAddr(t)))
+	r := start(t, w.config+fmt.Sprintf("telemetry: {traces: {endpoint: %q}}\n", "http://"+natstest.FreeAddr(t)))
 	l := startLoad(t, r.endpoint, 4, 0)
 	l.more(t, 500)
 	l.stop()

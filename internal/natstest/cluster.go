@@ -59,7 +59,7 @@ func StartCluster(t testing.TB, route func(from, to int, addr string) string) []
 	dir := t.TempDir()
 	listens := make([]string, n)
 	for i := range listens {
-		listens[i] = freeAddr(t)
+		listens[i] = FreeAddr(t)
 	}
 	nodes := make([]*Node, n)
 	for i := range nodes {
@@ -73,7 +73,7 @@ func StartCluster(t testing.TB, route func(from, to int, addr string) string) []
 			}
 			routes = append(routes, "nats://"+addr)
 		}
-		node := &Node{Name: fmt.Sprintf("n%d", i), Addr: freeAddr(t), config: filepath.Join(dir, fmt.Sprintf("n%d.conf", i))}
+		node := &Node{Name: fmt.Sprintf("n%d", i), Addr: FreeAddr(t), config: filepath.Join(dir, fmt.Sprintf("n%d.conf", i))}
 		// Nobody is told of an address that goes round the routes.
 		text := fmt.Sprintf(`server_name: %s
 listen: %q
@@ -138,9 +138,9 @@ func (n *Node) signal(t testing.TB, s os.Signal) {
 	<-n.exited
 }
 
-// freeAddr returns an address that nobody listens on, and that no outgoing
+// FreeAddr returns an address that nobody listens on, and that no outgoing
 // connection gets by chance: it may be left and taken again.
-func freeAddr(t testing.TB) string {
+func FreeAddr(t testing.TB) string {
 	t.Helper()
 	for range 100 {
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000)))
