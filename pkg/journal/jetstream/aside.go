@@ -35,12 +35,17 @@ func splitDead(value []byte) (letter journal.DeadLetter, rec []byte, err error) 
 	return letter, r.B, json.Unmarshal(text, &letter)
 }
 
-func (j *Journal) decodeDead(e entry) (d journal.Dead, err error) {
-	id, err := j.names.deadID(e.subject)
-	if err != nil {
-		return d, err
+// deadOf takes the entry of a dead letter apart, and leaves the record of the
+// event as it is.
+func (j *Journal) deadOf(e entry) (id journal.DeadID, letter journal.DeadLetter, rec []byte, err error) {
+	if id, err = j.names.deadID(e.subject); err == nil {
+		letter, rec, err = splitDead(e.value)
 	}
-	letter, rec, err := splitDead(e.value)
+	return id, letter, rec, err
+}
+
+func (j *Journal) decodeDead(e entry) (d journal.Dead, err error) {
+	id, letter, rec, err := j.deadOf(e)
 	if err != nil {
 		return d, err
 	}

@@ -393,11 +393,7 @@ func (s *source) findKeys(ctx context.Context, keys []transfer.Key, wanted map[j
 // DeadLetters implements transfer.Source.
 func (s *source) DeadLetters(ctx context.Context) iter.Seq2[transfer.Dead, error] {
 	return scan(ctx, s.Journal, s.opts.Stream+".dead.", "", func(e entry) (d transfer.Dead, err error) {
-		id, err := s.names.deadID(e.subject)
-		if err != nil {
-			return d, err
-		}
-		letter, rec, err := splitDead(e.value)
+		id, letter, rec, err := s.deadOf(e)
 		if err != nil {
 			return d, err
 		}

@@ -66,13 +66,7 @@ func (j *Journal) expireAll() {
 func (j *Journal) Expire(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, max(j.opts.Every, 10*time.Second))
 	defer cancel()
-	j.mu.Lock()
-	open := make([]*cursor, 0, len(j.cursors))
-	for _, c := range j.cursors {
-		open = append(open, c)
-	}
-	j.mu.Unlock()
-	for _, c := range open {
+	for _, c := range j.openCursors() {
 		if err := c.note(ctx); err != nil {
 			return err
 		}

@@ -252,10 +252,7 @@ func (j *Journal) setUp(ctx context.Context) error {
 	if err := j.look(ctx); err != nil {
 		return err
 	}
-	j.mu.Lock()
-	cursors := slices.Collect(maps.Values(j.cursors))
-	j.mu.Unlock()
-	for _, c := range cursors {
+	for _, c := range j.openCursors() {
 		if err := c.bind(ctx); err != nil {
 			return err
 		}
@@ -265,6 +262,13 @@ func (j *Journal) setUp(ctx context.Context) error {
 	j.ready, j.refused, j.unheard = true, nil, nil
 	j.notify()
 	return nil
+}
+
+// openCursors are those that are open in this process.
+func (j *Journal) openCursors() []*cursor {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Collect(maps.Values(j.cursors))
 }
 
 // connected waits until there is a connection.
@@ -376,7 +380,6 @@ func (j *Journal) heard(err error) {
 		j.notify()
 	}
 	news := err != nil && (was == nil || refused == nil && j.refused != nil)
-	cursors := slices.Collect(maps.Values(j.cursors))
 	j.mu.Unlock()
 	switch {
 	case err == nil && was != nil:
@@ -388,7 +391,7 @@ func (j *Journal) heard(err error) {
 		j.log.Error("the journal's cluster does not take events", zap.Error(err))
 	}
 	if err == nil {
-		for _, c := range cursors {
+		for _, c := range j.openCursors() {
 			c.look(j.life)
 		}
 	}
@@ -581,9 +584,8 @@ func (j *Journal) Close() error {
 	}
 	j.closed = true
 	j.notify()
-	cursors := slices.Collect(maps.Values(j.cursors))
 	j.mu.Unlock()
-	for _, c := range cursors { // they hand over while there is a connection
+	for _, c := range j.openCursors() { // they hand over while there is a connection
 		if err := c.Close(); err != nil {
 			j.log.Warn("closing a cursor", zap.Error(err))
 		}

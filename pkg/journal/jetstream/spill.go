@@ -89,6 +89,9 @@ func (s *spill) recover(ctx context.Context) (err error) {
 			break
 		}
 		for _, r := range records {
+			if len(r.Event.Keys) == 0 {
+				return fmt.Errorf("event %d in %s has no identity key: the folder is a journal of another kind, whose events would go nowhere; set journal.spill.dir to a folder of its own, and carry that journal with 'postwire journal migrate'", r.Seq, s.j.opts.Spill.Dir)
+			}
 			s.enter(r.Event, r.Accepted)
 			next = r.Seq + 1
 		}
@@ -127,8 +130,7 @@ func (s *spill) append(ctx context.Context, events []*staged) ([]journal.Receipt
 	var r *request // on its way; nil while it must wait
 	for {
 		s.mu.Lock()
-		// Without anything to forward nobody would find out.
-		down := s.down && s.events+s.aside > 0
+		down := s.isDown()
 		first, blind, changed := s.first(events), time.Now().Before(s.blind), s.changed
 		s.mu.Unlock()
 		var done chan error
@@ -231,10 +233,15 @@ func (s *spill) turn(down bool, why string) {
 	}
 }
 
+// isDown reports whether the cluster is asked by the forwarder alone, which finds
+// out when it answers: without anything to forward nobody would. The caller holds
+// mu.
+func (s *spill) isDown() bool { return s.down && s.events+s.aside > 0 }
+
 // quarantine keeps a request in the cluster, or here.
 func (s *spill) quarantine(ctx context.Context, r journal.Rejected) (string, error) {
 	s.mu.Lock()
-	down := s.down && s.events+s.aside > 0
+	down := s.isDown()
 	s.mu.Unlock()
 	id, err := uuid.NewV7()
 	if err != nil {

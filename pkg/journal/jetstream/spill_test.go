@@ -14,6 +14,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/journaltest"
+	"github.com/postwire/postwire/pkg/journal/pebble"
 )
 
 // of makes an event of a partition key.
@@ -186,5 +187,24 @@ func TestNoSpill(t *testing.T) {
 	within(t, "the check says so", func() bool { return j.Check() == nil })
 	if _, err := Open(t.Context(), func() Options { o := options(t, "nats://127.0.0.1:1", newClock()); return o }()); err == nil {
 		t.Error("it opens without a cluster")
+	}
+}
+
+// A folder that holds the journal of another engine is no spill: its events would
+// be passed over.
+func TestSpillIsAnotherJournal(t *testing.T) {
+	dir := t.TempDir()
+	other, err := pebble.Open(pebble.Options{Dir: dir, Window: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = other.Append(t.Context(), of("k", "1"))
+	if err := errors.Join(err, other.Close()); err != nil {
+		t.Fatal(err)
+	}
+	o := options(t, natstest.Start(t).URL(), newClock())
+	o.Spill = &Spill{Dir: dir}
+	if _, err := Open(t.Context(), o); err == nil || !strings.Contains(err.Error(), "journal.spill.dir") {
+		t.Errorf("Open = %v", err)
 	}
 }

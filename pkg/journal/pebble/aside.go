@@ -87,19 +87,25 @@ func (g *group) giveUp(sink string, u journal.GivenUp) (err error) {
 	return g.batch.Set(sinkKey(givenUpSpace, journal.DeadID{Sink: sink, Seq: u.From}), value, nil)
 }
 
+// deadOf takes the entry of a dead letter apart, and leaves the record of the
+// event as it is.
+func deadOf(key, value []byte) (id journal.DeadID, letter journal.DeadLetter, rec []byte, err error) {
+	if id, err = sinkOf(key); err != nil {
+		return id, letter, nil, err
+	}
+	text, rec, err := splitDead(value)
+	if err == nil {
+		err = json.Unmarshal(text, &letter)
+	}
+	return id, letter, rec, err
+}
+
 func decodeDead(key, value []byte) (d journal.Dead, err error) {
-	id, err := sinkOf(key)
+	id, letter, rec, err := deadOf(key, value)
 	if err != nil {
 		return d, err
 	}
-	letter, rec, err := splitDead(value)
-	if err != nil {
-		return d, err
-	}
-	d.Sink = id.Sink
-	if err := json.Unmarshal(letter, &d.Letter); err != nil {
-		return d, err
-	}
+	d.Sink, d.Letter = id.Sink, letter
 	d.Record, err = record.Decode(id.Seq, rec)
 	return d, err
 }

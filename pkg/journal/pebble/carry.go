@@ -194,18 +194,11 @@ func (s *source) Keys(ctx context.Context) iter.Seq2[transfer.Key, error] {
 // DeadLetters implements transfer.Source.
 func (s *source) DeadLetters(ctx context.Context) iter.Seq2[transfer.Dead, error] {
 	return entries(ctx, s.store, []byte{deadSpace}, []byte{deadSpace}, func(key, value []byte) (d transfer.Dead, err error) {
-		id, err := sinkOf(key)
+		id, letter, rec, err := deadOf(key, value)
 		if err != nil {
 			return d, err
 		}
-		letter, rec, err := splitDead(value)
-		if err != nil {
-			return d, err
-		}
-		d.Sink = id.Sink
-		if err := json.Unmarshal(letter, &d.Letter); err != nil {
-			return d, err
-		}
+		d.Sink, d.Letter = id.Sink, letter
 		d.Event, err = transfer.Split(id.Seq, rec)
 		return d, err
 	})
