@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"encoding/json"
+	"io"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
@@ -100,13 +102,7 @@ func retryAfter(l *rate.Limiter) time.Duration {
 	return time.Duration(float64(time.Second) / float64(l.Limit()))
 }
 
-// receipt is the body of a 2xx.
-type receipt struct {
-	Status string `json:"status"`
-	ID     string `json:"id"`
-}
-
-// problem is the body of every other answer, as in RFC 9457.
+// problem is the body of every answer that is no 2xx, as in RFC 9457.
 type problem struct {
 	Type      string `json:"type"`
 	Title     string `json:"title"`
@@ -115,32 +111,25 @@ type problem struct {
 	RequestID string `json:"request_id"`
 }
 
+// write sends the answer. It is short, so that net/http adds its length.
 func (a answer) write(w http.ResponseWriter, requestID string) error {
 	t := answers[a.outcome]
 	h := w.Header()
-	if a.outcome == outcomeConsented {
+	switch a.outcome {
+	case outcomeConsented:
 		maps.Copy(h, a.header)
 		h.Set("Allow", http.MethodPost+", "+http.MethodOptions)
 		h.Set("Content-Length", "0")
 		w.WriteHeader(t.status)
 		return nil
-	}
-	if a.outcome == outcomeChallenge {
+	case outcomeChallenge:
 		// The sender's own text must not become a page of ours.
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Content-Length", strconv.Itoa(len(a.text)))
 		w.WriteHeader(t.status)
-		_, err := w.Write([]byte(a.text))
+		_, err := io.WriteString(w, a.text)
 		return err
-	}
-	var body any = receipt{string(a.outcome), a.id}
-	h.Set("Content-Type", "application/json")
-	if t.status >= 300 {
-		h.Set("Content-Type", "application/problem+json")
-		body = problem{"about:blank", http.StatusText(t.status), t.status, t.detail, requestID}
-	}
-	switch a.outcome {
 	case outcomeMethod:
 		h.Set("Allow", http.MethodPost)
 	case outcomeUnauthenticated:
@@ -153,14 +142,37 @@ func (a answer) write(w http.ResponseWriter, requestID string) error {
 	case outcomeTooLarge, outcomeTooSlow, outcomeAborted:
 		h.Set("Connection", "close") // the rest of the body is not waited for
 	}
-	b, err := json.Marshal(body)
+	var body []byte
+	var err error
+	if t.status < 300 {
+		h["Content-Type"] = typeJSON
+		body, err = a.receipt()
+	} else {
+		h["Content-Type"] = typeProblem
+		body, err = json.Marshal(problem{"about:blank", http.StatusText(t.status), t.status, t.detail, requestID})
+	}
 	if err != nil {
 		return err
 	}
-	h.Set("Content-Length", strconv.Itoa(len(b)+1))
 	w.WriteHeader(t.status)
-	_, err = w.Write(append(b, '\n'))
+	_, err = w.Write(append(body, '\n'))
 	return err
+}
+
+// Values of a header, as it holds them; they are never changed.
+var (
+	typeJSON    = []string{"application/json"}
+	typeProblem = []string{"application/problem+json"}
+)
+
+// receipt is the body of a 2xx, which is by far the most frequent answer.
+func (a answer) receipt() ([]byte, error) {
+	b := make([]byte, 0, 128)
+	b = append(b, `{"status":"`...)
+	b = append(b, a.outcome...)
+	b = append(b, `","id":`...)
+	b, err := jsontext.AppendQuote(b, a.id)
+	return append(b, '}'), err
 }
 
 // guarded turns a panic into an answer: it costs one request.

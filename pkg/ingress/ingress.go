@@ -81,6 +81,7 @@ type route struct {
 	maxBody  int64
 	limiter  *rate.Limiter
 	asked    *rate.Limiter // of those who ask whether they may send
+	metrics  *sourceMetrics
 
 	underWay *account // requests that have been verified
 	memory   *account // bytes of bodies
@@ -170,7 +171,6 @@ func (s *Server) Exchange(routes []Route) error {
 			next[path] = rt
 		}
 		used[rt.underWay], used[rt.memory] = true, true
-		s.opts.Metrics.declare(r.Name)
 	}
 	s.requests.divide(len(routes), used)
 	s.memory.divide(len(routes), used)
@@ -183,7 +183,7 @@ func (s *Server) Exchange(routes []Route) error {
 
 // route makes the way to a source, which goes on from the old one's accounts.
 func (s *Server) route(r Route, old *route) *route {
-	rt := &route{name: r.Name, settings: r.Settings, maxBody: int64(cmp.Or(r.Settings.MaxBodyBytes, s.opts.Config.MaxBodyBytes))}
+	rt := &route{name: r.Name, settings: r.Settings, maxBody: int64(cmp.Or(r.Settings.MaxBodyBytes, s.opts.Config.MaxBodyBytes)), metrics: s.opts.Metrics.of(r.Name)}
 	rt.now.Store(open(r.Source))
 	if old == nil {
 		rt.underWay, rt.memory = s.requests.account(int64(r.Settings.MaxInFlight)), s.memory.account(0)
@@ -276,7 +276,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		}
 		return s.receive(hr, rt, token, start, log)
 	})
-	s.opts.Metrics.received(name, a.outcome, s.opts.Now().Sub(start))
+	if took := s.opts.Now().Sub(start); rt != nil {
+		rt.metrics.received(a.outcome, took)
+	} else {
+		s.opts.Metrics.unrouted(a.outcome, took)
+	}
 	if err := a.write(w, id); err != nil {
 		log().Debug("the sender did not wait for the answer", zap.Error(err))
 	}
@@ -364,7 +368,7 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, came time.Ti
 	if err != nil {
 		return s.unstored(err, log)
 	}
-	s.opts.Metrics.events(rt.name, events, receipts)
+	rt.metrics.events(events, receipts)
 	if s.log.Core().Enabled(zap.DebugLevel) {
 		logEvents(log(), events, receipts)
 	}
@@ -503,6 +507,9 @@ func peerOf(hr *http.Request) netip.Addr {
 // trusted proxy, the last address in X-Forwarded-For that is none.
 func (s *Server) remote(peer netip.Addr, hr *http.Request) netip.Addr {
 	addr := peer
+	if !s.trusted(addr) {
+		return addr
+	}
 	hops := strings.Split(strings.Join(hr.Header.Values("X-Forwarded-For"), ","), ",")
 	for _, hop := range slices.Backward(hops) {
 		if !s.trusted(addr) {

@@ -77,19 +77,35 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// declare makes the series of a source exist before its first request, so
-// that a rate over them is right from the start.
-func (m *Metrics) declare(source string) {
+// sourceMetrics are the series of one source that nearly every request
+// touches, found once.
+type sourceMetrics struct {
+	all      *Metrics
+	source   string
+	accepted prometheus.Counter
+	took     prometheus.Observer // of those that were accepted
+	stored   prometheus.Counter
+	repeats  prometheus.Counter
+	timeless prometheus.Counter
+}
+
+// of makes the series of a source exist before its first request, so that a
+// rate over them is right from the start.
+func (m *Metrics) of(source string) *sourceMetrics {
 	for o := range answers {
 		if o != outcomeNotFound {
 			m.requests.WithLabelValues(source, string(o))
 		}
 	}
-	m.timeless.WithLabelValues(source)
-	m.stored.WithLabelValues(source)
-	m.repeats.WithLabelValues(source)
-	// The others are rare, and a histogram has many series.
-	m.took.WithLabelValues(source, string(outcomeAccepted))
+	return &sourceMetrics{
+		all: m, source: source,
+		accepted: m.requests.WithLabelValues(source, string(outcomeAccepted)),
+		// The others are rare, and a histogram has many series.
+		took:     m.took.WithLabelValues(source, string(outcomeAccepted)),
+		stored:   m.stored.WithLabelValues(source),
+		repeats:  m.repeats.WithLabelValues(source),
+		timeless: m.timeless.WithLabelValues(source),
+	}
 }
 
 // forget lets go of the series of a source that is no more.
@@ -102,14 +118,25 @@ func (m *Metrics) forget(source string) {
 	}
 }
 
-func (m *Metrics) received(source string, o outcome, took time.Duration) {
-	m.requests.WithLabelValues(source, string(o)).Inc()
-	m.took.WithLabelValues(source, string(o)).Observe(max(0, took.Seconds()))
+// unrouted counts a request to a path that leads nowhere.
+func (m *Metrics) unrouted(o outcome, took time.Duration) {
+	m.requests.WithLabelValues("", string(o)).Inc()
+	m.took.WithLabelValues("", string(o)).Observe(max(0, took.Seconds()))
+}
+
+func (m *sourceMetrics) received(o outcome, took time.Duration) {
+	if o == outcomeAccepted {
+		m.accepted.Inc()
+		m.took.Observe(max(0, took.Seconds()))
+		return
+	}
+	m.all.requests.WithLabelValues(m.source, string(o)).Inc()
+	m.all.took.WithLabelValues(m.source, string(o)).Observe(max(0, took.Seconds()))
 }
 
 func (m *Metrics) appended(took time.Duration) { m.latency.Observe(took.Seconds()) }
 
-func (m *Metrics) events(source string, events []event.Event, receipts []journal.Receipt) {
+func (m *sourceMetrics) events(events []event.Event, receipts []journal.Receipt) {
 	repeats := 0
 	for _, r := range receipts {
 		if r.Duplicate {
@@ -117,14 +144,14 @@ func (m *Metrics) events(source string, events []event.Event, receipts []journal
 		}
 	}
 	if repeats > 0 {
-		m.repeats.WithLabelValues(source).Add(float64(repeats))
+		m.repeats.Add(float64(repeats))
 	}
 	if repeats < len(receipts) {
-		m.stored.WithLabelValues(source).Add(float64(len(receipts) - repeats))
+		m.stored.Add(float64(len(receipts) - repeats))
 	}
 	for _, e := range events {
 		if e.CloudEvent.Time().IsZero() {
-			m.timeless.WithLabelValues(source).Inc()
+			m.timeless.Inc()
 		}
 	}
 }

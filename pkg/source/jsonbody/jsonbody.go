@@ -5,6 +5,7 @@ package jsonbody
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -47,16 +48,16 @@ func unmarshal(body []byte, v any, kind byte, name string, options ...json.Optio
 	if err := CheckDepth(body); err != nil {
 		return err
 	}
-	other := malformed(errors.New("is not " + name))
 	err := json.Unmarshal(body, v, options...)
 	if err == nil {
 		if first := bytes.TrimLeft(body, " \t\r\n"); kind != 0 && first[0] != kind { // null
-			return other
+			return malformed(errors.New("is not " + name))
 		}
 		return nil
 	}
-	if semantic, ok := errors.AsType[*json.SemanticError](err); ok && semantic.JSONPointer == "" {
-		return other
+	semantic, ok := errors.AsType[*json.SemanticError](err)
+	if _, syntactic := errors.AsType[*jsontext.SyntacticError](err); ok && semantic.JSONPointer == "" && !syntactic {
+		return malformed(errors.New("is not " + name))
 	}
 	if errors.Is(err, jsontext.ErrDuplicateName) {
 		return malformed(errors.New("has a name twice in one object"))
@@ -68,6 +69,38 @@ func unmarshal(body []byte, v any, kind byte, name string, options ...json.Optio
 		return malformed(fmt.Errorf("is not valid JSON at byte %d", syntactic.ByteOffset))
 	}
 	return malformed(errors.New("is not valid JSON"))
+}
+
+// errKind is why Members reads nothing.
+var errKind = errors.New("is not a JSON object")
+
+// Members reads an object, for what implements json.UnmarshalerFrom: it costs
+// no reflection. Behind each name it calls member, which must read the value,
+// and must not keep the name.
+func Members(d *jsontext.Decoder, member func(name []byte) error) error {
+	if d.PeekKind() != '{' {
+		return cmp.Or(d.SkipValue(), errKind)
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return err
+	}
+	for d.PeekKind() != '}' {
+		name, err := d.ReadValue()
+		if err != nil {
+			return err
+		}
+		plain := name
+		if bytes.IndexByte(name, '\\') < 0 && name.Kind() == '"' {
+			plain = name[1 : len(name)-1]
+		} else if plain, err = jsontext.AppendUnquote(nil, name); err != nil {
+			return err
+		}
+		if err := member(plain); err != nil {
+			return err
+		}
+	}
+	_, err := d.ReadToken()
+	return err
 }
 
 // Value reads a body as strictly as Object does, into map[string]any,

@@ -9,7 +9,6 @@ import (
 
 	ceevent "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/cloudevents/sdk-go/v2/types"
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -19,7 +18,6 @@ import (
 
 const (
 	typePrefix = "com.upload-post."
-	sourceBase = "https://upload-post.com"
 
 	uploadCompleted = "upload_completed"
 	success         = "success"
@@ -30,33 +28,54 @@ var accountEvents = []string{"social_account_connected", "social_account_disconn
 
 // payload holds the fields that become attributes.
 type payload struct {
-	Event       field  `json:"event"`
-	Profile     field  `json:"profile_username"`
-	Platform    field  `json:"platform"`
-	MediaType   field  `json:"media_type"`
-	AccountName field  `json:"account_name"`
-	Status      field  `json:"status"`
-	JobID       field  `json:"job_id"`
-	CreatedAt   field  `json:"created_at"`
-	Result      result `json:"result"`
-}
-
-// result is an object, or something else in its place.
-type result struct {
-	kind jsontext.Kind
-
-	Success   field `json:"success"`
-	PublishID field `json:"publish_id"`
-	PostID    field `json:"post_id"`
+	event, profile, platform, mediaType   field
+	accountName, status, jobID, createdAt field
+	result                                jsontext.Kind // an object, or something else in its place
+	success, publishID, postID            field         // of the result
 }
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (r *result) UnmarshalJSONFrom(d *jsontext.Decoder) error {
-	if r.kind = d.PeekKind(); r.kind != '{' {
+func (p *payload) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+	return jsonbody.Members(d, func(name []byte) error {
+		switch string(name) {
+		case "event":
+			return p.event.read(d)
+		case "profile_username":
+			return p.profile.read(d)
+		case "platform":
+			return p.platform.read(d)
+		case "media_type":
+			return p.mediaType.read(d)
+		case "account_name":
+			return p.accountName.read(d)
+		case "status":
+			return p.status.read(d)
+		case "job_id":
+			return p.jobID.read(d)
+		case "created_at":
+			return p.createdAt.read(d)
+		case "result":
+			return p.readResult(d)
+		}
+		return d.SkipValue()
+	})
+}
+
+func (p *payload) readResult(d *jsontext.Decoder) error {
+	if p.result = d.PeekKind(); p.result != '{' {
 		return d.SkipValue()
 	}
-	type object result // has no methods
-	return json.UnmarshalDecode(d, (*object)(r))
+	return jsonbody.Members(d, func(name []byte) error {
+		switch string(name) {
+		case "success":
+			return p.success.read(d)
+		case publishID:
+			return p.publishID.read(d)
+		case postID:
+			return p.postID.read(d)
+		}
+		return d.SkipValue()
+	})
 }
 
 // field is a value of any type: one of the wrong type is as good as absent,
@@ -67,8 +86,7 @@ type field struct {
 	text  string // a string that can be the value of an attribute
 }
 
-// UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (f *field) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+func (f *field) read(d *jsontext.Decoder) error {
 	v, err := d.ReadValue()
 	if err != nil {
 		return err
@@ -111,11 +129,12 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	ce := &ceevent.EventContextV1{
 		ID:              id,
 		Type:            typePrefix + f.event,
-		Source:          *types.ParseURIRef(sourceOf(f)),
+		Source:          sourceOf(f),
 		DataContentType: new(jsonbody.ContentType),
-		DataSchema:      types.ParseURI(s.env.Schema(typePrefix + f.event)),
-		Extensions:      map[string]any{event.RecordedTime: types.Timestamp{Time: r.Received.UTC()}},
+		DataSchema:      s.schema(f.event),
+		Extensions:      make(map[string]any, 9),
 	}
+	ce.Extensions[event.RecordedTime] = types.Timestamp{Time: r.Received.UTC()}
 	if subject := subjectOf(f); subject != "" {
 		ce.Subject = &subject
 	}
@@ -149,40 +168,40 @@ func (s *Source) read(body []byte) (facts, error) {
 		return facts{}, err
 	}
 	f := facts{
-		event:       p.Event.text,
-		platform:    p.Platform.text,
-		profile:     p.Profile.text,
-		mediaType:   p.MediaType.text,
-		accountName: p.AccountName.text,
-		jobID:       p.JobID.text,
-		publishID:   p.Result.PublishID.text,
-		postID:      p.Result.PostID.text,
-		time:        parseTime(p.CreatedAt.text, s.location),
+		event:       p.event.text,
+		platform:    p.platform.text,
+		profile:     p.profile.text,
+		mediaType:   p.mediaType.text,
+		accountName: p.accountName.text,
+		jobID:       p.jobID.text,
+		publishID:   p.publishID.text,
+		postID:      p.postID.text,
+		time:        parseTime(p.createdAt.text, s.location),
 	}
-	switch p.Result.Success.kind {
+	switch p.success.kind {
 	case 't':
 		f.outcome = success
 	case 'f':
 		f.outcome = "failure"
 	}
 	if f.event == "" {
-		return facts{}, need("/event", p.Event, "a string that is not blank")
+		return facts{}, need("/event", p.event, "a string that is not blank")
 	}
 	account := slices.Contains(accountEvents, f.event)
 	if account {
-		f.outcome = p.Status.text
+		f.outcome = p.status.text
 	}
-	if (account || f.event == uploadCompleted) && !p.Platform.isString() {
-		return facts{}, need("/platform", p.Platform, "a string")
+	if (account || f.event == uploadCompleted) && !p.platform.isString() {
+		return facts{}, need("/platform", p.platform, "a string")
 	}
-	if account && !p.Status.isString() {
-		return facts{}, need("/status", p.Status, "a string")
+	if account && !p.status.isString() {
+		return facts{}, need("/status", p.status, "a string")
 	}
 	if f.event == uploadCompleted && f.outcome == "" {
-		if p.Result.kind != '{' {
-			return facts{}, need("/result", field{kind: p.Result.kind}, "an object")
+		if p.result != '{' {
+			return facts{}, need("/result", field{kind: p.result}, "an object")
 		}
-		return facts{}, need("/result/success", p.Result.Success, "true or false")
+		return facts{}, need("/result/success", p.success, "true or false")
 	}
 	return f, nil
 }
@@ -220,11 +239,25 @@ func parseTime(s string, location *time.Location) time.Time {
 	return time.Time{}
 }
 
-func sourceOf(f facts) string {
-	if f.profile == "" {
-		return sourceBase
+// schema is the dataschema of events of a name.
+func (s *Source) schema(name string) *types.URI {
+	if known := s.schemas[name]; known != nil {
+		return known
 	}
-	return sourceBase + "/profiles/" + url.PathEscape(f.profile)
+	return types.ParseURI(s.env.Schema(typePrefix + name))
+}
+
+// sourceOf is the address of the profile.
+func sourceOf(f facts) types.URIRef {
+	const profiles = "/profiles/"
+	ref := types.URIRef{URL: url.URL{Scheme: "https", Host: "upload-post.com"}}
+	if f.profile != "" {
+		ref.Path = profiles + f.profile
+		if escaped := url.PathEscape(f.profile); escaped != f.profile {
+			ref.RawPath = profiles + escaped
+		}
+	}
+	return ref
 }
 
 func subjectOf(f facts) string {

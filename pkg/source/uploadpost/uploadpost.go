@@ -10,8 +10,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 	_ "time/tzdata" // the sender's zone must be known on a machine without a zone database
+
+	"github.com/cloudevents/sdk-go/v2/types"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/source"
@@ -100,7 +103,11 @@ func New(c Config, env source.Env) (source.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", env.Name, err)
 	}
-	return &Source{env: env, verifier: verifier, location: location}, nil
+	s := &Source{env: env, verifier: verifier, location: location, schemas: map[string]*types.URI{}}
+	for _, name := range slices.Concat(accountEvents, []string{uploadCompleted}) {
+		s.schemas[name] = s.schema(name)
+	}
+	return s, nil
 }
 
 // Source implements source.Source.
@@ -108,6 +115,7 @@ type Source struct {
 	env      source.Env
 	verifier *auth.Verifier
 	location *time.Location
+	schemas  map[string]*types.URI // of the events that are known
 }
 
 // Verify implements source.Source.
