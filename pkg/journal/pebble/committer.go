@@ -11,6 +11,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
 // Limits of one group. The first keeps a burst from making the first of it
@@ -18,9 +19,9 @@ import (
 const (
 	maxGroupRequests = 1024
 	maxGroupBytes    = 4 << 20
-	// groupsInFlight is how many groups may be applied while the one before
-	// them is synced.
-	groupsInFlight = 4
+	// groupsInFlight is how many groups may wait, applied, for the one before
+	// them to be synced. More would be smaller ones, each with its own price.
+	groupsInFlight = 1
 )
 
 // request is one change of the store, staged into the group that is being
@@ -53,6 +54,7 @@ type group struct {
 	sightings map[event.Key]sighting // made by this group
 	taken     map[string]bool        // entries removed by this group
 	lookups   *pebble.Iterator       // over those of earlier groups; nil until the first
+	appended  []sized                // for the tail
 	requests  []*request
 	size      int
 	applied   bool // the batch is the store's until its sync has been waited for
@@ -80,11 +82,11 @@ func (g *group) put(key event.Key, s sighting) error {
 
 // appendEvent stages one encoded event: eight bytes that are free for the time
 // of acceptance, then the event.
-func (g *group) appendEvent(id string, keys []event.Key, value []byte) (journal.Receipt, error) {
+func (g *group) appendEvent(e event.Event, value []byte) (journal.Receipt, error) {
 	var original sighting
 	unseen := make([]event.Key, 0, 4)
 	duplicate := false
-	for _, key := range keys {
+	for _, key := range e.Keys {
 		s, ok, err := g.find(key)
 		if err != nil {
 			return journal.Receipt{}, fmt.Errorf("looking up an identity key: %w", err)
@@ -97,11 +99,14 @@ func (g *group) appendEvent(id string, keys []event.Key, value []byte) (journal.
 		}
 	}
 	if !duplicate {
-		seq, err := g.appendRecord(value)
-		if err != nil {
+		if err := g.set(value); err != nil {
 			return journal.Receipt{}, err
 		}
-		original = sighting{first: g.now, seq: seq, id: id}
+		original = sighting{first: g.now, seq: g.last, id: e.CloudEvent.ID()}
+		if !g.st.keepKeys {
+			e.Keys = nil
+		}
+		g.appended = append(g.appended, sized{journal.Record{Seq: g.last, Accepted: g.time(), Event: e}, len(value)})
 	}
 	// A duplicate may bring a key that its original did not have. It is
 	// remembered as seen with the original: a duplicate extends nothing.
@@ -116,19 +121,29 @@ func (g *group) appendEvent(id string, keys []event.Key, value []byte) (journal.
 // appendAll stages encoded events and fills in their receipts.
 func (g *group) appendAll(events []event.Event, values [][]byte, receipts []journal.Receipt) (err error) {
 	for i, e := range events {
-		if receipts[i], err = g.appendEvent(e.CloudEvent.ID(), e.Keys, values[i]); err != nil {
+		if receipts[i], err = g.appendEvent(e, values[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// appendRecord stages a record, whose first eight bytes are free for the time
-// of acceptance.
+// appendRecord stages a record of which only the encoding is at hand.
 func (g *group) appendRecord(value []byte) (journal.Seq, error) {
+	if err := g.set(value); err != nil {
+		return 0, err
+	}
+	r, err := record.Decode(g.last, value)
+	g.appended = append(g.appended, sized{r, len(value)})
+	return g.last, err
+}
+
+// set stages a record at the next place. The first eight bytes of its encoding
+// are free for the time of acceptance.
+func (g *group) set(value []byte) error {
 	g.last++
 	binary.BigEndian.PutUint64(value, uint64(g.now))
-	return g.last, g.batch.Set(eventKey(g.last), value, nil)
+	return g.batch.Set(eventKey(g.last), value, nil)
 }
 
 // time is the moment at which the group is made.
@@ -137,7 +152,7 @@ func (g *group) time() time.Time { return time.Unix(0, g.now).UTC() }
 // commit makes groups out of requests until the store fails or stop is
 // closed, and returns why the store failed, or nil. Every request it took has
 // been answered when it returns.
-func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced func(last journal.Seq, changes int)) error {
+func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced func(*group)) error {
 	groups := make(chan *group, groupsInFlight)
 	finished := make(chan struct{})
 	go func() {
@@ -224,7 +239,7 @@ func (g *group) stage() (err error) {
 }
 
 // sync waits until the group is on stable storage, and answers its requests.
-func (g *group) sync(synced func(last journal.Seq, changes int)) {
+func (g *group) sync(synced func(*group)) {
 	if g.applied {
 		if err := g.batch.SyncWait(); err != nil {
 			g.st.guard.fail(fmt.Errorf("syncing the log: %w", err))
@@ -234,7 +249,7 @@ func (g *group) sync(synced func(last journal.Seq, changes int)) {
 	if err != nil {
 		err = fmt.Errorf("%w: %w", journal.ErrUnavailable, err)
 	} else {
-		synced(g.last, len(g.requests))
+		synced(g)
 	}
 	for _, r := range g.requests {
 		r.done <- err
@@ -247,11 +262,12 @@ func (g *group) sync(synced func(last journal.Seq, changes int)) {
 // store is one opening of the files: from Open, or from the recovery after a
 // failure, to the next failure.
 type store struct {
-	db    *pebble.DB
-	guard *guard
-	clock func() time.Time
-	users sync.WaitGroup // who read from db; added to under the journal's mu
-	lost  []Range        // known to be, in order
+	db       *pebble.DB
+	guard    *guard
+	clock    func() time.Time
+	keepKeys bool           // give records back with their identity keys
+	users    sync.WaitGroup // who read from db; added to under the journal's mu
+	lost     []Range        // known to be, in order
 
 	// The committer's own.
 	window   *window

@@ -165,11 +165,13 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 	if err != nil {
 		return nil, err
 	}
-	var records []journal.Record
-	err = c.j.read(ctx, func(st *store) (err error) {
-		records, err = st.read(c.next, through, limit)
-		return err
-	})
+	records := c.j.tail.read(c.next, through, limit)
+	if len(records) == 0 {
+		err = c.j.read(ctx, func(st *store) (err error) {
+			records, err = st.read(c.next, through, limit)
+			return err
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading from %d: %w", c.next, err)
 	}

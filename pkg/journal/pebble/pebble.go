@@ -65,6 +65,7 @@ type Journal struct {
 	ended    chan struct{}      // closed when the committer has answered all that it took
 	done     sync.WaitGroup
 
+	tail    tail
 	room    atomic.Pointer[room]
 	trimmed atomic.Uint64 // events removed before their retention
 
@@ -83,10 +84,6 @@ var _ journal.Journal = (*Journal)(nil)
 // memTables is how many memtables may be full before appends wait for one to
 // be flushed.
 const memTables = 4
-
-// syncInterval is the least time between two syncs: under load, fewer syncs of
-// more events. A lone event waits for it only right behind another.
-const syncInterval = 500 * time.Microsecond
 
 const (
 	formatFile    = "FORMAT"
@@ -311,7 +308,7 @@ func (j *Journal) open() (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening: %w", damaged(err))
 	}
-	st := &store{db: db, guard: g, clock: j.opts.Clock}
+	st := &store{db: db, guard: g, clock: j.opts.Clock, keepKeys: j.opts.KeepKeys}
 	err = st.load(j.opts.Window)
 	if err == nil && !j.opts.filling {
 		err = st.checkFinished()
@@ -348,7 +345,6 @@ func engineOptions(opts Options, fsys vfs.FS, lock *pebble.Lock) *pebble.Options
 		// a twentieth of all work.
 		L0CompactionThreshold: 8,
 		L0StopWritesThreshold: 24,
-		WALMinSyncInterval:    func() time.Duration { return syncInterval },
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) {
 				log.Warn("background work failed, it will be tried again", zap.String("error", err.Error()))
@@ -500,14 +496,15 @@ func (j *Journal) reopen() *store {
 }
 
 // synced moves the durable place behind a group of changes.
-func (j *Journal) synced(last journal.Seq, changes int) {
+func (j *Journal) synced(g *group) {
 	if j.opts.Synced != nil {
-		j.opts.Synced(changes)
+		j.opts.Synced(len(g.requests))
 	}
+	j.tail.add(g.appended)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if last > j.durable {
-		j.durable = last
+	if g.last > j.durable {
+		j.durable = g.last
 		j.notify()
 	}
 }

@@ -89,7 +89,7 @@ func Members(d *jsontext.Decoder, member func(name []byte) error) error {
 		if err != nil {
 			return err
 		}
-		plain := name
+		var plain []byte
 		if bytes.IndexByte(name, '\\') < 0 && name.Kind() == '"' {
 			plain = name[1 : len(name)-1]
 		} else if plain, err = jsontext.AppendUnquote(nil, name); err != nil {
