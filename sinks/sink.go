@@ -33,9 +33,28 @@ type Sink interface {
 	// Deliver neither keeps nor changes batch.
 	Deliver(ctx context.Context, batch []event.Event) error
 
+	// Destination says where Deliver hands an event, or would. It asks nobody
+	// and keeps nothing, and is called by the goroutine that calls Deliver.
+	Destination(e event.Event) Destination
+
 	// Close lets go of the connection. It does not flush: what Deliver has
 	// not reported is sent again by the next process.
 	Close() error
+}
+
+// Destination is where an event goes, as its broker calls it. The zero one is that
+// of a sink which has but one place, without a name.
+type Destination struct {
+	Name     string // a subject, a topic; over HTTP, the receiver
+	Template string // of the configuration, that made the name; empty where all events go to one place
+}
+
+// To is the destination of an event by a template, whose values are made safe.
+func To(t event.Template, e event.Event, safe func(string) string) Destination {
+	if t.Static() {
+		return Destination{Name: t.String()}
+	}
+	return Destination{Name: t.Expand(e, safe), Template: t.String()}
 }
 
 // Env is what a sink gets besides its configuration: what tests replace.

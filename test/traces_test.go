@@ -154,6 +154,8 @@ func TestTraces(t *testing.T) {
 				t.Errorf("another secret is answered %d", code)
 			}
 			w.settled(t, r.endpoint)
+			// Of both events.
+			r.must(t, nil, "replay", "--sink", "nats", "--from", "1h", "--subject", "events.again.x")
 			if err := r.stop(t); err != nil { // it sends what it has
 				t.Errorf("stopping: %v", err)
 			}
@@ -173,9 +175,15 @@ func TestTraces(t *testing.T) {
 			}
 			for span, want := range map[*v1.Span]map[string]string{
 				accept:   {"http.route": "/webhooks/upload-post", "postwire.outcome": "accepted", "postwire.source": "upload-post", "http.response.status_code": "202"},
-				appended: {"messaging.system": "postwire", "messaging.operation.type": "send", "messaging.message.id": id(0, 1)},
-				toNATS:   {"messaging.system": "nats", "postwire.sink": "nats", "messaging.message.id": id(0, 1), "postwire.attempt": "1"},
-				toKafka:  {"messaging.system": "kafka", "postwire.sink": "kafka"},
+				appended: {"messaging.system": "postwire", "messaging.operation.type": "send", "messaging.operation.name": "append", "messaging.destination.name": "journal", "messaging.message.id": id(0, 1)},
+				toNATS: {
+					"messaging.system": "nats", "postwire.sink": "nats", "messaging.message.id": id(0, 1), "postwire.attempt": "1",
+					"messaging.destination.name": "events.instagram.success", "messaging.destination.template": "events.{platform}.{outcome}",
+				},
+				toKafka: {
+					"messaging.system": "kafka", "postwire.sink": "kafka", "messaging.operation.type": "send", "messaging.operation.name": "send",
+					"messaging.destination.name": w.topic, "messaging.destination.template": "", "messaging.batch.message_count": "",
+				},
 			} {
 				for key, value := range want {
 					if got := attributeOf(span, key); got != value {
@@ -186,8 +194,20 @@ func TestTraces(t *testing.T) {
 			if spans := o.of(t, again); len(spans) != 2 || attributeOf(spans["POST /webhooks/upload-post"], "postwire.outcome") != "duplicate" {
 				t.Errorf("the duplicate's trace has %v", spans)
 			}
-			if len(o.spans) != 6 {
-				t.Errorf("%d spans were sent, want 6", len(o.spans))
+			if len(o.spans) != 7 {
+				t.Errorf("%d spans were sent, want 7", len(o.spans))
+			}
+			i := slices.IndexFunc(o.spans, func(s *v1.Span) bool { return attributeOf(s, "postwire.replay") != "" })
+			if i < 0 {
+				t.Fatalf("the replay has no span: %v", o.spans)
+			}
+			replayed := o.spans[i]
+			if links := replayed.GetLinks(); len(links) != 1 || hex.EncodeToString(links[0].GetTraceId()) != trace || string(links[0].GetSpanId()) != string(appended.GetSpanId()) ||
+				hex.EncodeToString(replayed.GetTraceId()) == trace || len(replayed.GetParentSpanId()) != 0 {
+				t.Errorf("the replay's span is %v", replayed)
+			}
+			if to, of := attributeOf(replayed, "messaging.destination.name"), attributeOf(replayed, "messaging.message.id"); to != "events.again.x" || of != id(0, 1) {
+				t.Errorf("the replay's span is of %s to %s", of, to)
 			}
 			if slices.ContainsFunc(o.shown, func(s string) bool { return s != "Bearer of-the-collector" }) {
 				t.Errorf("the collector was shown %q", o.shown)

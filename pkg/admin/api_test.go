@@ -51,6 +51,8 @@ func (b *broker) Deliver(_ context.Context, batch []event.Event) error {
 	return errs
 }
 
+func (*broker) Destination(event.Event) sinks.Destination { return sinks.Destination{} }
+
 func (*broker) Close() error { return nil }
 
 func (b *broker) accept(refuse func(string) error) {

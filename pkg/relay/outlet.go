@@ -77,6 +77,14 @@ func (o *outlet) attempt(ctx context.Context, records []held) (sinks.BatchError,
 	return shaped, nil
 }
 
+// destination is where the sink puts an event; nowhere while it is not open.
+func (o *outlet) destination(e event.Event) sinks.Destination {
+	if o.sink == nil {
+		return sinks.Destination{}
+	}
+	return o.sink.Destination(e)
+}
+
 // shape returns the records' events as the sink may see them, and an error for
 // each that it may not see at all.
 func (o *outlet) shape(records []held) (batch []event.Event, errs sinks.BatchError) {

@@ -199,17 +199,7 @@ func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
 			pending[i].first = now
 		}
 	}
-	ends := p.trace(ctx, pending[:n])
-	each, err := p.out.attempt(ctx, pending[:n])
-	for i, end := range ends {
-		switch {
-		case end == nil:
-		case each != nil:
-			end(each[i])
-		default:
-			end(err)
-		}
-	}
+	each, err := p.traced(ctx, &p.out, pending[:n])
 	p.metrics.attempts.Observe(max(0, p.out.env.Now().Sub(now).Seconds()))
 	v := p.out.judge(pending[:n], each, err, p.settings.Retry.MaxAge)
 	p.metrics.delivered.Add(float64(v.taken))
@@ -223,17 +213,30 @@ func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
 	return v, slices.Concat(v.again, pending[n:])
 }
 
-// trace begins the spans of an attempt, and returns what ends that of each
-// record: nil where it has none.
-func (p *Pump) trace(ctx context.Context, records []held) []func(error) {
+// traced is an attempt of an outlet, the pump's own or that of a replay, with a
+// span for each record whose trace is sent.
+func (p *Pump) traced(ctx context.Context, out *outlet, records []held) (sinks.BatchError, error) {
 	if p.traces == nil {
-		return nil
+		return out.attempt(ctx, records)
 	}
-	ends := make([]func(error), len(records))
+	ends := make([]telemetry.Delivered, len(records))
 	for i, r := range records {
-		ends[i] = p.traces.Deliver(ctx, r.Event, telemetry.Attempt{Sink: p.name, Kind: p.kind, Number: r.attempts, Batch: len(records)})
+		ends[i] = p.traces.Deliver(ctx, r.Event, telemetry.Attempt{
+			Sink: p.name, Kind: p.kind, Number: r.attempts, Batch: len(records), Replay: out.env.Replay,
+		})
 	}
-	return ends
+	each, err := out.attempt(ctx, records)
+	for i, end := range ends {
+		if end == nil {
+			continue
+		}
+		to, became := out.destination(records[i].Event), err
+		if each != nil {
+			became = each[i]
+		}
+		end(to.Name, to.Template, became)
+	}
+	return each, err
 }
 
 // breaker opens or closes the breaker.

@@ -93,6 +93,10 @@ func (b *broker) Deliver(ctx context.Context, batch []event.Event) error {
 	return nil
 }
 
+func (b *broker) Destination(e event.Event) sinks.Destination {
+	return sinks.Destination{Name: "to/" + e.CloudEvent.ID(), Template: "to/{id}"}
+}
+
 func (b *broker) Close() error { return nil }
 
 func (b *broker) ids() []string {

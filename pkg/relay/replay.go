@@ -547,7 +547,7 @@ func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p
 		for i := range pending[:n] {
 			pending[i].attempts++
 		}
-		each, err := out.attempt(hard, pending[:n])
+		each, err := p.traced(hard, out, pending[:n])
 		v := out.judge(pending[:n], each, err, 0)
 		r.opts.Metrics.replayed.WithLabelValues(p.name).Add(float64(v.taken))
 		r.replays.mu.Lock()

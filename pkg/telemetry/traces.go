@@ -41,6 +41,8 @@ const (
 	attrOutcome = attribute.Key("postwire.outcome")
 	attrSink    = attribute.Key("postwire.sink")
 	attrAttempt = attribute.Key("postwire.attempt")
+	attrBatch   = attribute.Key("postwire.batch")
+	attrReplay  = attribute.Key("postwire.replay")
 )
 
 // Traces makes spans and sends them. A nil one makes none. Its methods may be
@@ -72,9 +74,25 @@ func Open(ctx context.Context, c config.Traces, p Process, log *zap.Logger) (*Tr
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("traces cannot be sent; they are dropped", zap.Error(err)) }))
 	provider := sdktrace.NewTracerProvider(
 		sdktrace.WithBatcher(exporter), sdktrace.WithResource(about),
-		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(c.SampleRatio))),
+		sdktrace.WithSampler(sampler(c.SampleRatio)),
 	)
 	return &Traces{provider.Tracer("github.com/postwire/postwire"), provider}, nil
+}
+
+// sampler decides for a trace that begins here: that of a request by the ratio, that
+// of a replay always, for it is begun only where that of the event is sent. All
+// others are decided.
+func sampler(ratio float64) sdktrace.Sampler {
+	return sdktrace.ParentBased(roots{sdktrace.TraceIDRatioBased(ratio)})
+}
+
+type roots struct{ sdktrace.Sampler }
+
+func (r roots) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingResult {
+	if p.Kind == trace.SpanKindClient {
+		return sdktrace.AlwaysSample().ShouldSample(p)
+	}
+	return r.Sampler.ShouldSample(p)
 }
 
 func export(ctx context.Context, c config.Traces) (*otlptrace.Exporter, error) {
@@ -240,11 +258,20 @@ type Attempt struct {
 	Sink, Kind string // of the broker
 	Number     int    // of the attempt, from 1
 	Batch      int    // events that are handed over together
+	Replay     string // that it is part of; empty in live traffic
 }
 
+// Delivered ends the span of an attempt. It is given where the event went, by name and
+// by the template that made the name, as far as that is known.
+type Delivered func(name, template string, err error)
+
 // Deliver begins the span of an attempt, in the trace of its event, and returns
-// what ends it; nil where the trace is not sent.
-func (t *Traces) Deliver(ctx context.Context, e event.Event, a Attempt) func(error) {
+// what ends it; nil where the trace is not sent. A replay may come days later,
+// when that trace is closed: its spans are linked to it, and begin their own.
+//
+// A span is of one message, even where the broker is handed many at once. So the
+// count is ours: by convention messaging.batch.message_count is for spans of many.
+func (t *Traces) Deliver(ctx context.Context, e event.Event, a Attempt) Delivered {
 	if t == nil {
 		return nil
 	}
@@ -252,12 +279,26 @@ func (t *Traces) Deliver(ctx context.Context, e event.Event, a Attempt) func(err
 	if !made.IsSampled() {
 		return nil
 	}
-	_, span := t.tracer.Start(trace.ContextWithRemoteSpanContext(ctx, made), "send "+a.Sink,
+	opts := []trace.SpanStartOption{
 		trace.WithSpanKind(trace.SpanKindClient),
 		trace.WithAttributes(semconv.MessagingSystemKey.String(a.Kind), semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("send"),
-			semconv.MessagingMessageID(e.CloudEvent.ID()), semconv.MessagingBatchMessageCount(a.Batch),
-			attrSink.String(a.Sink), attrAttempt.Int(a.Number)))
-	return func(err error) { end(span, err, "delivery") }
+			semconv.MessagingMessageID(e.CloudEvent.ID()), attrSink.String(a.Sink), attrAttempt.Int(a.Number), attrBatch.Int(a.Batch)),
+	}
+	if a.Replay == "" {
+		ctx = trace.ContextWithRemoteSpanContext(ctx, made)
+	} else {
+		opts = append(opts, trace.WithNewRoot(), trace.WithLinks(trace.Link{SpanContext: made}), trace.WithAttributes(attrReplay.String(a.Replay)))
+	}
+	_, span := t.tracer.Start(ctx, "send "+a.Sink, opts...)
+	return func(name, template string, err error) {
+		if name != "" {
+			span.SetAttributes(semconv.MessagingDestinationName(name))
+		}
+		if template != "" {
+			span.SetAttributes(semconv.MessagingDestinationTemplate(template))
+		}
+		end(span, err, "delivery")
+	}
 }
 
 // end ends a span. What an error says stands in the log.

@@ -3,12 +3,18 @@ package telemetry
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/goleak"
 
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -27,7 +33,7 @@ const (
 func recorded(t *testing.T) (*Traces, *tracetest.SpanRecorder) {
 	t.Helper()
 	spans := tracetest.NewSpanRecorder()
-	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.NeverSample())))
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans), sdktrace.WithSampler(sampler(0)))
 	return &Traces{provider.Tracer("test"), provider}, spans
 }
 
@@ -93,6 +99,55 @@ func TestEventsAreMarked(t *testing.T) {
 	}
 	if end := traces.Deliver(t.Context(), fresh, Attempt{}); end != nil {
 		t.Error("an event without a trace gets a span")
+	}
+}
+
+// An attempt is part of its event's trace. One of a replay is a trace of its own,
+// linked to that one, and is sent where that one is, whatever the ratio.
+func TestAttempts(t *testing.T) {
+	traces, spans := recorded(t)
+	e, unsent := journaltest.Event("1"), journaltest.Event("2")
+	e.CloudEvent.SetExtension(event.TraceParent, named)
+	unsent.CloudEvent.SetExtension(event.TraceParent, named[:len(named)-1]+"0")
+	traces.Deliver(t.Context(), e, Attempt{Sink: "n", Kind: "nats", Number: 2, Batch: 3})("events.a", "events.{platform}", nil)
+	traces.Deliver(t.Context(), e, Attempt{Sink: "n", Kind: "nats", Number: 1, Batch: 1, Replay: "again"})("events.b", "", errors.New("no"))
+	for _, replay := range []string{"", "again"} {
+		if traces.Deliver(t.Context(), unsent, Attempt{Replay: replay}) != nil {
+			t.Errorf("replay %q: what is not sent gets a span", replay)
+		}
+	}
+	ended := spans.Ended()
+	if len(ended) != 2 {
+		t.Fatalf("there are %d spans", len(ended))
+	}
+	live, replayed := ended[0], ended[1]
+	if live.SpanContext().TraceID().String() != trace1 || live.Parent().SpanID().String() != named[36:52] || len(live.Links()) != 0 {
+		t.Errorf("an attempt is part of %v, below %v", live.SpanContext().TraceID(), live.Parent().SpanID())
+	}
+	if replayed.SpanContext().TraceID().String() == trace1 || replayed.Parent().IsValid() || len(replayed.Links()) != 1 ||
+		replayed.Links()[0].SpanContext.TraceID().String() != trace1 || replayed.Links()[0].SpanContext.SpanID().String() != named[36:52] {
+		t.Errorf("one of a replay is part of %v, below %v, linked to %v", replayed.SpanContext().TraceID(), replayed.Parent(), replayed.Links())
+	}
+	common := map[attribute.Key]string{
+		"messaging.system": "nats", "messaging.operation.type": "send", "messaging.operation.name": "send", "messaging.message.id": "1", "postwire.sink": "n",
+	}
+	for span, own := range map[sdktrace.ReadOnlySpan]map[attribute.Key]string{
+		live: {
+			"messaging.destination.name": "events.a", "messaging.destination.template": "events.{platform}", "postwire.attempt": "2", "postwire.batch": "3",
+		},
+		replayed: {"messaging.destination.name": "events.b", "postwire.attempt": "1", "postwire.batch": "1", "postwire.replay": "again", "error.type": "delivery"},
+	} {
+		maps.Copy(own, common)
+		got := map[attribute.Key]string{}
+		for _, a := range span.Attributes() {
+			got[a.Key] = a.Value.String()
+		}
+		if diff := cmp.Diff(own, got); diff != "" || span.SpanKind() != trace.SpanKindClient {
+			t.Errorf("a span of kind %v (- want, + got):\n%s", span.SpanKind(), diff)
+		}
+	}
+	if live.Status().Code == codes.Error || replayed.Status().Code != codes.Error {
+		t.Errorf("they ended with %v and %v", live.Status(), replayed.Status())
 	}
 }
 

@@ -35,6 +35,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // request is what a receiver got.
 type request struct {
+	at     string // scheme and host
 	path   string
 	proto  string
 	header nethttp.Header
@@ -108,7 +109,11 @@ func (r *receiver) ServeHTTP(w nethttp.ResponseWriter, h *nethttp.Request) {
 	if err != nil {
 		return // it did not come whole
 	}
-	got := request{h.URL.RequestURI(), h.Proto, h.Header.Clone(), body}
+	scheme := "http://"
+	if h.TLS != nil {
+		scheme = "https://"
+	}
+	got := request{scheme + h.Host, h.URL.RequestURI(), h.Proto, h.Header.Clone(), body}
 	r.mu.Lock()
 	r.asked = append(r.asked, got)
 	r.mu.Unlock()
@@ -218,7 +223,7 @@ func messages(t *testing.T, all []request) []sinktest.Message {
 			t.Fatalf("by the specification there are %d events, the SDK's receiver sees %d", len(strict), len(sdk))
 		}
 		for i := range strict {
-			m := sinktest.Message{Seen: map[string]sinktest.Seen{"specification": strict[i], "SDK": sdk[i]}}
+			m := sinktest.Message{At: r.at, Seen: map[string]sinktest.Seen{"specification": strict[i], "SDK": sdk[i]}}
 			if i == 0 {
 				m.Wire = wire(r)
 			}

@@ -152,6 +152,12 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	return sinks.Outcome(d.errs)
 }
 
+// Destination implements sinks.Sink: the receiver, without the path and the query of
+// its URL, which may hold a secret.
+func (s *Sink) Destination(event.Event) sinks.Destination {
+	return sinks.Destination{Name: s.receiver}
+}
+
 // lanes sorts the events of a batch into lanes, by their indexes. What is in
 // different lanes may go at once.
 func (s *Sink) lanes(batch []event.Event) [][]int {

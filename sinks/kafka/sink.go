@@ -196,6 +196,9 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	return sinks.Outcome(d.errs)
 }
 
+// Destination implements sinks.Sink.
+func (s *Sink) Destination(e event.Event) sinks.Destination { return sinks.To(s.topic, e, safeTopic) }
+
 // delivery is one call of Deliver.
 type delivery struct {
 	sink    *Sink

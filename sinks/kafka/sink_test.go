@@ -157,7 +157,7 @@ func (b *broker) messages(t *testing.T, topic string) (all []sinktest.Message) {
 		if err != nil {
 			t.Fatalf("the SDK's receiver: %v", err)
 		}
-		all = append(all, sinktest.Message{Wire: wire(m), Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sdk}})
+		all = append(all, sinktest.Message{Wire: wire(m), At: m.Topic, Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sdk}})
 	}
 	return all
 }

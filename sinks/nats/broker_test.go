@@ -45,7 +45,7 @@ func messages(t testing.TB, all []*nats.Msg) []sinktest.Message {
 		if err != nil {
 			t.Fatalf("the SDK's receiver: %v", err)
 		}
-		read[i] = sinktest.Message{Wire: wire(m), Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sdk}}
+		read[i] = sinktest.Message{Wire: wire(m), At: m.Subject, Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sdk}}
 	}
 	return read
 }

@@ -151,6 +151,11 @@ func (s *Sink) Close() error {
 	return nil
 }
 
+// Destination implements sinks.Sink.
+func (s *Sink) Destination(e event.Event) sinks.Destination {
+	return sinks.To(s.subject, e, safeToken)
+}
+
 // delivery is one call of Deliver.
 type delivery struct {
 	*session

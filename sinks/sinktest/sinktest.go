@@ -62,6 +62,9 @@ type Broker struct {
 type Message struct {
 	// Wire is all that is on the wire, as text for the golden files.
 	Wire string
+	// At is the subject, topic or receiver that it came to; empty where the
+	// broker has no such thing.
+	At string
 	// Seen is what each reader made of it, by the reader's name.
 	Seen map[string]Seen
 }
@@ -74,6 +77,7 @@ func Run(t *testing.T, h Harness) {
 	}{
 		{"events arrive in order and whole", arrive},
 		{"the wire form is as agreed", wireForm},
+		{"an event arrives at its destination", destination},
 		{"an event that is too large is refused alone", tooLarge},
 		{"deliver neither keeps nor changes the batch", unchanged},
 		{"deliver returns when its context ends", contextEnds},
@@ -256,6 +260,23 @@ func arrive(t *testing.T, h Harness) {
 			t.Errorf("there are %d messages of %d events", len(got), len(events))
 		}
 	})
+}
+
+func destination(t *testing.T, h Harness) {
+	b := h.Start(t)
+	s, events := open(t, b, h.Modes[0]), Events(3, 1)
+	want := s.Destination(events[0])
+	deliver(limited(t), t, s, events[:1], 1)
+	messages := b.Read(t)
+	if len(messages) != 1 || messages[0].At != want.Name {
+		t.Fatalf("of one event there are %d messages, the first at %q; its destination is %+v", len(messages), messages[0].At, want)
+	}
+	if other := s.Destination(events[1]); (other.Template != want.Template) || want.Template == "" && other != want {
+		t.Errorf("another event goes to %+v, this one to %+v", other, want)
+	}
+	if again := s.Destination(events[0]); again != want {
+		t.Errorf("asked again, the destination is %+v, and was %+v", again, want)
+	}
 }
 
 // check reads the broker and holds what it has against the events: each is

@@ -114,6 +114,9 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	}
 }
 
+// Destination implements sinks.Sink: there is one output.
+func (*Sink) Destination(event.Event) sinks.Destination { return sinks.Destination{} }
+
 var errClosed = errors.New("the sink is closed")
 
 // write writes the lines that there are, and stops at the first failure, so

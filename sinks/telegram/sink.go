@@ -76,6 +76,9 @@ func (s *Sink) Close() error {
 	return nil
 }
 
+// Destination implements sinks.Sink: there is one chat.
+func (*Sink) Destination(event.Event) sinks.Destination { return sinks.Destination{} }
+
 // message is the body of sendMessage.
 type message struct {
 	ChatID   string `json:"chat_id"`
