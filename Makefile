@@ -6,9 +6,9 @@ GOVULNCHECK_VERSION = v1.9.0
 FUZZTIME ?= 100000x
 BENCHTIME ?= 3s
 
-.PHONY: help test race lint fuzz generate chart bench kafka e2e faults vuln build image tools golangci
+.PHONY: help test race lint fuzz generate chart bench kafka e2e faults vuln build image image-test tools golangci
 help: ## list the words
-	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 build: ## the binary, static, in ./postwire
 	CGO_ENABLED=0 go build -trimpath -o postwire ./cmd/postwire
@@ -57,6 +57,10 @@ faults: ## everything that may break, broken, at length; figures into docs/relia
 
 image: ## the container image
 	docker build -t postwire:dev --build-arg VERSION=$$(git describe --tags --always --dirty) .
+
+image-test: ## the image built with buildah from what is committed, judged and run; as root
+	deploy/image-build .tools/image
+	POSTWIRE_TEST_IMAGE=$(CURDIR)/.tools/image go test -count=1 -v -run '^TestImage$$' ./test
 
 tools: .tools/golangci-lint
 .tools/golangci-lint:
