@@ -306,3 +306,44 @@ func TestReadme(t *testing.T) {
 		t.Errorf("(- ci/pebble-values.yaml, + README):\n%s", diff)
 	}
 }
+
+// Where traces are sent, the policy lets the collector be reached, at its port and
+// nowhere else; where they are not, or no policy is asked for, nothing is opened.
+func TestCollectorIsReached(t *testing.T) {
+	egress := func(traces, policy map[string]any) []networkingv1.NetworkPolicyEgressRule {
+		t.Helper()
+		values := map[string]any{"networkPolicy": policy, "config": map[string]any{"telemetry": map[string]any{"traces": traces}}}
+		policies := only[*networkingv1.NetworkPolicy](objects(t, mustRender(t, "postwire", values)))
+		if len(policies) != 1 {
+			t.Fatalf("there are %d policies", len(policies))
+		}
+		return policies[0].Spec.Egress[1:] // behind that of DNS
+	}
+	for endpoint, want := range map[string]int{
+		"http://otel-collector.monitoring:4318": 4318, "https://[2001:db8::1]:14318/v1/traces": 14318,
+		"http://otel-collector.monitoring": 80, "https://otel-collector.monitoring/otlp": 443, "http://${COLLECTOR}:4318": 0,
+	} {
+		rules := egress(map[string]any{"endpoint": endpoint}, map[string]any{"enabled": true})
+		if len(rules) != 1 || len(rules[0].To) != 1 || rules[0].To[0].NamespaceSelector.MatchLabels["kubernetes.io/metadata.name"] != "monitoring" {
+			t.Errorf("%s: the rules are %+v", endpoint, rules)
+			continue
+		}
+		switch ports := rules[0].Ports; {
+		case want == 0 && len(ports) == 0:
+		case len(ports) != 1 || ports[0].Port.IntValue() != want || *ports[0].Protocol != corev1.ProtocolTCP:
+			t.Errorf("%s: the ports are %+v, want %d", endpoint, ports, want)
+		}
+	}
+	if rules := egress(map[string]any{"endpoint": "http://c", "protocol": "grpc"}, map[string]any{"enabled": true}); len(rules) != 1 || rules[0].Ports[0].Port.IntValue() != 443 {
+		t.Errorf("over gRPC without a port: %+v", rules)
+	}
+	for what, rules := range map[string][]networkingv1.NetworkPolicyEgressRule{
+		"without traces":     egress(nil, map[string]any{"enabled": true}),
+		"without an address": egress(map[string]any{"endpoint": ""}, map[string]any{"enabled": true}),
+		"to nobody":          egress(map[string]any{"endpoint": "http://c:4318"}, map[string]any{"enabled": true, "collector": []any{}}),
+	} {
+		if len(rules) != 0 {
+			t.Errorf("%s: the rules are %+v", what, rules)
+		}
+	}
+}

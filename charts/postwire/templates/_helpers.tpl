@@ -47,6 +47,22 @@
 {{- end }}
 {{- end }}
 
+{{/* The port of the collector of traces: 80 or 443 where its URL has none. Of an expression nobody knows: empty. */}}
+{{- define "postwire.collectorPort" -}}
+{{- $endpoint := .Values.config.telemetry.traces.endpoint }}
+{{- $protocol := dig "protocol" "http" .Values.config.telemetry.traces }}
+{{- if not (contains "${" (print $endpoint $protocol)) }}
+{{- $url := urlParse $endpoint }}
+{{- if regexMatch ":[0-9]+$" $url.host }}
+{{- regexFind "[0-9]+$" $url.host }}
+{{- else if and (eq $url.scheme "http") (eq $protocol "http") }}
+{{- 80 }}
+{{- else }}
+{{- 443 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Labels. What selects must never change: it is fixed in a workload for its life. */}}
 {{- define "postwire.selector" -}}
 app.kubernetes.io/name: {{ include "postwire.name" . }}
