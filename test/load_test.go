@@ -27,13 +27,16 @@ func id(profile, number int) string {
 // load is webhooks that come in while something breaks. Each profile waits for
 // an answer before it sends its next; what was not answered with 2xx is gone.
 type load struct {
-	every time.Duration // between two of a profile; 0 is as fast as answers come
-	body  func(profile, number int) []byte
-	base  int  // of the profiles' numbers
-	twins bool // each is posted twice at the same moment; one of the two may be a duplicate
+	every  time.Duration // between two of a profile; 0 is as fast as answers come
+	body   func(profile, number int) []byte
+	base   int  // of the profiles' numbers
+	steady bool // what was missed is made up for, so that the rate holds as long as the relay and the machine bear it
+	twins  bool // each is posted twice at the same moment; one of the two may be a duplicate
 
 	end     context.CancelFunc
 	senders sync.WaitGroup
+
+	began, ended time.Time
 
 	mu     sync.Mutex
 	epoch  int // odd while answers do not count
@@ -55,7 +58,7 @@ func startLoad(t *testing.T, r endpoint, profiles int, every time.Duration, chan
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	now := time.Now()
-	l := &load{every: every, body: upload, end: cancel, last: now, acked: map[string]bool{}}
+	l := &load{every: every, body: upload, end: cancel, began: now, last: now, acked: map[string]bool{}}
 	for _, f := range change {
 		f(l)
 	}
@@ -98,7 +101,7 @@ func (l *load) send(ctx context.Context, t *testing.T, r endpoint, profile int) 
 		}
 		if pause > 0 {
 			time.Sleep(pause)
-		} else {
+		} else if !l.steady {
 			due = now // what was missed is not made up for
 		}
 	}
@@ -122,7 +125,11 @@ func (l *load) post(r endpoint, body []byte) (string, error) {
 func (l *load) stop() {
 	l.end()
 	l.senders.Wait()
+	l.ended = time.Now()
 }
+
+// reached is how many webhooks a second were taken, from the start to the stop.
+func (l *load) reached() float64 { return float64(l.acks()) / l.ended.Sub(l.began).Seconds() }
 
 // flip begins or ends a time in which answers do not count: those of a machine
 // that has lost its power, as far as the world is concerned.

@@ -43,7 +43,8 @@ func TestReloadUnderLoadOnAStream(t *testing.T) {
 func reloadUnderLoad(t *testing.T, w *world) {
 	t.Helper()
 	r := start(t, w.config)
-	l := startLoad(t, r.endpoint, 10, pick(20*time.Millisecond, 10*time.Millisecond)) // 1,000 a second in the long form
+	const profiles, wanted = 50, 1000 // a second
+	l := startLoad(t, r.endpoint, profiles, profiles*time.Second/wanted, func(l *load) { l.steady = true })
 	version := func(n int) string {
 		config := strings.NewReplacer(
 			"paths: [/webhooks/upload-post]", fmt.Sprintf("paths: [/webhooks/upload-post, /webhooks/%d]", n),
@@ -60,7 +61,7 @@ func reloadUnderLoad(t *testing.T, w *world) {
 	}
 	reloads := pick(9, 100)
 	for n := range reloads {
-		l.more(t, pick(20, 100))
+		l.more(t, pick(50, 500))
 		r.configure(t, version(n))
 		switch n % 3 {
 		case 0:
@@ -97,7 +98,7 @@ func reloadUnderLoad(t *testing.T, w *world) {
 	}
 	l.more(t, 100)
 	l.stop()
-	t.Logf("%d reloads, %d webhooks", reloads, l.posted)
+	t.Logf("%d reloads, %d webhooks at %.0f a second, where %d were to come", reloads, l.posted, l.reached(), wanted)
 	if l.posted != l.acks() {
 		t.Errorf("of %d webhooks, %d were taken", l.posted, l.acks())
 	}
