@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -43,12 +42,7 @@ func write(b *testing.B, writers, n int, do func(context.Context, int64) error, 
 	}
 	all.Wait()
 	took := time.Since(start)
-	sorted := slices.Concat(times...)
-	slices.Sort(sorted)
-	if len(sorted) == 0 {
-		b.Fatal("nothing was measured")
-	}
-	return load{float64(len(sorted)) / took.Seconds(), sorted[len(sorted)/2], sorted[len(sorted)*99/100]}
+	return summarize(b, times, took)
 }
 
 // keyed is an event of about 700 bytes with some identity keys.
@@ -133,19 +127,19 @@ func BenchmarkClusterAppend(b *testing.B) {
 					write(b, writers, 2000, do, &next)
 					const turns = 3
 					var ratios []float64
-					var own, bare []load
+					var own, plain []load
 					b.ResetTimer()
 					for range turns {
 						n := max(b.N/turns, 40*writers)
-						bare = append(bare, write(b, writers, n, raw, &next))
+						plain = append(plain, write(b, writers, n, raw, &next))
 						own = append(own, write(b, writers, n, do, &next))
-						ratios = append(ratios, own[len(own)-1].perSecond/bare[len(bare)-1].perSecond)
+						ratios = append(ratios, own[len(own)-1].perSecond/plain[len(plain)-1].perSecond)
 					}
 					b.StopTimer()
 					slices.Sort(ratios)
 					b.ReportMetric(ratios[len(ratios)/2], "ratio")
 					report(b, "appends", middle(own))
-					report(b, "raw", middle(bare))
+					report(b, "raw", middle(plain))
 					b.ReportMetric(0, "ns/op") // of no meaning here
 				})
 			}
@@ -158,37 +152,32 @@ func BenchmarkClusterAppend(b *testing.B) {
 func BenchmarkClusterAccept(b *testing.B) {
 	urls, _ := cluster(b)
 	dir := b.TempDir()
-	binary := filepath.Join(dir, "postwire")
-	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/postwire").CombinedOutput(); err != nil {
-		b.Fatalf("building: %v\n%s", err, out)
-	}
 	var next atomic.Int64
 	for _, relays := range []int{1, 3} {
 		b.Run(fmt.Sprintf("relays=%d", relays), func(b *testing.B) {
 			var posts []string
 			for i := range relays {
-				addr := freeAddr(b)
+				addr, admin := natstest.FreeAddr(b), natstest.FreeAddr(b)
 				config := filepath.Join(dir, fmt.Sprintf("%d-%d.yaml", relays, i))
 				text := fmt.Sprintf(`
 server: {name: relay-%d, listen: %q}
-admin: {listen: "127.0.0.1:0"}
+admin: {listen: %q}
 log: {level: error}
 journal: {engine: jetstream, jetstream: {url: %q, stream: accept-%d}, spill: {dir: %q}}
 sources: [{name: upload-post, type: uploadpost, paths: [/webhooks/upload-post], auth: none}]
 sinks: [{name: none, type: stdout, filter: "platform = 'nowhere'"}]
-`, i, addr, urls, relays, filepath.Join(dir, fmt.Sprintf("spill-%d-%d", relays, i)))
+`, i, addr, admin, urls, relays, filepath.Join(dir, fmt.Sprintf("spill-%d-%d", relays, i)))
 				if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 					b.Fatal(err)
 				}
-				server(b, addr, exec.Command(binary, "serve", "-c", config))
-				posts = append(posts, "http://"+addr+"/webhooks/upload-post")
+				posts = append(posts, spawn(b, wholeway, addr, admin, config).url)
 			}
 			const connections = 64
 			each := func(n int) load {
 				loads := make([]load, relays)
 				var all sync.WaitGroup
 				for i, url := range posts {
-					all.Go(func() { loads[i] = run(b, url, connections/relays, n/relays, &next) })
+					all.Go(func() { loads[i] = closed(b, url, connections/relays, n/relays, &next) })
 				}
 				all.Wait()
 				var sum load

@@ -25,7 +25,7 @@ func TestBacklog(t *testing.T) {
 		if rate > 0 {
 			perSecond = fmt.Sprintf("%.0f", rate)
 		}
-		results.add(t, tableBacklog, fmt.Sprintf("| %s | %d MiB | %s | %s |", what, r.rss(t)>>20, perSecond, remark))
+		results.Add(t, tableBacklog, fmt.Sprintf("| %s | %d MiB | %s | %s |", what, r.rss(t)>>20, perSecond, remark))
 	}
 	row("0", 0, "")
 	var alone float64

@@ -338,7 +338,7 @@ func TestCluster(t *testing.T) {
 					t.Errorf("%s is stored %d times", id, n)
 				}
 			}
-			results.add(t, tableCluster, fmt.Sprintf("| %s | %d | %d | %d | %d / %d | %s | %s | %s / %s |", fault.name, l.posted, len(l.acked), atNATS.lost+atKafka.lost,
+			results.Add(t, tableCluster, fmt.Sprintf("| %s | %d | %d | %d | %d / %d | %s | %s | %s / %s |", fault.name, l.posted, len(l.acked), atNATS.lost+atKafka.lost,
 				repeated[0], repeated[1], ms(wait), ms(quantile(l.between(time.Time{}, time.Now()), 0.99)), ms(way(nats, base)), ms(way(kafka, base))))
 		})
 	}

@@ -144,7 +144,7 @@ func survive(t *testing.T, storm storm, at string) (changes []change) {
 	} else {
 		row += " | |"
 	}
-	results.add(t, tableWeather, row)
+	results.Add(t, tableWeather, row)
 	return changes
 }
 

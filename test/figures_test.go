@@ -1,24 +1,14 @@
 package test
 
 import (
-	"bytes"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
-	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/postwire/postwire/internal/figures"
 )
-
-// book collects figures for the page.
-type book struct {
-	mu     sync.Mutex
-	tables map[string][]string // rows, by table
-}
-
-var results = book{tables: map[string][]string{}}
 
 // The tables there are, and their heads.
 const (
@@ -28,40 +18,12 @@ const (
 	tableCluster = "cluster"
 )
 
-var heads = map[string]string{
+var results = figures.NewBook(map[string]string{
 	tableLoss:    "| fault | posted | acknowledged | on NATS | on Kafka | lost | sent twice, NATS / Kafka | longest time without an acknowledgement | longest way, NATS / Kafka |\n|---|---|---|---|---|---|---|---|---|",
 	tableWeather: "| fault | ingress p99, before → during | other sink p50 | other sink p99 |\n|---|---|---|---|",
 	tableCluster: "| fault | posted, each twice | acknowledged | lost | sent twice, NATS / Kafka | longest wait of a post | p99 | longest way, NATS / Kafka |\n|---|---|---|---|---|---|---|---|",
 	tableBacklog: "| backlog | RSS | accepted a second | |\n|---|---|---|---|",
-}
-
-func (b *book) add(t *testing.T, table, row string) {
-	t.Helper()
-	t.Log(row)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.tables[table] = append(b.tables[table], row)
-}
-
-// write puts the tables between their marks in the page at path.
-func (b *book) write(path string) error {
-	page, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	for name, rows := range b.tables {
-		begin, end := fmt.Appendf(nil, "<!-- figures: %s -->\n", name), []byte("<!-- end -->")
-		before, rest, ok := bytes.Cut(page, begin)
-		_, after, ok2 := bytes.Cut(rest, end)
-		if !ok || !ok2 {
-			return fmt.Errorf("%s has no place for the figures of %s", path, name)
-		}
-		text := fmt.Sprintf("%s on %s/%s, %d cores, %s\n\n%s\n%s\n", time.Now().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH,
-			runtime.NumCPU(), kafkaInUse(), heads[name], strings.Join(rows, "\n"))
-		page = bytes.Join([][]byte{before, begin, []byte(text), end, after}, nil)
-	}
-	return os.WriteFile(path, page, 0o644)
-}
+})
 
 func kafkaInUse() string {
 	if os.Getenv("POSTWIRE_TEST_KAFKA") != "" {
@@ -89,7 +51,7 @@ func (w *world) settle(t *testing.T, r endpoint, l *load, fault string, earlier 
 // note notes the figures of a fault.
 func (l *load) note(t *testing.T, fault string, nats, kafka tally) {
 	t.Helper()
-	results.add(t, tableLoss, fmt.Sprintf("| %s | %d | %d | %d | %d | %d | %d / %d | %s | %s / %s |", fault, l.posted, len(l.acked),
+	results.Add(t, tableLoss, fmt.Sprintf("| %s | %d | %d | %d | %d | %d | %d / %d | %s | %s / %s |", fault, l.posted, len(l.acked),
 		nats.delivered, kafka.delivered, nats.lost+kafka.lost, nats.repeated, kafka.repeated, ms(l.stall), ms(nats.way), ms(kafka.way)))
 }
 

@@ -44,7 +44,7 @@ func run(m *testing.M) int {
 	}
 	code := m.Run()
 	if code == 0 && *table != "" {
-		if err := results.write(*table); err != nil {
+		if err := results.Write(*table, kafkaInUse()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

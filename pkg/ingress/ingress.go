@@ -32,10 +32,6 @@ import (
 	"github.com/postwire/postwire/pkg/telemetry"
 )
 
-// appendTimeout is how long storing may take: senders wait ten seconds, and an
-// answer they still hear is better than silence.
-const appendTimeout = 8 * time.Second
-
 // Route leads requests to one source.
 type Route struct {
 	Name     string
@@ -70,6 +66,7 @@ type Server struct {
 	routes           atomic.Pointer[map[string]*route] // by path; never changed, only exchanged
 	exchanging       sync.Mutex
 	requests, memory *budget
+	deadlines        deadlines
 }
 
 // route is where a path leads.
@@ -351,8 +348,7 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, came time.Ti
 		return refuse(outcomeOverloaded)
 	}
 	defer rt.underWay.give(1)
-	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
-	defer cancel()
+	ctx = s.deadlines.bound(ctx)
 	events, err := src.Normalize(req)
 	if challenge, ok := errors.AsType[*source.ChallengeError](err); ok {
 		return answer{outcome: outcomeChallenge, text: challenge.Answer}

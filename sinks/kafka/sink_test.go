@@ -193,7 +193,7 @@ func TestConformance(t *testing.T) {
 				Read:   func(t *testing.T) []sinktest.Message { return b.messages(t, name) },
 			}
 			if b.Fake != nil { // a real one is not ours to stop
-				under.Away, under.Back = b.Stop, b.Restart
+				under.Away, under.Back = func(t *testing.T) { b.Stop(t) }, func(t *testing.T) { b.Restart(t) }
 			}
 			return under
 		},

@@ -83,7 +83,7 @@ func openSource(opts Options) (s *source, err error) {
 	if err != nil {
 		return nil, damaged(err)
 	}
-	s.store = &store{db: db, guard: newGuard(opts.FS), clock: opts.Clock}
+	s.store = &store{db: db, guard: newGuard(opts.FS), clock: opts.Clock, sightings: map[event.Key]sighting{}}
 	if err := errors.Join(s.store.load(opts.Window), s.store.checkFinished()); err != nil {
 		return nil, err
 	}

@@ -55,6 +55,7 @@ type group struct {
 	taken     map[string]bool        // entries removed by this group
 	lookups   *pebble.Iterator       // over those of earlier groups; nil until the first
 	appended  []sized                // for the tail
+	key       []byte                 // scratch
 	requests  []*request
 	size      int
 	applied   bool // the batch is the store's until its sync has been waited for
@@ -143,7 +144,8 @@ func (g *group) appendRecord(value []byte) (journal.Seq, error) {
 func (g *group) set(value []byte) error {
 	g.last++
 	binary.BigEndian.PutUint64(value, uint64(g.now))
-	return g.batch.Set(eventKey(g.last), value, nil)
+	g.key = appendEventKey(g.key[:0], g.last)
+	return g.batch.Set(g.key, value, nil)
 }
 
 // time is the moment at which the group is made.
@@ -185,10 +187,11 @@ func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced f
 // gather makes a group of the first request and of all that wait behind it.
 // There is no timer: while one group is synced, the next one collects.
 func (st *store) gather(first *request, requests <-chan *request) *group {
+	clear(st.sightings)
 	g := &group{
 		st: st, batch: st.db.NewBatch(), last: st.last,
 		now:       max(st.clock().UnixNano(), st.accepted),
-		sightings: map[event.Key]sighting{},
+		sightings: st.sightings,
 	}
 	for r := first; ; {
 		g.requests = append(g.requests, r)
@@ -273,4 +276,6 @@ type store struct {
 	window   *window
 	last     journal.Seq // newest event applied
 	accepted int64       // when it was accepted, nanoseconds since 1970
+
+	sightings map[event.Key]sighting // of the group that is being made
 }

@@ -33,8 +33,10 @@ const (
 	quarantineSpace = 'q'
 )
 
-func eventKey(s journal.Seq) []byte {
-	return binary.BigEndian.AppendUint64([]byte{eventSpace}, uint64(s))
+func eventKey(s journal.Seq) []byte { return appendEventKey(nil, s) }
+
+func appendEventKey(b []byte, s journal.Seq) []byte {
+	return binary.BigEndian.AppendUint64(append(b, eventSpace), uint64(s))
 }
 
 func seqOf(key []byte) journal.Seq {

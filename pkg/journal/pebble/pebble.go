@@ -308,7 +308,7 @@ func (j *Journal) open() (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening: %w", damaged(err))
 	}
-	st := &store{db: db, guard: g, clock: j.opts.Clock, keepKeys: j.opts.KeepKeys}
+	st := &store{db: db, guard: g, clock: j.opts.Clock, keepKeys: j.opts.KeepKeys, sightings: map[event.Key]sighting{}}
 	err = st.load(j.opts.Window)
 	if err == nil && !j.opts.filling {
 		err = st.checkFinished()
@@ -584,10 +584,14 @@ func (j *Journal) Check() error {
 	return nil
 }
 
+// spare are requests that nobody uses.
+var spare = sync.Pool{New: func() any { return &request{done: make(chan error, 1)} }}
+
 // do hands a change to the committer and waits for its outcome. A change that
 // was handed over is made even if ctx ends.
 func (j *Journal) do(ctx context.Context, size int, stage func(*group) error) error {
-	r := &request{size: size, stage: stage, done: make(chan error, 1)}
+	r := spare.Get().(*request)
+	r.size, r.stage = size, stage
 	select {
 	case j.requests <- r:
 	case <-ctx.Done():
@@ -597,6 +601,8 @@ func (j *Journal) do(ctx context.Context, size int, stage func(*group) error) er
 	}
 	select {
 	case err := <-r.done:
+		r.stage = nil
+		spare.Put(r) // only here is it nobody else's any more
 		return err
 	case <-ctx.Done():
 		return ctx.Err()

@@ -49,33 +49,38 @@ func AppendEvent(b []byte, e event.Event) ([]byte, error) {
 	}
 	start := len(b) + 4
 	b = append(b, 0, 0, 0, 0)
-	var stamp string
-	if t := ce.GetTime(); !t.IsZero() {
-		stamp = t.UTC().Format(time.RFC3339Nano)
-	}
-	for _, s := range []string{
-		ce.GetID(), ce.GetSource(), ce.GetType(), ce.GetSubject(), ce.GetDataContentType(), ce.GetDataSchema(), stamp,
-	} {
+	for _, s := range [...]string{ce.GetID(), ce.GetSource(), ce.GetType(), ce.GetSubject(), ce.GetDataContentType(), ce.GetDataSchema()} {
 		b = AppendString(b, s)
+	}
+	if t := ce.GetTime(); t.IsZero() {
+		b = AppendString(b, "")
+	} else {
+		b = appendTime(b, t)
 	}
 	b = binary.AppendUvarint(b, uint64(len(ce.Extensions)))
 	for name, value := range ce.Extensions {
-		kind, text, err := encodeExtension(value)
-		if err != nil {
+		var err error
+		if b, err = appendExtension(b, name, value); err != nil {
 			return nil, fmt.Errorf("extension %s: %w", name, err)
 		}
-		b = AppendString(AppendString(append(b, kind), name), text)
 	}
 	binary.BigEndian.PutUint32(b[start-4:], uint32(len(b)-start))
 	return append(b, e.CloudEvent.DataEncoded...), nil
 }
 
 // encodeExtension returns the value's CloudEvents type and canonical string.
-func encodeExtension(value any) (kind byte, text string, err error) {
+func appendExtension(b []byte, name string, value any) ([]byte, error) {
+	switch v := value.(type) { // as nearly all are
+	case string:
+		return AppendString(AppendString(append(b, 's'), name), v), nil
+	case types.Timestamp:
+		return appendTime(AppendString(append(b, 't'), name), v.Time), nil
+	}
 	v, err := types.Validate(value)
 	if err != nil {
-		return 0, "", err
+		return nil, err
 	}
+	var kind byte
 	switch v.(type) {
 	case string:
 		kind = 's'
@@ -92,10 +97,20 @@ func encodeExtension(value any) (kind byte, text string, err error) {
 	case types.Timestamp:
 		kind = 't'
 	default:
-		return 0, "", fmt.Errorf("%T is not a CloudEvents type", v)
+		return nil, fmt.Errorf("%T is not a CloudEvents type", v)
 	}
-	text, err = types.Format(v)
-	return kind, text, err
+	text, err := types.Format(v)
+	if err != nil {
+		return nil, err
+	}
+	return AppendString(AppendString(append(b, kind), name), text), nil
+}
+
+// appendTime appends a time as RFC 3339 has it, in UTC, as AppendString would.
+func appendTime(b []byte, t time.Time) []byte {
+	var text [len(time.RFC3339Nano)]byte
+	short := t.UTC().AppendFormat(text[:0], time.RFC3339Nano)
+	return append(binary.AppendUvarint(b, uint64(len(short))), short...)
 }
 
 func decodeExtension(kind byte, text string) (any, error) {

@@ -33,6 +33,7 @@ func identify(name string, f facts, body []byte) (id string, keys []event.Key, e
 	key := func(kind, value string) event.Key {
 		return event.NewKey(name, kind, f.event, f.platform, value, f.outcome)
 	}
+	keys = make([]event.Key, 0, 2)
 	if f.publishID != "" {
 		keys = append(keys, key(publishID, f.publishID))
 	}

@@ -100,9 +100,26 @@ func (f *field) read(d *jsontext.Decoder) error {
 	if err != nil {
 		return err
 	}
-	f.text, f.empty = jsonbody.Text(string(text)), len(text) == 0
+	f.empty = len(text) == 0
+	if known, ok := usual[string(text)]; ok {
+		f.text = known // without a copy
+	} else {
+		f.text = jsonbody.Text(string(text))
+	}
 	return nil
 }
+
+// usual is what nearly every webhook says in some field.
+var usual = func() map[string]string {
+	m := map[string]string{}
+	for _, text := range []string{
+		uploadCompleted, "instagram", "tiktok", "youtube", "facebook", "linkedin", "x", "threads", "pinterest", "reddit", "bluesky",
+		"video", "photo", "text",
+	} {
+		m[text] = text
+	}
+	return m
+}()
 
 // isString reports whether f is a string that is empty or may become an
 // attribute.
@@ -126,22 +143,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	ce := &ceevent.EventContextV1{
-		ID:              id,
-		Type:            typePrefix + f.event,
-		Source:          sourceOf(f),
-		DataContentType: new(jsonbody.ContentType),
-		DataSchema:      s.schema(f.event),
-		Extensions:      make(map[string]any, 9),
-	}
-	ce.Extensions[event.RecordedTime] = types.Timestamp{Time: r.Received.UTC()}
-	if subject := subjectOf(f); subject != "" {
-		ce.Subject = &subject
-	}
-	if !f.time.IsZero() {
-		ce.Time = &types.Timestamp{Time: f.time}
-	}
-	for _, attribute := range [...]struct{ name, value string }{
+	extensions := [...]struct{ name, value string }{
 		{event.Platform, f.platform},
 		{event.MediaType, f.mediaType},
 		{event.Profile, f.profile},
@@ -150,10 +152,33 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 		{event.PartitionKey, f.profile},
 		{event.CorrelationID, f.jobID},
 		{event.DeliveryID, jsonbody.Usable(r.Header.Get(DeliveryHeader))},
-	} {
-		if attribute.value != "" {
-			ce.Extensions[attribute.name] = attribute.value
+	}
+	count := 1
+	for _, e := range extensions {
+		if e.value != "" {
+			count++
 		}
+	}
+	kind := s.kindOf(f.event)
+	ce := &ceevent.EventContextV1{
+		ID:              id,
+		Type:            kind.name,
+		Source:          sourceOf(f),
+		DataContentType: &s.contentType,
+		DataSchema:      kind.schema,
+		Extensions:      make(map[string]any, count),
+	}
+	for _, e := range extensions {
+		if e.value != "" {
+			ce.Extensions[e.name] = e.value
+		}
+	}
+	ce.Extensions[event.RecordedTime] = types.Timestamp{Time: r.Received.UTC()}
+	if subject := subjectOf(f); subject != "" {
+		ce.Subject = &subject
+	}
+	if !f.time.IsZero() {
+		ce.Time = &types.Timestamp{Time: f.time}
 	}
 	return []event.Event{{
 		CloudEvent: ceevent.Event{Context: ce, DataEncoded: r.Body},
@@ -239,12 +264,17 @@ func parseTime(s string, location *time.Location) time.Time {
 	return time.Time{}
 }
 
-// schema is the dataschema of events of a name.
-func (s *Source) schema(name string) *types.URI {
-	if known := s.schemas[name]; known != nil {
+// kind is what the events of a name have in common.
+type kind struct {
+	name   string // CloudEvents type
+	schema *types.URI
+}
+
+func (s *Source) kindOf(name string) kind {
+	if known, ok := s.kinds[name]; ok {
 		return known
 	}
-	return types.ParseURI(s.env.Schema(typePrefix + name))
+	return kind{TypeOf(name), types.ParseURI(s.env.Schema(TypeOf(name)))}
 }
 
 // sourceOf is the address of the profile.

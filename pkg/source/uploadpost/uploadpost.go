@@ -14,11 +14,10 @@ import (
 	"time"
 	_ "time/tzdata" // the sender's zone must be known on a machine without a zone database
 
-	"github.com/cloudevents/sdk-go/v2/types"
-
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
+	"github.com/postwire/postwire/pkg/source/jsonbody"
 	client "github.com/postwire/postwire/pkg/uploadpost"
 )
 
@@ -103,9 +102,9 @@ func New(c Config, env source.Env) (source.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", env.Name, err)
 	}
-	s := &Source{env: env, verifier: verifier, location: location, schemas: map[string]*types.URI{}}
+	s := &Source{env: env, verifier: verifier, location: location, contentType: jsonbody.ContentType, kinds: map[string]kind{}}
 	for _, name := range slices.Concat(accountEvents, []string{uploadCompleted}) {
-		s.schemas[name] = s.schema(name)
+		s.kinds[name] = s.kindOf(name)
 	}
 	return s, nil
 }
@@ -115,7 +114,10 @@ type Source struct {
 	env      source.Env
 	verifier *auth.Verifier
 	location *time.Location
-	schemas  map[string]*types.URI // of the events that are known
+
+	// What all events share; never changed.
+	contentType string
+	kinds       map[string]kind // of the events that are known, by name
 }
 
 // Verify implements source.Source.

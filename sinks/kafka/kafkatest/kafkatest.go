@@ -27,7 +27,7 @@ type Broker struct {
 
 // Start starts a broker for one test, or takes the real one, unless opts ask for
 // what only one in this process can do.
-func Start(t *testing.T, opts ...kfake.Opt) *Broker {
+func Start(t testing.TB, opts ...kfake.Opt) *Broker {
 	t.Helper()
 	if addr := os.Getenv("POSTWIRE_TEST_KAFKA"); addr != "" && len(opts) == 0 {
 		return &Broker{Addr: addr}
@@ -37,7 +37,7 @@ func Start(t *testing.T, opts ...kfake.Opt) *Broker {
 
 // StartFake is for what only a broker in this process can be made to do. It
 // comes back at its address, with its records, after a stop.
-func StartFake(t *testing.T, opts ...kfake.Opt) *Broker {
+func StartFake(t testing.TB, opts ...kfake.Opt) *Broker {
 	t.Helper()
 	b := &Broker{opts: append([]kfake.Opt{
 		kfake.NumBrokers(1), kfake.DataDir(t.TempDir()), kfake.BrokerConfigs(map[string]string{"message.max.bytes": "1048588"}),
@@ -48,7 +48,7 @@ func StartFake(t *testing.T, opts ...kfake.Opt) *Broker {
 }
 
 // Restart brings a broker in this process back after Stop.
-func (b *Broker) Restart(t *testing.T) {
+func (b *Broker) Restart(t testing.TB) {
 	t.Helper()
 	opts := b.opts
 	if b.Addr != "" {
@@ -70,17 +70,17 @@ func (b *Broker) Restart(t *testing.T) {
 }
 
 // Stop takes a broker in this process away.
-func (b *Broker) Stop(*testing.T) { b.Fake.Close() }
+func (b *Broker) Stop(testing.TB) { b.Fake.Close() }
 
 // Messages reads what is in a topic, partition by partition.
-func (b *Broker) Messages(t *testing.T, topic string) (all []kafka.Message) {
+func (b *Broker) Messages(t testing.TB, topic string) (all []kafka.Message) {
 	t.Helper()
 	b.Each(t, topic, func(m kafka.Message) { all = append(all, m) })
 	return all
 }
 
 // Each calls f for each record of a topic, partition by partition.
-func (b *Broker) Each(t *testing.T, topic string, f func(kafka.Message)) {
+func (b *Broker) Each(t testing.TB, topic string, f func(kafka.Message)) {
 	t.Helper()
 	conn, err := kafka.Dial("tcp", b.Addr)
 	if err != nil {
@@ -126,7 +126,7 @@ func (b *Broker) Each(t *testing.T, topic string, f func(kafka.Message)) {
 
 // CreateTopic makes a topic whose records tell when the broker stored them, and
 // returns when it is there.
-func (b *Broker) CreateTopic(t *testing.T, topic string, partitions int) {
+func (b *Broker) CreateTopic(t testing.TB, topic string, partitions int) {
 	t.Helper()
 	resp, err := b.client(t).CreateTopics(t.Context(), &kafka.CreateTopicsRequest{
 		Topics: []kafka.TopicConfig{{
@@ -144,7 +144,7 @@ func (b *Broker) CreateTopic(t *testing.T, topic string, partitions int) {
 
 // client has connections of its own: those that are shared by address may be to
 // the broker of another test, which is gone.
-func (b *Broker) client(t *testing.T) *kafka.Client {
+func (b *Broker) client(t testing.TB) *kafka.Client {
 	t.Helper()
 	transport := &kafka.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
@@ -152,7 +152,7 @@ func (b *Broker) client(t *testing.T) *kafka.Client {
 }
 
 // DeleteTopic takes a topic away with all that is in it.
-func (b *Broker) DeleteTopic(t *testing.T, topic string) {
+func (b *Broker) DeleteTopic(t testing.TB, topic string) {
 	t.Helper()
 	resp, err := b.client(t).DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{topic}})
 	if err == nil {
