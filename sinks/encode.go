@@ -1,17 +1,12 @@
 package sinks
 
 import (
-	"bytes"
-	"cmp"
-	"context"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
-	"github.com/cloudevents/sdk-go/v2/binding"
 	"github.com/cloudevents/sdk-go/v2/binding/format"
-	"github.com/cloudevents/sdk-go/v2/binding/spec"
+	ceevent "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/cloudevents/sdk-go/v2/types"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -46,75 +41,55 @@ type Attribute struct{ Name, Value string }
 // a reader tells structured mode from binary.
 const eventFormats = "application/cloudevents"
 
-// Encode writes e in the given content mode, through the SDK's bindings. Data
-// that is an event itself goes in structured mode always: in binary mode readers
-// would take it for the event.
-func Encode(ctx context.Context, e event.Event, mode string) (Message, error) {
-	ctx = binding.WithForceBinary(ctx)
-	if mode == Structured || strings.HasPrefix(strings.ToLower(e.CloudEvent.DataContentType()), eventFormats) {
-		ctx = binding.WithForceStructured(ctx)
+// Encode writes e, which is a CloudEvents 1.0 event, in the given content mode.
+// Data that is an event itself goes in structured mode always: in binary mode
+// readers would take it for the event.
+func Encode(e event.Event, mode string) (Message, error) {
+	ce, ok := e.CloudEvent.Context.(*ceevent.EventContextV1)
+	if !ok {
+		return Message{}, fmt.Errorf("encoding %s: it is not a CloudEvents 1.0 event", e.CloudEvent.ID())
 	}
-	w := &writer{}
-	if _, err := binding.Write(ctx, (*binding.EventMessage)(&e.CloudEvent), w, w); err != nil {
+	if mode == Structured || strings.HasPrefix(strings.ToLower(ce.GetDataContentType()), eventFormats) {
+		body, err := format.JSON.Marshal(&e.CloudEvent)
+		if err != nil {
+			return Message{}, fmt.Errorf("encoding %s: %w", e.CloudEvent.ID(), err)
+		}
+		return Message{ContentType: format.JSON.MediaType(), Body: body}, nil
+	}
+	attributes, err := attributesOf(ce)
+	if err != nil {
 		return Message{}, fmt.Errorf("encoding %s: %w", e.CloudEvent.ID(), err)
 	}
-	return w.m, nil
+	return Message{Attributes: attributes, ContentType: ce.GetDataContentType(), Body: e.CloudEvent.DataEncoded}, nil
 }
 
-// writer implements binding.StructuredWriter and binding.BinaryWriter.
-type writer struct{ m Message }
-
-var (
-	_ binding.StructuredWriter = (*writer)(nil)
-	_ binding.BinaryWriter     = (*writer)(nil)
-)
-
-func (w *writer) SetStructuredEvent(_ context.Context, f format.Format, event io.Reader) error {
-	w.m.ContentType = f.MediaType()
-	return w.SetData(event)
-}
-
-func (w *writer) Start(context.Context) error {
-	w.m.Attributes = make([]Attribute, 0, 20)
-	return nil
-}
-
-func (w *writer) SetAttribute(attribute spec.Attribute, value any) error {
-	return w.set(attribute.Name(), value)
-}
-
-func (w *writer) SetExtension(name string, value any) error { return w.set(name, value) }
-
-func (w *writer) set(name string, value any) error {
-	if value == nil {
-		w.m.Attributes = slices.DeleteFunc(w.m.Attributes, func(a Attribute) bool { return a.Name == name })
-		return nil
+// attributesOf are what binary mode puts into headers. The SDK's bindings come to
+// the same, by reflection and through interfaces, at several times the cost: it
+// was the dearest part of a delivery.
+func attributesOf(ce *ceevent.EventContextV1) ([]Attribute, error) {
+	attributes := make([]Attribute, 0, 7+len(ce.Extensions))
+	attributes = append(attributes, Attribute{"specversion", ceevent.CloudEventsVersionV1}, Attribute{"id", ce.ID}, Attribute{"source", ce.Source.String()}, Attribute{"type", ce.Type})
+	if subject := ce.GetSubject(); subject != "" {
+		attributes = append(attributes, Attribute{"subject", subject})
 	}
-	text, err := types.Format(value)
-	if err != nil {
-		return fmt.Errorf("attribute %s: %w", name, err)
+	if schema := ce.GetDataSchema(); schema != "" {
+		attributes = append(attributes, Attribute{"dataschema", schema})
 	}
-	if name == "datacontenttype" {
-		w.m.ContentType = text
-		return nil
+	if t := ce.GetTime(); !t.IsZero() {
+		attributes = append(attributes, Attribute{"time", types.FormatTime(t)})
 	}
-	w.m.Attributes = append(w.m.Attributes, Attribute{name, text})
-	return nil
-}
-
-func (w *writer) SetData(data io.Reader) error {
-	if b, ok := data.(*bytes.Buffer); ok { // as the SDK gives it: no copy
-		w.m.Body = b.Bytes()
-		return nil
+	for name, value := range ce.Extensions {
+		text, ok := value.(string) // as nearly all are
+		if !ok {
+			var err error
+			if text, err = types.Format(value); err != nil {
+				return nil, fmt.Errorf("attribute %s: %w", name, err)
+			}
+		}
+		attributes = append(attributes, Attribute{name, text})
 	}
-	var err error
-	w.m.Body, err = io.ReadAll(data)
-	return err
-}
-
-func (w *writer) End(context.Context) error {
-	slices.SortFunc(w.m.Attributes, func(a, b Attribute) int { return cmp.Compare(a.Name, b.Name) })
-	return nil
+	slices.SortFunc(attributes, func(a, b Attribute) int { return strings.Compare(a.Name, b.Name) })
+	return attributes, nil
 }
 
 // Lines sorts the events of a batch into lines, by their indexes: events of

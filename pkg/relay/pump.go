@@ -54,6 +54,7 @@ type Pump struct {
 	window  window
 	given   givings // given up, and not yet in the log
 	passed  uint64  // of the batch in hand: records that the cursor has passed
+	ahead   ahead
 }
 
 // givings is a run of events that were given up.
@@ -70,13 +71,27 @@ type givings struct {
 // that cannot be read at this sink's place: other sinks may stand elsewhere, and
 // what comes in is stored all the same. Run returns an error when the cursor
 // cannot be moved.
-func (p *Pump) Run(ctx, hard context.Context) error {
+func (p *Pump) Run(ctx, hard context.Context) (err error) {
 	defer p.out.close()
 	defer p.tellGivenUp()
+	defer func() {
+		// What the broker has taken must not be sent again by the next one.
+		if last := p.finish(hard); last != nil && hard.Err() == nil && !errors.Is(last, journal.ErrClosed) {
+			err = errors.Join(err, fmt.Errorf("sink %s: %w", p.name, last))
+		}
+	}()
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = time.Second, time.Minute
 	for {
-		records, err := p.cursor.Next(ctx, p.settings.Batch)
+		if err := p.join(); err != nil {
+			return fmt.Errorf("sink %s: %w", p.name, err)
+		}
+		if len(p.ahead.records) == 0 { // it may be long until there are some
+			if err := p.settle(hard); err != nil {
+				return fmt.Errorf("sink %s: %w", p.name, err)
+			}
+		}
+		records, err := p.next(ctx)
 		switch {
 		case ctx.Err() != nil || errors.Is(err, journal.ErrClosed):
 			return nil
@@ -90,6 +105,7 @@ func (p *Pump) Run(ctx, hard context.Context) error {
 		}
 		wait.Reset()
 		p.metrics.holding(records[0].Accepted)
+		p.runAhead(ctx, hard, len(records))
 		err = p.carryHere(ctx, hard, records)
 		switch {
 		case ctx.Err() != nil || hard.Err() != nil:
@@ -161,9 +177,18 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 		if done > p.cursor.Committed() {
 			// What stands behind the line is kept when the line gets there.
 			now, later := divide(undelivered, done)
+			if err := p.join(); err != nil {
+				return err
+			}
+			if len(pending) == 0 && len(now.Dead) == 0 && len(now.GivenUp) == 0 && p.mayRunAhead() {
+				p.ahead.due = done
+				p.metrics.idle()
+				return nil
+			}
 			if err := p.cursor.Commit(hard, done, now); err != nil {
 				return err
 			}
+			p.ahead.due = 0 // it is behind done
 			for p.passed < uint64(len(records)) && records[p.passed].Seq <= done {
 				p.passed++
 			}

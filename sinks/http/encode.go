@@ -2,7 +2,6 @@ package http
 
 import (
 	"bytes"
-	"context"
 	nethttp "net/http"
 	"slices"
 
@@ -23,12 +22,12 @@ type part struct {
 // encode makes a part of an event, as in the HTTP binding for CloudEvents:
 // attributes as ce- headers with percent-encoded values, datacontenttype as
 // Content-Type.
-func encode(ctx context.Context, e event.Event, mode string) (part, error) {
+func encode(e event.Event, mode string) (part, error) {
 	if mode == batched {
-		m, err := sinks.Encode(ctx, e, sinks.Structured)
+		m, err := sinks.Encode(e, sinks.Structured)
 		return part{id: identity(e), body: m.Body}, err
 	}
-	m, err := sinks.Encode(ctx, e, mode)
+	m, err := sinks.Encode(e, mode)
 	if err != nil {
 		return part{}, err
 	}

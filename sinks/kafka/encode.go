@@ -1,8 +1,6 @@
 package kafka
 
 import (
-	"context"
-
 	"github.com/segmentio/kafka-go"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -19,8 +17,8 @@ type record struct {
 
 // encode makes a record of an event, as in the Kafka binding for CloudEvents:
 // attributes as ce_ headers in UTF-8, the partition key as the record's key.
-func encode(ctx context.Context, e event.Event, mode, topic string) (record, error) {
-	m, err := sinks.Encode(ctx, e, mode)
+func encode(e event.Event, mode, topic string) (record, error) {
+	m, err := sinks.Encode(e, mode)
 	if err != nil {
 		return record{}, err
 	}

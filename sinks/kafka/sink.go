@@ -233,7 +233,7 @@ func (d *delivery) sort(ctx context.Context, batch []event.Event) []*queue {
 		if d.errs[i] = p.err; p.err != nil {
 			continue
 		}
-		r, err := encode(ctx, e, s.config.ContentMode, topic)
+		r, err := encode(e, s.config.ContentMode, topic)
 		if err != nil {
 			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue

@@ -1,8 +1,6 @@
 package nats
 
 import (
-	"context"
-
 	"github.com/nats-io/nats.go"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -13,8 +11,8 @@ import (
 // attributes as ce- headers with percent-encoded values. The content type is
 // also sent as content-type, where the Go SDK's reader looks for it
 // (cloudevents/sdk-go#1334); readers that follow the letter do not mind.
-func encode(ctx context.Context, e event.Event, mode, subject string) (*nats.Msg, error) {
-	m, err := sinks.Encode(ctx, e, mode)
+func encode(e event.Event, mode, subject string) (*nats.Msg, error) {
+	m, err := sinks.Encode(e, mode)
 	if err != nil {
 		return nil, err
 	}

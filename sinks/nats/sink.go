@@ -210,7 +210,7 @@ func (d *delivery) publish(ctx context.Context, e event.Event) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	msg, err := d.sink.message(ctx, e)
+	msg, err := d.sink.message(e)
 	if err != nil {
 		return err
 	}
@@ -239,12 +239,12 @@ func (d *delivery) publish(ctx context.Context, e event.Event) error {
 }
 
 // message encodes an event. Its errors are Permanent.
-func (s *Sink) message(ctx context.Context, e event.Event) (*nats.Msg, error) {
+func (s *Sink) message(e event.Event) (*nats.Msg, error) {
 	subject := s.subject.Expand(e, safeToken)
 	if len(subject) > maxSubject {
 		return nil, sinks.Permanent(sinks.ReasonInvalid, fmt.Errorf("the subject has %d bytes, at most %d are sent", len(subject), maxSubject))
 	}
-	msg, err := encode(ctx, e, s.config.ContentMode, subject)
+	msg, err := encode(e, s.config.ContentMode, subject)
 	if err != nil {
 		return nil, sinks.Permanent(sinks.ReasonInvalid, err)
 	}
@@ -279,7 +279,7 @@ func (d *delivery) core(ctx context.Context, batch []event.Event) error {
 	denied := make([]<-chan struct{}, len(batch))
 	reconnects, lastError := d.conn.Stats().Reconnects, d.conn.LastError()
 	for i, e := range batch {
-		msg, err := d.sink.message(ctx, e)
+		msg, err := d.sink.message(e)
 		if err != nil {
 			errs[i] = err
 			continue

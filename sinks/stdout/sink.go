@@ -80,7 +80,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	errs := make([]error, len(batch))
 	lines := make([][]byte, len(batch))
 	for i, e := range batch {
-		line, err := s.line(ctx, e)
+		line, err := s.line(e)
 		if err != nil {
 			errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue
@@ -154,11 +154,11 @@ func (s *Sink) writeLine(line []byte) error {
 }
 
 // line is an event as it is printed, with its end.
-func (s *Sink) line(ctx context.Context, e event.Event) ([]byte, error) {
+func (s *Sink) line(e event.Event) ([]byte, error) {
 	if s.format == formatText {
 		return []byte(text(e) + "\n"), nil
 	}
-	m, err := sinks.Encode(ctx, e, sinks.Structured)
+	m, err := sinks.Encode(e, sinks.Structured)
 	if err != nil {
 		return nil, err
 	}
