@@ -5,8 +5,9 @@ GOVULNCHECK_VERSION = v1.9.0
 # that fails (golang/go#75804): that is no failure.
 FUZZTIME ?= 100000x
 BENCHTIME ?= 3s
+BENCH = go test ./bench -run '^$$' -benchtime 1x -timeout 60m
 
-.PHONY: help test race lint fuzz generate chart bench kafka e2e faults vuln build image image-test tools golangci
+.PHONY: help test race lint fuzz generate chart bench bench-smoke bench-accept bench-through bench-drain bench-cost bench-growth bench-cluster kafka e2e faults vuln build image image-test tools golangci
 help: ## list the words
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -39,8 +40,14 @@ generate: ## pages and schemas from the code, the chart's too
 chart: ## the Helm chart: rendered, compared, judged; a module of its own
 	cd charts/test && go test -count=1 ./...
 
-bench: ## durable accepts a second, beside a bare handler
-	go test -run '^$$' -bench Accept -benchtime $(BENCHTIME) ./bench
+bench: ## everything measured at length, on a quiet machine; figures into docs/performance.md
+	$(BENCH) -bench '^Benchmark(Accept|Through|Drain|Cost|Growth)$$' -long -table ../docs/performance.md
+
+bench-accept bench-through bench-drain bench-cost bench-growth: ## one of them, at length
+	$(BENCH) -bench "$$(echo $@ | sed 's/bench-\(.\)/^Benchmark\u\1/')$$" -long -v
+
+bench-smoke: ## each of them in seconds
+	$(BENCH) -bench '^Benchmark(Accept|Through|Drain|Cost|Growth)$$'
 
 bench-cluster: ## appends to three NATS servers, beside a plain publisher, and accepts by one relay and by three
 	go test -run '^$$' -bench Cluster -benchtime $(BENCHTIME) -timeout 30m ./bench

@@ -23,7 +23,7 @@ func BenchmarkCost(b *testing.B) {
 	for b.Loop() {
 		p := run(b, wholeway, none("none"))
 		closed(b, p.url, 1, 10, &next)
-		row("RSS, idle", "%s", mib(p.rss(b)))
+		row("RSS, idle", "%s, of which %s are pages of the program's file, which the kernel takes back when it needs them", mib(p.rss(b)), mib(p.proc(b, "status", "RssFile")<<10))
 		n := pick(20_000, 300_000)
 		cpu, written, began := p.cpu(b), p.written(b), time.Now()
 		l := closed(b, p.url, 64, n, &next)

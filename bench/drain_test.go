@@ -72,7 +72,7 @@ const sample = 20_000
 // producer of the same client with the same settings, which sends the same
 // messages again and has them in memory.
 func BenchmarkDrain(b *testing.B) {
-	events := pick(200_000, 1_000_000)
+	events := pick(40_000, 1_000_000)
 	for _, to := range []string{"nats", "kafka"} {
 		b.Run(to, func(b *testing.B) {
 			k := startBrokers(b)
