@@ -86,13 +86,10 @@ func (p *Pump) Run(ctx, hard context.Context) (err error) {
 		if err := p.join(); err != nil {
 			return fmt.Errorf("sink %s: %w", p.name, err)
 		}
-		if len(p.ahead.records) == 0 { // it may be long until there are some
-			if err := p.settle(hard); err != nil {
-				return fmt.Errorf("sink %s: %w", p.name, err)
-			}
-		}
-		records, err := p.next(ctx)
+		records, err, unsettled := p.next(ctx, hard)
 		switch {
+		case unsettled != nil && ctx.Err() == nil:
+			return fmt.Errorf("sink %s: %w", p.name, unsettled)
 		case ctx.Err() != nil || errors.Is(err, journal.ErrClosed):
 			return nil
 		case err != nil:
@@ -181,7 +178,7 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 				return err
 			}
 			if len(pending) == 0 && len(now.Dead) == 0 && len(now.GivenUp) == 0 && p.mayRunAhead() {
-				p.ahead.due = done
+				p.reached(done)
 				p.metrics.idle()
 				return nil
 			}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -176,6 +177,7 @@ func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced f
 		case <-stop:
 			return nil
 		}
+		runtime.Gosched() // who is about to hand something over, does
 		g := st.gather(first, requests)
 		if err := g.apply(); err != nil {
 			st.guard.fail(err)

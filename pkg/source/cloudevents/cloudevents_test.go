@@ -213,7 +213,7 @@ func FuzzNormalize(f *testing.F) {
 		}
 		for _, e := range events {
 			asJSON := writtenAsJSON(e.CloudEvent.DataContentType()) && !e.CloudEvent.DataBase64 && e.CloudEvent.Data() != nil
-			m, err := sinks.Encode(t.Context(), e, sinks.Structured)
+			m, err := sinks.Encode(e, sinks.Structured)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -224,7 +224,7 @@ func FuzzNormalize(f *testing.F) {
 			if diff := sinktest.Diff(e, sinktest.FromSDK(&again[0].CloudEvent), asJSON); diff != "" {
 				t.Errorf("structured mode changes it: %s", diff)
 			}
-			if m, err = sinks.Encode(t.Context(), e, sinks.Binary); err != nil {
+			if m, err = sinks.Encode(e, sinks.Binary); err != nil {
 				t.Fatal(err)
 			}
 			if strings.HasPrefix(strings.ToLower(m.ContentType), formats) {
