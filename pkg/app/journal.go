@@ -102,6 +102,7 @@ func measureJournal(r prometheus.Registerer, j journal.Journal, now func() time.
 		return max(0, now().Sub(since).Seconds())
 	})
 	gauge("postwire_journal_events", "Events that are stored, delivered or not.", func() float64 { return float64(j.Usage().Events) })
+	gauge("postwire_journal_keys", "Identity keys that the dedupe window remembers; 0 where the engine cannot tell.", func() float64 { return float64(j.Usage().Keys) })
 	oldest := &oldestEvent{journal: j}
 	gauge("postwire_journal_oldest_seconds", "Age of the oldest event that is stored, delivered or not; 0 if there is none or it cannot be read.", func() float64 {
 		at := oldest.accepted()

@@ -160,6 +160,7 @@ type Noted struct {
 // Usage is in bytes where nothing else is said.
 type Usage struct {
 	Events   uint64 // that are stored, delivered or not
+	Keys     uint64 // identity keys that are remembered; 0 where it cannot be told
 	Bytes    uint64 // that the journal takes
 	MaxBytes uint64 // at which new events are refused; 0 is no limit
 	Free     uint64 // on the disk; 0 where it cannot be told

@@ -215,7 +215,7 @@ func (g *group) apply() error {
 	if err := g.st.guard.failure(); err != nil {
 		return err
 	}
-	if err := g.stage(); err != nil {
+	if err := errors.Join(g.stage(), g.st.window.note(g.batch)); err != nil {
 		return err
 	}
 	g.st.last, g.st.accepted = g.last, g.now

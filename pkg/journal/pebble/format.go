@@ -17,6 +17,7 @@ import (
 //	k <generation> <key>      identity key: first seen, seq, CloudEvents id
 //	l <seq>                   lost, from seq on, and found so by a repair: the last seq
 //	m first                   the oldest seq kept, once any has been removed
+//	m keys <generation>       how many identity keys it holds
 //	m last                    the newest seq, kept when its event has been removed
 //	m repaired                the newest seq when a repair lost positions of sinks
 //	n <name>                  note
@@ -68,6 +69,10 @@ func quarantineKey(id string) []byte { return append([]byte{quarantineSpace}, id
 func noteKey(name string) []byte { return append([]byte{noteSpace}, name...) }
 
 func metaFirstKey() []byte { return append([]byte{metaSpace}, "first"...) }
+
+func metaKeysKey(generation int64) []byte {
+	return binary.BigEndian.AppendUint64(append([]byte{metaSpace}, "keys"...), uint64(generation))
+}
 
 func metaLastKey() []byte { return append([]byte{metaSpace}, "last"...) }
 

@@ -1,6 +1,8 @@
 package pebble
 
 import (
+	"math"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest"
 
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/journaltest"
 )
@@ -74,4 +77,62 @@ func TestConformance(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestUsageTellsKeys counts the identity keys that are remembered, over
+// generations, their end and a restart, with the count noted or not.
+func TestUsageTellsKeys(t *testing.T) {
+	clock := newClock()
+	o := options(t, vfs.NewMem(), "data", clock)
+	o.Window = time.Hour
+	j := mustOpen(t, o)
+	n := 0
+	put := func(events int) {
+		t.Helper()
+		for range events {
+			n++
+			id := strconv.Itoa(n)
+			if _, err := j.Append(t.Context(), journaltest.Event(id, event.NewKey("s", "a", id), event.NewKey("s", "b", id))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	want := func(what string, keys uint64) {
+		t.Helper()
+		if got := j.Usage().Keys; got != keys {
+			t.Errorf("%s: %d keys, want %d", what, got, keys)
+		}
+	}
+	reopen := func() {
+		t.Helper()
+		if err := j.Close(); err != nil {
+			t.Fatal(err)
+		}
+		j = mustOpen(t, o)
+	}
+	put(3)
+	want("three events of two keys", 6)
+	if _, err := j.Append(t.Context(), journaltest.Event("1", event.NewKey("s", "a", "1"))); err != nil {
+		t.Fatal(err)
+	}
+	want("and a duplicate", 6)
+	clock.Advance(90 * time.Minute)
+	put(2)
+	want("in two generations", 10)
+	reopen()
+	want("after a restart", 10)
+	if err := j.change(t.Context(), func(g *group) error {
+		return g.batch.DeleteRange(metaKeysKey(0), metaKeysKey(math.MaxInt64), nil)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	reopen()
+	want("where an older version has not noted it", 10)
+	clock.Advance(70 * time.Minute)
+	if err := j.Expire(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want("when the first generation is over", 4)
+	reopen()
+	want("and after another restart", 4)
 }

@@ -181,12 +181,13 @@ func TestRepair(t *testing.T) {
 			}
 			return all[0]
 		}},
-		{name: "a table's end", least: 1000, open: "size mismatch", damage: func(t *testing.T, fs vfs.FS) string {
+		// How much one table holds depends on what was compacted by then.
+		{name: "a table's end", least: 100, open: "size mismatch", damage: func(t *testing.T, fs vfs.FS) string {
 			name := files(t, fs, ".sst")[0]
 			rewrite(t, fs, name, func(b []byte) []byte { return b[:len(b)/2] })
 			return name
 		}},
-		{name: "a table", least: 1000, open: "does not exist", damage: func(t *testing.T, fs vfs.FS) string {
+		{name: "a table", least: 100, open: "does not exist", damage: func(t *testing.T, fs vfs.FS) string {
 			name := files(t, fs, ".sst")[0]
 			remove(t, fs, name)
 			return ""

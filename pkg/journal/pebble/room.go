@@ -30,6 +30,9 @@ func (j *Journal) Usage() journal.Usage {
 	u.Trimmed = j.trimmed.Load()
 	j.mu.Lock()
 	u.Events = uint64(j.durable + 1 - j.oldest)
+	if j.store != nil {
+		u.Keys = j.store.window.all.Load()
+	}
 	j.mu.Unlock()
 	return u
 }

@@ -1,10 +1,12 @@
 package pebble
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -24,7 +26,10 @@ import (
 // is exact. Only the committer uses a window.
 type window struct {
 	width       time.Duration
-	generations []int64 // when each began, in nanoseconds since 1970; oldest first
+	generations []int64       // when each began, in nanoseconds since 1970; oldest first
+	counts      []uint64      // keys in each
+	all         atomic.Uint64 // keys in all; may be read by anybody
+	uncounted   bool          // the newest count is not in a batch yet
 
 	key, value []byte // scratch
 }
@@ -67,10 +72,49 @@ func openWindow(db pebble.Reader, width time.Duration) (*window, error) {
 			return nil, errors.Join(fmt.Errorf("identity key: %w", record.ErrTruncated), it.Close())
 		}
 		g := int64(binary.BigEndian.Uint64(it.Key()[1:]))
-		w.generations = append(w.generations, g)
+		n, err := countOf(db, it, g)
+		if err != nil {
+			return nil, errors.Join(err, it.Close())
+		}
+		w.begin(g, n)
 		ok = it.SeekGE(after(keyPrefix(g)))
 	}
 	return w, it.Close()
+}
+
+// countOf returns how many keys a generation holds: as it was noted, or, where an
+// older version or a repair has left no note, by counting.
+func countOf(db pebble.Reader, it *pebble.Iterator, generation int64) (n uint64, err error) {
+	value, closer, err := db.Get(metaKeysKey(generation))
+	if err == nil {
+		r := &record.Reader{B: value}
+		n = r.Uint64()
+		return n, errors.Join(r.Err, closer.Close())
+	}
+	if !errors.Is(err, pebble.ErrNotFound) {
+		return 0, fmt.Errorf("reading how many identity keys there are: %w", err)
+	}
+	prefix := keyPrefix(generation)
+	for ok := it.SeekGE(prefix); ok && bytes.HasPrefix(it.Key(), prefix); ok = it.Next() {
+		n++
+	}
+	return n, it.Error()
+}
+
+// begin adds a generation that holds some keys.
+func (w *window) begin(generation int64, keys uint64) {
+	w.generations, w.counts = append(w.generations, generation), append(w.counts, keys)
+	w.all.Add(keys)
+}
+
+// note puts the newest count into the batch, where it has changed.
+func (w *window) note(b *pebble.Batch) error {
+	if !w.uncounted {
+		return nil
+	}
+	w.uncounted = false
+	newest := len(w.counts) - 1
+	return b.Set(metaKeysKey(w.generations[newest]), binary.BigEndian.AppendUint64(nil, w.counts[newest]), nil)
 }
 
 // lookups opens an iterator for find. Unlike Get, it asks the filters of the
@@ -105,8 +149,14 @@ func (w *window) find(it *pebble.Iterator, key event.Key, now int64) (sighting, 
 // put writes a sighting into the generation of now.
 func (w *window) put(b *pebble.Batch, key event.Key, s sighting, now int64) error {
 	if n := len(w.generations); n == 0 || now >= w.generations[n-1]+int64(w.width) {
-		w.generations = append(w.generations, now)
+		if err := w.note(b); err != nil {
+			return err
+		}
+		w.begin(now, 0)
 	}
+	w.counts[len(w.counts)-1]++
+	w.all.Add(1)
+	w.uncounted = true
 	w.value = s.appendTo(w.value[:0])
 	return b.Set(w.stored(w.generations[len(w.generations)-1], key), w.value, nil)
 }
@@ -129,10 +179,12 @@ func (w *window) expire(b *pebble.Batch, now int64) error {
 			return nil
 		}
 		prefix := keyPrefix(w.generations[0])
-		if err := b.DeleteRange(prefix, after(prefix), nil); err != nil {
+		if err := errors.Join(b.DeleteRange(prefix, after(prefix), nil), b.Delete(metaKeysKey(w.generations[0]), nil)); err != nil {
 			return err
 		}
-		w.generations = w.generations[1:]
+		w.all.Add(-w.counts[0])
+		w.generations, w.counts = w.generations[1:], w.counts[1:]
+		w.uncounted = w.uncounted && len(w.counts) > 0
 	}
 	return nil
 }
