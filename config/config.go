@@ -99,8 +99,10 @@ func (t ServerTLS) Enabled() bool { return t.CertFile != "" }
 
 // Admin is the HTTP server for operators.
 type Admin struct {
-	Listen string `yaml:"listen" doc:"Address to listen on, host:port, for /livez, /readyz, /metrics and /api. Health and metrics are open to whoever reaches it; they hold no events."`
+	Listen string `yaml:"listen" doc:"Address to listen on, host:port, for /livez, /readyz, /metrics, /api and /console. Health and metrics are open to whoever reaches it; they hold no events."`
 	Token  Secret `yaml:"token" doc:"Bearer token that callers of /api must show; a long random text, such as openssl rand -hex 32 makes. Needed where admin.listen is not an address of this machine alone, such as 127.0.0.1." example:"${POSTWIRE_ADMIN_TOKEN}"`
+
+	ViewerToken Secret `yaml:"viewer_token" doc:"Token of those who may look and change nothing, and who are shown no personal data: the data of events, the bodies of requests. Needs token beside it. Empty is nobody." example:"${POSTWIRE_VIEWER_TOKEN}"`
 }
 
 // Log says what is logged, and how.
@@ -219,6 +221,13 @@ func (c Config) Validate() error {
 	}
 	if c.Admin.Token == "" && !loopback(c.Admin.Listen) {
 		p.Add("admin.token", "is missing, and admin.listen reaches beyond this machine", "set a token, for example ${POSTWIRE_ADMIN_TOKEN}, or listen on 127.0.0.1:9090")
+	}
+	switch {
+	case c.Admin.ViewerToken == "":
+	case c.Admin.Token == "":
+		p.Add("admin.viewer_token", "is set, and admin.token is not: whoever reaches the port may change everything", "set admin.token too")
+	case c.Admin.ViewerToken == c.Admin.Token:
+		p.Add("admin.viewer_token", "is the same as admin.token, and would give its holder everything", "make another one, for example with openssl rand -hex 32")
 	}
 	p.Nest("telemetry.traces", c.Telemetry.Traces.validate())
 	p.Nest("journal", c.Journal.validate())

@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/console"
 )
 
 // Check is something that must be well for the relay to be ready. A broker is
@@ -48,14 +50,30 @@ func New(opts Options) *Server {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(opts.Gatherer, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(opts.Log)}))
 	if opts.API != nil {
 		mux.Handle(BasePath+"/", opts.API.handler())
+		mux.Handle("GET "+console.Path+"/", console.Handler())
 	}
 	life, end := context.WithCancel(context.Background())
 	s.end = end
 	s.http = &http.Server{
-		Handler: mux, BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		Handler: hardened(mux), BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute,
 		ErrorLog: zap.NewStdLog(opts.Log),
 	}
 	return s
+}
+
+// hardened tells browsers to do nothing with an answer but show it; the console
+// allows itself what it needs.
+func hardened(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("X-Frame-Options", "DENY")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		next.ServeHTTP(w, r)
+	})
 }
 
 // Serve answers on l until Shutdown, and then returns nil.

@@ -2,14 +2,10 @@ package admin
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -44,9 +40,11 @@ type API struct {
 	// Reconcile compares with a sender's history; its error wraps ErrNoHistory
 	// where there is none.
 	Reconcile func(ctx context.Context, source string, from, to time.Time, dry bool) (reconcile.Report, error)
-	Token     func() string // that callers must show; empty asks for none
-	Version   string
-	Level     zap.AtomicLevel // of the log
+	// Tokens that callers show: of operators, empty asks for none; and of those
+	// who may only look, empty is nobody.
+	Token, ViewerToken func() string
+	Version            string
+	Level              zap.AtomicLevel // of the log
 	// Reload reads the configuration again, and returns what has changed.
 	Reload func(ctx context.Context) ([]string, error)
 	Now    func() time.Time
@@ -61,11 +59,14 @@ func (a *API) handler() http.Handler {
 	c.DocsPath, c.SchemasPath, c.CreateHooks = "", "", nil
 	c.RejectUnknownQueryParameters = true
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
-		"bearer": {Type: "http", Scheme: "bearer", Description: "admin.token of the configuration. Without one the API answers callers on the same machine only."},
+		"bearer":  {Type: "http", Scheme: "bearer", Description: "admin.token of the configuration, for all there is, or admin.viewer_token, for what changes nothing and shows no personal data. Without a token the API answers callers on the same machine only."},
+		"session": {Type: "apiKey", In: "cookie", Name: cookieName, Description: "Of a browser that has signed in. What changes something needs the header X-CSRF-Token besides."},
 	}
-	c.Security = []map[string][]string{{"bearer": {}}}
+	c.Security = []map[string][]string{{"bearer": {}}, {"session": {}}}
 	mux := http.NewServeMux()
 	api := humago.New(mux, c)
+	s := &sessions{now: a.Now, open: map[string]*session{}}
+	a.signIn(api, s)
 	a.setAside(api)
 	a.replays(api)
 	a.tail(api)
@@ -73,47 +74,7 @@ func (a *API) handler() http.Handler {
 	a.status(api)
 	a.logLevel(api)
 	a.reload(api)
-	return a.guard(mux)
-}
-
-// guard lets those through who may ask. Where no token is needed, the port is
-// on loopback, and what is left to fear is a web page that makes its reader's
-// browser ask: by a request across origins, or by a name that it lets point
-// here.
-func (a *API) guard(next http.Handler) http.Handler {
-	sameOrigin := http.NewCrossOriginProtection().Handler(next)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		token := a.Token()
-		switch {
-		case strings.HasPrefix(r.URL.Path, BasePath+"/openapi"):
-		case token == "" && !loopback(r.Host):
-			problem(w, http.StatusForbidden, "Ask by the address 127.0.0.1, or set admin.token in the configuration.")
-			return
-		case token != "" && !proven(r.Header.Get("Authorization"), token):
-			w.Header().Set("WWW-Authenticate", `Bearer realm="postwire"`)
-			problem(w, http.StatusUnauthorized, "A bearer token is needed: admin.token of the relay's configuration.")
-			return
-		case token == "":
-			sameOrigin.ServeHTTP(w, r)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func proven(authorization, token string) bool {
-	scheme, shown, _ := strings.Cut(authorization, " ")
-	got, want := sha256.Sum256([]byte(shown)), sha256.Sum256([]byte(token)) // of one length, to tell nothing of it
-	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(got[:], want[:]) == 1
-}
-
-func loopback(hostport string) bool {
-	host, _, err := net.SplitHostPort(hostport)
-	if err != nil {
-		host = strings.Trim(hostport, "[]")
-	}
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback()
+	return a.guard(mux, s, rulesOf(api.OpenAPI()))
 }
 
 func problem(w http.ResponseWriter, status int, detail string) {

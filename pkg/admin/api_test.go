@@ -99,7 +99,7 @@ func newWorld(t *testing.T, token string) *world {
 		t.Fatal(err)
 	}
 	w.server = New(Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: &API{
-		Journal: j, Relay: r, Token: func() string { return token }, Version: "test", Level: zap.NewAtomicLevel(), Reload: func(context.Context) ([]string, error) { return w.changed, w.refusal }, Now: time.Now, Log: zap.NewNop(),
+		Journal: j, Relay: r, Token: func() string { return token }, ViewerToken: func() string { return viewerToken }, Version: "test", Level: zap.NewAtomicLevel(), Reload: func(context.Context) ([]string, error) { return w.changed, w.refusal }, Now: time.Now, Log: zap.NewNop(),
 		Understand: func(r journal.Rejected) ([]event.Event, error) {
 			if !w.fluent {
 				return nil, errors.New("no event")

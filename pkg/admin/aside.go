@@ -79,6 +79,11 @@ type asideID struct {
 	ID string `path:"id" doc:"Name of the entry."`
 }
 
+type asideShown struct {
+	ID   string `path:"id" doc:"Name of the entry."`
+	Data bool   `query:"data" default:"true" doc:"Show the event's data, or the request's query, header and body, which are personal: for operators."`
+}
+
 // AsidePage is a part of what was set aside.
 type AsidePage struct {
 	Entries []Aside `json:"entries"`
@@ -108,9 +113,9 @@ func (a *API) setAside(api huma.API) {
 			page, err := a.list(ctx, *in)
 			return &struct{ Body AsidePage }{page}, err
 		})
-	huma.Register(api, operation("show-dlq", http.MethodGet, "/dlq/{id}", "One entry, with its event or request; this holds personal data", 404),
-		func(ctx context.Context, in *asideID) (*struct{ Body Aside }, error) {
-			e, err := a.show(ctx, in.ID)
+	huma.Register(api, ruled(operation("show-dlq", http.MethodGet, "/dlq/{id}", "One entry, with its event or request; this holds personal data", 404), personalUnless("data", "false")),
+		func(ctx context.Context, in *asideShown) (*struct{ Body Aside }, error) {
+			e, err := a.show(ctx, in.ID, in.Data)
 			return &struct{ Body Aside }{e}, failed(err)
 		})
 	huma.Register(api, operation("retry-dlq", http.MethodPost, "/dlq/{id}/retry", "Let one entry enter the normal way again", 404, 422),
@@ -209,14 +214,14 @@ func (a *API) list(ctx context.Context, f asideFilter) (AsidePage, error) {
 	return page, nil
 }
 
-func (a *API) show(ctx context.Context, id string) (Aside, error) {
+func (a *API) show(ctx context.Context, id string, data bool) (Aside, error) {
 	if letter, dead := parseAside(id); dead {
 		d, err := a.Journal.DeadLetter(ctx, letter)
 		if err != nil {
 			return Aside{}, err
 		}
 		e := ofDead(d)
-		text, err := attributes(d.Event, true)
+		text, err := attributes(d.Event, data)
 		e.Event = &CloudEvent{text}
 		return e, err
 	}
@@ -225,6 +230,10 @@ func (a *API) show(ctx context.Context, id string) (Aside, error) {
 		return Aside{}, err
 	}
 	e := ofRejected(r)
+	if !data {
+		e.Request = &Quarantined{Method: r.Method, Path: r.Path, Header: http.Header{}}
+		return e, nil
+	}
 	e.Request = &Quarantined{Method: r.Method, Path: r.Path, RawQuery: r.RawQuery, Header: r.Header, Body: string(r.Body)}
 	if !utf8.Valid(r.Body) {
 		e.Request.Body, e.Request.BodyBase64 = "", base64.StdEncoding.EncodeToString(r.Body)

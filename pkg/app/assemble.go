@@ -157,7 +157,8 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		Gatherer: metrics, Log: log.Named("admin"),
 		API: &admin.API{
 			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Reconcile: a.gaps.compare,
-			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"),
+			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, ViewerToken: func() string { return a.plan.Load().Config.Admin.ViewerToken.Reveal() },
+			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"),
 		},
 	})
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {

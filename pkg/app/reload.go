@@ -212,6 +212,9 @@ func (p *Plan) changes(next *Plan) []string {
 	if p.Config.Admin.Token != next.Config.Admin.Token {
 		changed = append(changed, "admin.token")
 	}
+	if p.Config.Admin.ViewerToken != next.Config.Admin.ViewerToken {
+		changed = append(changed, "admin.viewer_token")
+	}
 	if p.Config.Schemas != next.Config.Schemas {
 		changed = append(changed, "schemas")
 	}
@@ -261,6 +264,7 @@ func (p *Plan) changes(next *Plan) []string {
 func (p *Plan) restarts(next *Plan) (restart config.Problems, later []string) {
 	was, is := *p.Config, *next.Config
 	was.Admin.Token, is.Admin.Token = "", ""
+	was.Admin.ViewerToken, is.Admin.ViewerToken = "", ""
 	was.Log.Level, is.Log.Level = "", ""
 	was.Schemas, is.Schemas = config.Schemas{}, config.Schemas{}
 	was.Sources, is.Sources, was.Sinks, is.Sinks = nil, nil, nil, nil

@@ -1,0 +1,289 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const (
+	operatorToken = "an-operator's-long-secret"
+	viewerToken   = "a-viewer's-long-secret"
+)
+
+// browser is one that keeps the session's cookie.
+type browser struct {
+	t       *testing.T
+	w       *world
+	session Session
+	cookie  *http.Cookie
+}
+
+func (b *browser) ask(method, path, body string, change ...func(*http.Request)) *httptest.ResponseRecorder {
+	b.t.Helper()
+	r := httptest.NewRequestWithContext(b.t.Context(), method, "http://relay.example.com"+BasePath+path, strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Sec-Fetch-Site", "same-origin")
+	if b.cookie != nil {
+		r.AddCookie(b.cookie)
+		r.Header.Set("X-CSRF-Token", b.session.CSRF)
+	}
+	for _, c := range change {
+		c(r)
+	}
+	answer := httptest.NewRecorder()
+	b.w.server.ServeHTTP(answer, r)
+	return answer
+}
+
+func (b *browser) signIn(token string) *httptest.ResponseRecorder {
+	b.t.Helper()
+	answer := b.ask(http.MethodPost, "/session", `{"token":"`+token+`"}`)
+	if answer.Code == http.StatusOK {
+		b.cookie = answer.Result().Cookies()[0]
+		if err := json.Unmarshal(answer.Body.Bytes(), &b.session); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	return answer
+}
+
+func TestBrowsersSignIn(t *testing.T) {
+	w := newWorld(t, operatorToken)
+	b := &browser{t: t, w: w}
+	if code := b.ask(http.MethodGet, "/status", "").Code; code != http.StatusUnauthorized {
+		t.Errorf("without a session: %d", code)
+	}
+	if answer := b.signIn("wrong"); answer.Code != http.StatusUnauthorized || strings.Contains(answer.Body.String(), "wrong") || answer.Header().Get("Set-Cookie") != "" {
+		t.Errorf("with a wrong token: %d %s", answer.Code, answer.Body)
+	}
+	if b.signIn(operatorToken); b.session.Role != Operator || b.session.CSRF == "" {
+		t.Fatalf("signed in: %+v", b.session)
+	}
+	if c := b.cookie; !c.HttpOnly || c.SameSite != http.SameSiteStrictMode || c.Secure || c.Path != BasePath+"/" {
+		t.Errorf("the cookie is %v", c)
+	}
+	if code := b.ask(http.MethodGet, "/status", "").Code; code != http.StatusOK {
+		t.Errorf("signed in: %d", code)
+	}
+	if answer := b.ask(http.MethodGet, "/session", ""); !strings.Contains(answer.Body.String(), b.session.CSRF) {
+		t.Errorf("a page that is loaded again: %s", answer.Body)
+	}
+	if answer := b.ask(http.MethodDelete, "/session", ""); answer.Code != http.StatusOK || answer.Result().Cookies()[0].MaxAge >= 0 {
+		t.Errorf("signing out: %d %v", answer.Code, answer.Header())
+	}
+	if answer := b.ask(http.MethodGet, "/status", ""); answer.Code != http.StatusUnauthorized || !strings.Contains(answer.Body.String(), "session has ended") {
+		t.Errorf("signed out: %d %s", answer.Code, answer.Body)
+	}
+	overTLS := &browser{t: t, w: w}
+	answer := overTLS.ask(http.MethodPost, "/session", `{"token":"`+operatorToken+`"}`, func(r *http.Request) { r.Header.Set("X-Forwarded-Proto", "https") })
+	if !answer.Result().Cookies()[0].Secure {
+		t.Error("over TLS the cookie is not Secure")
+	}
+}
+
+func TestSessionsEnd(t *testing.T) {
+	token, now := operatorToken, time.Now()
+	role := func(shown string) Role {
+		if shown == token {
+			return Operator
+		}
+		return Nobody
+	}
+	s := &sessions{now: func() time.Time { return now }, open: map[string]*session{}}
+	id, in := s.begin(token, Operator)
+	other, _ := s.begin(token, Operator)
+	if s.find(id, role) != in || s.find("no", role) != nil {
+		t.Error("a session is not found by its id")
+	}
+	now = now.Add(sessionFor - time.Second)
+	if s.find(id, role) == nil {
+		t.Error("it ended too early")
+	}
+	now = now.Add(time.Second)
+	if s.find(id, role) != nil || in.life.Err() == nil {
+		t.Error("it did not end by the clock")
+	}
+	again, in := s.begin(token, Operator)
+	if s.open[other] != nil {
+		t.Error("a session that was over was kept")
+	}
+	token = "rotated"
+	if s.find(again, role) != nil || in.life.Err() == nil {
+		t.Error("it outlived its token")
+	}
+	for range mostSessions + 1 {
+		s.begin(token, Operator)
+	}
+	if len(s.open) != mostSessions {
+		t.Errorf("%d sessions are kept", len(s.open))
+	}
+}
+
+// What a browser sends by itself, the cookie, is not enough to change anything.
+func TestChangesNeedTheCSRFToken(t *testing.T) {
+	w := newWorld(t, operatorToken)
+	b := &browser{t: t, w: w}
+	b.signIn(operatorToken)
+	for name, change := range map[string]func(*http.Request){
+		"no token":      func(r *http.Request) { r.Header.Del("X-CSRF-Token") },
+		"another token": func(r *http.Request) { r.Header.Set("X-CSRF-Token", "x") },
+		"another site":  func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") },
+		"another port":  func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "same-site") },
+	} {
+		if answer := b.ask(http.MethodPut, "/log-level", `{"level":"debug"}`, change); answer.Code != http.StatusForbidden {
+			t.Errorf("%s: answered %d", name, answer.Code)
+		}
+	}
+	if code := b.ask(http.MethodPut, "/log-level", `{"level":"debug"}`).Code; code != http.StatusOK {
+		t.Errorf("our own page: answered %d", code)
+	}
+	stranger := &browser{t: t, w: w}
+	answer := stranger.ask(http.MethodPost, "/session", `{"token":"`+operatorToken+`"}`, func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") })
+	if answer.Code != http.StatusForbidden {
+		t.Errorf("another site signs its reader in: answered %d", answer.Code)
+	}
+}
+
+// A session that ends takes what it follows with it.
+func TestSigningOutEndsTails(t *testing.T) {
+	w := newWorld(t, operatorToken)
+	b := &browser{t: t, w: w}
+	b.signIn(operatorToken)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.client.URL+BasePath+"/events/tail", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.AddCookie(b.cookie)
+	resp, err := w.client.HTTP.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("answered %s", resp.Status)
+	}
+	b.ask(http.MethodDelete, "/session", "")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for buf := make([]byte, 1024); err == nil; {
+			_, err = resp.Body.Read(buf)
+		}
+	}()
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("the tail goes on")
+	}
+}
+
+// operations are those of the description, as METHOD path.
+func operations(t *testing.T, w *world) (all []string) {
+	t.Helper()
+	resp, err := http.Get(w.client.URL + BasePath + "/openapi.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var doc struct {
+		Paths map[string]map[string]json.RawMessage
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&doc); err != nil {
+		t.Fatal(err)
+	}
+	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+	for path, methods := range doc.Paths {
+		for method := range methods {
+			all = append(all, strings.ToUpper(method)+" "+strings.TrimPrefix(path, BasePath))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// TestEveryOperationIsGuarded goes by the description of the API, so that no
+// operation is forgotten.
+func TestEveryOperationIsGuarded(t *testing.T) {
+	w := newWorld(t, operatorToken)
+	viewer, nobody := &browser{t: t, w: w}, &browser{t: t, w: w}
+	if viewer.signIn(viewerToken); viewer.session.Role != Viewer {
+		t.Fatalf("signed in: %+v", viewer.session)
+	}
+	anyones := []string{"GET /session", "POST /session"}
+	viewers := []string{"DELETE /session"}
+	for _, o := range operations(t, w) {
+		method, path, _ := strings.Cut(o, " ")
+		path = strings.NewReplacer("{id}", "x", "{sink}", "out", "{seq}", "1", "{source}", "in", "{name}", "in").Replace(path)
+		if code := nobody.ask(method, path, "{}").Code; !slices.Contains(anyones, o) && code != http.StatusUnauthorized {
+			t.Errorf("%s: nobody is answered %d", o, code)
+		}
+		if method == http.MethodGet || slices.Contains(anyones, o) || slices.Contains(viewers, o) {
+			continue
+		}
+		for name, change := range map[string]func(*http.Request){
+			"session": func(*http.Request) {},
+			"token":   func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+viewerToken) },
+		} {
+			if code := viewer.ask(method, path, "{}", change).Code; code != http.StatusForbidden {
+				t.Errorf("%s: a viewer's %s is answered %d", o, name, code)
+			}
+		}
+	}
+}
+
+// TestViewersSeeNoPersonalData: only operators do, and where it is not given
+// by default only if they ask.
+func TestViewersSeeNoPersonalData(t *testing.T) {
+	w := newWorld(t, operatorToken)
+	b := &browser{t: t, w: w}
+	b.signIn(viewerToken)
+	for _, path := range personalPaths() {
+		if answer := b.ask(http.MethodGet, path, ""); answer.Code != http.StatusForbidden {
+			t.Errorf("%s: a viewer is answered %d %s", path, answer.Code, answer.Body)
+		}
+	}
+	c := *w.client
+	c.Token = viewerToken
+	if _, err := c.List(t.Context(), nil); err != nil {
+		t.Errorf("a viewer lists: %v", err)
+	}
+	_, err := c.Handle(t.Context(), "drop", map[string]any{})
+	if r, ok := errors.AsType[*RefusedError](err); !ok || r.Status != http.StatusForbidden {
+		t.Errorf("a viewer drops: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var seen atomic.Int64
+	if err := c.Tail(ctx, url.Values{}, func(Message) error { seen.Add(1); cancel(); return nil }); !errors.Is(err, context.Canceled) || seen.Load() == 0 {
+		t.Errorf("a viewer follows: %v", err)
+	}
+}
+
+func personalPaths() []string {
+	return []string{"/dlq/1@out", "/dlq/1@out?data=true", "/events/tail?data=true"}
+}
+
+func TestSecurityHeaders(t *testing.T) {
+	w := newWorld(t, operatorToken)
+	for _, path := range []string{"/livez", "/metrics", "/console/", "/console", "/console/main.js", BasePath + "/status", BasePath + "/openapi.json", "/nowhere"} {
+		answer := httptest.NewRecorder()
+		w.server.ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+		h := answer.Header()
+		if h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Referrer-Policy") != "no-referrer" || h.Get("X-Frame-Options") != "DENY" {
+			t.Errorf("%s: %v", path, h)
+		}
+		csp := h.Get("Content-Security-Policy")
+		if !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp, "frame-ancestors 'none'") || strings.Contains(csp, "unsafe") {
+			t.Errorf("%s: Content-Security-Policy: %s", path, csp)
+		}
+	}
+}
