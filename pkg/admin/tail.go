@@ -32,6 +32,11 @@ type Became struct {
 	After float64   `json:"after" doc:"Seconds since the event was accepted."`
 }
 
+// Missed is how many events a tail with a most did not tell of.
+type Missed struct {
+	Events uint64 `json:"events" doc:"Since that was said last."`
+}
+
 // Quiet says that the tail still runs.
 type Quiet struct {
 	Last journal.Seq `json:"last" doc:"Place of the newest event."`
@@ -41,6 +46,7 @@ type tailInput struct {
 	Filter string `query:"filter" doc:"CESQL expression; only events for which it is true." example:"platform = 'instagram'"`
 	From   When   `query:"from" doc:"Begin with events accepted at this time: RFC 3339, or how long ago, such as 10m. Empty is from now on."`
 	Data   bool   `query:"data" doc:"Show the events' data too, which is personal."`
+	Most   int    `query:"most" minimum:"0" maximum:"1000" doc:"Most events a second; what comes beyond is counted only, and told as missed. 0 is all."`
 	Last   int    `header:"Last-Event-ID" doc:"Begin behind the event at this place."`
 
 	filter relay.Filter
@@ -61,7 +67,7 @@ func (in *tailInput) Resolve(huma.Context) []error {
 
 func (a *API) tail(api huma.API) {
 	sse.Register(api, ruled(operation("tail-events", http.MethodGet, "/events/tail", "Follow events and what becomes of them at each sink", 422), personalIf("data", "true")),
-		map[string]any{"event": Seen{}, "fate": Became{}, "quiet": Quiet{}},
+		map[string]any{"event": Seen{}, "fate": Became{}, "missed": Missed{}, "quiet": Quiet{}},
 		func(ctx context.Context, in *tailInput, send sse.Sender) {
 			w := &watcher{api: a, send: send, data: in.Data}
 			from, err := a.tailStart(ctx, in)
@@ -69,7 +75,7 @@ func (a *API) tail(api huma.API) {
 				err = w.Idle() // the caller sees that it is connected
 			}
 			if err == nil {
-				err = a.Relay.Tail(ctx, from, in.filter, w)
+				err = a.Relay.Tail(ctx, relay.Tailing{From: from, Filter: in.filter, Most: in.Most}, w)
 			}
 			if err != nil && ctx.Err() == nil && !errors.Is(err, http.ErrHandlerTimeout) {
 				a.Log.Debug("a tail ended", zap.Error(err))
@@ -115,6 +121,9 @@ func (w *watcher) Turned(t relay.Turn) error {
 		After: t.At.Sub(t.Record.Accepted).Seconds(),
 	})
 }
+
+// Missed implements relay.Watcher.
+func (w *watcher) Missed(n uint64) error { return w.send.Data(Missed{n}) }
 
 // Idle implements relay.Watcher.
 func (w *watcher) Idle() error { return w.send.Data(Quiet{w.api.Journal.Last()}) }

@@ -48,6 +48,11 @@ func (r *Relay) Exchange(ctx context.Context, next []sinks.Configured) error {
 		}
 		fresh[out.Name] = p
 	}
+	if len(fresh) > 0 { // one that comes back may have been paused
+		if _, err := r.notes(ctx); err != nil {
+			return errors.Join(fmt.Errorf("%w: %w", ErrUnchanged, err), r.letGo(fresh))
+		}
+	}
 	var pumps []*Pump
 	for _, out := range next {
 		old, p := before[out.Name], fresh[out.Name]
@@ -145,6 +150,7 @@ func (r *Relay) remove(ctx context.Context, p *Pump) {
 	}
 	err := r.halt(p)
 	p.log.Warn("a sink is removed", zap.Uint64("behind", p.cursor.Behind()), zap.Error(err))
+	r.pasts.forget(p.name)
 	r.opts.Metrics.forget(p.name)
 }
 
@@ -153,6 +159,7 @@ func (r *Relay) letGo(pumps map[string]*Pump) error {
 	var errs []error
 	for name, p := range pumps {
 		errs = append(errs, p.cursor.Close())
+		r.pasts.forget(name)
 		r.opts.Metrics.forget(name)
 	}
 	return errors.Join(errs...)

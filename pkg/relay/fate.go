@@ -29,7 +29,10 @@ type Fate struct {
 	State    State       `json:"state" enum:"waiting,delivered,filtered,earlier,dead_letter,dropped,retried,given_up"`
 	Reason   string      `json:"reason,omitempty" doc:"Why it was refused or given up."`
 	Error    string      `json:"error,omitempty" doc:"What the broker said."`
-	Attempts int         `json:"attempts,omitempty" doc:"Attempts before it was refused."`
+	Attempts int         `json:"attempts,omitempty" doc:"Attempts until it was delivered or refused, as far as they are known."`
+	First    *time.Time  `json:"first,omitempty" doc:"First attempt of what was refused."`
+	At       *time.Time  `json:"at,omitempty" doc:"When it was delivered, refused or given up; absent where that is not remembered."`
+	Before   *time.Time  `json:"before,omitempty" doc:"It was delivered before this time; when is not remembered."`
 	As       journal.Seq `json:"as,omitempty" doc:"Place of the retried event."`
 }
 
@@ -69,22 +72,34 @@ func (r *Relay) fate(ctx context.Context, p *Pump, record journal.Record) (Fate,
 	switch dead, err := r.opts.Journal.DeadLetter(ctx, id); {
 	case err == nil:
 		f.State, f.Reason, f.Error, f.Attempts = DeadLetter, dead.Letter.Reason, dead.Letter.Err, dead.Letter.Attempts
+		f.First, f.At = moment(dead.Letter.First), moment(dead.Letter.Last)
 		return f, nil
 	case !errors.Is(err, journal.ErrNotFound):
 		return f, err
 	}
 	switch lost, err := r.opts.Journal.Lost(ctx, id); {
 	case errors.Is(err, journal.ErrNotFound):
+		at, before, attempts := p.past.when(record.Seq)
+		f.At, f.Before, f.Attempts = moment(at), moment(before), attempts
 	case err != nil:
 		return f, err
 	case lost.Reason == journal.GivenUpDropped:
-		f.State = Dropped
+		f.State, f.At = Dropped, moment(lost.At)
 	case lost.Reason == journal.GivenUpRetried:
-		f.State, f.As = Retried, lost.As
+		f.State, f.As, f.At = Retried, lost.As, moment(lost.At)
 	default:
-		f.State, f.Reason = GivenUp, lost.Reason
+		f.State, f.Reason, f.At = GivenUp, lost.Reason, moment(lost.At)
 	}
 	return f, nil
+}
+
+// moment is a time to show; nil where it is not known.
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
 }
 
 // Sighting is an event as a tail sees it first.
@@ -104,29 +119,54 @@ type Turn struct {
 type Watcher interface {
 	Sighted(Sighting) error
 	Turned(Turn) error
-	Idle() error // now and then, when there is nothing to tell
+	Missed(n uint64) error // so many more were not told of
+	Idle() error           // now and then, when there is nothing to tell
+}
+
+// Tailing says what a tail tells of.
+type Tailing struct {
+	From   journal.Seq
+	Filter Filter
+	// Most is how many events a second are told of; what comes beyond is
+	// counted only. A tail that has fallen far behind all the same goes on
+	// with what is new. 0 tells of all there are.
+	Most int
 }
 
 const (
 	maxWatched = 1000 // events whose fate is followed; the oldest is let go
 	idleEvery  = 10 * time.Second
 	tailPage   = 256
+	// A tail that tells of the newest only, and not of all there are, lets
+	// what is further behind than this go by unread.
+	maxBehind = 4096
 )
 
 // Tail tells w of the events from a place on that pass the filter, and of what
-// becomes of them at each sink, until ctx is done or w fails.
-func (r *Relay) Tail(ctx context.Context, from journal.Seq, filter Filter, w Watcher) error {
+// becomes of them at each sink, until ctx is done or w fails. It reads what is
+// stored: a slow watcher holds nobody up.
+func (r *Relay) Tail(ctx context.Context, what Tailing, w Watcher) error {
 	var watched []Sighting // with a fate that is not final
-	next := from
+	var missed uint64
+	next := what.From
+	told := &budget{most: what.Most, now: r.opts.Now}
 	for {
 		changed := r.changes.next() // before looking, so that nothing is missed
+		if last := r.opts.Journal.Last(); what.Most > 0 && last > next && last-next > maxBehind {
+			missed += uint64(last - next)
+			next = last
+		}
 		records, err := r.opts.Journal.Read(ctx, next, tailPage)
 		if err != nil {
 			return err
 		}
 		for _, record := range records {
 			next = record.Seq + 1
-			if ok, _ := filter.Takes(record.Event); !ok {
+			if ok, _ := what.Filter.Takes(record.Event); !ok {
+				continue
+			}
+			if !told.allows() {
+				missed++
 				continue
 			}
 			s := Sighting{Record: record}
@@ -140,21 +180,64 @@ func (r *Relay) Tail(ctx context.Context, from journal.Seq, filter Filter, w Wat
 				watched = append(watched, s)
 			}
 		}
+		if missed > 0 && told.due() {
+			if err := w.Missed(missed); err != nil {
+				return err
+			}
+			missed = 0
+		}
 		if watched, err = r.follow(ctx, watched, w); err != nil {
 			return err
 		}
 		if len(records) > 0 {
 			continue
 		}
-		switch told, err := r.await(ctx, changed, max(next, r.opts.Journal.Last()+1)); {
+		every := idleEvery
+		if missed > 0 {
+			every = time.Second
+		}
+		switch woken, err := r.await(ctx, changed, max(next, r.opts.Journal.Last()+1), every); {
 		case err != nil:
 			return err
-		case !told:
+		case !woken && missed > 0: // what came last was too much, and then it was quiet
+			if err := w.Missed(missed); err != nil {
+				return err
+			}
+			missed = 0
+		case !woken:
 			if err := w.Idle(); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// budget is how much a tail may tell in each second.
+type budget struct {
+	most   int // 0 is no limit
+	now    func() time.Time
+	second int64
+	spent  int
+	said   int64 // the second in which it was said what is missing
+}
+
+func (b *budget) allows() bool {
+	if b.most == 0 {
+		return true
+	}
+	if now := b.now().Unix(); now != b.second {
+		b.second, b.spent = now, 0
+	}
+	b.spent++
+	return b.spent <= b.most
+}
+
+// due reports whether what is missing is to be said: once a second.
+func (b *budget) due() bool {
+	now := b.now().Unix()
+	due := now != b.said
+	b.said = now
+	return due
 }
 
 func (s Sighting) waits() bool {
@@ -200,8 +283,8 @@ func (r *Relay) follow(ctx context.Context, watched []Sighting, w Watcher) (rest
 
 // await waits for a cursor to move or for the event at next, and reports false
 // when neither happened for a while.
-func (r *Relay) await(ctx context.Context, changed <-chan struct{}, next journal.Seq) (bool, error) {
-	wait, cancel := context.WithTimeout(ctx, idleEvery)
+func (r *Relay) await(ctx context.Context, changed <-chan struct{}, next journal.Seq, every time.Duration) (bool, error) {
+	wait, cancel := context.WithTimeout(ctx, every)
 	defer cancel()
 	told := make(chan struct{})
 	go func() {

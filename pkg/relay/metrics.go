@@ -19,7 +19,7 @@ type Metrics struct {
 	delivered, retries, filtered, filterErrors *prometheus.CounterVec
 	dead, given                                *prometheus.CounterVec
 	replayed, unreadable                       *prometheus.CounterVec
-	up, open                                   *prometheus.GaugeVec
+	up, open, held                             *prometheus.GaugeVec
 	took, attempts                             *prometheus.HistogramVec
 }
 
@@ -50,12 +50,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		unreadable:   counter("postwire_sink_unreadable_total", "Attempts to read the journal for the sink that failed; it gets nothing while they do.", "sink"),
 		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last attempt to deliver was taken, 0 while the sink fails."}, []string{"sink"}),
 		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while nothing arrives at the sink and it is probed with one event at a time, otherwise 0."}, []string{"sink"}),
+		held:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while nothing is sent to the sink because an operator has paused it, otherwise 0."}, []string{"sink"}),
 	}
 	m.took = histogram("postwire_sink_latency_seconds", "Time from an event's acceptance to the broker's acknowledgement. Replays are not in it.",
 		.005, .025, .1, .5, 1, 5, 15, 60, 300, 1800, 3600)
 	m.attempts = histogram("postwire_sink_attempt_seconds", "Time that one attempt to deliver a batch took, whatever came of it.",
 		.001, .005, .025, .1, .5, 2.5, 10, 30)
-	r.MustRegister(m.up, m.open, &m.lag)
+	r.MustRegister(m.up, m.open, m.held, &m.lag)
 	return m
 }
 
@@ -85,6 +86,7 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 		took:         m.took.WithLabelValues(name),
 		attempts:     m.attempts.WithLabelValues(name),
 	}
+	m.held.WithLabelValues(name)
 	s.up(true)
 	for _, reason := range []string{journal.GivenUpAge, journal.GivenUpBacklog} {
 		s.given.WithLabelValues(reason)
@@ -109,9 +111,18 @@ func (m *Metrics) forget(name string) {
 	gone := prometheus.Labels{"sink": name}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.retries, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.up, m.open, m.took, m.attempts} {
+	}{m.delivered, m.retries, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.up, m.open, m.held, m.took, m.attempts} {
 		vec.DeletePartialMatch(gone)
 	}
+}
+
+// paused tells whether a sink is.
+func (m *Metrics) paused(sink string, paused bool) {
+	value := 0.
+	if paused {
+		value = 1
+	}
+	m.held.WithLabelValues(sink).Set(value)
 }
 
 // lags tells how far each sink is behind, when it is asked. It is a

@@ -23,6 +23,8 @@ type outlet struct {
 	env     sinks.Env
 	timeout time.Duration
 	took    prometheus.Observer // of events, until their acknowledgement; nil is not observed
+	past    *past               // keeps in mind what was taken; nil is not kept
+	runs    []run               // of one attempt; kept to be used again
 
 	way  *way       // that sink was opened by
 	sink sinks.Sink // nil until it could be opened
@@ -133,6 +135,11 @@ type verdicts struct {
 // maxAge that fails is set aside, unless maxAge is 0.
 func (o *outlet) judge(records []held, each sinks.BatchError, all error, maxAge time.Duration) (v verdicts) {
 	now := o.env.Now()
+	if o.past != nil {
+		o.runs = o.runs[:0]
+		defer func() { o.past.took(o.runs) }()
+	}
+	going := false // the record before was taken
 	for i, r := range records {
 		err := all
 		var reason sinks.Reason
@@ -146,8 +153,14 @@ func (o *outlet) judge(records []held, each sinks.BatchError, all error, maxAge 
 			if o.took != nil {
 				o.took.Observe(max(0, now.Sub(r.Accepted).Seconds()))
 			}
+			if last := len(o.runs) - 1; going && o.runs[last].attempts == r.attempts {
+				o.runs[last].to = r.Seq
+			} else if o.past != nil {
+				o.runs, going = append(o.runs, run{r.Seq, r.Seq, now, r.attempts}), true
+			}
 			continue
 		}
+		going = false
 		if !refused && maxAge > 0 && now.Sub(r.Accepted) >= maxAge {
 			reason, refused = sinks.ReasonExpired, true
 		}

@@ -43,6 +43,7 @@ type Pump struct {
 	metrics  *sinkMetrics
 	kind     string // of the sink
 	traces   *telemetry.Traces
+	past     *past
 
 	configured sinks.Configured // as it is now; guarded by the relay's exchanging
 
@@ -157,6 +158,9 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 	through := records[len(records)-1].Seq
 	var undelivered journal.Undelivered
 	for {
+		if err := p.past.pass(ctx); err != nil {
+			return err
+		}
 		var given []journal.GivenUp
 		pending, given = p.giveUp(pending)
 		undelivered.GivenUp = append(undelivered.GivenUp, given...)
@@ -354,6 +358,9 @@ func (p *Pump) wanted(records []journal.Record) []held {
 
 // report says once that a sink fails, and once that it works again.
 func (p *Pump) report(v verdicts, waiting int) {
+	if v.failure != nil {
+		p.past.trouble(v.failure, p.out.env.Now().UTC())
+	}
 	switch {
 	case v.failure != nil && !p.failing.Load():
 		p.log.Warn("the sink does not take events; they wait in the journal and are tried again, one at a time where none is taken",

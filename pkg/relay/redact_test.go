@@ -111,7 +111,7 @@ func TestRedactedDelivery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if re = b.replayed(t, re.ID, ReplayDone); re.Sent != 2 || re.Refused != 1 {
+	if re = b.replayed(t, re.ID); re.Sent != 2 || re.Refused != 1 {
 		t.Errorf("replay: %+v", re)
 	}
 	b.stop()

@@ -41,6 +41,11 @@ type Relay struct {
 	opts    Options
 	changes broadcast
 	replays replays
+	pasts   pasts
+
+	pausing sync.Mutex    // held while pauses change
+	noted   chan struct{} // closed when it is known which sinks are paused
+	known   sync.Once     // for noted
 
 	exchanging sync.Mutex // held for all of an exchange
 	mu         sync.Mutex
@@ -57,7 +62,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	if opts.Dial == nil {
 		opts.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	}
-	r := &Relay{opts: opts, replays: replays{all: map[string]*replay{}}}
+	r := &Relay{opts: opts, replays: replays{all: map[string]*replay{}}, noted: make(chan struct{})}
 	for _, out := range opts.Sinks {
 		p, err := r.open(ctx, out, nil)
 		if err != nil {
@@ -100,7 +105,10 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 		p.ways = before.ways // replays that run go by it
 	}
 	p.ways.Store(wayOf(out))
-	p.out = outlet{ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, Dial: r.opts.Dial, Now: r.opts.Now}}
+	p.past = r.pasts.of(out.Name, func() *past {
+		return &past{noted: r.noted, since: r.opts.Now(), stood: cursor.Committed()}
+	})
+	p.out = outlet{past: p.past, ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, Dial: r.opts.Dial, Now: r.opts.Now}}
 	return p, nil
 }
 

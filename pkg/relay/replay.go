@@ -41,6 +41,7 @@ type ReplaySpec struct {
 	Filter string            `json:"filter,omitempty" doc:"CESQL expression; the sink's own filter holds besides."`
 	Keys   map[string]string `json:"keys,omitempty" doc:"Keys of the sink that are set otherwise, such as its subject or topic."`
 	Rate   int               `json:"rate" doc:"Most events a second."`
+	Place  journal.Seq       `json:"place,omitempty" doc:"The one event that is sent, instead of a range."`
 }
 
 // Replay sends stored events to one sink again, beside live traffic. It
@@ -117,28 +118,21 @@ func (r *Relay) runReplays(ctx, hard context.Context) {
 			}
 		}
 		if err := r.agree(ctx); err != nil && ctx.Err() == nil {
-			r.opts.Log.Warn("reading what has become of replays", zap.Error(err))
+			r.opts.Log.Warn("reading what operators have decided of replays and pauses", zap.Error(err))
 		}
 	}
 }
 
 // agree takes over what other processes that share the journal have noted of
-// replays: every process runs all of them, and the journal gives the events to
+// pauses and of replays: every process runs all of them, and the journal gives the events to
 // one.
 func (r *Relay) agree(ctx context.Context) error {
-	noted := map[string]Replay{}
 	r.replays.mu.Lock()
 	before := slices.Collect(maps.Keys(r.replays.all))
 	r.replays.mu.Unlock()
-	for n, err := range r.opts.Journal.Noted(ctx, replayPrefix) {
-		if err != nil {
-			return err
-		}
-		var re Replay
-		if err := json.Unmarshal(n.Value, &re); err != nil {
-			return fmt.Errorf("reading %s: %w", n.Name, err)
-		}
-		noted[re.ID] = re
+	noted, err := r.notes(ctx)
+	if err != nil {
+		return err
 	}
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
@@ -228,13 +222,18 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 		return Replay{}, err
 	}
 	switch {
+	case spec.Place > 0:
 	case !spec.From.Before(spec.To):
 		return Replay{}, fmt.Errorf("%w: from, %s, is not before to, %s", ErrInvalid, spec.From.Format(time.RFC3339), spec.To.Format(time.RFC3339))
-	case spec.Rate < 1:
+	}
+	if spec.Rate < 1 {
 		return Replay{}, fmt.Errorf("%w: rate is %d, use 1 or more", ErrInvalid, spec.Rate)
 	}
 	re := Replay{ReplaySpec: spec, State: ReplayPlanned, Created: r.opts.Now().UTC()}
 	j := r.opts.Journal
+	if spec.Place > 0 {
+		return r.planOne(ctx, re, p, filter)
+	}
 	if re.First, err = j.Since(ctx, spec.From); err != nil {
 		return re, err
 	}
@@ -262,6 +261,35 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 		}
 	}
 	return re, nil
+}
+
+// planOne says what a replay of one event would send; its error wraps ErrInvalid
+// where that is nothing.
+func (r *Relay) planOne(ctx context.Context, re Replay, p *Pump, filter Filter) (Replay, error) {
+	record, err := r.Record(ctx, re.Place)
+	if err != nil {
+		return re, err
+	}
+	re.From, re.To = record.Accepted, record.Accepted
+	re.First, re.Last = re.Place, re.Place
+	if !re.sends(p, filter, record) {
+		return re, fmt.Errorf("%w: the filter of sink %s does not take this event", ErrInvalid, p.name)
+	}
+	re.Total = 1
+	return re, nil
+}
+
+// Record returns the event at a place, or an error that wraps
+// journal.ErrNotFound.
+func (r *Relay) Record(ctx context.Context, place journal.Seq) (journal.Record, error) {
+	records, err := r.opts.Journal.Read(ctx, place, 1)
+	if err != nil {
+		return journal.Record{}, err
+	}
+	if len(records) == 0 || records[0].Seq != place {
+		return journal.Record{}, fmt.Errorf("the event at place %d: %w: it has expired, or never was", place, journal.ErrNotFound)
+	}
+	return records[0], nil
 }
 
 // sends reports whether the replay is to send a record.
@@ -546,6 +574,9 @@ func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p
 		}
 		for i := range pending[:n] {
 			pending[i].attempts++
+		}
+		if err := p.past.pass(ctx); err != nil {
+			return pending, err
 		}
 		each, err := p.traced(hard, out, pending[:n])
 		v := out.judge(pending[:n], each, err, 0)

@@ -14,6 +14,7 @@ const (
 	SinkUp        SinkState = "up"        // the last attempt was taken
 	SinkFailing   SinkState = "failing"   // the last attempt failed
 	SinkProbed    SinkState = "probed"    // nothing arrives; it is probed with one event at a time
+	SinkPaused    SinkState = "paused"    // an operator lets nothing be sent
 	SinkElsewhere SinkState = "elsewhere" // another process delivers to it, and knows
 	SinkNobody    SinkState = "nobody"    // no process delivers to it, or nothing was to be delivered yet
 )
@@ -21,13 +22,17 @@ const (
 // SinkStatus is a sink as this process sees it.
 type SinkStatus struct {
 	Sink      string      `json:"sink"`
-	State     SinkState   `json:"state" enum:"up,failing,probed,elsewhere,nobody"`
+	Kind      string      `json:"kind" doc:"Type of the sink in the configuration."`
+	State     SinkState   `json:"state" enum:"up,failing,probed,paused,elsewhere,nobody"`
 	Holder    string      `json:"holder,omitempty" doc:"Process that delivers to the sink; of those that share a journal one does."`
 	Since     *time.Time  `json:"since,omitempty" doc:"When it began to."`
 	Here      bool        `json:"here" doc:"Whether that is the process that answers."`
 	Behind    uint64      `json:"behind" doc:"Events in the journal that the sink has not been given."`
 	Committed journal.Seq `json:"committed" doc:"Place of the newest event that is done with."`
 	Oldest    *time.Time  `json:"oldest,omitempty" doc:"When the oldest event in hand was accepted; only of the process that delivers."`
+	Paused    *time.Time  `json:"paused,omitempty" doc:"Since when it is paused."`
+	Filter    string      `json:"filter,omitempty" doc:"CESQL expression of the configuration; only events for which it is true."`
+	Troubles  []Trouble   `json:"troubles,omitempty" doc:"Why attempts to deliver failed, the newest first, as far as this process remembers."`
 }
 
 // Status returns how each sink is doing, in the order of the configuration.
@@ -42,11 +47,16 @@ func (r *Relay) Status() []SinkStatus {
 
 func (p *Pump) status() SinkStatus {
 	h := p.cursor.Holder()
-	s := SinkStatus{Sink: p.name, State: SinkUp, Holder: h.Name, Here: h.Here, Behind: p.cursor.Behind(), Committed: p.cursor.Committed()}
+	s := SinkStatus{Sink: p.name, Kind: p.kind, Filter: p.settings.Filter, Troubles: p.past.told(), State: SinkUp, Holder: h.Name, Here: h.Here, Behind: p.cursor.Behind(), Committed: p.cursor.Committed()}
 	if !h.Since.IsZero() {
 		s.Since = &h.Since
 	}
+	if pause := p.past.pause.Load(); pause != nil {
+		s.Paused = &pause.Since
+	}
 	switch {
+	case s.Paused != nil:
+		s.State = SinkPaused
 	case h.Here && p.open.Load():
 		s.State = SinkProbed
 	case h.Here && p.failing.Load():

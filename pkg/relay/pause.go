@@ -1,0 +1,141 @@
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const pausePrefix = "pause/"
+
+// Pause says that nothing is sent to a sink, by an operator's will. It is kept
+// in the journal: it outlives the process, and holds for all that share the
+// journal. The events wait meanwhile, as they do for a broker that is down.
+type Pause struct {
+	Sink  string    `json:"sink"`
+	Since time.Time `json:"since"`
+}
+
+// pausing is a pause that is in effect.
+type pausing struct {
+	Pause
+	over chan struct{} // closed when it is not
+}
+
+// PauseSink lets nothing more be sent to a sink; what is with its broker by now
+// is still heard of. Other processes that share the journal follow within
+// seconds. A sink that is paused already stays so since then.
+func (r *Relay) PauseSink(ctx context.Context, sink string) (Pause, error) {
+	p, err := r.pump(sink)
+	if err != nil {
+		return Pause{}, err
+	}
+	r.pausing.Lock()
+	defer r.pausing.Unlock()
+	if now := p.past.pause.Load(); now != nil {
+		return now.Pause, nil
+	}
+	pause := Pause{Sink: sink, Since: r.opts.Now().UTC()}
+	text, err := json.Marshal(pause)
+	if err != nil {
+		return Pause{}, err
+	}
+	if err := r.opts.Journal.Note(ctx, pausePrefix+sink, text); err != nil {
+		return Pause{}, err
+	}
+	r.effect(p.past, sink, &pause)
+	return pause, nil
+}
+
+// ResumeSink lets a sink be sent to again, from where it stands. One that is not
+// paused is left as it is.
+func (r *Relay) ResumeSink(ctx context.Context, sink string) error {
+	p, err := r.pump(sink)
+	if err != nil {
+		return err
+	}
+	r.pausing.Lock()
+	defer r.pausing.Unlock()
+	if err := r.opts.Journal.Note(ctx, pausePrefix+sink, nil); err != nil {
+		return err
+	}
+	r.effect(p.past, sink, nil)
+	return nil
+}
+
+// effect puts a pause into effect, or the end of one where it is nil. The lock
+// is held.
+func (r *Relay) effect(past *past, sink string, pause *Pause) {
+	before := past.pause.Load()
+	switch {
+	case pause == nil && before != nil:
+		past.pause.Store(nil)
+		close(before.over)
+		r.opts.Log.Warn("a sink is resumed", zap.String("sink", sink))
+	case pause != nil && before == nil:
+		past.pause.Store(&pausing{*pause, make(chan struct{})})
+		r.opts.Log.Warn("a sink is paused; its events wait in the journal", zap.String("sink", sink), zap.Time("since", pause.Since))
+	}
+	r.opts.Metrics.paused(sink, pause != nil)
+}
+
+// notes reads what has been noted of replays, and puts into effect what has been
+// noted of pauses. From the first time on it is known which sinks are paused,
+// and pumps may begin.
+func (r *Relay) notes(ctx context.Context) (replays map[string]Replay, err error) {
+	r.pausing.Lock() // what is read here may not be older than what is in effect
+	defer r.pausing.Unlock()
+	replays, pauses := map[string]Replay{}, map[string]Pause{}
+	for n, err := range r.opts.Journal.Noted(ctx, "") {
+		if err != nil {
+			return nil, err
+		}
+		var re Replay
+		var pause Pause
+		switch {
+		case strings.HasPrefix(n.Name, replayPrefix):
+			err = json.Unmarshal(n.Value, &re)
+			replays[re.ID] = re
+		case strings.HasPrefix(n.Name, pausePrefix):
+			err = json.Unmarshal(n.Value, &pause)
+			pauses[pause.Sink] = pause
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", n.Name, err)
+		}
+	}
+	for sink, past := range r.pasts.all() {
+		if pause, ok := pauses[sink]; ok {
+			r.effect(past, sink, &pause)
+		} else {
+			r.effect(past, sink, nil)
+		}
+	}
+	r.known.Do(func() { close(r.noted) })
+	return replays, nil
+}
+
+// pass returns when the sink is not paused, or with the error of ctx.
+func (p *past) pass(ctx context.Context) error {
+	select {
+	case <-p.noted:
+	default:
+		select {
+		case <-p.noted:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	for now := p.pause.Load(); now != nil; now = p.pause.Load() {
+		select {
+		case <-now.over:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
