@@ -47,8 +47,14 @@ type API struct {
 	Level              zap.AtomicLevel // of the log
 	// Reload reads the configuration again, and returns what has changed.
 	Reload func(ctx context.Context) ([]string, error)
-	Now    func() time.Time
-	Log    *zap.Logger
+	// Configuration is the one in effect; Sources are those of it, without what
+	// they have received; Registration asks a sender where it sends.
+	Configuration func() (Configuration, error)
+	Sources       func() []Source
+	Registration  func(ctx context.Context, source string) (Registration, error)
+	History       *History
+	Now           func() time.Time
+	Log           *zap.Logger
 }
 
 // handler serves the API and its description.
@@ -70,6 +76,11 @@ func (a *API) handler() http.Handler {
 	a.setAside(api)
 	a.replays(api)
 	a.tail(api)
+	a.events(api)
+	a.sinks(api)
+	a.figures(api)
+	a.sources(api)
+	a.configuration(api)
 	a.reconciling(api)
 	a.status(api)
 	a.logLevel(api)

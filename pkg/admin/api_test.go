@@ -78,6 +78,7 @@ type world struct {
 	server  *Server
 	fluent  bool // the source understands what is in quarantine
 
+	history *History
 	changed []string // by a reload
 	refusal error
 }
@@ -91,8 +92,10 @@ func newWorld(t *testing.T, token string) *world {
 	w := &world{journal: j, broker: &broker{refuse: taken}}
 	settings := sinks.DefaultSettings()
 	settings.Retry = sinks.Retry{Initial: time.Millisecond, Max: 5 * time.Millisecond}
+	metrics := prometheus.NewRegistry()
+	w.history = NewHistory(metrics, time.Now)
 	r, err := relay.New(t.Context(), relay.Options{
-		Journal: j, Log: zap.NewNop(), Metrics: relay.NewMetrics(prometheus.NewRegistry()),
+		Journal: j, Log: zap.NewNop(), Metrics: relay.NewMetrics(metrics),
 		Sinks: []sinks.Configured{{Name: "out", Settings: settings, Open: func(context.Context, sinks.Env) (sinks.Sink, error) { return w.broker, nil }}},
 	})
 	if err != nil {
@@ -100,6 +103,19 @@ func newWorld(t *testing.T, token string) *world {
 	}
 	w.server = New(Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: &API{
 		Journal: j, Relay: r, Token: func() string { return token }, ViewerToken: func() string { return viewerToken }, Version: "test", Level: zap.NewAtomicLevel(), Reload: func(context.Context) ([]string, error) { return w.changed, w.refusal }, Now: time.Now, Log: zap.NewNop(),
+		Name: "test", Engine: "pebble", History: w.history,
+		Sources: func() []Source {
+			return []Source{{Source: "in", Kind: "uploadpost", Paths: []string{"/in"}, Secret: &SecretAge{From: "api"}}}
+		},
+		Registration: func(_ context.Context, source string) (Registration, error) {
+			if source != "in" {
+				return Registration{}, fmt.Errorf("source %q: %w", source, ErrNoSource)
+			}
+			return Registration{URL: "https://example.com/in", Channels: []string{"webhook"}, Events: []string{}, Here: true}, nil
+		},
+		Configuration: func() (Configuration, error) {
+			return Configuration{YAML: "to: someone@example.com\n", Last: &LastReload{Changed: []string{}, Problem: "no someone@example.com"}}, nil
+		},
 		Understand: func(r journal.Rejected) ([]event.Event, error) {
 			if !w.fluent {
 				return nil, errors.New("no event")

@@ -1,12 +1,14 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -90,6 +92,23 @@ type AsidePage struct {
 	Next    string  `json:"next,omitempty" doc:"What to give as after for the next page; absent on the last one."`
 }
 
+// AsideCount is how much was set aside.
+type AsideCount struct {
+	Total  int          `json:"total"`
+	More   bool         `json:"more,omitempty" doc:"There is more than was counted."`
+	Groups []AsideGroup `json:"groups" doc:"By why, the largest first."`
+	Until  time.Time    `json:"until" doc:"What to give as until to mean what was counted, and not what is set aside meanwhile."`
+}
+
+// AsideGroup is how much was set aside for one reason.
+type AsideGroup struct {
+	Kind   string `json:"kind" enum:"dead_letter,quarantine"`
+	Sink   string `json:"sink,omitempty"`
+	Source string `json:"source,omitempty"`
+	Reason string `json:"reason"`
+	Count  int    `json:"count"`
+}
+
 // Handled says what became of one entry.
 type Handled struct {
 	ID     string   `json:"id"`
@@ -128,6 +147,11 @@ func (a *API) setAside(api huma.API) {
 			h, err := a.drop(ctx, in.ID)
 			return &handledOutput{h}, failed(err)
 		})
+	huma.Register(api, operation("count-dlq", http.MethodGet, "/dlq-count", "How much was set aside, and why: what the same filter would retry or drop", 422),
+		func(ctx context.Context, in *asideFilter) (*struct{ Body AsideCount }, error) {
+			count, err := a.count(ctx, *in)
+			return &struct{ Body AsideCount }{count}, failed(err)
+		})
 	for word, do := range map[string]func(context.Context, string) (Handled, error){"retry": a.retry, "drop": a.drop} {
 		huma.Register(api, operation(word+"-dlq-page", http.MethodPost, "/dlq-"+word, "The same for a page of entries", 422),
 			func(ctx context.Context, in *struct{ Body asideFilter }) (*struct{ Body HandledPage }, error) {
@@ -165,35 +189,43 @@ func ofRejected(r journal.Rejected) Aside {
 // list returns a page of what the filter lets through.
 func (a *API) list(ctx context.Context, f asideFilter) (AsidePage, error) {
 	page := AsidePage{Entries: []Aside{}}
-	times, err := a.times(map[string]When{"since": f.Since, "until": f.Until})
-	if err != nil {
-		return page, err
-	}
 	limit := f.Limit
 	if limit == 0 {
 		limit = 100
 	}
-	// full takes an entry that the filter lets through, if there is room.
+	// full takes an entry, if there is room.
 	full := func(e Aside) bool {
-		switch {
-		case f.Sink != "" && e.Sink != f.Sink, f.Source != "" && e.Source != f.Source, f.Reason != "" && e.Reason != f.Reason,
-			e.Last.Before(times["since"]), !times["until"].IsZero() && !e.Last.Before(times["until"]):
-			return false
-		case len(page.Entries) == limit:
+		if len(page.Entries) == limit {
 			page.Next = page.Entries[limit-1].ID
 			return true
 		}
 		page.Entries = append(page.Entries, e)
 		return false
 	}
+	return page, failed(a.each(ctx, f, full))
+}
+
+// each goes through what the filter lets through, until stop says so.
+func (a *API) each(ctx context.Context, f asideFilter, stop func(Aside) bool) error {
+	times, err := a.times(map[string]When{"since": f.Since, "until": f.Until})
+	if err != nil {
+		return err
+	}
+	full := func(e Aside) bool {
+		if f.Sink != "" && e.Sink != f.Sink || f.Source != "" && e.Source != f.Source || f.Reason != "" && e.Reason != f.Reason ||
+			e.Last.Before(times["since"]) || !times["until"].IsZero() && !e.Last.Before(times["until"]) {
+			return false
+		}
+		return stop(e)
+	}
 	letter, dead := parseAside(f.After)
 	if f.Kind != KindQuarantine && f.Source == "" && (f.After == "" || dead) {
 		for d, err := range a.Journal.DeadLetters(ctx, letter) {
 			if err != nil {
-				return page, failed(err)
+				return err
 			}
 			if full(ofDead(d)) {
-				return page, nil
+				return nil
 			}
 		}
 	}
@@ -204,14 +236,39 @@ func (a *API) list(ctx context.Context, f asideFilter) (AsidePage, error) {
 		}
 		for r, err := range a.Journal.Quarantined(ctx, after) {
 			if err != nil {
-				return page, failed(err)
+				return err
 			}
 			if full(ofRejected(r)) {
-				return page, nil
+				return nil
 			}
 		}
 	}
-	return page, nil
+	return nil
+}
+
+// mostCounted bounds what a count costs.
+const mostCounted = 100000
+
+func (a *API) count(ctx context.Context, f asideFilter) (AsideCount, error) {
+	count := AsideCount{Groups: []AsideGroup{}, Until: a.Now()}
+	groups := map[AsideGroup]int{}
+	err := a.each(ctx, f, func(e Aside) bool {
+		if count.Total == mostCounted {
+			count.More = true
+			return true
+		}
+		count.Total++
+		groups[AsideGroup{Kind: e.Kind, Sink: e.Sink, Source: e.Source, Reason: e.Reason}]++
+		return false
+	})
+	for g, n := range groups {
+		g.Count = n
+		count.Groups = append(count.Groups, g)
+	}
+	slices.SortFunc(count.Groups, func(a, b AsideGroup) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Sink+a.Source, b.Sink+b.Source), cmp.Compare(a.Reason, b.Reason))
+	})
+	return count, err
 }
 
 func (a *API) show(ctx context.Context, id string, data bool) (Aside, error) {

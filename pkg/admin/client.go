@@ -52,6 +52,11 @@ func (c *Client) Handle(ctx context.Context, what string, filter map[string]any)
 	return page, c.ask(ctx, http.MethodPost, "/dlq-"+what, filter, &page)
 }
 
+// Count says how much the same filter means.
+func (c *Client) Count(ctx context.Context, query url.Values) (count AsideCount, err error) {
+	return count, c.ask(ctx, http.MethodGet, "/dlq-count?"+query.Encode(), nil, &count)
+}
+
 // StartReplay starts a replay, or plans one.
 func (c *Client) StartReplay(ctx context.Context, r Replaying) (re relay.Replay, err error) {
 	return re, c.ask(ctx, http.MethodPost, "/replays", r, &re)

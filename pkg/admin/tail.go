@@ -19,7 +19,9 @@ type Seen struct {
 	Seq      journal.Seq  `json:"seq" doc:"Place in the journal."`
 	Accepted time.Time    `json:"accepted"`
 	Event    CloudEvent   `json:"event" doc:"Without data, unless it was asked for."`
+	Bytes    int          `json:"bytes" doc:"Size of its data."`
 	Only     string       `json:"only,omitempty" doc:"The one sink that a retried event is for."`
+	Of       journal.Seq  `json:"of,omitempty" doc:"Where a retried event was first."`
 	Fates    []relay.Fate `json:"fates" doc:"What has become of it at each sink."`
 }
 
@@ -110,7 +112,8 @@ func (w *watcher) Sighted(s relay.Sighting) error {
 		return err
 	}
 	return w.send(sse.Message{ID: int(s.Record.Seq), Data: Seen{
-		Seq: s.Record.Seq, Accepted: s.Record.Accepted, Event: CloudEvent{text}, Only: s.Record.Only, Fates: s.Fates,
+		Seq: s.Record.Seq, Accepted: s.Record.Accepted, Event: CloudEvent{text}, Bytes: len(s.Record.Event.CloudEvent.DataEncoded),
+		Only: s.Record.Only, Of: s.Record.Of, Fates: s.Fates,
 	}})
 }
 

@@ -51,6 +51,11 @@ type App struct {
 	gaps       *gaps // of Upload-Post's webhooks, by its history
 	secrets    *secrets
 
+	history *admin.History
+	last    atomic.Pointer[admin.LastReload] // nil before the first
+	began   time.Time
+	now     func() time.Time
+
 	ready   readiness
 	cleanup []func() error // in the order of assembly; undone from the end
 }
@@ -81,8 +86,9 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	if now == nil {
 		now = time.Now
 	}
+	a.began, a.now = now().UTC(), now
 	metrics := prometheus.NewRegistry()
-	a.metrics = metrics
+	a.metrics, a.history = metrics, admin.NewHistory(metrics, now)
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(), a.reloads, a.applied,
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "postwire_log_lines_dropped_total", Help: "Lines that were not logged because many of the same message came in one second.",
@@ -157,6 +163,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		Gatherer: metrics, Log: log.Named("admin"),
 		API: &admin.API{
 			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Reconcile: a.gaps.compare,
+			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, History: a.history,
 			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, ViewerToken: func() string { return a.plan.Load().Config.Admin.ViewerToken.Reveal() },
 			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"),
 		},

@@ -40,6 +40,12 @@ type gap struct {
 	schedule reconcile.Schedule // an interval of 0 is by hand only
 	own      uploadpost.Config
 	stop     context.CancelFunc // nil until it runs; guarded by gaps.mu
+
+	mu        sync.Mutex
+	at        time.Time // of the last comparison; zero before the first
+	report    reconcile.Report
+	problem   string
+	recovered uint64
 }
 
 // apis are what a source of Upload-Post asks the service by.
@@ -139,7 +145,7 @@ func (g *gaps) run(ctx context.Context) {
 		s.stop = stop
 		all.Go(func() {
 			defer stop()
-			s.Run(running, s.schedule, func(r reconcile.Report, err error) { g.found(name, r, err) })
+			s.Run(running, s.schedule, func(r reconcile.Report, err error) { g.found(name, s, r, err) })
 		})
 	}
 	for name, s := range g.sources {
@@ -154,7 +160,8 @@ func (g *gaps) run(ctx context.Context) {
 }
 
 // found counts what a comparison has found, and says so where it is something.
-func (g *gaps) found(name string, r reconcile.Report, err error) {
+func (g *gaps) found(name string, s *gap, r reconcile.Report, err error) {
+	s.note(g.now(), r, err)
 	log := g.log.With(zap.String("source", name), zap.Time("from", r.From), zap.Time("to", r.To))
 	g.recovered.WithLabelValues(name).Add(float64(r.Recovered))
 	if r.Recovered > 0 {
@@ -190,7 +197,7 @@ func (g *gaps) compare(ctx context.Context, name string, from, to time.Time, dry
 	}
 	report, err := s.Compare(ctx, from, to, dry)
 	if !dry {
-		g.found(name, report, err)
+		g.found(name, s, report, err)
 	}
 	return report, err
 }

@@ -137,6 +137,7 @@ func (a *App) reload(ctx context.Context, text bool) (changed []string, err erro
 	}
 	a.stamp = now
 	next, changed, err := a.takeOver(ctx, old, text)
+	a.told(changed, err)
 	if text {
 		a.refused = err != nil
 	}

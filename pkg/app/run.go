@@ -64,6 +64,10 @@ func (a *App) Run(ctx context.Context) error {
 		a.secrets.run(running)
 		return nil
 	})
+	g.Go(func() error {
+		a.history.Run(running)
+		return nil
+	})
 	a.ready.serving.Store(true)
 	a.log.Info("taking webhooks", zap.Stringer("addr", a.Addr()), zap.Stringer("admin", a.AdminAddr()))
 

@@ -1,0 +1,225 @@
+package admin
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/relay"
+)
+
+// Found is a page of a search, the newest events first.
+type Found struct {
+	Events  []Seen      `json:"events"`
+	Scanned int         `json:"scanned" doc:"Events that were looked at."`
+	Next    journal.Seq `json:"next,omitempty" doc:"What to give as before to go on; absent where there is nothing more."`
+	Reached *time.Time  `json:"reached,omitempty" doc:"When the oldest event that was looked at had been accepted."`
+}
+
+// searchInput says which events are meant; all that is set must hold.
+type searchInput struct {
+	ID        string `query:"id" doc:"Part of the CloudEvents id." example:"17987654321098765"`
+	PublishID string `query:"publish_id" doc:"ID that the platform assigned."`
+	Profile   string `query:"profile"`
+	Platform  string `query:"platform" example:"instagram"`
+	Type      string `query:"type" doc:"CloudEvents type, or its end behind a dot." example:"upload_completed"`
+	Outcome   string `query:"outcome" doc:"success or failure; of account events their status." example:"failure"`
+	From      When   `query:"from" doc:"Accepted from this time on: RFC 3339, or how long ago, such as 2h."`
+	To        When   `query:"to" doc:"Accepted before this time."`
+	Filter    string `query:"filter" doc:"CESQL expression, besides the others." example:"mediatype = 'video'"`
+	Limit     int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"Most events at once."`
+	Before    uint64 `query:"before" doc:"Only events before this place: next of the page before."`
+
+	filter relay.Filter
+}
+
+// Resolve implements huma.Resolver.
+func (in *searchInput) Resolve(huma.Context) []error {
+	var err error
+	if in.filter, err = relay.ParseFilter(in.Filter); err != nil {
+		return []error{&huma.ErrorDetail{Message: err.Error(), Location: "query.filter"}}
+	}
+	return nil
+}
+
+// takes reports whether an event is one of those that are meant.
+func (in *searchInput) takes(e event.Event) bool {
+	if in.ID != "" && !strings.Contains(e.CloudEvent.ID(), in.ID) {
+		return false
+	}
+	if is := e.CloudEvent.Type(); in.Type != "" && is != in.Type && !strings.HasSuffix(is, "."+in.Type) {
+		return false
+	}
+	for name, want := range map[string]string{event.PublishID: in.PublishID, event.Profile: in.Profile, event.Platform: in.Platform, event.Outcome: in.Outcome} {
+		if want == "" {
+			continue
+		}
+		if is, _ := e.Attribute(name); is != want {
+			return false
+		}
+	}
+	ok, _ := in.filter.Takes(e)
+	return ok
+}
+
+const (
+	// A search looks at so many events and takes so long at most; then it says
+	// how far it came. The journal is read as a tail reads it, which holds
+	// nobody up; so many at once leave the machine to the events.
+	mostScanned  = 20000
+	searchFor    = 2 * time.Second
+	mostSearches = 2
+	searchPage   = 512
+)
+
+func (a *API) events(api huma.API) {
+	room := make(chan struct{}, mostSearches)
+	huma.Register(api, operation("search-events", http.MethodGet, "/events", "Look for events, the newest first; it looks at so many at once, and says where to go on", 422),
+		func(ctx context.Context, in *searchInput) (*struct{ Body Found }, error) {
+			select {
+			case room <- struct{}{}:
+				defer func() { <-room }()
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+			found, err := a.search(ctx, in)
+			return &struct{ Body Found }{found}, failed(err)
+		})
+	huma.Register(api, ruled(operation("show-event", http.MethodGet, "/events/{seq}", "One event, and what has become of it at each sink", 404, 422), personalIf("data", "true")),
+		func(ctx context.Context, in *struct {
+			Seq  uint64 `path:"seq" doc:"Place of the event in the journal."`
+			Data bool   `query:"data" doc:"Show the event's data too, which is personal: for operators."`
+		},
+		) (*struct{ Body Seen }, error) {
+			record, err := a.Relay.Record(ctx, journal.Seq(in.Seq))
+			if err != nil {
+				return nil, failed(err)
+			}
+			s, err := a.seen(ctx, record, in.Data)
+			return &struct{ Body Seen }{s}, failed(err)
+		})
+	huma.Register(api, operation("send-event", http.MethodPost, "/events/{seq}/send", "Send one event to one sink again, as a replay of its own", 404, 422),
+		func(ctx context.Context, in *struct {
+			Seq  uint64 `path:"seq" doc:"Place of the event in the journal."`
+			Body Sending
+		},
+		) (*replayOutput, error) {
+			if in.Seq == 0 {
+				return nil, huma.Error404NotFound("there is no event at place 0")
+			}
+			re, err := a.Relay.StartReplay(ctx, relay.ReplaySpec{Sink: in.Body.Sink, Place: journal.Seq(in.Seq), Rate: 1, Keys: map[string]string{}})
+			return &replayOutput{re}, failed(err)
+		})
+}
+
+// Sending is the body of a request to send one event again.
+type Sending struct {
+	Sink string `json:"sink" minLength:"1" doc:"Name of the sink."`
+}
+
+// seen is an event with its fates.
+func (a *API) seen(ctx context.Context, record journal.Record, data bool) (Seen, error) {
+	text, err := attributes(record.Event, data)
+	if err != nil {
+		return Seen{}, err
+	}
+	fates, err := a.Relay.Fates(ctx, record)
+	return Seen{
+		Seq: record.Seq, Accepted: record.Accepted, Event: CloudEvent{text}, Bytes: len(record.Event.CloudEvent.DataEncoded),
+		Only: record.Only, Of: record.Of, Fates: fates,
+	}, err
+}
+
+// search goes back from the newest event on. The journal reads forward only, so
+// that it takes one stretch of places after another: a wider one where there
+// are few events, for between two there may be many places that no event has.
+func (a *API) search(ctx context.Context, in *searchInput) (Found, error) {
+	found := Found{Events: []Seen{}}
+	times, err := a.times(map[string]When{"from": in.From, "to": in.To})
+	if err != nil {
+		return found, err
+	}
+	low, high := a.Journal.Oldest(), a.Journal.Last()+1
+	if in.Before > 0 {
+		high = min(high, journal.Seq(in.Before))
+	}
+	if from := times["from"]; !from.IsZero() {
+		s, err := a.Journal.Since(ctx, from)
+		if err != nil {
+			return found, err
+		}
+		low = max(low, s)
+	}
+	if to := times["to"]; !to.IsZero() {
+		s, err := a.Journal.Since(ctx, to)
+		if err != nil {
+			return found, err
+		}
+		high = min(high, s)
+	}
+	began, width := time.Now(), journal.Seq(searchPage)
+	for high > low {
+		if found.Scanned >= mostScanned || time.Since(began) > searchFor {
+			found.Next = high
+			return found, nil
+		}
+		start := low
+		if high-low > width {
+			start = high - width
+		}
+		records, err := a.Journal.Read(ctx, start, searchPage)
+		if err != nil {
+			return found, err
+		}
+		if n := len(records); n == searchPage && records[n-1].Seq+1 < high && width > searchPage {
+			width = max(searchPage, width/8) // it holds more than a page: closer
+			continue
+		}
+		records = slices.DeleteFunc(records, func(r journal.Record) bool { return r.Seq >= high })
+		if len(records) < searchPage/4 {
+			width *= 2
+		}
+		for _, record := range slices.Backward(records) {
+			found.Scanned++
+			found.Reached = &record.Accepted
+			if !in.takes(record.Event) {
+				continue
+			}
+			if len(found.Events) == in.Limit {
+				found.Next = record.Seq + 1
+				return found, nil
+			}
+			s, err := a.seen(ctx, record, false)
+			if err != nil {
+				return found, err
+			}
+			found.Events = append(found.Events, s)
+		}
+		high = start
+	}
+	return found, nil
+}
+
+// Search looks for events. The query holds the parameters of the operation
+// search-events.
+func (c *Client) Search(ctx context.Context, query url.Values) (f Found, err error) {
+	return f, c.ask(ctx, http.MethodGet, "/events?"+query.Encode(), nil, &f)
+}
+
+// Event returns one, with its data where that is asked for.
+func (c *Client) Event(ctx context.Context, place journal.Seq, data bool) (s Seen, err error) {
+	return s, c.ask(ctx, http.MethodGet, "/events/"+strconv.FormatUint(uint64(place), 10)+"?data="+strconv.FormatBool(data), nil, &s)
+}
+
+// Send sends one event to one sink again.
+func (c *Client) Send(ctx context.Context, place journal.Seq, sink string) (re relay.Replay, err error) {
+	return re, c.ask(ctx, http.MethodPost, "/events/"+strconv.FormatUint(uint64(place), 10)+"/send", Sending{sink}, &re)
+}

@@ -1,0 +1,161 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/admin"
+	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/source/uploadpost"
+	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
+)
+
+// configuration is what is in effect, for operators to see.
+func (a *App) configuration() (admin.Configuration, error) {
+	p := a.plan.Load()
+	text, err := p.YAML()
+	return admin.Configuration{YAML: string(text), File: p.name, Began: a.began, Last: a.last.Load()}, err
+}
+
+// told keeps in mind what came of a reload.
+func (a *App) told(changed []string, err error) {
+	last := &admin.LastReload{At: a.now().UTC(), Taken: err == nil, Changed: changed}
+	if changed == nil {
+		last.Changed = []string{}
+	}
+	if err != nil {
+		last.Problem = err.Error()
+	}
+	a.last.Store(last)
+}
+
+// inspect returns the sources, for operators to see.
+func (a *App) inspect() []admin.Source {
+	p := a.plan.Load()
+	all := make([]admin.Source, len(p.Sources))
+	for i, s := range p.Sources {
+		all[i] = admin.Source{Source: s.Name, Kind: s.Kind, Paths: s.Settings.Paths, Reconcile: a.gaps.told(s.Name)}
+		if src := a.understand.of(s.Name); src != nil {
+			all[i].Proven = src.Proof().Required
+		}
+		if _, ok := fromAPI(s); ok {
+			all[i].Secret = a.secrets.age(s.Name)
+		} else if own, ok := s.Own.(uploadpost.Config); ok && own.Auth.Signature != nil {
+			all[i].Secret = &admin.SecretAge{From: "configuration", Known: len(own.Auth.Signature.Secrets) > 0}
+		}
+	}
+	return all
+}
+
+// registration asks the sender of a source where it sends webhooks.
+func (a *App) registration(ctx context.Context, name string) (admin.Registration, error) {
+	p := a.plan.Load()
+	i := slices.IndexFunc(p.Sources, func(s source.Configured) bool { return s.Name == name })
+	if i < 0 {
+		return admin.Registration{}, fmt.Errorf("source %q: %w", name, admin.ErrNoSource)
+	}
+	apis, err := apisOf(p)
+	if err != nil {
+		return admin.Registration{}, err
+	}
+	if apis[name] == nil {
+		return admin.Registration{}, fmt.Errorf("%w: source %q does not know its sender's API: set api.key", admin.ErrNoHistory, name)
+	}
+	now, err := apis[name].history.Notifications(ctx)
+	if err != nil {
+		return admin.Registration{}, err
+	}
+	r := admin.Registration{Channels: []string{}, Events: now.WebhookEvents.Names(), Secret: now.WebhookSecret != ""}
+	if r.Events == nil {
+		r.Events = []string{}
+	}
+	for _, channel := range slices.Sorted(maps.Keys(now.Channels)) {
+		if now.Channels[channel] {
+			r.Channels = append(r.Channels, channel)
+		}
+	}
+	src := a.understand.of(name)
+	r.URL, r.Here = destination(now.WebhookURL, p.Sources[i].Settings.Paths, src != nil && src.Proof().PathToken)
+	return r, nil
+}
+
+// destination returns a URL as it may be shown, and whether its path is one of
+// those there are. A token behind the path is as secret as a password.
+func destination(to string, paths []string, token bool) (shown string, here bool) {
+	if to == "" {
+		return "", false
+	}
+	u, err := url.Parse(to)
+	if err != nil {
+		return config.Secret(to).String(), false
+	}
+	if u.RawQuery != "" {
+		u.RawQuery = "…"
+	}
+	if token {
+		u.Path, u.RawPath = path.Dir(u.Path), ""
+	}
+	// A proxy in front may have put something before it.
+	here = slices.ContainsFunc(paths, func(p string) bool { return strings.HasSuffix(u.Path, p) })
+	shown = u.Redacted()
+	if token {
+		shown += "/***"
+	}
+	return shown, here
+}
+
+// age says how old the secret of a source is that comes from the sender's API.
+func (s *secrets) age(name string) *admin.SecretAge {
+	k := s.of(name)
+	if k == nil {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	age := &admin.SecretAge{From: "api", Known: k.last != "", Rotated: k.previous != ""}
+	if age.Known {
+		since := k.rotated.UTC()
+		age.Since = &since
+	}
+	return age
+}
+
+// told says how the comparisons of a source go; nil where there are none.
+func (g *gaps) told(name string) *admin.Compared {
+	g.mu.Lock()
+	s := g.sources[name]
+	g.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	c := &admin.Compared{}
+	if every := s.schedule.Interval; every > 0 {
+		c.Every = config.FormatDuration(every)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.Recovered = s.recovered
+	if !s.at.IsZero() {
+		at, report := s.at.UTC(), s.report
+		c.Last, c.Report, c.Problem = &at, &report, s.problem
+	}
+	return c
+}
+
+// note keeps in mind what a comparison came to.
+func (s *gap) note(at time.Time, report reconcile.Report, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at, s.report, s.problem = at, report, ""
+	s.recovered += uint64(max(0, report.Recovered))
+	if err != nil {
+		s.problem = err.Error()
+	}
+}
