@@ -1,0 +1,49 @@
+// The configuration as it is in effect.
+import { h, say } from "../dom.js";
+import * as api from "../api.js";
+import { header, facts, poll, note, field, select } from "../parts.js";
+import { age, time } from "../text.js";
+
+export default async function configuration(page) {
+  const again = async () => {
+    try {
+      const [c, level] = await Promise.all([api.get("/configuration", null, page.gone), api.get("/log-level", null, page.gone)]);
+      page.show(...draw(c, level.level, again));
+    } catch (err) {
+      if (err.name !== "AbortError") page.show(header("Configuration"), note("bad", err.message));
+    }
+  };
+  await poll(page, 10000, again);
+}
+
+function draw(c, level, again) {
+  const reload = async () => {
+    try {
+      const { changed } = await api.post("/reload");
+      say(changed.length ? `Taken over: ${changed.join(", ")}.` : "Nothing has changed.");
+    } catch (err) { say("The change is refused; what was read before stays in effect.", true); }
+    again();
+  };
+  return [
+    header("Configuration", h("p", { className: "aside" }, "as it is in effect, with every default; secrets are hidden")),
+    h("section", { "aria-labelledby": "reload" }, h("h2", { id: "reload" }, "Last reload"),
+      !c.last && h("p", { className: "muted" }, "Nothing has changed since the process began, ", time(c.began, true), ` (${age(c.began)} ago).`),
+      c.last && (c.last.taken
+        ? note("good", h("p", null, h("strong", null, "Taken over "), time(c.last.at, true)), h("p", null, c.last.changed.length ? c.last.changed.join(", ") : "Nothing was different."))
+        : note("bad", h("p", null, h("strong", null, "Refused "), time(c.last.at, true), "; what was read before is in effect."), h("ul", { className: "problems" }, (c.last.problem || "").split("\n").filter(Boolean).map((line) => h("li", null, line))))),
+      h("div", { className: "actions" },
+        api.operator() && h("button", { type: "button", "data-act": "reload", onclick: reload }, "Read it again now"),
+        api.operator() ? field("Log level", select("level", ["debug", "info", "warn", "error"].map((l) => [l, l]), level, { onchange: async (e) => {
+          try { await api.put("/log-level", { level: e.target.value }); say(`The log has level ${e.target.value} now, until the process ends.`); } catch (err) { say(err.message, true); }
+        } })) : facts([["Log level", level]]))),
+    h("section", { "aria-labelledby": "text" }, h("h2", { id: "text" }, "In effect ", h("span", { className: "aside" }, c.file)),
+      h("pre", { className: "yaml", tabindex: "0", "aria-label": "The configuration in YAML" }, c.yaml.split("\n").map(colored))),
+  ];
+}
+
+// colored tells keys from values.
+function colored(line) {
+  const m = /^(\s*(?:- )?)([\w.$-]+)(:)(.*)$/.exec(line);
+  if (!m) return line + "\n";
+  return [m[1], h("span", { className: "key" }, m[2]), m[3], m[4].trim() === "'***'" ? h("span", { className: "hidden-value" }, m[4]) : m[4], "\n"];
+}

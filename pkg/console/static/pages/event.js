@@ -1,0 +1,84 @@
+// One event: what it is, where it came from, and what became of it.
+import { h, say, ask } from "../dom.js";
+import * as api from "../api.js";
+import { header, facts, poll, table } from "../parts.js";
+import { bytes, count, duration, reason, state, time } from "../text.js";
+
+const titles = {
+  source: "Source", subject: "Subject", type: "Type", time: "When it happened", profile: "Profile", platform: "Platform", mediatype: "Media",
+  outcome: "Outcome", publishid: "Publish id", correlationid: "Job", deliveryid: "Delivery", recordedtime: "Recorded", traceparent: "Trace",
+  partitionkey: "Ordered by", dataschema: "Schema", datacontenttype: "Content type", specversion: "CloudEvents", id: "Id",
+};
+
+export default async function event(page) {
+  let shown = false;
+  const ask5 = async () => {
+    const s = await api.get(`/events/${api.name(page.what)}`, { data: shown }, page.gone);
+    page.show(...draw(s, shown, () => { shown = !shown; return ask5().catch((err) => say(err.message, true)); }, ask5));
+  };
+  await ask5();
+  poll(page, 5000, () => ask5().catch(() => {}));
+}
+
+// when says when an event was delivered, or what is known of it.
+function when(f) {
+  if (f.at) return time(f.at, true);
+  if (f.before) return ["before ", time(f.before, true)];
+  if (f.state === "delivered") return "time not known here";
+  return "–";
+}
+
+function after(f, s) {
+  if (!f.at || f.state !== "delivered") return "–";
+  return duration(Math.max(0, (new Date(f.at) - new Date(s.accepted)) / 1000));
+}
+
+function why(f) {
+  const parts = [];
+  if (f.reason) parts.push(h("span", null, reason(f.reason)));
+  if (f.error) parts.push(h("span", { className: "under" }, f.error));
+  if (f.as) parts.push(h("a", { href: `#/event/${f.as}` }, `stands at place ${f.as} now`));
+  return parts.length ? parts : "–";
+}
+
+function draw(s, shown, toggle, again) {
+  const { data, data_base64: binary, ...attributes } = s.event;
+  const order = Object.keys(titles);
+  const rank = (n) => (order.includes(n) ? order.indexOf(n) : order.length);
+  const known = Object.entries(attributes).sort(([a], [b]) => rank(a) - rank(b));
+  return [
+    header(h("span", { className: "id" }, attributes.id), h("p", { className: "aside" }, h("a", { href: "#/events" }, "Events"), ` · place ${count(s.seq)}`)),
+    h("section", { "aria-labelledby": "fate" }, h("h2", { id: "fate" }, "What became of it"),
+      table({
+        caption: "What became of the event at each sink", empty: "There is no sink.",
+        columns: [{ title: "Sink" }, { title: "State" }, { title: "When" }, { title: "After", number: true }, { title: "Attempts", number: true }, { title: "Why" }, { title: "Send again", unseen: true }],
+        rows: s.fates.map((f) => ({
+          key: f.sink,
+          cells: [
+            h("a", { href: "#/sinks" }, f.sink), state(f.state), when(f), after(f, s), f.attempts ? count(f.attempts) : "–", why(f),
+            h("span", { className: "actions" },
+              f.state === "dead_letter" && h("a", { href: `#/entry/${api.name(`${s.seq}@${f.sink}`)}` }, "See it"),
+              api.operator() && ["delivered", "dropped", "given_up", "earlier", "dead_letter"].includes(f.state) && h("button", { type: "button", className: "small", "data-sink": f.sink, onclick: () => resend(s, f.sink, again) }, "Send again", h("span", { className: "unseen" }, ` to ${f.sink}`))),
+          ],
+        })),
+      })),
+    h("section", { "aria-labelledby": "what" }, h("h2", { id: "what" }, "The event"),
+      facts([["Accepted", time(s.accepted, true)], ["Size", bytes(s.bytes)], s.of && ["First at", h("a", { href: `#/event/${s.of}` }, `place ${s.of}`)], s.only && ["Only for", s.only],
+        ...known.map(([name, value]) => [titles[name] || name, /time$/.test(name) ? time(value, true) : h("span", { className: "id" }, String(value))])])),
+    h("section", { "aria-labelledby": "content" }, h("h2", { id: "content" }, "Content"),
+      api.operator()
+        ? [h("p", { className: "muted" }, "It may hold personal data, such as an address or a caption."),
+          h("button", { type: "button", id: "content-toggle", "aria-expanded": String(shown), "aria-controls": "data", onclick: toggle }, shown ? "Hide the content" : "Show the content")]
+        : h("p", { className: "muted" }, "It may hold personal data: only operators may see it."),
+      shown && h("pre", { id: "data", tabindex: "0", "aria-label": "Content of the event" }, data !== undefined ? JSON.stringify(data, null, 2) : binary || "It has none.")),
+  ];
+}
+
+async function resend(s, sink, again) {
+  const done = await ask({
+    title: `Send it to ${sink} again?`, confirm: "Send again",
+    body: h("p", null, `The broker of ${sink} gets this one event once more, as a replay of its own. Who reads there sees the same id twice.`),
+    act: () => api.post(`/events/${s.seq}/send`, { sink }),
+  });
+  if (done) { say(`It is sent to ${sink} again; Replay says how that goes.`); again().catch(() => {}); }
+}
