@@ -7,7 +7,7 @@ FUZZTIME ?= 100000x
 BENCHTIME ?= 3s
 BENCH = go test ./bench -run '^$$' -benchtime 1x -timeout 60m
 
-.PHONY: help test race lint fuzz generate chart bench bench-smoke bench-accept bench-through bench-drain bench-cost bench-growth bench-cluster kafka e2e faults vuln build image image-test tools golangci
+.PHONY: help test race lint fuzz generate chart console bench bench-smoke bench-accept bench-through bench-drain bench-cost bench-growth bench-cluster kafka e2e faults vuln build image image-test tools golangci
 help: ## list the words
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -22,7 +22,7 @@ race: ## all tests with the race detector
 
 lint: tools ## formatters and linters
 	.tools/golangci-lint fmt --diff && .tools/golangci-lint run
-	cd charts/test && ../../.tools/golangci-lint run
+	for module in charts/test test/console; do (cd $$module && ../../.tools/golangci-lint run) || exit 1; done
 
 fuzz: ## each fuzz target, FUZZTIME runs
 	@for pkg in $$(go list ./...); do for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
@@ -39,6 +39,9 @@ generate: ## pages and schemas from the code, the chart's too
 
 chart: ## the Helm chart: rendered, compared, judged; a module of its own
 	cd charts/test && go test -count=1 ./...
+
+console: ## the console in Chromium; a module of its own; POSTWIRE_TEST_SCREENSHOTS=folder keeps pictures
+	cd test/console && npm ci --ignore-scripts --no-audit --no-fund && go test -count=1 ./...
 
 bench: ## everything measured at length, on a quiet machine; figures into docs/performance.md
 	$(BENCH) -bench '^Benchmark(Accept|Through|Drain|Cost|Growth)$$' -long -table ../docs/performance.md

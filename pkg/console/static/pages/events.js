@@ -74,8 +74,13 @@ function row(s) {
 async function search(page, results, query) {
   let found = [], scanned = 0;
   const more = async (before) => {
-    fill(results, table({ caption: "Events", columns, rows: found.map(row), empty: "" }), h("p", { className: "muted", role: "status" }, "Looking…"));
+    // What was found before stays until there is something to put in its place.
+    const said = results.querySelector("[role=status]");
+    if (said) said.textContent = "Looking…";
+    else fill(results, h("p", { className: "muted", role: "status" }, "Looking…"));
+    results.setAttribute("aria-busy", "true");
     const answer = await api.get("/events", { ...query, before }, page.gone);
+    results.removeAttribute("aria-busy");
     found = found.concat(answer.events);
     scanned += answer.scanned;
     fill(results,
@@ -84,7 +89,7 @@ async function search(page, results, query) {
         h("p", { className: "muted", role: "status" }, `${plural(found.length, "event")}; ${count(scanned)} were looked at`, answer.reached && answer.next ? [", back to ", time(answer.reached, true)] : ""),
         answer.next && h("button", { type: "button", id: "more", onclick: () => more(answer.next).catch(trouble) }, "Look further back")));
   };
-  const trouble = (err) => { if (err.name !== "AbortError" && err.status !== 401) fill(results, h("div", { className: "note bad", role: "alert" }, err.message)); };
+  const trouble = (err) => { results.removeAttribute("aria-busy"); if (err.name !== "AbortError" && err.status !== 401) fill(results, h("div", { className: "note bad", role: "alert" }, err.message)); };
   await more().catch(trouble);
 }
 
@@ -107,7 +112,7 @@ function cesql(query) {
 function tail(results, query, still) {
   let rows = [], seen = 0, missed = 0, drawing = false, recent = [];
   const fates = new Map();
-  const status = h("p", { className: "muted tally", role: "status" }, "Waiting for the next event…");
+  const status = h("p", { className: "muted tally", role: "status" }, "Connecting…");
   const body = h("tbody", { role: "rowgroup" });
   const shell = table({ caption: "Events as they come, the newest first", columns, rows: [{ cells: columns.map(() => "") }], empty: "" });
   shell.querySelector("tbody").replaceWith(body);
@@ -142,6 +147,7 @@ function tail(results, query, still) {
       const old = body.querySelector(`[data-key="${f.seq}"]`);
       if (old) old.lastElementChild.firstElementChild.replaceChildren(row(s).cells[5]);
     },
+    quiet: () => { if (!seen) status.textContent = "Waiting for the next event…"; },
     error: () => {
       if (status.isConnected) status.textContent = "The relay does not answer; trying again…";
     },
