@@ -35,6 +35,7 @@ vuln: ## known weaknesses in what is built in, where the database can be reached
 
 generate: ## pages and schemas from the code, the chart's too
 	go test ./pkg/app -run 'TestGeneratedPagesAreFresh|TestMetricsPageIsFresh' -count=1 -update
+	go test ./pkg/admin -run TestAPIPageIsFresh -count=1 -update
 	cd charts/test && go test ./described -run TestGeneratedFilesAreFresh -count=1 -update
 
 chart: ## the Helm chart: rendered, compared, judged; a module of its own

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -42,19 +43,17 @@ const (
 // rule says which role a request needs.
 type rule func(url.Values) Role
 
-// Whoever shows personal data says here when it does.
-func personalUnless(parameter, value string) rule {
+// personal is the rule of what shows personal data, to operators only, if the
+// query says so by a parameter; unsaid is what it means where it is left out.
+// Whatever is not plainly no is yes.
+func personal(parameter string, unsaid bool) rule {
 	return func(query url.Values) Role {
-		if query.Get(parameter) == value {
-			return Viewer
+		shown := unsaid && !query.Has(parameter)
+		for _, value := range query[parameter] {
+			said, err := strconv.ParseBool(value)
+			shown = shown || said || err != nil
 		}
-		return Operator
-	}
-}
-
-func personalIf(parameter, value string) rule {
-	return func(query url.Values) Role {
-		if query.Get(parameter) == value {
+		if shown {
 			return Operator
 		}
 		return Viewer
@@ -142,10 +141,15 @@ func (a *API) guard(mux *http.ServeMux, s *sessions, rules map[string]rule) http
 			problem(w, http.StatusForbidden, "A page of another site may not ask.")
 			return
 		}
+		query, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil { // others might read it otherwise than the rule does
+			problem(w, http.StatusBadRequest, "The query cannot be read.")
+			return
+		}
 		_, pattern := mux.Handler(r)
 		needed, known := Viewer, false
 		if rule := rules[pattern]; rule != nil {
-			needed, known = rule(r.URL.Query()), true
+			needed, known = rule(query), true
 		}
 		switch {
 		case role.may(needed):

@@ -251,6 +251,11 @@ func TestViewersSeeNoPersonalData(t *testing.T) {
 			t.Errorf("%s: a viewer is answered %d %s", path, answer.Code, answer.Body)
 		}
 	}
+	for _, query := range []string{"data=true;", "data=true;x", "data=tr%zzue", "%zz&data=true"} {
+		if answer := b.ask(http.MethodGet, "/events/1?"+query, ""); answer.Code != http.StatusBadRequest {
+			t.Errorf("%s: a viewer is answered %d %s", query, answer.Code, answer.Body)
+		}
+	}
 	c := *w.client
 	c.Token = viewerToken
 	if _, err := c.List(t.Context(), nil); err != nil {
@@ -268,8 +273,14 @@ func TestViewersSeeNoPersonalData(t *testing.T) {
 	}
 }
 
-func personalPaths() []string {
-	return []string{"/dlq/1@out", "/dlq/1@out?data=true", "/events/tail?data=true"}
+// personalPaths ask for personal data in each way that the API would understand.
+func personalPaths() (paths []string) {
+	for _, path := range []string{"/events/tail", "/events/1", "/dlq/1@out"} {
+		for _, query := range []string{"data=true", "data=1", "data=t", "data=T", "data=TRUE", "data=True", "data=false&data=true", "data=true&data=false", "data=&data=true", "%64ata=true", "data=yes"} {
+			paths = append(paths, path+"?"+query)
+		}
+	}
+	return append(paths, "/dlq/1@out")
 }
 
 func TestSecurityHeaders(t *testing.T) {

@@ -59,6 +59,18 @@ type API struct {
 
 // handler serves the API and its description.
 func (a *API) handler() http.Handler {
+	mux := http.NewServeMux()
+	s := &sessions{now: a.Now, open: map[string]*session{}}
+	return a.guard(mux, s, rulesOf(a.register(mux, s)))
+}
+
+// described is the description of the API.
+func (a *API) described() *huma.OpenAPI {
+	return a.register(http.NewServeMux(), &sessions{now: a.Now})
+}
+
+// register puts all operations on a mux, and returns their description.
+func (a *API) register(mux *http.ServeMux, s *sessions) *huma.OpenAPI {
 	c := huma.DefaultConfig("Postwire admin API", a.Version)
 	c.Info.Description = "What operators and their scripts ask of a running relay. Errors are RFC 9457 problems."
 	c.OpenAPIPath = BasePath + "/openapi"
@@ -69,9 +81,7 @@ func (a *API) handler() http.Handler {
 		"session": {Type: "apiKey", In: "cookie", Name: cookieName, Description: "Of a browser that has signed in. What changes something needs the header X-CSRF-Token besides."},
 	}
 	c.Security = []map[string][]string{{"bearer": {}}, {"session": {}}}
-	mux := http.NewServeMux()
 	api := humago.New(mux, c)
-	s := &sessions{now: a.Now, open: map[string]*session{}}
 	a.signIn(api, s)
 	a.setAside(api)
 	a.replays(api)
@@ -85,7 +95,7 @@ func (a *API) handler() http.Handler {
 	a.status(api)
 	a.logLevel(api)
 	a.reload(api)
-	return a.guard(mux, s, rulesOf(api.OpenAPI()))
+	return api.OpenAPI()
 }
 
 func problem(w http.ResponseWriter, status int, detail string) {

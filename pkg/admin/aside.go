@@ -132,7 +132,7 @@ func (a *API) setAside(api huma.API) {
 			page, err := a.list(ctx, *in)
 			return &struct{ Body AsidePage }{page}, err
 		})
-	huma.Register(api, ruled(operation("show-dlq", http.MethodGet, "/dlq/{id}", "One entry, with its event or request; this holds personal data", 404), personalUnless("data", "false")),
+	huma.Register(api, ruled(operation("show-dlq", http.MethodGet, "/dlq/{id}", "One entry, with its event or request; this holds personal data", 404), personal("data", true)),
 		func(ctx context.Context, in *asideShown) (*struct{ Body Aside }, error) {
 			e, err := a.show(ctx, in.ID, in.Data)
 			return &struct{ Body Aside }{e}, failed(err)

@@ -93,7 +93,7 @@ func (a *API) events(api huma.API) {
 			found, err := a.search(ctx, in)
 			return &struct{ Body Found }{found}, failed(err)
 		})
-	huma.Register(api, ruled(operation("show-event", http.MethodGet, "/events/{seq}", "One event, and what has become of it at each sink", 404, 422), personalIf("data", "true")),
+	huma.Register(api, ruled(operation("show-event", http.MethodGet, "/events/{seq}", "One event, and what has become of it at each sink", 404, 422), personal("data", false)),
 		func(ctx context.Context, in *struct {
 			Seq  uint64 `path:"seq" doc:"Place of the event in the journal."`
 			Data bool   `query:"data" doc:"Show the event's data too, which is personal: for operators."`

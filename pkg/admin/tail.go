@@ -68,7 +68,7 @@ func (in *tailInput) Resolve(huma.Context) []error {
 }
 
 func (a *API) tail(api huma.API) {
-	sse.Register(api, ruled(operation("tail-events", http.MethodGet, "/events/tail", "Follow events and what becomes of them at each sink", 422), personalIf("data", "true")),
+	sse.Register(api, ruled(operation("tail-events", http.MethodGet, "/events/tail", "Follow events and what becomes of them at each sink", 422), personal("data", false)),
 		map[string]any{"event": Seen{}, "fate": Became{}, "missed": Missed{}, "quiet": Quiet{}},
 		func(ctx context.Context, in *tailInput, send sse.Sender) {
 			w := &watcher{api: a, send: send, data: in.Data}

@@ -180,7 +180,8 @@ func (b *browser) click(selector string) {
 	b.until(`(() => {
 		const el = document.querySelector(%s);
 		el.scrollIntoView({block: "center"});
-		const r = el.getBoundingClientRect();
+		const r = el.getClientRects()[0]; // of the first line, where there are several
+		if (!r) return false;
 		window.spot = [r.x + r.width / 2, r.y + r.height / 2];
 		const there = document.elementFromPoint(...spot);
 		return el === there || el.contains(there);

@@ -27,7 +27,12 @@ export default async function events(page) {
   page.show(header("Events"), form, results);
 
   const query = () => Object.fromEntries(names.map((n) => [n, form.elements[n].value.trim()]).filter(([, v]) => v));
-  let stop = null;
+  let stop = null, looking = new AbortController();
+  const look = () => {
+    looking.abort(); // of two searches the later one counts
+    looking = new AbortController();
+    return search(AbortSignal.any([page.gone, looking.signal]), results, query());
+  };
   const still = () => {
     if (stop) stop();
     stop = null;
@@ -39,15 +44,16 @@ export default async function events(page) {
     e.preventDefault();
     still();
     history.replaceState(null, "", `#/events?${new URLSearchParams(query())}`);
-    search(page, results, query());
+    look();
   };
   live.onclick = () => {
     if (stop) { still(); return; }
     live.setAttribute("aria-pressed", "true");
     live.textContent = "Stop following";
+    looking.abort();
     stop = tail(results, query(), still);
   };
-  await search(page, results, query());
+  await look();
 }
 
 const columns = [
@@ -71,7 +77,7 @@ function row(s) {
   };
 }
 
-async function search(page, results, query) {
+async function search(signal, results, query) {
   let found = [], scanned = 0;
   const more = async (before) => {
     // What was found before stays until there is something to put in its place.
@@ -79,7 +85,7 @@ async function search(page, results, query) {
     if (said) said.textContent = "Looking…";
     else fill(results, h("p", { className: "muted", role: "status" }, "Looking…"));
     results.setAttribute("aria-busy", "true");
-    const answer = await api.get("/events", { ...query, before }, page.gone);
+    const answer = await api.get("/events", { ...query, before }, signal);
     results.removeAttribute("aria-busy");
     found = found.concat(answer.events);
     scanned += answer.scanned;
@@ -89,7 +95,11 @@ async function search(page, results, query) {
         h("p", { className: "muted", role: "status" }, `${plural(found.length, "event")}; ${count(scanned)} were looked at`, answer.reached && answer.next ? [", back to ", time(answer.reached, true)] : ""),
         answer.next && h("button", { type: "button", id: "more", onclick: () => more(answer.next).catch(trouble) }, "Look further back")));
   };
-  const trouble = (err) => { results.removeAttribute("aria-busy"); if (err.name !== "AbortError" && err.status !== 401) fill(results, h("div", { className: "note bad", role: "alert" }, err.message)); };
+  const trouble = (err) => {
+    if (err.name === "AbortError") return;
+    results.removeAttribute("aria-busy");
+    if (err.status !== 401) fill(results, h("div", { className: "note bad", role: "alert" }, err.message));
+  };
   await more().catch(trouble);
 }
 
