@@ -102,6 +102,7 @@ func devCommand() *cobra.Command {
 // greeting says what to try next.
 const greeting = `Postwire takes webhooks at  http://{{.INGRESS}}/webhooks/upload-post
 NATS with JetStream runs at {{.NATS}}  (stream EVENTS)
+The console is at           http://{{.ADMIN}}/console/
 Health and metrics are at   http://{{.ADMIN}}/readyz and /metrics
 Events are stored in        {{.DIR}}
 

@@ -51,7 +51,7 @@ func page(described *huma.OpenAPI) string {
 			if o == nil {
 				continue
 			}
-			who := ""
+			var who string
 			need := rules[method+" "+path]
 			switch least, plain := min(rank(need(url.Values{"data": {"false"}})), rank(need(nil))), rank(need(url.Values{"data": {"true"}})); {
 			case least == rank(Nobody):

@@ -36,7 +36,7 @@ type Became struct {
 
 // Missed is how many events a tail with a most did not tell of.
 type Missed struct {
-	Events uint64 `json:"events" doc:"Since that was said last."`
+	Events uint64 `json:"events" doc:"Since that was said last. Where a tail fell far behind in a cluster, places of the journal, of which not each has an event."`
 }
 
 // Quiet says that the tail still runs.

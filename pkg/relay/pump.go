@@ -158,6 +158,11 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 	through := records[len(records)-1].Seq
 	var undelivered journal.Undelivered
 	for {
+		if p.past.pause.Load() != nil { // it may be long
+			if err := p.finish(hard); err != nil {
+				return err
+			}
+		}
 		if err := p.past.pass(ctx); err != nil {
 			return err
 		}
