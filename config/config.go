@@ -170,6 +170,7 @@ type Dedupe struct {
 // Schemas says where the schemas of the events are published.
 type Schemas struct {
 	BaseURL string `yaml:"base_url" doc:"Start of the dataschema attribute of each event. Empty gives urn:postwire:schema:<type>:1." example:"https://example.com/schemas"`
+	Dir     string `yaml:"dir" doc:"Folder of your own JSON Schemas, as <type>/<version>.json, beside the built-in ones: for the schema check of sources, and served with them on admin.listen below /schemas/, to whoever can reach it. Read at the start and when the configuration is reloaded." example:"/etc/postwire/schemas"`
 }
 
 // Default returns the configuration of a document that sets nothing.

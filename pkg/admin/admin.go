@@ -31,6 +31,7 @@ type Options struct {
 	API      *API // nil is none
 	Checks   []Check
 	Gatherer prometheus.Gatherer
+	Schemas  http.Handler // of what is below /schemas/; nil is none
 	Log      *zap.Logger
 }
 
@@ -48,6 +49,9 @@ func New(opts Options) *Server {
 	mux.HandleFunc("GET /livez", s.live)
 	mux.HandleFunc("GET /readyz", s.ready)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(opts.Gatherer, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(opts.Log)}))
+	if opts.Schemas != nil {
+		mux.Handle("GET /schemas/", opts.Schemas)
+	}
 	if opts.API != nil {
 		mux.Handle(BasePath+"/", opts.API.handler())
 		mux.Handle("GET "+console.Path+"/", console.Handler())

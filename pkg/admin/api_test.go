@@ -29,6 +29,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal/journaltest"
 	"github.com/postwire/postwire/pkg/journal/pebble"
 	"github.com/postwire/postwire/pkg/relay"
+	"github.com/postwire/postwire/pkg/schema"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -247,6 +248,26 @@ func (w *world) list(t *testing.T, filter url.Values) (ids []string) {
 	return ids
 }
 
+// fits holds a record against its schema.
+func fits(t *testing.T, typ string, e Aside) {
+	t.Helper()
+	l, err := schema.Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := schema.Name{Type: typ, Version: "1"}
+	if _, ok := l.Text(n); !ok {
+		t.Errorf("there is no schema %s", n)
+	}
+	if err := l.Check(n, "application/json", text); err != nil {
+		t.Errorf("%s: %v", text, err)
+	}
+}
+
 func TestDeadLettersAreListedShownRetriedAndDropped(t *testing.T) {
 	w := newWorld(t, "")
 	w.broker.accept(func(id string) error {
@@ -265,6 +286,7 @@ func TestDeadLettersAreListedShownRetriedAndDropped(t *testing.T) {
 	if err != nil || e.Kind != KindDeadLetter || e.Sink != "out" || e.Reason != "too_large" || e.Error != "too large" || e.Attempts != 1 || e.EventID != "2" {
 		t.Errorf("Show = %+v, %v", e, err)
 	}
+	fits(t, "postwire.dead_letter", e)
 	var shown struct{ Data struct{ Title string } }
 	if err := json.Unmarshal(e.Event.RawMessage, &shown); err != nil || shown.Data.Title != "ünï" {
 		t.Errorf("the event is %s, %v", e.Event.RawMessage, err)
@@ -333,6 +355,7 @@ func TestQuarantinedAreRetriedWhenTheyAreUnderstood(t *testing.T) {
 		t.Errorf("listed (-want +got):\n%s", diff)
 	}
 	e, err := w.client.Show(t.Context(), kept[0])
+	fits(t, "postwire.quarantine", e)
 	if err != nil || e.Kind != KindQuarantine || e.Source != "in" || e.Error != "no event" || e.Request.Body != "a" || e.Request.Header.Get("X") != "y" {
 		t.Errorf("Show = %+v, %v", e, err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/postwire/postwire/pkg/ingress"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/relay"
+	"github.com/postwire/postwire/pkg/schema"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/telemetry"
 	"github.com/postwire/postwire/sinks"
@@ -50,6 +51,7 @@ type App struct {
 	understand *understanding
 	gaps       *gaps // of Upload-Post's webhooks, by its history
 	secrets    *secrets
+	mismatches *mismatches
 
 	history *admin.History
 	last    atomic.Pointer[admin.LastReload] // nil before the first
@@ -134,6 +136,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
+	a.mismatches = newMismatches(metrics)
 	a.secrets = newSecrets(now, log.Named("secrets"))
 	a.secrets.change = a.renew
 	a.secrets.exchange(apis)
@@ -142,6 +145,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		return nil, err
 	}
 	a.understand.exchange(routes)
+	a.mismatches.forget(routes)
 	a.gaps = newGaps(a.journal, now, metrics, log.Named("reconcile"))
 	a.gaps.exchange(apis, a.understand)
 
@@ -161,6 +165,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	a.admin = admin.New(admin.Options{ //nolint:contextcheck // its requests end with its Shutdown
 		Checks:   []admin.Check{{Name: "journal", Run: a.journal.Check}, {Name: "sources", Run: a.ready.check}},
 		Gatherer: metrics, Log: log.Named("admin"),
+		Schemas: schema.Handler(func() *schema.Library { return a.plan.Load().Schemas }),
 		API: &admin.API{
 			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Reconcile: a.gaps.compare,
 			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, History: a.history,

@@ -12,6 +12,7 @@ import (
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/relay"
+	"github.com/postwire/postwire/pkg/schema"
 	"github.com/postwire/postwire/pkg/source"
 	allsources "github.com/postwire/postwire/pkg/source/all"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
@@ -25,6 +26,7 @@ type Plan struct {
 	Config  *config.Config
 	Sources []source.Configured
 	Sinks   []sinks.Configured
+	Schemas *schema.Library
 
 	// For what cannot be done to a machine: nil are the disk and time.Now.
 	Disk  vfs.FS
@@ -102,6 +104,9 @@ func check(c *config.Config, err error) (*Plan, error) {
 		p.Sinks = append(p.Sinks, s)
 		p.blocks[b.Name] = b
 	}
+	if p.Schemas, err = schema.Open(c.Schemas.Dir); err != nil {
+		errs = append(errs, c.Problem("schemas.dir", err.Error(), "a file is named <type>/<version>.json and holds one whole JSON Schema"))
+	}
 	if len(c.Sources) == 0 {
 		errs = append(errs, c.Problem("sources", "is empty: there is nothing to take webhooks from", "add a source"))
 	}
@@ -140,8 +145,10 @@ func checkSource(c *config.Config, b config.Block, s source.Configured) error {
 
 // sourceEnv is what a source gets besides its block.
 func (p *Plan) sourceEnv(s source.Configured) source.Env {
-	return source.Env{Name: s.Name, SchemaBase: strings.TrimRight(p.Config.Schemas.BaseURL, "/"), Rate: s.Settings.Rate}
+	return source.Env{Name: s.Name, SchemaBase: p.schemaBase(), Rate: s.Settings.Rate}
 }
+
+func (p *Plan) schemaBase() string { return strings.TrimRight(p.Config.Schemas.BaseURL, "/") }
 
 func sources() source.Registry { return config.NewRegistry(allsources.Kinds()...) }
 

@@ -95,7 +95,7 @@ func (a *App) renew(name string) {
 		if s.Name != name {
 			continue
 		}
-		src, err := a.secrets.open(p, s)
+		src, err := a.open(p, s)
 		if err == nil {
 			err = a.ingress.Replace(name, src)
 		}
@@ -111,7 +111,7 @@ func (a *App) renew(name string) {
 func (a *App) routes(p *Plan) ([]ingress.Route, error) {
 	routes := make([]ingress.Route, len(p.Sources))
 	for i, s := range p.Sources {
-		src, err := a.secrets.open(p, s)
+		src, err := a.open(p, s)
 		if err != nil {
 			return nil, fmt.Errorf("source %s: %w", s.Name, err)
 		}
@@ -193,6 +193,7 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 		return nil, nil, errors.Join(err, a.relay.Exchange(ctx, old.Sinks))
 	}
 	a.understand.exchange(routes)
+	a.mismatches.forget(routes)
 	a.gaps.exchange(apis, a.understand)
 	if next.Config.Log.Level != old.Config.Log.Level {
 		a.log.level.SetLevel(level)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/schema"
 	"github.com/postwire/postwire/pkg/source"
 )
 
@@ -15,5 +16,10 @@ func (p *Plan) Understand(s source.Configured, r *source.Request) ([]event.Event
 	if err != nil {
 		return nil, fmt.Errorf("opening the source: %w", err)
 	}
-	return src.Normalize(r)
+	return p.checked(s, src, func(*schema.MismatchError) {}).Normalize(r)
+}
+
+// checked holds the events of a source against their schemas, as its block says.
+func (p *Plan) checked(s source.Configured, src source.Source, tell func(*schema.MismatchError)) source.Source {
+	return schema.Checked(src, p.Schemas, p.schemaBase(), s.Settings.Schema, tell)
 }

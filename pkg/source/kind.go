@@ -17,13 +17,25 @@ type Settings struct {
 
 	MaxInFlight  int         `yaml:"max_in_flight" doc:"Most verified requests of this source under way at once; above it they are answered 429. 0 is no limit but server.max_in_flight."`
 	MaxBodyBytes config.Size `yaml:"max_body_bytes" doc:"Largest body of a request of this source, also of what a compressed one holds; larger ones are answered 413. 0 is server.max_body_bytes. At most half of server.max_buffered_bytes."`
+
+	Schema string `yaml:"schema" enum:"off,warn,quarantine" doc:"Whether the data of events is held against the JSON Schema that their dataschema names, where there is one, built in or in schemas.dir. off: not. warn: what does not fit is logged, without the data, and counted. quarantine: it is set aside besides, as a request that cannot be understood is. The built-in schemas fit all that a source of type uploadpost understands."`
 }
+
+// What is done with data that does not fit its schema.
+const (
+	SchemaOff        = "off"
+	SchemaWarn       = "warn"
+	SchemaQuarantine = "quarantine"
+)
 
 // Rate limits how many requests are taken.
 type Rate struct {
 	PerSecond float64 `yaml:"per_second" doc:"Requests a second in the long run; 0 is no limit."`
 	Burst     int     `yaml:"burst" doc:"Requests at once above that rate; 0 is as many as per_second."`
 }
+
+// DefaultSettings returns the settings of a source that sets none.
+func DefaultSettings() Settings { return Settings{Schema: SchemaOff} }
 
 // Validate reports everything that is wrong with the settings.
 func (s Settings) Validate() error {
@@ -93,7 +105,7 @@ func Define[C config.Settings](name, summary, example string, defaults func() C,
 // DefineCompleted is Define for a kind with keys that decide over the defaults
 // of others, which complete fills in when all keys are read.
 func DefineCompleted[C config.Settings](name, summary, example string, defaults func() C, complete func(*C), open func(C, Env) (Source, error)) Kind {
-	return config.DefineCompleted(name, summary, example, func() Settings { return Settings{} }, defaults, complete, func(c C) Opener {
+	return config.DefineCompleted(name, summary, example, DefaultSettings, defaults, complete, func(c C) Opener {
 		return func(env Env) (Source, error) { return open(c, env) }
 	})
 }

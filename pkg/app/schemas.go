@@ -1,0 +1,56 @@
+package app
+
+import (
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/ingress"
+	"github.com/postwire/postwire/pkg/schema"
+	"github.com/postwire/postwire/pkg/source"
+)
+
+// mismatches counts events that do not fit their schema, by source.
+type mismatches struct {
+	count *prometheus.CounterVec
+	names []string // of the sources that are counted; guarded by App.renewing
+}
+
+func newMismatches(metrics prometheus.Registerer) *mismatches {
+	m := &mismatches{count: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "postwire_schema_mismatches_total", Help: "Events whose data does not fit the schema that they name, of sources that check it (schema: warn or quarantine).",
+	}, []string{"source"})}
+	metrics.MustRegister(m.count)
+	return m
+}
+
+// forget lets go of the series of sources that are no more, and begins those of
+// the others.
+func (m *mismatches) forget(routes []ingress.Route) {
+	var names []string
+	for _, r := range routes {
+		m.count.WithLabelValues(r.Name)
+		names = append(names, r.Name)
+	}
+	for _, name := range m.names {
+		if !slices.Contains(names, name) {
+			m.count.DeleteLabelValues(name)
+		}
+	}
+	m.names = names
+}
+
+// open opens a source of a plan with the secrets that are known by now, and
+// holds what it makes against the schemas of that plan.
+func (a *App) open(p *Plan, s source.Configured) (source.Source, error) {
+	src, err := a.secrets.open(p, s)
+	if err != nil {
+		return nil, err
+	}
+	log := a.log.Named("schemas")
+	return p.checked(s, src, func(m *schema.MismatchError) {
+		a.mismatches.count.WithLabelValues(s.Name).Inc()
+		log.Warn("an event does not fit its schema", zap.String("source", s.Name), zap.String("schema", m.Name.String()), zap.Strings("where", m.Where))
+	}), nil
+}
