@@ -81,7 +81,7 @@ type Configured = config.Plugin[Settings, Opener]
 
 // Define makes a Kind: its name in the configuration, a line and an example for
 // the reference page, its defaults, and how it is opened.
-func Define[C config.Settings](name, summary, example string, defaults func() C, open func(context.Context, C, Env) (Sink, error)) Kind {
+func Define[C Config](name, summary, example string, defaults func() C, open func(context.Context, C, Env) (Sink, error)) Kind {
 	return config.Define(name, summary, example, DefaultSettings, defaults, func(c C) Opener {
 		return func(ctx context.Context, env Env) (Sink, error) { return open(ctx, c, env) }
 	})

@@ -60,7 +60,7 @@ func execute(ctx context.Context, args []string) int {
 		PersistentPreRun:  func(*cobra.Command, []string) { started = true },
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), dlqCommand(), replayCommand(), journalCommand(), configCommand(), versionCommand()) //nolint:contextcheck // cobra hands it on
+	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), dlqCommand(), replayCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand()) //nolint:contextcheck // cobra hands it on
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -53,7 +53,9 @@ func New(opts Options) *Server {
 		mux.Handle("GET /schemas/", opts.Schemas)
 	}
 	if opts.API != nil {
-		mux.Handle(BasePath+"/", opts.API.handler())
+		api := opts.API.handler()
+		mux.Handle(BasePath+"/", api)
+		mux.Handle("GET "+AsyncAPIPath, latest(api))
 		mux.Handle("GET "+console.Path+"/", console.Handler())
 	}
 	life, end := context.WithCancel(context.Background())

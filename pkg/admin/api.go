@@ -53,8 +53,10 @@ type API struct {
 	Sources       func() []Source
 	Registration  func(ctx context.Context, source string) (Registration, error)
 	History       *History
-	Now           func() time.Time
-	Log           *zap.Logger
+	// AsyncAPI describes what the configuration in effect sends.
+	AsyncAPI func() (map[string]any, error)
+	Now      func() time.Time
+	Log      *zap.Logger
 }
 
 // handler serves the API and its description.
@@ -95,6 +97,7 @@ func (a *API) register(mux *http.ServeMux, s *sessions) *huma.OpenAPI {
 	a.status(api)
 	a.logLevel(api)
 	a.reload(api)
+	a.asyncAPI(api)
 	return api.OpenAPI()
 }
 

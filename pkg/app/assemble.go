@@ -171,6 +171,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, History: a.history,
 			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, ViewerToken: func() string { return a.plan.Load().Config.Admin.ViewerToken.Reveal() },
 			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"),
+			AsyncAPI: func() (map[string]any, error) { return a.plan.Load().AsyncAPI(ReadVersion().Version) },
 		},
 	})
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {

@@ -59,6 +59,10 @@ func ParseDataSchema(dataschema, base string) (Name, bool) {
 	return n, err == nil && n.valid()
 }
 
+// Record reports whether the schema is of a record of Postwire's own, and not of
+// events.
+func (n Name) Record() bool { return strings.HasPrefix(n.Type, "postwire.") }
+
 func (n Name) valid() bool {
 	return n.Type != "" && n.Version != "" && n.Version[0] != '0' && strings.Trim(n.Version, "0123456789") == ""
 }

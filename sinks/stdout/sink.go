@@ -36,6 +36,9 @@ type Config struct {
 // Validate implements config.Settings.
 func (Config) Validate() error { return nil }
 
+// Subscription implements sinks.Config: nobody can subscribe to a terminal.
+func (Config) Subscription() sinks.Subscription { return sinks.Subscription{} }
+
 func defaults() Config { return Config{Format: formatJSON} }
 
 //go:embed example.yaml

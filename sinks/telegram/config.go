@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/sinks"
 )
 
 // Config is the block of a sink of type telegram.
@@ -26,6 +27,9 @@ var (
 	tokens = regexp.MustCompile(`^[0-9]+:[A-Za-z0-9_-]+$`)
 	chats  = regexp.MustCompile(`^(-?[0-9]+|@[A-Za-z][A-Za-z0-9_]{3,})$`)
 )
+
+// Subscription implements sinks.Config: a chat is for people.
+func (Config) Subscription() sinks.Subscription { return sinks.Subscription{} }
 
 // Validate implements config.Settings.
 func (c Config) Validate() error {

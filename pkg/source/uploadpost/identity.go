@@ -21,7 +21,7 @@ func SuccessKeys(source, platform, id string) []event.Key {
 }
 
 // TypeOf is the CloudEvents type of an event of the payload.
-func TypeOf(name string) string { return typePrefix + name }
+func TypeOf(name string) string { return TypePrefix + name }
 
 // identify says which event this is: its CloudEvents id, and the keys by which
 // a repeat is recognized. Two deliveries are the same event if they agree on

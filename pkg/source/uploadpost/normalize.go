@@ -16,9 +16,10 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-const (
-	typePrefix = "com.upload-post."
+// TypePrefix begins the type of each event; the payload's own event follows.
+const TypePrefix = "com.upload-post."
 
+const (
 	uploadCompleted = "upload_completed"
 	success         = "success"
 )

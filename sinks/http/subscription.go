@@ -1,0 +1,35 @@
+package http
+
+import (
+	"cmp"
+	"maps"
+	"net/url"
+	"slices"
+
+	"github.com/postwire/postwire/sinks"
+)
+
+// Subscription implements sinks.Config. Of the URL it leaves out the query, which
+// some receivers take a token from.
+func (c Config) Subscription() sinks.Subscription {
+	d := sinks.Subscription{Protocol: "http", ContentMode: c.ContentMode}
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return sinks.Subscription{} // it has been found right
+	}
+	d.Address = cmp.Or(u.EscapedPath(), "/")
+	d.Servers = []sinks.Server{{Protocol: u.Scheme, Host: u.Host, TLS: u.Scheme == "https"}}
+	if c.Basic.Username != "" {
+		d.Security = append(d.Security, sinks.Security{Type: "http", Name: "basic"})
+	}
+	if c.Bearer != "" {
+		d.Security = append(d.Security, sinks.Security{Type: "http", Name: "bearer"})
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Headers)) {
+		d.Security = append(d.Security, sinks.Security{Type: "httpApiKey", Name: name})
+	}
+	if c.TLS.CertFile != "" {
+		d.Security = append(d.Security, sinks.Security{Type: "X509"})
+	}
+	return d
+}
