@@ -1,0 +1,77 @@
+"""Reads events that Postwire has sent, and prints each once.
+
+python consumer.py kafka BROKER TOPIC GROUP
+python consumer.py nats URL STREAM DURABLE SUBJECT
+"""
+
+import asyncio
+import json
+import signal
+import sys
+from collections import OrderedDict
+
+from cloudevents.core.bindings import http, kafka
+
+# An event may come again: after a crash, or by a replay. Source and id name it.
+# In memory that is enough for repeats that come soon; where none may ever pass,
+# keep the pair where the work is kept, in the same transaction.
+seen = OrderedDict()
+
+
+def handle(event):
+    key = (event.get_source(), event.get_id())
+    if key in seen:
+        return
+    line = {"source": key[0], "id": key[1], "type": event.get_type(), "title": event.get_data()["title"]}
+    print(json.dumps(line), flush=True)  # the work
+    seen[key] = True
+    if len(seen) > 10_000:
+        seen.popitem(last=False)
+
+
+async def from_kafka(stop, broker, topic, group):
+    from aiokafka import AIOKafkaConsumer
+
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=broker, group_id=group, auto_offset_reset="earliest", enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        while not stop.is_set():
+            batches = await consumer.getmany(timeout_ms=500)
+            for records in batches.values():
+                for r in records:
+                    handle(kafka.from_kafka_event(kafka.KafkaMessage(dict(r.headers), r.key, r.value)))
+            if batches:
+                await consumer.commit()  # after the work: what is not committed comes again
+    finally:
+        await consumer.stop()
+
+
+async def from_nats(stop, url, stream, durable, subject):
+    import nats
+
+    connection = await nats.connect(url)
+    subscription = await connection.jetstream().pull_subscribe(subject, durable=durable, stream=stream)
+    while not stop.is_set():
+        try:
+            messages = await subscription.fetch(64, timeout=0.5)
+        except nats.errors.TimeoutError:
+            continue
+        for m in messages:
+            # The SDK has no binding for NATS. That for HTTP spells attributes
+            # alike, and decodes them alike.
+            handle(http.from_http_event(http.HTTPMessage(m.headers, m.data)))
+            await m.ack()  # after the work: what is not acknowledged comes again
+    await connection.flush()  # the last acknowledgements
+    await connection.close()
+
+
+async def main():
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await {"kafka": from_kafka, "nats": from_nats}[sys.argv[1]](stop, *sys.argv[2:])
+    print("stopped", file=sys.stderr)
+
+
+asyncio.run(main())
