@@ -38,27 +38,10 @@ type payload struct {
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
 func (p *payload) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 	return jsonbody.Members(d, func(name []byte) error {
-		switch string(name) {
-		case "event":
-			return p.event.read(d)
-		case "profile_username":
-			return p.profile.read(d)
-		case "platform":
-			return p.platform.read(d)
-		case "media_type":
-			return p.mediaType.read(d)
-		case "account_name":
-			return p.accountName.read(d)
-		case "status":
-			return p.status.read(d)
-		case "job_id":
-			return p.jobID.read(d)
-		case "created_at":
-			return p.createdAt.read(d)
-		case "result":
+		if string(name) == "result" {
 			return p.readResult(d)
 		}
-		return d.SkipValue()
+		return p.field(name).read(d)
 	})
 }
 
@@ -66,17 +49,42 @@ func (p *payload) readResult(d *jsontext.Decoder) error {
 	if p.result = d.PeekKind(); p.result != '{' {
 		return d.SkipValue()
 	}
-	return jsonbody.Members(d, func(name []byte) error {
-		switch string(name) {
-		case "success":
-			return p.success.read(d)
-		case publishID:
-			return p.publishID.read(d)
-		case postID:
-			return p.postID.read(d)
-		}
-		return d.SkipValue()
-	})
+	return jsonbody.Members(d, func(name []byte) error { return p.resultField(name).read(d) })
+}
+
+// field is where the value of a name goes; nil where nobody wants it.
+func (p *payload) field(name []byte) *field {
+	switch string(name) {
+	case "event":
+		return &p.event
+	case "profile_username":
+		return &p.profile
+	case "platform":
+		return &p.platform
+	case "media_type":
+		return &p.mediaType
+	case "account_name":
+		return &p.accountName
+	case "status":
+		return &p.status
+	case "job_id":
+		return &p.jobID
+	case "created_at":
+		return &p.createdAt
+	}
+	return nil
+}
+
+func (p *payload) resultField(name []byte) *field {
+	switch string(name) {
+	case "success":
+		return &p.success
+	case publishID:
+		return &p.publishID
+	case postID:
+		return &p.postID
+	}
+	return nil
 }
 
 // field is a value of any type: one of the wrong type is as good as absent,
@@ -87,7 +95,11 @@ type field struct {
 	text  string // a string that can be the value of an attribute
 }
 
+// read reads a value; a nil field passes over it.
 func (f *field) read(d *jsontext.Decoder) error {
+	if f == nil {
+		return d.SkipValue()
+	}
 	v, err := d.ReadValue()
 	if err != nil {
 		return err
