@@ -21,6 +21,9 @@ import (
 // request to the answer: a count that hardly depends on the machine. A bare
 // handler of net/http makes 25 of them.
 func TestAllocations(t *testing.T) {
+	if raced {
+		t.Skip("the race detector allocates, too")
+	}
 	const most = 63
 	addr := natstest.FreeAddr(t)
 	plan, err := app.Load(configure(t, addr, natstest.FreeAddr(t), filepath.Join(t.TempDir(), "journal"), away, 1))
