@@ -52,6 +52,16 @@ func (c *Config) Files() []string {
 	return slices.Sorted(maps.Keys(c.root.doc.expander.files))
 }
 
+// Stamp is Stamp of Files as they were just before they were read: what is
+// written meanwhile gives another one.
+func (c *Config) Stamp() string {
+	var stamp strings.Builder
+	for _, path := range c.Files() {
+		stamp.WriteString(c.root.doc.expander.files[path])
+	}
+	return stamp.String()
+}
+
 // Stamp returns a text that changes when one of the files does, also when one
 // appears or goes. It follows the symbolic links by which Kubernetes swaps
 // mounted secrets.

@@ -460,3 +460,27 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestStampIsOfWhatWasRead: a file that is written again after it was read has
+// another stamp than the configuration that was made of it, whoever looks first.
+func TestStampIsOfWhatWasRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("first")
+	c, err := config.Parse("postwire.yaml", []byte("admin: {token: \"${file:"+path+"}\"}\n"), os.LookupEnv)
+	if c == nil {
+		t.Fatal(err)
+	}
+	if files := c.Files(); len(files) != 1 || c.Stamp() != config.Stamp(files...) {
+		t.Errorf("stamp %q of %v, want %q", c.Stamp(), files, config.Stamp(files...))
+	}
+	write("another, and longer")
+	if c.Stamp() == config.Stamp(c.Files()...) {
+		t.Error("what was written later has the stamp of what was read")
+	}
+}

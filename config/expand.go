@@ -41,8 +41,8 @@ type expandFault struct{ what, hint string }
 // expander resolves ${…} from the environment and from files.
 type expander struct {
 	env    func(string) (string, bool)
-	folder string // that relative paths start from
-	files  map[string]bool
+	folder string            // that relative paths start from
+	files  map[string]string // stamps of those that are named, from before they were read
 }
 
 // expand resolves all ${…} in text. The fragments are the values that came
@@ -133,7 +133,9 @@ func (e expander) file(path string) (string, *expandFault) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(e.folder, path)
 	}
-	e.files[path] = true
+	if _, ok := e.files[path]; !ok {
+		e.files[path] = Stamp(path)
+	}
 	data, err := readRegular(path, maxFile)
 	if err != nil {
 		return "", &expandFault{fmt.Sprintf("file %s %s", path, fileReason(err)), hint}

@@ -54,7 +54,7 @@ func Parse(file string, data []byte, env func(string) (string, bool)) (*Config, 
 	doc := &document{
 		file:     file,
 		lines:    max(1, bytes.Count(data, []byte("\n"))+1),
-		expander: expander{env: env, folder: filepath.Dir(file), files: map[string]bool{}},
+		expander: expander{env: env, folder: filepath.Dir(file), files: map[string]string{}},
 		expanded: map[*yaml.Node]expansion{},
 		scrub:    &scrubber{},
 	}

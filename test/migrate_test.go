@@ -262,7 +262,8 @@ func TestMigrateWhileALeaderDies(t *testing.T) {
 	urls := natstest.URLs(c.nodes)
 	folder := t.TempDir()
 	dir := filepath.Join(folder, "journal")
-	const events = 20000
+	// Enough of them that the test is there in the middle: it polls.
+	const events = 60000
 	fillJournal(t, dir, events, "nats")
 	config := strings.ReplaceAll(goodConfig, "whsec_printed", secret) +
 		fmt.Sprintf("journal: {dir: %q, jetstream: {url: %q}, spill: {dir: %q}}\n", dir, urls, dir+"-spill")

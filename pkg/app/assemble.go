@@ -68,7 +68,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	grace := p.Config.Server.ShutdownTimeout
 	a := &App{
 		log: log, grace: grace, delay: min(p.Config.Server.ShutdownDelay, grace/2),
-		stamp: stampsOf(p), understand: &understanding{sources: map[string]source.Source{}},
+		stamp: stamps{p.stamp, p.Config.Stamp()}, understand: &understanding{sources: map[string]source.Source{}},
 		look: make(chan struct{}, 1),
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_config_reloads_total", Help: "Changes of the configuration or of files that it names, and requests to reload it, by whether they were taken over.",

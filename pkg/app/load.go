@@ -35,22 +35,24 @@ type Plan struct {
 	blocks map[string]config.Block // of the sinks
 
 	// What it was read from.
-	name string
-	file bool // that is a file's name
-	text []byte
-	env  func(string) (string, bool)
+	name  string
+	file  bool   // that is a file's name
+	stamp string // of the file, from before it was read
+	text  []byte
+	env   func(string) (string, bool)
 }
 
 // Load reads the configuration at path. Its error is a config.Problems with
 // everything that is wrong in it.
 func Load(path string) (*Plan, error) {
+	stamp := config.Stamp(path) // before it is read
 	text, err := config.Read(path)
 	if err != nil {
 		return nil, err
 	}
 	p, err := Parse(path, text, os.LookupEnv)
 	if p != nil {
-		p.file = true
+		p.file, p.stamp = true, stamp
 	}
 	return p, err
 }

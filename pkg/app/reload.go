@@ -131,7 +131,7 @@ func (a *App) reload(ctx context.Context, text bool) (changed []string, err erro
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
 	old := a.plan.Load()
-	now := stampsOf(old) // before they are read
+	now := stampsOf(old) // of this attempt, before it reads them
 	if !text {
 		now.text = a.stamp.text
 	}
@@ -147,7 +147,7 @@ func (a *App) reload(ctx context.Context, text bool) (changed []string, err erro
 		a.log.Error("the configuration, or a file that it names, has changed, and is refused; what was read before stays in effect", zap.Error(err))
 		return nil, err
 	}
-	a.stamp.named = config.Stamp(next.Config.Files()...)
+	a.stamp.named = next.Config.Stamp() // it may name others
 	a.reloads.With(prometheus.Labels{"outcome": "applied"}).Inc()
 	if !a.refused { // a secret may be taken over while the text is not right
 		a.applied.Set(1)
