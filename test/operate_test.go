@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -47,9 +48,20 @@ func TestOperate(t *testing.T) {
 	lost := "lost-" + w.topic
 	r := start(t, w.change(t, "topic: "+w.topic, fmt.Sprintf("topic: %q", lost+".{platform}")))
 
-	tail := exec.Command(program, "tail", "--admin", "http://"+r.admin, "-o", "json")
-	var followed bytes.Buffer
-	tail.Stdout = &followed
+	tail := exec.Command(program, "tail", "--from", "1h", "--admin", "http://"+r.admin, "-o", "json") // whenever it gets there
+	stdout, err := os.Create(filepath.Join(t.TempDir(), "tail"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdout.Close()
+	tail.Stdout = stdout
+	followed := func() string {
+		text, err := os.ReadFile(stdout.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
 	if err := tail.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +112,9 @@ func TestOperate(t *testing.T) {
 	if _, errs, code := r.ask(t, "dlq", "show", request.ID); code != 1 || !strings.Contains(errs, "not in the journal") {
 		t.Errorf("showing what was dropped ended with %d: %s", code, errs)
 	}
+
+	// What is retried is no dead letter any more, also to who follows.
+	eventually(t, "the tail tells of dead letters", func() bool { return strings.Contains(followed(), `"dead_letter"`) })
 
 	// The topic is made; what was refused goes there in order.
 	w.kafka.CreateTopic(t, lost+".instagram", 1)
@@ -160,11 +175,11 @@ func TestOperate(t *testing.T) {
 		t.Errorf("tail ended with %v", err)
 	}
 	for _, want := range []string{id(0, 19), `"delivered"`, `"dead_letter"`, "no_destination"} {
-		if !strings.Contains(followed.String(), want) {
+		if !strings.Contains(followed(), want) {
 			t.Errorf("the tail lacks %q", want)
 		}
 	}
-	if strings.Contains(followed.String(), "user@example.com") {
+	if strings.Contains(followed(), "user@example.com") {
 		t.Error("the tail shows data that nobody asked for")
 	}
 
