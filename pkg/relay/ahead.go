@@ -95,7 +95,7 @@ func (p *Pump) settle(hard context.Context) error {
 }
 
 // next returns the records that were read ahead, or else waits for some. What is
-// due is made durable meanwhile; the error of that is the second.
+// due is made durable meanwhile; the error of that is unsettled.
 func (p *Pump) next(ctx, hard context.Context) (records []journal.Record, err, unsettled error) {
 	if records := p.ahead.records; len(records) > 0 {
 		p.ahead.records = nil
