@@ -231,7 +231,9 @@ func program(tb testing.TB) string {
 			return
 		}
 		build.path = filepath.Join(build.dir, "postwire")
-		out, err := exec.Command("go", "build", "-trimpath", "-o", build.path, "../cmd/postwire").CombinedOutput()
+		cmd := exec.Command("go", "build", "-trimpath", "-o", build.path, "../cmd/postwire")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
+		out, err := cmd.CombinedOutput()
 		if err != nil {
 			build.err = fmt.Errorf("building: %w\n%s", err, out)
 		}

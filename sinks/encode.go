@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -22,7 +23,7 @@ const (
 // left to a protocol is how it spells its headers.
 type Message struct {
 	// Attributes are the context attributes of binary mode, in canonical
-	// string form, sorted by name; without datacontenttype. It is empty in
+	// string form and in no order; without datacontenttype. It is empty in
 	// structured mode.
 	Attributes []Attribute
 	// ContentType is datacontenttype in binary mode, and the media type of
@@ -33,6 +34,31 @@ type Message struct {
 
 // Structured reports whether the message is in structured mode.
 func (m Message) Structured() bool { return len(m.Attributes) == 0 }
+
+// Headers are the attributes under the names of their headers, which begin with
+// prefix. The names share one allocation.
+func (m Message) Headers(prefix string) iter.Seq2[string, string] {
+	return func(yield func(name, value string) bool) {
+		length := 0
+		for _, a := range m.Attributes {
+			length += len(prefix) + len(a.Name)
+		}
+		var b strings.Builder
+		b.Grow(length)
+		for _, a := range m.Attributes {
+			b.WriteString(prefix)
+			b.WriteString(a.Name)
+		}
+		names := b.String()
+		for _, a := range m.Attributes {
+			n := len(prefix) + len(a.Name)
+			if !yield(names[:n], a.Value) {
+				return
+			}
+			names = names[n:]
+		}
+	}
+}
 
 // Attribute is a context attribute in canonical string form.
 type Attribute struct{ Name, Value string }
@@ -88,7 +114,6 @@ func attributesOf(ce *ceevent.EventContextV1) ([]Attribute, error) {
 		}
 		attributes = append(attributes, Attribute{name, text})
 	}
-	slices.SortFunc(attributes, func(a, b Attribute) int { return strings.Compare(a.Name, b.Name) })
 	return attributes, nil
 }
 

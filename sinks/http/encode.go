@@ -32,8 +32,8 @@ func encode(e event.Event, mode string) (part, error) {
 		return part{}, err
 	}
 	h := make(nethttp.Header, len(m.Attributes)+1)
-	for _, a := range m.Attributes {
-		h.Set("ce-"+a.Name, sinks.EscapeHeader(a.Value))
+	for name, value := range m.Headers("ce-") {
+		h.Set(name, sinks.EscapeHeader(value))
 	}
 	if m.ContentType != "" {
 		h.Set("Content-Type", sinks.EscapeMediaType(m.ContentType))

@@ -1,6 +1,8 @@
 package kafka
 
 import (
+	"slices"
+
 	"github.com/segmentio/kafka-go"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -9,7 +11,6 @@ import (
 
 // record is an event as it goes to the broker.
 type record struct {
-	topic   string
 	key     []byte // nil where the event has no partition key
 	value   []byte
 	headers []kafka.Header
@@ -17,22 +18,33 @@ type record struct {
 
 // encode makes a record of an event, as in the Kafka binding for CloudEvents:
 // attributes as ce_ headers in UTF-8, the partition key as the record's key.
-func encode(e event.Event, mode, topic string) (record, error) {
+func encode(e event.Event, mode string) (record, error) {
 	m, err := sinks.Encode(e, mode)
 	if err != nil {
 		return record{}, err
 	}
-	r := record{topic: topic, value: m.Body, headers: make([]kafka.Header, 0, len(m.Attributes)+1)}
+	r := record{key: key(e), value: m.Body, headers: make([]kafka.Header, 0, len(m.Attributes)+1)}
 	if m.ContentType != "" {
 		r.headers = append(r.headers, kafka.Header{Key: "content-type", Value: []byte(m.ContentType)})
 	}
+	length := 0
 	for _, a := range m.Attributes {
-		r.headers = append(r.headers, kafka.Header{Key: "ce_" + a.Name, Value: []byte(a.Value)})
+		length += len(a.Value)
 	}
-	if key, ok := e.Attribute(event.PartitionKey); ok {
-		r.key = []byte(key)
+	values := make([]byte, 0, length) // one allocation for all
+	for name, value := range m.Headers("ce_") {
+		values = append(values, value...)
+		r.headers = append(r.headers, kafka.Header{Key: name, Value: slices.Clip(values[len(values)-len(value):])})
 	}
 	return r, nil
+}
+
+// key is the key of an event's record; nil where the event has no partition key.
+func key(e event.Event) []byte {
+	if key, ok := e.Attribute(event.PartitionKey); ok {
+		return []byte(key)
+	}
+	return nil
 }
 
 // size is at most how many bytes a batch takes on the wire that holds nothing

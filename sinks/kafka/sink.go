@@ -176,15 +176,16 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 		s.reset()
 	}
 
-	d := &delivery{sink: s, records: make([]record, len(batch)), errs: make([]error, len(batch))}
-	queues := d.sort(ctx, batch)
+	d := &delivery{sink: s, batch: batch, records: make([]record, len(batch)), errs: make([]error, len(batch))}
+	queues := d.sort(ctx)
 	slots := make(chan struct{}, maxRequests)
 	var requests sync.WaitGroup
 	for _, q := range queues {
 		slots <- struct{}{} // each ends with ctx, or when its time is up
 		requests.Go(func() {
 			defer func() { <-slots }()
-			d.writeAll(ctx, q.to, q.indexes)
+			// Encoding for one partition goes on while the broker works for another.
+			d.writeAll(ctx, q.to, d.encode(q))
 		})
 	}
 	requests.Wait()
@@ -202,8 +203,9 @@ func (s *Sink) Destination(e event.Event) sinks.Destination { return sinks.To(s.
 // delivery is one call of Deliver.
 type delivery struct {
 	sink    *Sink
-	records []record
-	errs    []error // what became of each; each index is one goroutine's
+	batch   []event.Event
+	records []record // encoded; each index is one goroutine's, here and in errs
+	errs    []error  // what became of each
 }
 
 // queue holds the records of one partition by their indexes, in order.
@@ -212,8 +214,8 @@ type queue struct {
 	indexes []int
 }
 
-// sort encodes the events and sorts them by partition.
-func (d *delivery) sort(ctx context.Context, batch []event.Event) []*queue {
+// sort sorts the events by partition.
+func (d *delivery) sort(ctx context.Context) []*queue {
 	type place struct {
 		partitions
 		err error
@@ -223,7 +225,7 @@ func (d *delivery) sort(ctx context.Context, batch []event.Event) []*queue {
 	var queues []*queue
 	byTarget := map[target]*queue{}
 	s.turn++
-	for i, e := range batch {
+	for i, e := range d.batch {
 		topic := s.topic.Expand(e, safeTopic)
 		p, known := places[topic]
 		if !known {
@@ -233,17 +235,7 @@ func (d *delivery) sort(ctx context.Context, batch []event.Event) []*queue {
 		if d.errs[i] = p.err; p.err != nil {
 			continue
 		}
-		r, err := encode(e, s.config.ContentMode, topic)
-		if err != nil {
-			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
-			continue
-		}
-		if n := r.size(); n > int(s.config.MaxMessageBytes) {
-			d.errs[i] = sinks.Permanent(sinks.ReasonTooLarge, fmt.Errorf("the record has about %d bytes, max_message_bytes is %d", n, int64(s.config.MaxMessageBytes)))
-			continue
-		}
-		d.records[i] = r
-		to := target{topic, s.partition(r.key, p.partitions)}
+		to := target{topic, s.partition(key(e), p.partitions)}
 		q := byTarget[to]
 		if q == nil {
 			q = &queue{to: to}
@@ -253,6 +245,25 @@ func (d *delivery) sort(ctx context.Context, batch []event.Event) []*queue {
 		q.indexes = append(q.indexes, i)
 	}
 	return queues
+}
+
+// encode encodes the events of one partition, and returns those that can be sent.
+func (d *delivery) encode(q *queue) []int {
+	sendable := make([]int, 0, len(q.indexes))
+	for _, i := range q.indexes {
+		r, err := encode(d.batch[i], d.sink.config.ContentMode)
+		if err != nil {
+			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
+			continue
+		}
+		if n, most := r.size(), int(d.sink.config.MaxMessageBytes); n > most {
+			d.errs[i] = sinks.Permanent(sinks.ReasonTooLarge, fmt.Errorf("the record has about %d bytes, max_message_bytes is %d", n, most))
+			continue
+		}
+		d.records[i] = r
+		sendable = append(sendable, i)
+	}
+	return sendable
 }
 
 // partition chooses as the Java client does: by the key's hash; without a key,

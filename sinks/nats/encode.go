@@ -1,6 +1,8 @@
 package nats
 
 import (
+	"slices"
+
 	"github.com/nats-io/nats.go"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -17,8 +19,10 @@ func encode(e event.Event, mode, subject string) (*nats.Msg, error) {
 		return nil, err
 	}
 	h := make(nats.Header, len(m.Attributes)+4)
-	for _, a := range m.Attributes {
-		h["ce-"+a.Name] = []string{sinks.EscapeHeader(a.Value)}
+	values := make([]string, 0, len(m.Attributes)) // one allocation for all
+	for name, value := range m.Headers("ce-") {
+		values = append(values, sinks.EscapeHeader(value))
+		h[name] = slices.Clip(values[len(values)-1:])
 	}
 	if m.ContentType != "" {
 		if !m.Structured() {

@@ -301,9 +301,10 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 // give moves records from the queue out, at most limit. One that cannot be read
 // stays where it is, and with it all behind it.
 func (t *tenure) give(limit int) (records []journal.Record, err error) {
+	var decoder record.Decoder
 	for len(t.queue) > 0 && len(records) < max(limit, 1) {
 		d := t.queue[0]
-		r, err := record.Decode(d.seq, d.value)
+		r, err := decoder.Record(d.seq, d.value)
 		if err != nil {
 			if len(records) > 0 {
 				break

@@ -53,12 +53,13 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 	if err != nil {
 		return nil, fmt.Errorf("reading from %d: %w", from, err)
 	}
+	var decoder record.Decoder
 	for _, m := range messages {
 		value, err := j.whole(ctx, m)
 		if err != nil {
 			return nil, fmt.Errorf("reading from %d: %w", from, err)
 		}
-		r, err := record.Decode(journal.Seq(m.seq), value)
+		r, err := decoder.Record(journal.Seq(m.seq), value)
 		if err != nil {
 			return nil, fmt.Errorf("reading from %d: %w", from, err)
 		}

@@ -191,13 +191,14 @@ func (st *store) read(from, through journal.Seq, limit int) (records []journal.R
 		return nil, err
 	}
 	defer func() { err = cmp.Or(err, it.Close()) }() // it repeats a read error
+	var decoder record.Decoder
 	size, next := 0, from
 	for ok := it.First(); ok && seqOf(it.Key()) <= through && len(records) < max(limit, 1) && size < maxReadBytes; ok = it.Next() {
 		value, err := it.ValueAndErr()
 		if err != nil {
 			return nil, damaged(err)
 		}
-		r, err := record.Decode(seqOf(it.Key()), value)
+		r, err := decoder.Record(seqOf(it.Key()), value)
 		if err != nil {
 			return nil, damaged(err)
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	ceevent "github.com/cloudevents/sdk-go/v2/event"
@@ -204,9 +205,32 @@ func (r *Reader) Uint64() uint64 {
 	return n
 }
 
-// DecodeEvent reads what AppendEvent wrote. The event does not share memory
-// with b.
-func DecodeEvent(b []byte) (event.Event, error) {
+// Decoder reads records, and remembers the URIs in them: those of a backlog are
+// few, and taking one apart costs more than all else in an event. The zero value
+// is ready. It is used by one goroutine, for as many records as are read at once.
+type Decoder struct {
+	uris map[string]*types.URIRef // by their text; never changed
+}
+
+// maxURIs bounds what a Decoder remembers.
+const maxURIs = 1024
+
+// uri takes a URI reference apart; nil where it is none.
+func (d *Decoder) uri(text string) *types.URIRef {
+	ref, known := d.uris[text]
+	if known {
+		return ref
+	}
+	ref = types.ParseURIRef(text)
+	if d.uris == nil || len(d.uris) == maxURIs {
+		d.uris = make(map[string]*types.URIRef)
+	}
+	d.uris[strings.Clone(text)] = ref // text is part of an event, which it would keep
+	return ref
+}
+
+// Event reads what AppendEvent wrote. The event does not share memory with b.
+func (d *Decoder) Event(b []byte) (event.Event, error) {
 	if len(b) < 6 {
 		return event.Event{}, ErrTruncated
 	}
@@ -223,7 +247,7 @@ func DecodeEvent(b []byte) (event.Event, error) {
 	id, source, typ := r.string(), r.string(), r.string()
 	subject, contentType, schema, stamp := r.string(), r.string(), r.string(), r.string()
 	ce := &ceevent.EventContextV1{ID: id, Type: typ}
-	if ref := types.ParseURIRef(source); ref != nil {
+	if ref := d.uri(source); ref != nil {
 		ce.Source = *ref
 	} else if r.Err == nil {
 		return event.Event{}, fmt.Errorf("source %q is not a URI reference", source)
@@ -235,7 +259,9 @@ func DecodeEvent(b []byte) (event.Event, error) {
 		ce.DataContentType = &contentType
 	}
 	if schema != "" {
-		ce.DataSchema = types.ParseURI(schema)
+		if ref := d.uri(schema); ref != nil {
+			ce.DataSchema = &types.URI{URL: ref.URL}
+		}
 	}
 	if stamp != "" {
 		t, err := types.ParseTimestamp(stamp)
@@ -325,14 +351,19 @@ func Split(s journal.Seq, value []byte) (r journal.Record, encoded []byte, err e
 	return r, encoded, nil
 }
 
-// Decode reads a whole record, which was stored at s.
+// Decode reads one record, which was stored at s.
 func Decode(s journal.Seq, value []byte) (journal.Record, error) {
+	return new(Decoder).Record(s, value)
+}
+
+// Record reads a whole record, which was stored at s.
+func (d *Decoder) Record(s journal.Seq, value []byte) (journal.Record, error) {
 	r, encoded, err := Split(s, value)
 	if err != nil {
 		return r, err
 	}
 	keys := r.Event.Keys
-	if r.Event, err = DecodeEvent(encoded); err != nil {
+	if r.Event, err = d.Event(encoded); err != nil {
 		return r, fmt.Errorf("event %d: %w", s, err)
 	}
 	r.Event.Keys = keys

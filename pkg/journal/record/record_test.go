@@ -41,7 +41,7 @@ func TestEventFormat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := DecodeEvent(b)
+	got, err := new(Decoder).Event(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestEventFormatOfOtherData(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := DecodeEvent(b)
+		got, err := new(Decoder).Event(b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +100,7 @@ func FuzzDecodeEvent(f *testing.F) {
 	f.Add([]byte{version, 0, 0, 0, 0, 0})
 	f.Add(b[:len(b)/2])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := DecodeEvent(b)
+		e, err := new(Decoder).Event(b)
 		if err != nil {
 			return
 		}
@@ -108,7 +108,7 @@ func FuzzDecodeEvent(f *testing.F) {
 		if err != nil {
 			return // an attribute that no source can have made
 		}
-		if _, err := DecodeEvent(again); err != nil {
+		if _, err := new(Decoder).Event(again); err != nil {
 			t.Fatalf("what was written cannot be read: %v", err)
 		}
 	})

@@ -278,7 +278,7 @@ func look(t *testing.T, p place) (pic picture) {
 	}
 	describe := func(e transfer.Event) string {
 		e.Keys = nil
-		ev := must(record.DecodeEvent(e.Encoded))(t)
+		ev := must(new(record.Decoder).Event(e.Encoded))(t)
 		if data := ev.CloudEvent.DataEncoded; len(data) > 1<<10 {
 			ev.CloudEvent.DataEncoded = fmt.Appendf(nil, `"%x"`, sha256.Sum256(data))
 		}
@@ -292,7 +292,7 @@ func look(t *testing.T, p place) (pic picture) {
 		return got
 	}()
 	for _, e := range all {
-		ev := must(record.DecodeEvent(e.Encoded))(t)
+		ev := must(new(record.Decoder).Event(e.Encoded))(t)
 		places = append(places, e.Seq)
 		names[e.Seq] = ev.CloudEvent.ID()
 		if e.Only != "" {
