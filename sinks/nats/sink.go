@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -85,7 +86,6 @@ type Sink struct {
 	env     sinks.Env
 	log     *zap.Logger
 	subject event.Template
-	slots   chan struct{} // one for each message on its way
 
 	life context.Context // ends with Close
 	end  context.CancelFunc
@@ -99,7 +99,7 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("subject: %w", err)
 	}
-	s := &Sink{config: c, env: env, log: env.Log, subject: subject, slots: make(chan struct{}, c.Window)}
+	s := &Sink{config: c, env: env, log: env.Log, subject: subject}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -180,34 +180,42 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	return d.jetStream(ctx, batch)
 }
 
+// jetStream publishes the events of a batch, line by line. As many goroutines
+// as messages may be on their way take one line after another.
 func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 	errs := make([]error, len(batch))
-	var lines sync.WaitGroup
-	for _, line := range sinks.Lines(batch) {
-		lines.Go(func() {
-			var failed error // the rest of the line must not overtake
-			for _, i := range line {
-				if failed != nil {
-					errs[i] = fmt.Errorf("held back behind an event of its partition key: %w", failed)
-					continue
-				}
-				errs[i] = d.publish(ctx, batch[i])
-				if _, refused := sinks.IsPermanent(errs[i]); !refused {
-					failed = errs[i]
-				}
+	lines := sinks.Lines(batch)
+	var next atomic.Int64 // of the lines
+	var publishers sync.WaitGroup
+	for range min(d.sink.config.Window, len(lines)) {
+		publishers.Go(func() {
+			for n := next.Add(1) - 1; n < int64(len(lines)); n = next.Add(1) - 1 {
+				d.line(ctx, batch, lines[n], errs)
 			}
 		})
 	}
-	lines.Wait()
+	publishers.Wait()
 	return sinks.Outcome(errs)
+}
+
+// line publishes the events of one line, given by their indexes, one after another.
+func (d *delivery) line(ctx context.Context, batch []event.Event, line []int, errs []error) {
+	var failed error // the rest of the line must not overtake
+	for _, i := range line {
+		if failed != nil {
+			errs[i] = fmt.Errorf("held back behind an event of its partition key: %w", failed)
+			continue
+		}
+		errs[i] = d.publish(ctx, batch[i])
+		if _, refused := sinks.IsPermanent(errs[i]); !refused {
+			failed = errs[i]
+		}
+	}
 }
 
 // publish sends one event to the stream and waits for its acknowledgement.
 func (d *delivery) publish(ctx context.Context, e event.Event) error {
-	select {
-	case d.sink.slots <- struct{}{}:
-		defer func() { <-d.sink.slots }()
-	case <-ctx.Done():
+	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	msg, err := d.sink.message(e)
