@@ -24,7 +24,7 @@ func TestAllocations(t *testing.T) {
 	if raced {
 		t.Skip("the race detector allocates, too")
 	}
-	const most = 63
+	const most = 60
 	addr := natstest.FreeAddr(t)
 	plan, err := app.Load(configure(t, addr, natstest.FreeAddr(t), filepath.Join(t.TempDir(), "journal"), away, 1))
 	if err != nil {

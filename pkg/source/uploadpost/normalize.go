@@ -22,6 +22,7 @@ const TypePrefix = "com.upload-post."
 const (
 	uploadCompleted = "upload_completed"
 	success         = "success"
+	failure         = "failure"
 )
 
 // accountEvents have a status in place of a result.
@@ -115,24 +116,36 @@ func (f *field) read(d *jsontext.Decoder) error {
 	}
 	f.empty = len(text) == 0
 	if known, ok := usual[string(text)]; ok {
-		f.text = known // without a copy
+		f.text = known.(string) // without a copy
 	} else {
 		f.text = jsonbody.Text(string(text))
 	}
 	return nil
 }
 
-// usual is what nearly every webhook says in some field.
-var usual = func() map[string]string {
-	m := map[string]string{}
+// usual is what nearly every webhook says in some field, as strings that are
+// values of attributes already.
+var usual = func() map[string]any {
+	m := map[string]any{}
 	for _, text := range []string{
 		uploadCompleted, "instagram", "tiktok", "youtube", "facebook", "linkedin", "x", "threads", "pinterest", "reddit", "bluesky",
-		"video", "photo", "text",
+		"video", "photo", "text", success, failure,
 	} {
 		m[text] = text
 	}
 	return m
 }()
+
+// boxed is a text as the value of an attribute; nil where there is none.
+func boxed(text string) any {
+	if text == "" {
+		return nil
+	}
+	if known, ok := usual[text]; ok {
+		return known
+	}
+	return text
+}
 
 // isString reports whether f is a string that is empty or may become an
 // attribute.
@@ -156,19 +169,23 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	extensions := [...]struct{ name, value string }{
-		{event.Platform, f.platform},
-		{event.MediaType, f.mediaType},
-		{event.Profile, f.profile},
-		{event.Outcome, f.outcome},
-		{event.PublishID, f.publishID},
-		{event.PartitionKey, f.profile},
-		{event.CorrelationID, f.jobID},
-		{event.DeliveryID, jsonbody.Usable(r.Header.Get(DeliveryHeader))},
+	profile := boxed(f.profile)
+	extensions := [...]struct {
+		name  string
+		value any
+	}{
+		{event.Platform, boxed(f.platform)},
+		{event.MediaType, boxed(f.mediaType)},
+		{event.Profile, profile},
+		{event.Outcome, boxed(f.outcome)},
+		{event.PublishID, boxed(f.publishID)},
+		{event.PartitionKey, profile},
+		{event.CorrelationID, boxed(f.jobID)},
+		{event.DeliveryID, boxed(jsonbody.Usable(r.Header.Get(DeliveryHeader)))},
 	}
 	count := 1
 	for _, e := range extensions {
-		if e.value != "" {
+		if e.value != nil {
 			count++
 		}
 	}
@@ -182,7 +199,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 		Extensions:      make(map[string]any, count),
 	}
 	for _, e := range extensions {
-		if e.value != "" {
+		if e.value != nil {
 			ce.Extensions[e.name] = e.value
 		}
 	}
@@ -220,7 +237,7 @@ func (s *Source) read(body []byte) (facts, error) {
 	case 't':
 		f.outcome = success
 	case 'f':
-		f.outcome = "failure"
+		f.outcome = failure
 	}
 	if f.event == "" {
 		return facts{}, need("/event", p.event, "a string that is not blank")
