@@ -62,9 +62,13 @@ func measure(m *testing.M) int {
 	}
 	flag.Parse()
 	code := m.Run()
-	_ = os.RemoveAll(build.dir) // "" removes nothing
+	defer func() { _ = os.RemoveAll(build.dir) }() // "" removes nothing
 	if code == 0 && *table != "" {
-		if err := results.Write(*table, about()); err != nil {
+		versions, err := about()
+		if err == nil {
+			err = results.Write(*table, versions)
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

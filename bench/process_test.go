@@ -3,6 +3,7 @@ package bench
 import (
 	"bufio"
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +14,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -399,20 +399,23 @@ func (p *process) cpu(tb testing.TB) time.Duration {
 	return time.Duration(ticks) * (time.Second / 100)
 }
 
-// about says what was measured, and with what.
-func about() string {
+// about says what was measured, and with what. A test's binary does not know the
+// versions of what is in it; the program does.
+func about() (string, error) {
+	info, err := buildinfo.ReadFile(build.path)
+	if err != nil {
+		return "", fmt.Errorf("reading the versions: %w", err)
+	}
 	versions := map[string]string{}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, d := range info.Deps {
-			versions[d.Path] = d.Version
-		}
+	for _, d := range info.Deps {
+		versions[d.Path] = d.Version
 	}
 	kafka := "a Kafka in the test"
 	if os.Getenv("POSTWIRE_TEST_KAFKA") != "" {
-		kafka = "Apache Kafka"
+		kafka = strings.TrimSpace("Apache Kafka " + os.Getenv("KAFKA_VERSION"))
 	}
-	return fmt.Sprintf("%s, %s, an embedded NATS server %s, nats.go %s, kafka-go %s, Pebble %s", runtime.Version(), kafka,
-		versions["github.com/nats-io/nats-server/v2"], versions["github.com/nats-io/nats.go"], versions["github.com/segmentio/kafka-go"], versions["github.com/cockroachdb/pebble/v2"])
+	return fmt.Sprintf("%s, %s, nats-server %s in the test, nats.go %s, kafka-go %s, Pebble %s", runtime.Version(), kafka,
+		versions["github.com/nats-io/nats-server/v2"], versions["github.com/nats-io/nats.go"], versions["github.com/segmentio/kafka-go"], versions["github.com/cockroachdb/pebble/v2"]), nil
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", d.Seconds()*1000) }

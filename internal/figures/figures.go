@@ -49,9 +49,32 @@ func (b *Book) Write(path, besides string) error {
 		if !ok || !ok2 {
 			return fmt.Errorf("%s has no place for the figures of %s", path, name)
 		}
-		text := fmt.Sprintf("%s on %s/%s, %d cores, %s\n\n%s\n%s\n", time.Now().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH,
-			runtime.NumCPU(), besides, b.heads[name], strings.Join(rows, "\n"))
+		text := fmt.Sprintf("%s on %s, %s\n\n%s\n%s\n", time.Now().Format("2006-01-02"), machine(), besides, b.heads[name], strings.Join(rows, "\n"))
 		page = bytes.Join([][]byte{before, begin, []byte(text), end, after}, nil)
 	}
 	return os.WriteFile(path, page, 0o644) //nolint:gosec // a page of the documentation
+}
+
+// machine says on what this runs, as far as the system tells.
+func machine() string {
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return fmt.Sprintf("%s/%s, %d cores", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
+	}
+	return fmt.Sprintf("%s/%s %s, %d cores of %s, memory %s", runtime.GOOS, runtime.GOARCH, bytes.TrimSpace(kernel), runtime.NumCPU(),
+		said("/proc/cpuinfo", "model name"), said("/proc/meminfo", "MemTotal"))
+}
+
+// said is what a file of /proc says of a name first.
+func said(file, name string) string {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "unknown"
+	}
+	for line := range strings.Lines(string(text)) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "unknown"
 }
