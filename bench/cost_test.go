@@ -25,12 +25,13 @@ func BenchmarkCost(b *testing.B) {
 		closed(b, p.url, 1, 10, &next)
 		row("RSS, idle", "%s, of which %s are pages of the program's file, which the kernel takes back when it needs them", mib(p.rss(b)), mib(p.proc(b, "status", "RssFile")<<10))
 		n := pick(20_000, 300_000)
-		cpu, written, began := p.cpu(b), p.written(b), time.Now()
+		cpu, written, made, began := p.cpu(b), p.written(b), p.allocations(b), time.Now()
 		l := closed(b, p.url, 64, n, &next)
 		took := time.Since(began)
 		perEvent := float64(p.cpu(b)-cpu) / float64(n) / 1000
 		bytes := float64(p.written(b)-written) / float64(n)
 		row("CPU of an accepted event, 64 connections", "%.1f µs, at %.0f events/s", perEvent, l.perSecond)
+		row("allocations of an accepted event, with all that goes on beside", "%.0f", (p.allocations(b)-made)/float64(n))
 		row("disk bytes of an accepted event", "%.0f, %.1f times its body", bytes, bytes/float64(len(webhook(1))))
 		row("RSS, under that load", "%s", mib(p.rss(b)))
 		row("processors busy under that load", "%.2f", perEvent*float64(n)/1e6/took.Seconds())
@@ -50,9 +51,10 @@ func BenchmarkCost(b *testing.B) {
 		for _, to := range []string{"nats", "kafka"} {
 			began = time.Now()
 			p = runOn(b, wholeway, k.sinks(to), dir, 1)
-			started := p.cpu(b)
+			started, made := p.cpu(b), p.allocations(b)
 			until(b, "the backlog is with "+to, func() bool { time.Sleep(50 * time.Millisecond); return p.lag(b, to) == 0 })
 			row("CPU of an event delivered to "+to, "%.1f µs, at %.0f events/s", float64(p.cpu(b)-started)/float64(events)/1000, float64(events)/time.Since(began).Seconds())
+			row("allocations of an event delivered to "+to, "%.0f", (p.allocations(b)-made)/float64(events))
 			row("RSS, while it goes to "+to, "%s at most", mib(p.proc(b, "status", "VmHWM")<<10))
 			p.stop()
 		}

@@ -347,6 +347,12 @@ func (p *process) metric(tb testing.TB, series string) float64 {
 	return 0
 }
 
+// allocations is how many the process has made.
+func (p *process) allocations(tb testing.TB) float64 {
+	tb.Helper()
+	return p.metric(tb, "go_memstats_mallocs_total")
+}
+
 // lag is how many events a sink has not been given yet.
 func (p *process) lag(tb testing.TB, sink string) float64 {
 	tb.Helper()

@@ -7,6 +7,7 @@ import (
 	cesql "github.com/cloudevents/sdk-go/sql/v2"
 	cesqlparser "github.com/cloudevents/sdk-go/sql/v2/parser"
 	cloudevents "github.com/cloudevents/sdk-go/v2"
+	ceevent "github.com/cloudevents/sdk-go/v2/event"
 
 	"github.com/postwire/postwire/pkg/event"
 )
@@ -67,10 +68,21 @@ func (f Filter) Takes(e event.Event) (bool, error) {
 	if f.expression == nil {
 		return true, nil
 	}
-	value, err := f.expression.Evaluate(e.CloudEvent)
+	ce := e.CloudEvent
+	if v1, ok := ce.Context.(*ceevent.EventContextV1); ok {
+		ce.Context = shared{v1}
+	}
+	value, err := f.expression.Evaluate(ce)
 	taken, ok := value.(bool)
 	if !ok && err == nil {
 		err = fmt.Errorf("the filter gives a %T, not true or false", value)
 	}
 	return taken, err
 }
+
+// shared is a context whose extensions are looked at where they are. The SDK
+// copies them for each attribute that an expression names.
+type shared struct{ *ceevent.EventContextV1 }
+
+// GetExtensions implements event.EventContextReader.
+func (s shared) GetExtensions() map[string]any { return s.Extensions }

@@ -407,6 +407,23 @@ func TestParseFilter(t *testing.T) {
 	}
 }
 
+// TestFilterAllocatesNothing, however many attributes an event has: each sink
+// has a filter, and each event meets them all.
+func TestFilterAllocatesNothing(t *testing.T) {
+	f, err := ParseFilter("platform = 'value' AND EXISTS profile AND NOT EXISTS nowhere")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := event.Event{CloudEvent: probe()}
+	if n := testing.AllocsPerRun(100, func() {
+		if ok, err := f.Takes(e); !ok || err != nil {
+			t.Fatalf("Takes = %v, %v", ok, err)
+		}
+	}); n > 0 {
+		t.Errorf("a filter makes %v allocations an event", n)
+	}
+}
+
 func FuzzParseFilter(f *testing.F) {
 	for _, s := range []string{"platform = 'instagram'", "NOT EXISTS x", "(((", "a LIKE 'b%' AND 1 < 2", "\x00"} {
 		f.Add(s)
