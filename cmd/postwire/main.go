@@ -36,7 +36,8 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		// The heap is a few megabytes and refilled many times a second; a
 		// collection each time it doubles takes a tenth of the throughput.
-		debug.SetGCPercent(400)
+		// More than this holds memory, and gains nothing.
+		debug.SetGCPercent(200)
 	}
 	os.Exit(execute(ctx, os.Args[1:]))
 }
