@@ -167,6 +167,37 @@ func TestOperate(t *testing.T) {
 		t.Errorf("the continued replay said %s", out)
 	}
 
+	// Paused, a sink is sent nothing while the other is; resumed, it goes on
+	// from where it stood.
+	if out := r.must(t, nil, "sinks", "pause", "nats"); !strings.HasPrefix(out, "nats is paused since ") {
+		t.Errorf("pause printed %s", out)
+	}
+	var held []relay.SinkStatus
+	if r.must(t, &held, "sinks", "pause", "nats"); len(held) != 1 || held[0].State != relay.SinkPaused || held[0].Paused == nil {
+		t.Errorf("pausing it again printed %+v", held)
+	}
+	before := len(w.onNATS(t))
+	if status, err := r.post(upload(0, events)); err != nil || status != "accepted" {
+		t.Fatalf("%s, %v", status, err)
+	}
+	eventually(t, "the other sink has it", func() bool { return len(w.onKafka(t)) == events+1 })
+	if out := r.must(t, nil, "status"); !strings.Contains(out, "'postwire sinks resume nats'") {
+		t.Errorf("while a sink is paused, status printed %s", out)
+	}
+	if got := len(w.onNATS(t)); got != before {
+		t.Errorf("a paused sink was sent %d events", got-before)
+	}
+	if out := r.must(t, nil, "sinks", "resume", "nats"); out != "nats is not paused; events behind: 1\n" && out != "nats is not paused; events behind: 0\n" {
+		t.Errorf("resume printed %s", out)
+	}
+	eventually(t, "the resumed sink has it", func() bool { return len(w.onNATS(t)) == before+1 })
+	if out := r.must(t, nil, "status"); strings.Contains(out, "resume") {
+		t.Errorf("after the pause, status printed %s", out)
+	}
+	if _, errs, code := r.ask(t, "sinks", "pause", "nobody"); code != 1 || !strings.Contains(errs, `sink "nobody": it is not in the configuration`) {
+		t.Errorf("pausing what is not there ended with %d: %s", code, errs)
+	}
+
 	// The tail saw the events and their fates.
 	if err := tail.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)

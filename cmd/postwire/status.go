@@ -56,7 +56,7 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 		fmt.Fprintf(w, "journal: takes nothing: %s\n", oneLine(j.Problem))
 	}
 	fmt.Fprintln(w)
-	return table(w, "SINK STATE BEHIND OLDEST DELIVERED_BY SINCE", func(row func(...any)) error {
+	err := table(w, "SINK STATE BEHIND OLDEST DELIVERED_BY SINCE", func(row func(...any)) error {
 		for _, sink := range s.Sinks {
 			holder := sink.Holder
 			if sink.Here {
@@ -66,6 +66,12 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 		}
 		return nil
 	})
+	for _, sink := range s.Sinks {
+		if sink.Paused != nil && err == nil {
+			_, err = fmt.Fprintf(w, "%s is paused since %s; 'postwire sinks resume %[1]s' lets it go on\n", oneLine(sink.Sink), clockTime(sink.Paused))
+		}
+	}
+	return err
 }
 
 func ago(t *time.Time) string {
