@@ -270,15 +270,26 @@ var situations = map[string][]situation{
 	"PostwireSinkDown": {
 		{`postwire_sink_up{` + where + `,sink="nats",pod="a"} 1x5 0x20`, 20 * time.Minute, "Sink nats in relay"},
 		{"postwire_sink_up{" + where + `,sink="nats",pod="a"} 0x30` + "\npostwire_sink_up{" + where + `,sink="nats",pod="b"} 1x30`, 20 * time.Minute, ""},
+		{"postwire_sink_up{" + where + `,sink="nats"} 0x30` + "\npostwire_sink_paused{" + where + `,sink="nats"} 0x30`, 20 * time.Minute, "Sink nats in relay"},
+		{"postwire_sink_up{" + where + `,sink="nats"} 0x30` + "\npostwire_sink_paused{" + where + `,sink="nats"} 1x30`, 20 * time.Minute, ""},
 	},
 	"PostwireSinkLagging": {
 		{`postwire_sink_lag_seconds{` + where + `,sink="nats"} 0+60x60`, 40 * time.Minute, "is 40m 0s old"},
 		{`postwire_sink_lag_seconds{` + where + `,sink="nats"} 600x60`, 40 * time.Minute, ""},
+		{"postwire_sink_lag_seconds{" + where + `,sink="nats"} 0+60x60` + "\npostwire_sink_paused{" + where + `,sink="nats"} 1x60`, 40 * time.Minute, ""},
+		{"postwire_sink_lag_seconds{" + where + `,sink="nats"} 0+60x60` + "\npostwire_sink_paused{" + where + `,sink="other"} 1x60`, 40 * time.Minute, "is 40m 0s old"},
 	},
 	"PostwireSinkLagGrowing": {
 		{`postwire_sink_lag_events{` + where + `,sink="nats"} 0+600x120`, 80 * time.Minute, "it is 10 a second behind"},
 		{`postwire_sink_lag_events{` + where + `,sink="nats"} 90000-600x120`, 80 * time.Minute, ""},
 		{`postwire_sink_lag_events{` + where + `,sink="nats"} 0+1x120`, 80 * time.Minute, ""},
+		{"postwire_sink_lag_events{" + where + `,sink="nats"} 0+600x120` + "\npostwire_sink_paused{" + where + `,sink="nats"} 1x120`, 80 * time.Minute, ""},
+	},
+	"PostwireSinkPaused": {
+		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x5 1x120` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0+7x120`, 100 * time.Minute, "700 events wait"},
+		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x5 1x120` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0x120`, 100 * time.Minute, "0 events wait"},
+		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x5 1x40 0x80` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0+7x120`, 100 * time.Minute, ""},
+		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x120` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0+7x120`, 100 * time.Minute, ""},
 	},
 	"PostwireSinkUnreadable": {
 		{`postwire_sink_unreadable_total{` + where + `,sink="nats"} 0x5 1x10`, 10 * time.Minute, "journal check"},
