@@ -19,7 +19,7 @@ import (
 func tailCommand() *cobra.Command {
 	var a adminFlags
 	var out output
-	var filter, from string
+	var filter, src, from string
 	var data bool
 	cmd := &cobra.Command{
 		Use:   "tail",
@@ -32,7 +32,7 @@ func tailCommand() *cobra.Command {
 				return err
 			}
 			query := url.Values{}
-			for name, value := range map[string]string{"filter": filter, "from": from} {
+			for name, value := range map[string]string{"filter": filter, "source": src, "from": from} {
 				if value != "" {
 					query.Set(name, value)
 				}
@@ -56,6 +56,7 @@ func tailCommand() *cobra.Command {
 	}
 	a.register(cmd)
 	cmd.Flags().StringVar(&filter, "filter", "", "CESQL expression; only events for which it is true")
+	cmd.Flags().StringVar(&src, "source", "", "only events that the source of this name took in")
 	cmd.Flags().StringVar(&from, "from", "", "begin with events accepted then: 10m, or 2026-01-31T12:00:00Z (default now)")
 	cmd.Flags().BoolVar(&data, "data", false, "show the events' data too, which is personal; with -o json")
 	out.register(cmd, "short")

@@ -467,6 +467,23 @@ func TestTail(t *testing.T) {
 	if diff := cmp.Diff([]string{"event 1", "event 3"}, got); diff != "" {
 		t.Errorf("seen (-want +got):\n%s", diff)
 	}
+	// Of one source only.
+	if _, err := w.journal.Append(t.Context(), journaltest.Event("shop", event.NewKey("shop", "1"))); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	defer cancel()
+	var first Seen
+	err = w.client.Tail(ctx, url.Values{"from": {"1h"}, "source": {"shop"}}, func(m Message) error {
+		if m.Name == "event" && first.Seq == 0 {
+			defer cancel()
+			return json.Unmarshal(m.Data, &first)
+		}
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) || first.Seq != 4 || first.Source != "shop" {
+		t.Errorf("the tail of a source ended with %v, first is event %d of %q", err, first.Seq, first.Source)
+	}
 	err = w.client.Tail(t.Context(), url.Values{"filter": {"("}}, nil)
 	if r, ok := errors.AsType[*RefusedError](err); !ok || r.Status != 422 || !strings.Contains(r.Detail, "CESQL") {
 		t.Errorf("a wrong filter: %v", err)

@@ -31,6 +31,7 @@ type searchInput struct {
 	Profile   string `query:"profile"`
 	Platform  string `query:"platform" example:"instagram"`
 	Type      string `query:"type" doc:"CloudEvents type, or its end behind a dot." example:"upload_completed"`
+	Source    string `query:"source" doc:"Name of the source that took it in." example:"upload-post"`
 	Outcome   string `query:"outcome" doc:"success or failure; of account events their status." example:"failure"`
 	From      When   `query:"from" doc:"Accepted from this time on: RFC 3339, or how long ago, such as 2h."`
 	To        When   `query:"to" doc:"Accepted before this time."`
@@ -51,7 +52,11 @@ func (in *searchInput) Resolve(huma.Context) []error {
 }
 
 // takes reports whether an event is one of those that are meant.
-func (in *searchInput) takes(e event.Event) bool {
+func (in *searchInput) takes(r journal.Record) bool {
+	e := r.Event
+	if in.Source != "" && r.Source != in.Source {
+		return false
+	}
 	if in.ID != "" && !strings.Contains(e.CloudEvent.ID(), in.ID) {
 		return false
 	}
@@ -133,7 +138,7 @@ func (a *API) seen(ctx context.Context, record journal.Record, data bool) (Seen,
 	}
 	fates, err := a.Relay.Fates(ctx, record)
 	return Seen{
-		Seq: record.Seq, Accepted: record.Accepted, Event: CloudEvent{text}, Bytes: len(record.Event.CloudEvent.DataEncoded),
+		Seq: record.Seq, Accepted: record.Accepted, Source: record.Source, Event: CloudEvent{text}, Bytes: len(record.Event.CloudEvent.DataEncoded),
 		Only: record.Only, Of: record.Of, Fates: fates,
 	}, err
 }
@@ -190,7 +195,7 @@ func (a *API) search(ctx context.Context, in *searchInput) (Found, error) {
 		for _, record := range slices.Backward(records) {
 			found.Scanned++
 			found.Reached = &record.Accepted
-			if !in.takes(record.Event) {
+			if !in.takes(record) {
 				continue
 			}
 			if len(found.Events) == in.Limit {

@@ -46,7 +46,8 @@ func (w *world) search(t *testing.T, query url.Values) (ids []string, found Foun
 func TestSearch(t *testing.T) {
 	w := newWorld(t, "")
 	for i, platform := range []string{"instagram", "tiktok", "instagram"} {
-		e := journaltest.Event(fmt.Sprint("upload/", i))
+		id := fmt.Sprint("upload/", i)
+		e := journaltest.Event(id, event.NewKey([]string{"main", "main", "spare"}[i], id))
 		e.CloudEvent.SetType("com.upload-post.upload_completed")
 		for name, value := range map[string]string{event.Platform: platform, event.Profile: fmt.Sprint("p", i), event.PublishID: fmt.Sprint("id", i), event.Outcome: "success"} {
 			e.CloudEvent.SetExtension(name, value)
@@ -65,6 +66,9 @@ func TestSearch(t *testing.T) {
 		"type=upload_completed":         {"upload/2", "upload/1", "upload/0"},
 		"type=completed":                nil,
 		"outcome=failure":               nil,
+		"source=main":                   {"upload/1", "upload/0"},
+		"source=mai":                    nil,
+		"source=spare&platform=tiktok":  nil,
 		"from=1h":                       {"upload/2", "upload/1", "upload/0"},
 		"to=1h":                         nil,
 		"before=3":                      {"upload/1", "upload/0"},
@@ -77,6 +81,9 @@ func TestSearch(t *testing.T) {
 		got, found := w.search(t, values)
 		if diff := cmp.Diff(want, got); diff != "" || found.Next != 0 {
 			t.Errorf("%s: next %d (-want +got):\n%s", query, found.Next, diff)
+		}
+		if len(found.Events) == 3 && (found.Events[0].Source != "spare" || found.Events[1].Source != "main") {
+			t.Errorf("%s: they came by %q and %q", query, found.Events[0].Source, found.Events[1].Source)
 		}
 		if len(found.Events) > 0 && (found.Events[0].Fates[0].State != relay.Delivered || found.Events[0].Fates[0].At == nil) {
 			t.Errorf("%s: the fates are %+v", query, found.Events[0].Fates)

@@ -18,6 +18,7 @@ import (
 type Seen struct {
 	Seq      journal.Seq  `json:"seq" doc:"Place in the journal."`
 	Accepted time.Time    `json:"accepted"`
+	Source   string       `json:"source,omitempty" doc:"Name of the source that took it in; absent where an older version did not write it down."`
 	Event    CloudEvent   `json:"event" doc:"Without data, unless it was asked for."`
 	Bytes    int          `json:"bytes" doc:"Size of its data."`
 	Only     string       `json:"only,omitempty" doc:"The one sink that a retried event is for."`
@@ -46,6 +47,7 @@ type Quiet struct {
 
 type tailInput struct {
 	Filter string `query:"filter" doc:"CESQL expression; only events for which it is true." example:"platform = 'instagram'"`
+	Source string `query:"source" doc:"Only events that the source of this name took in." example:"upload-post"`
 	From   When   `query:"from" doc:"Begin with events accepted at this time: RFC 3339, or how long ago, such as 10m. Empty is from now on."`
 	Data   bool   `query:"data" doc:"Show the events' data too, which is personal."`
 	Most   int    `query:"most" minimum:"0" maximum:"1000" doc:"Most events a second; what comes beyond is counted only, and told as missed. 0 is all."`
@@ -77,7 +79,7 @@ func (a *API) tail(api huma.API) {
 				err = w.Idle() // the caller sees that it is connected
 			}
 			if err == nil {
-				err = a.Relay.Tail(ctx, relay.Tailing{From: from, Filter: in.filter, Most: in.Most}, w)
+				err = a.Relay.Tail(ctx, relay.Tailing{From: from, Filter: in.filter, Source: in.Source, Most: in.Most}, w)
 			}
 			if err != nil && ctx.Err() == nil && !errors.Is(err, http.ErrHandlerTimeout) {
 				a.Log.Debug("a tail ended", zap.Error(err))
@@ -112,7 +114,7 @@ func (w *watcher) Sighted(s relay.Sighting) error {
 		return err
 	}
 	return w.send(sse.Message{ID: int(s.Record.Seq), Data: Seen{
-		Seq: s.Record.Seq, Accepted: s.Record.Accepted, Event: CloudEvent{text}, Bytes: len(s.Record.Event.CloudEvent.DataEncoded),
+		Seq: s.Record.Seq, Accepted: s.Record.Accepted, Source: s.Record.Source, Event: CloudEvent{text}, Bytes: len(s.Record.Event.CloudEvent.DataEncoded),
 		Only: s.Record.Only, Of: s.Record.Of, Fates: s.Fates,
 	}})
 }

@@ -61,6 +61,17 @@ func (k Key) Parts() []string {
 	return parts
 }
 
+// Source returns the name of the source that the key is of; nothing if it was
+// not built by NewKey.
+func (k Key) Source() string {
+	length, after, ok := strings.Cut(string(k), ":")
+	n, err := strconv.ParseUint(length, 10, 31)
+	if !ok || err != nil || n > uint64(len(after)) {
+		return ""
+	}
+	return after[:n]
+}
+
 func appendPart(b []byte, p string) []byte {
 	b = strconv.AppendInt(b, int64(len(p)), 10)
 	return append(append(b, ':'), p...)

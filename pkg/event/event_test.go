@@ -39,10 +39,18 @@ func TestKeysOfOtherPartsDiffer(t *testing.T) {
 		if got := k.Parts(); !slices.Equal(got, parts) {
 			t.Errorf("the parts of %s are %q", k, got)
 		}
+		if got := k.Source(); got != parts[0] {
+			t.Errorf("the source of %s is %q", k, got)
+		}
 	}
 }
 
 func TestWhatIsNoKeyHasNoParts(t *testing.T) {
+	for _, k := range []Key{"", "a", "1:", "-1:a", "2:a"} {
+		if name := k.Source(); name != "" {
+			t.Errorf("%q is of the source %q", k, name)
+		}
+	}
 	for _, k := range []Key{"", "a", "1:", "-1:a", "2:a", "1:ab"} {
 		if parts := k.Parts(); parts != nil {
 			t.Errorf("%q has the parts %q", k, parts)

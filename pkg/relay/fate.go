@@ -127,6 +127,7 @@ type Watcher interface {
 type Tailing struct {
 	From   journal.Seq
 	Filter Filter
+	Source string // only events that the source of this name took in; empty is all
 	// Most is how many events a second are told of; what comes beyond is
 	// counted only. A tail that has fallen far behind all the same goes on
 	// with what is new. 0 tells of all there are.
@@ -162,6 +163,9 @@ func (r *Relay) Tail(ctx context.Context, what Tailing, w Watcher) error {
 		}
 		for _, record := range records {
 			next = record.Seq + 1
+			if what.Source != "" && what.Source != record.Source {
+				continue
+			}
 			if ok, _ := what.Filter.Takes(record.Event); !ok {
 				continue
 			}

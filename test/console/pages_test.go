@@ -61,6 +61,11 @@ func TestEventsAreFoundAndTheirFateIsTold(t *testing.T) {
 	if strings.Contains(shown, "A private") || strings.Contains(shown, "who@example.com") {
 		t.Error("personal data is shown that nobody asked for")
 	}
+	var came string
+	b.js(&came, `[...document.querySelectorAll("dt")].find((t) => t.innerText === "Came by")?.nextElementSibling.innerText ?? "nothing"`)
+	if came != "raw" {
+		t.Errorf("the event came by %q", came)
+	}
 	b.shots("event")
 	b.click("#content-toggle")
 	b.shows("A private caption")
@@ -120,6 +125,15 @@ func TestLiveTail(t *testing.T) {
 	b.shows("Waiting for the next event")
 	w.post(upload("tiktok", "it's 100%", "quoted"))
 	b.until(`[...document.querySelectorAll("#results tbody tr")][0]?.innerText.includes("quoted")`)
+	b.fill("#profile", "")
+	b.fill("#platform", "")
+	b.fill("#source", "raw")
+	b.click("#live")
+	b.click("#live")
+	b.shows("Waiting for the next event")
+	w.uploads(1) // to the other source
+	w.post(upload("youtube", "runners", "by this one"))
+	b.until(`document.querySelectorAll("#results tbody tr").length === 1 && document.querySelector("#results tbody tr").innerText.includes("by this one")`)
 	b.click("#live")
 	b.until(`document.querySelector("#live").getAttribute("aria-pressed") === "false"`)
 }

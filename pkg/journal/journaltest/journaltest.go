@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -62,6 +63,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"a dead letter is retried once, for its sink", retryDead},
 		{"a dropped dead letter is remembered", dropDead},
 		{"what was given up is known until it expires", givenUp},
+		{"a record names the source that its keys are of", sourced},
 		{"rejected requests are kept", quarantine},
 		{"a rejected request is released once", release},
 		{"the log is read without a cursor", logAccess},
@@ -886,6 +888,45 @@ func closed(t *testing.T, h Harness) {
 		t.Errorf("Check: %v", err)
 	}
 	mustClose(t, j)
+}
+
+func sourced(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "s", journal.Earliest)
+	mustAppend(t, j, Event("a", event.NewKey("shop", "a"), event.NewKey("shop", "1")), Event("b", event.NewKey("till", "b")), Event("c", "of no source"))
+	check := func(when string, records []journal.Record) {
+		t.Helper()
+		var names []string
+		for _, r := range records {
+			names = append(names, r.Source)
+		}
+		if want := []string{"shop", "till", ""}; !slices.Equal(names, want) {
+			t.Errorf("%s: the sources are %q, want %q", when, names, want)
+		}
+	}
+	records := mustRead(t, c, 3)
+	check("at the cursor", records)
+	first := records[0].Seq
+	mustCommit(t, c, records[2].Seq, journal.DeadLetter{Seq: first, Reason: "too_large", Attempts: 1})
+	mustClose(t, j)
+
+	j = h.Open(t)
+	records, err := j.Read(t.Context(), first, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("read after it was opened again", records)
+	id := journal.DeadID{Sink: "s", Seq: first}
+	if d, err := j.DeadLetter(t.Context(), id); err != nil || d.Source != "shop" {
+		t.Errorf("the dead letter is of %q, %v", d.Source, err)
+	}
+	c = mustReader(t, j, "s", journal.Earliest)
+	if _, err := j.Retry(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if r := mustRead(t, c, 1)[0]; r.Source != "shop" || r.Of != first {
+		t.Errorf("what is retried is of %q, first at %d", r.Source, r.Of)
+	}
 }
 
 func keyless(t *testing.T, h Harness) {

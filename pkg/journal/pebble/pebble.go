@@ -644,10 +644,11 @@ func (j *Journal) encodeAll(events []event.Event) (values [][]byte, size int, er
 			return nil, 0, fmt.Errorf("%s: the event has no identity key", e.CloudEvent.ID())
 		}
 		value := make([]byte, 8, 512+len(e.CloudEvent.DataEncoded))
+		encode := record.AppendSourced
 		if j.opts.KeepKeys {
-			value = record.AppendKeys(value, e.Keys)
+			value, encode = record.AppendKeys(value, e.Keys), record.AppendEvent
 		}
-		value, err := record.AppendEvent(value, e)
+		value, err := encode(value, e)
 		if err != nil {
 			return nil, 0, fmt.Errorf("%s: %w", e.CloudEvent.ID(), err)
 		}

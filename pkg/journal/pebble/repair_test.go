@@ -431,4 +431,8 @@ func TestFormatOne(t *testing.T) {
 	if r, err := j.Append(t.Context(), journaltest.Event("300")); err != nil || !r[0].Duplicate {
 		t.Errorf("an event that is there: %+v, %v", r, err)
 	}
+	// That version did not write down which source an event came by.
+	if records, err := j.Read(t.Context(), 1, 300); err != nil || len(records) != 300 || records[299].Source != "" {
+		t.Errorf("%d records, %v", len(records), err)
+	}
 }

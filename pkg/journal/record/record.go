@@ -25,7 +25,11 @@ var ErrTruncated = errors.New("record is truncated")
 // length, and the data to the end. The flag says whether the data is bytes
 // rather than text: structured mode writes bytes in base64.
 //
-//	1 | binary | length | id source type subject datacontenttype dataschema time | n (kind name value)… | data
+//	1 | binary | length | id source type subject datacontenttype dataschema time | n (kind name value)… [name] | data
+//
+// Behind the extensions, and within the length, may stand the name of the source
+// that the event came by, which is no attribute. Versions that know nothing of it
+// pass over it.
 //
 // Strings are length-prefixed by uvarints, and so is their number; the length of
 // the attributes is 4 bytes. An absent attribute is an empty string, which
@@ -38,8 +42,38 @@ func AppendString(b []byte, s string) []byte {
 }
 
 // AppendEvent appends the encoded event. It fails for attributes that CloudEvents
-// does not have.
-func AppendEvent(b []byte, e event.Event) ([]byte, error) {
+// does not have. Its record keeps its keys, or else nobody knows its source.
+func AppendEvent(b []byte, e event.Event) ([]byte, error) { return appendEvent(b, e, "") }
+
+// AppendSourced is AppendEvent for a record that does not keep the event's keys:
+// the source that they are of is written down with the event.
+func AppendSourced(b []byte, e event.Event) ([]byte, error) {
+	return appendEvent(b, e, sourceOf(e.Keys))
+}
+
+// sourceOf is the source that the keys of an event are of: all of one.
+func sourceOf(keys []event.Key) string {
+	if len(keys) == 0 {
+		return ""
+	}
+	return keys[0].Source()
+}
+
+// Sourced returns an encoded event with the source that these keys are of, for a
+// record that is to keep the keys no more. It does not change encoded.
+func Sourced(encoded []byte, keys []event.Key) ([]byte, error) {
+	name := sourceOf(keys)
+	_, known, err := new(Decoder).event(encoded)
+	if err != nil || name == "" || known != "" {
+		return encoded, err
+	}
+	length := binary.BigEndian.Uint32(encoded[2:])
+	named := AppendString(slices.Clone(encoded[:6+length]), name)
+	binary.BigEndian.PutUint32(named[2:], uint32(len(named)-6))
+	return append(named, encoded[6+length:]...), nil
+}
+
+func appendEvent(b []byte, e event.Event, name string) ([]byte, error) {
 	ce, ok := e.CloudEvent.Context.(*ceevent.EventContextV1)
 	if !ok {
 		return nil, errors.New("not a CloudEvents 1.0 event")
@@ -64,6 +98,9 @@ func AppendEvent(b []byte, e event.Event) ([]byte, error) {
 		if b, err = appendExtension(b, name, value); err != nil {
 			return nil, fmt.Errorf("extension %s: %w", name, err)
 		}
+	}
+	if name != "" {
+		b = AppendString(b, name)
 	}
 	binary.BigEndian.PutUint32(b[start-4:], uint32(len(b)-start))
 	return append(b, e.CloudEvent.DataEncoded...), nil
@@ -229,18 +266,19 @@ func (d *Decoder) uri(text string) *types.URIRef {
 	return ref
 }
 
-// Event reads what AppendEvent wrote. The event does not share memory with b.
-func (d *Decoder) Event(b []byte) (event.Event, error) {
+// event reads what AppendEvent wrote, and the name of the source, where it was
+// written down. The event does not share memory with b.
+func (d *Decoder) event(b []byte) (e event.Event, name string, err error) {
 	if len(b) < 6 {
-		return event.Event{}, ErrTruncated
+		return e, "", ErrTruncated
 	}
 	if b[0] != version {
-		return event.Event{}, fmt.Errorf("event has format %d, this version reads %d", b[0], version)
+		return e, "", fmt.Errorf("event has format %d, this version reads %d", b[0], version)
 	}
 	base64 := b[1] == 1
 	length, b := binary.BigEndian.Uint32(b[2:]), b[6:]
 	if uint64(length) > uint64(len(b)) {
-		return event.Event{}, ErrTruncated
+		return e, "", ErrTruncated
 	}
 	r := &Reader{B: b[:length], text: string(b[:length])}
 	data := b[length:]
@@ -250,7 +288,7 @@ func (d *Decoder) Event(b []byte) (event.Event, error) {
 	if ref := d.uri(source); ref != nil {
 		ce.Source = *ref
 	} else if r.Err == nil {
-		return event.Event{}, fmt.Errorf("source %q is not a URI reference", source)
+		return e, "", fmt.Errorf("source %q is not a URI reference", source)
 	}
 	if subject != "" {
 		ce.Subject = &subject
@@ -266,7 +304,7 @@ func (d *Decoder) Event(b []byte) (event.Event, error) {
 	if stamp != "" {
 		t, err := types.ParseTimestamp(stamp)
 		if err != nil {
-			return event.Event{}, fmt.Errorf("time: %w", err)
+			return e, "", fmt.Errorf("time: %w", err)
 		}
 		ce.Time = t
 	}
@@ -279,19 +317,22 @@ func (d *Decoder) Event(b []byte) (event.Event, error) {
 			}
 			value, err := decodeExtension(kind, text)
 			if err != nil {
-				return event.Event{}, fmt.Errorf("extension %s: %w", name, err)
+				return e, "", fmt.Errorf("extension %s: %w", name, err)
 			}
 			ce.Extensions[name] = value
 		}
 	}
-	if r.Err != nil {
-		return event.Event{}, r.Err
+	if r.Err == nil && len(r.B) > 0 {
+		name = r.string()
 	}
-	e := event.Event{CloudEvent: ceevent.Event{Context: ce, DataBase64: base64}}
+	if r.Err != nil {
+		return e, "", r.Err
+	}
+	e = event.Event{CloudEvent: ceevent.Event{Context: ce, DataBase64: base64}}
 	if len(data) > 0 {
 		e.CloudEvent.DataEncoded = slices.Clone(data)
 	}
-	return e, nil
+	return e, name, nil
 }
 
 // A record is the time of acceptance, in nanoseconds since 1970, and then the
@@ -363,10 +404,12 @@ func (d *Decoder) Record(s journal.Seq, value []byte) (journal.Record, error) {
 		return r, err
 	}
 	keys := r.Event.Keys
-	if r.Event, err = d.Event(encoded); err != nil {
+	if r.Event, r.Source, err = d.event(encoded); err != nil {
 		return r, fmt.Errorf("event %d: %w", s, err)
 	}
-	r.Event.Keys = keys
+	if r.Event.Keys = keys; r.Source == "" {
+		r.Source = sourceOf(keys)
+	}
 	return r, nil
 }
 

@@ -1,6 +1,8 @@
 package record
 
 import (
+	"encoding/binary"
+	"slices"
 	"testing"
 	"time"
 
@@ -41,7 +43,7 @@ func TestEventFormat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := new(Decoder).Event(b)
+	got, _, err := new(Decoder).event(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +79,7 @@ func TestEventFormatOfOtherData(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := new(Decoder).Event(b)
+		got, _, err := new(Decoder).event(b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,6 +88,54 @@ func TestEventFormatOfOtherData(t *testing.T) {
 		}
 		if diff := cmp.Diff(want.CloudEvent.Context.AsV1().DataContentType, got.CloudEvent.Context.AsV1().DataContentType); diff != "" {
 			t.Error(diff)
+		}
+	}
+}
+
+// The source stands behind all that an older version reads, within the length that
+// it passes over; and what such a version has written is read, without a source.
+func TestSource(t *testing.T) {
+	e := full(t)
+	for name := range e.CloudEvent.Extensions() { // of which only one has an order
+		if name != "text" {
+			e.CloudEvent.SetExtension(name, nil)
+		}
+	}
+	e.Keys = []event.Key{event.NewKey("upload-post", "a"), event.NewKey("upload-post", "b")}
+	old, err := AppendEvent(make([]byte, 8), e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sourced, err := AppendSourced(make([]byte, 8), e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attributes := 8 + 6 + int(binary.BigEndian.Uint32(old[8+2:]))
+	want := slices.Insert(slices.Clone(old), attributes, []byte("\x0bupload-post")...)
+	binary.BigEndian.PutUint32(want[8+2:], uint32(attributes-14+12))
+	if diff := cmp.Diff(want, sourced); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if later, err := Sourced(old[8:], e.Keys); err != nil || !slices.Equal(later, sourced[8:]) {
+		t.Errorf("named later it is %q, %v", later, err)
+	}
+	if again, err := Sourced(sourced[8:], []event.Key{event.NewKey("other")}); err != nil || !slices.Equal(again, sourced[8:]) {
+		t.Errorf("named twice it is %q, %v", again, err)
+	}
+	keyed, err := AppendEvent(AppendKeys(make([]byte, 8), e.Keys), e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, tt := range map[string]struct {
+		record []byte
+		source string
+	}{"of an older version": {old, ""}, "with its source": {sourced, "upload-post"}, "with its keys": {keyed, "upload-post"}} {
+		r, err := Decode(1, tt.record)
+		if err != nil || r.Source != tt.source {
+			t.Errorf("%s: the source is %q, %v", what, r.Source, err)
+		}
+		if diff := cmp.Diff(e.CloudEvent.String(), r.Event.CloudEvent.String()); diff != "" {
+			t.Errorf("%s: (-want +got):\n%s", what, diff)
 		}
 	}
 }
@@ -99,8 +149,12 @@ func FuzzDecodeEvent(f *testing.F) {
 	f.Add(b)
 	f.Add([]byte{version, 0, 0, 0, 0, 0})
 	f.Add(b[:len(b)/2])
+	if b, err = Sourced(b, []event.Key{event.NewKey("source", "a")}); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := new(Decoder).Event(b)
+		e, _, err := new(Decoder).event(b)
 		if err != nil {
 			return
 		}
@@ -108,7 +162,7 @@ func FuzzDecodeEvent(f *testing.F) {
 		if err != nil {
 			return // an attribute that no source can have made
 		}
-		if _, err := new(Decoder).Event(again); err != nil {
+		if _, _, err := new(Decoder).event(again); err != nil {
 			t.Fatalf("what was written cannot be read: %v", err)
 		}
 	})

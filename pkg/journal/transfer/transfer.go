@@ -121,11 +121,15 @@ type Event struct {
 	Encoded  []byte      // as package record encodes it
 }
 
-// Split takes a record apart, and shares no memory with it.
+// Split takes a record apart, and shares no memory with it. What only the keys
+// tell, the source, stands in Encoded too: a target may keep no keys.
 func Split(s journal.Seq, value []byte) (Event, error) {
 	r, encoded, err := record.Split(s, value)
+	if err == nil {
+		encoded, err = record.Sourced(encoded, r.Event.Keys)
+	}
 	if err != nil {
-		return Event{}, err
+		return Event{}, fmt.Errorf("event %d: %w", s, err)
 	}
 	return Event{s, r.Accepted, r.Only, r.Of, r.Event.Keys, slices.Clone(encoded)}, nil
 }

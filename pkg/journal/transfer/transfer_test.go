@@ -278,11 +278,15 @@ func look(t *testing.T, p place) (pic picture) {
 	}
 	describe := func(e transfer.Event) string {
 		e.Keys = nil
-		ev := must(new(record.Decoder).Event(e.Encoded))(t)
+		r := must(record.Decode(e.Seq, e.Record()))(t)
+		if r.Source == "" {
+			t.Errorf("%s: without its keys nobody knows its source", r.Event.CloudEvent.ID())
+		}
+		ev := r.Event
 		if data := ev.CloudEvent.DataEncoded; len(data) > 1<<10 {
 			ev.CloudEvent.DataEncoded = fmt.Appendf(nil, `"%x"`, sha256.Sum256(data))
 		}
-		return fmt.Sprintf("%s at %s, only %s, %s", ev.CloudEvent.ID(), e.Accepted.Format(time.RFC3339Nano), e.Only, must(json.Marshal(ev.CloudEvent))(t))
+		return fmt.Sprintf("%s at %s by %s, only %s, %s", ev.CloudEvent.ID(), e.Accepted.Format(time.RFC3339Nano), r.Source, e.Only, must(json.Marshal(ev.CloudEvent))(t))
 	}
 	var ofs []journal.Seq
 	all := func() (got []transfer.Event) {
@@ -292,7 +296,7 @@ func look(t *testing.T, p place) (pic picture) {
 		return got
 	}()
 	for _, e := range all {
-		ev := must(new(record.Decoder).Event(e.Encoded))(t)
+		ev := must(record.Decode(e.Seq, e.Record()))(t).Event
 		places = append(places, e.Seq)
 		names[e.Seq] = ev.CloudEvent.ID()
 		if e.Only != "" {

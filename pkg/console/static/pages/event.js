@@ -63,7 +63,7 @@ function draw(s, shown, toggle, again) {
         })),
       })),
     h("section", { "aria-labelledby": "what" }, h("h2", { id: "what" }, "The event"),
-      facts([["Accepted", time(s.accepted, true)], ["Size", bytes(s.bytes)], s.of && ["First at", h("a", { href: `#/event/${s.of}` }, `place ${s.of}`)], s.only && ["Only for", s.only],
+      facts([["Accepted", time(s.accepted, true)], ["Came by", s.source ? h("a", { href: "#/sources" }, s.source) : "not written down"], ["Size", bytes(s.bytes)], s.of && ["First at", h("a", { href: `#/event/${s.of}` }, `place ${s.of}`)], s.only && ["Only for", s.only],
         ...known.map(([name, value]) => [titles[name] || name, /time$/.test(name) ? time(value, true) : h("span", { className: "id" }, String(value))])])),
     h("section", { "aria-labelledby": "content" }, h("h2", { id: "content" }, "Content"),
       api.operator()

@@ -4,7 +4,7 @@ import * as api from "../api.js";
 import { header, field, input, select, table } from "../parts.js";
 import { brief, count, plural, rate, state, time } from "../text.js";
 
-const names = ["id", "publish_id", "profile", "platform", "type", "outcome", "from", "to", "filter"];
+const names = ["id", "publish_id", "profile", "platform", "type", "outcome", "source", "from", "to", "filter"];
 const kept = 200; // rows of the live tail
 const most = 25; // events a second that a person may still read
 
@@ -20,6 +20,7 @@ export default async function events(page) {
       field("Platform", input("platform", { value: value("platform"), placeholder: "instagram" })),
       field("Type", input("type", { value: value("type"), placeholder: "upload_completed" })),
       field("Outcome", select("outcome", [["", "any"], ["success", "success"], ["failure", "failure"], ["connected", "connected"], ["disconnected", "disconnected"], ["reauth_required", "reauth_required"]], value("outcome"))),
+      field("Source", input("source", { value: value("source"), placeholder: "upload-post" }), "Its name in the configuration."),
       field("Accepted from", input("from", { value: value("from"), placeholder: "2h" }), "How long ago, or 2026-01-31T12:00:00Z."),
       field("Accepted before", input("to", { value: value("to"), placeholder: "now" })),
       field("CESQL expression", input("filter", { value: value("filter"), placeholder: "mediatype = 'video'" }))),
@@ -147,7 +148,7 @@ function tail(results, query, still) {
     }
   };
   const draw = () => { if (!drawing) { drawing = true; requestAnimationFrame(frame); } };
-  const close = api.follow({ filter: cesql(query), most }, {
+  const close = api.follow({ filter: cesql(query), source: query.source, most }, {
     event: (s) => { seen++; recent.push([Date.now(), 1]); rows.push(s); if (rows.length > kept) rows.shift(); draw(); },
     missed: (m) => { missed += m.events; recent.push([Date.now(), m.events]); draw(); },
     fate: (f) => {

@@ -39,7 +39,7 @@ function draw(s, i, figures, registered, again) {
       h("div", null, h("h3", null, "Received"),
         table({ caption: `What became of the requests of ${s.source}`, empty: "Nothing yet.", columns: [{ title: "Requests", number: true }, { title: "What became of them" }],
           rows: rows.map(([o, words]) => ({ key: o, cells: [count(s.received[o] || 0), words] })) }),
-        facts([["New events", count(s.stored)], ["Paths", s.paths.map((p) => h("code", null, p))]])),
+        facts([["New events", count(s.stored)], ["Paths", s.paths.map((p) => h("code", null, p))], ["Events", h("a", { href: `#/events?source=${api.name(s.source)}` }, "look for them")]])),
       (s.secret || s.reconcile) && h("div", null, h("h3", null, "With the sender"),
         facts([
           s.secret && ["Signing secret", secret(s.secret)],
