@@ -150,6 +150,7 @@ func (r *Relay) remove(ctx context.Context, p *Pump) {
 	}
 	err := r.halt(p)
 	p.log.Warn("a sink is removed", zap.Uint64("behind", p.cursor.Behind()), zap.Error(err))
+	r.keepMarks(ctx, map[string]*past{p.name: p.past})
 	r.pasts.forget(p.name)
 	r.opts.Metrics.forget(p.name)
 }

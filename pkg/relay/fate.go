@@ -32,7 +32,8 @@ type Fate struct {
 	Attempts int         `json:"attempts,omitempty" doc:"Attempts until it was delivered or refused, as far as they are known."`
 	First    *time.Time  `json:"first,omitempty" doc:"First attempt of what was refused."`
 	At       *time.Time  `json:"at,omitempty" doc:"When it was delivered, refused or given up; absent where that is not remembered."`
-	Before   *time.Time  `json:"before,omitempty" doc:"It was delivered before this time; when is not remembered."`
+	After    *time.Time  `json:"after,omitempty" doc:"It was delivered at this time or later, and before before: what is kept of an earlier process, or of another one."`
+	Before   *time.Time  `json:"before,omitempty" doc:"It was delivered before this time; when exactly is not remembered."`
 	As       journal.Seq `json:"as,omitempty" doc:"Place of the retried event."`
 }
 
@@ -80,7 +81,15 @@ func (r *Relay) fate(ctx context.Context, p *Pump, record journal.Record) (Fate,
 	switch lost, err := r.opts.Journal.Lost(ctx, id); {
 	case errors.Is(err, journal.ErrNotFound):
 		at, before, attempts := p.past.when(record.Seq)
-		f.At, f.Before, f.Attempts = moment(at), moment(before), attempts
+		if f.At, f.Before, f.Attempts = moment(at), moment(before), attempts; f.At == nil {
+			after, by, err := r.marked(ctx, p.name, p.past, record.Seq)
+			if err != nil {
+				return f, err
+			}
+			if !by.IsZero() {
+				f.After, f.Before = moment(after), moment(by)
+			}
+		}
 	case err != nil:
 		return f, err
 	case lost.Reason == journal.GivenUpDropped:

@@ -9,10 +9,18 @@ import (
 )
 
 // MoveNote makes of a note of the relay's what it is to be in a journal where
-// events have other places: a replay is of the same events there, and goes on
+// events have other places: when events were delivered is told of the same ones,
+// and a replay is of the same events there, and goes on
 // where it stood. First maps the place of the first event of a range, last that
 // of its last one.
 func MoveNote(n journal.Noted, first, last func(journal.Seq) journal.Seq) (journal.Noted, error) {
+	if strings.HasPrefix(n.Name, markPrefix) {
+		var err error
+		if n.Value, err = moveMarks(n.Value, first, last); err != nil {
+			return n, fmt.Errorf("moving %s: %w", n.Name, err)
+		}
+		return n, nil
+	}
 	if !strings.HasPrefix(n.Name, replayPrefix) {
 		return n, nil
 	}

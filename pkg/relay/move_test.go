@@ -33,6 +33,17 @@ func TestReplaysMoveWithTheirEvents(t *testing.T) {
 	if diff := cmp.Diff(re, moved); diff != "" || n.Name != replayPrefix+"x" {
 		t.Errorf("%s (-want +got):\n%s", n.Name, diff)
 	}
+	marks := encodeMarks([]mark{{3, 8, 1, 2}, {9, 9, 3, 4}})
+	n, err = MoveNote(journal.Noted{Name: markPrefix + "s/1", Value: marks}, first, func(s journal.Seq) journal.Seq { return s*10 - s/9 }) // the ninth is gone
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, err := decodeMarks(n.Value); err != nil || !cmp.Equal(all, []mark{{30, 80, 1, 2}}, cmp.AllowUnexported(mark{})) || n.Name != markPrefix+"s/1" {
+		t.Errorf("marks moved to %v, %v", all, err)
+	}
+	if _, err := MoveNote(journal.Noted{Name: markPrefix + "s/1"}, first, last); err == nil {
+		t.Error("marks that cannot be read were moved")
+	}
 	other := journal.Noted{Name: "other", Value: []byte("{")}
 	if n, err := MoveNote(other, first, last); err != nil || !cmp.Equal(n, other) {
 		t.Errorf("a note that is no replay: %v, %v", n, err)

@@ -15,6 +15,8 @@ import (
 type past struct {
 	pause atomic.Pointer[pausing] // nil while it is not paused
 	noted <-chan struct{}         // closed when that is known
+	sink  string
+	known known // of what is stored
 
 	mu       sync.Mutex
 	since    time.Time   // since when it knows anything
@@ -22,6 +24,7 @@ type past struct {
 	runs     []run       // a ring; the oldest is at oldest when it is full
 	oldest   int
 	troubles []Trouble // the newest last
+	marks    marks     // of runs, to be stored
 }
 
 // run is events that a broker acknowledged in one attempt, one behind the other
@@ -56,6 +59,7 @@ func (p *past) took(runs []run) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range runs {
+		p.marks.add(p.sink, r)
 		if len(p.runs) < mostRuns {
 			p.runs = append(p.runs, r)
 			continue

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -90,23 +89,25 @@ func (r *Relay) notes(ctx context.Context) (replays map[string]Replay, err error
 	r.pausing.Lock() // what is read here may not be older than what is in effect
 	defer r.pausing.Unlock()
 	replays, pauses := map[string]Replay{}, map[string]Pause{}
-	for n, err := range r.opts.Journal.Noted(ctx, "") {
-		if err != nil {
-			return nil, err
-		}
+	for n, err := range r.opts.Journal.Noted(ctx, replayPrefix) {
 		var re Replay
-		var pause Pause
-		switch {
-		case strings.HasPrefix(n.Name, replayPrefix):
+		if err == nil {
 			err = json.Unmarshal(n.Value, &re)
-			replays[re.ID] = re
-		case strings.HasPrefix(n.Name, pausePrefix):
-			err = json.Unmarshal(n.Value, &pause)
-			pauses[pause.Sink] = pause
 		}
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: %w", n.Name, err)
 		}
+		replays[re.ID] = re
+	}
+	for n, err := range r.opts.Journal.Noted(ctx, pausePrefix) {
+		var pause Pause
+		if err == nil {
+			err = json.Unmarshal(n.Value, &pause)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", n.Name, err)
+		}
+		pauses[pause.Sink] = pause
 	}
 	for sink, past := range r.pasts.all() {
 		if pause, ok := pauses[sink]; ok {

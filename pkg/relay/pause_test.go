@@ -194,8 +194,20 @@ func TestFatesSayWhenAndInHowManyAttempts(t *testing.T) {
 		t.Errorf("the troubles are %+v", s.Troubles)
 	}
 	b.restart(t)
-	if f := b.fate(t, 2); f.State != Delivered || f.At != nil || f.Before == nil || f.Attempts != 0 {
-		t.Errorf("after a restart it is known only that it was before: %+v", f)
+	if f := b.fate(t, 2); f.State != Delivered || f.At != nil || f.After == nil || f.After.Before(began.Truncate(time.Millisecond)) || f.Before == nil || f.Before.After(time.Now().Add(time.Millisecond)) || f.Attempts != 0 {
+		t.Errorf("after a restart it is known when, less exactly: %+v", f)
+	}
+	for n, err := range b.journal.Noted(t.Context(), markPrefix) {
+		if err == nil {
+			err = b.journal.Note(t.Context(), n.Name, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.restart(t)
+	if f := b.fate(t, 2); f.State != Delivered || f.At != nil || f.After != nil || f.Before == nil {
+		t.Errorf("without a mark it is known only that it was before: %+v", f)
 	}
 }
 

@@ -106,7 +106,7 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 	}
 	p.ways.Store(wayOf(out))
 	p.past = r.pasts.of(out.Name, func() *past {
-		return &past{noted: r.noted, since: r.opts.Now(), stood: cursor.Committed()}
+		return &past{noted: r.noted, sink: out.Name, since: r.opts.Now(), stood: cursor.Committed()}
 	})
 	p.out = outlet{past: p.past, ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, Dial: r.opts.Dial, Now: r.opts.Now}}
 	return p, nil
@@ -119,7 +119,9 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 func (r *Relay) Run(ctx, hard context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var replays, pumps sync.WaitGroup
+	var replays, pumps, marks sync.WaitGroup
+	quiet := make(chan struct{})
+	marks.Go(func() { r.writeMarks(ctx, hard, quiet) })
 	replays.Go(func() { r.runReplays(ctx, hard) })
 	var failed []error
 	r.mu.Lock()
@@ -148,6 +150,8 @@ func (r *Relay) Run(ctx, hard context.Context) error {
 	r.start = nil
 	r.mu.Unlock()
 	pumps.Wait()
+	close(quiet)
+	marks.Wait()
 	replays.Wait()
 	r.replays.wait()
 	return errors.Join(failed...)

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/postwire/postwire/internal/natstest"
+	"github.com/postwire/postwire/pkg/relay"
 )
 
 // TestOnJetStream: where the journal is in a cluster the pages are the same, and
@@ -59,4 +61,16 @@ func TestOnJetStream(t *testing.T) {
 	b.page("overview", "Overview")
 	b.shows("Nothing. All sinks take events")
 	b.shots("overview")
+
+	// What the one has delivered, the other one knows when.
+	w.stop()
+	found, err := other.client.Search(t.Context(), nil)
+	if err != nil || len(found.Events) != 6 {
+		t.Fatalf("the other relay finds %d events, %v", len(found.Events), err)
+	}
+	for _, f := range found.Events[5].Fates {
+		if f.State != relay.Delivered || f.At != nil || f.After == nil || f.Before == nil || f.Before.Sub(*f.After) > 20*time.Second {
+			t.Errorf("the fate of the first event at %s: %+v", f.Sink, f)
+		}
+	}
 }

@@ -94,7 +94,7 @@ func TestFatesAfterTrouble(t *testing.T) {
 	w.post(upload("instagram", "bakery", "2"))
 	b.signIn(operatorToken)
 	b.page("event/1", "upload_completed")
-	b.shows("before ") // a restart has forgotten when
+	b.until(`[...document.querySelectorAll("main tbody tr")].every((row) => row.innerText.includes("about "))`) // a restart has not forgotten when
 	b.page("event/2", "upload_completed")
 	b.shows("dead letter")
 	b.shows("invalid for the broker")

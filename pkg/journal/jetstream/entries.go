@@ -119,6 +119,12 @@ func (j *Journal) subjects(ctx context.Context, filter string) (subjects []strin
 // scan yields what decode makes of each entry under a prefix behind a subject, by
 // subject.
 func scan[T any](ctx context.Context, j *Journal, prefix, after string, decode func(entry) (T, error)) iter.Seq2[T, error] {
+	return scanIf(ctx, j, prefix, func(subject string) bool { return subject > after }, decode)
+}
+
+// scanIf is scan of those subjects under a prefix that are wanted. The others are
+// not read.
+func scanIf[T any](ctx context.Context, j *Journal, prefix string, wanted func(subject string) bool, decode func(entry) (T, error)) iter.Seq2[T, error] {
 	const page = 64
 	return func(yield func(T, error) bool) {
 		var zero T
@@ -127,11 +133,8 @@ func scan[T any](ctx context.Context, j *Journal, prefix, after string, decode f
 			yield(zero, err)
 			return
 		}
-		from, found := slices.BinarySearch(subjects, after)
-		if found {
-			from++
-		}
-		for some := range slices.Chunk(subjects[from:], page) {
+		subjects = slices.DeleteFunc(subjects, func(subject string) bool { return !wanted(subject) })
+		for some := range slices.Chunk(subjects, page) {
 			var messages []message
 			err := j.retry(ctx, func(ctx context.Context) (err error) {
 				messages, err = j.lastOf(ctx, some)
@@ -181,16 +184,15 @@ func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
 func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.Noted, error] {
 	return func(yield func(journal.Noted, error) bool) {
 		var all []journal.Noted
-		for n, err := range scan(ctx, j, j.opts.Stream+".note.", "", func(e entry) (journal.Noted, error) {
+		begins := func(subject string) bool { return strings.HasPrefix(last(subject), prefix) }
+		for n, err := range scanIf(ctx, j, j.opts.Stream+".note.", begins, func(e entry) (journal.Noted, error) {
 			return journal.Noted{Name: last(e.subject), Value: e.value}, nil
 		}) {
 			if err != nil {
 				yield(n, err)
 				return
 			}
-			if strings.HasPrefix(n.Name, prefix) {
-				all = append(all, n)
-			}
+			all = append(all, n)
 		}
 		slices.SortFunc(all, func(a, b journal.Noted) int { return strings.Compare(a.Name, b.Name) })
 		for _, n := range all {

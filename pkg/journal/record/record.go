@@ -212,6 +212,17 @@ func (r *Reader) Uvarint() uint64 {
 	return n
 }
 
+// Varint reads a number that may be negative.
+func (r *Reader) Varint() int64 {
+	n, size := binary.Varint(r.B)
+	if size <= 0 {
+		r.Err = ErrTruncated
+		return 0
+	}
+	r.B = r.B[size:]
+	return n
+}
+
 // Bytes reads what stands behind its length; it shares memory with B.
 func (r *Reader) Bytes() []byte {
 	n := r.Uvarint()

@@ -23,6 +23,8 @@ export default async function event(page) {
 // when says when an event was delivered, or what is known of it.
 function when(f) {
   if (f.at) return time(f.at, true);
+  if (f.after && new Date(f.before) - new Date(f.after) <= 1000) return ["about ", time(f.before, true)];
+  if (f.after) return ["between ", time(f.after, true), " and ", time(f.before, true)];
   if (f.before) return ["before ", time(f.before, true)];
   if (f.state === "delivered") return "time not known here";
   return "–";
