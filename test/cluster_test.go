@@ -295,7 +295,7 @@ func TestCluster(t *testing.T) {
 	for _, fault := range faults {
 		t.Run(fault.name, func(t *testing.T) {
 			base := first
-			if fault.name == alone || fault.name == killed || fault.name == split && !*long {
+			if fault.name == alone || fault.name == killed || fault.name == split {
 				// What it keeps nobody else can know of: the next event of a
 				// profile, posted to another relay, is stored before it. So it may
 				// be where a relay is at a server that is not yet one of the
