@@ -23,6 +23,7 @@ import (
 type session struct {
 	conn   *nats.Conn
 	js     jetstream.JetStream // nil in core mode
+	acks   *acks
 	denied *denials
 	ended  chan struct{} // closed when the connection is closed for good
 	end    context.CancelFunc
@@ -37,7 +38,7 @@ func (s *session) close() {
 // connect makes a session. It returns as soon as ctx is done.
 func (s *Sink) connect(ctx context.Context) (*session, error) {
 	life, end := context.WithCancel(s.life)
-	ses := &session{denied: newDenials(), ended: make(chan struct{}), end: end}
+	ses := &session{acks: newAcks(), denied: newDenials(), ended: make(chan struct{}), end: end}
 	opts, err := s.options(life, ses) //nolint:contextcheck // a session outlives the attempt to connect
 	if err != nil {
 		end()
@@ -57,6 +58,8 @@ func (s *Sink) connect(ctx context.Context) (*session, error) {
 		return ses, nil
 	}
 	ses.js, err = jetstream.New(ses.conn, jetstream.WithPublishAsyncTimeout(ackTimeout),
+		jetstream.WithPublishAsyncAckHandler(func(_ jetstream.JetStream, msg *nats.Msg, _ *jetstream.PubAck) { ses.acks.add(msg, nil) }),
+		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, msg *nats.Msg, err error) { ses.acks.add(msg, err) }),
 		// Those that Deliver left behind when its context ended still wait
 		// for their time to run out.
 		jetstream.WithPublishAsyncMaxPending(4*s.config.Window))
@@ -182,6 +185,13 @@ func (d *denials) handle(err error) bool {
 	close(d.news)
 	d.news = make(chan struct{})
 	return true
+}
+
+// changed returns a channel that is closed when the server forbids something next.
+func (d *denials) changed() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.news
 }
 
 // handled waits until err, the connection's last error, went through handle.

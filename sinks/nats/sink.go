@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -178,72 +177,6 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	}
 	d.taken = sync.OnceValues(func() ([]string, error) { return s.taken(ctx, ses) })
 	return d.jetStream(ctx, batch)
-}
-
-// jetStream publishes the events of a batch, line by line. As many goroutines
-// as messages may be on their way take one line after another.
-func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
-	errs := make([]error, len(batch))
-	lines := sinks.Lines(batch)
-	var next atomic.Int64 // of the lines
-	var publishers sync.WaitGroup
-	for range min(d.sink.config.Window, len(lines)) {
-		publishers.Go(func() {
-			for n := next.Add(1) - 1; n < int64(len(lines)); n = next.Add(1) - 1 {
-				d.line(ctx, batch, lines[n], errs)
-			}
-		})
-	}
-	publishers.Wait()
-	return sinks.Outcome(errs)
-}
-
-// line publishes the events of one line, given by their indexes, one after another.
-func (d *delivery) line(ctx context.Context, batch []event.Event, line []int, errs []error) {
-	var failed error // the rest of the line must not overtake
-	for _, i := range line {
-		if failed != nil {
-			errs[i] = fmt.Errorf("held back behind an event of its partition key: %w", failed)
-			continue
-		}
-		errs[i] = d.publish(ctx, batch[i])
-		if _, refused := sinks.IsPermanent(errs[i]); !refused {
-			failed = errs[i]
-		}
-	}
-}
-
-// publish sends one event to the stream and waits for its acknowledgement.
-func (d *delivery) publish(ctx context.Context, e event.Event) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	msg, err := d.sink.message(e)
-	if err != nil {
-		return err
-	}
-	denied, release := d.denied.watch(msg.Subject)
-	defer release()
-	future, err := d.js.PublishMsgAsync(msg,
-		jetstream.WithMsgID(messageID(e, d.sink.env.Replay)),
-		// Another stream's acknowledgement must not count as ours.
-		jetstream.WithExpectStream(d.sink.config.Stream),
-		jetstream.WithRetryAttempts(0)) // retries are the relay's
-	if err != nil {
-		return d.classify(msg.Subject, err)
-	}
-	select {
-	case <-future.Ok():
-		return nil
-	case err := <-future.Err():
-		return d.classify(msg.Subject, err)
-	case <-denied:
-		return d.classify(msg.Subject, errDenied)
-	case <-d.ended:
-		return d.classify(msg.Subject, errEnded)
-	case <-ctx.Done():
-		return d.classify(msg.Subject, ctx.Err())
-	}
 }
 
 // message encodes an event. Its errors are Permanent.
