@@ -78,11 +78,11 @@ func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 	forbidden := d.denied.changed()
 	lines := sinks.Lines(batch)
 	for {
-		for len(lines) > 0 && len(f.flying) < d.sink.config.Window {
+		for len(lines) > 0 && len(f.flying) < d.sink.config.Window && ctx.Err() == nil {
 			f.publish(lines[0])
 			lines = lines[1:]
 		}
-		if len(f.flying) == 0 {
+		if len(lines)+len(f.flying) == 0 {
 			return sinks.Outcome(f.errs)
 		}
 		select {
