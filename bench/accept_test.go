@@ -37,8 +37,7 @@ func BenchmarkAccept(b *testing.B) {
 			}
 			for i, p := range under {
 				l := middle(loads[i])
-				slices.Sort(ratios[i])
-				ratio := ratios[i][len(ratios[i])/2]
+				ratio := median(ratios[i])
 				results.Add(b, tableAccept, fmt.Sprintf("| %d | %s | %.0f | %.2f | %s | %s | %s |",
 					connections, p.role, l.perSecond, ratio, ms(l.p50), ms(l.p99), ms(l.p999)))
 				if p.role == wholeway {
@@ -52,3 +51,5 @@ func BenchmarkAccept(b *testing.B) {
 }
 
 func last[T any](s []T) T { return s[len(s)-1] }
+
+func median(s []float64) float64 { return slices.Sorted(slices.Values(s))[len(s)/2] }

@@ -75,27 +75,39 @@ func BenchmarkDrain(b *testing.B) {
 	events := pick(40_000, 1_000_000)
 	for _, to := range []string{"nats", "kafka"} {
 		b.Run(to, func(b *testing.B) {
-			k := startBrokers(b)
+			var drains, plains, ratios []float64
 			for b.Loop() {
-				dir := filepath.Join(b.TempDir(), "journal")
-				fill(b, dir, events, 0)
-				began := time.Now()
-				p := runOn(b, wholeway, k.sinks(to), dir, 1)
-				until(b, "the backlog is with "+to, func() bool { time.Sleep(20 * time.Millisecond); return p.lag(b, to) == 0 })
-				drained := float64(events) / time.Since(began).Seconds()
-				p.stop()
-				produce := k.plainNATS
-				if to == "kafka" {
-					produce = k.plainKafka
+				for range pick(1, 3) { // a broker that has just begun is slow
+					drained, plain := drain(b, to, events)
+					drains, plains, ratios = append(drains, drained), append(plains, plain), append(ratios, drained/plain)
 				}
-				plain := produce(b, events)
-				results.Add(b, tableDrain, fmt.Sprintf("| %s | %d | %.0f | %.0f | %.2f |", to, events, drained, plain, drained/plain))
-				b.ReportMetric(drained/plain, "ratio")
-				b.ReportMetric(drained, "events/s")
 			}
+			row := fmt.Sprintf("| %s | %d | %.0f | %.0f | %.2f |", to, events, median(drains), median(plains), median(ratios))
+			results.Add(b, tableDrain, row)
+			b.ReportMetric(median(ratios), "ratio")
+			b.ReportMetric(median(drains), "events/s")
 			b.ReportMetric(0, "ns/op") // of no meaning here
 		})
 	}
+}
+
+// drain returns how many events a second go to a broker out of a backlog, and how
+// many the plain producer sends.
+func drain(b *testing.B, to string, events int) (drained, plain float64) {
+	b.Helper()
+	k := startBrokers(b)
+	dir := filepath.Join(b.TempDir(), "journal")
+	fill(b, dir, events, 0)
+	program(b) // is built before, not meanwhile
+	began := time.Now()
+	p := runOn(b, wholeway, k.sinks(to), dir, 1)
+	until(b, "the backlog is with "+to, func() bool { time.Sleep(20 * time.Millisecond); return p.lag(b, to) == 0 })
+	drained = float64(events) / time.Since(began).Seconds()
+	p.stop()
+	if to == "kafka" {
+		return drained, k.plainKafka(b, events)
+	}
+	return drained, k.plainNATS(b, events)
 }
 
 // plainNATS publishes messages of the stream again, asynchronously, with as many
