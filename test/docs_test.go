@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/postwire/postwire/internal/natstest"
 )
 
 // fence is a block of a page: ```sh, ```sh norun, or ```yaml FILE.
@@ -78,7 +80,7 @@ func TestGuidesRun(t *testing.T) {
 	for _, page := range append(guides, "../docs/tutorial.md") {
 		t.Run(strings.TrimSuffix(filepath.Base(page), ".md"), func(t *testing.T) {
 			dir, e := t.TempDir(), newEndpoint(t)
-			ports := strings.NewReplacer("127.0.0.1:8080", e.addr, "127.0.0.1:9090", e.admin)
+			ports := strings.NewReplacer("127.0.0.1:8080", e.addr, "127.0.0.1:9090", e.admin, "127.0.0.1:8090", natstest.FreeAddr(t))
 			script := "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
 			for _, f := range fencesOf(t, page) {
 				switch {

@@ -285,7 +285,7 @@ func personalPaths() (paths []string) {
 
 func TestSecurityHeaders(t *testing.T) {
 	w := newWorld(t, operatorToken)
-	for _, path := range []string{"/livez", "/metrics", "/console/", "/console", "/console/main.js", BasePath + "/status", BasePath + "/openapi.json", "/nowhere"} {
+	for _, path := range []string{"/livez", "/metrics", "/", "/console/", "/console", "/console/main.js", BasePath + "/status", BasePath + "/openapi.json", "/nowhere"} {
 		answer := httptest.NewRecorder()
 		w.server.ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
 		h := answer.Header()

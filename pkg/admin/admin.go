@@ -57,6 +57,7 @@ func New(opts Options) *Server {
 		mux.Handle(BasePath+"/", api)
 		mux.Handle("GET "+AsyncAPIPath, latest(api))
 		mux.Handle("GET "+console.Path+"/", console.Handler())
+		mux.Handle("GET /{$}", http.RedirectHandler(console.Path+"/", http.StatusFound))
 	}
 	life, end := context.WithCancel(context.Background())
 	s.end = end

@@ -31,7 +31,7 @@ type Source struct {
 type SecretAge struct {
 	From    string     `json:"from" enum:"api,configuration" doc:"Where it comes from: the sender's API, or the configuration."`
 	Known   bool       `json:"known" doc:"Whether there is one."`
-	Since   *time.Time `json:"since,omitempty" doc:"When this process has seen it first; absent where it comes from the configuration."`
+	Since   *time.Time `json:"since,omitempty" doc:"Since when this process knows it; of one in the configuration, since when it goes by it."`
 	Rotated bool       `json:"rotated,omitempty" doc:"Whether it has taken the place of another one since this process began."`
 }
 

@@ -55,6 +55,7 @@ type App struct {
 
 	history *admin.History
 	last    atomic.Pointer[admin.LastReload] // nil before the first
+	used    atomic.Pointer[map[string]usage] // by source
 	began   time.Time
 	now     func() time.Time
 
@@ -89,6 +90,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		now = time.Now
 	}
 	a.began, a.now = now().UTC(), now
+	a.use(p)
 	metrics := prometheus.NewRegistry()
 	a.metrics, a.history = metrics, admin.NewHistory(metrics, now)
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(), a.reloads, a.applied,

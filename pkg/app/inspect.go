@@ -48,10 +48,41 @@ func (a *App) inspect() []admin.Source {
 		if _, ok := fromAPI(s); ok {
 			all[i].Secret = a.secrets.age(s.Name)
 		} else if own, ok := s.Own.(uploadpost.Config); ok && own.Auth.Signature != nil {
-			all[i].Secret = &admin.SecretAge{From: "configuration", Known: len(own.Auth.Signature.Secrets) > 0}
+			u := (*a.used.Load())[s.Name]
+			all[i].Secret = &admin.SecretAge{From: "configuration", Known: len(u.secrets) > 0, Since: &u.since, Rotated: u.rotated}
 		}
 	}
 	return all
+}
+
+// usage is the signing secrets of a source that stand in the configuration, and
+// since when this process goes by them. How old they are otherwise, nobody tells.
+type usage struct {
+	secrets []config.Secret
+	since   time.Time
+	rotated bool // they have taken the place of others
+}
+
+// use keeps in mind which secrets a plan has, from now on where they are others
+// than those before.
+func (a *App) use(p *Plan) {
+	before := map[string]usage{}
+	if was := a.used.Load(); was != nil {
+		before = *was
+	}
+	now := map[string]usage{}
+	for _, s := range p.Sources {
+		own, ok := s.Own.(uploadpost.Config)
+		if !ok || own.Auth.Signature == nil {
+			continue
+		}
+		u, known := before[s.Name]
+		if secrets := own.Auth.Signature.Secrets; !known || !slices.Equal(secrets, u.secrets) {
+			u = usage{secrets, a.now().UTC(), known}
+		}
+		now[s.Name] = u
+	}
+	a.used.Store(&now)
 }
 
 // registration asks the sender of a source where it sends webhooks.

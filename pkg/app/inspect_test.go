@@ -70,8 +70,21 @@ func TestOperatorsSeeWhatRuns(t *testing.T) {
 		t.Errorf("a reload that was refused: %+v, %v", c.Last, err)
 	}
 	sources := a.inspect()
-	if s := sources[0]; s.Source != "signed" || !s.Proven || s.Secret.From != "configuration" || !s.Secret.Known || s.Reconcile != nil {
-		t.Errorf("the first source: %+v", s)
+	if s := sources[0]; s.Source != "signed" || !s.Proven || s.Secret.From != "configuration" || !s.Secret.Known || s.Secret.Since.Sub(c.Began) > time.Minute || s.Secret.Rotated || s.Reconcile != nil {
+		t.Errorf("the first source: %+v, %+v", s, s.Secret)
+	}
+	a.now = func() time.Time { return c.Began.Add(time.Hour) }
+	a.use(plan) // as it was
+	if s := a.inspect()[0].Secret; s.Since.Sub(c.Began) > time.Minute || s.Rotated {
+		t.Errorf("a secret that is the same: %+v", s)
+	}
+	other, err := Parse("postwire.yaml", []byte(strings.ReplaceAll(inspected, "top-secret-3", "top-secret-3, top-secret-5")), env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.use(other)
+	if s := a.inspect()[0].Secret; !s.Since.Equal(c.Began.Add(time.Hour)) || !s.Rotated {
+		t.Errorf("a secret that has been rotated: %+v", s)
 	}
 	if s := sources[1]; s.Secret.From != "api" || s.Secret.Known || s.Secret.Since != nil || s.Reconcile.Every != "5m" || s.Reconcile.Last != nil {
 		t.Errorf("the second one: %+v, %+v, %+v", s, s.Secret, s.Reconcile)

@@ -199,6 +199,7 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 		a.log.level.SetLevel(level)
 	}
 	a.plan.Store(next)
+	a.use(next)
 	if len(later) > 0 {
 		a.log.Warn("some of what has changed takes effect at the next start only", zap.Strings("keys", later))
 	}

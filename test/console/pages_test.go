@@ -99,6 +99,7 @@ func TestFatesAfterTrouble(t *testing.T) {
 	b.shows("dead letter")
 	b.shows("invalid for the broker")
 	b.shows("422 Unprocessable Entity")
+	b.shots("refused")
 	b.page("event/99", "Event")
 	b.shows("it has expired, or never was")
 }

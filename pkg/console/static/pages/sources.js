@@ -39,7 +39,7 @@ function draw(s, i, figures, registered, again) {
       h("div", null, h("h3", null, "Received"),
         table({ caption: `What became of the requests of ${s.source}`, empty: "Nothing yet.", columns: [{ title: "Requests", number: true }, { title: "What became of them" }],
           rows: rows.map(([o, words]) => ({ key: o, cells: [count(s.received[o] || 0), words] })) }),
-        facts([["New events", count(s.stored)], ["Paths", s.paths.map((p) => h("code", null, p))], ["Events", h("a", { href: `#/events?source=${api.name(s.source)}` }, "look for them")]])),
+        facts([["New events", [count(s.stored), " · ", h("a", { href: `#/events?source=${api.name(s.source)}` }, "look for them", h("span", { className: "unseen" }, ` by ${s.source}`))]], ["Paths", s.paths.map((p) => h("code", null, p))]])),
       (s.secret || s.reconcile) && h("div", null, h("h3", null, "With the sender"),
         facts([
           s.secret && ["Signing secret", secret(s.secret)],
@@ -52,7 +52,7 @@ function draw(s, i, figures, registered, again) {
 
 function secret(a) {
   if (!a.known) return h("span", { className: "bad" }, "none is known");
-  if (a.from === "configuration") return "from the configuration";
+  if (a.from === "configuration") return ["from the configuration, in use since ", time(a.since, true), ` (${age(a.since)} ago)`, a.rotated ? ", in place of another one" : ""];
   return ["read from the sender’s API ", time(a.since, true), ` (${age(a.since)} ago)`, a.rotated ? ", in place of another one" : ""];
 }
 
