@@ -132,7 +132,12 @@ func (k *brokers) follow(tb testing.TB, to string) *arrivals {
 		r := kafka.NewReader(kafka.ReaderConfig{
 			Brokers: []string{k.kafka.Addr}, Topic: k.topic, Partition: p, MinBytes: 1, MaxBytes: 10 << 20, MaxWait: 100 * time.Millisecond,
 		})
-		if err := r.SetOffset(kafka.LastOffset); err != nil {
+		// A reader of LastOffset looks that up when it is ready, and misses what came before.
+		end, err := k.end(tb.Context(), p)
+		if err == nil {
+			err = r.SetOffset(end)
+		}
+		if err != nil {
 			tb.Fatal(err)
 		}
 		readers.Go(func() {
@@ -150,6 +155,16 @@ func (k *brokers) follow(tb testing.TB, to string) *arrivals {
 		})
 	}
 	return a
+}
+
+// end is the place behind the newest record of a partition.
+func (k *brokers) end(ctx context.Context, partition int) (int64, error) {
+	conn, err := kafka.DialLeader(ctx, "tcp", k.kafka.Addr, k.topic, partition)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	return conn.ReadLastOffset()
 }
 
 // BenchmarkThrough is the time from a webhook's being due to its arrival at a

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -262,8 +263,7 @@ func TestMigrateWhileALeaderDies(t *testing.T) {
 	urls := natstest.URLs(c.nodes)
 	folder := t.TempDir()
 	dir := filepath.Join(folder, "journal")
-	// Enough of them that the test is there in the middle: it polls.
-	const events = 60000
+	const events = 20000
 	fillJournal(t, dir, events, "nats")
 	config := strings.ReplaceAll(goodConfig, "whsec_printed", secret) +
 		fmt.Sprintf("journal: {dir: %q, jetstream: {url: %q}, spill: {dir: %q}}\n", dir, urls, dir+"-spill")
@@ -284,10 +284,25 @@ func TestMigrateWhileALeaderDies(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "some are carried", func() bool { return stored() > 1000 })
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // if it stands still
+	// It runs a little, and stands still while it is looked at, so that it is in the
+	// middle when the server dies.
+	signal := func(s os.Signal) {
+		t.Helper()
+		if err := cmd.Process.Signal(s); err != nil {
+			t.Fatalf("%v\n%s", err, &out)
+		}
+	}
+	eventually(t, "some are carried", func() bool {
+		signal(syscall.SIGCONT)
+		time.Sleep(10 * time.Millisecond)
+		signal(syscall.SIGSTOP)
+		return stored() > 1000
+	})
 	leader := c.leader(t)
 	before := stored()
 	c.nodes[leader].Kill(t)
+	signal(syscall.SIGCONT)
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
