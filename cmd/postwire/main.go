@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -33,12 +32,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "postwire: ended at once by a second signal:", second)
 		os.Exit(exitSignal(second))
 	}()
-	if os.Getenv("GOGC") == "" {
-		// The heap is a few megabytes and refilled many times a second; a
-		// collection each time it doubles takes a tenth of the throughput.
-		// More than this holds memory, and gains nothing.
-		debug.SetGCPercent(200)
-	}
 	os.Exit(execute(ctx, os.Args[1:]))
 }
 
