@@ -3,7 +3,6 @@ package bench
 import (
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"testing"
 )
 
@@ -20,17 +19,17 @@ func BenchmarkAccept(b *testing.B) {
 				under = append(under, run(b, role, none("none")))
 			}
 			if *target != "" {
-				under = append(under, other(b))
+				under = append(under, other(b, startBrokers(b).env()...))
 			}
-			var next atomic.Int64
+			next := numbers()
 			for _, p := range under {
-				closed(b, p.url, connections, max(200, 2000*connections/64), &next) // warm
+				closed(b, p.url, connections, max(200, 2000*connections/64), next) // warm
 			}
 			loads, ratios := make([][]load, len(under)), make([][]float64, len(under))
 			for b.Loop() {
 				for range pick(3, 9) {
 					for i, p := range under {
-						loads[i] = append(loads[i], closed(b, p.url, connections, pick(500, 300)*max(connections, 8), &next))
+						loads[i] = append(loads[i], closed(b, p.url, connections, pick(500, 300)*max(connections, 8), next))
 						ratios[i] = append(ratios[i], last(loads[i]).perSecond/last(loads[0]).perSecond)
 					}
 				}

@@ -163,3 +163,11 @@ func paced(tb testing.TB, to string, perSecond float64, lasting time.Duration, n
 		}
 	})
 }
+
+// numbers are those of the webhooks of a load. No two loads share one: another
+// relay keeps its journal from one to the next, and drops what it has seen.
+func numbers() *atomic.Int64 {
+	var next atomic.Int64
+	next.Store(time.Now().UnixMicro())
+	return &next
+}

@@ -191,13 +191,13 @@ func BenchmarkThrough(b *testing.B) {
 
 func measureThrough(b *testing.B, k *brokers, p *process, to []string) {
 	b.Helper()
-	var next atomic.Int64
+	next := numbers()
 	var came []*arrivals
 	for _, name := range to {
 		came = append(came, k.follow(b, name))
 	}
 	send := func(perSecond float64, lasting time.Duration) (ways []load) {
-		paced(b, p.url, perSecond, lasting, &next, func(number int64, due time.Time) {
+		paced(b, p.url, perSecond, lasting, next, func(number int64, due time.Time) {
 			for _, a := range came {
 				a.sent(number, due)
 			}
@@ -226,7 +226,7 @@ func measureThrough(b *testing.B, k *brokers, p *process, to []string) {
 			}
 		}
 		if p.role == wholeway {
-			highest(b, p, to, &next)
+			highest(b, p, to, next)
 		}
 	}
 	b.ReportMetric(0, "ns/op") // of no meaning here
