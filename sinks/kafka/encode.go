@@ -16,14 +16,14 @@ type record struct {
 	headers []kafka.Header
 }
 
-// encode makes a record of an event, as in the Kafka binding for CloudEvents:
+// encode makes a record of an event and its key, as in the Kafka binding for CloudEvents:
 // attributes as ce_ headers in UTF-8, the partition key as the record's key.
-func encode(e event.Event, mode string) (record, error) {
+func encode(e event.Event, key []byte, mode string) (record, error) {
 	m, err := sinks.Encode(e, mode)
 	if err != nil {
 		return record{}, err
 	}
-	r := record{key: key(e), value: m.Body, headers: make([]kafka.Header, 0, len(m.Attributes)+1)}
+	r := record{key: key, value: m.Body, headers: make([]kafka.Header, 0, len(m.Attributes)+1)}
 	if m.ContentType != "" {
 		r.headers = append(r.headers, kafka.Header{Key: "content-type", Value: []byte(m.ContentType)})
 	}

@@ -204,7 +204,7 @@ func (s *Sink) Destination(e event.Event) sinks.Destination { return sinks.To(s.
 type delivery struct {
 	sink    *Sink
 	batch   []event.Event
-	records []record // encoded; each index is one goroutine's, here and in errs
+	records []record // with their keys, and then encoded; each index is one goroutine's, here and in errs
 	errs    []error  // what became of each
 }
 
@@ -235,7 +235,8 @@ func (d *delivery) sort(ctx context.Context) []*queue {
 		if d.errs[i] = p.err; p.err != nil {
 			continue
 		}
-		to := target{topic, s.partition(key(e), p.partitions)}
+		d.records[i].key = key(e)
+		to := target{topic, s.partition(d.records[i].key, p.partitions)}
 		q := byTarget[to]
 		if q == nil {
 			q = &queue{to: to}
@@ -251,7 +252,7 @@ func (d *delivery) sort(ctx context.Context) []*queue {
 func (d *delivery) encode(q *queue) []int {
 	sendable := make([]int, 0, len(q.indexes))
 	for _, i := range q.indexes {
-		r, err := encode(d.batch[i], d.sink.config.ContentMode)
+		r, err := encode(d.batch[i], d.records[i].key, d.sink.config.ContentMode)
 		if err != nil {
 			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue

@@ -49,7 +49,7 @@ func (a *acks) take() []ack {
 
 // flight is the delivery of a batch to a stream. One goroutine publishes and hears
 // what became of it: with one for each line, switching between them and writing
-// what each had to say took more than half of the time.
+// what each had to say took about half of the time.
 type flight struct {
 	*delivery
 	batch   []event.Event
@@ -88,7 +88,7 @@ func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 		select {
 		case <-d.acks.news:
 			for _, a := range d.acks.take() {
-				f.end(a.msg, a.err)
+				f.end(a)
 			}
 		case <-forbidden:
 			forbidden = d.denied.changed() // before it is looked at what was
@@ -129,21 +129,31 @@ func (f *flight) publish(line []int) {
 	}
 }
 
-// end notes what became of a message, and publishes the next one of its line.
-func (f *flight) end(msg *nats.Msg, err error) {
-	line, ok := f.flying[msg]
+// settle notes what became of a message, and returns those behind it in its line;
+// none if it is of an earlier delivery. The error is why they must wait.
+func (f *flight) settle(a ack) (behind []int, err error) {
+	line, ok := f.flying[a.msg]
 	if !ok {
-		return // of an earlier delivery
+		return nil, nil
 	}
-	delete(f.flying, msg)
+	delete(f.flying, a.msg)
+	if a.err != nil {
+		a.err = f.classify(a.msg.Subject, a.err)
+	}
+	if f.errs[line[0]] = a.err; !goesOn(a.err) {
+		err = a.err
+	}
+	return line[1:], err
+}
+
+// end notes what became of a message, and publishes the next one of its line.
+func (f *flight) end(a ack) {
+	behind, err := f.settle(a)
 	if err != nil {
-		err = f.classify(msg.Subject, err)
-	}
-	if f.errs[line[0]] = err; !goesOn(err) {
-		f.hold(line[1:], err)
+		f.hold(behind, err)
 		return
 	}
-	f.publish(line[1:])
+	f.publish(behind)
 }
 
 // goesOn reports whether those behind an event of which this became may be sent.
@@ -163,20 +173,12 @@ func (f *flight) hold(line []int, err error) {
 // that were not begun.
 func (f *flight) giveUp(lines [][]int, err error) {
 	for _, a := range f.acks.take() {
-		line, ok := f.flying[a.msg]
-		if !ok {
-			continue
-		}
-		delete(f.flying, a.msg)
-		if a.err != nil {
-			a.err = f.classify(a.msg.Subject, a.err)
-		}
-		f.errs[line[0]] = a.err
-		lines = append(lines, line[1:])
+		behind, _ := f.settle(a)
+		lines = append(lines, behind)
 	}
-	for msg, line := range f.flying {
-		f.errs[line[0]] = f.classify(msg.Subject, err)
-		f.hold(line[1:], err)
+	for msg := range f.flying {
+		behind, _ := f.settle(ack{msg, err})
+		f.hold(behind, err)
 	}
 	for _, line := range lines {
 		for _, i := range line {
@@ -212,6 +214,6 @@ func (f *flight) deny() {
 		}
 	}
 	for _, msg := range ended {
-		f.end(msg, errDenied)
+		f.end(ack{msg, errDenied})
 	}
 }
