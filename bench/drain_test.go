@@ -82,8 +82,7 @@ func BenchmarkDrain(b *testing.B) {
 					drains, plains, ratios = append(drains, drained), append(plains, plain), append(ratios, drained/plain)
 				}
 			}
-			row := fmt.Sprintf("| %s | %d | %.0f | %.0f | %.2f |", to, events, median(drains), median(plains), median(ratios))
-			results.Add(b, tableDrain, row)
+			results.Add(b, tableDrain, fmt.Sprintf("| %s | %d | %.0f | %.0f | %.2f |", to, events, median(drains), median(plains), median(ratios)))
 			b.ReportMetric(median(ratios), "ratio")
 			b.ReportMetric(median(drains), "events/s")
 			b.ReportMetric(0, "ns/op") // of no meaning here

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -70,7 +69,7 @@ func sinkSteerCommand(a *adminFlags, word, short, long string) *cobra.Command {
 func tellSink(cmd *cobra.Command, s relay.SinkStatus) error {
 	how := "is not paused"
 	if s.Paused != nil {
-		how = "is paused since " + s.Paused.Local().Format(time.DateTime)
+		how = "is paused since " + clockTime(s.Paused)
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s; events behind: %d\n", oneLine(s.Sink), how, s.Behind)
 	return err

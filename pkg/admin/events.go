@@ -132,15 +132,11 @@ type Sending struct {
 
 // seen is an event with its fates.
 func (a *API) seen(ctx context.Context, record journal.Record, data bool) (Seen, error) {
-	text, err := attributes(record.Event, data)
+	fates, err := a.Relay.Fates(ctx, record)
 	if err != nil {
 		return Seen{}, err
 	}
-	fates, err := a.Relay.Fates(ctx, record)
-	return Seen{
-		Seq: record.Seq, Accepted: record.Accepted, Source: record.Source, Event: CloudEvent{text}, Bytes: len(record.Event.CloudEvent.DataEncoded),
-		Only: record.Only, Of: record.Of, Fates: fates,
-	}, err
+	return seenOf(record, fates, data)
 }
 
 // search goes back from the newest event on. The journal reads forward only, so

@@ -26,6 +26,14 @@ type Seen struct {
 	Fates    []relay.Fate `json:"fates" doc:"What has become of it at each sink."`
 }
 
+func seenOf(r journal.Record, fates []relay.Fate, data bool) (Seen, error) {
+	text, err := attributes(r.Event, data)
+	return Seen{
+		Seq: r.Seq, Accepted: r.Accepted, Source: r.Source, Event: CloudEvent{text}, Bytes: len(r.Event.CloudEvent.DataEncoded),
+		Only: r.Only, Of: r.Of, Fates: fates,
+	}, err
+}
+
 // Became is what became of an event at one sink after it was seen.
 type Became struct {
 	Seq journal.Seq `json:"seq"`
@@ -109,14 +117,11 @@ type watcher struct {
 
 // Sighted implements relay.Watcher.
 func (w *watcher) Sighted(s relay.Sighting) error {
-	text, err := attributes(s.Record.Event, w.data)
+	seen, err := seenOf(s.Record, s.Fates, w.data)
 	if err != nil {
 		return err
 	}
-	return w.send(sse.Message{ID: int(s.Record.Seq), Data: Seen{
-		Seq: s.Record.Seq, Accepted: s.Record.Accepted, Source: s.Record.Source, Event: CloudEvent{text}, Bytes: len(s.Record.Event.CloudEvent.DataEncoded),
-		Only: s.Record.Only, Of: s.Record.Of, Fates: s.Fates,
-	}})
+	return w.send(sse.Message{ID: int(s.Record.Seq), Data: seen})
 }
 
 // Turned implements relay.Watcher.
