@@ -11,7 +11,7 @@ import (
 
 // settings are the keys that the fake kinds share.
 type settings struct {
-	Filter string `yaml:"filter" doc:"Which events go there | all if empty." example:"platform = 'instagram'"`
+	Filter string `yaml:"filter" doc:"Which events go there | all if empty." example:"platform == \"instagram\""`
 	Start  string `yaml:"start" enum:"latest,earliest" doc:"Where a new one begins."`
 	Retry  retry  `yaml:"retry" doc:"How a failure is tried again."`
 }

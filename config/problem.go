@@ -201,34 +201,11 @@ func join(parent, key string) string {
 // suggest returns a hint for a word that is not one of known: the nearest of
 // them, or all of them. Each of them is called a noun.
 func suggest(word string, known []string, plural string) string {
-	if near := nearest(word, known); near != "" {
+	if near := spelling.Nearest(word, known); near != "" {
 		return fmt.Sprintf("did you mean %q?", near)
 	}
 	if len(known) == 0 {
 		return "there are no " + plural + " here"
 	}
 	return "the " + plural + " are " + strings.Join(known, ", ")
-}
-
-// nearest returns the word of known that word is most likely a slip of, ""
-// if none is near. Case, dashes and underscores do not count, so that maxAge
-// finds max_age.
-func nearest(word string, known []string) string {
-	fold := strings.NewReplacer("_", "", "-", "", " ", "").Replace
-	word = fold(strings.ToLower(word))
-	if len(word) > 64 {
-		return ""
-	}
-	best, least := "", 1+len(word)/3
-	for _, k := range known {
-		folded := fold(strings.ToLower(k))
-		d := spelling.Distance(word, folded)
-		if min(len(word), len(folded)) >= 3 && (strings.HasPrefix(word, folded) || strings.HasPrefix(folded, word)) {
-			d = min(d, 1) // warning is meant as warn, conn as connections
-		}
-		if d < least {
-			best, least = k, d
-		}
-	}
-	return best
 }

@@ -11,7 +11,7 @@ import (
 // Settings are the keys that every sink has, whatever its kind. The relay
 // acts on them; a sink does not see them.
 type Settings struct {
-	Filter  string        `yaml:"filter" doc:"CESQL expression over the event's attributes; only events for which it is true go to this sink. Empty takes all." example:"platform = 'instagram'"`
+	Filter  string        `yaml:"filter" doc:"CEL expression over the attributes of an event; the sink gets the events for which the expression is true. Empty matches every event. An absent attribute is \"\". See docs/filters.md." example:"platform == \"instagram\""`
 	Start   string        `yaml:"start" enum:"latest,earliest" doc:"Where a sink that is new to the journal begins: at events accepted from now on, or at the oldest that is still stored."`
 	Batch   int           `yaml:"batch" doc:"Most events handed to the broker at once, 1 to 10000."`
 	Timeout time.Duration `yaml:"timeout" doc:"Longest time for one attempt to deliver a batch; after it the attempt counts as failed and is repeated."`

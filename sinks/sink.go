@@ -49,12 +49,21 @@ type Destination struct {
 	Template string // of the configuration, that made the name; empty where all events go to one place
 }
 
-// To is the destination of an event by a template, whose values are made safe.
-func To(t event.Template, e event.Event, safe func(string) string) Destination {
-	if t.Static() {
-		return Destination{Name: t.String()}
+// Route is how a sink chooses the destination of an event. The zero Route is that
+// of a sink with one destination that has no name.
+type Route struct {
+	Noun     string              // what the broker calls a destination: subject, topic, receiver
+	Key      string              // of the configuration that holds Template; empty where no template is involved
+	Template event.Template      // of the destination's name
+	Safe     func(string) string // makes a value part of a name; nil where Template is static
+}
+
+// Destination returns where an event goes.
+func (r Route) Destination(e event.Event) Destination {
+	if r.Template.Static() {
+		return Destination{Name: r.Template.String()}
 	}
-	return Destination{Name: t.Expand(e, safe), Template: t.String()}
+	return Destination{Name: r.Template.Expand(e, r.Safe), Template: r.Template.String()}
 }
 
 // Env is what a sink gets besides its configuration: what tests replace.

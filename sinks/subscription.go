@@ -10,6 +10,10 @@ type Config interface {
 	// how to get there. Nothing of it is secret: no password, no token, no name
 	// of a user. It opens nothing.
 	Subscription() Subscription
+
+	// Route returns how this sink chooses the destination of an event. It opens
+	// nothing, and holds nothing secret. The block must be valid.
+	Route() Route
 }
 
 // Subscription is where events can be read. The zero one is nowhere that

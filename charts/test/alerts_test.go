@@ -291,6 +291,16 @@ var situations = map[string][]situation{
 		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x5 1x40 0x80` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0+7x120`, 100 * time.Minute, ""},
 		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x120` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0+7x120`, 100 * time.Minute, ""},
 	},
+	"PostwireSinkFilterNeverMatches": {
+		{"postwire_sink_filtered_total{" + where + `,sink="nats"} 0+1x240` + "\npostwire_sink_matched_total{" + where + `,sink="nats"} 0x240`, 200 * time.Minute, "matched none of"},
+		{"postwire_sink_filtered_total{" + where + `,sink="nats"} 0+1x240` + "\npostwire_sink_matched_total{" + where + `,sink="nats"} 0x20 1x220`, 200 * time.Minute, ""},
+		{"postwire_sink_filtered_total{" + where + `,sink="nats"} 0x240` + "\npostwire_sink_matched_total{" + where + `,sink="nats"} 0x240`, 200 * time.Minute, ""},
+		{"postwire_sink_filtered_total{" + where + `,sink="nats"} 0x20 50x220` + "\npostwire_sink_matched_total{" + where + `,sink="nats"} 0x240`, 200 * time.Minute, ""},
+	},
+	"PostwireSinkFilterErrors": {
+		{`postwire_sink_filter_errors_total{` + where + `,sink="nats"} 0x5 1x10`, 10 * time.Minute, "could not be evaluated"},
+		{`postwire_sink_filter_errors_total{` + where + `,sink="nats"} 7x30`, 20 * time.Minute, ""},
+	},
 	"PostwireSinkUnreadable": {
 		{`postwire_sink_unreadable_total{` + where + `,sink="nats"} 0x5 1x10`, 10 * time.Minute, "journal check"},
 		{`postwire_sink_unreadable_total{` + where + `,sink="nats"} 7x30`, 20 * time.Minute, ""},

@@ -37,6 +37,7 @@ type tried struct {
 type triedEvent struct {
 	Event json.RawMessage `json:"event"`
 	Keys  [][]string      `json:"keys"` // the parts of each
+	Sinks []app.Routed    `json:"sinks"`
 }
 
 type triedMalformed struct {
@@ -50,9 +51,10 @@ func testCommand() *cobra.Command {
 	t := &trial{}
 	cmd := &cobra.Command{
 		Use:   "test",
-		Short: "Show the events that a source would make of a webhook",
+		Short: "Show the events that a source would make of a webhook, and the sinks that match",
 		Long: `Show the events that a source would make of a webhook: their attributes, their
-data, and the keys by which a repeat is recognized. Nothing is sent or stored,
+data, the keys by which a repeat is recognized, and the sinks whose filter
+matches, with the subject or topic. Nothing is sent or stored,
 and the source asks for no proof. A webhook that is malformed ends with 1.`,
 		Example: `  postwire config test --source orders --file order.json
   postwire config test --source github --file push.json --header 'X-GitHub-Event: push' --header 'X-GitHub-Delivery: 1'
@@ -117,7 +119,7 @@ func (t *trial) run(plan *app.Plan, stdin io.Reader) (tried, error) {
 	}
 	got := tried{Events: []triedEvent{}}
 	for _, e := range events {
-		one, err := triedOf(e)
+		one, err := triedOf(plan, e)
 		if err != nil {
 			return tried{}, err
 		}
@@ -190,16 +192,29 @@ func (t *trial) body(stdin io.Reader, limit config.Size) ([]byte, error) {
 	return body, nil
 }
 
-func triedOf(e event.Event) (triedEvent, error) {
+func triedOf(plan *app.Plan, e event.Event) (triedEvent, error) {
 	text, err := e.CloudEvent.MarshalJSON()
 	if err != nil {
 		return triedEvent{}, fmt.Errorf("writing event %s as JSON: %w", e.CloudEvent.ID(), err)
 	}
-	one := triedEvent{Event: text}
+	one := triedEvent{Event: text, Sinks: plan.Route(e)}
 	for _, k := range e.Keys {
 		one.Keys = append(one.Keys, k.Parts())
 	}
 	return one, nil
+}
+
+// routedText is one sink for a person.
+func routedText(s app.Routed) string {
+	switch {
+	case s.Error != "":
+		return s.Sink + ": no match, " + s.Error
+	case !s.Match:
+		return s.Sink + ": no match"
+	case s.Destination == "":
+		return s.Sink
+	}
+	return fmt.Sprintf("%s: %s %s", s.Sink, s.Noun, oneLine(s.Destination))
 }
 
 // print writes what came of it for a person. What is malformed is the error of
@@ -221,6 +236,11 @@ func (t tried) print(w io.Writer) error {
 		}
 		if err := printJSON(w, e.Event); err != nil {
 			return err
+		}
+		for _, s := range e.Sinks {
+			if _, err := fmt.Fprintf(w, "sink: %s\n", routedText(s)); err != nil {
+				return err
+			}
 		}
 		for _, parts := range e.Keys {
 			for i, part := range parts {

@@ -54,7 +54,7 @@ func execute(ctx context.Context, args []string) int {
 		PersistentPreRun:  func(*cobra.Command, []string) { started = true },
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), dlqCommand(), replayCommand(), sinksCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand()) //nolint:contextcheck // cobra hands it on
+	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), eventsCommand(), dlqCommand(), replayCommand(), sinksCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand()) //nolint:contextcheck // cobra hands it on
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -28,7 +28,7 @@ live traffic. The running relay does it and remembers how far it is: Ctrl-C
 stops a replay, --continue lets it go on, and a restart of the relay does not
 end it. How far back it can go is journal.retention of the relay.`,
 		Example: `  postwire replay --sink kafka --from 2h --to 1h --dry-run
-  postwire replay --sink kafka --from 2026-01-31T12:00:00Z --filter "platform = 'instagram'" --topic repair
+  postwire replay --sink kafka --from 2026-01-31T12:00:00Z --filter 'platform == "instagram"' --topic repair
   postwire replay --list`,
 		Args: cobra.NoArgs,
 		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
@@ -82,7 +82,7 @@ end it. How far back it can go is journal.retention of the relay.`,
 	f.StringVar(&r.Sink, "sink", "", "name of the sink")
 	f.StringVar((*string)(&r.From), "from", "", "events accepted since then: 2h, or 2026-01-31T12:00:00Z")
 	f.StringVar((*string)(&r.To), "to", "", "and before then (default now)")
-	f.StringVar(&r.Filter, "filter", "", "CESQL expression; the sink's own filter holds besides")
+	f.StringVar(&r.Filter, "filter", "", "CEL expression over the attributes; the filter of the sink must match, too")
 	f.StringVar(&r.Subject, "subject", "", "subject to use instead of the sink's")
 	f.StringVar(&r.Topic, "topic", "", "topic to use instead of the sink's")
 	f.IntVar(&r.Rate, "rate", 1000, "most events a second")

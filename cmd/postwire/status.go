@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postwire/postwire/pkg/admin"
+	"github.com/postwire/postwire/pkg/relay"
 )
 
 func statusCommand() *cobra.Command {
@@ -38,6 +39,18 @@ sink; how a sink takes its events, only that one.`,
 	return cmd
 }
 
+// filterLine tells of a filter that needs attention: one that matches nothing, or
+// cannot be evaluated.
+func filterLine(sink string, f relay.FilterCounts) string {
+	switch {
+	case f.Errors > 0:
+		return fmt.Sprintf("%s: the filter could not be evaluated for %d events, which are not delivered: %s\n", oneLine(sink), f.Errors, oneLine(f.LastError))
+	case f.NeverMatched():
+		return fmt.Sprintf("%s: the filter has matched none of %d events\n", oneLine(sink), f.Filtered)
+	}
+	return ""
+}
+
 func showStatus(cmd *cobra.Command, s admin.Status) error {
 	w := cmd.OutOrStdout()
 	j := s.Journal
@@ -67,6 +80,9 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 		return nil
 	})
 	for _, sink := range s.Sinks {
+		if f := sink.FilterCounts; f != nil && err == nil {
+			_, err = fmt.Fprint(w, filterLine(sink.Sink, *f))
+		}
 		if sink.Paused != nil && err == nil {
 			_, err = fmt.Fprintf(w, "%s is paused since %s; 'postwire sinks resume %[1]s' lets it go on\n", oneLine(sink.Sink), clockTime(sink.Paused))
 		}

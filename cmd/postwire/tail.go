@@ -25,7 +25,7 @@ func tailCommand() *cobra.Command {
 		Use:   "tail",
 		Short: "Follow events and what becomes of them at each sink",
 		Example: `  postwire tail
-  postwire tail --from 10m --filter "outcome = 'failure'" -o json`,
+  postwire tail --from 10m --filter 'outcome == "failure"' -o json`,
 		Args: cobra.NoArgs,
 		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
 			if err := out.check("short"); err != nil {
@@ -55,7 +55,7 @@ func tailCommand() *cobra.Command {
 		}),
 	}
 	a.register(cmd)
-	cmd.Flags().StringVar(&filter, "filter", "", "CESQL expression; only events for which it is true")
+	cmd.Flags().StringVar(&filter, "filter", "", "CEL expression over the attributes that selects the events")
 	cmd.Flags().StringVar(&src, "source", "", "only events that the source of this name took in")
 	cmd.Flags().StringVar(&from, "from", "", "begin with events accepted then: 10m, or 2026-01-31T12:00:00Z (default now)")
 	cmd.Flags().BoolVar(&data, "data", false, "show the events' data too, which is personal; with -o json")

@@ -1,6 +1,8 @@
 // Package spelling tells slips of the pen from other words.
 package spelling
 
+import "strings"
+
 // Distance counts the letters to insert, delete, replace or swap with their
 // neighbor to turn a into b.
 func Distance(a, b string) int {
@@ -24,4 +26,27 @@ func Distance(a, b string) int {
 		before, last, now = last, now, before
 	}
 	return last[len(b)]
+}
+
+// Nearest returns the word of known that word is most likely a slip of, ""
+// if none is near. Case, dashes and underscores do not count, so that maxAge
+// finds max_age.
+func Nearest(word string, known []string) string {
+	fold := strings.NewReplacer("_", "", "-", "", " ", "").Replace
+	word = fold(strings.ToLower(word))
+	if len(word) > 64 {
+		return ""
+	}
+	best, least := "", 1+len(word)/3
+	for _, k := range known {
+		folded := fold(strings.ToLower(k))
+		d := Distance(word, folded)
+		if min(len(word), len(folded)) >= 3 && (strings.HasPrefix(word, folded) || strings.HasPrefix(folded, word)) {
+			d = min(d, 1) // warning is meant as warn, conn as connections
+		}
+		if d < least {
+			best, least = k, d
+		}
+	}
+	return best
 }

@@ -37,6 +37,9 @@ type API struct {
 	// Understand reads a quarantined request again, as its source does
 	// today.
 	Understand func(journal.Rejected) ([]event.Event, error)
+	// Attributes are the attributes that events of the configured sources can
+	// have, for filters.
+	Attributes func() []string
 	// Reconcile compares with a sender's history; its error wraps ErrNoHistory
 	// where there is none.
 	Reconcile func(ctx context.Context, source string, from, to time.Time, dry bool) (reconcile.Report, error)
@@ -179,7 +182,7 @@ type Replaying struct {
 	Sink    string `json:"sink" minLength:"1" doc:"Name of the sink."`
 	From    When   `json:"from" minLength:"1" doc:"Events accepted from this time on: RFC 3339, or how long ago, such as 2h." example:"2h"`
 	To      When   `json:"to,omitempty" doc:"And before this one; empty is now." example:"1h"`
-	Filter  string `json:"filter,omitempty" doc:"CESQL expression; the sink's own filter holds besides." example:"platform = 'instagram'"`
+	Filter  string `json:"filter,omitempty" doc:"CEL expression over the attributes; the filter of the sink must match, too." example:"platform == \"instagram\""`
 	Subject string `json:"subject,omitempty" doc:"Subject to use instead of the sink's, for sinks that have one."`
 	Topic   string `json:"topic,omitempty" doc:"Topic to use instead of the sink's, for sinks that have one."`
 	Rate    int    `json:"rate,omitempty" minimum:"1" default:"1000" doc:"Most events a second."`
@@ -242,6 +245,9 @@ func (a *API) spec(r Replaying) (relay.ReplaySpec, error) {
 	times, err := a.times(map[string]When{"from": r.From, "to": r.To})
 	if err != nil {
 		return relay.ReplaySpec{}, err
+	}
+	if err := a.checkFilter(r.Filter); err != nil {
+		return relay.ReplaySpec{}, huma.Error422UnprocessableEntity("validation failed", &huma.ErrorDetail{Message: err.Error(), Location: "body.filter"})
 	}
 	spec := relay.ReplaySpec{Sink: r.Sink, From: times["from"], To: times["to"], Filter: r.Filter, Rate: r.Rate, Keys: map[string]string{}}
 	if spec.To.IsZero() {

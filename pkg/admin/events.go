@@ -12,6 +12,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/relay"
 )
@@ -35,17 +36,17 @@ type searchInput struct {
 	Outcome   string `query:"outcome" doc:"success or failure; of account events their status." example:"failure"`
 	From      When   `query:"from" doc:"Accepted from this time on: RFC 3339, or how long ago, such as 2h."`
 	To        When   `query:"to" doc:"Accepted before this time."`
-	Filter    string `query:"filter" doc:"CESQL expression, besides the others." example:"mediatype = 'video'"`
+	Filter    string `query:"filter" doc:"CEL expression over the attributes that must hold, too." example:"mediatype == \"video\""`
 	Limit     int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"Most events at once."`
 	Before    uint64 `query:"before" doc:"Only events before this place: next of the page before."`
 
-	filter relay.Filter
+	filter filter.Filter
 }
 
 // Resolve implements huma.Resolver.
 func (in *searchInput) Resolve(huma.Context) []error {
 	var err error
-	if in.filter, err = relay.ParseFilter(in.Filter); err != nil {
+	if in.filter, err = filter.Parse(in.Filter); err != nil {
 		return []error{&huma.ErrorDetail{Message: err.Error(), Location: "query.filter"}}
 	}
 	return nil
@@ -54,7 +55,7 @@ func (in *searchInput) Resolve(huma.Context) []error {
 // takes reports whether an event is one of those that are meant.
 func (in *searchInput) takes(r journal.Record) bool {
 	e := r.Event
-	if in.Source != "" && r.Source != in.Source {
+	if in.Source != "" && e.SourceName != in.Source {
 		return false
 	}
 	if in.ID != "" && !strings.Contains(e.CloudEvent.ID(), in.ID) {
@@ -71,7 +72,7 @@ func (in *searchInput) takes(r journal.Record) bool {
 			return false
 		}
 	}
-	ok, _ := in.filter.Takes(e)
+	ok, _ := in.filter.Matches(e)
 	return ok
 }
 
@@ -87,7 +88,7 @@ const (
 
 func (a *API) events(api huma.API) {
 	room := make(chan struct{}, mostSearches)
-	huma.Register(api, operation("search-events", http.MethodGet, "/events", "Look for events, the newest first; it looks at so many at once, and says where to go on", 422),
+	huma.Register(api, a.knownFilter(api, operation("search-events", http.MethodGet, "/events", "Look for events, the newest first; it looks at so many at once, and says where to go on", 422)),
 		func(ctx context.Context, in *searchInput) (*struct{ Body Found }, error) {
 			select {
 			case room <- struct{}{}:

@@ -58,21 +58,21 @@ func TestSearch(t *testing.T) {
 	}
 	eventually(t, "they arrive", func() bool { return len(w.broker.ids()) == 3 })
 	for query, want := range map[string][]string{
-		"":                              {"upload/2", "upload/1", "upload/0"},
-		"id=load/1":                     {"upload/1"},
-		"platform=instagram":            {"upload/2", "upload/0"},
-		"platform=instagram&profile=p0": {"upload/0"},
-		"publish_id=id1":                {"upload/1"},
-		"type=upload_completed":         {"upload/2", "upload/1", "upload/0"},
-		"type=completed":                nil,
-		"outcome=failure":               nil,
-		"source=main":                   {"upload/1", "upload/0"},
-		"source=mai":                    nil,
-		"source=spare&platform=tiktok":  nil,
-		"from=1h":                       {"upload/2", "upload/1", "upload/0"},
-		"to=1h":                         nil,
-		"before=3":                      {"upload/1", "upload/0"},
-		"filter=platform+%3D+'tiktok'":  {"upload/1"},
+		"":                                {"upload/2", "upload/1", "upload/0"},
+		"id=load/1":                       {"upload/1"},
+		"platform=instagram":              {"upload/2", "upload/0"},
+		"platform=instagram&profile=p0":   {"upload/0"},
+		"publish_id=id1":                  {"upload/1"},
+		"type=upload_completed":           {"upload/2", "upload/1", "upload/0"},
+		"type=completed":                  nil,
+		"outcome=failure":                 nil,
+		"source=main":                     {"upload/1", "upload/0"},
+		"source=mai":                      nil,
+		"source=spare&platform=tiktok":    nil,
+		"from=1h":                         {"upload/2", "upload/1", "upload/0"},
+		"to=1h":                           nil,
+		"before=3":                        {"upload/1", "upload/0"},
+		"filter=platform+%3D%3D+'tiktok'": {"upload/1"},
 	} {
 		values, err := url.ParseQuery(query)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/sse"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/relay"
 )
@@ -29,7 +30,7 @@ type Seen struct {
 func seenOf(r journal.Record, fates []relay.Fate, data bool) (Seen, error) {
 	text, err := attributes(r.Event, data)
 	return Seen{
-		Seq: r.Seq, Accepted: r.Accepted, Source: r.Source, Event: CloudEvent{text}, Bytes: len(r.Event.CloudEvent.DataEncoded),
+		Seq: r.Seq, Accepted: r.Accepted, Source: r.Event.SourceName, Event: CloudEvent{text}, Bytes: len(r.Event.CloudEvent.DataEncoded),
 		Only: r.Only, Of: r.Of, Fates: fates,
 	}, err
 }
@@ -54,21 +55,21 @@ type Quiet struct {
 }
 
 type tailInput struct {
-	Filter string `query:"filter" doc:"CESQL expression; only events for which it is true." example:"platform = 'instagram'"`
+	Filter string `query:"filter" doc:"CEL expression over the attributes that selects the events." example:"platform == \"instagram\""`
 	Source string `query:"source" doc:"Only events that the source of this name took in." example:"upload-post"`
 	From   When   `query:"from" doc:"Begin with events accepted at this time: RFC 3339, or how long ago, such as 10m. Empty is from now on."`
 	Data   bool   `query:"data" doc:"Show the events' data too, which is personal."`
 	Most   int    `query:"most" minimum:"0" maximum:"1000" doc:"Most events a second; what comes beyond is counted only, and told as missed. 0 is all."`
 	Last   int    `header:"Last-Event-ID" doc:"Begin behind the event at this place."`
 
-	filter relay.Filter
+	filter filter.Filter
 }
 
 // Resolve implements huma.Resolver: it checks what the schema cannot say.
 func (in *tailInput) Resolve(huma.Context) []error {
 	var errs []error
 	var err error
-	if in.filter, err = relay.ParseFilter(in.Filter); err != nil {
+	if in.filter, err = filter.Parse(in.Filter); err != nil {
 		errs = append(errs, &huma.ErrorDetail{Message: err.Error(), Location: "query.filter"})
 	}
 	if _, err := in.From.Time(time.Time{}); err != nil {
@@ -78,7 +79,7 @@ func (in *tailInput) Resolve(huma.Context) []error {
 }
 
 func (a *API) tail(api huma.API) {
-	sse.Register(api, ruled(operation("tail-events", http.MethodGet, "/events/tail", "Follow events and what becomes of them at each sink", 422), personal("data", false)),
+	sse.Register(api, ruled(a.knownFilter(api, operation("tail-events", http.MethodGet, "/events/tail", "Follow events and what becomes of them at each sink", 422)), personal("data", false)),
 		map[string]any{"event": Seen{}, "fate": Became{}, "missed": Missed{}, "quiet": Quiet{}},
 		func(ctx context.Context, in *tailInput, send sse.Sender) {
 			w := &watcher{api: a, send: send, data: in.Data}

@@ -169,7 +169,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		Gatherer: metrics, Log: log.Named("admin"),
 		Schemas: schema.Handler(func() *schema.Library { return a.plan.Load().Schemas }),
 		API: &admin.API{
-			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Reconcile: a.gaps.compare,
+			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Attributes: func() []string { return a.plan.Load().attributes.Names }, Reconcile: a.gaps.compare,
 			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, History: a.history,
 			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, ViewerToken: func() string { return a.plan.Load().Config.Admin.ViewerToken.Reveal() },
 			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"),

@@ -11,7 +11,10 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/postwire/postwire/config"
-	"github.com/postwire/postwire/pkg/relay"
+	"github.com/postwire/postwire/internal/spelling"
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/expression"
+	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/schema"
 	"github.com/postwire/postwire/pkg/source"
 	allsources "github.com/postwire/postwire/pkg/source/all"
@@ -32,7 +35,9 @@ type Plan struct {
 	Disk  vfs.FS
 	Clock func() time.Time
 
-	blocks map[string]config.Block // of the sinks
+	blocks     map[string]config.Block // of the sinks
+	attributes source.Attributes       // that events of the sources can have
+	incomplete bool                    // a source has errors, so that attributes may lack names
 
 	// What it was read from.
 	name  string
@@ -89,20 +94,25 @@ func check(c *config.Config, err error) (*Plan, error) {
 			}
 			paths[path] = s.Name
 		}
-		if err := checkSource(c, b, s); err != nil {
+		src, err := checkSource(c, b, s)
+		if err != nil {
 			errs = append(errs, err)
+			continue
 		}
+		p.attributes.Names = append(p.attributes.Names, src.Attributes().Names...)
+		p.attributes.Any = p.attributes.Any || src.Attributes().Any
 		p.Sources = append(p.Sources, s)
 	}
+	slices.Sort(p.attributes.Names)
+	p.attributes.Names = slices.Compact(append(event.Core(), p.attributes.Names...))
+	p.incomplete = len(p.Sources) < len(c.Sources)
 	for _, b := range c.Sinks {
 		s, err := outputs().Configure("sink", b)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		if _, err := relay.ParseFilter(s.Settings.Filter); err != nil {
-			errs = append(errs, b.Problem("filter", err.Error(), "for example platform = 'instagram' AND outcome = 'failure'"))
-		}
+		errs = append(errs, p.checkAttributes(b, s))
 		p.Sinks = append(p.Sinks, s)
 		p.blocks[b.Name] = b
 	}
@@ -128,21 +138,53 @@ func check(c *config.Config, err error) (*Plan, error) {
 
 // checkSource holds what a source asks of its senders against the server that
 // must ask them.
-func checkSource(c *config.Config, b config.Block, s source.Configured) error {
+func checkSource(c *config.Config, b config.Block, s source.Configured) (source.Source, error) {
 	if most := c.Server.MaxBufferedBytes / 2; s.Settings.MaxBodyBytes > most {
-		return b.Problem("max_body_bytes", fmt.Sprintf("%v is more than half of server.max_buffered_bytes", s.Settings.MaxBodyBytes), fmt.Sprintf("use %v at most, or make the other one larger", most))
+		return nil, b.Problem("max_body_bytes", fmt.Sprintf("%v is more than half of server.max_buffered_bytes", s.Settings.MaxBodyBytes), fmt.Sprintf("use %v at most, or make the other one larger", most))
 	}
 	if own, ok := s.Own.(uploadpost.Config); ok && own.Reconcile.Interval > 0 && own.Reconcile.Lookback > c.Journal.Retention {
-		return b.Problem("reconcile.lookback", fmt.Sprintf("%v is longer than journal.retention, %v: what came before that cannot be told from what did not", own.Reconcile.Lookback, c.Journal.Retention), "make one of them shorter, or the other longer")
+		return nil, b.Problem("reconcile.lookback", fmt.Sprintf("%v is longer than journal.retention, %v: what came before that cannot be told from what did not", own.Reconcile.Lookback, c.Journal.Retention), "make one of them shorter, or the other longer")
 	}
 	src, err := s.Open(source.Env{Name: s.Name}) // it is pure
 	if err != nil {
-		return b.Problem("", err.Error(), "")
+		return nil, b.Problem("", err.Error(), "")
 	}
 	if src.Proof().ClientCertificate && c.Server.TLS.ClientCAFile == "" {
-		return b.Problem("auth.client_certificate", "needs server.tls.client_ca_file, or no sender is asked for a certificate", "name the authorities of the senders there")
+		return nil, b.Problem("auth.client_certificate", "needs server.tls.client_ca_file, or no sender is asked for a certificate", "name the authorities of the senders there")
 	}
-	return nil
+	return src, nil
+}
+
+// checkAttributes holds the attribute names in the filter and the template of a
+// sink against what the sources set.
+func (p *Plan) checkAttributes(b config.Block, s sinks.Configured) error {
+	var errs []error
+	selects, err := filter.Parse(s.Settings.Filter)
+	if err == nil && !p.incomplete {
+		err = selects.Check(p.attributes.Names)
+	}
+	if fault, ok := errors.AsType[*expression.Error](err); ok {
+		errs = append(errs, b.Problem("filter", fault.What, fault.Hint))
+	} else if err != nil {
+		errs = append(errs, b.Problem("filter", err.Error(), ""))
+	}
+	own, ok := s.Own.(sinks.Config)
+	if !ok || p.incomplete {
+		return errors.Join(errs...)
+	}
+	route := own.Route()
+	for _, name := range route.Template.Names() {
+		near := spelling.Nearest(name, p.attributes.Names)
+		if slices.Contains(p.attributes.Names, name) || p.attributes.Any && (near == "" || spelling.Distance(name, near) > 1) {
+			continue // senders of any CloudEvents name extensions of their own; a slip is a slip all the same
+		}
+		hint := "the configured sources set " + strings.Join(p.attributes.Names, ", ")
+		if near != "" {
+			hint = fmt.Sprintf("did you mean {%s}? %s", near, hint)
+		}
+		errs = append(errs, b.Problem(route.Key, fmt.Sprintf("uses {%s}, an attribute that no configured source sets", name), hint))
+	}
+	return errors.Join(errs...)
 }
 
 // sourceEnv is what a source gets besides its block.

@@ -103,8 +103,8 @@ sources:
   - {name: c, type: uplodpost, paths: [/c], auth: none}
 sinks:
   - {name: s, type: nats, stream: E, subject: "a.*"}
-  - {name: s, type: kafka, brokers: ["k:1"], topic: "t.{plattform}"}
-  - {name: x, type: stdout, filter: "platform ="}
+  - {name: s, type: kafka, brokers: ["k:1"], topic: "t.{Platform}"}
+  - {name: x, type: stdout, filter: "platform =="}
 `
 	_, err := Parse("postwire.yaml", []byte(text), env)
 	if err == nil {

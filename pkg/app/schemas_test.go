@@ -34,7 +34,7 @@ sources:
   - {name: warn, type: uploadpost, paths: [/warn], auth: none, schema: warn}
   - {name: aside, type: uploadpost, paths: [/aside], auth: {bearer: {tokens: [0123456789abcdef]}}, schema: quarantine}
   - {name: open, type: uploadpost, paths: [/open], auth: none, schema: quarantine}
-sinks: [{name: out, type: stdout, filter: "FALSE"}]
+sinks: [{name: out, type: stdout, filter: "false"}]
 `), env)
 	if err != nil {
 		t.Fatal(err)

@@ -4,8 +4,10 @@ import (
 	"fmt"
 
 	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/schema"
 	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/sinks"
 )
 
 // Understand returns the events that a source of the plan makes of a request,
@@ -16,7 +18,41 @@ func (p *Plan) Understand(s source.Configured, r *source.Request) ([]event.Event
 	if err != nil {
 		return nil, fmt.Errorf("opening the source: %w", err)
 	}
-	return p.checked(s, src, func(*schema.MismatchError) {}).Normalize(r)
+	events, err := p.checked(s, src, func(*schema.MismatchError) {}).Normalize(r)
+	for i := range events {
+		events[i].SourceName = s.Name // as the journal does
+	}
+	return events, err
+}
+
+// Routed is what a sink would do with an event.
+type Routed struct {
+	Sink        string `json:"sink"`
+	Match       bool   `json:"match"`                 // the filter matches
+	Error       string `json:"error,omitempty"`       // why the filter could not be evaluated
+	Noun        string `json:"noun,omitempty"`        // subject, topic or receiver
+	Destination string `json:"destination,omitempty"` // its name
+}
+
+// Route returns, for each sink of the plan, whether its filter matches an event
+// and where the sink would send it. Nothing is sent.
+func (p *Plan) Route(e event.Event) []Routed {
+	all := make([]Routed, len(p.Sinks))
+	for i, s := range p.Sinks {
+		all[i].Sink = s.Name
+		selects, err := filter.Parse(s.Settings.Filter)
+		if err == nil {
+			all[i].Match, err = selects.Matches(e)
+		}
+		if err != nil {
+			all[i].Error = err.Error()
+		}
+		if own, ok := s.Own.(sinks.Config); ok && all[i].Match {
+			route := own.Route()
+			all[i].Noun, all[i].Destination = route.Noun, route.Destination(e).Name
+		}
+	}
+	return all
 }
 
 // checked holds the events of a source against their schemas, as its block says.

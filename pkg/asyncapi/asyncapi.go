@@ -21,7 +21,7 @@ type object = map[string]any
 // Sink is one sink of the configuration.
 type Sink struct {
 	Name         string
-	Filter       string // CESQL; empty lets all through
+	Filter       string // CEL; empty matches every event
 	Redacts      bool   // something of the data is left out
 	Subscription sinks.Subscription
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2"
+	ceevent "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/cloudevents/sdk-go/v2/types"
 )
 
@@ -23,14 +24,34 @@ const (
 	DeliveryID    = "deliveryid"    // ID of the delivery, not of the event
 	RecordedTime  = "recordedtime"  // CloudEvents recordedtime extension: when Postwire accepted it
 	TraceParent   = "traceparent"   // CloudEvents distributed tracing extension
+	Origin        = "origin"        // how the event was found, where no webhook told of it: history
 )
+
+// SourceName is the name by which filters and templates refer to the configured
+// source of an event, as they do to an attribute.
+const SourceName = "sourcename"
+
+// ValidName reports whether a text can be the name of an attribute: lower-case
+// letters and digits, as CloudEvents, section 3.1, has it.
+func ValidName(name string) bool {
+	return name != "" && len(name) <= longestName && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789") == ""
+}
+
+// longestName is the length of the longest name that a source passes on.
+const longestName = 64
 
 // Event is one thing that happened: a CloudEvent, and the keys by which a
 // repeat of it is recognized. It is immutable once a source has returned it;
 // the journal and every sink read the same value concurrently.
 type Event struct {
 	CloudEvent cloudevents.Event
-	Keys       []Key // at least one; any shared key inside the window makes a duplicate
+
+	// SourceName is the name of the configured source that accepted the event:
+	// the attribute SourceName in filters and templates. It is no context
+	// attribute and is not sent. The journal fills it in from the keys.
+	SourceName string
+
+	Keys []Key // at least one; any shared key inside the window makes a duplicate
 }
 
 // Key is one identity of an event, compared byte by byte.
@@ -78,7 +99,7 @@ func appendPart(b []byte, p string) []byte {
 }
 
 // Attribute returns the canonical string form of a context attribute, core or
-// extension, and whether the event has it. Names are lower case, as on the wire.
+// extension, or of SourceName, and whether the event has it. Names are lower case, as on the wire.
 func (e Event) Attribute(name string) (string, bool) {
 	ce := e.CloudEvent.Context
 	if ce == nil {
@@ -86,6 +107,8 @@ func (e Event) Attribute(name string) (string, bool) {
 	}
 	var s string
 	switch name {
+	case SourceName:
+		s = e.SourceName
 	case "specversion":
 		s = ce.GetSpecVersion()
 	case "id":
@@ -105,12 +128,20 @@ func (e Event) Attribute(name string) (string, bool) {
 			s = types.FormatTime(t)
 		}
 	default:
-		v, err := ce.GetExtension(name)
-		if err != nil {
+		v1, ok := ce.(*ceevent.EventContextV1)
+		if !ok {
 			return "", false
 		}
-		if s, err = types.Format(v); err != nil {
+		switch v := v1.Extensions[name].(type) { // the SDK's GetExtension makes an error of an absent one
+		case nil:
 			return "", false
+		case string:
+			s = v
+		default:
+			var err error
+			if s, err = types.Format(v); err != nil {
+				return "", false
+			}
 		}
 	}
 	return s, s != ""

@@ -20,7 +20,7 @@ func sample() Event {
 	e.SetTime(time.Date(2024, 3, 15, 14, 30, 0, 120_000_000, time.FixedZone("", 3600)))
 	e.SetExtension(Platform, "instagram")
 	e.SetExtension(RecordedTime, types.Timestamp{Time: time.Date(2024, 3, 15, 13, 30, 1, 0, time.UTC)})
-	return Event{CloudEvent: e}
+	return Event{CloudEvent: e, SourceName: "upload-post"}
 }
 
 func TestKeysOfOtherPartsDiffer(t *testing.T) {
@@ -79,14 +79,13 @@ func TestTemplateMistakes(t *testing.T) {
 		offset int
 		what   string
 	}{
-		"events.{platfrm}": {7, "{platfrm} names no attribute"},
+		"events.{Platfrm}": {7, "{Platfrm} names no attribute"},
 		"events.{":         {7, "a { without its }"},
 		"events.}":         {7, "a } without its {"},
 		"{platform}.{}":    {11, "{} names no attribute"},
 		"{plat{form}}":     {0, "{plat{form} names no attribute"},
 		"{Tenant}":         {0, "{Tenant} names no attribute"},
 		"{tenant-id}":      {0, "{tenant-id} names no attribute"},
-		"{profiles}":       {0, "{profiles} names no attribute"},
 	} {
 		_, err := ParseTemplate(text)
 		e, ok := errors.AsType[*TemplateError](err)
@@ -106,6 +105,7 @@ func TestExpand(t *testing.T) {
 		"events.{tenant}":           "events.NONE",
 		"é.{type}":                  "é.COM.UPLOAD-POST.UPLOAD_COMPLETED",
 		"{specversion}/{publishid}": "1.0/NONE",
+		"from.{sourcename}":         "from.UPLOAD-POST",
 	} {
 		tmpl, err := ParseTemplate(text)
 		if err != nil {
@@ -153,7 +153,7 @@ func ExampleTemplate() {
 }
 
 func ExampleParseTemplate() {
-	_, err := ParseTemplate("events.{platfrm}")
-	fmt.Println(strings.Split(err.Error(), ";")[0])
-	// Output: at offset 7: {platfrm} names no attribute
+	_, err := ParseTemplate("events.{Platform}")
+	fmt.Println(err)
+	// Output: at offset 7: {Platform} names no attribute; did you mean {platform}?
 }

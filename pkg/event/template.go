@@ -11,15 +11,24 @@ import (
 // None is what a template gives for an attribute that an event does not have.
 const None = "none"
 
-// attributes are the names that events of every source may have.
-var attributes = []string{
-	"id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "specversion",
-	Platform, MediaType, Profile, Outcome, PublishID, PartitionKey, CorrelationID, DeliveryID, RecordedTime, TraceParent,
+// Core returns the names of the context attributes of CloudEvents 1.0, less its
+// extensions, and of what the relay itself adds to every event: names that a
+// filter or a template can use whatever the source is.
+func Core() []string {
+	return []string{
+		"id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "specversion",
+		RecordedTime, TraceParent, SourceName,
+	}
 }
 
-// Attributes returns the names of the attributes that events of every source
-// may have, the CloudEvents core first. Sources may set others besides.
-func Attributes() []string { return slices.Clone(attributes) }
+// Extensions returns the names of the extension attributes that Postwire
+// documents, less those of Core. Sources may set others.
+func Extensions() []string {
+	return []string{Platform, MediaType, Profile, Outcome, PublishID, PartitionKey, CorrelationID, DeliveryID, Origin}
+}
+
+// Attributes returns the names of all attributes that Postwire documents.
+func Attributes() []string { return append(Core(), Extensions()...) }
 
 // Template is text with attributes in it: "events.{platform}.{outcome}". The
 // zero Template is empty text. It is immutable.
@@ -32,6 +41,20 @@ type Template struct {
 type part struct {
 	text      string
 	attribute bool
+}
+
+// Literal returns a static template: braces in the text stand for themselves.
+func Literal(text string) Template { return Template{text: text, parts: []part{{text: text}}} }
+
+// Names returns the attributes that the template uses, each once.
+func (t Template) Names() []string {
+	var names []string
+	for _, p := range t.parts {
+		if p.attribute && !slices.Contains(names, p.text) {
+			names = append(names, p.text)
+		}
+	}
+	return names
 }
 
 // TemplateError says where in a template something is wrong.
@@ -75,27 +98,18 @@ func ParseTemplate(text string) (Template, error) {
 	return t, nil
 }
 
-// misnamed returns what is right in place of a name that cannot be one of an
-// attribute, or is a slip of one that is known. Any other may be of an extension
-// that a source sets.
+// misnamed returns a hint for a text that cannot be the name of an attribute, and
+// otherwise nothing: which names sources set, the assembly of a configuration
+// knows.
 func misnamed(name string) string {
-	if slices.Contains(attributes, name) {
+	if ValidName(name) {
 		return ""
 	}
-	for _, known := range attributes {
-		if spelling.Distance(name, known) == 1 && len(name) > 2 {
-			return fmt.Sprintf("did you mean {%s}?", known)
-		}
+	if near := spelling.Nearest(name, Attributes()); near != "" {
+		return fmt.Sprintf("did you mean {%s}?", near)
 	}
-	if name == "" || len(name) > maxName || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789") != "" {
-		return "the attributes are " + strings.Join(attributes, ", ") + ", and extensions that a source sets, in lower-case letters and digits"
-	}
-	return ""
+	return "the attributes are " + strings.Join(Attributes(), ", ") + ", and extensions that a source sets, in lower-case letters and digits"
 }
-
-// maxName is how long the name of an extension should be at most (CloudEvents,
-// section 3.1).
-const maxName = 20
 
 // String returns the template as it was written.
 func (t Template) String() string { return t.text }

@@ -243,7 +243,6 @@ type Receipt struct {
 type Record struct {
 	Seq      Seq
 	Accepted time.Time // not before that of the record before it, but for clocks that disagree and for events that a process had kept while the cluster was away
-	Source   string    // name of the source that the event's keys are of; empty where an older version has stored it without
 	Event    event.Event
 
 	// A retried dead letter is stored again for one sink.

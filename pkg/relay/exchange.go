@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/internal/sleep"
+	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -36,7 +37,7 @@ func (r *Relay) Exchange(ctx context.Context, next []sinks.Configured) error {
 	// What may fail comes first.
 	fresh := map[string]*Pump{}
 	for _, out := range next {
-		if _, err := ParseFilter(out.Settings.Filter); err != nil {
+		if _, err := filter.Parse(out.Settings.Filter); err != nil {
 			return errors.Join(fmt.Errorf("%w: sink %s: filter: %w", ErrUnchanged, out.Name, err), r.letGo(fresh))
 		}
 		if before[out.Name] != nil {

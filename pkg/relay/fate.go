@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
 )
 
@@ -56,7 +57,7 @@ func (r *Relay) fate(ctx context.Context, p *Pump, record journal.Record) (Fate,
 	f := Fate{Sink: p.name, State: Delivered}
 	taken := record.Only == p.name
 	if record.Only == "" {
-		taken, _ = p.filter.Takes(record.Event)
+		taken, _ = p.filter.Matches(record.Event)
 	}
 	switch {
 	case record.Seq <= p.cursor.Began():
@@ -135,7 +136,7 @@ type Watcher interface {
 // Tailing says what a tail tells of.
 type Tailing struct {
 	From   journal.Seq
-	Filter Filter
+	Filter filter.Filter
 	Source string // only events that the source of this name took in; empty is all
 	// Most is how many events a second are told of; what comes beyond is
 	// counted only. A tail that has fallen far behind all the same goes on
@@ -172,10 +173,10 @@ func (r *Relay) Tail(ctx context.Context, what Tailing, w Watcher) error {
 		}
 		for _, record := range records {
 			next = record.Seq + 1
-			if what.Source != "" && what.Source != record.Source {
+			if what.Source != "" && what.Source != record.Event.SourceName {
 				continue
 			}
-			if ok, _ := what.Filter.Takes(record.Event); !ok {
+			if ok, _ := what.Filter.Matches(record.Event); !ok {
 				continue
 			}
 			if !told.allows() {

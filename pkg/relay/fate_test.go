@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/sinks"
 )
@@ -231,11 +232,11 @@ func TestTail(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var s script
 	ended := make(chan error, 1)
-	filter, err := ParseFilter("id <> 'hidden'")
+	selects, err := filter.Parse(`id != "hidden"`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	go func() { ended <- b.relay.Tail(ctx, Tailing{From: 1, Filter: filter}, &s) }()
+	go func() { ended <- b.relay.Tail(ctx, Tailing{From: 1, Filter: selects}, &s) }()
 	eventually(t, "the old one is seen", func() bool { return len(s.text()) == 1 })
 	close(slow.hold)
 	eventually(t, "its fate is seen", func() bool { return len(s.text()) == 2 })
@@ -281,12 +282,12 @@ func spec(rate int) ReplaySpec {
 
 func TestReplaySendsTheRangeAgainInOrder(t *testing.T) {
 	broker := &broker{}
-	b := start(t, func(s *sinks.Settings) { s.Filter = "subject LIKE '%/1%'" }, broker)
+	b := start(t, func(s *sinks.Settings) { s.Filter = `subject.contains("/1")` }, broker)
 	b.put(t, numbers(200)...)
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 200 })
 	first := broker.ids()
 	s := spec(1_000_000)
-	s.Filter = "subject LIKE '%2'"
+	s.Filter = `subject.endsWith("2")`
 	var want []string
 	for _, id := range first {
 		if strings.HasSuffix(id, "2") {
@@ -386,7 +387,7 @@ func TestReplayRefuses(t *testing.T) {
 	b := start(t, nil, &broker{})
 	for want, change := range map[string]func(*ReplaySpec){
 		"not in the configuration": func(s *ReplaySpec) { s.Sink = "other" },
-		"CESQL":                    func(s *ReplaySpec) { s.Filter = "(" },
+		"is not an expression":     func(s *ReplaySpec) { s.Filter = "(" },
 		"is not before to":         func(s *ReplaySpec) { s.From = s.To },
 		"rate is 0":                func(s *ReplaySpec) { s.Rate = 0 },
 		"cannot be set":            func(s *ReplaySpec) { s.Keys = map[string]string{"topic": "x"} },

@@ -1,88 +1,68 @@
 package relay
 
 import (
-	"fmt"
-	"strings"
+	"sync/atomic"
 
-	cesql "github.com/cloudevents/sdk-go/sql/v2"
-	cesqlparser "github.com/cloudevents/sdk-go/sql/v2/parser"
-	cloudevents "github.com/cloudevents/sdk-go/v2"
-	ceevent "github.com/cloudevents/sdk-go/v2/event"
+	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/filter"
 )
 
-// Filter is a CESQL expression that says which events a sink takes. The zero
-// Filter takes all. It may be used concurrently.
-type Filter struct{ expression cesql.Expression }
+// FilterCounts is what the filter of a sink did since its relay started, or since
+// a reload changed the settings of the sink.
+type FilterCounts struct {
+	Matched   uint64 `json:"matched" doc:"Events that the filter matched."`
+	Filtered  uint64 `json:"filtered" doc:"Events that the filter did not match, events with an evaluation error included."`
+	Errors    uint64 `json:"errors" doc:"Events for which the filter could not be evaluated. They are not delivered to the sink."`
+	LastError string `json:"last_error,omitempty" doc:"Why the filter could not be evaluated, most recently."`
+}
 
-// ParseFilter reads a CESQL expression, which must be boolean.
-func ParseFilter(text string) (f Filter, err error) {
-	if strings.TrimSpace(text) == "" {
-		return Filter{}, nil
-	}
-	// The parser of the SDK panics on some texts it cannot read.
-	defer func() {
-		if recover() != nil {
-			f, err = Filter{}, fmt.Errorf("%q is not a CESQL expression", text)
-		}
-	}()
-	expression, err := cesqlparser.Parse(text)
+// NeverMatched reports whether a filter has seen events and matched none.
+func (c FilterCounts) NeverMatched() bool { return c.Matched == 0 && c.Filtered > 0 }
+
+// sinkFilter is the filter of a sink, and counts. It may be used concurrently.
+type sinkFilter struct {
+	filter.Filter
+
+	log     *zap.Logger
+	metrics *sinkMetrics
+
+	matched, filtered, errors atomic.Uint64
+	lastError                 atomic.Pointer[string] // nil while there was none
+}
+
+// selects reports whether the sink gets e, and counts. An event for which the
+// filter cannot be evaluated does not match.
+func (f *sinkFilter) selects(e event.Event) bool {
+	matched, err := f.Matches(e)
 	if err != nil {
-		return Filter{}, fmt.Errorf("%q is not a CESQL expression: %w", text, err)
-	}
-	// An expression's type shows only when it is evaluated.
-	value, err := expression.Evaluate(probe())
-	if err != nil && value == nil {
-		return Filter{}, fmt.Errorf("%q cannot be evaluated: %w", text, err)
-	}
-	if _, ok := value.(bool); !ok {
-		return Filter{}, fmt.Errorf("%q gives a %T, not true or false", text, value)
-	}
-	return Filter{expression}, nil
-}
-
-// probe is an event that has every attribute.
-func probe() cloudevents.Event {
-	e := cloudevents.NewEvent()
-	e.SetID("id")
-	e.SetSource("https://example.com/")
-	e.SetType("type")
-	e.SetSubject("subject")
-	e.SetDataContentType("application/json")
-	e.SetDataSchema("urn:schema")
-	for _, name := range event.Attributes() {
-		switch name {
-		case "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "specversion":
-		default:
-			e.SetExtension(name, "value")
+		f.errors.Add(1)
+		f.metrics.filterErrors.Inc()
+		text := err.Error()
+		if last := f.lastError.Swap(&text); last == nil || *last != text {
+			f.log.Error("filter cannot be evaluated, the event is not delivered to this sink", zap.String("filter", f.String()), zap.Error(err),
+				zap.String("event_id", e.CloudEvent.ID()), zap.String("event_type", e.CloudEvent.Type()))
 		}
 	}
-	return e
+	if matched {
+		f.matched.Add(1)
+		f.metrics.matched.Inc()
+		return true
+	}
+	f.filtered.Add(1)
+	f.metrics.filtered.Inc()
+	return false
 }
 
-// Takes reports whether e passes. With an error it still does: CESQL gives a
-// value, false unless the expression says otherwise, where part of an
-// expression cannot be evaluated.
-func (f Filter) Takes(e event.Event) (bool, error) {
-	if f.expression == nil {
-		return true, nil
+// counts returns what the filter did so far; nil where the sink has no filter.
+func (f *sinkFilter) counts() *FilterCounts {
+	if f.String() == "" {
+		return nil
 	}
-	ce := e.CloudEvent
-	if v1, ok := ce.Context.(*ceevent.EventContextV1); ok {
-		ce.Context = shared{v1}
+	c := &FilterCounts{Matched: f.matched.Load(), Filtered: f.filtered.Load(), Errors: f.errors.Load()}
+	if last := f.lastError.Load(); last != nil {
+		c.LastError = *last
 	}
-	value, err := f.expression.Evaluate(ce)
-	taken, ok := value.(bool)
-	if !ok && err == nil {
-		err = fmt.Errorf("the filter gives a %T, not true or false", value)
-	}
-	return taken, err
+	return c
 }
-
-// shared is a context whose extensions are looked at where they are. The SDK
-// copies them for each attribute that an expression names.
-type shared struct{ *ceevent.EventContextV1 }
-
-// GetExtensions implements event.EventContextReader.
-func (s shared) GetExtensions() map[string]any { return s.Extensions }

@@ -16,11 +16,11 @@ import (
 type Metrics struct {
 	lag lags
 
-	delivered, retries, filtered, filterErrors *prometheus.CounterVec
-	dead, given                                *prometheus.CounterVec
-	replayed, unreadable                       *prometheus.CounterVec
-	up, open, held                             *prometheus.GaugeVec
-	took, attempts                             *prometheus.HistogramVec
+	delivered, retries, matched, filtered, filterErrors *prometheus.CounterVec
+	dead, given                                         *prometheus.CounterVec
+	replayed, unreadable                                *prometheus.CounterVec
+	up, open, held                                      *prometheus.GaugeVec
+	took, attempts                                      *prometheus.HistogramVec
 }
 
 // NewMetrics registers the metrics of the relay.
@@ -42,8 +42,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		lag:          lags{sinks: map[string]lag{}},
 		delivered:    counter("postwire_sink_delivered_total", "Events that the broker acknowledged.", "sink"),
 		retries:      counter("postwire_sink_retries_total", "Attempts to deliver a batch that failed, in whole or in part, and were repeated.", "sink"),
-		filtered:     counter("postwire_sink_filtered_total", "Events that the sink's filter did not take.", "sink"),
-		filterErrors: counter("postwire_sink_filter_errors_total", "Events over which the sink's filter could not be evaluated in full, such as for want of an attribute.", "sink"),
+		matched:      counter("postwire_sink_matched_total", "Events that the filter of the sink matched; every event where the sink has no filter.", "sink"),
+		filtered:     counter("postwire_sink_filtered_total", "Events that the filter of the sink did not match, so that the sink does not get them.", "sink"),
+		filterErrors: counter("postwire_sink_filter_errors_total", "Events for which the filter of the sink could not be evaluated. They count as filtered, and the sink does not get them.", "sink"),
 		dead:         counter("postwire_sink_dead_letters_total", "Events set aside because the broker refused them for good.", "sink", "reason"),
 		given:        counter("postwire_sink_given_up_total", "Events that the sink never gets, because max_age or max_events of the sink gave them up.", "sink", "reason"),
 		replayed:     counter("postwire_sink_replayed_total", "Events that the broker acknowledged in a replay.", "sink"),
@@ -62,8 +63,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 
 // sinkMetrics are those of one sink. The lag is computed when it is asked for.
 type sinkMetrics struct {
-	delivered, retries, filtered, filterErrors prometheus.Counter
-	unreadable                                 prometheus.Counter
+	delivered, retries, matched, filtered, filterErrors prometheus.Counter
+	unreadable                                          prometheus.Counter
 
 	dead, given    *prometheus.CounterVec
 	gauge, open    prometheus.Gauge
@@ -76,6 +77,7 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 	s := &sinkMetrics{
 		delivered:    m.delivered.WithLabelValues(name),
 		retries:      m.retries.WithLabelValues(name),
+		matched:      m.matched.WithLabelValues(name),
 		filtered:     m.filtered.WithLabelValues(name),
 		filterErrors: m.filterErrors.WithLabelValues(name),
 		unreadable:   m.unreadable.WithLabelValues(name),
@@ -111,7 +113,7 @@ func (m *Metrics) forget(name string) {
 	gone := prometheus.Labels{"sink": name}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.retries, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.up, m.open, m.held, m.took, m.attempts} {
+	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.up, m.open, m.held, m.took, m.attempts} {
 		vec.DeletePartialMatch(gone)
 	}
 }

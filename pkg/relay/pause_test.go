@@ -238,7 +238,7 @@ func TestThePastIsBounded(t *testing.T) {
 
 func TestReplayOfOneEvent(t *testing.T) {
 	broker := &broker{}
-	b := start(t, func(s *sinks.Settings) { s.Filter = "id <> 'c'" }, broker)
+	b := start(t, func(s *sinks.Settings) { s.Filter = `id != "c"` }, broker)
 	b.put(t, "a", "b", "c")
 	eventually(t, "they arrive", func() bool { return b.committed(0) == 3 })
 	re, err := b.relay.StartReplay(t.Context(), ReplaySpec{Sink: "sink0", Place: 2, Rate: 1})

@@ -34,7 +34,7 @@ import (
 type Pump struct {
 	name     string
 	settings sinks.Settings
-	filter   Filter
+	filter   *sinkFilter
 	cursor   journal.Cursor
 	moved    func()               // called when the cursor has moved
 	ways     *atomic.Pointer[way] // to the sink, as it is configured now
@@ -341,15 +341,7 @@ func (p *Pump) wanted(records []journal.Record) []held {
 	for i, r := range records {
 		switch r.Only {
 		case "":
-			ok, err := p.filter.Takes(r.Event)
-			if err != nil {
-				// CESQL: the value of an expression that cannot be
-				// evaluated, such as over an attribute that this event
-				// lacks, stands.
-				p.metrics.filterErrors.Inc()
-			}
-			if !ok {
-				p.metrics.filtered.Inc()
+			if !p.filter.selects(r.Event) {
 				continue
 			}
 		case p.name: // a retried dead letter has passed the filter before

@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/telemetry"
 	"github.com/postwire/postwire/sinks"
@@ -83,7 +84,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 // open makes the pump of a sink, in place of another one's where that is not
 // nil and has let go of its cursor.
 func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*Pump, error) {
-	filter, err := ParseFilter(out.Settings.Filter)
+	selects, err := filter.Parse(out.Settings.Filter)
 	if err != nil {
 		return nil, fmt.Errorf("sink %s: filter: %w", out.Name, err)
 	}
@@ -97,10 +98,11 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 	}
 	log := r.opts.Log.With(zap.String("sink", out.Name))
 	p := &Pump{
-		name: out.Name, configured: out, settings: out.Settings, filter: filter, cursor: cursor, log: log,
+		name: out.Name, configured: out, settings: out.Settings, filter: &sinkFilter{Filter: selects, log: log}, cursor: cursor, log: log,
 		kind: out.Kind, traces: r.opts.Traces, moved: r.changes.send, window: newWindow(out.Settings.Batch),
 		metrics: r.opts.Metrics.sink(out.Name, cursor, r.opts.Now), ways: &atomic.Pointer[way]{},
 	}
+	p.filter.metrics = p.metrics
 	if before != nil {
 		p.ways = before.ways // replays that run go by it
 	}

@@ -361,7 +361,7 @@ func TestRetryAfterIsObeyed(t *testing.T) {
 
 func TestFilter(t *testing.T) {
 	broker := &broker{}
-	b := start(t, func(s *sinks.Settings) { s.Filter = "subject LIKE '%/2_'" }, broker)
+	b := start(t, func(s *sinks.Settings) { s.Filter = `subject.matches("/2.$")` }, broker)
 	b.put(t, numbers(40)...)
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 40 })
 	if diff := cmp.Diff([]string{"20", "21", "22", "23", "24", "25", "26", "27", "28", "29"}, broker.ids()); diff != "" {
@@ -372,68 +372,29 @@ func TestFilter(t *testing.T) {
 	}
 }
 
-func TestParseFilter(t *testing.T) {
-	e := journaltest.Event("a")
-	for text, want := range map[string]any{
-		"":                                     true,
-		"platform = 'instagram'":               true,
-		"platform = 'tiktok'":                  false,
-		"platform <> 'tiktok' AND id = 'a'":    true,
-		"EXISTS outcome":                       false,
-		"outcome = 'success'":                  false, // no such attribute
-		"platform":                             "not true or false",
-		"platform = ":                          "not a CESQL expression",
-		"1 + 1":                                "not true or false",
-		"platform = 'x' AND":                   "not a CESQL expression",
-		"platform IN ('instagram', 'youtube')": true,
-		"type LIKE 'com.example.%'":            true,
-		"\"":                                   "not a CESQL expression",
-		strings.Repeat("(", 50) + "platform = 'x": "not a CESQL expression",
-	} {
-		f, err := ParseFilter(text)
-		if message, bad := want.(string); bad {
-			if err == nil || !strings.Contains(err.Error(), message) {
-				t.Errorf("ParseFilter(%q) = %v, want %q", text, err, message)
-			}
-			continue
-		}
-		if err != nil {
-			t.Errorf("ParseFilter(%q) = %v", text, err)
-			continue
-		}
-		if got, _ := f.Takes(e); got != want {
-			t.Errorf("%q takes the event: %v, want %v", text, got, want)
+// A filter that cannot be evaluated for an event does not select the event. The
+// error is counted, logged once per reason, and shown in the status.
+func TestFilterErrors(t *testing.T) {
+	broker := &broker{}
+	b := start(t, func(s *sinks.Settings) { s.Filter = `id.substring(0, size(id) - 1) == "1"` }, broker)
+	b.put(t, "1", "", "10", "12", "20")
+	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 5 })
+	if diff := cmp.Diff([]string{"10", "12"}, broker.ids()); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+	s := b.relay.Status()[0]
+	want := FilterCounts{Matched: 2, Filtered: 3, Errors: 1, LastError: "the filter cannot be evaluated: a character index is out of range"}
+	if s.FilterCounts == nil || *s.FilterCounts != want {
+		t.Errorf("the filter did %+v, want %+v", s.FilterCounts, want)
+	}
+	if n := b.logs.FilterMessageSnippet("filter cannot be evaluated").Len(); n != 1 {
+		t.Errorf("the log tells of it %d times", n)
+	}
+	for metric, want := range map[*prometheus.CounterVec]float64{b.metrics.matched: 2, b.metrics.filtered: 3, b.metrics.filterErrors: 1} {
+		if n := testutil.ToFloat64(metric.WithLabelValues("sink0")); n != want {
+			t.Errorf("a metric counts %v events, want %v", n, want)
 		}
 	}
-}
-
-// TestFilterAllocatesNothing, however many attributes an event has: each sink
-// has a filter, and each event meets them all.
-func TestFilterAllocatesNothing(t *testing.T) {
-	f, err := ParseFilter("platform = 'value' AND EXISTS profile AND NOT EXISTS nowhere")
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := event.Event{CloudEvent: probe()}
-	if n := testing.AllocsPerRun(100, func() {
-		if ok, err := f.Takes(e); !ok || err != nil {
-			t.Fatalf("Takes = %v, %v", ok, err)
-		}
-	}); n > 0 {
-		t.Errorf("a filter makes %v allocations an event", n)
-	}
-}
-
-func FuzzParseFilter(f *testing.F) {
-	for _, s := range []string{"platform = 'instagram'", "NOT EXISTS x", "(((", "a LIKE 'b%' AND 1 < 2", "\x00"} {
-		f.Add(s)
-	}
-	e := journaltest.Event("a")
-	f.Fuzz(func(_ *testing.T, text string) {
-		if filter, err := ParseFilter(text); err == nil {
-			_, _ = filter.Takes(e)
-		}
-	})
 }
 
 func TestSinksAreIndependent(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/postwire/postwire/internal/sleep"
+	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
 )
 
@@ -38,7 +39,7 @@ type ReplaySpec struct {
 	Sink   string            `json:"sink"`
 	From   time.Time         `json:"from" doc:"Events accepted from this time on."`
 	To     time.Time         `json:"to" doc:"And before this one."`
-	Filter string            `json:"filter,omitempty" doc:"CESQL expression; the sink's own filter holds besides."`
+	Filter string            `json:"filter,omitempty" doc:"CEL expression over the attributes; the filter of the sink must match, too."`
 	Keys   map[string]string `json:"keys,omitempty" doc:"Keys of the sink that are set otherwise, such as its subject or topic."`
 	Rate   int               `json:"rate" doc:"Most events a second."`
 	Place  journal.Seq       `json:"place,omitempty" doc:"The one event that is sent, instead of a range."`
@@ -189,35 +190,35 @@ func (r *Relay) takeOver(ctx context.Context, re *replay) (bool, error) {
 }
 
 // outletFor makes the sink of a replay.
-func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, Filter, error) {
+func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, filter.Filter, error) {
 	p, err := r.pump(spec.Sink)
 	if err != nil {
-		return nil, nil, Filter{}, err
+		return nil, nil, filter.Filter{}, err
 	}
-	filter, err := ParseFilter(spec.Filter)
+	selects, err := filter.Parse(spec.Filter)
 	if err != nil {
-		return nil, nil, Filter{}, fmt.Errorf("%w: filter: %w", ErrInvalid, err)
+		return nil, nil, filter.Filter{}, fmt.Errorf("%w: filter: %w", ErrInvalid, err)
 	}
 	out := &outlet{ways: p.ways, timeout: p.settings.Timeout, env: p.out.env}
 	if len(spec.Keys) > 0 {
 		if r.opts.Redirect == nil {
-			return nil, nil, Filter{}, fmt.Errorf("%w: keys cannot be set otherwise", ErrInvalid)
+			return nil, nil, filter.Filter{}, fmt.Errorf("%w: keys cannot be set otherwise", ErrInvalid)
 		}
 		open, err := r.opts.Redirect(spec.Sink, spec.Keys)
 		if err != nil {
-			return nil, nil, Filter{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+			return nil, nil, filter.Filter{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 		out.ways = &atomic.Pointer[way]{}
 		out.ways.Store(&way{open, p.ways.Load().redact})
 	}
 	out.env.Replay = id
 	out.env.Log = p.log.With(zap.String("replay", id))
-	return out, p, filter, nil
+	return out, p, selects, nil
 }
 
 // PlanReplay says what a replay would send, without sending it.
 func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error) {
-	_, p, filter, err := r.outletFor(spec, "")
+	_, p, selects, err := r.outletFor(spec, "")
 	if err != nil {
 		return Replay{}, err
 	}
@@ -232,7 +233,7 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 	re := Replay{ReplaySpec: spec, State: ReplayPlanned, Created: r.opts.Now().UTC()}
 	j := r.opts.Journal
 	if spec.Place > 0 {
-		return r.planOne(ctx, re, p, filter)
+		return r.planOne(ctx, re, p, selects)
 	}
 	if re.First, err = j.Since(ctx, spec.From); err != nil {
 		return re, err
@@ -255,7 +256,7 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 				break
 			}
 			re.Last = record.Seq
-			if re.sends(p, filter, record) {
+			if re.sends(p, selects, record) {
 				re.Total++
 			}
 		}
@@ -265,14 +266,14 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 
 // planOne says what a replay of one event would send; its error wraps ErrInvalid
 // where that is nothing.
-func (r *Relay) planOne(ctx context.Context, re Replay, p *Pump, filter Filter) (Replay, error) {
+func (r *Relay) planOne(ctx context.Context, re Replay, p *Pump, selects filter.Filter) (Replay, error) {
 	record, err := r.Record(ctx, re.Place)
 	if err != nil {
 		return re, err
 	}
 	re.From, re.To = record.Accepted, record.Accepted
 	re.First, re.Last = re.Place, re.Place
-	if !re.sends(p, filter, record) {
+	if !re.sends(p, selects, record) {
 		return re, fmt.Errorf("%w: the filter of sink %s does not take this event", ErrInvalid, p.name)
 	}
 	re.Total = 1
@@ -293,10 +294,10 @@ func (r *Relay) Record(ctx context.Context, place journal.Seq) (journal.Record, 
 }
 
 // sends reports whether the replay is to send a record.
-func (re *Replay) sends(p *Pump, filter Filter, record journal.Record) bool {
+func (re *Replay) sends(p *Pump, selects filter.Filter, record journal.Record) bool {
 	switch record.Only {
 	case "":
-		if ok, _ := p.filter.Takes(record.Event); !ok {
+		if ok, _ := p.filter.Matches(record.Event); !ok {
 			return false
 		}
 	case p.name:
@@ -306,7 +307,7 @@ func (re *Replay) sends(p *Pump, filter Filter, record journal.Record) bool {
 	default:
 		return false
 	}
-	ok, _ := filter.Takes(record.Event)
+	ok, _ := selects.Matches(record.Event)
 	return ok
 }
 
@@ -497,7 +498,7 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 	r.replays.mu.Lock()
 	spec, first, last := re.ReplaySpec, re.First, re.Last
 	r.replays.mu.Unlock()
-	out, p, filter, err := r.outletFor(spec, re.ID)
+	out, p, selects, err := r.outletFor(spec, re.ID)
 	if err != nil {
 		return err
 	}
@@ -526,7 +527,7 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 		var pending []held
 		through := min(records[len(records)-1].Seq, last)
 		for _, record := range records {
-			if record.Seq <= last && re.sends(p, filter, record) {
+			if record.Seq <= last && re.sends(p, selects, record) {
 				pending = append(pending, held{Record: record})
 			}
 		}

@@ -31,8 +31,11 @@ type SinkStatus struct {
 	Committed journal.Seq `json:"committed" doc:"Place of the newest event that is done with."`
 	Oldest    *time.Time  `json:"oldest,omitempty" doc:"When the oldest event in hand was accepted; only of the process that delivers."`
 	Paused    *time.Time  `json:"paused,omitempty" doc:"Since when it is paused."`
-	Filter    string      `json:"filter,omitempty" doc:"CESQL expression of the configuration; only events for which it is true."`
-	Troubles  []Trouble   `json:"troubles,omitempty" doc:"Why attempts to deliver failed, the newest first, as far as this process remembers."`
+	Filter    string      `json:"filter,omitempty" doc:"CEL expression of the configuration that selects the events of the sink."`
+
+	FilterCounts *FilterCounts `json:"filter_counts,omitempty" doc:"What the filter matched; absent where the sink has no filter."`
+
+	Troubles []Trouble `json:"troubles,omitempty" doc:"Why attempts to deliver failed, the newest first, as far as this process remembers."`
 }
 
 // Status returns how each sink is doing, in the order of the configuration.
@@ -47,7 +50,7 @@ func (r *Relay) Status() []SinkStatus {
 
 func (p *Pump) status() SinkStatus {
 	h := p.cursor.Holder()
-	s := SinkStatus{Sink: p.name, Kind: p.kind, Filter: p.settings.Filter, Troubles: p.past.told(), State: SinkUp, Holder: h.Name, Here: h.Here, Behind: p.cursor.Behind(), Committed: p.cursor.Committed()}
+	s := SinkStatus{Sink: p.name, Kind: p.kind, Filter: p.settings.Filter, FilterCounts: p.filter.counts(), Troubles: p.past.told(), State: SinkUp, Holder: h.Name, Here: h.Here, Behind: p.cursor.Behind(), Committed: p.cursor.Committed()}
 	if !h.Since.IsZero() {
 		s.Since = &h.Since
 	}

@@ -120,12 +120,23 @@ type Source interface {
 	// Proof tells what Verify asks for. It is always the same.
 	Proof() Proof
 
+	// Attributes returns the extension attributes that events of this source can
+	// have besides those that every event has (event.Core). It is always the
+	// same.
+	Attributes() Attributes
+
 	// Options answers a sender that asks with the method OPTIONS, before it
 	// sends anything, whether it may. The request has no body, and none of
 	// the credentials that go with one. It returns the headers by which the
 	// sender is let, or false if it is not, or the source knows no such
 	// question: the answer is then as if nobody did.
 	Options(r *Request) (http.Header, bool)
+}
+
+// Attributes are the extension attributes that events of a source can have.
+type Attributes struct {
+	Names []string
+	Any   bool // events can have extensions beyond Names: the sender names them
 }
 
 // MalformedError says which field of a body could not be understood, and why.

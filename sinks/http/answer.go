@@ -61,7 +61,7 @@ func (s *Sink) judge(answer *nethttp.Response) (stop bool, err error) {
 	case status == nethttp.StatusGone:
 		if s.gone.CompareAndSwap(false, true) {
 			s.log.Error("the receiver is gone for good: it has answered 410, and this sink sends nothing more; its events wait in the journal",
-				zap.String("receiver", s.receiver))
+				zap.String("receiver", s.route.Template.String()))
 		}
 		return true, errGone
 	case status == nethttp.StatusRequestTimeout, status == nethttp.StatusTooEarly, status == nethttp.StatusTooManyRequests, status >= 500:

@@ -67,14 +67,14 @@ func (s *Sink) check(ctx context.Context, addr string, t *tls.Config) error {
 	defer cancel()
 	conn, err := s.dial(ctx, "tcp", addr)
 	if err != nil {
-		return fmt.Errorf("connecting to %s: %w", s.receiver, err)
+		return fmt.Errorf("connecting to %s: %w", s.route.Template.String(), err)
 	}
 	defer func() { _ = conn.Close() }() // nothing was sent
 	if t == nil {
 		return nil
 	}
 	if err := tls.Client(conn, t).HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("agreeing with %s on TLS: %w", s.receiver, err)
+		return fmt.Errorf("agreeing with %s on TLS: %w", s.route.Template.String(), err)
 	}
 	return nil
 }

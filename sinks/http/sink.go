@@ -69,7 +69,7 @@ type Sink struct {
 	config    Config
 	env       sinks.Env
 	log       *zap.Logger
-	receiver  string         // what is shown of url
+	route     sinks.Route    // its name is what is shown of url
 	header    nethttp.Header // of each request
 	key       key            // nil: nothing is signed
 	way       func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -86,7 +86,7 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	if err != nil {
 		return nil, errors.New("url is not a URL") // not wrapped: it would be shown
 	}
-	s := &Sink{config: c, env: env, log: env.Log, receiver: u.Scheme + "://" + u.Host, header: c.header(), way: env.Dial}
+	s := &Sink{config: c, env: env, log: env.Log, route: c.Route(), header: c.header(), way: env.Dial}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -154,8 +154,8 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 
 // Destination implements sinks.Sink: the receiver, without the path and the query of
 // its URL, which may hold a secret.
-func (s *Sink) Destination(event.Event) sinks.Destination {
-	return sinks.Destination{Name: s.receiver}
+func (s *Sink) Destination(e event.Event) sinks.Destination {
+	return s.route.Destination(e)
 }
 
 // lanes sorts the events of a batch into lanes, by their indexes. What is in
@@ -268,12 +268,12 @@ func (d *delivery) post(ctx context.Context, parts []part) error {
 	}
 	answer, err := d.sink.transport.RoundTrip(r)
 	if err != nil {
-		return fmt.Errorf("posting to %s: %w", d.sink.receiver, cause(err))
+		return fmt.Errorf("posting to %s: %w", d.sink.route.Template.String(), cause(err))
 	}
 	drop(answer, cancel)
 	stop, err := d.sink.judge(answer)
 	if err != nil {
-		err = fmt.Errorf("posting to %s: %w", d.sink.receiver, err)
+		err = fmt.Errorf("posting to %s: %w", d.sink.route.Template.String(), err)
 	}
 	if stop {
 		d.stop.CompareAndSwap(nil, &err)

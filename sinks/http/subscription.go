@@ -6,8 +6,18 @@ import (
 	"net/url"
 	"slices"
 
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
 )
+
+// Route implements sinks.Config.
+func (c Config) Route() sinks.Route {
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return sinks.Route{} // Validate has parsed it
+	}
+	return sinks.Route{Noun: "receiver", Template: event.Literal(u.Scheme + "://" + u.Host)}
+}
 
 // Subscription implements sinks.Config. Of the URL it leaves out the query, which
 // some receivers take a token from.

@@ -67,7 +67,7 @@ func Kind() sinks.Kind {
 type Sink struct {
 	config    Config
 	log       *zap.Logger
-	topic     event.Template
+	route     sinks.Route
 	conns     *conns
 	transport *kafka.Transport
 	client    *kafka.Client
@@ -83,11 +83,7 @@ type Sink struct {
 }
 
 func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
-	topic, err := event.ParseTemplate(c.Topic)
-	if err != nil {
-		return nil, fmt.Errorf("topic: %w", err)
-	}
-	s := &Sink{config: c, log: env.Log, topic: topic, balancer: kafka.Murmur2Balancer{Consistent: true}}
+	s := &Sink{config: c, log: env.Log, route: c.Route(), balancer: kafka.Murmur2Balancer{Consistent: true}}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -96,6 +92,7 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	}
 	s.conns = &conns{dial: env.Dial, open: map[*tracked]struct{}{}}
 	s.life, s.end = context.WithCancel(context.Background()) // longer than ctx, until Close
+	var err error
 	if s.transport, err = s.newTransport(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -110,8 +107,8 @@ func (s *Sink) newTransport() (*kafka.Transport, error) {
 	t := &kafka.Transport{
 		ClientID: "postwire", Dial: s.conns.Dial, DialTimeout: dialTimeout, MetadataTTL: metadataTTL, Context: s.life,
 	}
-	if s.topic.Static() {
-		t.MetadataTopics = []string{s.topic.String()} // and not all that the cluster has
+	if s.route.Template.Static() {
+		t.MetadataTopics = []string{s.route.Template.String()} // and not all that the cluster has
 	}
 	var err error
 	if t.TLS, err = s.config.TLS.Config(); err != nil {
@@ -128,8 +125,8 @@ func (s *Sink) newTransport() (*kafka.Transport, error) {
 func (s *Sink) check(ctx context.Context) error {
 	s.fresh = true
 	var err error
-	if s.topic.Static() {
-		_, err = s.destination(ctx, s.topic.String())
+	if s.route.Template.Static() {
+		_, err = s.destination(ctx, s.route.Template.String())
 	} else {
 		_, err = s.lookUp(ctx)
 	}
@@ -198,7 +195,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 }
 
 // Destination implements sinks.Sink.
-func (s *Sink) Destination(e event.Event) sinks.Destination { return sinks.To(s.topic, e, safeTopic) }
+func (s *Sink) Destination(e event.Event) sinks.Destination { return s.route.Destination(e) }
 
 // delivery is one call of Deliver.
 type delivery struct {
@@ -226,7 +223,7 @@ func (d *delivery) sort(ctx context.Context) []*queue {
 	byTarget := map[target]*queue{}
 	s.turn++
 	for i, e := range d.batch {
-		topic := s.topic.Expand(e, safeTopic)
+		topic := s.route.Destination(e).Name
 		p, known := places[topic]
 		if !known {
 			p.partitions, p.err = s.destination(ctx, topic)
@@ -367,9 +364,9 @@ func (s *Sink) classify(topic string, err error) error {
 		return sinks.Permanent(reason, err)
 	}
 	switch {
-	case errors.Is(err, kafka.InvalidTopic) && !s.topic.Static():
+	case errors.Is(err, kafka.InvalidTopic) && !s.route.Template.Static():
 		return sinks.Permanent(sinks.ReasonInvalid, err)
-	case errors.Is(err, kafka.TopicAuthorizationFailed) && !s.topic.Static():
+	case errors.Is(err, kafka.TopicAuthorizationFailed) && !s.route.Template.Static():
 		return sinks.Permanent(sinks.ReasonUnauthorized, err)
 	case errors.Is(err, kafka.UnknownTopicOrPartition) && !s.config.Create:
 		return fmt.Errorf("%w: %w", s.missing(topic), err)

@@ -1,6 +1,15 @@
 package kafka
 
-import "github.com/postwire/postwire/sinks"
+import (
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/sinks"
+)
+
+// Route implements sinks.Config.
+func (c Config) Route() sinks.Route {
+	topic, _ := event.ParseTemplate(c.Topic) // Validate has parsed it
+	return sinks.Route{Noun: "topic", Key: "topic", Template: topic, Safe: safeTopic}
+}
 
 // Subscription implements sinks.Config.
 func (c Config) Subscription() sinks.Subscription {

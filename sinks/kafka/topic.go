@@ -41,7 +41,7 @@ func (s *Sink) destination(ctx context.Context, topic string) (partitions, error
 			return p, s.classify(topic, err)
 		}
 		return p, nil
-	case s.topic.Static():
+	case s.route.Template.Static():
 		return p, s.missing(topic) // all events go there: it is to be waited for
 	}
 	return p, sinks.Permanent(sinks.ReasonNoDestination, s.missing(topic))

@@ -11,7 +11,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 	const good = "stream: EVENTS\n"
 	tests := []struct{ name, block, want string }{
 		{"empty subject", good + `subject: ""`, "subject"},
-		{"unknown attribute", good + "subject: events.{plattform}", "{plattform} names no attribute; did you mean {platform}?"},
+		{"unknown attribute", good + "subject: events.{Platform}", "{Platform} names no attribute; did you mean {platform}?"},
 		{"open brace", good + "subject: events.{platform", "a { without its }; write an attribute as {platform}"},
 		{"star", good + "subject: events.*", "wildcard"},
 		{"tail", good + "subject: events.>", "wildcard"},

@@ -81,10 +81,10 @@ func Kind() sinks.Kind {
 // Order in core: one connection, in order; when it breaks, the whole batch is
 // sent again.
 type Sink struct {
-	config  Config
-	env     sinks.Env
-	log     *zap.Logger
-	subject event.Template
+	config Config
+	env    sinks.Env
+	log    *zap.Logger
+	route  sinks.Route
 
 	life context.Context // ends with Close
 	end  context.CancelFunc
@@ -94,11 +94,7 @@ type Sink struct {
 }
 
 func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
-	subject, err := event.ParseTemplate(c.Subject)
-	if err != nil {
-		return nil, fmt.Errorf("subject: %w", err)
-	}
-	s := &Sink{config: c, env: env, log: env.Log, subject: subject}
+	s := &Sink{config: c, env: env, log: env.Log, route: c.Route()}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -152,7 +148,7 @@ func (s *Sink) Close() error {
 
 // Destination implements sinks.Sink.
 func (s *Sink) Destination(e event.Event) sinks.Destination {
-	return sinks.To(s.subject, e, safeToken)
+	return s.route.Destination(e)
 }
 
 // delivery is one call of Deliver.
@@ -181,7 +177,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 
 // message encodes an event. Its errors are Permanent.
 func (s *Sink) message(e event.Event) (*nats.Msg, error) {
-	subject := s.subject.Expand(e, safeToken)
+	subject := s.route.Destination(e).Name
 	if len(subject) > maxSubject {
 		return nil, sinks.Permanent(sinks.ReasonInvalid, fmt.Errorf("the subject has %d bytes, at most %d are sent", len(subject), maxSubject))
 	}
@@ -204,7 +200,7 @@ func (d *delivery) classify(subject string, err error) error {
 		return sinks.Permanent(sinks.ReasonTooLarge, err)
 	case errors.Is(err, nats.ErrBadSubject):
 		return sinks.Permanent(sinks.ReasonInvalid, err)
-	case errors.Is(err, errDenied) && !d.sink.subject.Static():
+	case errors.Is(err, errDenied) && !d.sink.route.Template.Static():
 		return sinks.Permanent(sinks.ReasonUnauthorized, err)
 	case errors.Is(err, jetstream.ErrNoStreamResponse), api != nil && api.ErrorCode == codeOtherStream:
 		return d.refused(subject, err)
@@ -253,7 +249,7 @@ func (d *delivery) core(ctx context.Context, batch []event.Event) error {
 		for i, e := range batch {
 			select {
 			case <-denied[i]: // nil, and so never ready, where nothing was published
-				errs[i] = d.classify(d.sink.subject.Expand(e, safeToken), errDenied)
+				errs[i] = d.classify(d.sink.route.Template.Expand(e, safeToken), errDenied)
 			default:
 			}
 		}

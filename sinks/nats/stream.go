@@ -90,7 +90,7 @@ func (d *delivery) refused(subject string, err error) error {
 		return err // its leader is away, or it came back just now
 	}
 	err = fmt.Errorf("%w: stream %s does not take this subject, only %v", err, d.sink.config.Stream, subjects)
-	if d.sink.subject.Static() {
+	if d.sink.route.Template.Static() {
 		return err
 	}
 	return sinks.Permanent(sinks.ReasonNoDestination, err)

@@ -4,8 +4,15 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
 )
+
+// Route implements sinks.Config.
+func (c Config) Route() sinks.Route {
+	subject, _ := event.ParseTemplate(c.Subject) // Validate has parsed it
+	return sinks.Route{Noun: "subject", Key: "subject", Template: subject, Safe: safeToken}
+}
 
 // Subscription implements sinks.Config.
 func (c Config) Subscription() sinks.Subscription {

@@ -36,6 +36,9 @@ type Config struct {
 // Validate implements config.Settings.
 func (Config) Validate() error { return nil }
 
+// Route implements sinks.Config.
+func (Config) Route() sinks.Route { return sinks.Route{} }
+
 // Subscription implements sinks.Config: nobody can subscribe to a terminal.
 func (Config) Subscription() sinks.Subscription { return sinks.Subscription{} }
 

@@ -28,6 +28,9 @@ var (
 	chats  = regexp.MustCompile(`^(-?[0-9]+|@[A-Za-z][A-Za-z0-9_]{3,})$`)
 )
 
+// Route implements sinks.Config.
+func (Config) Route() sinks.Route { return sinks.Route{} }
+
 // Subscription implements sinks.Config: a chat is for people.
 func (Config) Subscription() sinks.Subscription { return sinks.Subscription{} }
 

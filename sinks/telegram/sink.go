@@ -7,7 +7,7 @@
 // was removed from its chat, or a wrong token, concerns every event, and events
 // wait until it is put right. After a lost answer a message may come twice.
 //
-// Which events are told of is the filter's to say: outcome = 'failure' tells of
+// Which events are told of is the filter's to say: outcome == "failure" tells of
 // failures only.
 package telegram
 

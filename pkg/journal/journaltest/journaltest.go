@@ -898,7 +898,7 @@ func sourced(t *testing.T, h Harness) {
 		t.Helper()
 		var names []string
 		for _, r := range records {
-			names = append(names, r.Source)
+			names = append(names, r.Event.SourceName)
 		}
 		if want := []string{"shop", "till", ""}; !slices.Equal(names, want) {
 			t.Errorf("%s: the sources are %q, want %q", when, names, want)
@@ -917,15 +917,15 @@ func sourced(t *testing.T, h Harness) {
 	}
 	check("read after it was opened again", records)
 	id := journal.DeadID{Sink: "s", Seq: first}
-	if d, err := j.DeadLetter(t.Context(), id); err != nil || d.Source != "shop" {
-		t.Errorf("the dead letter is of %q, %v", d.Source, err)
+	if d, err := j.DeadLetter(t.Context(), id); err != nil || d.Event.SourceName != "shop" {
+		t.Errorf("the dead letter is of %q, %v", d.Event.SourceName, err)
 	}
 	c = mustReader(t, j, "s", journal.Earliest)
 	if _, err := j.Retry(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	if r := mustRead(t, c, 1)[0]; r.Source != "shop" || r.Of != first {
-		t.Errorf("what is retried is of %q, first at %d", r.Source, r.Of)
+	if r := mustRead(t, c, 1)[0]; r.Event.SourceName != "shop" || r.Of != first {
+		t.Errorf("what is retried is of %q, first at %d", r.Event.SourceName, r.Of)
 	}
 }
 

@@ -105,11 +105,11 @@ func (g *group) appendEvent(e event.Event, value []byte) (journal.Receipt, error
 			return journal.Receipt{}, err
 		}
 		original = sighting{first: g.now, seq: g.last, id: e.CloudEvent.ID()}
-		name := e.Keys[0].Source()
+		e.SourceName = e.Keys[0].Source()
 		if !g.st.keepKeys {
 			e.Keys = nil
 		}
-		g.appended = append(g.appended, sized{journal.Record{Seq: g.last, Accepted: g.time(), Source: name, Event: e}, len(value)})
+		g.appended = append(g.appended, sized{journal.Record{Seq: g.last, Accepted: g.time(), Event: e}, len(value)})
 	}
 	// A duplicate may bring a key that its original did not have. It is
 	// remembered as seen with the original: a duplicate extends nothing.

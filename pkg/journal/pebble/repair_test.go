@@ -432,7 +432,7 @@ func TestFormatOne(t *testing.T) {
 		t.Errorf("an event that is there: %+v, %v", r, err)
 	}
 	// That version did not write down which source an event came by.
-	if records, err := j.Read(t.Context(), 1, 300); err != nil || len(records) != 300 || records[299].Source != "" {
+	if records, err := j.Read(t.Context(), 1, 300); err != nil || len(records) != 300 || records[299].Event.SourceName != "" {
 		t.Errorf("%d records, %v", len(records), err)
 	}
 }

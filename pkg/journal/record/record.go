@@ -415,11 +415,12 @@ func (d *Decoder) Record(s journal.Seq, value []byte) (journal.Record, error) {
 		return r, err
 	}
 	keys := r.Event.Keys
-	if r.Event, r.Source, err = d.event(encoded); err != nil {
+	var name string
+	if r.Event, name, err = d.event(encoded); err != nil {
 		return r, fmt.Errorf("event %d: %w", s, err)
 	}
-	if r.Event.Keys = keys; r.Source == "" {
-		r.Source = sourceOf(keys)
+	if r.Event.Keys, r.Event.SourceName = keys, name; name == "" {
+		r.Event.SourceName = sourceOf(keys)
 	}
 	return r, nil
 }

@@ -131,8 +131,8 @@ func TestSource(t *testing.T) {
 		source string
 	}{"of an older version": {old, ""}, "with its source": {sourced, "upload-post"}, "with its keys": {keyed, "upload-post"}} {
 		r, err := Decode(1, tt.record)
-		if err != nil || r.Source != tt.source {
-			t.Errorf("%s: the source is %q, %v", what, r.Source, err)
+		if err != nil || r.Event.SourceName != tt.source {
+			t.Errorf("%s: the source is %q, %v", what, r.Event.SourceName, err)
 		}
 		if diff := cmp.Diff(e.CloudEvent.String(), r.Event.CloudEvent.String()); diff != "" {
 			t.Errorf("%s: (-want +got):\n%s", what, diff)

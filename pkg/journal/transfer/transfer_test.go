@@ -279,14 +279,14 @@ func look(t *testing.T, p place) (pic picture) {
 	describe := func(e transfer.Event) string {
 		e.Keys = nil
 		r := must(record.Decode(e.Seq, e.Record()))(t)
-		if r.Source == "" {
+		if r.Event.SourceName == "" {
 			t.Errorf("%s: without its keys nobody knows its source", r.Event.CloudEvent.ID())
 		}
 		ev := r.Event
 		if data := ev.CloudEvent.DataEncoded; len(data) > 1<<10 {
 			ev.CloudEvent.DataEncoded = fmt.Appendf(nil, `"%x"`, sha256.Sum256(data))
 		}
-		return fmt.Sprintf("%s at %s by %s, only %s, %s", ev.CloudEvent.ID(), e.Accepted.Format(time.RFC3339Nano), r.Source, e.Only, must(json.Marshal(ev.CloudEvent))(t))
+		return fmt.Sprintf("%s at %s by %s, only %s, %s", ev.CloudEvent.ID(), e.Accepted.Format(time.RFC3339Nano), r.Event.SourceName, e.Only, must(json.Marshal(ev.CloudEvent))(t))
 	}
 	var ofs []journal.Seq
 	all := func() (got []transfer.Event) {

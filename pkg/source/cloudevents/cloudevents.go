@@ -38,6 +38,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
 )
@@ -113,6 +114,13 @@ const (
 	allowedOrigin = "Webhook-Allowed-Origin"
 	allowedRate   = "Webhook-Allowed-Rate"
 )
+
+// Attributes implements source.Source: the sender names them. Those that
+// Postwire and CloudEvents document are listed, so that a filter can use their
+// names.
+func (s *Source) Attributes() source.Attributes {
+	return source.Attributes{Names: event.Extensions(), Any: true}
+}
 
 // Options implements source.Source: the handshake of "HTTP 1.1 Web Hooks for
 // Event Delivery", section 4. Who may not send gets no header of it, and so no

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -109,6 +110,12 @@ func Check(t *testing.T, s source.Source, body []byte) {
 		}
 		if diff := cmp.Diff(e.Keys, again[i].Keys); diff != "" {
 			t.Errorf("equal bodies give other keys:\n%s", diff)
+		}
+		for name := range e.CloudEvent.Extensions() {
+			a := s.Attributes()
+			if !a.Any && !slices.Contains(a.Names, name) && !slices.Contains(event.Core(), name) {
+				t.Errorf("event %d has the extension %s, which is not among Attributes, %v", i, name, a.Names)
+			}
 		}
 		for _, name := range event.Attributes() {
 			if v, ok := e.Attribute(name); ok && strings.ContainsAny(v, "\x00\r\n") {

@@ -15,6 +15,7 @@ import (
 	_ "time/tzdata" // the sender's zone must be known on a machine without a zone database
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/pkg/source/jsonbody"
@@ -125,6 +126,13 @@ func (s *Source) Verify(r *source.Request) error { return s.verifier.Verify(r) }
 
 // Proof implements source.Source.
 func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
+
+// Attributes implements source.Source.
+func (s *Source) Attributes() source.Attributes {
+	return source.Attributes{Names: []string{
+		event.Platform, event.MediaType, event.Profile, event.Outcome, event.PublishID, event.PartitionKey, event.CorrelationID, event.DeliveryID, event.Origin,
+	}}
+}
 
 // Options implements source.Source: Upload-Post does not ask.
 func (s *Source) Options(*source.Request) (http.Header, bool) { return nil, false }

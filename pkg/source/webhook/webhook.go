@@ -52,7 +52,7 @@ const longestName = 20
 func taken() []string {
 	return []string{
 		"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data",
-		event.PartitionKey, event.RecordedTime, event.TraceParent, "tracestate",
+		event.PartitionKey, event.RecordedTime, event.TraceParent, event.SourceName, "tracestate",
 	}
 }
 
@@ -200,6 +200,18 @@ func (s *Source) Verify(r *source.Request) error { return s.verifier.Verify(r) }
 
 // Proof implements source.Source.
 func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
+
+// Attributes implements source.Source: what the mapping names.
+func (s *Source) Attributes() source.Attributes {
+	var a source.Attributes
+	if s.mapping.partitionKey != nil {
+		a.Names = append(a.Names, event.PartitionKey)
+	}
+	for _, x := range s.mapping.extensions {
+		a.Names = append(a.Names, x.name)
+	}
+	return a
+}
 
 // Options implements source.Source: such senders do not ask.
 func (s *Source) Options(*source.Request) (http.Header, bool) { return nil, false }

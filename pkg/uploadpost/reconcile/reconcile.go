@@ -21,11 +21,8 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost"
 )
 
-// Origin is the extension of events that were found, and its value.
-const (
-	Origin      = "origin"
-	FromHistory = "history"
-)
+// FromHistory is the value of the attribute event.Origin of events that were found.
+const FromHistory = "history"
 
 // near is how far the times of one upload may be apart in the history and in its
 // webhook.
@@ -227,7 +224,7 @@ func (r *Reconciler) event(u uploadpost.Upload) (event.Event, error) {
 		return event.Event{}, fmt.Errorf("making an event of an upload: %w", err)
 	}
 	e := events[0]
-	e.CloudEvent.SetExtension(Origin, FromHistory)
+	e.CloudEvent.SetExtension(event.Origin, FromHistory)
 	// The history does not tell which of the two ids of a webhook it has.
 	for _, id := range u.PostIDs {
 		e.Keys = append(e.Keys, upload.SuccessKeys(r.opts.Source, u.Platform, id)...)

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/pebble"
 	"github.com/postwire/postwire/pkg/source"
@@ -174,7 +175,7 @@ func TestCompare(t *testing.T) {
 		t.Fatalf("%d events are stored", len(records))
 	}
 	e := records[6].Event.CloudEvent
-	if e.ID() != "upload_completed/youtube/new/success" || e.Extensions()[Origin] != FromHistory || e.Type() != "com.upload-post.upload_completed" {
+	if e.ID() != "upload_completed/youtube/new/success" || e.Extensions()[event.Origin] != FromHistory || e.Type() != "com.upload-post.upload_completed" {
 		t.Errorf("recovered: %v", e)
 	}
 	const want = `{"event":"upload_completed","profile_username":"p","platform":"youtube","media_type":"video","job_id":"j4","request_id":"r4","result":{"success":true,"url":"https://x/1","post_id":"new"},"created_at":"2026-05-01T11:40:00.000000Z"}`

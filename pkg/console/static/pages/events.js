@@ -23,7 +23,7 @@ export default async function events(page) {
       field("Source", input("source", { value: value("source"), placeholder: "upload-post" }), "Its name in the configuration."),
       field("Accepted from", input("from", { value: value("from"), placeholder: "2h" }), "How long ago, or 2026-01-31T12:00:00Z."),
       field("Accepted before", input("to", { value: value("to"), placeholder: "now" })),
-      field("CESQL expression", input("filter", { value: value("filter"), placeholder: "mediatype = 'video'" }))),
+      field("Filter (CEL)", input("filter", { value: value("filter"), placeholder: 'mediatype == "video"' }))),
     h("div", { className: "actions" }, h("button", { type: "submit", className: "primary" }, "Search"), live));
   page.show(header("Events"), form, results);
 
@@ -104,18 +104,19 @@ async function search(signal, results, query) {
   await more().catch(trouble);
 }
 
-// cesql says in one expression what the fields say.
-function cesql(query) {
-  const text = (v) => `'${v.replaceAll("\\", "\\\\").replaceAll("'", "\\'")}'`;
-  const like = (v) => v.replaceAll("\\", "\\\\").replaceAll("%", "\\%").replaceAll("_", "\\_").replaceAll("'", "\\'");
+// filterOf returns one CEL expression for all fields of the form. A CEL string is
+// written as a JSON string. The fields name attributes by index, which is allowed
+// whatever the sources set.
+function filterOf(query) {
+  const text = JSON.stringify;
   const parts = [];
-  if (query.id) parts.push(`id LIKE '%${like(query.id)}%'`);
-  if (query.type) parts.push(`(type = ${text(query.type)} OR type LIKE '%.${like(query.type)}')`);
+  if (query.id) parts.push(`id.contains(${text(query.id)})`);
+  if (query.type) parts.push(`(type == ${text(query.type)} || type.endsWith(${text(`.${query.type}`)}))`);
   for (const [field, attribute] of [["publish_id", "publishid"], ["profile", "profile"], ["platform", "platform"], ["outcome", "outcome"]]) {
-    if (query[field]) parts.push(`${attribute} = ${text(query[field])}`);
+    if (query[field]) parts.push(`attributes.${attribute} == ${text(query[field])}`);
   }
   if (query.filter) parts.push(`(${query.filter})`);
-  return parts.join(" AND ");
+  return parts.join(" && ");
 }
 
 // tail shows what comes, at a rate that a person can read, and counts the rest.
@@ -148,7 +149,7 @@ function tail(results, query, still) {
     }
   };
   const draw = () => { if (!drawing) { drawing = true; requestAnimationFrame(frame); } };
-  const close = api.follow({ filter: cesql(query), source: query.source, most }, {
+  const close = api.follow({ filter: filterOf(query), source: query.source, most }, {
     event: (s) => { seen++; recent.push([Date.now(), 1]); rows.push(s); if (rows.length > kept) rows.shift(); draw(); },
     missed: (m) => { missed += m.events; recent.push([Date.now(), m.events]); draw(); },
     fate: (f) => {

@@ -35,6 +35,9 @@ function troubles({ status, sources, figures, conf, counts }) {
     if (s.state === "probed") add("bad", `${s.sink} takes nothing`, `The breaker is open and it is probed with one event at a time; ${plural(s.behind, "event")} wait. ${why}`, "#/sinks");
     else if (s.state === "failing") add("warn", `${s.sink} fails`, `Attempts are repeated; ${plural(s.behind, "event")} wait. ${why}`, "#/sinks");
     else if (s.state === "paused") add("warn", `${s.sink} is paused`, `For ${age(s.paused)}; ${plural(s.behind, "event")} wait.`, "#/sinks");
+    const f = s.filter_counts;
+    if (f && f.errors) add("warn", `The filter of ${s.sink} cannot be evaluated`, `${plural(f.errors, "event")} did not match for that reason. ${f.last_error}`, "#/sinks");
+    else if (f && !f.matched && f.filtered) add("warn", `The filter of ${s.sink} has matched nothing`, `${plural(f.filtered, "event")} were filtered since the relay started or the filter changed.`, "#/sinks");
   }
   for (const g of (counts && counts.groups) || []) {
     if (g.kind === "dead_letter") add("warn", `${plural(g.count, "dead letter")} of ${g.sink}: ${reason(g.reason)}`, "They wait to be retried or dropped.", `#/aside?sink=${api.name(g.sink)}&reason=${api.name(g.reason)}`);

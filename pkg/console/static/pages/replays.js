@@ -48,7 +48,7 @@ export default async function replays(page) {
       field("Sink", select("sink", sinks.map((s) => [s, s]), page.query.get("sink"))),
       field("Accepted from", input("from", { value: "2h", required: true }), "How long ago, or 2026-01-31T12:00:00Z."),
       field("Accepted before", input("to", { placeholder: "now" })),
-      field("CESQL expression", input("filter", { placeholder: "platform = 'instagram'" })),
+      field("Filter (CEL)", input("filter", { placeholder: 'platform == "instagram"' })),
       field("Most a second", input("rate", { placeholder: "1000", inputmode: "numeric", pattern: "[0-9]+" })),
       field("Other subject", input("subject"), "For NATS; empty is the sink’s."), field("Other topic", input("topic"), "For Kafka; empty is the sink’s.")),
     h("div", { className: "actions" }, h("button", { type: "submit", className: "primary" }, "Count")));

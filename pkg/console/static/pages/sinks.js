@@ -47,6 +47,8 @@ function draw(s, i, figures, again) {
       ["Oldest in hand", s.oldest && s.behind ? [time(s.oldest, true), ` (${age(s.oldest)})`] : null],
       ["Delivered by", s.holder ? [s.holder, s.here ? " (this process)" : "", s.since ? [" since ", time(s.since, true)] : ""] : null],
       ["Done up to", `place ${count(s.committed)}`], ["Filter", s.filter && h("code", null, s.filter)],
+      ["Filter matched", s.filter_counts && `${count(s.filter_counts.matched)} of ${plural(s.filter_counts.matched + s.filter_counts.filtered, "event")}`],
+      ["Filter errors", s.filter_counts && s.filter_counts.errors ? `${count(s.filter_counts.errors)}: ${s.filter_counts.last_error}` : null],
     ]),
     h("h3", null, "Last errors"),
     s.troubles && s.troubles.length

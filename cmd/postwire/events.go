@@ -1,0 +1,94 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postwire/postwire/pkg/admin"
+)
+
+func eventsCommand() *cobra.Command {
+	var a adminFlags
+	var out output
+	var limit int
+	var before uint64
+	query := map[string]*string{}
+	cmd := &cobra.Command{
+		Use:   "events",
+		Short: "Search stored events, newest first",
+		Long: `Search the events that a running relay has stored, newest first, with the
+delivery status at each sink. A filter can be tried here before it becomes the
+filter of a sink. One request looks at a bounded number of events; the last line
+says where to continue.`,
+		Example: `  postwire events --filter 'outcome == "failure"'
+  postwire events --source shop --from 2h --limit 10 -o json`,
+		Args: cobra.NoArgs,
+		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
+			if err := out.check("short"); err != nil {
+				return err
+			}
+			values := url.Values{"limit": {strconv.Itoa(limit)}}
+			for name, value := range query {
+				if *value != "" {
+					values.Set(name, *value)
+				}
+			}
+			if before > 0 {
+				values.Set("before", strconv.FormatUint(before, 10))
+			}
+			found, err := c.Search(cmd.Context(), values)
+			if err != nil {
+				return err
+			}
+			if out == "json" {
+				return printJSON(cmd.OutOrStdout(), found)
+			}
+			return showFound(cmd, found)
+		}),
+	}
+	a.register(cmd)
+	f := cmd.Flags()
+	for _, p := range []struct{ name, parameter, doc string }{
+		{"filter", "filter", "CEL expression over the attributes that selects the events"},
+		{"source", "source", "only events of the source with this name"},
+		{"id", "id", "only events whose id contains this text"},
+		{"type", "type", "only events of this type, or of a type that ends in a dot and this text"},
+		{"from", "from", "only events accepted since then: 2h, or 2026-01-31T12:00:00Z"},
+		{"to", "to", "only events accepted before then"},
+	} {
+		query[p.parameter] = f.String(p.name, "", p.doc)
+	}
+	f.IntVar(&limit, "limit", 50, "maximum number of events to show, 1 to 200")
+	f.Uint64Var(&before, "before", 0, "only events before this sequence, to continue a search")
+	out.register(cmd, "short")
+	return cmd
+}
+
+func showFound(cmd *cobra.Command, found admin.Found) error {
+	w := cmd.OutOrStdout()
+	for _, s := range found.Events {
+		var e struct{ ID, Type string }
+		if err := json.Unmarshal(s.Event.RawMessage, &e); err != nil {
+			return err
+		}
+		states := make([]string, len(s.Fates))
+		for i, f := range s.Fates {
+			states[i] = fateText(f)
+		}
+		if _, err := fmt.Fprintf(w, "%s  #%d  %s  %s  %s\n", s.Accepted.Local().Format(time.DateTime), s.Seq, oneLine(e.Type), oneLine(e.ID), strings.Join(states, "  ")); err != nil {
+			return err
+		}
+	}
+	text := fmt.Sprintf("%d events match of %d searched", len(found.Events), found.Scanned)
+	if found.Next > 0 {
+		text += fmt.Sprintf("; continue with --before %d", found.Next)
+	}
+	_, err := fmt.Fprintln(w, text)
+	return err
+}
