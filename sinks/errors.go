@@ -34,7 +34,7 @@ const (
 	ReasonTooLarge      Reason = "too_large"      // over the broker's limit of a message
 	ReasonNoDestination Reason = "no_destination" // the subject or topic of this event does not exist and is not to be created
 	ReasonInvalid       Reason = "invalid"        // the broker cannot take it in this form
-	ReasonUnauthorized  Reason = "unauthorized"   // the broker forbids this subject or topic, and only this; over HTTP, 401 or 403
+	ReasonUnauthorized  Reason = "unauthorized"   // the broker forbids the subject or topic that this event's attributes name, and only this
 	ReasonRefused       Reason = "refused"        // the receiver says no, and not why
 	ReasonExpired       Reason = "expired"        // retry.max_age passed
 )

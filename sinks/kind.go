@@ -28,6 +28,8 @@ type Retry struct {
 	Initial time.Duration `yaml:"initial" doc:"Wait before the second attempt; it grows by half each time, with jitter."`
 	Max     time.Duration `yaml:"max" doc:"Longest wait between two attempts."`
 	MaxAge  time.Duration `yaml:"max_age" doc:"Age from acceptance at which an event is given up and becomes a dead letter; 0 is never."`
+
+	DeadLetterOn []int `yaml:"dead_letter_on" doc:"HTTP statuses after which an event becomes a dead letter, beside 400, 409, 413, 422 and, in binary mode, 415. Only for sinks of type http. Without it 401, 403, 404, 405 and other statuses are tried again." example:"[404]"`
 }
 
 // DefaultSettings returns the settings of a sink that sets none.
@@ -62,6 +64,11 @@ func (s Settings) Validate() error {
 	}
 	if s.Retry.MaxAge < 0 {
 		p.Add("retry.max_age", "is negative", "use 0 for never, or an age such as 72h")
+	}
+	for i, status := range s.Retry.DeadLetterOn {
+		if status < 400 || status > 599 {
+			p.Add(fmt.Sprintf("retry.dead_letter_on[%d]", i), fmt.Sprintf("%d is no status of a failure", status), "use 400 to 599, for example 404")
+		}
 	}
 	return p.Err()
 }

@@ -73,6 +73,10 @@ type Env struct {
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	Now  func() time.Time
 
+	// DeadLetterOn are the statuses of a receiver over HTTP after which the
+	// operator wants a dead letter (retry.dead_letter_on).
+	DeadLetterOn []int
+
 	// Replay names the replay that the sink works for; it is empty in live
 	// traffic. A replay is meant to repeat: where the broker drops repeats
 	// by an ID of the message, it must not take these for such.

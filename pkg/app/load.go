@@ -113,6 +113,9 @@ func check(c *config.Config, err error) (*Plan, error) {
 			continue
 		}
 		errs = append(errs, p.checkAttributes(b, s))
+		if len(s.Settings.Retry.DeadLetterOn) > 0 && s.Kind != "http" {
+			errs = append(errs, b.Problem("retry.dead_letter_on", "is for sinks of type http: other brokers answer without an HTTP status", "remove it"))
+		}
 		p.Sinks = append(p.Sinks, s)
 		p.blocks[b.Name] = b
 	}

@@ -110,7 +110,7 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 	p.past = r.pasts.of(out.Name, func() *past {
 		return &past{noted: r.noted, sink: out.Name, since: r.opts.Now(), stood: cursor.Committed()}
 	})
-	p.out = outlet{past: p.past, ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, Dial: r.opts.Dial, Now: r.opts.Now}}
+	p.out = outlet{past: p.past, ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now}}
 	return p, nil
 }
 

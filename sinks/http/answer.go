@@ -1,6 +1,7 @@
 package http
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net"
 	nethttp "net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -47,14 +49,22 @@ func (e *answerError) Error() string {
 }
 
 // judge says what an answer means for the events of its request. Stop says that
-// it means the same for all events, so that none is sent before the next
+// the answer means the same for all events, so that none is sent before the next
 // attempt.
 //
-// A 4xx is taken for a verdict on the event, because nothing tells one on the
-// event from one on the url or the credentials.
+// A status is a verdict on the event only where the receiver can hardly have
+// meant anything else (verdict), or where the operator says so by
+// retry.dead_letter_on. What is wrong with the url, the credentials or the
+// headers of the sink is the operator's to correct: the events wait.
 func (s *Sink) judge(answer *nethttp.Response) (stop bool, err error) {
 	status := answer.StatusCode
-	failed := &answerError{status: status}
+	failed := &answerError{status: status, hint: s.advice(status)}
+	if slices.Contains(s.env.DeadLetterOn, status) {
+		return false, sinks.Permanent(cmp.Or(s.verdict(status), sinks.ReasonRefused), failed)
+	}
+	if reason := s.verdict(status); reason != "" {
+		return false, sinks.Permanent(reason, failed)
+	}
 	switch {
 	case status >= 200 && status < 300:
 		return false, nil
@@ -64,34 +74,54 @@ func (s *Sink) judge(answer *nethttp.Response) (stop bool, err error) {
 				zap.String("receiver", s.route.Template.String()))
 		}
 		return true, errGone
-	case status == nethttp.StatusRequestTimeout, status == nethttp.StatusTooEarly, status == nethttp.StatusTooManyRequests, status >= 500:
-		wait := retryAfter(answer.Header.Get("Retry-After"), s.now())
-		if wait > 0 {
-			return true, sinks.RetryAfter(wait, failed)
-		}
-		return status == nethttp.StatusTooManyRequests, failed
-	case status >= 400:
-		return false, sinks.Permanent(reason(status), failed)
-	case status >= 300:
-		failed.hint = "redirects are not followed, set url to the new address"
-		return true, failed
 	}
-	return false, failed
+	if wait := retryAfter(answer.Header.Get("Retry-After"), s.now()); wait > 0 {
+		return true, sinks.RetryAfter(wait, failed)
+	}
+	return failed.hint != "" || status == nethttp.StatusTooManyRequests, failed
 }
 
-// reason is why an event is set aside that was answered with a 4xx.
-func reason(status int) sinks.Reason {
+// verdict is why an event becomes a dead letter after an answer with this status;
+// empty where the answer says nothing about the event.
+func (s *Sink) verdict(status int) sinks.Reason {
 	switch status {
-	case nethttp.StatusRequestEntityTooLarge, nethttp.StatusRequestHeaderFieldsTooLarge:
+	case nethttp.StatusRequestEntityTooLarge:
 		return sinks.ReasonTooLarge
-	case nethttp.StatusUnauthorized, nethttp.StatusForbidden, nethttp.StatusProxyAuthRequired:
-		return sinks.ReasonUnauthorized
-	case nethttp.StatusNotFound:
-		return sinks.ReasonNoDestination
-	case nethttp.StatusBadRequest, nethttp.StatusUnsupportedMediaType, nethttp.StatusUnprocessableEntity:
+	case nethttp.StatusBadRequest, nethttp.StatusUnprocessableEntity:
 		return sinks.ReasonInvalid
+	case nethttp.StatusUnsupportedMediaType:
+		if s.config.ContentMode == sinks.Binary { // otherwise the sink chose the media type
+			return sinks.ReasonInvalid
+		}
+	case nethttp.StatusConflict:
+		return sinks.ReasonRefused
 	}
-	return sinks.ReasonRefused
+	return ""
+}
+
+// advice is what the operator can correct after an answer with this status; empty
+// where nothing of the configuration is to blame.
+func (s *Sink) advice(status int) string {
+	switch status {
+	case nethttp.StatusUnauthorized, nethttp.StatusForbidden:
+		return "check the credentials of this sink: bearer, basic, headers, signing or tls"
+	case nethttp.StatusProxyAuthRequired:
+		return "a proxy asks for credentials; set url to the receiver itself"
+	case nethttp.StatusNotFound, nethttp.StatusMethodNotAllowed, nethttp.StatusMisdirectedRequest, nethttp.StatusRequestURITooLong:
+		return "check url; where the receiver refuses single events in this way, list the status in retry.dead_letter_on"
+	case nethttp.StatusUnsupportedMediaType, nethttp.StatusNotAcceptable:
+		if status == nethttp.StatusUnsupportedMediaType && s.config.ContentMode == sinks.Binary {
+			return ""
+		}
+		return "check content_mode"
+	case nethttp.StatusLengthRequired, nethttp.StatusExpectationFailed, nethttp.StatusUpgradeRequired, nethttp.StatusPreconditionRequired,
+		nethttp.StatusPreconditionFailed, nethttp.StatusRequestHeaderFieldsTooLarge:
+		return "check url and headers of this sink"
+	}
+	if status >= 300 && status < 400 {
+		return "redirects are not followed, set url to the new address"
+	}
+	return ""
 }
 
 // retryAfter reads the header: seconds or a date. What cannot be read is no wish.

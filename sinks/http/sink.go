@@ -8,14 +8,14 @@
 // another one where they are grouped otherwise: there, compare each event's
 // source and id.
 //
-// An event is delivered when the receiver answers with a 2xx. After 408, 425,
-// 429, any 5xx, a redirect (none is followed) or no answer, it is tried again,
-// and no sooner than Retry-After asks, up to an hour. After 410 nothing more is
-// sent until Postwire is started again, and events wait. After any other 4xx the
-// event becomes a dead letter; of a batch, only the event that the receiver
-// refuses alone. This holds for 401, 403 and 404 too: with wrong credentials or
-// a wrong url every event becomes a dead letter, to be retried once they are
-// right.
+// An event is delivered when the receiver answers with a 2xx. After 400, 409, 413
+// or 422, in binary mode also after 415, the event becomes a dead letter; of a
+// batch, only the event that the receiver refuses alone. After 410 nothing more
+// is sent until Postwire is started again, and events wait. After any other
+// answer (a redirect is not followed), or none, the event is tried again, and no
+// sooner than Retry-After asks, up to an hour: credentials (401, 403, 407) and a
+// wrong url (404, 405) are for the operator to correct. Statuses listed in
+// retry.dead_letter_on make dead letters instead.
 //
 // Neither answers' bodies nor what follows the host in url is ever logged. There
 // is no way through a proxy, and HTTP_PROXY is not heeded.
@@ -45,9 +45,9 @@ import (
 var errClosed = errors.New("the sink is closed")
 
 const summary = "CloudEvents over HTTP: Knative, functions, a service of your own. A 2xx acknowledges. " +
-	"After 408, 425, 429, 5xx, a redirect or silence an event is tried again, no sooner than Retry-After asks; " +
+	"After 400, 409, 413, 422, or a status listed in retry.dead_letter_on, the event becomes a dead letter; " +
 	"after 410 nothing more is sent until Postwire is started again; " +
-	"any other 4xx, 401, 403 and 404 too, makes it a dead letter. There is no way through a proxy."
+	"after any other answer, or none, the event is tried again, no sooner than Retry-After asks. There is no way through a proxy."
 
 //go:embed example.yaml
 var example string

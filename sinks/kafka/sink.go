@@ -349,7 +349,7 @@ func guilty(err error) sinks.Reason {
 	switch {
 	case errors.Is(err, kafka.MessageSizeTooLarge), errors.Is(err, kafka.RecordListTooLarge):
 		return sinks.ReasonTooLarge
-	case errors.Is(err, kafka.InvalidRecord), errors.Is(err, kafka.InvalidTimestamp):
+	case errors.Is(err, kafka.InvalidRecord):
 		return sinks.ReasonInvalid
 	}
 	return ""
@@ -368,6 +368,8 @@ func (s *Sink) classify(topic string, err error) error {
 		return sinks.Permanent(sinks.ReasonInvalid, err)
 	case errors.Is(err, kafka.TopicAuthorizationFailed) && !s.route.Template.Static():
 		return sinks.Permanent(sinks.ReasonUnauthorized, err)
+	case errors.Is(err, kafka.InvalidTimestamp): // the relay's, not the event's
+		return fmt.Errorf("%w: compare the clocks of this machine and the broker, and message.timestamp.after.max.ms of topic %s", err, topic)
 	case errors.Is(err, kafka.UnknownTopicOrPartition) && !s.config.Create:
 		return fmt.Errorf("%w: %w", s.missing(topic), err)
 	}

@@ -198,7 +198,7 @@ func (d *delivery) classify(subject string, err error) error {
 		return sinks.Permanent(sinks.ReasonTooLarge, fmt.Errorf("%w of %d bytes", err, d.conn.MaxPayload()))
 	case api != nil && (api.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum || api.ErrorCode == codeHeaderTooLarge):
 		return sinks.Permanent(sinks.ReasonTooLarge, err)
-	case errors.Is(err, nats.ErrBadSubject):
+	case errors.Is(err, nats.ErrBadSubject) && !d.sink.route.Template.Static():
 		return sinks.Permanent(sinks.ReasonInvalid, err)
 	case errors.Is(err, errDenied) && !d.sink.route.Template.Static():
 		return sinks.Permanent(sinks.ReasonUnauthorized, err)
