@@ -301,6 +301,11 @@ var situations = map[string][]situation{
 		{`postwire_sink_filter_errors_total{` + where + `,sink="nats"} 0x5 1x10`, 10 * time.Minute, "could not be evaluated"},
 		{`postwire_sink_filter_errors_total{` + where + `,sink="nats"} 7x30`, 20 * time.Minute, ""},
 	},
+	"PostwireSinkUnconfigured": {
+		{"postwire_sink_unconfigured_lag_events{" + where + `,sink="old"} 7x60`, 30 * time.Minute, "7 events that were pending"},
+		{"postwire_sink_unconfigured_lag_events{" + where + `,sink="old"} 0x60`, 30 * time.Minute, ""},
+		{"postwire_sink_unconfigured_lag_events{" + where + `,sink="old"} 7x4`, 30 * time.Minute, ""},
+	},
 	"PostwireSinkUnreadable": {
 		{`postwire_sink_unreadable_total{` + where + `,sink="nats"} 0x5 1x10`, 10 * time.Minute, "journal check"},
 		{`postwire_sink_unreadable_total{` + where + `,sink="nats"} 7x30`, 20 * time.Minute, ""},

@@ -13,7 +13,7 @@ func sinksCommand() *cobra.Command {
 	var f adminFlags
 	cmd := &cobra.Command{
 		Use:   "sinks",
-		Short: "Pause a sink, and resume it",
+		Short: "Pause, resume, adopt or delete sinks",
 		Long: `A sink that is paused is sent nothing, replays included; its events wait in the
 journal. 'postwire status' shows how each sink is doing.`,
 		Args: cobra.NoArgs,
@@ -27,7 +27,75 @@ Where max_age or max_events of the sink are set, they are applied when it is
 resumed.`),
 		sinkSteerCommand(&f, "resume", "Let a sink be sent to again, from where it stands",
 			`Nothing is left out: delivery goes on behind the newest event that is done with.
-A sink that is not paused is left as it is.`))
+A sink that is not paused is left as it is.`),
+		sinkAdoptCommand(&f), sinkDeleteCommand(&f))
+	return cmd
+}
+
+func sinkAdoptCommand(a *adminFlags) *cobra.Command {
+	var out output
+	request := admin.AdoptRequest{}
+	cmd := &cobra.Command{
+		Use:   "adopt NAME --as SINK",
+		Short: "Deliver the pending events of a sink that is no longer configured to another sink",
+		Long: `Deliver the events that were pending for a sink when it was removed from the
+configuration, or renamed, to a configured sink, and delete the cursor of the old
+one. The running relay sends the events that it accepted before the configured
+sink existed, as a replay that survives a restart ('postwire replay --list'); later
+events reach the configured sink anyway. 'postwire status' lists sinks that are no
+longer configured.`,
+		Example: "  postwire sinks adopt kafka-old --as kafka",
+		Args:    cobra.ExactArgs(1),
+		RunE: asking(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
+			if err := out.check("text"); err != nil {
+				return err
+			}
+			if request.As == "" {
+				return fmt.Errorf("%w: --as: name the configured sink that gets the events", errUsage)
+			}
+			re, err := c.AdoptSink(cmd.Context(), args[0], request)
+			if err != nil {
+				return err
+			}
+			if out == "json" {
+				return printJSON(cmd.OutOrStdout(), re)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "sink %s adopts %d events of %s, as replay %s\n", oneLine(re.Sink), re.Total, oneLine(args[0]), re.ID)
+			return err
+		}),
+	}
+	cmd.Flags().StringVar(&request.As, "as", "", "name of the configured sink that gets the events")
+	cmd.Flags().IntVar(&request.Rate, "rate", 1000, "maximum number of events per second")
+	out.register(cmd, "text")
+	return cmd
+}
+
+func sinkDeleteCommand(a *adminFlags) *cobra.Command {
+	var out output
+	cmd := &cobra.Command{
+		Use:   "delete NAME",
+		Short: "Discard the pending events of a sink that is no longer configured",
+		Long: `Discards the events that were pending for a sink when it was removed from the
+configuration: deletes the cursor of the sink. Its dead letters stay. To deliver
+the events, use 'postwire sinks adopt'.`,
+		Example: "  postwire sinks delete kafka-old",
+		Args:    cobra.ExactArgs(1),
+		RunE: asking(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
+			if err := out.check("text"); err != nil {
+				return err
+			}
+			d, err := c.DeleteSink(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if out == "json" {
+				return printJSON(cmd.OutOrStdout(), d)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "sink %s deleted; pending events discarded: %d\n", oneLine(d.Sink), d.Discarded)
+			return err
+		}),
+	}
+	out.register(cmd, "text")
 	return cmd
 }
 

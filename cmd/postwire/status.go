@@ -39,6 +39,18 @@ sink; how a sink takes its events, only that one.`,
 	return cmd
 }
 
+// unconfiguredLine tells of a sink that is in the journal only.
+func unconfiguredLine(u relay.UnconfiguredSink) string {
+	name := oneLine(u.Sink)
+	switch {
+	case u.Replay != "":
+		return fmt.Sprintf("%s is not in the configuration; replay %s delivers its %d pending events to another sink\n", name, oneLine(u.Replay), u.LagEvents)
+	case u.LagEvents > 0:
+		return fmt.Sprintf("%s is not in the configuration, its %d pending events are not delivered; 'postwire sinks adopt %[1]s --as NAME' delivers them, 'postwire sinks delete %[1]s' discards them\n", name, u.LagEvents)
+	}
+	return ""
+}
+
 // filterLine tells of a filter that needs attention: one that matches nothing, or
 // cannot be evaluated.
 func filterLine(sink string, f relay.FilterCounts) string {
@@ -79,6 +91,11 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 		}
 		return nil
 	})
+	for _, u := range s.UnconfiguredSinks {
+		if err == nil {
+			_, err = fmt.Fprint(w, unconfiguredLine(u))
+		}
+	}
 	for _, sink := range s.Sinks {
 		if f := sink.FilterCounts; f != nil && err == nil {
 			_, err = fmt.Fprint(w, filterLine(sink.Sink, *f))

@@ -93,6 +93,7 @@ func (a *API) register(mux *http.ServeMux, s *sessions) *huma.OpenAPI {
 	a.tail(api)
 	a.events(api)
 	a.sinks(api)
+	a.unconfigured(api)
 	a.figures(api)
 	a.sources(api)
 	a.configuration(api)

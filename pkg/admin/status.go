@@ -17,6 +17,8 @@ type Status struct {
 	Version string             `json:"version"`
 	Journal JournalStatus      `json:"journal"`
 	Sinks   []relay.SinkStatus `json:"sinks"`
+
+	UnconfiguredSinks []relay.UnconfiguredSink `json:"unconfigured_sinks" doc:"Sinks that the journal has a cursor of and the configuration does not: removed or renamed sinks."`
 }
 
 // JournalStatus is how the journal is doing.
@@ -37,7 +39,7 @@ func (a *API) status(api huma.API) {
 		func(context.Context, *struct{}) (*struct{ Body Status }, error) {
 			u := a.Journal.Usage()
 			s := Status{
-				Name: a.Name, Version: a.Version, Sinks: a.Relay.Status(),
+				Name: a.Name, Version: a.Version, Sinks: a.Relay.Status(), UnconfiguredSinks: a.Relay.Unconfigured(),
 				Journal: JournalStatus{
 					Engine: a.Engine, Events: u.Events, Oldest: a.Journal.Oldest(), Last: a.Journal.Last(),
 					Bytes: u.Bytes, MaxBytes: u.MaxBytes, Spilled: u.Spilled,

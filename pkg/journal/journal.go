@@ -65,6 +65,9 @@ type Journal interface {
 	// events that an open cursor has not passed are kept, however old.
 	Reader(ctx context.Context, name string, start Start) (Cursor, error)
 
+	// Cursors returns the durable position of every cursor, open or not, by name.
+	Cursors(ctx context.Context) ([]Position, error)
+
 	// Forget removes the cursor of that name, which must not be open.
 	Forget(ctx context.Context, name string) error
 
@@ -217,8 +220,18 @@ type Holder struct {
 
 // Undelivered is what a cursor passes without its sink having taken it.
 type Undelivered struct {
+	Sink    string // whose dead letters Dead are; empty is the sink of the cursor's name
 	Dead    []DeadLetter
 	GivenUp []GivenUp
+}
+
+// Position is a cursor as it is stored.
+type Position struct {
+	Name      string
+	Committed Seq
+	Began     Seq    // where the cursor stood when it was first opened
+	Behind    uint64 // stored events after Committed
+	Read      bool   // a process reads by the cursor now
 }
 
 // Start says where a cursor that is seen for the first time stands: behind the

@@ -83,6 +83,11 @@ func (r *Relay) Exchange(ctx context.Context, next []sinks.Configured) error {
 	for _, p := range before {
 		r.remove(ctx, p)
 	}
+	if len(before) > 0 || len(fresh) > 0 { // a sink that was removed is listed at once, and one that came back no more
+		if err := r.readUnconfigured(ctx); err != nil {
+			r.opts.Log.Warn("sinks that are not in the configuration cannot be listed", zap.Error(err))
+		}
+	}
 	return nil
 }
 

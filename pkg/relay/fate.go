@@ -59,14 +59,12 @@ func (r *Relay) fate(ctx context.Context, p *Pump, record journal.Record) (Fate,
 	if record.Only == "" {
 		taken, _ = p.filter.Matches(record.Event)
 	}
+	earlier := record.Seq <= p.cursor.Began()
 	switch {
-	case record.Seq <= p.cursor.Began():
-		f.State = Earlier
-		return f, nil
-	case !taken:
+	case !taken && !earlier:
 		f.State = Filtered
 		return f, nil
-	case record.Seq > p.cursor.Committed():
+	case record.Seq > p.cursor.Committed() && !earlier:
 		f.State = Waiting
 		return f, nil
 	}
@@ -78,6 +76,9 @@ func (r *Relay) fate(ctx context.Context, p *Pump, record journal.Record) (Fate,
 		return f, nil
 	case !errors.Is(err, journal.ErrNotFound):
 		return f, err
+	case earlier: // an adopted event is one, too, unless it was refused
+		f.State = Earlier
+		return f, nil
 	}
 	switch lost, err := r.opts.Journal.Lost(ctx, id); {
 	case errors.Is(err, journal.ErrNotFound):

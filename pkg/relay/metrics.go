@@ -19,7 +19,7 @@ type Metrics struct {
 	delivered, retries, matched, filtered, filterErrors *prometheus.CounterVec
 	dead, given                                         *prometheus.CounterVec
 	replayed, unreadable                                *prometheus.CounterVec
-	up, open, held                                      *prometheus.GaugeVec
+	up, open, held, unconfigured                        *prometheus.GaugeVec
 	took, attempts                                      *prometheus.HistogramVec
 }
 
@@ -53,11 +53,14 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while nothing arrives at the sink and it is probed with one event at a time, otherwise 0."}, []string{"sink"}),
 		held:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while nothing is sent to the sink because an operator has paused it, otherwise 0."}, []string{"sink"}),
 	}
+	m.unconfigured = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "postwire_sink_unconfigured_lag_events", Help: "Pending events of a sink that is in the journal and not in the configuration. They are not delivered until another sink adopts them. 0 for configured sinks.",
+	}, []string{"sink"})
 	m.took = histogram("postwire_sink_latency_seconds", "Time from an event's acceptance to the broker's acknowledgement. Replays are not in it.",
 		.005, .025, .1, .5, 1, 5, 15, 60, 300, 1800, 3600)
 	m.attempts = histogram("postwire_sink_attempt_seconds", "Time that one attempt to deliver a batch took, whatever came of it.",
 		.001, .005, .025, .1, .5, 2.5, 10, 30)
-	r.MustRegister(m.up, m.open, m.held, &m.lag)
+	r.MustRegister(m.up, m.open, m.held, m.unconfigured, &m.lag)
 	return m
 }
 

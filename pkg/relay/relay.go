@@ -44,6 +44,8 @@ type Relay struct {
 	replays replays
 	pasts   pasts
 
+	unconfigured unconfigured
+
 	pausing sync.Mutex    // held while pauses change
 	noted   chan struct{} // closed when it is known which sinks are paused
 	known   sync.Once     // for noted
@@ -63,7 +65,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	if opts.Dial == nil {
 		opts.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	}
-	r := &Relay{opts: opts, replays: replays{all: map[string]*replay{}}, noted: make(chan struct{})}
+	r := &Relay{opts: opts, replays: replays{all: map[string]*replay{}}, noted: make(chan struct{}), unconfigured: unconfigured{logged: map[string]bool{}}}
 	for _, out := range opts.Sinks {
 		p, err := r.open(ctx, out, nil)
 		if err != nil {
@@ -75,7 +77,11 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	// it: then they are read when it is there.
 	soon, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := r.agree(soon); err != nil && soon.Err() == nil {
+	err := r.agree(soon)
+	if err == nil {
+		err = r.readUnconfigured(soon) // before anything is accepted that an unconfigured sink was never meant to get
+	}
+	if err != nil && soon.Err() == nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
@@ -125,6 +131,7 @@ func (r *Relay) Run(ctx, hard context.Context) error {
 	quiet := make(chan struct{})
 	marks.Go(func() { r.writeMarks(ctx, hard, quiet) })
 	replays.Go(func() { r.runReplays(ctx, hard) })
+	replays.Go(func() { r.watchUnconfigured(ctx) })
 	var failed []error
 	r.mu.Lock()
 	r.start = func(p *Pump) {

@@ -43,6 +43,7 @@ type ReplaySpec struct {
 	Keys   map[string]string `json:"keys,omitempty" doc:"Keys of the sink that are set otherwise, such as its subject or topic."`
 	Rate   int               `json:"rate" doc:"Most events a second."`
 	Place  journal.Seq       `json:"place,omitempty" doc:"The one event that is sent, instead of a range."`
+	Adopts string            `json:"adopts,omitempty" doc:"Sink that is no longer configured, whose pending events are sent, instead of a range of times."`
 }
 
 // Replay sends stored events to one sink again, beside live traffic. It
@@ -243,10 +244,16 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 		return re, err
 	}
 	re.Last = re.First - 1
+	return re, r.count(ctx, &re, p, selects, end)
+}
+
+// count counts the events that a replay sends, from its first one to the one
+// before end, and sets its last one.
+func (r *Relay) count(ctx context.Context, re *Replay, p *Pump, selects filter.Filter, end journal.Seq) error {
 	for next := re.First; next < end; {
-		records, err := j.Read(ctx, next, tailPage)
+		records, err := r.opts.Journal.Read(ctx, next, tailPage)
 		if err != nil {
-			return re, err
+			return err
 		}
 		if len(records) == 0 {
 			break
@@ -261,7 +268,7 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 			}
 		}
 	}
-	return re, nil
+	return nil
 }
 
 // planOne says what a replay of one event would send; its error wraps ErrInvalid
@@ -300,6 +307,7 @@ func (re *Replay) sends(p *Pump, selects filter.Filter, record journal.Record) b
 		if ok, _ := p.filter.Matches(record.Event); !ok {
 			return false
 		}
+	case re.Adopts: // a dead letter of the adopted sink that was redelivered
 	case p.name:
 		if record.Of >= re.First {
 			return false // its first place is in the range too
@@ -317,6 +325,24 @@ func (r *Relay) StartReplay(ctx context.Context, spec ReplaySpec) (Replay, error
 	if err != nil {
 		return planned, err
 	}
+	return r.launchPlanned(ctx, planned)
+}
+
+// startReplay starts a replay of the events from one sequence through another.
+func (r *Relay) startReplay(ctx context.Context, spec ReplaySpec, first, last journal.Seq) (Replay, error) {
+	_, p, selects, err := r.outletFor(spec, "")
+	if err != nil {
+		return Replay{}, err
+	}
+	planned := Replay{ReplaySpec: spec, State: ReplayPlanned, Created: r.opts.Now().UTC(), First: first, Last: first - 1}
+	if err := r.count(ctx, &planned, p, selects, last+1); err != nil {
+		return planned, err
+	}
+	return r.launchPlanned(ctx, planned)
+}
+
+// launchPlanned starts a replay that was counted.
+func (r *Relay) launchPlanned(ctx context.Context, planned Replay) (Replay, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return planned, err
@@ -531,11 +557,15 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 				pending = append(pending, held{Record: record})
 			}
 		}
-		left, err := r.sendReplay(ctx, hard, re, out, p, limiter, pending)
+		left, dead, err := r.sendReplay(ctx, hard, re, out, p, limiter, pending)
 		if len(left) > 0 {
 			through = left[0].Seq - 1 // it was stopped on its way
 		}
-		moved := cursor.Commit(hard, through, journal.Undelivered{})
+		undelivered := journal.Undelivered{Sink: p.name}
+		if spec.Adopts != "" { // of any other replay the event was delivered before, or is a dead letter already
+			undelivered.Dead = slices.DeleteFunc(dead, func(d journal.DeadLetter) bool { return d.Seq > through })
+		}
+		moved := cursor.Commit(hard, through, undelivered)
 		if errors.Is(moved, journal.ErrMoved) {
 			r.replays.mu.Lock()
 			re.here = false
@@ -555,6 +585,9 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 	if err := cursor.Close(); err != nil {
 		return err
 	}
+	if err := r.adopted(hard, spec); err != nil {
+		return err
+	}
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
 	re.State, re.Expired = ReplayDone, max(0, re.Total-re.Sent-re.Refused)
@@ -564,20 +597,22 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 
 // sendReplay sends records at the replay's rate, each until it is acknowledged
 // or refused for good, and returns those that are left when ctx ends.
-func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p *Pump, limiter *rate.Limiter, pending []held) (left []held, err error) {
+func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p *Pump, limiter *rate.Limiter, pending []held) (left []held, dead []journal.DeadLetter, err error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
 	failing := false
 	for len(pending) > 0 {
 		n := min(len(pending), limiter.Burst())
 		if err := limiter.WaitN(ctx, n); err != nil {
-			return pending, err
+			return pending, dead, err
 		}
 		for i := range pending[:n] {
-			pending[i].attempts++
+			if pending[i].attempts++; pending[i].attempts == 1 {
+				pending[i].first = out.env.Now()
+			}
 		}
 		if err := p.past.pass(ctx); err != nil {
-			return pending, err
+			return pending, dead, err
 		}
 		each, err := p.traced(hard, out, pending[:n])
 		v := out.judge(pending[:n], each, err, 0)
@@ -591,6 +626,7 @@ func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p
 		for _, d := range v.dead {
 			re.Error = d.Err
 		}
+		dead = append(dead, v.dead...)
 		r.replays.mu.Unlock()
 		pending = slices.Concat(v.again, pending[n:])
 		if v.failure == nil {
@@ -603,8 +639,8 @@ func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p
 			out.env.Log.Warn("a replay has to wait; it tries again until the broker takes the events", zap.Error(v.failure))
 		}
 		if err := sleep.For(ctx, max(wait.NextBackOff(), v.wait)); err != nil {
-			return pending, err
+			return pending, dead, err
 		}
 	}
-	return nil, nil
+	return nil, dead, nil
 }

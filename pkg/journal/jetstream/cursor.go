@@ -647,7 +647,7 @@ func (c *cursor) aside(undelivered journal.Undelivered, done []delivery) (messag
 		if err != nil {
 			return nil, err
 		}
-		messages = append(messages, c.j.messagesFor(c.j.names.dead(journal.DeadID{Sink: c.name, Seq: letter.Seq}), value)...)
+		messages = append(messages, c.j.messagesFor(c.j.names.dead(journal.DeadID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: letter.Seq}), value)...)
 	}
 	for _, u := range undelivered.GivenUp {
 		m, err := c.j.lostMessage(c.name, u)
@@ -762,6 +762,38 @@ func (c *cursor) handOver(t *tenure) {
 	if err != nil {
 		c.j.log.Debug("handing a sink over", zap.String("sink", c.name), zap.Error(err))
 	}
+}
+
+// Cursors implements journal.Journal.
+func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err error) {
+	err = j.retry(ctx, func(ctx context.Context) error {
+		stream, err := j.js.Stream(ctx, j.opts.Stream)
+		if err != nil {
+			return err
+		}
+		all = nil
+		consumers := stream.ListConsumers(ctx)
+		for info := range consumers.Info() {
+			name, ok := info.Config.Metadata[nameKey]
+			if !ok {
+				continue // an operator's own
+			}
+			began, err := strconv.ParseUint(info.Config.Metadata[beganKey], 10, 64)
+			if err != nil {
+				return fmt.Errorf("%w: consumer %s: %w", errBroken, info.Name, err)
+			}
+			all = append(all, journal.Position{
+				Name: name, Began: journal.Seq(began), Committed: journal.Seq(max(began, info.AckFloor.Stream)), Behind: info.NumPending + uint64(info.NumAckPending),
+				Read: slices.ContainsFunc(info.PriorityGroups, func(g jetstream.PriorityGroupState) bool { return g.PinnedClientID != "" }),
+			})
+		}
+		return consumers.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing cursors: %w", err)
+	}
+	slices.SortFunc(all, func(a, b journal.Position) int { return strings.Compare(a.Name, b.Name) })
+	return all, nil
 }
 
 // Forget implements journal.Journal.

@@ -793,6 +793,16 @@ func startAt(t *testing.T, h Harness) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
+	all, err := j.Cursors(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range all {
+		all[i].Read = false // another process may not have noticed the end yet
+	}
+	if diff := cmp.Diff([]journal.Position{{Name: "at", Committed: r[1].Seq, Began: r[0].Seq, Behind: 1}}, all); diff != "" {
+		t.Errorf("cursors (-want +got):\n%s", diff)
+	}
 	if err := j.Forget(t.Context(), "at"); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -95,6 +97,34 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	}
 	// Without this a restart would put a new sink at a later present.
 	return c.Commit(ctx, committed, journal.Undelivered{})
+}
+
+// Cursors implements journal.Journal.
+func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err error) {
+	j.mu.Lock()
+	oldest, last := j.oldest, j.durable
+	open := slices.Collect(maps.Keys(j.cursors))
+	j.mu.Unlock()
+	err = j.read(ctx, func(st *store) error {
+		all = nil
+		for p, err := range entries(ctx, st, []byte{cursorSpace}, []byte{cursorSpace}, func(key, value []byte) (p journal.Position, err error) {
+			p.Name = string(key[1:])
+			p.Committed, p.Began, err = decodeCursor(value)
+			return p, err
+		}) {
+			if err != nil {
+				return err
+			}
+			p.Read = slices.Contains(open, p.Name)
+			p.Behind = uint64(last - min(last, max(p.Committed, oldest-1)))
+			all = append(all, p)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing cursors: %w", err)
+	}
+	return all, nil
 }
 
 // Forget implements journal.Journal.
@@ -236,7 +266,7 @@ func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered jo
 			}
 			b := binary.AppendUvarint(nil, uint64(len(letters[i])))
 			b = append(append(b, letters[i]...), value...)
-			id := journal.DeadID{Sink: c.name, Seq: d.Seq}
+			id := journal.DeadID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: d.Seq}
 			if err := errors.Join(closer.Close(), g.batch.Set(sinkKey(deadSpace, id), b, nil)); err != nil {
 				return err
 			}

@@ -39,6 +39,9 @@ function troubles({ status, sources, figures, conf, counts }) {
     if (f && f.errors) add("warn", `The filter of ${s.sink} cannot be evaluated`, `${plural(f.errors, "event")} did not match for that reason. ${f.last_error}`, "#/sinks");
     else if (f && !f.matched && f.filtered) add("warn", `The filter of ${s.sink} has matched nothing`, `${plural(f.filtered, "event")} were filtered since the relay started or the filter changed.`, "#/sinks");
   }
+  for (const u of status.unconfigured_sinks) {
+    if (u.lag_events && !u.replay) add("bad", `${u.sink} is not in the configuration`, `${plural(u.lag_events, "pending event")} are not delivered. To deliver them to another sink: postwire sinks adopt ${u.sink} --as NAME`);
+  }
   for (const g of (counts && counts.groups) || []) {
     if (g.kind === "dead_letter") add("warn", `${plural(g.count, "dead letter")} of ${g.sink}: ${reason(g.reason)}`, "They wait to be retried or dropped.", `#/aside?sink=${api.name(g.sink)}&reason=${api.name(g.reason)}`);
     else add("warn", `${plural(g.count, "request")} of ${g.source} in quarantine`, "They were genuine and made no sense.", `#/aside?kind=quarantine&source=${api.name(g.source)}`);
