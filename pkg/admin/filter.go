@@ -18,7 +18,7 @@ func (a *API) knownFilter(api huma.API, o huma.Operation) huma.Operation {
 	o.Middlewares = append(o.Middlewares, func(ctx huma.Context, next func(huma.Context)) {
 		if err := a.checkFilter(ctx.Query(filterParameter)); err != nil {
 			// The client sees the status, or is gone.
-			_ = huma.WriteErr(api, ctx, http.StatusUnprocessableEntity, "validation failed", &huma.ErrorDetail{Message: err.Error(), Location: "query." + filterParameter})
+			_ = huma.WriteErr(api, ctx, http.StatusUnprocessableEntity, "validation failed", &huma.ErrorDetail{Message: err.Error(), Location: "query." + filterParameter, Value: ctx.Query(filterParameter)})
 			return
 		}
 		next(ctx)

@@ -231,5 +231,5 @@ func (r *Relay) adopted(ctx context.Context, spec ReplaySpec) error {
 		return fmt.Errorf("deleting the cursor of sink %s, whose events sink %s has adopted: %w", spec.Adopts, spec.Sink, err)
 	}
 	r.opts.Log.Info("sink adopted", zap.String("sink", spec.Sink), zap.String("adopted", spec.Adopts))
-	return nil
+	return r.readUnconfigured(ctx)
 }
