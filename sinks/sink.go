@@ -77,8 +77,8 @@ type Env struct {
 	// operator wants a dead letter (retry.dead_letter_on).
 	DeadLetterOn []int
 
-	// Replay names the replay that the sink works for; it is empty in live
-	// traffic. A replay is meant to repeat: where the broker drops repeats
-	// by an ID of the message, it must not take these for such.
-	Replay string
+	// Duplicate is called by Deliver for each event whose acknowledgement says
+	// that the broker has stored a message of the same ID before. Such an event
+	// counts as delivered. Nil is not called.
+	Duplicate func(e event.Event)
 }

@@ -314,6 +314,10 @@ var situations = map[string][]situation{
 		{`postwire_sink_dead_letters_total{` + where + `,sink="kafka",reason="too_large"} 0x5 1x10`, 10 * time.Minute, "(too_large)"},
 		{`postwire_sink_dead_letters_total{` + where + `,sink="kafka",reason="too_large"} 3x30`, 20 * time.Minute, ""},
 	},
+	"PostwireBrokerDiscards": {
+		{`postwire_sink_duplicates_total{` + where + `,sink="nats",outcome="lost"} 0x5 1x10`, 10 * time.Minute, "sink nats"},
+		{`postwire_sink_duplicates_total{` + where + `,sink="nats",outcome="repeat"} 0x5 9x10`, 10 * time.Minute, ""},
+	},
 	"PostwireGivenUp": {
 		{`postwire_sink_given_up_total{` + where + `,sink="kafka",reason="max_age"} 0x5 9x10`, 10 * time.Minute, "its max_age"},
 		{`postwire_sink_given_up_total{` + where + `,sink="kafka",reason="max_age"} 0x30`, 10 * time.Minute, ""},

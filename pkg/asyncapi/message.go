@@ -107,7 +107,7 @@ func headers(protocol string, e Event) object {
 	}
 	if protocol == "nats" {
 		properties["ce-datacontenttype"] = object{"type": "string", "description": "The same, as the binding has it."}
-		properties["Nats-Msg-Id"] = object{"type": "string", "description": "source and id, by which JetStream drops repeats inside its own window."}
+		properties["Nats-Msg-Id"] = object{"type": "string", "description": "Identifies the stored event. JetStream drops a second message of one ID inside the duplicate window of the stream."}
 	}
 	return object{"type": "object", "description": text, "required": required, "properties": properties}
 }

@@ -52,6 +52,13 @@ type Event struct {
 	SourceName string
 
 	Keys []Key // at least one; any shared key inside the window makes a duplicate
+
+	// MessageID identifies the stored event to brokers that drop repeated
+	// messages: every attempt to deliver one stored event has one MessageID,
+	// and no other stored event has it, also where two events share source and
+	// id. The relay sets it before a delivery; it holds visible ASCII only. It
+	// is empty before that.
+	MessageID string
 }
 
 // Key is one identity of an event, compared byte by byte.

@@ -90,6 +90,13 @@ type Journal interface {
 
 // Log is what is stored, to be looked at without a cursor.
 type Log interface {
+	// ID identifies this journal among all others: with a Seq and a time of
+	// acceptance it names one stored event in the world. A journal that is
+	// migrated, or repaired with a loss, gets another ID. It is empty until the
+	// engine has reached its storage, which it has when Next of a Cursor has
+	// returned a record.
+	ID() string
+
 	// Last is the place of the newest event on stable storage.
 	Last() Seq
 

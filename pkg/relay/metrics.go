@@ -18,7 +18,7 @@ type Metrics struct {
 
 	delivered, retries, matched, filtered, filterErrors *prometheus.CounterVec
 	dead, given                                         *prometheus.CounterVec
-	replayed, unreadable                                *prometheus.CounterVec
+	replayed, unreadable, duplicates                    *prometheus.CounterVec
 	up, open, held, unconfigured                        *prometheus.GaugeVec
 	took, attempts                                      *prometheus.HistogramVec
 }
@@ -48,6 +48,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		dead:         counter("postwire_sink_dead_letters_total", "Events set aside because the broker refused them for good.", "sink", "reason"),
 		given:        counter("postwire_sink_given_up_total", "Events that the sink never gets, because max_age or max_events of the sink gave them up.", "sink", "reason"),
 		replayed:     counter("postwire_sink_replayed_total", "Events that the broker acknowledged in a replay.", "sink"),
+		duplicates:   counter("postwire_sink_duplicates_total", "Acknowledgements in which the broker says that it has a message of the same ID and discards the event. repeat: an earlier attempt may have delivered the event, as after a crash or a lost acknowledgement. lost: the event was sent for the first time, so its consumers do not get it.", "sink", "outcome"),
 		unreadable:   counter("postwire_sink_unreadable_total", "Attempts to read the journal for the sink that failed; it gets nothing while they do.", "sink"),
 		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last attempt to deliver was taken, 0 while the sink fails."}, []string{"sink"}),
 		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while nothing arrives at the sink and it is probed with one event at a time, otherwise 0."}, []string{"sink"}),
@@ -70,6 +71,7 @@ type sinkMetrics struct {
 	unreadable                                          prometheus.Counter
 
 	dead, given    *prometheus.CounterVec
+	duplicates     duplicateCounters
 	gauge, open    prometheus.Gauge
 	took, attempts prometheus.Observer
 
@@ -86,6 +88,7 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 		unreadable:   m.unreadable.WithLabelValues(name),
 		dead:         m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
 		given:        m.given.MustCurryWith(prometheus.Labels{"sink": name}),
+		duplicates:   duplicateCounters{lost: m.duplicates.WithLabelValues(name, "lost"), repeat: m.duplicates.WithLabelValues(name, "repeat")},
 		gauge:        m.up.WithLabelValues(name),
 		open:         m.open.WithLabelValues(name),
 		took:         m.took.WithLabelValues(name),
@@ -116,7 +119,7 @@ func (m *Metrics) forget(name string) {
 	gone := prometheus.Labels{"sink": name}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.up, m.open, m.held, m.took, m.attempts} {
+	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.duplicates, m.up, m.open, m.held, m.took, m.attempts} {
 		vec.DeletePartialMatch(gone)
 	}
 }

@@ -23,8 +23,14 @@ type outlet struct {
 	env     sinks.Env
 	timeout time.Duration
 	took    prometheus.Observer // of events, until their acknowledgement; nil is not observed
-	past    *past               // keeps in mind what was taken; nil is not kept
-	runs    []run               // of one attempt; kept to be used again
+	journal func() string       // its ID
+	replay  string              // that the outlet works for; empty is live traffic
+	// unsent is the place from which on no other process, and no outlet before
+	// this one, can have sent an event.
+	unsent     journal.Seq
+	duplicates duplicates
+	past       *past // keeps in mind what was taken; nil is not kept
+	runs       []run // of one attempt; kept to be used again
 
 	way  *way       // that sink was opened by
 	sink sinks.Sink // nil until it could be opened
@@ -49,7 +55,9 @@ func (o *outlet) attempt(ctx context.Context, records []held) (sinks.BatchError,
 		o.way = now
 	}
 	if o.sink == nil {
-		sink, err := o.way.open(ctx, o.env)
+		env := o.env
+		env.Duplicate = func(e event.Event) { o.duplicates.ids = append(o.duplicates.ids, e.MessageID) }
+		sink, err := o.way.open(ctx, env)
 		if err != nil {
 			return nil, fmt.Errorf("opening: %w", err)
 		}
@@ -59,7 +67,9 @@ func (o *outlet) attempt(ctx context.Context, records []held) (sinks.BatchError,
 	if len(batch) == 0 {
 		return shaped, nil
 	}
+	o.duplicates.ids = o.duplicates.ids[:0]
 	err := o.sink.Deliver(ctx, batch)
+	o.judgeDuplicates(records)
 	each, ok := errors.AsType[sinks.BatchError](err)
 	if ok = ok && len(each) == len(batch); err != nil && !ok {
 		return nil, err
@@ -97,6 +107,7 @@ func (o *outlet) shape(records []held) (batch []event.Event, errs sinks.BatchErr
 			errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue
 		}
+		e.MessageID = o.messageID(r.Record)
 		batch = append(batch, e)
 	}
 	return batch, errs

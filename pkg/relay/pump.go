@@ -37,6 +37,8 @@ type Pump struct {
 	filter   *sinkFilter
 	cursor   journal.Cursor
 	moved    func()               // called when the cursor has moved
+	last     func() journal.Seq   // of the journal
+	owned    time.Time            // since when this process is given the records; zero is always
 	ways     *atomic.Pointer[way] // to the sink, as it is configured now
 	out      outlet
 	log      *zap.Logger
@@ -102,6 +104,7 @@ func (p *Pump) Run(ctx, hard context.Context) (err error) {
 			continue
 		}
 		wait.Reset()
+		p.noteOwner(records)
 		p.metrics.holding(records[0].Accepted)
 		p.runAhead(ctx, hard, len(records))
 		err = p.carryHere(ctx, hard, records)
@@ -114,6 +117,15 @@ func (p *Pump) Run(ctx, hard context.Context) (err error) {
 		case err != nil:
 			return fmt.Errorf("sink %s: %w", p.name, err)
 		}
+	}
+}
+
+// noteOwner notes which events another process may have sent before this one was
+// given the cursor: all that were stored by then.
+func (p *Pump) noteOwner(records []journal.Record) {
+	if since := p.cursor.Holder().Since; !since.Equal(p.owned) {
+		p.owned = since
+		p.out.unsent = max(p.last(), records[len(records)-1].Seq) + 1
 	}
 }
 
@@ -253,7 +265,7 @@ func (p *Pump) traced(ctx context.Context, out *outlet, records []held) (sinks.B
 	ends := make([]telemetry.Delivered, len(records))
 	for i, r := range records {
 		ends[i] = p.traces.Deliver(ctx, r.Event, telemetry.Attempt{
-			Sink: p.name, Kind: p.kind, Number: r.attempts, Batch: len(records), Replay: out.env.Replay,
+			Sink: p.name, Kind: p.kind, Number: r.attempts, Batch: len(records), Replay: out.replay,
 		})
 	}
 	each, err := out.attempt(ctx, records)

@@ -116,7 +116,11 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 	p.past = r.pasts.of(out.Name, func() *past {
 		return &past{noted: r.noted, sink: out.Name, since: r.opts.Now(), stood: cursor.Committed()}
 	})
-	p.out = outlet{past: p.past, ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now}}
+	p.out = outlet{
+		past: p.past, ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now},
+		journal: r.opts.Journal.ID, unsent: r.opts.Journal.Last() + 1, duplicates: duplicates{counters: p.metrics.duplicates},
+	}
+	p.last = r.opts.Journal.Last
 	return p, nil
 }
 

@@ -37,13 +37,15 @@ type broker struct {
 	openErr  func(attempt int) error
 	seen     func(batch []event.Event)
 	opened   int
+	env      sinks.Env
 	hold     chan struct{} // Deliver waits for it, where it is not nil
 	entered  chan struct{}
 }
 
-func (b *broker) open(context.Context, sinks.Env) (sinks.Sink, error) {
+func (b *broker) open(_ context.Context, env sinks.Env) (sinks.Sink, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.env = env
 	b.opened++
 	if b.openErr != nil {
 		if err := b.openErr(b.opened); err != nil {

@@ -90,6 +90,7 @@ type replay struct {
 	Replay // guarded by replays.mu
 	stop   context.CancelFunc
 	here   bool          // this process is the one that sends
+	begun  bool          // some of it may have been sent
 	ended  chan struct{} // closed when it does not run any more; nil before it ran
 }
 
@@ -148,7 +149,7 @@ func (r *Relay) agree(ctx context.Context) error {
 		re, known := r.replays.all[id]
 		switch {
 		case !known:
-			re = &replay{Replay: now}
+			re = &replay{Replay: now, begun: true}
 			r.replays.all[id] = re
 			r.replays.set(re)
 		case !now.Updated.After(re.Updated) || re.here && now.State == ReplayRunning:
@@ -200,7 +201,10 @@ func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, filter.Fi
 	if err != nil {
 		return nil, nil, filter.Filter{}, fmt.Errorf("%w: filter: %w", ErrInvalid, err)
 	}
-	out := &outlet{ways: p.ways, timeout: p.settings.Timeout, env: p.out.env}
+	out := &outlet{
+		ways: p.ways, timeout: p.settings.Timeout, env: p.out.env,
+		journal: r.opts.Journal.ID, replay: id, unsent: never, duplicates: duplicates{counters: p.metrics.duplicates},
+	}
 	if len(spec.Keys) > 0 {
 		if r.opts.Redirect == nil {
 			return nil, nil, filter.Filter{}, fmt.Errorf("%w: keys cannot be set otherwise", ErrInvalid)
@@ -212,7 +216,6 @@ func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, filter.Fi
 		out.ways = &atomic.Pointer[way]{}
 		out.ways.Store(&way{open, p.ways.Load().redact})
 	}
-	out.env.Replay = id
 	out.env.Log = p.log.With(zap.String("replay", id))
 	return out, p, selects, nil
 }
@@ -522,11 +525,15 @@ func (r *Relay) launch(ctx, hard context.Context, re *replay) {
 // carryReplay sends what a replay is to send, from where it stands.
 func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 	r.replays.mu.Lock()
-	spec, first, last := re.ReplaySpec, re.First, re.Last
+	spec, first, last, begun := re.ReplaySpec, re.First, re.Last, re.begun
+	re.begun = true
 	r.replays.mu.Unlock()
 	out, p, selects, err := r.outletFor(spec, re.ID)
 	if err != nil {
 		return err
+	}
+	if p.cursor.Moved() == nil && !begun { // no other process shares the journal
+		out.unsent = first
 	}
 	defer out.close()
 	name := replayPrefix + re.ID

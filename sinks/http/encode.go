@@ -14,7 +14,7 @@ import (
 // part is an event as it goes out: all of a request, or one of its batch.
 type part struct {
 	index  int            // of the event in what Deliver was given
-	id     string         // CloudEvents source and id, which together are unique
+	id     string         // the event's MessageID
 	header nethttp.Header // nil in a batch
 	body   []byte
 }
@@ -25,7 +25,7 @@ type part struct {
 func encode(e event.Event, mode string) (part, error) {
 	if mode == batched {
 		m, err := sinks.Encode(e, sinks.Structured)
-		return part{id: identity(e), body: m.Body}, err
+		return part{id: e.MessageID, body: m.Body}, err
 	}
 	m, err := sinks.Encode(e, mode)
 	if err != nil {
@@ -38,12 +38,7 @@ func encode(e event.Event, mode string) (part, error) {
 	if m.ContentType != "" {
 		h.Set("Content-Type", sinks.EscapeMediaType(m.ContentType))
 	}
-	return part{id: identity(e), header: h, body: m.Body}, nil
-}
-
-// identity is source and id; neither holds a space once it is escaped.
-func identity(e event.Event) string {
-	return sinks.EscapeHeader(e.CloudEvent.Source()) + " " + sinks.EscapeHeader(e.CloudEvent.ID())
+	return part{id: e.MessageID, header: h, body: m.Body}, nil
 }
 
 // list is several events as one list in JSON.

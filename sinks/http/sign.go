@@ -43,16 +43,13 @@ func (k key) sign(h nethttp.Header, id string, at time.Time, body []byte) {
 	h.Set("Webhook-Signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 }
 
-// webhookID is the same whenever the same events are sent, save in a replay,
-// which is meant to repeat. It is a digest because an id may have no dot in it,
-// and the sender of an event must have no say in it.
-func webhookID(parts []part, replay string) string {
+// webhookID is the same whenever the same stored events are sent, and no other
+// request has it. It is a digest because an ID may have no dot in it, and a batch
+// has one ID.
+func webhookID(parts []part) string {
 	digest := sha256.New()
 	for _, p := range parts {
 		fmt.Fprintln(digest, p.id)
-	}
-	if replay != "" {
-		fmt.Fprintf(digest, "\n%s\n", replay) // no event's identity is empty
 	}
 	return "msg_" + base64.RawURLEncoding.EncodeToString(digest.Sum(nil))
 }

@@ -297,7 +297,7 @@ func (s *Sink) request(ctx context.Context, parts []part) (*nethttp.Request, err
 	r.Header = s.header.Clone()
 	maps.Copy(r.Header, header)
 	if s.key != nil {
-		s.key.sign(r.Header, webhookID(parts, s.env.Replay), s.now(), body)
+		s.key.sign(r.Header, webhookID(parts), s.now(), body)
 	}
 	return r, nil
 }

@@ -499,18 +499,23 @@ signing: {secret: whsec_czNjcmV0LXMzY3JldC1zM2NyZXQtczNjcmV0}
 	}
 }
 
-// TestWebhookIDs: a replay has other ids, and a repeat has the same.
+// TestWebhookIDs: a repeat of a stored event has the same webhook-id, and every
+// other stored event has another one, whatever its source and id.
 func TestWebhookIDs(t *testing.T) {
 	const block = "signing: {secret: whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw}\nmax_in_flight: 1\ncontent_mode: "
 	for _, mode := range modes() {
 		r := start(t, nil)
-		ids := func(replay string) []string {
-			s, err := tryOpen(t, "url: "+r.URL+"\n"+block+mode, sinks.Env{Replay: replay})
+		ids := func(stored string) []string {
+			s, err := tryOpen(t, "url: "+r.URL+"\n"+block+mode, sinks.Env{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			before := len(r.all())
-			if err := deliver(t, s, numbered(3)); err != nil {
+			events := numbered(3)
+			for i := range events {
+				events[i].MessageID += stored
+			}
+			if err := deliver(t, s, events); err != nil {
 				t.Fatal(err)
 			}
 			var ids []string

@@ -32,13 +32,3 @@ func encode(e event.Event, mode, subject string) (*nats.Msg, error) {
 	}
 	return &nats.Msg{Subject: subject, Header: h, Data: m.Body}, nil
 }
-
-// messageID is how the stream knows an event again: CloudEvents source and id,
-// which together are unique. Neither holds a space once it is escaped.
-func messageID(e event.Event, replay string) string {
-	id := sinks.EscapeHeader(e.CloudEvent.Source()) + " " + sinks.EscapeHeader(e.CloudEvent.ID())
-	if replay != "" {
-		id += " " + replay
-	}
-	return id
-}

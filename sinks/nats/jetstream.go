@@ -22,15 +22,16 @@ type acks struct {
 
 // ack is the end of one message: the stream's acknowledgement, or an error.
 type ack struct {
-	msg *nats.Msg
-	err error
+	msg       *nats.Msg
+	duplicate bool // the stream says that it has a message of this ID
+	err       error
 }
 
 func newAcks() *acks { return &acks{news: make(chan struct{}, 1)} }
 
-func (a *acks) add(msg *nats.Msg, err error) {
+func (a *acks) add(end ack) {
 	a.mu.Lock()
-	a.ended = append(a.ended, ack{msg, err})
+	a.ended = append(a.ended, end)
 	a.mu.Unlock()
 	select {
 	case a.news <- struct{}{}:
@@ -112,7 +113,7 @@ func (f *flight) publish(line []int) {
 		if err == nil {
 			f.watch(msg.Subject)
 			_, err = f.js.PublishMsgAsync(msg,
-				jetstream.WithMsgID(messageID(e, f.sink.env.Replay)),
+				jetstream.WithMsgID(e.MessageID),
 				// Another stream's acknowledgement must not count as ours.
 				jetstream.WithExpectStream(f.sink.config.Stream),
 				jetstream.WithRetryAttempts(0)) // retries are the relay's
@@ -139,6 +140,9 @@ func (f *flight) settle(a ack) (behind []int, err error) {
 	delete(f.flying, a.msg)
 	if a.err != nil {
 		a.err = f.classify(a.msg.Subject, a.err)
+	}
+	if a.duplicate && f.sink.env.Duplicate != nil {
+		f.sink.env.Duplicate(f.batch[line[0]])
 	}
 	if f.errs[line[0]] = a.err; !goesOn(a.err) {
 		err = a.err
@@ -177,7 +181,7 @@ func (f *flight) giveUp(lines [][]int, err error) {
 		lines = append(lines, behind)
 	}
 	for msg := range f.flying {
-		behind, _ := f.settle(ack{msg, err})
+		behind, _ := f.settle(ack{msg: msg, err: err})
 		f.hold(behind, err)
 	}
 	for _, line := range lines {
@@ -214,6 +218,6 @@ func (f *flight) deny() {
 		}
 	}
 	for _, msg := range ended {
-		f.end(ack{msg, errDenied})
+		f.end(ack{msg: msg, err: errDenied})
 	}
 }

@@ -58,8 +58,10 @@ func (s *Sink) connect(ctx context.Context) (*session, error) {
 		return ses, nil
 	}
 	ses.js, err = jetstream.New(ses.conn, jetstream.WithPublishAsyncTimeout(ackTimeout),
-		jetstream.WithPublishAsyncAckHandler(func(_ jetstream.JetStream, msg *nats.Msg, _ *jetstream.PubAck) { ses.acks.add(msg, nil) }),
-		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, msg *nats.Msg, err error) { ses.acks.add(msg, err) }),
+		jetstream.WithPublishAsyncAckHandler(func(_ jetstream.JetStream, msg *nats.Msg, a *jetstream.PubAck) {
+			ses.acks.add(ack{msg: msg, duplicate: a.Duplicate})
+		}),
+		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, msg *nats.Msg, err error) { ses.acks.add(ack{msg: msg, err: err}) }),
 		// Those that Deliver left behind when its context ended still wait
 		// for their time to run out.
 		jetstream.WithPublishAsyncMaxPending(4*s.config.Window))

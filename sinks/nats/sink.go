@@ -2,10 +2,10 @@
 // acknowledges each one, or to core NATS, where whoever listens at that moment
 // gets it.
 //
-// Messages follow the NATS binding of CloudEvents. On JetStream each carries a
-// Nats-Msg-Id made of the event's source and id, so that within the stream's
-// duplicate window (two minutes unless set) it drops what a crash or a lost
-// answer made Postwire send twice.
+// Messages follow the NATS binding of CloudEvents. On JetStream each carries the
+// event's MessageID as Nats-Msg-Id, so that within the stream's duplicate window
+// (two minutes unless set) the stream drops a stored event that a crash or a lost
+// answer made Postwire send twice, and nothing else.
 //
 // An event becomes a dead letter if it is over the server's max_payload or the
 // stream's max_msg_size, and, where subject has attributes in it, if the stream

@@ -78,7 +78,7 @@ func TestCoreWire(t *testing.T) {
 				}
 			}
 			m.Header["Nats-Expected-Stream"] = []string{"EVENTS"}
-			m.Header["Nats-Msg-Id"] = []string{messageID(sinktest.Events(3, 1)[i], "")}
+			m.Header["Nats-Msg-Id"] = []string{sinktest.Events(3, 1)[i].MessageID}
 			got.WriteString(wire(m) + "\n")
 		}
 		want, err := os.ReadFile(filepath.Join("testdata", mode+".golden"))
@@ -132,6 +132,38 @@ func try(t testing.TB, s sinks.Sink, events []event.Event) error {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	return s.Deliver(ctx, events)
+}
+
+// TestTheMessageIDIsThatOfTheStoredEvent: events that share source and id are
+// stored in the stream each, and a repeat of one of them is not, and is told.
+func TestTheMessageIDIsThatOfTheStoredEvent(t *testing.T) {
+	b := start(t)
+	js := b.Connect(t)
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>"}}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := sinktest.TryConfigure(Kind(), "url: "+b.URL()+"\nsubject: events.x\nstream: EVENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	s, err := p.Open(t.Context(), sinks.Env{Name: "test", Duplicate: func(e event.Event) { told = append(told, e.MessageID) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	events := sinktest.Events(3, 3)
+	for i := range events {
+		events[i].CloudEvent.SetID("A-1")
+	}
+	mustDeliver(t, s, events)
+	if got := len(b.Messages(t, js, "EVENTS")); got != 3 || len(told) > 0 {
+		t.Errorf("of 3 events with one id %d are stored, and %q are told to be duplicates", got, told)
+	}
+	mustDeliver(t, s, events[1:2])
+	if got := len(b.Messages(t, js, "EVENTS")); got != 3 || !slices.Equal(told, []string{events[1].MessageID}) {
+		t.Errorf("after a repeat %d are stored, and %q are told to be duplicates", got, told)
+	}
 }
 
 func TestTheStreamIsLookedUpAndCreated(t *testing.T) {

@@ -48,7 +48,7 @@ func Events(n, keys int) []event.Event {
 		if err := e.SetData("application/json", []byte(data)); err != nil {
 			panic(err) // bytes are taken as they are
 		}
-		events[i] = event.Event{CloudEvent: e, Keys: []event.Key{event.NewKey("test", e.ID())}}
+		events[i] = event.Event{CloudEvent: e, Keys: []event.Key{event.NewKey("test", e.ID())}, MessageID: fmt.Sprintf("journal/%d/dz3k", i+1)}
 	}
 	return events
 }

@@ -354,7 +354,7 @@ func TestStreamIsChecked(t *testing.T) {
 	if _, err := js.UpdateStream(t.Context(), newer); err != nil {
 		t.Fatal(err)
 	}
-	want(open(func(o *Options) { o.MaxBytes = 1 << 30 }), "format 99 of a newer version")
+	want(open(func(o *Options) { o.MaxBytes = 1 << 30 }), "format 99 of another version")
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "theirs", Subjects: []string{"x"}}); err != nil {
 		t.Fatal(err)
 	}

@@ -17,8 +17,8 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// What a version of format 1 has stored is read by every version from then on, and
-// what this one stores is read by those of format 1: they run beside each other.
+// What one version of format 2 has stored every other one reads: they run beside
+// each other.
 func TestFormat(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	e := of("profile", "id")
@@ -56,7 +56,7 @@ func TestFormat(t *testing.T) {
 	} {
 		fmt.Fprintf(&text, "%s %s\n", m.subject, hex.EncodeToString(m.data))
 	}
-	golden.Check(t, "testdata/format-1.txt", text.String())
+	golden.Check(t, "testdata/format-2.txt", text.String())
 
 	// And back.
 	r, err := record.Decode(7, s.record)

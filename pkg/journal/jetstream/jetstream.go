@@ -75,6 +75,7 @@ type Journal struct {
 	ready   bool          // the stream is as it must be, and the cursors have their consumers
 	refused error         // why it is not, where only an operator can help
 	unheard error         // why the cluster was not heard at the last look; nil is that it was
+	id      string        // empty until the stream was seen
 	state   state
 	cursors map[string]*cursor
 	closed  bool
@@ -470,6 +471,13 @@ func (j *Journal) check() error {
 		return fmt.Errorf("%w: the stream takes %d bytes, journal.max_bytes is %d", journal.ErrFull, j.state.bytes, j.opts.MaxBytes)
 	}
 	return nil
+}
+
+// ID implements journal.Log.
+func (j *Journal) ID() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.id
 }
 
 // Usage implements journal.Journal.

@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
@@ -19,13 +21,15 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// The format of what is in the stream. A version reads its own and those before
-// it, and refuses a newer one; it writes the one that the stream has, so that two
-// versions work beside each other while one takes the other's place.
+// The format of what is in the stream, which is the only one that this version
+// reads.
 const (
 	formatKey = "postwire.format"
-	format    = 1
+	format    = 2
 )
+
+// idKey holds the ID of the journal. Whoever creates the stream chooses it.
+const idKey = "postwire.id"
 
 // The oldest server with atomic batches and times to live of messages.
 const needMajor, needMinor = 2, 12
@@ -66,9 +70,15 @@ func (j *Journal) settleStream(ctx context.Context) error {
 	want := j.config()
 	s, err := j.js.Stream(ctx, j.opts.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		s, err = j.js.CreateStream(ctx, want)
+		created := want
+		created.Metadata = maps.Clone(want.Metadata)
+		created.Metadata[idKey] = uuid.NewString()
+		s, err = j.js.CreateStream(ctx, created)
 		if err == nil {
 			j.log.Info("the stream was created", zap.String("stream", want.Name), zap.Int("replicas", want.Replicas))
+		}
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster, with an ID of its own
+			s, err = j.js.Stream(ctx, j.opts.Stream)
 		}
 	}
 	if err != nil {
@@ -81,6 +91,9 @@ func (j *Journal) settleStream(ctx context.Context) error {
 	if err := j.checkFinished(have); err != nil {
 		return err
 	}
+	j.mu.Lock()
+	j.id = have.Metadata[idKey]
+	j.mu.Unlock()
 	wrong := differences(have, want)
 	if len(wrong) == 0 {
 		return nil
@@ -121,8 +134,11 @@ func checkFormat(have jetstream.StreamConfig) error {
 	if !ok {
 		return &refusal{fmt.Sprintf("the stream %s was not made by Postwire: name another one with journal.jetstream.stream", have.Name)}
 	}
-	if n, err := strconv.Atoi(text); err != nil || n > format {
-		return &refusal{fmt.Sprintf("the stream %s has format %s of a newer version of postwire, this version reads up to %d: install that version again", have.Name, text, format)}
+	if n, err := strconv.Atoi(text); err != nil || n != format {
+		return &refusal{fmt.Sprintf("the stream %s has format %s of another version of postwire, this version reads format %d: install that version again, or name another stream with journal.jetstream.stream", have.Name, text, format)}
+	}
+	if have.Metadata[idKey] == "" {
+		return &refusal{fmt.Sprintf("the stream %s has lost its metadata %s, the ID of the journal: set it to a random text, or name another stream with journal.jetstream.stream", have.Name, idKey)}
 	}
 	return nil
 }

@@ -64,6 +64,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"a dropped dead letter is remembered", dropDead},
 		{"what was given up is known until it expires", givenUp},
 		{"a record names the source that its keys are of", sourced},
+		{"the journal keeps its ID after reopening", identity},
 		{"rejected requests are kept", quarantine},
 		{"a rejected request is released once", release},
 		{"the log is read without a cursor", logAccess},
@@ -96,6 +97,30 @@ func Event(id string, keys ...event.Key) event.Event {
 		keys = []event.Key{event.NewKey("test", id)}
 	}
 	return event.Event{CloudEvent: e, Keys: keys}
+}
+
+func identity(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Earliest)
+	mustAppend(t, j, Event("a"))
+	if _, err := c.Next(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	id := j.ID()
+	if id == "" || strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' }) {
+		t.Errorf("the ID is %q", id)
+	}
+	if err := errors.Join(c.Close(), j.Close()); err != nil {
+		t.Fatal(err)
+	}
+	j = h.Open(t)
+	c = mustReader(t, j, "sink", journal.Earliest)
+	if _, err := c.Next(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if again := j.ID(); again != id {
+		t.Errorf("the ID is %q after reopening, was %q", again, id)
+	}
 }
 
 func mustAppend(t *testing.T, j journal.Journal, events ...event.Event) []journal.Receipt {

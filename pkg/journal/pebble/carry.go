@@ -1,6 +1,7 @@
 package pebble
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -303,7 +304,11 @@ func (t *target) State(ctx context.Context) ([]byte, error) {
 		if err != nil {
 			return err
 		}
-		if it.First() {
+		found := it.First()
+		if found && bytes.Equal(it.Key(), metaIDKey()) { // which every journal has
+			found = it.Next()
+		}
+		if found {
 			err = errors.New("it holds events, or other things, that were not carried into it: move the folder away, or set journal.dir to another one")
 		}
 		return errors.Join(err, it.Error(), it.Close())

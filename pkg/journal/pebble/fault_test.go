@@ -387,8 +387,13 @@ func TestOpenRefuses(t *testing.T) {
 		name, want string
 		prepare    func(t *testing.T, fs vfs.FS)
 	}{
-		{"a newer format", "format 2 by a newer version", func(t *testing.T, fs vfs.FS) {
-			if err := writeFile(fs, "data", formatFile, "postwire-journal 2\n"); err != nil {
+		{"an older format", "format 1 by another version of postwire, this version reads format 2", func(t *testing.T, fs vfs.FS) {
+			if err := writeFile(fs, "data", formatFile, "postwire-journal 1\n"); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"a newer format", "format 3 by another version of postwire, this version reads format 2", func(t *testing.T, fs vfs.FS) {
+			if err := writeFile(fs, "data", formatFile, "postwire-journal 3\n"); err != nil {
 				t.Fatal(err)
 			}
 		}},

@@ -70,6 +70,8 @@ func noteKey(name string) []byte { return append([]byte{noteSpace}, name...) }
 
 func metaFirstKey() []byte { return append([]byte{metaSpace}, "first"...) }
 
+func metaIDKey() []byte { return append([]byte{metaSpace}, "id"...) }
+
 func metaKeysKey(generation int64) []byte {
 	return binary.BigEndian.AppendUint64(append([]byte{metaSpace}, "keys"...), uint64(generation))
 }

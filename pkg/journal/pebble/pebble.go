@@ -73,6 +73,7 @@ type Journal struct {
 	store   *store        // nil while it is being reopened
 	failure error         // why it is
 	changed chan struct{} // closed, and made anew, when store, durable or closed change
+	id      string
 	durable journal.Seq
 	oldest  journal.Seq // no event before it is stored
 	cursors map[string]*cursor
@@ -88,11 +89,11 @@ const memTables = 4
 const (
 	formatFile    = "FORMAT"
 	formatName    = "postwire-journal"
-	formatVersion = 1
+	formatVersion = 2
 )
 
 // Open opens the journal in opts.Dir, or makes one. It refuses a folder that
-// another process uses, and one that a newer version wrote.
+// another process uses, and one that another version wrote in another format.
 func Open(opts Options) (*Journal, error) {
 	if opts.Window <= 0 {
 		return nil, fmt.Errorf("journal: the dedupe window is %v, it must be longer than 0", opts.Window)
@@ -253,8 +254,8 @@ func checkVersion(fsys vfs.FS, dir string) error {
 	if err != nil || name != formatName {
 		return fmt.Errorf("%w: %s does not hold one, such as %q: restore that file, set journal.dir to a new folder, or run 'postwire journal repair'", errMarker, path, strings.TrimSpace(marker()))
 	}
-	if version > formatVersion {
-		return fmt.Errorf("it was written in format %d by a newer version of postwire, this version reads up to %d: install that version again, or set journal.dir to a new folder", version, formatVersion)
+	if version != formatVersion {
+		return fmt.Errorf("it was written in format %d by another version of postwire, this version reads format %d: install that version again, or set journal.dir to a new folder", version, formatVersion)
 	}
 	return nil
 }
@@ -317,12 +318,16 @@ func (j *Journal) open() (*store, error) {
 		return nil, errors.Join(fmt.Errorf("opening: %w", err), db.Close())
 	}
 	oldest, err := st.number(metaFirstKey(), 1)
+	var id string
+	if err == nil {
+		id, err = st.identity()
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening: %w", err), db.Close())
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.store, j.failure, j.durable, j.oldest = st, nil, st.last, oldest
+	j.store, j.failure, j.id, j.durable, j.oldest = st, nil, id, st.last, oldest
 	j.notify()
 	return st, nil
 }
@@ -423,6 +428,29 @@ func (st *store) number(key []byte, none journal.Seq) (journal.Seq, error) {
 	return seqOf(value), nil
 }
 
+// identity returns the ID of the journal, and gives it one where it has none.
+func (st *store) identity() (string, error) {
+	id, err := st.get(metaIDKey())
+	if errors.Is(err, journal.ErrNotFound) {
+		random, err := uuid.NewRandom()
+		if err != nil {
+			return "", fmt.Errorf("making the ID of the journal: %w", err)
+		}
+		if err := st.db.Set(metaIDKey(), random[:], pebble.Sync); err != nil {
+			return "", fmt.Errorf("storing the ID of the journal: %w", err)
+		}
+		return random.String(), nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading the ID of the journal: %w", err)
+	}
+	stored, err := uuid.FromBytes(id)
+	if err != nil {
+		return "", damaged(fmt.Errorf("the ID of the journal: %w", err))
+	}
+	return stored.String(), nil
+}
+
 // readLost reads what a repair found lost.
 func (st *store) readLost() error {
 	it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{lostSpace}, UpperBound: []byte{lostSpace + 1}})
@@ -514,6 +542,13 @@ func (j *Journal) Last() journal.Seq {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.durable
+}
+
+// ID implements journal.Log.
+func (j *Journal) ID() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.id
 }
 
 // Oldest implements journal.Log.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/wal"
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
@@ -304,6 +305,13 @@ func (w *rewriter) finish(damage []Damage) error {
 			return err
 		}
 	}
+	if len(w.lost)+len(damage)+len(w.damage) > 0 {
+		// New events may take the places of those that are lost, so they must
+		// not share a message ID with what a broker has of those.
+		if err := w.batch.Delete(metaIDKey(), nil); err != nil {
+			return err
+		}
+	}
 	last := binary.BigEndian.AppendUint64(nil, uint64(w.last))
 	first := binary.BigEndian.AppendUint64(nil, uint64(w.oldest))
 	if err := errors.Join(w.batch.Set(metaLastKey(), last, nil), w.batch.Set(metaFirstKey(), first, nil)); err != nil {
@@ -399,6 +407,10 @@ func (c *census) see(key, value []byte) error {
 		}
 		c.admitted = append(c.admitted, Range{seqOf(key), seqOf(value)})
 	case metaSpace:
+		if bytes.Equal(key, metaIDKey()) {
+			_, err := uuid.FromBytes(value)
+			return err
+		}
 		if len(value) != 8 {
 			return record.ErrTruncated
 		}

@@ -239,6 +239,7 @@ func TestRepair(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			before := storedID(t, o.FS.(*vfs.MemFS))
 			if whole := file == "" && tt.open == ""; whole != (len(found.Damage) == 0 && len(found.Lost) == 0) {
 				t.Errorf("check found %v, lost %v", found.Damage, found.Lost)
 			}
@@ -256,8 +257,28 @@ func TestRepair(t *testing.T) {
 				t.Errorf("%d events were saved, want at least %d", done.Events, tt.least)
 			}
 			verifyRepaired(t, o, done, 1001)
+			// A place whose event is lost is given again, under another ID.
+			after := storedID(t, o.FS.(*vfs.MemFS))
+			if lost := len(done.Lost)+len(done.Damage) > 0; after == "" || before != "" && lost == (after == before) {
+				t.Errorf("the ID was %q and is %q", before, after)
+			}
 		})
 	}
+}
+
+// storedID is the ID of a journal, empty where the engine cannot open the journal.
+func storedID(t *testing.T, fs *vfs.MemFS) string {
+	t.Helper()
+	copied := vfs.NewMem()
+	if ok, err := vfs.Clone(fs, copied, "data", "data"); err != nil || !ok {
+		t.Fatal(err)
+	}
+	j, err := Open(options(t, copied, "data", newClock()))
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = j.Close() }()
+	return j.ID()
 }
 
 // wantOpen opens a damaged journal and reads it to the end; somewhere on the
@@ -403,10 +424,10 @@ func (r *renames) Rename(from, to string) error {
 	return r.FS.Rename(from, to)
 }
 
-// TestFormatOne opens what the first released format looks like, for ever.
-func TestFormatOne(t *testing.T) {
-	const fixture = "testdata/format-1"
-	if os.Getenv("POSTWIRE_WRITE_FIXTURE") != "" { // once, when a format is first released
+// TestFormat opens a journal that was written when its format was fixed.
+func TestFormat(t *testing.T) {
+	const fixture = "testdata/format-2"
+	if os.Getenv("POSTWIRE_WRITE_FIXTURE") != "" { // once, when the format is changed
 		o := options(t, vfs.Default, fixture, newClock())
 		o.memTable = 64 << 10
 		filled(t, o, true, 300, 100)
@@ -431,8 +452,7 @@ func TestFormatOne(t *testing.T) {
 	if r, err := j.Append(t.Context(), journaltest.Event("300")); err != nil || !r[0].Duplicate {
 		t.Errorf("an event that is there: %+v, %v", r, err)
 	}
-	// That version did not write down which source an event came by.
-	if records, err := j.Read(t.Context(), 1, 300); err != nil || len(records) != 300 || records[299].Event.SourceName != "" {
+	if records, err := j.Read(t.Context(), 1, 300); err != nil || len(records) != 300 || records[299].Event.SourceName != "test" {
 		t.Errorf("%d records, %v", len(records), err)
 	}
 }

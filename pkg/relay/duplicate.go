@@ -1,0 +1,65 @@
+package relay
+
+import (
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// messageID names a stored event to brokers that drop repeated messages. Journal
+// and place would do, were no journal ever copied or restored from a backup: then
+// places are given again, and the time of acceptance tells the events apart. A
+// replay is meant to repeat, so it has IDs of its own.
+func (o *outlet) messageID(r journal.Record) string {
+	var b strings.Builder
+	b.WriteString(o.journal())
+	b.WriteByte('/')
+	b.WriteString(strconv.FormatUint(uint64(r.Seq), 10))
+	b.WriteByte('/')
+	b.WriteString(strconv.FormatInt(r.Accepted.UnixNano(), 36))
+	if o.replay != "" {
+		b.WriteByte('/')
+		b.WriteString(o.replay)
+	}
+	return b.String()
+}
+
+// never is the place from which on events are unsent where that cannot be told.
+const never journal.Seq = math.MaxUint64
+
+// duplicates are the events of one attempt that the broker says it had before.
+type duplicates struct {
+	ids      []string // message IDs
+	counters duplicateCounters
+}
+
+type duplicateCounters struct{ lost, repeat prometheus.Counter }
+
+// judgeDuplicates counts the events of an attempt that the broker says it had
+// before. Of an event that was not sent before, that means that the broker has
+// discarded it.
+func (o *outlet) judgeDuplicates(records []held) {
+	if len(o.duplicates.ids) == 0 {
+		return
+	}
+	byID := make(map[string]held, len(records))
+	for _, r := range records {
+		byID[o.messageID(r.Record)] = r
+	}
+	for _, id := range o.duplicates.ids {
+		r, known := byID[id]
+		if !known || r.attempts > 1 || r.Seq < o.unsent {
+			o.duplicates.counters.repeat.Inc()
+			continue
+		}
+		o.duplicates.counters.lost.Inc()
+		o.env.Log.Error("the broker took an event for a repeat and discarded it, though it was sent for the first time; its consumers do not get it",
+			zap.Uint64("seq", uint64(r.Seq)), zap.String("event_id", r.Event.CloudEvent.ID()), zap.String("message_id", id),
+			zap.String("advice", "look for another program that publishes with the same message IDs, then send the event again with postwire replay"))
+	}
+}
