@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cloudevents/sdk-go/v2/binding/format"
 	ceevent "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/cloudevents/sdk-go/v2/types"
 
@@ -70,17 +69,20 @@ const eventFormats = "application/cloudevents"
 // Encode writes e, which is a CloudEvents 1.0 event, in the given content mode.
 // Data that is an event itself goes in structured mode always: in binary mode
 // readers would take it for the event.
-func Encode(e event.Event, mode string) (Message, error) {
+func (env Env) Encode(e event.Event, mode string) (Message, error) {
 	ce, ok := e.CloudEvent.Context.(*ceevent.EventContextV1)
 	if !ok {
 		return Message{}, fmt.Errorf("encoding %s: it is not a CloudEvents 1.0 event", e.CloudEvent.ID())
 	}
 	if mode == Structured || strings.HasPrefix(strings.ToLower(ce.GetDataContentType()), eventFormats) {
-		body, err := format.JSON.Marshal(&e.CloudEvent)
+		body, opaque, err := event.Structured(e)
 		if err != nil {
 			return Message{}, fmt.Errorf("encoding %s: %w", e.CloudEvent.ID(), err)
 		}
-		return Message{ContentType: format.JSON.MediaType(), Body: body}, nil
+		if opaque && env.Opaque != nil {
+			env.Opaque()
+		}
+		return Message{ContentType: event.StructuredType, Body: body}, nil
 	}
 	attributes, err := attributesOf(ce)
 	if err != nil {

@@ -77,6 +77,11 @@ type Env struct {
 	// operator wants a dead letter (retry.dead_letter_on).
 	DeadLetterOn []int
 
+	// Opaque is called by Encode for each event whose data says that it is JSON
+	// and is none that every reader can parse, so that structured mode holds it as
+	// data_base64. Nil is not called.
+	Opaque func()
+
 	// Duplicate is called by Deliver for each event whose acknowledgement says
 	// that the broker has stored a message of the same ID before. Such an event
 	// counts as delivered. Nil is not called.

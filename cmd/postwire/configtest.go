@@ -193,7 +193,7 @@ func (t *trial) body(stdin io.Reader, limit config.Size) ([]byte, error) {
 }
 
 func triedOf(plan *app.Plan, e event.Event) (triedEvent, error) {
-	text, err := e.CloudEvent.MarshalJSON()
+	text, _, err := event.Structured(e)
 	if err != nil {
 		return triedEvent{}, fmt.Errorf("writing event %s as JSON: %w", e.CloudEvent.ID(), err)
 	}

@@ -171,11 +171,11 @@ func operation(id, method, path, summary string, statuses ...int) huma.Operation
 // attributes is a CloudEvent in JSON; without its data unless that is asked
 // for, because it is personal.
 func attributes(e event.Event, data bool) (json.RawMessage, error) {
-	ce := e.CloudEvent
 	if !data {
-		ce.DataEncoded = nil
+		e.CloudEvent.DataEncoded = nil
 	}
-	return ce.MarshalJSON()
+	body, _, err := event.Structured(e)
+	return body, err
 }
 
 // Replaying is the body of a request for a replay.

@@ -18,7 +18,7 @@ type Metrics struct {
 
 	delivered, retries, matched, filtered, filterErrors *prometheus.CounterVec
 	dead, given                                         *prometheus.CounterVec
-	replayed, unreadable, duplicates                    *prometheus.CounterVec
+	replayed, unreadable, duplicates, opaque            *prometheus.CounterVec
 	up, open, held, unconfigured                        *prometheus.GaugeVec
 	took, attempts                                      *prometheus.HistogramVec
 }
@@ -49,6 +49,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		given:        counter("postwire_sink_given_up_total", "Events that the sink never gets, because max_age or max_events of the sink gave them up.", "sink", "reason"),
 		replayed:     counter("postwire_sink_replayed_total", "Events that the broker acknowledged in a replay.", "sink"),
 		duplicates:   counter("postwire_sink_duplicates_total", "Acknowledgements in which the broker says that it has a message of the same ID and discards the event. repeat: an earlier attempt may have delivered the event, as after a crash or a lost acknowledgement. lost: the event was sent for the first time, so its consumers do not get it.", "sink", "outcome"),
+		opaque:       counter("postwire_sink_opaque_data_total", "Messages in structured mode whose data is called JSON and is none that every reader can parse, so that it went as data_base64.", "sink"),
 		unreadable:   counter("postwire_sink_unreadable_total", "Attempts to read the journal for the sink that failed; it gets nothing while they do.", "sink"),
 		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last attempt to deliver was taken, 0 while the sink fails."}, []string{"sink"}),
 		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while nothing arrives at the sink and it is probed with one event at a time, otherwise 0."}, []string{"sink"}),
@@ -68,7 +69,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 // sinkMetrics are those of one sink. The lag is computed when it is asked for.
 type sinkMetrics struct {
 	delivered, retries, matched, filtered, filterErrors prometheus.Counter
-	unreadable                                          prometheus.Counter
+	unreadable, opaque                                  prometheus.Counter
 
 	dead, given    *prometheus.CounterVec
 	duplicates     duplicateCounters
@@ -86,6 +87,7 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 		filtered:     m.filtered.WithLabelValues(name),
 		filterErrors: m.filterErrors.WithLabelValues(name),
 		unreadable:   m.unreadable.WithLabelValues(name),
+		opaque:       m.opaque.WithLabelValues(name),
 		dead:         m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
 		given:        m.given.MustCurryWith(prometheus.Labels{"sink": name}),
 		duplicates:   duplicateCounters{lost: m.duplicates.WithLabelValues(name, "lost"), repeat: m.duplicates.WithLabelValues(name, "repeat")},
@@ -119,7 +121,7 @@ func (m *Metrics) forget(name string) {
 	gone := prometheus.Labels{"sink": name}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.duplicates, m.up, m.open, m.held, m.took, m.attempts} {
+	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.held, m.took, m.attempts} {
 		vec.DeletePartialMatch(gone)
 	}
 }

@@ -6,8 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"mime"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,17 +55,17 @@ func (r *redactor) apply(e event.Event) (event.Event, error) {
 	if r == nil || len(e.CloudEvent.DataEncoded) == 0 {
 		return e, nil
 	}
-	if !isJSON(e.CloudEvent.DataContentType()) {
+	if !event.IsJSON(e.CloudEvent.DataContentType()) {
 		return event.Event{}, errNotJSON
 	}
 	// What is not redacted stays as it is: no string is written otherwise, and
 	// no number.
 	options := []jsontext.Options{
-		jsontext.AllowDuplicateNames(true), jsontext.PreserveRawStrings(true),
+		jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true), jsontext.PreserveRawStrings(true),
 	}
 	var out bytes.Buffer
 	out.Grow(len(e.CloudEvent.DataEncoded))
-	in, to := jsontext.NewDecoder(bytes.NewReader(e.CloudEvent.DataEncoded), options...), jsontext.NewEncoder(&out, options...)
+	in, to := jsontext.NewDecoder(bytes.NewReader(event.TrimBOM(e.CloudEvent.DataEncoded)), options...), jsontext.NewEncoder(&out, options...)
 	if err := r.value(in, to, ""); err != nil {
 		return event.Event{}, errNotJSON // not wrapped: it may quote the data
 	}
@@ -77,16 +75,6 @@ func (r *redactor) apply(e event.Event) (event.Event, error) {
 	e.CloudEvent.DataEncoded = bytes.TrimSuffix(out.Bytes(), []byte{'\n'})
 	e.CloudEvent.DataBase64 = false
 	return e, nil
-}
-
-// isJSON reports whether data of a media type is JSON; data without one is, as
-// section 3.1.1 of CloudEvents has it.
-func isJSON(contentType string) bool {
-	if contentType == "" {
-		return true
-	}
-	media, _, err := mime.ParseMediaType(contentType)
-	return err == nil && (media == "application/json" || media == "text/json" || strings.HasSuffix(media, "+json"))
 }
 
 // value copies the value at a place.
@@ -114,10 +102,8 @@ func (r *redactor) object(in *jsontext.Decoder, out *jsontext.Encoder, place str
 			return err
 		}
 		raw = slices.Clone(raw)
-		name, err := jsontext.AppendUnquote(nil, raw)
-		if err != nil {
-			return err
-		}
+		// Of a name that is no Unicode this makes the one that readers make of it.
+		name, _ := jsontext.AppendUnquote(nil, raw)
 		if err := r.member(in, out, place, raw, string(name)); err != nil {
 			return err
 		}
@@ -145,11 +131,7 @@ func (r *redactor) member(in *jsontext.Decoder, out *jsontext.Encoder, place str
 	if err != nil {
 		return err
 	}
-	digest, err := r.digest(v)
-	if err != nil {
-		return err
-	}
-	return out.WriteToken(digest)
+	return out.WriteToken(r.digest(v))
 }
 
 // pointerEscaper writes a name as a part of a JSON pointer.
@@ -180,11 +162,7 @@ func (r *redactor) element(in *jsontext.Decoder, out *jsontext.Encoder, place st
 		if err != nil {
 			return err
 		}
-		digest, err := r.digest(v)
-		if err != nil {
-			return err
-		}
-		return out.WriteToken(digest)
+		return out.WriteToken(r.digest(v))
 	case keep:
 	}
 	return r.value(in, out, place)
@@ -198,26 +176,25 @@ func copyToken(in *jsontext.Decoder, out *jsontext.Encoder) error {
 	return out.WriteToken(t)
 }
 
-// digest stands for a value: of a string the digest of its text, of anything
-// else that of its canonical form (RFC 8785). There is nothing in a null.
-func (r *redactor) digest(v jsontext.Value) (jsontext.Token, error) {
+// digest stands for a value: of a string the digest of its text, of anything else
+// that of its canonical form (RFC 8785, save that numbers keep their digits), and
+// of what has neither the digest of its bytes. There is nothing in a null.
+func (r *redactor) digest(v jsontext.Value) jsontext.Token {
 	if v.Kind() == 'n' {
-		return jsontext.Null, nil
+		return jsontext.Null
 	}
 	text := []byte(slices.Clone(v))
 	if v.Kind() == '"' {
-		var err error
-		if text, err = jsontext.AppendUnquote(nil, v); err != nil {
-			return jsontext.Token{}, err
+		if plain, err := jsontext.AppendUnquote(nil, v); err == nil {
+			text = plain
 		}
 	} else {
-		canonical := jsontext.Value(text)
-		if err := canonical.Canonicalize(jsontext.AllowDuplicateNames(true)); err != nil {
-			return jsontext.Token{}, fmt.Errorf("making the canonical form: %w", err)
+		canonical := jsontext.Value(slices.Clone(text))
+		if canonical.Canonicalize(jsontext.CanonicalizeRawInts(false), jsontext.CanonicalizeRawFloats(false)) == nil {
+			text = canonical
 		}
-		text = canonical
 	}
 	mac := hmac.New(sha256.New, r.key)
 	mac.Write(text)
-	return jsontext.String("hmac-sha256:" + hex.EncodeToString(mac.Sum(nil))), nil
+	return jsontext.String("hmac-sha256:" + hex.EncodeToString(mac.Sum(nil)))
 }

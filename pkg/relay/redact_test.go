@@ -46,7 +46,10 @@ func TestRedact(t *testing.T) {
 		{"in lists", `[{"user_email":"x"},[{"title":{}}]]`, `[{"user_email":"` + digestOf("x") + `"},[{}]]`},
 		{"elements keep their places", `{"list":["a","b","c"]}`, `{"list":["` + digestOf("a") + `",null,"c"]}`},
 		{"a digest is of the text, however it is written", `{"user_email":"\u0061@b.c"}`, `{"user_email":"` + digestOf("a@b.c") + `"}`},
-		{"and of other values of their canonical form", `{"number":1.0,"user_email":{"b":1,"a":2}}`, `{"number":"` + digestOf("1") + `","user_email":"` + digestOf(`{"a":2,"b":1}`) + `"}`},
+		{"and of other values of their canonical form", `{"number":1.0,"user_email":{"b":1,"a":2}}`, `{"number":"` + digestOf("1.0") + `","user_email":"` + digestOf(`{"a":2,"b":1}`) + `"}`},
+		{"numbers that differ in a digit differ", `{"number":1745000000000000001,"list":[{"number":1745000000000000002}]}`, `{"number":"` + digestOf("1745000000000000001") + `","list":["` + digestOf(`{"number":1745000000000000002}`) + `"]}`},
+		{"text that is no Unicode", "{\"user_email\":\"\xff\",\"s\":\"\xfe\",\"t\":\"\\ud800\",\"title\":\"\xff\",\"\xff\":1}", "{\"user_email\":\"" + digestOf("\"\xff\"") + "\",\"s\":\"\xfe\",\"t\":\"\\ud800\",\"\xff\":1}"},
+		{"a byte order mark", "\ufeff{\"title\":1}", `{}`},
 		{"null stays null", `{"user_email":null}`, `{"user_email":null}`},
 		{"a name is one however it is written", `{"us\u0065r_email":"x","titl\u0065":1}`, `{"us\u0065r_email":"` + digestOf("x") + `"}`},
 		{"names that a pointer escapes", `{"a/b":{"~":1,"c":2}}`, `{"a/b":{"c":2}}`},
@@ -67,6 +70,9 @@ func TestRedact(t *testing.T) {
 				t.Error("the event in the journal's hands was changed")
 			}
 		})
+	}
+	if got, err := r.apply(withData("application/problem+json", `{"title":1,"n":1}`)); err != nil || string(got.CloudEvent.DataEncoded) != `{"n":1}` {
+		t.Errorf("other JSON: %s, %v", got.CloudEvent.DataEncoded, err)
 	}
 	for _, e := range []event.Event{
 		withData("text/plain", "user_email=x"), withData("application/json", `{"user_email":`),

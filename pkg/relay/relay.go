@@ -117,7 +117,7 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 		return &past{noted: r.noted, sink: out.Name, since: r.opts.Now(), stood: cursor.Committed()}
 	})
 	p.out = outlet{
-		past: p.past, ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now},
+		past: p.past, ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now, Opaque: p.metrics.opaque.Inc},
 		journal: r.opts.Journal.ID, unsent: r.opts.Journal.Last() + 1, duplicates: duplicates{counters: p.metrics.duplicates},
 	}
 	p.last = r.opts.Journal.Last

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"mime"
 	"net/url"
 	"os"
 	"path"
@@ -24,6 +23,8 @@ import (
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/postwire/postwire/pkg/event"
 )
 
 // urn begins the name of a schema where schemas.base_url is empty.
@@ -182,10 +183,10 @@ func (l *Library) Check(n Name, contentType string, data []byte) error {
 	if !ok {
 		return nil
 	}
-	if !isJSON(contentType) {
+	if !event.IsJSON(contentType) {
 		return &MismatchError{Name: n}
 	}
-	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
+	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(event.TrimBOM(data)))
 	if err != nil {
 		return &MismatchError{Name: n}
 	}
@@ -223,9 +224,4 @@ func (m *MismatchError) collect(e *jsonschema.ValidationError) {
 func keywords(e *jsonschema.ValidationError) []string {
 	p := e.ErrorKind.KeywordPath()
 	return p[:min(len(p), 1)]
-}
-
-func isJSON(contentType string) bool {
-	media, _, err := mime.ParseMediaType(contentType)
-	return contentType == "" || err == nil && (media == "application/json" || media == "text/json" || strings.HasSuffix(media, "+json"))
 }

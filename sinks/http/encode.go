@@ -22,12 +22,12 @@ type part struct {
 // encode makes a part of an event, as in the HTTP binding for CloudEvents:
 // attributes as ce- headers with percent-encoded values, datacontenttype as
 // Content-Type.
-func encode(e event.Event, mode string) (part, error) {
+func encode(env sinks.Env, e event.Event, mode string) (part, error) {
 	if mode == batched {
-		m, err := sinks.Encode(e, sinks.Structured)
+		m, err := env.Encode(e, sinks.Structured)
 		return part{id: e.MessageID, body: m.Body}, err
 	}
-	m, err := sinks.Encode(e, mode)
+	m, err := env.Encode(e, mode)
 	if err != nil {
 		return part{}, err
 	}

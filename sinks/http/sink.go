@@ -194,7 +194,7 @@ type delivery struct {
 func (d *delivery) run(ctx context.Context, lane []int) {
 	parts := make([]part, 0, len(lane))
 	for _, i := range lane {
-		p, err := encode(d.batch[i], d.sink.config.ContentMode)
+		p, err := encode(d.sink.env, d.batch[i], d.sink.config.ContentMode)
 		if err != nil {
 			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue

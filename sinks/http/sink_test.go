@@ -147,7 +147,7 @@ func setContentType(e *cloudevents.Event, contentType string) {
 
 // An event whose data is an event itself must not be taken for that one.
 func TestDataThatIsAnEvent(t *testing.T) {
-	for _, contentType := range []string{"application/cloudevents+json", "Application/CloudEvents-batch+json; charset=utf-8"} {
+	for _, contentType := range []string{"application/cloudevents+json", "application/cloudevents-batch+json; charset=utf-8"} {
 		r := start(t, nil)
 		events := numbered(1)
 		inner := `{"specversion":"1.0","id":"evil","source":"evil","type":"evil"}`

@@ -18,8 +18,8 @@ type record struct {
 
 // encode makes a record of an event and its key, as in the Kafka binding for CloudEvents:
 // attributes as ce_ headers in UTF-8, the partition key as the record's key.
-func encode(e event.Event, key []byte, mode string) (record, error) {
-	m, err := sinks.Encode(e, mode)
+func encode(env sinks.Env, e event.Event, key []byte, mode string) (record, error) {
+	m, err := env.Encode(e, mode)
 	if err != nil {
 		return record{}, err
 	}

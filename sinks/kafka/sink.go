@@ -66,6 +66,7 @@ func Kind() sinks.Kind {
 // are thrown away before the next attempt.
 type Sink struct {
 	config    Config
+	env       sinks.Env
 	log       *zap.Logger
 	route     sinks.Route
 	conns     *conns
@@ -83,7 +84,7 @@ type Sink struct {
 }
 
 func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
-	s := &Sink{config: c, log: env.Log, route: c.Route(), balancer: kafka.Murmur2Balancer{Consistent: true}}
+	s := &Sink{config: c, env: env, log: env.Log, route: c.Route(), balancer: kafka.Murmur2Balancer{Consistent: true}}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -249,7 +250,7 @@ func (d *delivery) sort(ctx context.Context) []*queue {
 func (d *delivery) encode(q *queue) []int {
 	sendable := make([]int, 0, len(q.indexes))
 	for _, i := range q.indexes {
-		r, err := encode(d.batch[i], d.records[i].key, d.sink.config.ContentMode)
+		r, err := encode(d.sink.env, d.batch[i], d.records[i].key, d.sink.config.ContentMode)
 		if err != nil {
 			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue

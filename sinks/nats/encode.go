@@ -13,8 +13,8 @@ import (
 // attributes as ce- headers with percent-encoded values. The content type is
 // also sent as content-type, where the Go SDK's reader looks for it
 // (cloudevents/sdk-go#1334); readers that follow the letter do not mind.
-func encode(e event.Event, mode, subject string) (*nats.Msg, error) {
-	m, err := sinks.Encode(e, mode)
+func encode(env sinks.Env, e event.Event, mode, subject string) (*nats.Msg, error) {
+	m, err := env.Encode(e, mode)
 	if err != nil {
 		return nil, err
 	}

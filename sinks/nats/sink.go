@@ -181,7 +181,7 @@ func (s *Sink) message(e event.Event) (*nats.Msg, error) {
 	if len(subject) > maxSubject {
 		return nil, sinks.Permanent(sinks.ReasonInvalid, fmt.Errorf("the subject has %d bytes, at most %d are sent", len(subject), maxSubject))
 	}
-	msg, err := encode(e, s.config.ContentMode, subject)
+	msg, err := encode(s.env, e, s.config.ContentMode, subject)
 	if err != nil {
 		return nil, sinks.Permanent(sinks.ReasonInvalid, err)
 	}

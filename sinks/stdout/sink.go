@@ -53,8 +53,8 @@ func Kind() sinks.Kind { return KindTo(os.Stdout) }
 // KindTo is the sink of type stdout, writing to w.
 func KindTo(w io.Writer) sinks.Kind {
 	return sinks.Define("stdout", "Standard output of the process, a line an event.", example, defaults,
-		func(_ context.Context, c Config, _ sinks.Env) (sinks.Sink, error) {
-			return &Sink{format: c.Format, out: w, idle: make(chan struct{}, 1), closed: make(chan struct{})}, nil
+		func(_ context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
+			return &Sink{env: env, format: c.Format, out: w, idle: make(chan struct{}, 1), closed: make(chan struct{})}, nil
 		})
 }
 
@@ -64,6 +64,7 @@ func KindTo(w io.Writer) sinks.Kind {
 // called back. So the writing is done beside Deliver, which can then leave; the
 // next one waits until that write is over, or lines would mix.
 type Sink struct {
+	env    sinks.Env
 	format string
 	out    io.Writer
 	idle   chan struct{} // holds a token while somebody writes
@@ -164,7 +165,7 @@ func (s *Sink) line(e event.Event) ([]byte, error) {
 	if s.format == formatText {
 		return []byte(text(e) + "\n"), nil
 	}
-	m, err := sinks.Encode(e, sinks.Structured)
+	m, err := s.env.Encode(e, sinks.Structured)
 	if err != nil {
 		return nil, err
 	}

@@ -66,9 +66,9 @@ var errTemplate = errors.New("the template fails on this event; take fields with
 type view map[string]any
 
 func viewOf(e event.Event) view {
-	whole, err := json.Marshal(e.CloudEvent)
+	whole, _, err := event.Structured(e)
 	if err != nil {
-		whole = nil // data that is not what its media type says has no such form
+		whole = nil // it is no CloudEvent
 	}
 	attributes := map[string]string{}
 	for _, name := range append(event.Attributes(), names(e.CloudEvent)...) {
@@ -76,11 +76,18 @@ func viewOf(e event.Event) view {
 			attributes[name] = value
 		}
 	}
-	var data any
-	if err := json.Unmarshal(e.CloudEvent.DataEncoded, &data); err != nil {
-		data = nil // the data is not JSON, and has no fields
+	return view{"event": attributes, "data": dataOf(e), "json": string(whole)}
+}
+
+// dataOf is the data of an event, its numbers as they were sent; nil where it is
+// not JSON, and so has no fields.
+func dataOf(e event.Event) (data any) {
+	d := json.NewDecoder(bytes.NewReader(event.TrimBOM(e.CloudEvent.DataEncoded)))
+	d.UseNumber()
+	if err := d.Decode(&data); err != nil || d.More() {
+		return nil
 	}
-	return view{"event": attributes, "data": data, "json": string(whole)}
+	return data
 }
 
 func names(e cloudevents.Event) (names []string) {
@@ -239,12 +246,10 @@ func line(e event.Event, outcome string) string {
 	if len(words) == 1 {
 		words = append(words, e.CloudEvent.Type())
 	}
-	var data any
-	if json.Unmarshal(e.CloudEvent.DataEncoded, &data) == nil {
-		for _, path := range [][]string{{"result", "error"}, {"reason"}} {
-			if text := get(data, path...); text != "" {
-				return strings.Join(words, " ") + ": " + cut(150, text)
-			}
+	data := dataOf(e)
+	for _, path := range [][]string{{"result", "error"}, {"reason"}} {
+		if text := get(data, path...); text != "" {
+			return strings.Join(words, " ") + ": " + cut(150, text)
 		}
 	}
 	return strings.Join(words, " ") + ": " + outcome

@@ -329,7 +329,7 @@ func TestWrongToken(t *testing.T) {
 func TestTemplateFails(t *testing.T) {
 	s := start(t)
 	sink := s.open(t, `template: "{{with .data}}{{len .}}{{end}} {{.event.id}}"`)
-	err := sink.Deliver(t.Context(), []event.Event{upload("success", "12"), upload("failure", "{}")})
+	err := sink.Deliver(t.Context(), []event.Event{upload("success", "true"), upload("failure", "{}")})
 	each, _ := errors.AsType[sinks.BatchError](err)
 	if len(each) != 2 || each[1] != nil {
 		t.Fatalf("Deliver = %v", err)

@@ -6,16 +6,16 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	ceevent "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
 // Data is JSON, text or bytes. It matters where a sink writes structured mode:
-// JSON stands there as it is, so that what is called JSON and is none would
-// break out of its place; text is a string, which has no place for bytes that
-// are not UTF-8. Both then go as bytes.
+// JSON stands there as it is, if it is JSON (event.Structured looks); text is a
+// string, which has no place for bytes that are not UTF-8, so that these go as
+// bytes.
 type kind int
 
 const (
@@ -31,7 +31,7 @@ func kindOf(contentType string) kind {
 		return bytesData
 	}
 	switch _, subtype, _ := strings.Cut(mediaType, "/"); {
-	case subtype == "json" || strings.HasSuffix(subtype, "+json"):
+	case contentType != "" && event.IsJSON(contentType):
 		return jsonData
 	case !utf8Compatible(parameters["charset"]):
 		return bytesData
@@ -39,18 +39,6 @@ func kindOf(contentType string) kind {
 		return textData
 	}
 	return bytesData
-}
-
-// writtenAsJSON tells whether the SDK's writer, which the sinks use, takes a
-// media type for JSON. It knows fewer than CloudEvents does, and would make a
-// string of the others' data.
-func writtenAsJSON(contentType string) bool {
-	mediaType, _, _ := strings.Cut(contentType, ";")
-	switch strings.ToLower(strings.TrimSpace(mediaType)) {
-	case ceevent.ApplicationJSON, ceevent.TextJSON, ceevent.ApplicationCloudEventsJSON, ceevent.ApplicationCloudEventsBatchJSON:
-		return true
-	}
-	return false
 }
 
 // goesAsBytes tells of data that came as bytes whether it is to go as bytes in
@@ -61,7 +49,7 @@ func goesAsBytes(contentType string, data []byte) (bool, error) {
 		if err := jsonbody.CheckDepth(data); err != nil {
 			return false, err
 		}
-		return !writtenAsJSON(contentType) || !jsontext.Value(data).IsValid(), nil
+		return false, nil
 	case textData:
 		return !utf8.Valid(data), nil
 	case bytesData:

@@ -27,6 +27,7 @@ var (
 type envelope struct {
 	kind    jsontext.Kind
 	members []member
+	twice   bool // a member is there twice, which readers understand differently
 }
 
 // member of an envelope.
@@ -49,6 +50,9 @@ func (e *envelope) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 			return err
 		}
 		m := member{name: name.String()}
+		if slices.ContainsFunc(e.members, func(before member) bool { return before.name == m.name }) {
+			e.twice = true
+		}
 		value, err := d.ReadValue()
 		if err != nil {
 			return err
@@ -139,6 +143,9 @@ func readBatch(body []byte, most int) ([]ceevent.Event, error) {
 // read reads the event, which is at a place of the body.
 func (e *envelope) read(place string) (ceevent.Event, error) {
 	var a attributes
+	if e.twice {
+		return ceevent.Event{}, malformed(place, errTwice)
+	}
 	var data, encoded jsontext.Value
 	for _, m := range e.members {
 		switch m.name {
@@ -177,7 +184,7 @@ func (e *envelope) read(place string) (ceevent.Event, error) {
 			a.DataContentType = new(ceevent.ApplicationJSON)
 		}
 		if kindOf(*a.DataContentType) == jsonData {
-			ce.DataEncoded, ce.DataBase64 = data, !writtenAsJSON(*a.DataContentType)
+			ce.DataEncoded = data
 			break
 		}
 		text, err := fromString(*a.DataContentType, data)

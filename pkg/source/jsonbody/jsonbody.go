@@ -1,6 +1,7 @@
 // Package jsonbody holds what all sources of JSON webhooks do alike: they read
-// a body so strictly that no other reader can understand it differently, know
-// it by its content, and make attributes only of text that every broker takes.
+// what identifies an event so strictly that no other reader can understand it
+// differently, and pass on what else stands in a body; they know a body by its
+// content, and make attributes only of text that every broker takes.
 package jsonbody
 
 import (
@@ -10,15 +11,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/source"
 )
 
@@ -26,44 +26,50 @@ const (
 	// ContentType is the datacontenttype of the events.
 	ContentType = "application/json"
 
-	// MaxDepth is how deep a body may nest: as deep as the strictest common
-	// readers (Jackson) follow, with room for the envelope of structured mode.
-	MaxDepth = 900
 	// MaxAttribute is how long text may be that becomes an attribute, in
 	// bytes: what fits a broker's headers.
 	MaxAttribute = 1024
 )
 
-// Object reads a JSON object into v strictly: UTF-8 (RFC 8259), names unique
-// (RFC 7493), nothing behind it, and not too deep. What another reader might
-// understand differently is not passed on. Its error is a
-// *source.MalformedError.
-func Object(body []byte, v any) error { return unmarshal(body, v, '{', "a JSON object") }
+// Lenient returns the options of a reader that goes on where a strict one stops:
+// at a name twice in one object, and at text that is no Unicode. Whoever reads a
+// member with it must look at both for that member alone.
+func Lenient() jsontext.Options {
+	return json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+}
+
+// Object reads a JSON object into v: with nothing behind it, and not too deep. A
+// byte order mark may stand before it. V, which implements json.UnmarshalerFrom,
+// must refuse members that it needs and that other readers might understand
+// differently. Its error is a *source.MalformedError.
+func Object(body []byte, v json.UnmarshalerFrom) error {
+	return unmarshal(body, v, '{', "a JSON object")
+}
 
 // List is Object for a JSON array.
-func List(body []byte, v any) error { return unmarshal(body, v, '[', "a JSON array") }
+func List(body []byte, v json.UnmarshalerFrom) error { return unmarshal(body, v, '[', "a JSON array") }
+
+// Any is Object for any JSON.
+func Any(body []byte, v json.UnmarshalerFrom) error { return unmarshal(body, v, 0, "JSON") }
 
 // unmarshal reads a body that begins with kind, where that is not 0.
-func unmarshal(body []byte, v any, kind byte, name string, options ...json.Options) error {
+func unmarshal(body []byte, v json.UnmarshalerFrom, kind byte, name string) error {
+	body = event.TrimBOM(body)
 	if err := CheckDepth(body); err != nil {
 		return err
 	}
-	err := json.Unmarshal(body, v, options...)
-	if err == nil {
-		if first := bytes.TrimLeft(body, " \t\r\n"); kind != 0 && first[0] != kind { // null
-			return malformed(errors.New("is not " + name))
-		}
-		return nil
-	}
-	semantic, ok := errors.AsType[*json.SemanticError](err)
-	if _, syntactic := errors.AsType[*jsontext.SyntacticError](err); ok && semantic.JSONPointer == "" && !syntactic {
+	err := json.Unmarshal(body, v, Lenient())
+	if first := bytes.TrimLeft(body, " \t\r\n"); err == nil && kind != 0 && first[0] != kind {
 		return malformed(errors.New("is not " + name))
 	}
-	if errors.Is(err, jsontext.ErrDuplicateName) {
-		return malformed(errors.New("has a name twice in one object"))
+	if err == nil {
+		return nil
 	}
-	if !utf8.Valid(body) {
-		return malformed(errors.New("is not valid UTF-8"))
+	if bad, ok := errors.AsType[*source.MalformedError](err); ok {
+		return bad
+	}
+	if errors.Is(err, errKind) {
+		return malformed(errors.New("is not " + name))
 	}
 	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		return malformed(fmt.Errorf("is not valid JSON at byte %d", syntactic.ByteOffset))
@@ -92,8 +98,9 @@ func Members(d *jsontext.Decoder, member func(name []byte) error) error {
 		var plain []byte
 		if bytes.IndexByte(name, '\\') < 0 && name.Kind() == '"' {
 			plain = name[1 : len(name)-1]
-		} else if plain, err = jsontext.AppendUnquote(nil, name); err != nil {
-			return err
+		} else {
+			// Of a name that is no Unicode this makes one that nobody asks for.
+			plain, _ = jsontext.AppendUnquote(nil, name)
 		}
 		if err := member(plain); err != nil {
 			return err
@@ -103,71 +110,30 @@ func Members(d *jsontext.Decoder, member func(name []byte) error) error {
 	return err
 }
 
-// Value reads a body as strictly as Object does, into map[string]any,
-// []any, string, bool and nil. A number that is written as an integer is an
-// int64 or a uint64, so that no digit of an identifier is lost; any other, and
-// one that fits neither, is a float64.
-func Value(body []byte) (any, error) {
-	var v any
-	err := unmarshal(body, &v, 0, "JSON", json.WithUnmarshalers(json.UnmarshalFromFunc(number)))
-	return v, err
-}
-
-// number reads numbers, and leaves everything else to the package.
-func number(d *jsontext.Decoder, v *any) error {
-	if d.PeekKind() != '0' {
-		return errors.ErrUnsupported
+// CheckDepth refuses bodies that nest deeper than event.MaxDepth. Its error is a
+// *source.MalformedError.
+func CheckDepth(body []byte) error {
+	if event.Deeper(body, event.MaxDepth) {
+		return malformed(fmt.Errorf("nests deeper than %d", event.MaxDepth))
 	}
-	text, err := d.ReadValue()
-	if err != nil {
-		return err
-	}
-	if i, err := strconv.ParseInt(string(text), 10, 64); err == nil {
-		*v = i
-		return nil
-	}
-	if u, err := strconv.ParseUint(string(text), 10, 64); err == nil {
-		*v = u
-		return nil
-	}
-	f, err := strconv.ParseFloat(string(text), 64)
-	if err != nil { // out of range: not a number that anybody could use
-		return err
-	}
-	*v = f
 	return nil
 }
 
-// CheckDepth refuses bodies that nest deeper than MaxDepth. It reads tokens only
-// where there are brackets enough. Its error is a *source.MalformedError.
-func CheckDepth(body []byte) error {
-	if bytes.Count(body, []byte{'['})+bytes.Count(body, []byte{'{'}) <= MaxDepth {
-		return nil
-	}
-	d := jsontext.NewDecoder(bytes.NewReader(body))
-	for {
-		if _, err := d.ReadToken(); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return nil //nolint:nilerr // What is wrong besides is for the reader behind to say.
-		}
-		if d.StackDepth() > MaxDepth {
-			return malformed(fmt.Errorf("nests deeper than %d", MaxDepth))
-		}
-	}
-}
-
-// Digest returns sha256: and the digest of the body's canonical form (RFC
-// 8785), in lower-case hex: however it is spelled, equal JSON has one digest.
-// Digests are kept on disk and by consumers, and must come out the same in
-// every later version.
-func Digest(body []byte) (string, error) {
+// Digest returns sha256: and the digest of the body's canonical form, in
+// lower-case hex: members are sorted and white space is gone, as in RFC 8785, and
+// every number keeps the digits that were sent. RFC 8785 rounds numbers to
+// doubles, so that bodies that differ in an integer beyond 2^53 would be one
+// event. A body without a canonical form (a name twice in one object, text that is
+// no Unicode) is known by its bytes. Digests are kept on disk and by consumers, and
+// must come out the same in every later version.
+func Digest(body []byte) string {
+	body = event.TrimBOM(body)
 	canonical := jsontext.Value(slices.Clone(body))
-	if err := canonical.Canonicalize(); err != nil {
-		return "", malformed(errors.New("has no canonical form (RFC 8785)"))
+	if err := canonical.Canonicalize(jsontext.CanonicalizeRawInts(false), jsontext.CanonicalizeRawFloats(false)); err != nil {
+		canonical = body
 	}
 	digest := sha256.Sum256(canonical)
-	return "sha256:" + hex.EncodeToString(digest[:]), nil
+	return "sha256:" + hex.EncodeToString(digest[:])
 }
 
 // Usable returns s if it can be the value of an attribute: a CloudEvents String

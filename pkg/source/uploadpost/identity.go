@@ -26,10 +26,9 @@ func TypeOf(name string) string { return TypePrefix + name }
 // identify says which event this is: its CloudEvents id, and the keys by which
 // a repeat is recognized. Two deliveries are the same event if they agree on
 // event, platform, publish_id and outcome; post_id is a second key of it; a
-// payload with neither is known by the digest of its canonical JSON
-// (RFC 8785). Ids and keys are kept on disk and by consumers: they must come
+// payload with neither is known by the digest of its canonical JSON. Ids and keys are kept on disk and by consumers: they must come
 // out the same in every later version.
-func identify(name string, f facts, body []byte) (id string, keys []event.Key, err error) {
+func identify(name string, f facts, body []byte) (id string, keys []event.Key) {
 	key := func(kind, value string) event.Key {
 		return event.NewKey(name, kind, f.event, f.platform, value, f.outcome)
 	}
@@ -41,11 +40,8 @@ func identify(name string, f facts, body []byte) (id string, keys []event.Key, e
 		keys = append(keys, key(postID, f.postID))
 	}
 	if len(keys) > 0 {
-		return join(f.event, f.platform, first(f.publishID, f.postID), f.outcome), keys, nil
+		return join(f.event, f.platform, first(f.publishID, f.postID), f.outcome), keys
 	}
-	digest, err := jsonbody.Digest(body)
-	if err != nil {
-		return "", nil, err
-	}
-	return join(f.event, f.platform, digest), []event.Key{key("sha256", digest)}, nil
+	digest := jsonbody.Digest(body)
+	return join(f.event, f.platform, digest), []event.Key{key("sha256", digest)}
 }

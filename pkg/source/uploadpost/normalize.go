@@ -1,6 +1,7 @@
 package uploadpost
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -32,8 +33,8 @@ var accountEvents = []string{"social_account_connected", "social_account_disconn
 type payload struct {
 	event, profile, platform, mediaType   field
 	accountName, status, jobID, createdAt field
-	result                                jsontext.Kind // an object, or something else in its place
-	success, publishID, postID            field         // of the result
+	result                                field // an object, or something else in its place
+	success, publishID, postID            field // of the result
 }
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
@@ -47,7 +48,8 @@ func (p *payload) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 }
 
 func (p *payload) readResult(d *jsontext.Decoder) error {
-	if p.result = d.PeekKind(); p.result != '{' {
+	p.result.twice = p.result.kind != 0
+	if p.result.kind = d.PeekKind(); p.result.kind != '{' {
 		return d.SkipValue()
 	}
 	return jsonbody.Members(d, func(name []byte) error { return p.resultField(name).read(d) })
@@ -89,9 +91,11 @@ func (p *payload) resultField(name []byte) *field {
 }
 
 // field is a value of any type: one of the wrong type is as good as absent,
-// unless it is needed, and so is a string of white space alone. The zero field is absent.
+// unless it is needed, and so is a string of white space alone, and one that is
+// there twice, which readers understand differently. The zero field is absent.
 type field struct {
 	kind  jsontext.Kind
+	twice bool
 	empty bool   // the string ""
 	text  string // a string that can be the value of an attribute
 }
@@ -105,14 +109,18 @@ func (f *field) read(d *jsontext.Decoder) error {
 	if err != nil {
 		return err
 	}
+	if f.kind != 0 {
+		*f = field{kind: v.Kind(), twice: true}
+		return nil
+	}
 	f.kind = v.Kind()
 	if f.kind != '"' {
 		return nil
 	}
 	var short [64]byte
 	text, err := jsontext.AppendUnquote(short[:0], v)
-	if err != nil {
-		return err
+	if err != nil { // it is no Unicode
+		return nil //nolint:nilerr // and so no attribute
 	}
 	f.empty = len(text) == 0
 	if known, ok := usual[string(text)]; ok {
@@ -165,10 +173,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, keys, err := identify(s.env.Name, f, r.Body)
-	if err != nil {
-		return nil, err
-	}
+	id, keys := identify(s.env.Name, f, r.Body)
 	profile := boxed(f.profile)
 	extensions := [...]struct {
 		name  string
@@ -239,6 +244,25 @@ func (s *Source) read(body []byte) (facts, error) {
 	case 'f':
 		f.outcome = failure
 	}
+	// What is there twice readers understand differently, and so what tells one
+	// event from another must be there once.
+	for _, identifying := range []struct {
+		name  string
+		field field
+	}{
+		{"/event", p.event},
+		{"/platform", p.platform},
+		{"/profile_username", p.profile},
+		{"/status", p.status},
+		{"/result", p.result},
+		{"/result/success", p.success},
+		{"/result/publish_id", p.publishID},
+		{"/result/post_id", p.postID},
+	} {
+		if identifying.field.twice {
+			return facts{}, malformed(identifying.name, errTwice)
+		}
+	}
 	if f.event == "" {
 		return facts{}, need("/event", p.event, "a string that is not blank")
 	}
@@ -253,13 +277,15 @@ func (s *Source) read(body []byte) (facts, error) {
 		return facts{}, need("/status", p.status, "a string")
 	}
 	if f.event == uploadCompleted && f.outcome == "" {
-		if p.result != '{' {
-			return facts{}, need("/result", field{kind: p.result}, "an object")
+		if p.result.kind != '{' {
+			return facts{}, need("/result", p.result, "an object")
 		}
 		return facts{}, need("/result/success", p.success, "true or false")
 	}
 	return f, nil
 }
+
+var errTwice = errors.New("is there twice")
 
 func malformed(field string, err error) error { return &source.MalformedError{Field: field, Err: err} }
 
@@ -269,7 +295,7 @@ func need(name string, f field, want string) error {
 		0: "missing", 'n': "null", 't': "true", 'f': "false", '"': "a string", '0': "a number", '[': "an array", '{': "an object",
 	}[f.kind]
 	if f.kind == '"' && strings.HasPrefix(want, "a string") {
-		is = "a blank string, or one with control characters, or too long"
+		is = "a blank string, or one with control characters, or too long, or no Unicode"
 	}
 	return malformed(name, fmt.Errorf("is %s, must be %s", is, want))
 }

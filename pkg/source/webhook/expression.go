@@ -8,6 +8,7 @@ import (
 
 	"cel.dev/cel-go/cel"
 	celast "cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/ext"
@@ -45,6 +46,59 @@ const (
 	varQuery    = "query"
 )
 
+// digitsOf begins the names of variables that expressions cannot write: the body,
+// or the envelope, with each number as the text that was sent.
+const digitsOf = "@"
+
+// textOf is a macro: string(…) of a value of the body gives a number with the
+// digits that were sent. CEL's doubles have 15 of them, so that two different IDs
+// would come to one text.
+func textOf(h cel.MacroExprFactory, _ celast.Expr, args []celast.Expr) (celast.Expr, *cel.Error) {
+	keepDigits(h, args[0])
+	return h.NewCall("string", args[0]), nil
+}
+
+// keepDigits lets an expression find numbers as texts where it only looks a value
+// up and does not calculate with it.
+func keepDigits(h cel.MacroExprFactory, e celast.Expr) {
+	switch e.Kind() {
+	case celast.IdentKind:
+		if name := e.AsIdent(); name == varBody || name == varEnvelope {
+			e.SetKindCase(h.NewIdent(digitsOf + name))
+		}
+	case celast.SelectKind:
+		if !e.AsSelect().IsTestOnly() {
+			keepDigits(h, e.AsSelect().Operand())
+		}
+	case celast.ListKind:
+		for _, element := range e.AsList().Elements() {
+			keepDigits(h, element)
+		}
+	case celast.MapKind:
+		for _, entry := range e.AsMap().Entries() {
+			keepDigits(h, entry.AsMapEntry().Value())
+		}
+	case celast.CallKind:
+		call := e.AsCall()
+		args := call.Args()
+		switch call.FunctionName() {
+		case operators.Index, operators.OptIndex, operators.OptSelect:
+			keepDigits(h, args[0])
+		case operators.Conditional:
+			keepDigits(h, args[1])
+			keepDigits(h, args[2])
+		case "dyn", "of", "ofNonZeroValue", "or", "orValue", "value", "string":
+			if call.IsMemberFunction() {
+				keepDigits(h, call.Target())
+			}
+			for _, arg := range args {
+				keepDigits(h, arg)
+			}
+		}
+	case celast.UnspecifiedExprKind, celast.ComprehensionKind, celast.LiteralKind, celast.StructKind:
+	}
+}
+
 // language is CEL with the variables that a source's expressions may use.
 type language struct {
 	env  *cel.Env
@@ -57,19 +111,19 @@ func newLanguage(split bool) (language, error) {
 	texts := cel.MapType(cel.StringType, cel.StringType)
 	options := []cel.EnvOption{
 		cel.StdLib(),
-		cel.ClearMacros(), cel.Macros(cel.HasMacro),
 		cel.OptionalTypes(cel.OptionalTypesVersion(optionalVersion)),
+		cel.ClearMacros(), cel.Macros(cel.HasMacro, cel.GlobalMacro("string", 1, textOf)),
 		ext.Strings(ext.StringsVersion(stringsVersion)),
 		cel.DefaultUTCTimeZone(true),
 		cel.ParserExpressionSizeLimit(maxExpression),
-		cel.Variable(varBody, cel.DynType), cel.Variable(varHeaders, texts),
+		cel.Variable(varBody, cel.DynType), cel.Variable(digitsOf+varBody, cel.DynType), cel.Variable(varHeaders, texts),
 		cel.Variable(varPath, cel.StringType), cel.Variable(varQuery, texts),
 		cel.ASTValidators(bounded{}, cel.ValidateRegexLiterals(), cel.ValidateTimestampLiterals(), cel.ValidateDurationLiterals()),
 		cel.RegexProgramSizeLimit(1000),
 	}
 	l := language{hint: "the variables are body, headers, path and query"}
 	if split {
-		options = append(options, cel.Variable(varEnvelope, cel.DynType))
+		options = append(options, cel.Variable(varEnvelope, cel.DynType), cel.Variable(digitsOf+varEnvelope, cel.DynType))
 		l.hint = "the variables are body, envelope, headers, path and query"
 	}
 	var err error
@@ -193,6 +247,7 @@ func (l language) compile(key, text string, w want) (*expression, *fault) {
 // right.
 func (l language) explain(message string) (what, hint string) {
 	what = strings.ReplaceAll(message, " (in container '')", "")
+	what = strings.ReplaceAll(what, "'"+digitsOf, "'")
 	what = strings.TrimPrefix(what, "Syntax error: ")
 	what, _, _ = strings.Cut(what, " expecting {") // it lists half the language
 	switch {
@@ -259,6 +314,21 @@ var (
 	errExpensive = errors.New("costs too much to work out")
 )
 
+// see gives expressions a value under a name.
+func (s *scope) see(name string, data []byte) (err error) {
+	if s.variables[name], err = value(data, false); err != nil {
+		return err
+	}
+	s.variables[digitsOf+name] = func() any { // it is seldom asked for
+		v, err := value(data, true)
+		if err != nil {
+			return types.WrapErr(err) // cannot be: it could be read above
+		}
+		return v
+	}
+	return nil
+}
+
 // value works the expression out; nil is what is absent or null. Its error
 // quotes nothing of the request.
 func (x *expression) value(in *scope) (ref.Val, error) {
@@ -278,6 +348,9 @@ func (x *expression) value(in *scope) (ref.Val, error) {
 		}
 		out = optional.GetValue()
 	}
+	if failed, ok := out.(*types.Err); ok { // it stood in the body
+		return nil, x.failure(failed)
+	}
 	if out == types.NullValue {
 		return nil, nil //nolint:nilnil // as above
 	}
@@ -294,6 +367,11 @@ func (x *expression) failure(err error) error {
 	text := err.Error()
 	if strings.HasPrefix(text, "no such key: ") || strings.HasPrefix(text, "index out of bounds: ") {
 		return nil
+	}
+	for _, meets := range []error{errTwice, errUnicode} {
+		if errors.Is(err, meets) {
+			return meets
+		}
 	}
 	what := "cannot be worked out"
 	if text == "no such overload" {

@@ -12,7 +12,7 @@ import (
 // version.
 func (s *Source) id(in *scope, data []byte) (string, error) {
 	if s.mapping.id == nil {
-		return jsonbody.Digest(data)
+		return jsonbody.Digest(data), nil
 	}
 	id, err := s.mapping.id.neededText(in)
 	if err != nil {

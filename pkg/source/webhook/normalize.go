@@ -22,13 +22,10 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	whole, err := jsonbody.Value(body)
-	if err != nil {
+	in := &scope{variables: map[string]any{varHeaders: headersOf(r.Header), varPath: r.Path, varQuery: queryOf(r.RawQuery)}}
+	if err := in.see(varBody, body); err != nil {
 		return nil, err
 	}
-	in := &scope{variables: map[string]any{
-		varBody: whole, varHeaders: headersOf(r.Header), varPath: r.Path, varQuery: queryOf(r.RawQuery),
-	}}
 	if s.mapping.challenge != nil {
 		text, err := s.mapping.challenge.text(in)
 		if err != nil {
@@ -55,10 +52,12 @@ func (s *Source) events(in *scope, body []byte, r *source.Request) ([]event.Even
 	if err != nil {
 		return nil, malformed("split", err)
 	}
-	in.variables[varEnvelope] = in.variables[varBody]
+	if err := in.see(varEnvelope, body); err != nil {
+		return nil, err
+	}
 	events := make([]event.Event, len(list))
 	for i, element := range list {
-		if in.variables[varBody], err = jsonbody.Value(element); err != nil {
+		if err := in.see(varBody, element); err != nil {
 			return nil, err
 		}
 		if events[i], err = s.event(in, element, r); err != nil {
@@ -96,7 +95,7 @@ func (s *Source) event(in *scope, data []byte, r *source.Request) (event.Event, 
 	}
 	if m.subject != nil {
 		subject, err := m.subject.text(in)
-		if err != nil {
+		if err != nil && !ambiguous(err) {
 			return event.Event{}, malformed(m.subject.key, err)
 		}
 		if subject != "" {
@@ -105,7 +104,7 @@ func (s *Source) event(in *scope, data []byte, r *source.Request) (event.Event, 
 	}
 	if m.time != nil {
 		at, err := m.time.time(in)
-		if err != nil {
+		if err != nil && !ambiguous(err) {
 			return event.Event{}, malformed(m.time.key, err)
 		}
 		if !at.IsZero() {
@@ -117,7 +116,7 @@ func (s *Source) event(in *scope, data []byte, r *source.Request) (event.Event, 
 			continue
 		}
 		value, err := x.value.text(in)
-		if err != nil {
+		if err != nil && !ambiguous(err) {
 			return event.Event{}, malformed(x.value.key, err)
 		}
 		if value != "" {
@@ -130,6 +129,10 @@ func (s *Source) event(in *scope, data []byte, r *source.Request) (event.Event, 
 	}
 	return event.Event{CloudEvent: ceevent.Event{Context: ce, DataEncoded: data}, Keys: keys}, nil
 }
+
+// ambiguous reports whether an expression came to a value that readers understand
+// differently. An attribute that an event need not have is then left out.
+func ambiguous(err error) bool { return errors.Is(err, errTwice) || errors.Is(err, errUnicode) }
 
 // source works out the source: a URI reference that is the same when it is
 // written and read again, as it is in the journal and by every receiver.

@@ -9,6 +9,9 @@ import (
 	celast "cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/types"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
 // maxEvents is how many events one request may be: they are stored as one
@@ -65,21 +68,16 @@ func literalText(e celast.Expr) (string, bool) {
 }
 
 // elements returns the elements of the list at a path, as they were sent. The
-// body is valid JSON.
+// body is JSON.
 func elements(body []byte, path []string) ([][]byte, error) {
-	d := jsontext.NewDecoder(bytes.NewReader(body))
+	at := jsontext.Value(event.TrimBOM(body))
 	for _, name := range path {
-		if d.PeekKind() != '{' {
-			return nil, errNothing
-		}
-		found, err := enter(d, name)
-		if err != nil {
+		var err error
+		if at, err = member(at, name); err != nil {
 			return nil, err
 		}
-		if !found {
-			return nil, errNothing
-		}
 	}
+	d := jsontext.NewDecoder(bytes.NewReader(at), jsonbody.Lenient())
 	if d.PeekKind() != '[' {
 		return nil, errors.New("gives no list")
 	}
@@ -100,22 +98,34 @@ func elements(body []byte, path []string) ([][]byte, error) {
 	return all, nil
 }
 
-// enter goes into an object and to the value of a name.
-func enter(d *jsontext.Decoder, name string) (found bool, err error) {
-	if _, err := d.ReadToken(); err != nil {
-		return false, err
+// member returns the value of a name in an object, which has it once.
+func member(object jsontext.Value, name string) (jsontext.Value, error) {
+	d := jsontext.NewDecoder(bytes.NewReader(object), jsonbody.Lenient())
+	if d.PeekKind() != '{' {
+		return nil, errNothing
 	}
+	if _, err := d.ReadToken(); err != nil {
+		return nil, err
+	}
+	var found jsontext.Value
 	for d.PeekKind() != '}' {
 		t, err := d.ReadToken()
 		if err != nil {
-			return false, err
+			return nil, err
 		}
-		if t.String() == name {
-			return true, nil
-		}
-		if err := d.SkipValue(); err != nil {
-			return false, err
+		wanted := t.String() == name // the token is the decoder's
+		v, err := d.ReadValue()
+		switch {
+		case err != nil:
+			return nil, err
+		case wanted && found != nil:
+			return nil, errTwice
+		case wanted:
+			found = bytes.Clone(v)
 		}
 	}
-	return false, nil
+	if found == nil {
+		return nil, errNothing
+	}
+	return found, nil
 }
