@@ -61,6 +61,15 @@ type Proof struct {
 	// to be kept.
 	SecretHeaders []string
 
+	// HeaderSets are, where a sender signs under names of which there are
+	// several, the headers of each delivery's names: that of the signature, then
+	// those that are signed. The first set whose signature was sent is the one
+	// that Verify looks at.
+	HeaderSets [][]string
+
+	// Signs tells what a signature covers; nil where there is none.
+	Signs *Signs
+
 	// PathToken tells whether one segment behind the path is part of the
 	// proof.
 	PathToken bool
@@ -70,12 +79,50 @@ type Proof struct {
 	ClientCertificate bool
 }
 
-// Public returns a copy of r less all that is secret: what may be kept, and
-// what events may be made of.
+// Signs is what a signature covers besides the body.
+type Signs struct {
+	Headers []string // in lower case
+	URL     bool     // path and query
+}
+
+// Signed returns the values that are signed besides the body, so far as they are
+// no secret: with the body, the same for a request that is sent again.
+func (p Proof) Signed(r *Request) []string {
+	var values []string
+	for _, name := range p.Signs.Headers {
+		values = append(values, r.Header.Get(name))
+	}
+	if p.Signs.URL {
+		values = append(values, r.Path, r.RawQuery)
+	}
+	return values
+}
+
+// Set returns the header set that Verify looks at.
+func (p Proof) Set(h http.Header) []string {
+	for _, set := range p.HeaderSets {
+		if len(h[set[0]]) > 0 {
+			return set
+		}
+	}
+	return nil
+}
+
+// Public returns a copy of r less all that is secret, and less headers of a set
+// that was not verified: what may be kept, and what events may be made of.
 func (p Proof) Public(r *Request) *Request {
 	public := *r
 	public.Header = r.Header.Clone()
 	public.Token, public.Target = "", ""
+	if verified := p.Set(r.Header); verified != nil {
+		for _, set := range p.HeaderSets {
+			for _, name := range set {
+				if !slices.Contains(verified, name) {
+					public.Header.Del(name)
+				}
+			}
+		}
+	}
 	for _, name := range append([]string{"Authorization", "Proxy-Authorization", "Cookie"}, p.SecretHeaders...) {
 		public.Header.Del(name)
 	}

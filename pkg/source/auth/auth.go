@@ -180,6 +180,7 @@ func (a Auth) Verifier() (*Verifier, error) {
 			return nil, fmt.Errorf("auth.signature: %w", err)
 		}
 		add(s.verify, s.secretHeaders()...)
+		v.proof.HeaderSets, v.proof.Signs = s.headerSets(), s.signs()
 	}
 	return v, nil
 }

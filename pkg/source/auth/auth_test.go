@@ -140,7 +140,15 @@ func TestProof(t *testing.T) {
 		{Auth{PathToken: &PathToken{Tokens: tokens()}}, source.Proof{Required: true, PathToken: true}},
 		{
 			Auth{ClientCertificate: names, Header: &Header{Name: "x-a", Values: tokens()}, Signature: &Signature{Preset: Stripe, Secrets: tokens()}},
-			source.Proof{Required: true, ClientCertificate: true, SecretHeaders: []string{"X-A", "Stripe-Signature"}},
+			source.Proof{Required: true, ClientCertificate: true, SecretHeaders: []string{"X-A", "Stripe-Signature"}, HeaderSets: [][]string{{"Stripe-Signature"}}, Signs: &source.Signs{}},
+		},
+		{
+			Auth{Signature: &Signature{Preset: StandardWebhooks, Secrets: []config.Secret{"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}}},
+			source.Proof{
+				Required: true, SecretHeaders: []string{"Webhook-Signature", "Svix-Signature"},
+				HeaderSets: [][]string{{"Webhook-Signature", "Webhook-Timestamp", "Webhook-Id"}, {"Svix-Signature", "Svix-Timestamp", "Svix-Id"}},
+				Signs:      &source.Signs{Headers: []string{"webhook-timestamp", "webhook-id", "svix-timestamp", "svix-id"}},
+			},
 		},
 	} {
 		if diff := cmp.Diff(tt.want, verifier(t, tt.auth).Proof()); diff != "" {
@@ -250,6 +258,8 @@ func TestMistakes(t *testing.T) {
 			s.Signed, s.TimestampHeader, s.IDHeader = "{id}.{timestamp}.{body}", "X:", "Host"
 		})},
 		{"an unknown part", spelled(func(s *Signature) { s.Signed, s.Tolerance = "{bodyy}", time.Minute })},
+		{"an id beside the body", spelled(func(s *Signature) { s.Signed, s.IDHeader = "{id}.{body}", "X-Id" })},
+		{"the body beside an id", spelled(func(s *Signature) { s.Signed, s.IDHeader = "{body}{id}", "X-Id" })},
 		{"an open brace", spelled(func(s *Signature) { s.Signed = "{body}{" })},
 		{"a closed brace", spelled(func(s *Signature) { s.Signed = "}{body}" })},
 		{"a colon in a name", Auth{Basic: &Basic{Username: "a:b", Passwords: secrets}}},

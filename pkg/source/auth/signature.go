@@ -193,6 +193,9 @@ func (s Signature) checkSpelledOut(p *config.Invalids) {
 		p.Add("signed", err.Error(), "the parts are {body}, {timestamp}, {id} and {url}")
 		return
 	}
+	if a, b, found := signed.ambiguous(); found {
+		p.Add("signed", fmt.Sprintf("%q has {%s} beside {%s}, and each may hold anything: where one ends and the other begins is not signed", how.signed, a, b), "write what the sender signs; between the two must stand {timestamp}, which has a fixed form")
+	}
 	if !signed.has(fieldBody) {
 		p.Add("signed", fmt.Sprintf("%q has no {body}: any body would pass", s.Signed), "write what the sender signs, for example {timestamp}.{body}")
 	}
@@ -301,12 +304,45 @@ func (s *signing) secretHeaders() []string {
 	return names
 }
 
+// headerSets returns the headers of each delivery's names, as source.Proof has
+// them.
+func (s *signing) headerSets() [][]string {
+	var sets [][]string
+	for _, h := range s.headers {
+		set := []string{h.signature}
+		for _, name := range []string{h.timestamp, h.id} {
+			if name != "" {
+				set = append(set, name)
+			}
+		}
+		sets = append(sets, set)
+	}
+	return sets
+}
+
+// signs returns what is signed besides the body.
+func (s *signing) signs() *source.Signs {
+	signs := &source.Signs{URL: s.template.has(fieldURL)}
+	for _, h := range s.headers {
+		for _, part := range []struct {
+			field field
+			name  string
+		}{{fieldTimestamp, h.timestamp}, {fieldID, h.id}} {
+			if part.name != "" && s.template.has(part.field) {
+				signs.Headers = append(signs.Headers, strings.ToLower(part.name))
+			}
+		}
+	}
+	return signs
+}
+
 // verify is the way of a signature.
 func (s *signing) verify(r *source.Request) error {
 	names := s.headers[0]
-	for _, older := range s.headers[1:] {
-		if len(r.Header[names.signature]) == 0 && len(r.Header[older.signature]) > 0 {
-			names = older
+	for _, h := range s.headers {
+		if len(r.Header[h.signature]) > 0 { // as in Proof.Set
+			names = h
+			break
 		}
 	}
 	value, err := one(r.Header, names.signature)
@@ -404,6 +440,10 @@ func (s *signing) fresh(timestamp, header string, now time.Time) error {
 	seconds, err := strconv.ParseInt(timestamp, 10, 64)
 	if err != nil {
 		return fmt.Errorf("the timestamp in header %s is not a number of seconds", header)
+	}
+	// Written in two ways, a digit could belong to what stands beside it.
+	if strconv.FormatInt(seconds, 10) != timestamp {
+		return fmt.Errorf("the timestamp in header %s has a sign or leading zeros", header)
 	}
 	// Nothing is subtracted from what the sender wrote: it could overflow.
 	if most := int64(s.tolerance / time.Second); seconds < now.Unix()-most || seconds > now.Unix()+most {

@@ -322,7 +322,8 @@ func TestForms(t *testing.T) {
 		{"two timestamps", Stripe, map[string]string{"Stripe-Signature": "t=1533204620,t=1533204621," + stripe}, "does not hold one timestamp"},
 		{"no timestamp", Stripe, map[string]string{"Stripe-Signature": stripe}, "does not hold one timestamp"},
 		{"an empty timestamp", Stripe, map[string]string{"Stripe-Signature": "t=," + stripe}, "is not a number"},
-		{"another number that is equal", Stripe, map[string]string{"Stripe-Signature": "t=01533204620," + stripe}, "no secret fits"},
+		{"another number that is equal", Stripe, map[string]string{"Stripe-Signature": "t=01533204620," + stripe}, "has a sign or leading zeros"},
+		{"a number with a sign", Stripe, map[string]string{"Stripe-Signature": "t=+1533204620," + stripe}, "has a sign or leading zeros"},
 		{"only another version", Stripe, map[string]string{"Stripe-Signature": "t=1533204620," + strings.Replace(stripe, "v1", "v0", 1)}, "holds no v1= and 64 hex digits"},
 		{"nothing but commas", Stripe, map[string]string{"Stripe-Signature": ",,"}, "does not hold one timestamp"},
 

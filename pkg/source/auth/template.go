@@ -62,6 +62,26 @@ func (t template) has(f field) bool {
 	return slices.ContainsFunc(t, func(p piece) bool { return p.field == f })
 }
 
+// fixedForm reports whether a field has one form, which is checked before it is
+// used: nothing can be moved between it and what stands beside it.
+func (f field) fixedForm() bool { return f == fieldTimestamp || f == fieldURL }
+
+// ambiguous returns two fields that stand beside each other, each of which may hold
+// what stands between them: whoever has one signed request could cut its text
+// otherwise.
+func (t template) ambiguous() (a, b field, found bool) {
+	for _, p := range t {
+		if p.field == "" {
+			continue
+		}
+		if b = p.field; a != "" && !a.fixedForm() && !b.fixedForm() {
+			return a, b, true
+		}
+		a = b
+	}
+	return "", "", false
+}
+
 // endOf returns the literal text that ends a field, "" where there is none.
 func (t template) endOf(f field) string {
 	for i, p := range t {

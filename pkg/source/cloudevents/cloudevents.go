@@ -46,12 +46,22 @@ import (
 // Config is the block of a source of type cloudevents.
 type Config struct {
 	AllowedOrigins []string  `yaml:"allowed_origins" doc:"Senders that are let when they ask with OPTIONS whether they may send (the handshake of CloudEvents web hooks, which Azure Event Grid insists on): what they say in WebHook-Request-Origin, or \"*\" for any. They are told the source's rate. Empty lets nobody, and OPTIONS is answered 405. It takes no part in auth: what is sent is taken if it passes that. WebHook-Request-Callback is never followed." example:"[eventgrid.azure.net]"`
+	ContentModes   []string  `yaml:"content_modes" enum:"binary,structured,batched" doc:"Modes of the HTTP binding in which events are taken; an event in another mode is malformed. Unset is all three; with auth.signature it is structured and batched, because a signature does not cover the ce- headers of binary mode: who has seen one signed request could send it again with attributes of their own. With binary listed beside auth.signature, two requests with the same signed content are one event." example:"[structured]"`
 	MaxBatch       int       `yaml:"max_batch" doc:"Most events in a request of batched mode, 1 to 10000. A batch of more is not understood; it takes memory of many times its size."`
 	Auth           auth.Auth `yaml:"auth" required:"true" doc:"How the sender proves who it is: the word none, or the ways that must all pass."`
 }
 
 // defaultBatch is ten times what the sink http sends by default.
 const defaultBatch = 1000
+
+// The modes of the HTTP binding.
+const (
+	modeBinary     = "binary" // attributes are in headers
+	modeStructured = "structured"
+	modeBatched    = "batched"
+)
+
+func allModes() []string { return []string{modeBinary, modeStructured, modeBatched} }
 
 // anyOrigin is the origin that stands for all.
 const anyOrigin = "*"
@@ -66,6 +76,11 @@ func (c Config) Validate() error {
 			p.Add(key, "is \"*\", which is every origin, and there are others beside it", "leave out the others, or this one")
 		case origin != anyOrigin && (origin == "" || !httpguts.ValidHostHeader(origin) || strings.Contains(origin, "*")):
 			p.Add(key, fmt.Sprintf("%q is not an origin", origin), "use the name that the sender says in WebHook-Request-Origin, such as eventgrid.azure.net, or \"*\"")
+		}
+	}
+	for i, mode := range c.ContentModes {
+		if !slices.Contains(allModes(), mode) {
+			p.Add(fmt.Sprintf("content_modes[%d]", i), fmt.Sprintf("%q is not a mode", mode), "use "+strings.Join(allModes(), ", "))
 		}
 	}
 	if c.MaxBatch < 1 || c.MaxBatch > 10000 {
@@ -90,13 +105,22 @@ func New(c Config, env source.Env) (source.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", env.Name, err)
 	}
-	return &Source{name: env.Name, verifier: verifier, origins: slices.Clone(c.AllowedOrigins), rate: perMinute(env.Rate), maxBatch: cmp.Or(c.MaxBatch, defaultBatch)}, nil
+	modes := c.ContentModes
+	if len(modes) == 0 {
+		modes = allModes()
+		if c.Auth.Signature != nil {
+			modes = modes[1:]
+		}
+	}
+	return &Source{name: env.Name, verifier: verifier, proof: verifier.Proof(), modes: modes, origins: slices.Clone(c.AllowedOrigins), rate: perMinute(env.Rate), maxBatch: cmp.Or(c.MaxBatch, defaultBatch)}, nil
 }
 
 // Source implements source.Source.
 type Source struct {
 	name     string
 	verifier *auth.Verifier
+	proof    source.Proof
+	modes    []string // in which events are taken
 	origins  []string
 	rate     string // in WebHook-Allowed-Rate
 	maxBatch int

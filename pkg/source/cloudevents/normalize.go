@@ -12,6 +12,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
 // formats is what the media types of all event formats begin with. By it
@@ -31,8 +32,15 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 		return nil, err
 	}
 	var read []ceevent.Event
+	var signed []string // what identifies a request whose signature does not cover the attributes
 	if !strings.HasPrefix(strings.ToLower(contentType), formats) {
+		if err := s.takes(modeBinary); err != nil {
+			return nil, err
+		}
 		read, err = readBinary(r.Header, contentType, r.Body)
+		if s.proof.Signs != nil && len(r.Body) > 0 {
+			signed = append([]string{"signed", jsonbody.Digest(r.Body)}, s.proof.Signed(r)...)
+		}
 	} else {
 		read, err = s.readFormat(contentType, r.Body)
 	}
@@ -50,8 +58,23 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 			// later version.
 			Keys: []event.Key{event.NewKey(s.name, "ce", ce.Source(), ce.ID())},
 		}
+		if signed != nil {
+			events[i].Keys = append(events[i].Keys, event.NewKey(s.name, signed...))
+		}
 	}
 	return events, nil
+}
+
+// takes refuses a mode that is not among those of the configuration.
+func (s *Source) takes(mode string) error {
+	if slices.Contains(s.modes, mode) {
+		return nil
+	}
+	err := fmt.Errorf("says %s mode, which content_modes does not list", mode)
+	if mode == modeBinary && s.proof.Signs != nil {
+		err = errors.New("says binary mode, whose attributes auth.signature does not cover; list binary in content_modes to take it all the same")
+	}
+	return malformed("Content-Type", err)
 }
 
 // readFormat reads a body that is one event, or a list of them.
@@ -62,8 +85,14 @@ func (s *Source) readFormat(contentType string, body []byte) ([]ceevent.Event, e
 	}
 	switch mediaType {
 	case ceevent.ApplicationCloudEventsJSON:
+		if err := s.takes(modeStructured); err != nil {
+			return nil, err
+		}
 		return readStructured(body)
 	case ceevent.ApplicationCloudEventsBatchJSON:
+		if err := s.takes(modeBatched); err != nil {
+			return nil, err
+		}
 		return readBatch(body, s.maxBatch)
 	}
 	return nil, malformed("Content-Type", fmt.Errorf("is an event format that is not read here, must be %s or %s",

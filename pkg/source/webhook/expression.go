@@ -3,6 +3,7 @@ package webhook
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"cel.dev/cel-go/ext"
 	"cel.dev/cel-go/interpreter"
 
+	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
@@ -56,6 +58,59 @@ const digitsOf = "@"
 func textOf(h cel.MacroExprFactory, _ celast.Expr, args []celast.Expr) (celast.Expr, *cel.Error) {
 	keepDigits(h, args[0])
 	return h.NewCall("string", args[0]), nil
+}
+
+// isThere is a macro: has(…) of a field that is null is false, as of one that is
+// absent.
+func isThere(h cel.MacroExprFactory, _ celast.Expr, args []celast.Expr) (celast.Expr, *cel.Error) {
+	if args[0].Kind() != celast.SelectKind {
+		return nil, h.NewError(args[0].ID(), "has() takes a field, such as body.id")
+	}
+	field := args[0].AsSelect()
+	found := h.NewCall(operators.OptSelect, field.Operand(), h.NewLiteral(types.String(field.FieldName())))
+	null := h.NewLiteral(types.NullValue)
+	return h.NewCall(operators.NotEquals, h.NewMemberCall("orValue", found, h.NewCall("dyn", null)), h.NewLiteral(types.NullValue)), nil
+}
+
+// uses reports whether an expression looks at a part of the request that nobody
+// has signed.
+func (x *expression) uses(signs *source.Signs) (unsigned bool) {
+	if x == nil {
+		return false
+	}
+	signed := map[celast.Expr]bool{} // uses of headers
+	celast.PreOrderVisit(x.ast.NativeRep().Expr(), celast.NewExprVisitor(func(e celast.Expr) {
+		if e.Kind() == celast.IdentKind {
+			switch e.AsIdent() {
+			case varHeaders:
+				unsigned = unsigned || !signed[e]
+			case varPath, varQuery:
+				unsigned = unsigned || !signs.URL
+			}
+			return
+		}
+		var of celast.Expr
+		var name string
+		switch e.Kind() {
+		case celast.SelectKind:
+			of, name = e.AsSelect().Operand(), e.AsSelect().FieldName()
+		case celast.CallKind:
+			args := e.AsCall().Args()
+			switch e.AsCall().FunctionName() {
+			case operators.Index, operators.OptIndex, operators.OptSelect:
+				of = args[0]
+				name, _ = literalText(args[1])
+			case operators.In:
+				of = args[1]
+				name, _ = literalText(args[0])
+			}
+		case celast.UnspecifiedExprKind, celast.ComprehensionKind, celast.IdentKind, celast.ListKind, celast.LiteralKind, celast.MapKind, celast.StructKind:
+		}
+		if of != nil && of.Kind() == celast.IdentKind && of.AsIdent() == varHeaders && slices.Contains(signs.Headers, name) {
+			signed[of] = true
+		}
+	}))
+	return unsigned
 }
 
 // keepDigits lets an expression find numbers as texts where it only looks a value
@@ -112,7 +167,9 @@ func newLanguage(split bool) (language, error) {
 	options := []cel.EnvOption{
 		cel.StdLib(),
 		cel.OptionalTypes(cel.OptionalTypesVersion(optionalVersion)),
-		cel.ClearMacros(), cel.Macros(cel.HasMacro, cel.GlobalMacro("string", 1, textOf)),
+		cel.ClearMacros(), cel.Macros(cel.GlobalMacro("has", 1, isThere), cel.GlobalMacro("string", 1, textOf)),
+		// Null is absent, and so is the text of it.
+		cel.Function("string", cel.Overload("null_to_string", []*cel.Type{cel.NullType}, cel.StringType, cel.UnaryBinding(func(ref.Val) ref.Val { return types.NullValue }))),
 		ext.Strings(ext.StringsVersion(stringsVersion)),
 		cel.DefaultUTCTimeZone(true),
 		cel.ParserExpressionSizeLimit(maxExpression),

@@ -7,8 +7,11 @@ import (
 	"net/url"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/source"
+	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
 // wholeForm is the value of form that makes JSON of all fields.
@@ -17,6 +20,11 @@ const wholeForm = "*"
 // content returns the JSON of a request: its body, or what is in a form.
 func (s *Source) content(r *source.Request) ([]byte, error) {
 	if s.form == "" {
+		return r.Body, nil
+	}
+	// Content-Type is not signed. A body that is JSON is no form, or who has seen one
+	// could send it as a form, with fields out of a text in it.
+	if jsontext.Value(event.TrimBOM(r.Body)).IsValid(jsonbody.Lenient()) {
 		return r.Body, nil
 	}
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/x-www-form-urlencoded" {

@@ -127,6 +127,9 @@ func (s *Source) event(in *scope, data []byte, r *source.Request) (event.Event, 
 	if err != nil {
 		return event.Event{}, err
 	}
+	if s.digest {
+		keys = append(keys, event.NewKey(s.env.Name, append([]string{"signed", jsonbody.Digest(data)}, s.proof.Signed(r)...)...))
+	}
 	return event.Event{CloudEvent: ceevent.Event{Context: ce, DataEncoded: data}, Keys: keys}, nil
 }
 

@@ -183,7 +183,13 @@ func New(c Config, env source.Env) (source.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", env.Name, err)
 	}
-	return &Source{env: env, verifier: verifier, proof: verifier.Proof(), form: c.Form, mapping: m}, nil
+	s := &Source{env: env, verifier: verifier, proof: verifier.Proof(), form: c.Form, mapping: m}
+	if signs := s.proof.Signs; signs != nil {
+		for _, x := range append([]*expression{m.typ, m.source, m.id}, m.dedupe...) {
+			s.digest = s.digest || x.uses(signs)
+		}
+	}
+	return s, nil
 }
 
 // Source implements source.Source.
@@ -193,6 +199,7 @@ type Source struct {
 	proof    source.Proof
 	form     string
 	mapping  *mapping
+	digest   bool // what identifies an event is not signed, so that what is signed does, too
 }
 
 // Verify implements source.Source.
