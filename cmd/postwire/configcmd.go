@@ -22,12 +22,17 @@ func validateCommand() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "validate",
-		Short: "Say everything that is wrong with a configuration",
+		Short: "Say everything that is wrong with a configuration, and warn of what is hardly meant",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			plan, err := app.Load(path)
 			if err != nil {
 				return err
+			}
+			for _, w := range plan.Warnings {
+				if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w); err != nil {
+					return err
+				}
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is valid; sources: %d, sinks: %d\n", path, len(plan.Sources), len(plan.Sinks))
 			return err

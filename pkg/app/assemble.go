@@ -101,6 +101,9 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		a.reloads.WithLabelValues(outcome)
 	}
 
+	for _, w := range p.Warnings {
+		log.Warn("the configuration is valid and hardly meant", zap.String("warning", w.String()))
+	}
 	name, err := processName(*p.Config)
 	if err != nil {
 		return nil, err

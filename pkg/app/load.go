@@ -31,6 +31,9 @@ type Plan struct {
 	Sinks   []sinks.Configured
 	Schemas *schema.Library
 
+	// Warnings are what is valid and hardly meant.
+	Warnings config.Problems
+
 	// For what cannot be done to a machine: nil are the disk and time.Now.
 	Disk  vfs.FS
 	Clock func() time.Time
@@ -101,6 +104,11 @@ func check(c *config.Config, err error) (*Plan, error) {
 		}
 		p.attributes.Names = append(p.attributes.Names, src.Attributes().Names...)
 		p.attributes.Any = p.attributes.Any || src.Attributes().Any
+		if w, ok := s.Own.(source.Warner); ok {
+			for _, i := range w.Warnings() {
+				p.Warnings = append(p.Warnings, b.Problem(i.Key, i.What, i.Hint))
+			}
+		}
 		p.Sources = append(p.Sources, s)
 	}
 	slices.Sort(p.attributes.Names)

@@ -18,6 +18,8 @@ type Metrics struct {
 	stored   *prometheus.CounterVec
 	repeats  *prometheus.CounterVec
 	timeless *prometheus.CounterVec
+	shared   *prometheus.CounterVec
+	newest   *identities
 	served   atomic.Pointer[reloader] // the certificate; nil without TLS
 
 	connections prometheus.Gauge
@@ -55,6 +57,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "postwire_events_without_time_total",
 			Help: "Events whose time was missing or could not be read, by source.",
 		}, []string{"source"}),
+		shared: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postwire_events_shared_id_total",
+			Help: "Stored events that have the CloudEvents source and id of another one among the 16384 events that this process stored last, by source. Consumers that know an event by source and id drop one of the two.",
+		}, []string{"source"}),
+		newest: newIdentities(),
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "postwire_ingress_connections",
 			Help: "Connections that are open.",
@@ -64,7 +71,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Help: "Idle connections that were closed to make room for a new one, at server.max_connections.",
 		}),
 	}
-	r.MustRegister(m.requests, m.took, m.latency, m.stored, m.repeats, m.timeless, m.connections, m.evicted)
+	r.MustRegister(m.requests, m.took, m.latency, m.stored, m.repeats, m.timeless, m.shared, m.connections, m.evicted)
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "postwire_tls_certificate_expiry_timestamp_seconds",
 		Help: "When the first certificate of the chain that is served ends, in Unix seconds; 0 without TLS.",
@@ -87,6 +94,7 @@ type sourceMetrics struct {
 	stored   prometheus.Counter
 	repeats  prometheus.Counter
 	timeless prometheus.Counter
+	shared   prometheus.Counter
 }
 
 // of makes the series of a source exist before its first request, so that a
@@ -105,6 +113,7 @@ func (m *Metrics) of(source string) *sourceMetrics {
 		stored:   m.stored.WithLabelValues(source),
 		repeats:  m.repeats.WithLabelValues(source),
 		timeless: m.timeless.WithLabelValues(source),
+		shared:   m.shared.WithLabelValues(source),
 	}
 }
 
@@ -113,7 +122,7 @@ func (m *Metrics) forget(source string) {
 	gone := prometheus.Labels{"source": source}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.requests, m.took, m.stored, m.repeats, m.timeless} {
+	}{m.requests, m.took, m.stored, m.repeats, m.timeless, m.shared} {
 		vec.DeletePartialMatch(gone)
 	}
 }
@@ -138,9 +147,12 @@ func (m *Metrics) appended(took time.Duration) { m.latency.Observe(took.Seconds(
 
 func (m *sourceMetrics) events(events []event.Event, receipts []journal.Receipt) {
 	repeats := 0
-	for _, r := range receipts {
-		if r.Duplicate {
+	for i, r := range receipts {
+		switch {
+		case r.Duplicate:
 			repeats++
+		case m.all.newest.stored(events[i]):
+			m.shared.Inc()
 		}
 	}
 	if repeats > 0 {

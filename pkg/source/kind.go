@@ -84,6 +84,14 @@ func (e Env) Schema(eventType string) string {
 	return "urn:postwire:schema:" + url.PathEscape(eventType) + ":1"
 }
 
+// Warner is implemented by the block of a kind of source that can tell of what is
+// valid and hardly meant.
+type Warner interface {
+	// Warnings returns what the operator should look at, in the block that is
+	// valid.
+	Warnings() config.Invalids
+}
+
 // Opener makes a configured source.
 type Opener func(env Env) (Source, error)
 

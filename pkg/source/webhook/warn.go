@@ -1,0 +1,116 @@
+package webhook
+
+import (
+	"fmt"
+	"strings"
+
+	celast "cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
+
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/source"
+)
+
+var _ source.Warner = Config{}
+
+// Warnings implements source.Warner: where dedupe tells events apart that share
+// source and id, both are stored, and consumers that know an event by source and
+// id drop the second.
+func (c Config) Warnings() config.Invalids {
+	c = c.completed()
+	m, err := c.compile()
+	if err != nil || len(m.dedupe) == 0 {
+		return nil
+	}
+	id := lookups(m.source)
+	for at := range lookups(m.id) {
+		id[at] = true
+	}
+	for _, x := range m.dedupe {
+		finer := false
+		for at := range lookups(x) {
+			// Without event.id the id is the digest of the whole body.
+			finer = finer || !id[at] && !(m.id == nil && (at == varBody || strings.HasPrefix(at, varBody+".")))
+		}
+		if !finer { // events of one id are one event by this expression
+			return nil
+		}
+	}
+	var p config.Invalids
+	p.Add("dedupe", fmt.Sprintf("tells apart events that share %s: both are stored, and consumers that know an event by source and id drop the second", identity(m)),
+		"make event.id of all that dedupe is made of, or leave dedupe out")
+	return p
+}
+
+// identity names the keys that make source and id.
+func identity(m *mapping) string {
+	names := "the digest of their body"
+	if m.id != nil {
+		names = "event.id"
+	}
+	if m.source != nil {
+		names += " and event.source"
+	}
+	return names
+}
+
+// lookups returns the places of a request that an expression looks at, such as
+// body.order.id.
+func lookups(x *expression) map[string]bool {
+	found := map[string]bool{}
+	if x != nil {
+		lookUp(x.ast.NativeRep().Expr(), found)
+	}
+	return found
+}
+
+// lookUp adds what an expression looks at, and returns its own place; nothing where
+// it has none.
+func lookUp(e celast.Expr, found map[string]bool) (place string) {
+	at := func(of celast.Expr, name string) string {
+		inner := map[string]bool{}
+		if outer := lookUp(of, inner); outer != "" {
+			place = outer + "." + name
+			delete(inner, outer)
+			found[place] = true
+		}
+		for p := range inner {
+			found[p] = true
+		}
+		return place
+	}
+	switch e.Kind() {
+	case celast.IdentKind:
+		place = strings.TrimPrefix(e.AsIdent(), digitsOf)
+		found[place] = true
+		return place
+	case celast.SelectKind:
+		return at(e.AsSelect().Operand(), e.AsSelect().FieldName())
+	case celast.ListKind:
+		for _, element := range e.AsList().Elements() {
+			lookUp(element, found)
+		}
+	case celast.MapKind:
+		for _, entry := range e.AsMap().Entries() {
+			lookUp(entry.AsMapEntry().Key(), found)
+			lookUp(entry.AsMapEntry().Value(), found)
+		}
+	case celast.CallKind:
+		call := e.AsCall()
+		args := call.Args()
+		switch call.FunctionName() {
+		case operators.Index, operators.OptIndex, operators.OptSelect:
+			if args[1].Kind() == celast.LiteralKind {
+				return at(args[0], fmt.Sprint(args[1].AsLiteral().Value()))
+			}
+		}
+		if call.IsMemberFunction() {
+			lookUp(call.Target(), found)
+		}
+		for _, arg := range args {
+			lookUp(arg, found)
+		}
+	case celast.UnspecifiedExprKind, celast.ComprehensionKind, celast.LiteralKind, celast.StructKind:
+	}
+	return ""
+}
