@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -161,11 +160,7 @@ func showAside(cmd *cobra.Command, e admin.Aside) error {
 	}
 	fmt.Fprintln(w)
 	if e.Event != nil {
-		var v any
-		if err := json.Unmarshal(e.Event.RawMessage, &v); err != nil {
-			return err
-		}
-		return printJSON(w, v)
+		return printJSON(w, e.Event.RawMessage) // as it is: its numbers keep their digits
 	}
 	if r := e.Request; r.Path != "" {
 		target := r.Path

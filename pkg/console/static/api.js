@@ -12,6 +12,16 @@ export class Refused extends Error {
   constructor(status, text) { super(text); this.status = status; }
 }
 
+// exact reads JSON whose numbers are shown as they were sent; they are not to be
+// calculated with. A browser without JSON.rawJSON rounds them to doubles.
+const exact = (text) => (JSON.rawJSON ? JSON.parse(text, (_, v, at) => (typeof v === "number" ? JSON.rawJSON(at.source) : v)) : JSON.parse(text));
+
+// withData gives an event the data as it was sent.
+function withData(value, text) {
+  if (value && value.event && value.event.data !== undefined) value.event.data = exact(text).event.data;
+  return value;
+}
+
 async function call(method, path, body, signal) {
   const headers = { Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -25,7 +35,7 @@ async function call(method, path, body, signal) {
   }
   const text = await answer.text();
   let value = null;
-  try { value = text ? JSON.parse(text) : null; } catch { /* it is said below */ }
+  try { value = text ? withData(JSON.parse(text), text) : null; } catch { /* it is said below */ }
   if (answer.ok) return value;
   if (answer.status === 401 && path !== "/session") signedOut();
   const details = ((value && value.errors) || []).map((e) => e.message);

@@ -20,7 +20,7 @@ func (c Config) Warnings() config.Invalids {
 	c = c.completed()
 	m, err := c.compile()
 	if err != nil || len(m.dedupe) == 0 {
-		return nil
+		return nil //nolint:nilerr // what is not valid has errors, and no warnings
 	}
 	id := lookups(m.source)
 	for at := range lookups(m.id) {
@@ -30,7 +30,8 @@ func (c Config) Warnings() config.Invalids {
 		finer := false
 		for at := range lookups(x) {
 			// Without event.id the id is the digest of the whole body.
-			finer = finer || !id[at] && !(m.id == nil && (at == varBody || strings.HasPrefix(at, varBody+".")))
+			digested := m.id == nil && (at == varBody || strings.HasPrefix(at, varBody+"."))
+			finer = finer || !id[at] && !digested
 		}
 		if !finer { // events of one id are one event by this expression
 			return nil

@@ -35,7 +35,7 @@ type Mapping struct {
 	Type         string            `yaml:"type" doc:"Expression for the type. Needed where there is no preset." example:"'com.example.' + body.event"`
 	Source       string            `yaml:"source" doc:"Expression for the source, a URI reference. Unset is urn:postwire:source: and the name of this source."`
 	Subject      string            `yaml:"subject" doc:"Expression for the subject."`
-	ID           string            `yaml:"id" doc:"Expression for the id. Unset is the digest of the JSON (sha256: and hex, of its canonical form, RFC 8785)."`
+	ID           string            `yaml:"id" doc:"Expression for the id. Together with the source it names one event: consumers drop a second event of the same source and id, so all that dedupe tells apart must be in it. Unset is the digest of the JSON (sha256: and hex, of its canonical form, with numbers as they were sent)."`
 	Time         string            `yaml:"time" doc:"Expression for the time: RFC 3339 text with its zone, Unix seconds, or a timestamp."`
 	PartitionKey string            `yaml:"partitionkey" doc:"Expression for the key within which events keep their order."`
 	Extensions   map[string]string `yaml:"extensions" doc:"Expressions for further attributes, by their names: lower case letters and digits, at most 20." example:"{tenant: body.account.id}"`
