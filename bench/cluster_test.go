@@ -165,7 +165,7 @@ admin: {listen: %q}
 log: {level: error}
 journal: {engine: jetstream, jetstream: {url: %q, stream: accept-%d}, spill: {dir: %q}}
 sources: [{name: upload-post, type: uploadpost, paths: [/webhooks/upload-post], auth: none}]
-sinks: [{name: none, type: stdout, filter: "platform = 'nowhere'"}]
+sinks: [{name: none, type: stdout, filter: "platform == 'nowhere'"}]
 `, i, addr, admin, urls, relays, filepath.Join(dir, fmt.Sprintf("spill-%d-%d", relays, i)))
 				if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 					b.Fatal(err)

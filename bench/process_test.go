@@ -275,7 +275,7 @@ func configure(tb testing.TB, addr, admin, dir, sinks string, sources int) strin
 
 // none is a sink that takes nothing: the events are read for it, and dropped.
 func none(name string) string {
-	return fmt.Sprintf("  - {name: %s, type: stdout, filter: \"platform = 'nowhere'\"}\n", name)
+	return fmt.Sprintf("  - {name: %s, type: stdout, filter: \"platform == 'nowhere'\"}\n", name)
 }
 
 // away is a sink whose broker is not there: all that comes is its backlog.

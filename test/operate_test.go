@@ -136,7 +136,7 @@ func TestOperate(t *testing.T) {
 	if plan.Total != events {
 		t.Errorf("a replay would send %d events, want %d", plan.Total, events)
 	}
-	out = r.must(t, nil, "replay", "--sink", "nats", "--from", "1h", "--subject", "events.again.x", "--filter", fmt.Sprintf("publishid = '0-%08d'", 7))
+	out = r.must(t, nil, "replay", "--sink", "nats", "--from", "1h", "--subject", "events.again.x", "--filter", fmt.Sprintf("publishid == '0-%08d'", 7))
 	if !strings.Contains(out, "events to send: 1;") || !strings.Contains(out, "done: 1 of 1 sent") {
 		t.Errorf("replay printed %s", out)
 	}

@@ -168,7 +168,7 @@ func TestReloadIsRefused(t *testing.T) {
 		{"journal: {dir: ", "journal: {max_bytes: 1GiB, dir: ", "journal.max_bytes: has changed, and takes a restart"},
 		{"level: info", "format: console", "log.format: has changed, and takes a restart"},
 		{"type: kafka", "type: kafkaesque", "kafkaesque"},
-		{"stream: EVENTS", "stream: EVENTS, filter: 'platform ='", "filter"},
+		{"stream: EVENTS", "stream: EVENTS, filter: 'platform =='", "filter"},
 		{"sources:", "sources: [", "postwire.yaml:"},
 	} {
 		mount(fmt.Sprint("..wrong", i), w.change(t, wrong.from, wrong.to))

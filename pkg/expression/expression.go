@@ -37,8 +37,8 @@ const (
 func NewEnv(macros []cel.Macro, variables ...cel.EnvOption) (*cel.Env, error) {
 	options := append([]cel.EnvOption{
 		cel.StdLib(),
-		cel.ClearMacros(), cel.Macros(macros...),
 		cel.OptionalTypes(cel.OptionalTypesVersion(optionalVersion)),
+		cel.ClearMacros(), cel.Macros(macros...),
 		ext.Strings(ext.StringsVersion(stringsVersion)),
 		cel.DefaultUTCTimeZone(true),
 		cel.ParserExpressionSizeLimit(MaxLength), cel.ParserRecursionLimit(MaxNesting),

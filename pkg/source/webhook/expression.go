@@ -12,32 +12,16 @@ import (
 	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
-	"cel.dev/cel-go/ext"
 	"cel.dev/cel-go/interpreter"
 
+	celexpr "github.com/postwire/postwire/pkg/expression"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// What a body can make an expression cost is bounded in three ways. There are
-// no loops: the macros all, exists, exists_one, filter and map are not in the
-// language, so that every part of an expression is worked out once. What makes
-// more of a text than it was, or searches one text for another by trying every
-// place, takes a literal that the operator wrote, never one of the sender's. And
-// what texts still cost is counted, for an expression and for a request. There
-// is no time limit: equal requests must give equal events on a busy machine.
-const (
-	maxCost        = 100_000 // of an expression, in CEL's units: text is a tenth of one a character
-	maxRequestCost = 1_000_000
-	maxExpression  = 4096 // characters
-)
-
-// The versions of what is not CEL's core are fixed: an upgrade must not give an
-// expression another meaning.
-const (
-	stringsVersion  = 5
-	optionalVersion = 2
-)
+// maxRequestCost bounds what the expressions of one request may cost together, in
+// CEL's units.
+const maxRequestCost = 1_000_000
 
 // The variables of the language.
 const (
@@ -165,18 +149,10 @@ type language struct {
 func newLanguage(split bool) (language, error) {
 	texts := cel.MapType(cel.StringType, cel.StringType)
 	options := []cel.EnvOption{
-		cel.StdLib(),
-		cel.OptionalTypes(cel.OptionalTypesVersion(optionalVersion)),
-		cel.ClearMacros(), cel.Macros(cel.GlobalMacro("has", 1, isThere), cel.GlobalMacro("string", 1, textOf)),
 		// Null is absent, and so is the text of it.
 		cel.Function("string", cel.Overload("null_to_string", []*cel.Type{cel.NullType}, cel.StringType, cel.UnaryBinding(func(ref.Val) ref.Val { return types.NullValue }))),
-		ext.Strings(ext.StringsVersion(stringsVersion)),
-		cel.DefaultUTCTimeZone(true),
-		cel.ParserExpressionSizeLimit(maxExpression),
 		cel.Variable(varBody, cel.DynType), cel.Variable(digitsOf+varBody, cel.DynType), cel.Variable(varHeaders, texts),
 		cel.Variable(varPath, cel.StringType), cel.Variable(varQuery, texts),
-		cel.ASTValidators(bounded{}, cel.ValidateRegexLiterals(), cel.ValidateTimestampLiterals(), cel.ValidateDurationLiterals()),
-		cel.RegexProgramSizeLimit(1000),
 	}
 	l := language{hint: "the variables are body, headers, path and query"}
 	if split {
@@ -184,43 +160,8 @@ func newLanguage(split bool) (language, error) {
 		l.hint = "the variables are body, envelope, headers, path and query"
 	}
 	var err error
-	l.env, err = cel.NewCustomEnv(options...)
-	if err != nil {
-		return language{}, fmt.Errorf("making the language of expressions: %w", err)
-	}
-	return l, nil
-}
-
-var _ cel.ASTValidator = bounded{}
-
-// bounded is a validator: it refuses calls whose cost a sender could choose.
-type bounded struct{}
-
-// Name implements cel.ASTValidator.
-func (bounded) Name() string { return "postwire.bounded" }
-
-// Validate implements cel.ASTValidator.
-func (bounded) Validate(_ *cel.Env, _ cel.ValidatorConfig, a *celast.AST, issues *cel.Issues) {
-	celast.PreOrderVisit(a.Expr(), celast.NewExprVisitor(func(e celast.Expr) {
-		if e.Kind() != celast.CallKind {
-			return
-		}
-		call := e.AsCall()
-		switch call.FunctionName() {
-		case "format":
-			issues.ReportErrorAtID(e.ID(), "format is not available")
-		case "matches", "replace", "join", "indexOf", "lastIndexOf":
-			args := call.Args()
-			if !call.IsMemberFunction() && len(args) > 0 { // matches(text, pattern)
-				args = args[1:]
-			}
-			for _, arg := range args {
-				if arg.Kind() != celast.LiteralKind {
-					issues.ReportErrorAtID(arg.ID(), "%s takes what is written here, not what was sent", call.FunctionName())
-				}
-			}
-		}
-	}))
+	l.env, err = celexpr.NewEnv([]cel.Macro{cel.GlobalMacro("has", 1, isThere), cel.GlobalMacro("string", 1, textOf)}, options...)
+	return l, err
 }
 
 // want says what an expression must give.
@@ -256,9 +197,6 @@ func (w want) takes(t *cel.Type) bool {
 	return false
 }
 
-// fault is a mistake in an expression, as config.Invalid has it.
-type fault struct{ what, hint string }
-
 // expression is one that is ready for use. It may be used concurrently.
 type expression struct {
 	key     string // in the configuration
@@ -267,95 +205,40 @@ type expression struct {
 }
 
 // check parses an expression and checks its types.
-func (l language) check(text string, w want) (*cel.Ast, *fault) {
+func (l language) check(text string, w want) (*cel.Ast, *celexpr.Error) {
 	if strings.TrimSpace(text) == "" {
-		return nil, &fault{"is empty", `write an expression, for example "body.id"; or remove it`}
+		return nil, &celexpr.Error{What: "is empty", Hint: `write an expression, for example "body.id"; or remove it`}
 	}
-	a, issues := l.env.Compile(text)
-	if all := issues.Errors(); len(all) > 0 {
-		first := all[0]
-		what, hint := l.explain(first.Message)
-		return nil, &fault{"is not an expression: " + what, hint + snippet(text, first.Location.Line(), first.Location.Column())}
-	}
-	if err := issues.Err(); err != nil { // it has no place
-		return nil, &fault{"is not an expression: " + strings.TrimPrefix(err.Error(), "ERROR: "), l.hint}
+	a, wrong := celexpr.Compile(l.env, text, l.hint, l.explain)
+	if wrong != nil {
+		return nil, &celexpr.Error{What: strings.ReplaceAll(wrong.What, "'"+digitsOf, "'"), Hint: wrong.Hint}
 	}
 	if t := a.OutputType(); !w.takes(t) {
 		at := a.NativeRep().SourceInfo().GetStartLocation(a.NativeRep().Expr().ID())
-		return nil, &fault{fmt.Sprintf("gives %s, must give %s", cel.FormatCELType(t), w.noun), w.hint + snippet(text, at.Line(), at.Column())}
+		return nil, &celexpr.Error{What: fmt.Sprintf("gives %s, must give %s", cel.FormatCELType(t), w.noun), Hint: w.hint + celexpr.Snippet(text, at.Line(), at.Column())}
 	}
 	return a, nil
 }
 
 // compile makes an expression ready for use.
-func (l language) compile(key, text string, w want) (*expression, *fault) {
+func (l language) compile(key, text string, w want) (*expression, *celexpr.Error) {
 	a, f := l.check(text, w)
 	if f != nil {
 		return nil, f
 	}
-	p, err := l.env.Program(a, cel.CostLimit(maxCost), cel.EvalOptions(cel.OptOptimize))
+	p, err := l.env.Program(a, cel.CostLimit(celexpr.MaxCost), cel.EvalOptions(cel.OptOptimize))
 	if err != nil { // a constant part of it has no value
-		return nil, &fault{"is not an expression: " + err.Error(), "correct the part that holds no variable"}
+		return nil, &celexpr.Error{What: "is not an expression: " + err.Error(), Hint: "correct the part that holds no variable"}
 	}
 	return &expression{key: key, program: p, ast: a}, nil
 }
 
-// explain says in our words what the compiler found wrong, and what would be
-// right.
-func (l language) explain(message string) (what, hint string) {
-	what = strings.ReplaceAll(message, " (in container '')", "")
-	what = strings.ReplaceAll(what, "'"+digitsOf, "'")
-	what = strings.TrimPrefix(what, "Syntax error: ")
-	what, _, _ = strings.Cut(what, " expecting {") // it lists half the language
-	switch {
-	case strings.HasPrefix(what, "mismatched input '<EOF>'"):
-		what = "it ends too early"
-	case strings.HasPrefix(what, "undeclared reference to "):
-		name := strings.Trim(strings.TrimPrefix(what, "undeclared reference to "), "'")
-		switch name {
-		case "all", "exists", "exists_one", "filter", "map":
-			return what, "there are no loops; take an element by its place, or split the body"
-		case varEnvelope:
-			return what, "it is there only where split is set; " + l.hint
-		}
-		return what, l.hint + `; text is in quotes: "text"`
-	case strings.HasPrefix(what, "token recognition error at: "):
-		return "it cannot be read from here on", `close what is open; text is in quotes: "text"`
-	case strings.HasPrefix(what, "format is"):
-		return what, "put texts together with +"
-	case strings.Contains(what, " takes what is written here"):
-		return what, "write the text itself, in quotes"
-	case what == "invalid matches argument":
-		return "there is a mistake in the regular expression", "the syntax is that of RE2"
-	case what == "invalid timestamp argument", what == "invalid duration argument":
-		return what, `times are in RFC 3339, durations such as "90s"`
-	case strings.Contains(what, "'_?_:_'"):
-		return what, "both sides of a choice must be of one type; for nothing, write optional.of(…) and optional.none()"
-	case strings.HasPrefix(what, "found no matching overload for "):
-		return what, "string(…) makes text of a number"
+// explain is the hint for a name that is no variable here.
+func (l language) explain(name string) string {
+	if name == varEnvelope {
+		return "envelope is there only where split is set; " + l.hint
 	}
-	return what, l.hint
-}
-
-// snippet shows where in a text something is, below the message. Lines are
-// from 1, columns from 0, both as the compiler counts them.
-func snippet(text string, line, column int) string {
-	lines := strings.Split(text, "\n")
-	if line < 1 || line > len(lines) {
-		return ""
-	}
-	const around = 60
-	runes := []rune(strings.ReplaceAll(lines[line-1], "\t", " "))
-	column = min(max(column, 0), len(runes))
-	begin, end := max(0, column-around), min(len(runes), column+around)
-	shown, indent := string(runes[begin:end]), column-begin
-	if begin > 0 {
-		shown, indent = "…"+shown, indent+1
-	}
-	if end < len(runes) {
-		shown += "…"
-	}
-	return "\n    " + strings.TrimRight(shown, " ") + "\n    " + strings.Repeat(" ", indent) + "^"
+	return ""
 }
 
 // scope is what the expressions see of one request, and what they may still

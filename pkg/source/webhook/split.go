@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/postwire/postwire/pkg/event"
+	celexpr "github.com/postwire/postwire/pkg/expression"
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
@@ -21,7 +22,7 @@ const maxEvents = 1000
 // splitPath compiles where the list is that a body is split along: body, or
 // fields inside of it. It is a path and no expression, because each event's
 // data are the bytes that were sent.
-func (l language) splitPath(text string) ([]string, *fault) {
+func (l language) splitPath(text string) ([]string, *celexpr.Error) {
 	a, f := l.check(text, want{noun: "a list", kinds: []types.Kind{types.ListKind}, hint: "name a field of the body"})
 	if f != nil {
 		return nil, f
@@ -29,7 +30,7 @@ func (l language) splitPath(text string) ([]string, *fault) {
 	names, at := pathOf(a.NativeRep().Expr())
 	if at != nil {
 		place := a.NativeRep().SourceInfo().GetStartLocation(at.ID())
-		return nil, &fault{"is no path into the body", "write body where the body is a list, or fields such as body.events" + snippet(text, place.Line(), place.Column())}
+		return nil, &celexpr.Error{What: "is no path into the body", Hint: "write body where the body is a list, or fields such as body.events" + celexpr.Snippet(text, place.Line(), place.Column())}
 	}
 	return names, nil
 }

@@ -93,14 +93,14 @@ func (c Config) compile() (*mapping, error) {
 	if m.split {
 		path, fault := l.splitPath(c.Split)
 		if fault != nil {
-			p.Add("split", fault.what, fault.hint)
+			p.Add("split", fault.What, fault.Hint)
 		}
 		m.path = path
 	}
 	compile := func(l language, key, text string, w want) *expression {
 		x, fault := l.compile(key, text, w)
 		if fault != nil {
-			p.Add(key, fault.what, fault.hint)
+			p.Add(key, fault.What, fault.Hint)
 		}
 		return x
 	}

@@ -381,7 +381,7 @@ func FuzzExpression(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		x, fault := l.compile("k", text, wantTime())
 		if fault != nil {
-			if fault.what == "" || fault.hint == "" {
+			if fault.What == "" || fault.Hint == "" {
 				t.Errorf("%q: %+v", text, fault)
 			}
 			return
