@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal/jetstream"
@@ -109,7 +110,7 @@ func BenchmarkClusterAppend(b *testing.B) {
 			for _, writers := range []int{64, 256} {
 				b.Run(fmt.Sprintf("replicas=%d/keys=%d/writers=%d", replicas, keys, writers), func(b *testing.B) {
 					j, err := jetstream.Open(b.Context(), jetstream.Options{
-						URL: urls, Stream: fmt.Sprintf("bench-%d", next.Add(1)), Replicas: replicas, Name: "bench", Window: time.Hour, Retention: time.Hour,
+						URL: config.URL(urls), Stream: fmt.Sprintf("bench-%d", next.Add(1)), Replicas: replicas, Name: "bench", Window: time.Hour, Retention: time.Hour,
 					})
 					if err != nil {
 						b.Fatal(err)

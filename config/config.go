@@ -44,6 +44,15 @@ type Config struct {
 // "journal.engine", with its place where the key is written.
 func (c *Config) Problem(key, what, hint string) Problem { return c.root.Problem(key, what, hint) }
 
+// Secrets returns the secrets that have been decoded so far, those of blocks
+// and the credentials of URLs included, for a Scrubber.
+func (c *Config) Secrets() []Secret {
+	if c.root.doc == nil {
+		return nil
+	}
+	return c.root.doc.private.known()
+}
+
 // Files returns the files that ${file:…} of the document names, sorted.
 func (c *Config) Files() []string {
 	if c.root.doc == nil {
@@ -128,7 +137,7 @@ type Telemetry struct {
 
 // Traces says where traces go.
 type Traces struct {
-	Endpoint    string            `yaml:"endpoint" doc:"URL of the collector; http:// is not encrypted, https:// is. Where protocol is http and the URL has no path, /v1/traces is added. Empty turns traces off." example:"http://otel-collector:4318"`
+	Endpoint    URL               `yaml:"endpoint" doc:"URL of the collector; http:// is not encrypted, https:// is. Where protocol is http and the URL has no path, /v1/traces is added. Empty turns traces off." example:"http://otel-collector:4318"`
 	Protocol    string            `yaml:"protocol" enum:"http,grpc" doc:"OTLP over HTTP, usually port 4318, or over gRPC, usually port 4317."`
 	Headers     map[string]Secret `yaml:"headers" doc:"Headers that each request to the collector has, by name." example:"{Authorization: \"Bearer ${OTLP_TOKEN}\"}"`
 	SampleRatio float64           `yaml:"sample_ratio" doc:"Share of the traces that are sent, 0 to 1, of webhooks that do not come with a traceparent of their own. One that does decides itself, where its sender has proven who it is."`
@@ -151,7 +160,7 @@ type Journal struct {
 
 // JetStream is the NATS cluster that keeps the journal.
 type JetStream struct {
-	URL      string `yaml:"url" doc:"Servers of the cluster, separated by commas; version 2.12 or newer. Needed where journal.engine is jetstream." example:"nats://nats-0:4222,nats://nats-1:4222"`
+	URL      URL    `yaml:"url" doc:"Servers of the cluster, separated by commas; version 2.12 or newer. Needed where journal.engine is jetstream." example:"nats://nats-0:4222,nats://nats-1:4222"`
 	Stream   string `yaml:"stream" doc:"Name of the stream, and the first token of its subjects. It is created if it is missing. Postwire alone writes to it."`
 	Replicas int    `yaml:"replicas" doc:"Servers that keep a copy of each event, 1 to 5; of 3, any one may die."`
 	Update   bool   `yaml:"update" doc:"Change the stream where its settings are not those of this configuration. Without it the process says what differs, and does not start."`
@@ -312,7 +321,7 @@ const minJournal = Size(128 << 20)
 func (t Traces) validate() error {
 	var p Invalids
 	if t.Endpoint != "" {
-		switch u, err := url.Parse(t.Endpoint); {
+		switch u, err := url.Parse(t.Endpoint.Reveal()); {
 		case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
 			p.Add("endpoint", "is not a URL that begins with http:// or https://", "for example http://otel-collector:4318")
 		case u.User != nil:
@@ -328,8 +337,11 @@ func (t Traces) validate() error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.Headers)) {
 		value := t.Headers[name]
-		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value.Reveal()) {
-			p.Add("headers."+name, "is not a header", "use a name such as Authorization, and a value on one line")
+		switch {
+		case !httpguts.ValidHeaderFieldName(name): // it may be a whole header, with its secret
+			p.Add("headers", "holds a name that no header has", "write a name such as Authorization, a colon, and the value")
+		case !httpguts.ValidHeaderFieldValue(value.Reveal()):
+			p.Add("headers."+name, "has a character that no header can hold", "look for a line break in the file or variable it comes from")
 		}
 	}
 	return p.Err()

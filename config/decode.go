@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/postwire/postwire/internal/spelling"
 )
 
 // Block is one entry of sources or sinks: a name, a type, and a body that
@@ -113,7 +115,7 @@ func (b Block) document() *document {
 	if b.doc != nil {
 		return b.doc
 	}
-	return &document{scrub: &scrubber{}}
+	return &document{private: &private{}}
 }
 
 // Node is a value as it is written in the document, with its position. It is
@@ -172,14 +174,9 @@ func (d *decoder) wrong(n *yaml.Node, key, what, hint string) {
 	d.add(d.doc.at(n, key, what, hint))
 }
 
-// want notes that a node is not what is wanted. The text of a secret is left
-// out.
-func (d *decoder) want(n *yaml.Node, key, want, hint string, secret bool) {
-	is := d.doc.is(n)
-	if secret && n.Kind == yaml.ScalarNode {
-		is = "is " + kindOf(n)
-	}
-	d.wrong(n, key, is+", want "+want, hint)
+// want notes that a node is not what is wanted.
+func (d *decoder) want(n *yaml.Node, key, want, hint string) {
+	d.wrong(n, key, d.doc.is(n)+", want "+want, hint)
 }
 
 // value reads a node into v. Null keeps what v holds.
@@ -226,8 +223,18 @@ func (d *decoder) plain(n *yaml.Node, key string, v reflect.Value, f field) {
 		d.location(n, key, v)
 		return
 	case Secret:
-		if text, ok := d.text(n, key, true); ok {
-			d.doc.scrub.add(secretFragment(text), hidden)
+		d.doc.private.hide(n)
+		if text, ok := d.text(n, key); ok {
+			d.doc.private.secret(Secret(text))
+			d.stray(n, key, text)
+			v.SetString(text)
+		}
+		return
+	case URL:
+		d.doc.private.hide(n)
+		if text, ok := d.text(n, key); ok {
+			d.doc.private.secret(URL(text).secrets()...)
+			d.stray(n, key, text)
 			v.SetString(text)
 		}
 		return
@@ -254,7 +261,7 @@ func (d *decoder) plain(n *yaml.Node, key string, v reflect.Value, f field) {
 	case reflect.Map:
 		d.mapping(n, key, v, f)
 	case reflect.String:
-		if text, ok := d.text(n, key, false); ok && d.inEnum(n, key, text, f.enum) {
+		if text, ok := d.text(n, key); ok && d.inEnum(n, key, text, f.enum) {
 			v.SetString(text)
 		}
 	case reflect.Bool:
@@ -269,13 +276,47 @@ func (d *decoder) plain(n *yaml.Node, key string, v reflect.Value, f field) {
 	}
 }
 
-// secretFragment returns the part of a secret that is taken out of messages:
-// all of it, unless it is so short that it stands in them by chance.
-func secretFragment(text string) string {
-	if len(text) < 4 {
-		return ""
+// stray notes what stands around a secret and cannot be meant to be part of it.
+func (d *decoder) stray(n *yaml.Node, key, text string) {
+	e := d.doc.expanded[n]
+	if what, hint := Stray(text); what != "" {
+		if len(e.outside) > 0 {
+			hint += ", and look at " + e.outside[len(e.outside)-1].written + ", where the value comes from"
+		}
+		d.wrong(n, key, what, hint)
+		return
 	}
-	return text
+	for _, part := range e.outside { // such as a token behind Bearer
+		if what, hint := Stray(part.value); what != "" {
+			d.wrong(n, key, part.written+" "+what, hint)
+		}
+	}
+}
+
+// privately notes that nothing at or below n is shown, where a key of this type
+// holds secrets. The sections of the document are many keys of which few are
+// secrets: a section hides what it holds if one of its own keys is a secret.
+func (d *decoder) privately(n *yaml.Node, t reflect.Type, section bool) {
+	if section && holdsSecret(t, 1) || !section && holdsSecret(t, maxDepth) {
+		d.doc.private.hide(n)
+	}
+}
+
+// holdsSecret reports whether a secret is written for a type, or for a key of
+// it, at most so many structs deep.
+func holdsSecret(t reflect.Type, depth int) bool {
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Map:
+		return holdsSecret(t.Elem(), depth)
+	case reflect.Struct:
+		for f := range t.Fields() {
+			tag, tagged := f.Tag.Lookup("yaml")
+			if depth > 0 && f.IsExported() && tagged && tag != "-" && holdsSecret(f.Type, depth-1) {
+				return true
+			}
+		}
+	}
+	return t == reflect.TypeFor[Secret]()
 }
 
 // structs reads a mapping into structs that together know all its keys, save
@@ -283,7 +324,10 @@ func secretFragment(text string) string {
 func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, skip ...string) {
 	n = deref(n)
 	if n != nil && n.Kind != yaml.MappingNode && !isNull(n) {
-		d.want(n, key, "a mapping of keys to values", "", false)
+		for _, target := range targets {
+			d.privately(n, target.Type(), false)
+		}
+		d.want(n, key, "a mapping of keys to values", "")
 		return
 	}
 	type slot struct {
@@ -312,10 +356,14 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 		}
 		s := named[k.Value]
 		switch {
+		case s == nil && isNull(deref(item)) && spelling.Nearest(k.Value, known) == "" && d.doc.private.hides(n):
+			// In {TOKEN} the secret itself is the key.
+			d.wrong(k, key, "holds a value where a key is wanted", suggest("", known, "keys here"))
 		case s == nil:
 			d.wrong(k, join(key, k.Value), "unknown key", suggest(k.Value, known, "keys here"))
 		case s.at == nil: // a second one is reported already
 			s.at = item
+			d.privately(item, s.value.Type(), key == "")
 			d.value(item, join(key, s.name), s.value, s.field)
 		}
 	}
@@ -334,7 +382,8 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 func (d *decoder) block(n *yaml.Node, key string, v reflect.Value) {
 	b := Block{Path: key, doc: d.doc}
 	if n.Kind != yaml.MappingNode {
-		d.want(n, key, "a mapping with a name and a type", "begin each entry with - name:", false)
+		d.doc.private.hide(n)
+		d.want(n, key, "a mapping with a name and a type", "begin each entry with - name:")
 		return
 	}
 	b.node = n
@@ -411,11 +460,14 @@ func (d *decoder) badKeys() func(string) bool {
 
 func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
 	if n.Kind != yaml.SequenceNode {
+		if v.Type().Elem() == reflect.TypeFor[Block]() {
+			d.doc.private.hide(n)
+		}
 		hint := "begin each entry with a dash"
 		if inner, _ := innerStruct(v.Type().Elem()); n.Kind == yaml.ScalarNode && inner == nil && v.Type().Elem() != reflect.TypeFor[Block]() {
-			hint = "write it as a list, even of one: [" + d.listed(n, v) + "]"
+			hint = "write it as a list, even of one: [" + d.listed(n) + "]"
 		}
-		d.want(n, key, "a list", hint, holdsSecret(v.Type().Elem()))
+		d.want(n, key, "a list", hint)
 		return
 	}
 	items := reflect.MakeSlice(v.Type(), 0, len(n.Content))
@@ -436,19 +488,11 @@ func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
 }
 
 // listed returns how a scalar would stand in a list, for a hint.
-func (d *decoder) listed(n *yaml.Node, v reflect.Value) string {
-	if holdsSecret(v.Type().Elem()) {
+func (d *decoder) listed(n *yaml.Node) string {
+	if d.doc.private.hides(n) {
 		return "…"
 	}
 	return d.doc.written(n, "")
-}
-
-// holdsSecret reports whether what is written for a type is a secret.
-func holdsSecret(t reflect.Type) bool {
-	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Map {
-		t = t.Elem()
-	}
-	return t == reflect.TypeFor[Secret]()
 }
 
 func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value, f field) {
@@ -456,7 +500,7 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value, f field) {
 		panic(fmt.Sprintf("config: %s: keys of a map are strings", key))
 	}
 	if n.Kind != yaml.MappingNode {
-		d.want(n, key, "a mapping of keys to values", "", holdsSecret(v.Type()))
+		d.want(n, key, "a mapping of keys to values", "")
 		return
 	}
 	items := reflect.MakeMap(v.Type())
@@ -479,21 +523,21 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value, f field) {
 
 // text reads a scalar that is text. Other scalars are refused, because 1.10
 // and 0755 would silently change when somebody's tool rewrites them.
-func (d *decoder) text(n *yaml.Node, key string, secret bool) (string, bool) {
+func (d *decoder) text(n *yaml.Node, key string) (string, bool) {
 	switch tag := n.ShortTag(); {
 	case n.Kind != yaml.ScalarNode:
 		hint := ""
 		if n.Kind == yaml.MappingNode && n.Style&yaml.FlowStyle != 0 {
 			hint = "put text that holds braces in quotes"
 		}
-		d.want(n, key, "text", hint, secret)
+		d.want(n, key, "text", hint)
 		return "", false
 	case tag == "!!int" || tag == "!!float" || tag == "!!bool":
 		hint := "put it in quotes"
-		if !secret {
+		if !d.doc.private.hides(n) {
 			hint += ": " + strconv.Quote(n.Value)
 		}
-		d.want(n, key, "text", hint, secret)
+		d.want(n, key, "text", hint)
 		return "", false
 	}
 	return d.doc.text(n)
@@ -502,7 +546,7 @@ func (d *decoder) text(n *yaml.Node, key string, secret bool) (string, bool) {
 // scalar reads the text of a scalar that is understood as something else.
 func (d *decoder) scalar(n *yaml.Node, key, want, hint string) (string, bool) {
 	if n.Kind != yaml.ScalarNode {
-		d.want(n, key, want, hint, false)
+		d.want(n, key, want, hint)
 		return "", false
 	}
 	return d.doc.text(n)
@@ -527,7 +571,7 @@ func (d *decoder) boolean(n *yaml.Node, key string, v reflect.Value) {
 		case "no", "off", "n", "false":
 			hint = "write false"
 		}
-		d.want(n, key, want, hint, false)
+		d.want(n, key, want, hint)
 	}
 }
 
@@ -555,7 +599,7 @@ func (d *decoder) integer(n *yaml.Node, key string, v reflect.Value) {
 		if err == nil {
 			hint = "remove the quotes"
 		}
-		d.want(n, key, want, hint, false)
+		d.want(n, key, want, hint)
 		return
 	}
 	switch {
@@ -582,7 +626,7 @@ func (d *decoder) float(n *yaml.Node, key string, v reflect.Value) {
 		if err == nil && !d.bare(n) {
 			hint = "remove the quotes"
 		}
-		d.want(n, key, want, hint, false)
+		d.want(n, key, want, hint)
 		return
 	}
 	v.SetFloat(f)
@@ -602,8 +646,8 @@ func (d *decoder) duration(n *yaml.Node, key string, v reflect.Value) {
 	case err == nil:
 		v.SetInt(int64(duration))
 	case text == "":
-		d.want(n, key, want, hint, false)
-	case isNumber == nil && d.doc.expanded[n].text == "":
+		d.want(n, key, want, hint)
+	case isNumber == nil && d.doc.shows(n):
 		d.wrong(n, key, "duration "+d.doc.written(n, "")+" has no unit", fmt.Sprintf("write %[1]ss, %[1]sm or %[1]sh", text))
 	case isNumber == nil:
 		d.wrong(n, key, "duration "+d.doc.written(n, "")+" has no unit", hint)
@@ -627,7 +671,7 @@ func (d *decoder) prefix(n *yaml.Node, key string, v reflect.Value) {
 	}
 	if addr, err := netip.ParseAddr(text); err == nil {
 		one := hint
-		if _, expanded := d.doc.expanded[n]; !expanded {
+		if d.doc.shows(n) {
 			one = fmt.Sprintf("write %s/%d for this address alone", addr.WithZone(""), addr.BitLen())
 		}
 		d.wrong(n, key, d.doc.written(n, "")+" is an address, want a network", one)
@@ -661,7 +705,7 @@ func (d *decoder) textUnmarshaler(n *yaml.Node, key string, u encoding.TextUnmar
 	if err == nil {
 		return
 	}
-	if _, expanded := d.doc.expanded[n]; expanded {
+	if !d.doc.shows(n) {
 		// The error may hold any part of the value.
 		d.wrong(n, key, d.doc.written(n, "")+" is not valid", "")
 		return
@@ -690,23 +734,36 @@ func (doc *document) is(n *yaml.Node) string {
 	if written == "null" || written == `""` {
 		return "is empty"
 	}
+	if doc.private.hides(n) {
+		return "is " + kindOf(n)
+	}
 	if _, expanded := doc.expanded[n]; expanded {
 		return written + " stands for something else"
 	}
 	return written + " is " + kindOf(n)
 }
 
+// shows reports whether messages may tell of the value of a node, also in part.
+func (doc *document) shows(n *yaml.Node) bool {
+	_, expanded := doc.expanded[n]
+	return !expanded && !doc.private.hides(n)
+}
+
 // longest is how much of a value a message shows.
 const longest = 60
 
 // written returns a scalar as it is written, for messages, with ${…} not
-// expanded and without the password of a URL. A nil node gives the fallback.
+// expanded and without the credentials of a URL; *** where it must not be shown.
+// A nil node gives the fallback.
 func (doc *document) written(n *yaml.Node, fallback string) string {
 	if n == nil {
 		return strconv.Quote(fallback)
 	}
 	if n.Kind != yaml.ScalarNode {
 		return kindOf(n)
+	}
+	if doc.private.hides(n) && n.Value != "" && !isNull(n) {
+		return hidden
 	}
 	text := redactURLs(n.Value)
 	if r := []rune(text); len(r) > longest {

@@ -111,7 +111,7 @@ func shapeOf(t reflect.Type) (Shape, bool) {
 // does not say so.
 func isScalar(t reflect.Type) bool {
 	switch t {
-	case reflect.TypeFor[time.Duration](), reflect.TypeFor[netip.Prefix](), reflect.TypeFor[*time.Location](), reflect.TypeFor[Secret]():
+	case reflect.TypeFor[time.Duration](), reflect.TypeFor[netip.Prefix](), reflect.TypeFor[*time.Location](), reflect.TypeFor[Secret](), reflect.TypeFor[URL]():
 		return true
 	}
 	return reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
@@ -130,6 +130,8 @@ func typeWords(t reflect.Type) string {
 		return "time zone"
 	case reflect.TypeFor[Secret]():
 		return "secret"
+	case reflect.TypeFor[URL]():
+		return "text"
 	}
 	if shape, ok := shapeOf(t); ok {
 		return shape.Type

@@ -7,13 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"unicode"
 	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // Expansion takes place in scalars, after the document has been parsed: a
@@ -26,8 +27,9 @@ const maxFile = 1 << 20
 
 // expansion is a scalar whose text held ${…}: its value, or why it has none.
 type expansion struct {
-	text  string
-	fault *expandFault
+	text    string
+	outside []fragment // the parts of text that came from outside of the document
+	fault   *expandFault
 }
 
 // fragment is a value that came from outside of the document, and what may be
@@ -124,7 +126,8 @@ func (e expander) resolve(inner string) (value string, outside bool, fault *expa
 	return value, true, nil
 }
 
-// file returns the content of a file without one newline at its end.
+// file returns the content of a file without one line break at its end: LF, CR
+// LF or CR.
 func (e expander) file(path string) (string, *expandFault) {
 	if path == "" {
 		return "", &expandFault{"has a ${file:} without a path", "write ${file:/path}"}
@@ -143,7 +146,12 @@ func (e expander) file(path string) (string, *expandFault) {
 	if !utf8.Valid(data) {
 		return "", &expandFault{fmt.Sprintf("file %s is not text in UTF-8", path), "encode it, for example as base64"}
 	}
-	return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r"), nil
+	return withoutLineBreak(string(data)), nil
+}
+
+// withoutLineBreak returns text without one line break at its end, of any style.
+func withoutLineBreak(text string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r")
 }
 
 // readRegular reads a file of at most limit bytes. Pipes and devices are
@@ -188,15 +196,64 @@ func isVariable(name string) bool {
 // escape returns text so that expand gives text again.
 func escape(text string) string { return strings.ReplaceAll(text, "${", "$${") }
 
-// scrubber takes values that must not be shown out of messages. Validate
-// methods print what they do not accept, and cannot know where it came from.
-type scrubber struct {
-	mu     sync.Mutex
-	values []fragment // the longest first
+// private is what of a document must not be shown. Validate methods print what
+// they do not accept, and cannot know where it came from.
+type private struct {
+	mu      sync.Mutex
+	values  []fragment // that came from outside of the document, the longest first
+	secrets []Secret
+	scrub   *Scrubber // of secrets; nil when they have changed
+	nodes   map[*yaml.Node]bool
 }
 
-// add notes that value must not be shown, and what is shown instead.
-func (s *scrubber) add(value, shown string) {
+// hide notes that nothing that is written at n or below may be shown.
+func (s *private) hide(n *yaml.Node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.nodes == nil {
+		s.nodes = map[*yaml.Node]bool{}
+	}
+	s.hideAll(n)
+}
+
+func (s *private) hideAll(n *yaml.Node) {
+	if n = deref(n); n == nil || s.nodes[n] {
+		return
+	}
+	s.nodes[n] = true
+	for _, inner := range n.Content {
+		s.hideAll(inner)
+	}
+}
+
+// hides reports whether what is written at n may not be shown.
+func (s *private) hides(n *yaml.Node) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nodes[n]
+}
+
+// secret notes a secret that was decoded.
+func (s *private) secret(secrets ...Secret) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, secret := range secrets {
+		if secret != "" && !slices.Contains(s.secrets, secret) {
+			s.secrets, s.scrub = append(s.secrets, secret), nil
+		}
+	}
+}
+
+// known returns the secrets that were decoded.
+func (s *private) known() []Secret {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.secrets)
+}
+
+// value notes that a value which came from outside of the document must not be
+// shown, and what is shown instead.
+func (s *private) value(value, shown string) {
 	if value == "" || value == shown {
 		return
 	}
@@ -210,8 +267,8 @@ func (s *scrubber) add(value, shown string) {
 	slices.SortStableFunc(s.values, func(a, b fragment) int { return cmp.Compare(len(b.value), len(a.value)) })
 }
 
-// clean returns text without the values, and without passwords in URLs.
-func (s *scrubber) clean(text string) string {
+// clean returns text without the values, the secrets and the credentials of URLs.
+func (s *private) clean(text string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, f := range s.values {
@@ -220,15 +277,23 @@ func (s *scrubber) clean(text string) string {
 			text = replaceWhole(text, quoted[1:len(quoted)-1], f.written)
 		}
 	}
-	return redactURLs(text)
+	if s.scrub == nil {
+		s.scrub = NewScrubber(s.secrets...)
+	}
+	return s.scrub.Text(text)
 }
 
 // replaceWhole replaces value in text. A value of less than four bytes is
-// replaced only where it stands alone: "5" is not to be cut out of "15".
+// replaced only where it stands alone.
 func replaceWhole(text, value, shown string) string {
 	if len(value) >= 4 {
 		return strings.ReplaceAll(text, value, shown)
 	}
+	return replaceAlone(text, value, shown)
+}
+
+// replaceAlone replaces value where it stands alone: "5" is not cut out of "15".
+func replaceAlone(text, value, shown string) string {
 	var b strings.Builder
 	for {
 		at := strings.Index(text, value)
@@ -250,15 +315,4 @@ func replaceWhole(text, value, shown string) string {
 
 func wordRune(r rune) bool {
 	return r != utf8.RuneError && (r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r))
-}
-
-// password finds the password of a URL.
-var password = regexp.MustCompile(`(://[^/@\s:"]*:)[^/@\s"]+@`)
-
-// redactURLs hides the passwords of the URLs in text.
-func redactURLs(text string) string {
-	if !strings.Contains(text, "://") {
-		return text
-	}
-	return password.ReplaceAllString(text, "${1}"+hidden+"@")
 }

@@ -56,7 +56,7 @@ func Parse(file string, data []byte, env func(string) (string, bool)) (*Config, 
 		lines:    max(1, bytes.Count(data, []byte("\n"))+1),
 		expander: expander{env: env, folder: filepath.Dir(file), files: map[string]string{}},
 		expanded: map[*yaml.Node]expansion{},
-		scrub:    &scrubber{},
+		private:  &private{},
 	}
 	root, problem := doc.parse(data)
 	if problem != nil {
@@ -93,7 +93,7 @@ type document struct {
 	lines    int
 	expander expander
 	expanded map[*yaml.Node]expansion // the scalars that hold ${…}
-	scrub    *scrubber
+	private  *private
 }
 
 // parse returns the root of the one document in data, nil if it is empty.
@@ -192,7 +192,23 @@ func (doc *document) at(n *yaml.Node, key, what, hint string) Problem {
 // foreign makes a problem at a node from texts that others wrote, who do not
 // know which values must not be shown.
 func (doc *document) foreign(n *yaml.Node, key, what, hint string) Problem {
-	return doc.at(n, key, doc.scrub.clean(what), doc.scrub.clean(hint))
+	if n != nil && n.Kind == yaml.ScalarNode && doc.private.hides(n) {
+		for _, value := range []string{strconv.Quote(n.Value), n.Value} {
+			what = hideValue(what, value)
+		}
+	}
+	return doc.at(n, key, doc.private.clean(what), doc.private.clean(hint))
+}
+
+// hideValue hides a value that is written below a key that holds secrets.
+func hideValue(text, value string) string {
+	switch {
+	case value == "":
+		return text
+	case len(value) < shortSecret:
+		return replaceAlone(text, value, hidden)
+	}
+	return strings.ReplaceAll(text, value, hidden)
 }
 
 // text returns the value of a scalar, with ${…} expanded. It is false where
@@ -359,10 +375,11 @@ func (w *walker) key(k *yaml.Node, parent string, lines map[string]int) {
 
 // tag checks that a value has no type that we do not know.
 func (w *walker) tag(n *yaml.Node, key string) {
-	switch tag := n.ShortTag(); tag {
+	switch n.ShortTag() {
 	case "", "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge", "!!map", "!!seq":
 	default:
-		w.add(n, key, "has a YAML tag, "+tag, "remove it; tags are not supported")
+		// The tag is not shown: a password may begin with an exclamation mark.
+		w.add(n, key, "has a YAML tag (!)", "remove it, tags are not supported; or put text that begins with ! in quotes")
 	}
 }
 
@@ -372,17 +389,17 @@ func (w *walker) scalar(n *yaml.Node, key string) {
 		return
 	}
 	text, values, fault := w.doc.expander.expand(n.Value)
-	w.doc.expanded[n] = expansion{text, fault}
+	w.doc.expanded[n] = expansion{text, values, fault}
 	if fault != nil {
 		w.add(n, key, fault.what, fault.hint)
 		return
 	}
 	if len(values) > 0 {
-		w.doc.scrub.add(text, n.Value)
+		w.doc.private.value(text, n.Value)
 	}
 	for _, v := range values {
 		if len(v.value) >= 4 { // shorter ones are hardly secrets, and stand in every message
-			w.doc.scrub.add(v.value, v.written)
+			w.doc.private.value(v.value, v.written)
 		}
 	}
 }

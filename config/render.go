@@ -15,7 +15,7 @@ import (
 )
 
 // Render prints a configuration as YAML with every default filled in. Secrets
-// and passwords of URLs are ***; text that would be expanded is escaped. For
+// and credentials of URLs are ***; text that would be expanded is escaped. For
 // each block the caller gives what it was decoded into, as values or
 // pointers; the keys of one block are printed together.
 func Render(c *Config, sources, sinks [][]any) ([]byte, error) {
@@ -70,6 +70,8 @@ func rendered(v reflect.Value) *yaml.Node {
 	switch value := v.Interface().(type) {
 	case Secret:
 		return textNode(value.String())
+	case URL:
+		return textNode(escape(value.String()))
 	case time.Duration:
 		if value == 0 {
 			return plainNode("!!int", "0")

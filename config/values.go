@@ -58,6 +58,29 @@ type Secret string
 // Reveal returns the text itself.
 func (s Secret) Reveal() string { return string(s) }
 
+// MinProof is the length in bytes below which a secret that proves a sender, or
+// a caller of the API, could be found by trying.
+const MinProof = 16
+
+// CheckProof notes at key that a secret which proves a sender or a caller of the
+// API is shorter than least bytes, unless the operator allows it by the setting
+// allow_weak beside the secret. Length is that of what the secret stands for,
+// where that is in base64.
+func CheckProof(p *Invalids, key string, length, least int, allowed bool) {
+	if length < least && !allowed {
+		p.Add(key, fmt.Sprintf("has %d bytes, and a secret of less than %d could be found by trying", length, least),
+			"make one with openssl rand -hex 32; or set allow_weak: true beside it, where the sender gives no longer one")
+	}
+}
+
+// check returns what Stray says as an error.
+func (s Secret) check() error {
+	if what, hint := Stray(s.Reveal()); what != "" {
+		return errors.New(what + "; " + hint)
+	}
+	return nil
+}
+
 // String returns ***, or nothing where the secret is empty.
 func (s Secret) String() string {
 	if s == "" {
@@ -335,6 +358,22 @@ func (t TLS) Check(prefix string, p *Invalids) {
 		p.Add(join(prefix, "cert_file"), "has no key_file beside it", "name the private key of the certificate")
 	case t.CertFile == "" && t.KeyFile != "":
 		p.Add(join(prefix, "key_file"), "has no cert_file beside it", "name the certificate of the key")
+	default:
+		t.checkContents(prefix, p)
+	}
+}
+
+// checkContents notes files that can be read and do not hold what they should.
+func (t TLS) checkContents(prefix string, p *Invalids) {
+	if t.CAFile != "" && unreadable(t.CAFile) == "" {
+		if _, err := (TLS{Enabled: true, CAFile: t.CAFile}).Config(); err != nil {
+			p.Add(join(prefix, "ca_file"), fmt.Sprintf("file %s holds no certificate in PEM", t.CAFile), "name the certificates of the authorities")
+		}
+	}
+	if t.CertFile != "" && unreadable(t.CertFile) == "" && unreadable(t.KeyFile) == "" {
+		if _, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile); err != nil {
+			p.Add(join(prefix, "cert_file"), "cannot be used with key_file: "+err.Error(), "name a certificate and its private key, in PEM")
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	settings "github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/event"
@@ -318,7 +319,7 @@ func TestMigrateWhileALeaderDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer src.Close()
-	got, err := clustered.OpenSource(t.Context(), clustered.Options{URL: urls, Stream: "postwire", Window: time.Hour})
+	got, err := clustered.OpenSource(t.Context(), clustered.Options{URL: settings.URL(urls), Stream: "postwire", Window: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/relay"
@@ -60,6 +61,7 @@ type API struct {
 	AsyncAPI func() (map[string]any, error)
 	Now      func() time.Time
 	Log      *zap.Logger
+	Scrub    *config.Scrubber // of the errors that are served
 }
 
 // handler serves the API and its description.
@@ -81,6 +83,7 @@ func (a *API) register(mux *http.ServeMux, s *sessions) *huma.OpenAPI {
 	c.OpenAPIPath = BasePath + "/openapi"
 	c.DocsPath, c.SchemasPath, c.CreateHooks = "", "", nil
 	c.RejectUnknownQueryParameters = true
+	c.Transformers = append(c.Transformers, a.scrubbed)
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"bearer":  {Type: "http", Scheme: "bearer", Description: "admin.token of the configuration, for all there is, or admin.viewer_token, for what changes nothing and shows no personal data. Without a token the API answers callers on the same machine only."},
 		"session": {Type: "apiKey", In: "cookie", Name: cookieName, Description: "Of a browser that has signed in. What changes something needs the header X-CSRF-Token besides."},
@@ -103,6 +106,22 @@ func (a *API) register(mux *http.ServeMux, s *sessions) *huma.OpenAPI {
 	a.reload(api)
 	a.asyncAPI(api)
 	return api.OpenAPI()
+}
+
+// scrubbed takes secrets out of the problems that the API answers: they tell of
+// the errors of clients and of the journal.
+func (a *API) scrubbed(_ huma.Context, _ string, body any) (any, error) {
+	p, ok := body.(*huma.ErrorModel)
+	if !ok {
+		return body, nil
+	}
+	clean := *p
+	clean.Detail = a.Scrub.Text(p.Detail)
+	clean.Errors = make([]*huma.ErrorDetail, len(p.Errors))
+	for i, e := range p.Errors {
+		clean.Errors[i] = &huma.ErrorDetail{Message: a.Scrub.Text(e.Message), Location: e.Location, Value: e.Value}
+	}
+	return &clean, nil
 }
 
 func problem(w http.ResponseWriter, status int, detail string) {

@@ -49,7 +49,7 @@ func (a *API) status(api huma.API) {
 				s.Journal.SpilledSince = &u.SpilledSince
 			}
 			if err := a.Journal.Check(); err != nil {
-				s.Journal.Problem = err.Error()
+				s.Journal.Problem = a.Scrub.Text(err.Error())
 			}
 			return &struct{ Body Status }{s}, nil
 		})

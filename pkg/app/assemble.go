@@ -80,9 +80,10 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	}
 	a.applied.Set(1)
 	a.plan.Store(p)
+	log.scrubbed(p.scrub)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.close())
+			err = p.scrub.Error(errors.Join(err, a.close()))
 		}
 	}()
 	now := p.Clock
@@ -143,7 +144,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	}
 	a.mismatches = newMismatches(metrics)
 	a.secrets = newSecrets(now, log.Named("secrets"))
-	a.secrets.change = a.renew
+	a.secrets.change, a.secrets.scrub = a.renew, p.scrub
 	a.secrets.exchange(apis)
 	routes, err := a.routes(p)
 	if err != nil {
@@ -168,14 +169,14 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 
 	// Beside the flow: the admin port.
 	a.admin = admin.New(admin.Options{ //nolint:contextcheck // its requests end with its Shutdown
-		Checks:   []admin.Check{{Name: "journal", Run: a.journal.Check}, {Name: "sources", Run: a.ready.check}},
+		Checks:   []admin.Check{{Name: "journal", Run: func() error { return p.scrub.Error(a.journal.Check()) }}, {Name: "sources", Run: a.ready.check}},
 		Gatherer: metrics, Log: log.Named("admin"),
 		Schemas: schema.Handler(func() *schema.Library { return a.plan.Load().Schemas }),
 		API: &admin.API{
 			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Attributes: func() []string { return a.plan.Load().attributes.Names }, Reconcile: a.gaps.compare,
 			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, History: a.history,
 			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, ViewerToken: func() string { return a.plan.Load().Config.Admin.ViewerToken.Reveal() },
-			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"),
+			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"), Scrub: p.scrub,
 			AsyncAPI: func() (map[string]any, error) { return a.plan.Load().AsyncAPI(ReadVersion().Version) },
 		},
 	})

@@ -119,7 +119,7 @@ func TestComposeIsValid(t *testing.T) {
 	for _, s := range plan.Sinks {
 		switch own := s.Own.(type) {
 		case nats.Config:
-			u, err := url.Parse(own.URL)
+			u, err := url.Parse(own.URL.Reveal())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -42,6 +43,10 @@ type Plan struct {
 	attributes source.Attributes       // that events of the sources can have
 	incomplete bool                    // a source has errors, so that attributes may lack names
 
+	// scrub knows the secrets of this plan and, once it is applied, of those
+	// before it.
+	scrub *config.Scrubber
+
 	// What it was read from.
 	name  string
 	file  bool   // that is a file's name
@@ -82,7 +87,7 @@ func check(c *config.Config, err error) (*Plan, error) {
 	if c == nil {
 		return nil, err
 	}
-	p := &Plan{Config: c, blocks: map[string]config.Block{}}
+	p := &Plan{Config: c, blocks: map[string]config.Block{}, scrub: config.NewScrubber()}
 	errs := []error{err}
 	paths := map[string]string{} // to the name of the source
 	for _, b := range c.Sources {
@@ -124,6 +129,7 @@ func check(c *config.Config, err error) (*Plan, error) {
 		if len(s.Settings.Retry.DeadLetterOn) > 0 && s.Kind != "http" {
 			errs = append(errs, b.Problem("retry.dead_letter_on", "is for sinks of type http: other brokers answer without an HTTP status", "remove it"))
 		}
+		s.Open = p.scrubbed(s.Open)
 		p.Sinks = append(p.Sinks, s)
 		p.blocks[b.Name] = b
 	}
@@ -144,7 +150,16 @@ func check(c *config.Config, err error) (*Plan, error) {
 	if err := config.Merge(errs...); err != nil {
 		return nil, err
 	}
+	p.scrub.Add(c.Secrets()...)
 	return p, nil
+}
+
+// scrubbed returns an opener whose errors hold no secret of this plan, nor of
+// those whose place it takes.
+func (p *Plan) scrubbed(open sinks.Opener) sinks.Opener {
+	return func(ctx context.Context, env sinks.Env) (sinks.Sink, error) {
+		return sinks.Scrubbed(open, p.scrub)(ctx, env)
+	}
 }
 
 // checkSource holds what a source asks of its senders against the server that
@@ -232,7 +247,7 @@ func (p *Plan) redirect(sink string, keys map[string]string) (sinks.Opener, erro
 		}
 		return nil, errors.New(strings.Join(what, "\n"))
 	}
-	return s.Open, err
+	return p.scrubbed(s.Open), err
 }
 
 // Schema returns the JSON Schema of the configuration.

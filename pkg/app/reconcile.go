@@ -65,9 +65,9 @@ func apisOf(p *Plan) (map[string]*apis, error) {
 		}
 		a := &apis{own: own}
 		var err1, err2 error
-		a.history, err1 = client.New(client.Options{BaseURL: own.API.URL, APIKey: own.API.Key})
+		a.history, err1 = client.New(client.Options{BaseURL: own.API.URL.Reveal(), APIKey: own.API.Key})
 		if _, ok := fromAPI(s); ok {
-			a.secret, err2 = client.New(client.Options{BaseURL: own.API.URL, APIKey: own.API.Key, Timeout: askFor, Attempts: 1})
+			a.secret, err2 = client.New(client.Options{BaseURL: own.API.URL.Reveal(), APIKey: own.API.Key, Timeout: askFor, Attempts: 1})
 		}
 		if err := errors.Join(err1, err2); err != nil {
 			return nil, fmt.Errorf("source %s: api: %w", s.Name, err)

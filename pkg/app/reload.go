@@ -315,5 +315,7 @@ func (p *Plan) again(text bool) (next *Plan, err error) {
 		return nil, err
 	}
 	next.Disk, next.Clock, next.file = p.Disk, p.Clock, p.file
+	p.scrub.Add(next.Config.Secrets()...)
+	next.scrub = p.scrub
 	return next, nil
 }

@@ -90,7 +90,7 @@ func (a *App) Run(ctx context.Context) error {
 		a.log.Warn("the shutdown timeout passed; what the brokers had not acknowledged is sent again after the next start")
 	}
 	a.log.Info("stopped")
-	return errors.Join(errs...)
+	return a.plan.Load().scrub.Error(errors.Join(errs...))
 }
 
 // close undoes the assembly.

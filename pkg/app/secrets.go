@@ -37,6 +37,7 @@ type secrets struct {
 	log    *zap.Logger
 	now    func() time.Time
 	change func(name string) // a source has another secret now
+	scrub  *config.Scrubber
 
 	mu      sync.Mutex
 	sources map[string]*secret
@@ -213,6 +214,7 @@ func (s *secrets) read(ctx context.Context, name string, k *secret) bool {
 	if changed {
 		k.previous, k.last, k.rotated = k.last, settings.WebhookSecret, s.now()
 		k.limiter = newAskLimiter() // who rotates may do so again
+		s.scrub.Add(settings.WebhookSecret)
 	}
 	k.mu.Unlock()
 	log := s.log.With(zap.String("source", name))

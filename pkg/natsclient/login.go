@@ -11,7 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 
 	"github.com/postwire/postwire/config"
 )
@@ -44,11 +46,45 @@ func (l Login) Check(prefix string, p *config.Invalids) {
 		if f.path == "" {
 			continue
 		}
-		if _, err := os.ReadFile(f.path); err != nil {
+		text, err := os.ReadFile(f.path)
+		if err != nil {
 			p.Add(prefix+f.key, "cannot be read: "+err.Error(), "name a file that this process may read")
+			continue
+		}
+		if what := checkUser(text, f.key == "credentials_file"); what != "" {
+			p.Add(prefix+f.key, what, "make the file again with nsc")
 		}
 	}
 	l.TLS.Check(prefix+"tls", p)
+}
+
+// checkUser says what is wrong with a file that holds a user's seed and, where it
+// holds credentials, the user's JWT. Nothing of the file is shown.
+func checkUser(text []byte, credentials bool) string {
+	pair, err := nkeys.ParseDecoratedNKey(text)
+	if err != nil {
+		return "holds no NKey seed of a user"
+	}
+	defer pair.Wipe()
+	public, err := pair.PublicKey()
+	if err != nil || !nkeys.IsValidPublicUserKey(public) {
+		return "holds the NKey seed of an account or an operator, and a user's is needed"
+	}
+	if !credentials {
+		return ""
+	}
+	token, err := nkeys.ParseDecoratedJWT(text)
+	if err != nil {
+		return "holds no JWT of a user"
+	}
+	claims, err := jwt.DecodeUserClaims(token)
+	switch {
+	case err != nil:
+		return "holds no JWT of a user that can be read"
+	case claims.Subject != public:
+		return "holds the JWT of one user and the seed of another"
+	}
+	return ""
 }
 
 // Options are those of the client that every connection of ours has: it connects
@@ -86,8 +122,8 @@ func (l Login) Options() ([]nats.Option, error) {
 }
 
 // ValidURLs reports whether a list names servers, separated by commas.
-func ValidURLs(list string) bool {
-	for text := range strings.SplitSeq(list, ",") {
+func ValidURLs(list config.URL) bool {
+	for text := range strings.SplitSeq(list.Reveal(), ",") {
 		text = strings.TrimSpace(text)
 		if !strings.Contains(text, "://") {
 			text = "nats://" + text
@@ -103,20 +139,6 @@ func ValidURLs(list string) bool {
 		}
 	}
 	return true
-}
-
-// Redact hides the names and passwords in a list of URLs.
-func Redact(list string) string {
-	urls := strings.Split(list, ",")
-	for i, text := range urls {
-		text = strings.TrimSpace(text)
-		if at := strings.LastIndexByte(text, '@'); at >= 0 {
-			scheme, _, _ := strings.Cut(text, "://")
-			text = scheme + "://***@" + text[at+1:]
-		}
-		urls[i] = text
-	}
-	return strings.Join(urls, ",")
 }
 
 // Bare takes the URL, which may hold a password, off an error.

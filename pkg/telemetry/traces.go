@@ -105,13 +105,13 @@ func export(ctx context.Context, c config.Traces) (*otlptrace.Exporter, error) {
 		return nil, err
 	}
 	if c.Protocol == "grpc" {
-		opts := []otlptracegrpc.Option{otlptracegrpc.WithEndpointURL(c.Endpoint), otlptracegrpc.WithHeaders(headers)}
+		opts := []otlptracegrpc.Option{otlptracegrpc.WithEndpointURL(c.Endpoint.Reveal()), otlptracegrpc.WithHeaders(headers)}
 		if trust != nil {
 			opts = append(opts, otlptracegrpc.WithTLSCredentials(credentials.NewTLS(trust)))
 		}
 		return otlptracegrpc.New(ctx, opts...)
 	}
-	endpoint, err := url.Parse(c.Endpoint)
+	endpoint, err := url.Parse(c.Endpoint.Reveal())
 	if err != nil {
 		return nil, err
 	}

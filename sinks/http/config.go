@@ -19,7 +19,7 @@ const batched = "batched"
 
 // Config is the block of a sink of type http.
 type Config struct {
-	URL         string      `yaml:"url" required:"true" doc:"Where events are posted: http or https, with a host. It is the same for all events, whatever they hold. It is printed where the configuration is, so a token goes into headers." example:"https://functions.internal/events"`
+	URL         config.URL  `yaml:"url" required:"true" doc:"Where events are posted: http or https, with a host. It is the same for all events, whatever they hold. The path is printed where the configuration is, so a token goes into headers." example:"https://functions.internal/events"`
 	ContentMode string      `yaml:"content_mode" enum:"binary,structured,batched" doc:"binary: attributes in headers, the payload as the body. structured: the whole event in JSON. batched: several whole events as one list in JSON, for a receiver that asks for it."`
 	MaxInFlight int         `yaml:"max_in_flight" doc:"Most requests waiting for their answer at once, 1 to 1000. The events of one partition key are never in two of them."`
 	BatchSize   int         `yaml:"batch_size" doc:"Most events in a request, 1 to 10000; batch bounds it too. Without effect in other modes than batched."`
@@ -76,7 +76,7 @@ func (c Config) Validate() error {
 // checkURL does not show the url: it may hold a password or a token.
 func (c Config) checkURL(p *config.Invalids) {
 	const example = "for example https://functions.internal/events"
-	u, err := url.Parse(c.URL)
+	u, err := url.Parse(c.URL.Reveal())
 	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
 		p.Add("url", "is not a URL of http or https with a host", example)
 		return
@@ -110,7 +110,8 @@ func (c Config) checkHeaders(p *config.Invalids) {
 	for _, name := range names {
 		key := "headers." + name
 		if !httpguts.ValidHeaderFieldName(name) {
-			p.Add("headers", fmt.Sprintf("%q is not a name for a header", name), "use letters, digits and dashes")
+			// Not shown: it may be a whole header, with its secret.
+			p.Add("headers", "holds a name that no header has", "use letters, digits and dashes, then a colon, and the value")
 			continue
 		}
 		canonical := nethttp.CanonicalHeaderKey(name)

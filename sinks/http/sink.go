@@ -82,7 +82,7 @@ type Sink struct {
 }
 
 func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
-	u, err := url.Parse(c.URL)
+	u, err := url.Parse(c.URL.Reveal())
 	if err != nil {
 		return nil, errors.New("url is not a URL") // not wrapped: it would be shown
 	}
@@ -290,7 +290,7 @@ func (s *Sink) request(ctx context.Context, parts []part) (*nethttp.Request, err
 	if s.config.ContentMode == batched {
 		header, body = list(parts)
 	}
-	r, err := nethttp.NewRequestWithContext(ctx, nethttp.MethodPost, s.config.URL, bytes.NewReader(body))
+	r, err := nethttp.NewRequestWithContext(ctx, nethttp.MethodPost, s.config.URL.Reveal(), bytes.NewReader(body))
 	if err != nil {
 		return nil, errors.New("url is not a URL") // not wrapped: it would be shown
 	}

@@ -12,7 +12,7 @@ import (
 
 // Route implements sinks.Config.
 func (c Config) Route() sinks.Route {
-	u, err := url.Parse(c.URL)
+	u, err := url.Parse(c.URL.Reveal())
 	if err != nil {
 		return sinks.Route{} // Validate has parsed it
 	}
@@ -23,7 +23,7 @@ func (c Config) Route() sinks.Route {
 // some receivers take a token from.
 func (c Config) Subscription() sinks.Subscription {
 	d := sinks.Subscription{Protocol: "http", ContentMode: c.ContentMode}
-	u, err := url.Parse(c.URL)
+	u, err := url.Parse(c.URL.Reveal())
 	if err != nil {
 		return sinks.Subscription{} // it has been found right
 	}

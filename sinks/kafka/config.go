@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/compress"
 	"github.com/segmentio/kafka-go/sasl"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
+	"github.com/xdg-go/stringprep"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/event"
@@ -42,7 +45,10 @@ type SASL struct {
 	Password  config.Secret `yaml:"password" doc:"Password." example:"${KAFKA_PASSWORD}"`
 }
 
-const noSASL = "none"
+const (
+	noSASL    = "none"
+	plainSASL = "plain"
+)
 
 func defaults() Config {
 	return Config{
@@ -75,16 +81,51 @@ func (c Config) Validate() error {
 	if c.MaxMessageBytes < 1024 {
 		p.Add("max_message_bytes", fmt.Sprintf("%d is too small", int64(c.MaxMessageBytes)), "use 1KiB or more")
 	}
-	switch {
-	case c.SASL.Mechanism == noSASL && (c.SASL.Username != "" || c.SASL.Password != ""):
-		p.Add("sasl.mechanism", "is none beside a username or password", "use plain, scram-sha-256 or scram-sha-512")
-	case c.SASL.Mechanism != noSASL && c.SASL.Username == "":
-		p.Add("sasl.username", "is missing", "name the user")
-	case c.SASL.Mechanism != noSASL && c.SASL.Password == "":
-		p.Add("sasl.password", "is missing", "for example ${KAFKA_PASSWORD}")
-	}
+	p.Nest("sasl", c.SASL.validate())
 	c.TLS.Check("tls", &p)
 	return p.Err()
+}
+
+// validate holds a login against what its mechanism can carry. A client library
+// that refuses a password quotes it, so no such password may reach the library.
+func (s SASL) validate() error {
+	var p config.Invalids
+	switch {
+	case s.Mechanism == noSASL && (s.Username != "" || s.Password != ""):
+		p.Add("mechanism", "is none beside a username or password", "use plain, scram-sha-256 or scram-sha-512")
+	case s.Mechanism != noSASL && s.Username == "":
+		p.Add("username", "is missing", "name the user")
+	case s.Mechanism != noSASL && s.Password == "":
+		p.Add("password", "is missing", "for example ${KAFKA_PASSWORD}")
+	}
+	for _, text := range []struct{ key, value string }{{"username", s.Username}, {"password", s.Password.Reveal()}} {
+		switch prepared, err := stringprep.SASLprep.Prepare(text.value); {
+		case !utf8.ValidString(text.value):
+			p.Add(text.key, "is not text in UTF-8", "check the encoding of the variable or file it comes from")
+		case strings.Contains(text.value, "\x00"):
+			p.Add(text.key, "holds a zero byte (U+0000), which ends a name or password in SASL", "use another one")
+		case s.Mechanism == noSASL || s.Mechanism == plainSASL:
+		case err != nil:
+			p.Add(text.key, unprepared(err)+", which SASLprep (RFC 4013) forbids for mechanism "+s.Mechanism, "use letters, digits and punctuation of ASCII, or set mechanism: plain over TLS")
+		case prepared == "" && text.value != "":
+			p.Add(text.key, "holds only characters that SASLprep (RFC 4013) removes", "use letters, digits and punctuation of ASCII")
+		}
+	}
+	return p.Err()
+}
+
+// unprepared says what SASLprep found, without the text in which it was found.
+func unprepared(err error) string {
+	e, ok := errors.AsType[stringprep.Error](err)
+	switch {
+	case !ok:
+		return "cannot be prepared"
+	case unicode.IsControl(e.Rune):
+		return "holds a line break, a tab or another control character"
+	case strings.HasPrefix(e.Msg, "BiDi"):
+		return "mixes scripts that run to the left and to the right"
+	}
+	return "holds an emoji, or another character that is newer than Unicode 3.2 or no text"
 }
 
 // checkTopic says what is wrong with a template as the name of a topic.
@@ -145,7 +186,7 @@ func (c Config) compression() kafka.Compression {
 
 func (s SASL) mechanism() (sasl.Mechanism, error) {
 	switch s.Mechanism {
-	case "plain":
+	case plainSASL:
 		return plain.Mechanism{Username: s.Username, Password: s.Password.Reveal()}, nil
 	case "scram-sha-256":
 		return scram.Mechanism(scram.SHA256, s.Username, s.Password.Reveal())

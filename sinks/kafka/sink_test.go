@@ -25,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/internal/selfsigned"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
@@ -567,6 +568,59 @@ func TestConfigMistakes(t *testing.T) {
 			t.Errorf("%s:\n%v, want %q", block, err, want)
 		}
 	}
+}
+
+// What the client library refuses, and quotes, is refused at validation.
+func TestCredentialsAreCheckedAtValidation(t *testing.T) {
+	for name, c := range map[string]struct{ mechanism, user, password, want string }{
+		"line break at the end": {"scram-sha-256", "relay", `hunter2\n`, "sasl.password: ends with a line break (LF)"},
+		"line break inside":     {"scram-sha-512", "relay", `hunter2\nhunter3`, "sasl.password: holds a line break"},
+		"emoji":                 {"scram-sha-256", "relay", "hunter2😀", "sasl.password: holds an emoji"},
+		"private use":           {"scram-sha-256", "relay", `hunter2\uE000`, "sasl.password: holds an emoji, or another character"},
+		"two directions":        {"scram-sha-512", "relay", `hunter2\u05d0`, "sasl.password: mixes scripts"},
+		"a soft hyphen":         {"scram-sha-512", "relay", `x\u00adx`, ""},
+		"only soft hyphens":     {"scram-sha-512", "\u00ad", "hunter2", "sasl.username: holds only characters"},
+		"emoji in the name":     {"scram-sha-512", "relay😀", "hunter2", "sasl.username: holds an emoji"},
+		"emoji over plain":      {"plain", "relay", "hunter2😀", ""},
+		"zero byte":             {"plain", "relay", `hunter\x002`, "sasl.password: holds a zero byte"},
+		"umlaut":                {"scram-sha-512", "relay", "hunter2ü", ""},
+		"ligature":              {"scram-sha-512", "relay", "hunter2ﬁ", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			block := fmt.Sprintf("{brokers: [a:1], topic: t, sasl: {mechanism: %s, username: \"%s\", password: \"%s\"}}", c.mechanism, c.user, c.password)
+			p, err := sinktest.TryConfigure(Kind(), block)
+			switch {
+			case c.want == "" && err != nil:
+				t.Fatal(err)
+			case c.want == "": // then the library takes it, too
+				if _, err := p.Own.(Config).SASL.mechanism(); err != nil {
+					t.Error("the library refuses what validation took")
+				}
+			case err == nil || !strings.Contains(err.Error(), c.want):
+				t.Errorf("%v, want %q", err, c.want)
+			case strings.Contains(err.Error(), "hunter"):
+				t.Errorf("the password is shown: %v", err)
+			}
+		})
+	}
+}
+
+// FuzzSASL: the library takes each login that validation takes.
+func FuzzSASL(f *testing.F) {
+	f.Add("relay", "hunter2")
+	f.Add("relay", "hunter2\n")
+	f.Add("😀", "\u05d0a")
+	f.Fuzz(func(t *testing.T, user, password string) {
+		for _, mechanism := range []string{"plain", "scram-sha-256", "scram-sha-512"} {
+			s := SASL{Mechanism: mechanism, Username: user, Password: config.Secret(password)}
+			err := s.validate()
+			if err == nil {
+				if _, err := s.mechanism(); err != nil {
+					t.Errorf("%s refuses %q and %q: %v", mechanism, user, password, err)
+				}
+			}
+		}
+	})
 }
 
 func FuzzSafeTopic(f *testing.F) {

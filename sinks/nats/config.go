@@ -19,13 +19,13 @@ const (
 
 // Config is the block of a sink of type nats.
 type Config struct {
-	URL         string `yaml:"url" doc:"Server, or several of one cluster separated by commas." example:"nats://a:4222,nats://b:4222"`
-	Subject     string `yaml:"subject" required:"true" doc:"Subject of an event. {attribute} stands for the attribute's value, or none where the event lacks it. In a value, an underscore takes the place of dots, wildcards, $, spaces and control characters, so that a value is always one token." example:"events.{platform}.{outcome}"`
-	Mode        string `yaml:"mode" enum:"jetstream,core" doc:"jetstream: stored by a stream, which acknowledges each event. core: given to whoever listens at that moment; an event counts as delivered when the server has read it."`
-	Stream      string `yaml:"stream" doc:"Stream that takes the subjects; needed in mode jetstream. It is looked up before the first event." example:"EVENTS"`
-	Create      bool   `yaml:"create" doc:"Create the stream where it does not exist: kept on disk, for the subjects of subject with * in place of attributes."`
-	ContentMode string `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the message. structured: the whole event in JSON."`
-	Window      int    `yaml:"window" doc:"Most events waiting for the stream's acknowledgement at once, 1 to 10000. Of one partition key there is never more than one. Without effect in mode core."`
+	URL         config.URL `yaml:"url" doc:"Server, or several of one cluster separated by commas." example:"nats://a:4222,nats://b:4222"`
+	Subject     string     `yaml:"subject" required:"true" doc:"Subject of an event. {attribute} stands for the attribute's value, or none where the event lacks it. In a value, an underscore takes the place of dots, wildcards, $, spaces and control characters, so that a value is always one token." example:"events.{platform}.{outcome}"`
+	Mode        string     `yaml:"mode" enum:"jetstream,core" doc:"jetstream: stored by a stream, which acknowledges each event. core: given to whoever listens at that moment; an event counts as delivered when the server has read it."`
+	Stream      string     `yaml:"stream" doc:"Stream that takes the subjects; needed in mode jetstream. It is looked up before the first event." example:"EVENTS"`
+	Create      bool       `yaml:"create" doc:"Create the stream where it does not exist: kept on disk, for the subjects of subject with * in place of attributes."`
+	ContentMode string     `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the message. structured: the whole event in JSON."`
+	Window      int        `yaml:"window" doc:"Most events waiting for the stream's acknowledgement at once, 1 to 10000. Of one partition key there is never more than one. Without effect in mode core."`
 
 	CredentialsFile string        `yaml:"credentials_file" doc:"File of a user's JWT and key, as made by nsc." example:"/etc/postwire/nats.creds"`
 	NKeyFile        string        `yaml:"nkey_file" doc:"File of a user's NKey seed." example:"/etc/postwire/nats.nk"`

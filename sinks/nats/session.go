@@ -45,14 +45,14 @@ func (s *Sink) connect(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, end) // only until it is connected
-	ses.conn, err = nats.Connect(s.config.URL, opts...)
+	ses.conn, err = nats.Connect(s.config.URL.Reveal(), opts...)
 	if !stop() && err == nil {
 		ses.close()
 		err = ctx.Err()
 	}
 	if err != nil {
 		end()
-		return nil, fmt.Errorf("connecting to %s: %w", natsclient.Redact(s.config.URL), natsclient.Bare(err))
+		return nil, fmt.Errorf("connecting to %s: %w", s.config.URL, natsclient.Bare(err))
 	}
 	if s.config.Mode == modeCore {
 		return ses, nil

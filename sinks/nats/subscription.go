@@ -18,7 +18,7 @@ func (c Config) Route() sinks.Route {
 func (c Config) Subscription() sinks.Subscription {
 	d := sinks.Subscription{Protocol: "nats", ContentMode: c.ContentMode, Address: c.Subject, Stream: c.Stream}
 	inURL := false
-	for text := range strings.SplitSeq(c.URL, ",") {
+	for text := range strings.SplitSeq(c.URL.Reveal(), ",") {
 		text = strings.TrimSpace(text)
 		if !strings.Contains(text, "://") {
 			text = "nats://" + text

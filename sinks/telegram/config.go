@@ -18,7 +18,7 @@ type Config struct {
 	Silent   bool          `yaml:"silent" doc:"Messages make no sound."`
 	Template string        `yaml:"template" doc:"A message, as a Go template of HTML: {{.event.platform}} is an attribute, {{get .data \"result\" \"url\"}} a field of the data, {{.json}} the whole event; {{cut 100 …}} shortens. Values are escaped. Telegram knows b, i, u, s, a, code, pre and blockquote. Empty is a message that suits Upload-Post, and names the event otherwise." example:"\"<b>{{.event.platform}}</b>: {{get .data \\\"title\\\" | cut 80}}\""`
 	Digest   int           `yaml:"digest" doc:"When more events than this wait, one message tells of all of them: how many, and which failed. 0 sends each by itself, however many there are."`
-	URL      string        `yaml:"url" doc:"Where the Bot API is: Telegram's own, or a server of your own."`
+	URL      config.URL    `yaml:"url" doc:"Where the Bot API is: Telegram's own, or a server of your own."`
 }
 
 func defaults() Config { return Config{Digest: 5, URL: "https://api.telegram.org"} }
@@ -52,7 +52,7 @@ func (c Config) Validate() error {
 	if c.Digest < 0 {
 		p.Add("digest", "is negative", "use 0 for never")
 	}
-	if u, err := url.Parse(c.URL); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || strings.HasSuffix(u.Path, "/") {
+	if u, err := url.Parse(c.URL.Reveal()); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || strings.HasSuffix(u.Path, "/") {
 		p.Add("url", "is not the URL of a server", "for example https://api.telegram.org, without a slash at its end")
 	}
 	if _, err := parse(c.Template); err != nil {

@@ -151,7 +151,7 @@ func (s *Sink) call(ctx context.Context, method string, body any) error {
 	if err != nil {
 		return sinks.Permanent(sinks.ReasonInvalid, err)
 	}
-	target := s.config.URL + "/bot" + s.config.Token.Reveal() + "/" + method
+	target := s.config.URL.Reveal() + "/bot" + s.config.Token.Reveal() + "/" + method
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(text))
 	if err != nil {
 		return errors.New("url is not a URL") // not wrapped: it would show the token

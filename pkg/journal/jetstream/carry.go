@@ -24,7 +24,6 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/pebble"
 	"github.com/postwire/postwire/pkg/journal/transfer"
-	"github.com/postwire/postwire/pkg/natsclient"
 )
 
 // Subjects of a transfer into this stream:
@@ -105,7 +104,7 @@ func (j *Journal) insist(ctx context.Context, do func(context.Context) error) er
 
 // where says, for people, which journal it is.
 func (j *Journal) where() string {
-	return fmt.Sprintf("the stream %s at %s", j.opts.Stream, natsclient.Redact(j.opts.URL))
+	return fmt.Sprintf("the stream %s at %s", j.opts.Stream, j.opts.URL)
 }
 
 // idle refuses a stream that a relay uses: one that has a sink pulls.

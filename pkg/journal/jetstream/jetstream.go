@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
@@ -26,7 +27,7 @@ import (
 
 // Options of the engine. URL, Stream, Window and Name are needed.
 type Options struct {
-	URL      string // servers of the cluster, separated by commas
+	URL      config.URL // servers of the cluster, separated by commas
 	Login    natsclient.Login
 	Stream   string
 	Replicas int    // servers that keep a copy; 0 is 1
@@ -207,8 +208,8 @@ func (j *Journal) connect() error {
 			j.log.Warn("the journal's cluster reports an error", zap.Error(err))
 		}),
 	)
-	if j.conn, err = nats.Connect(j.opts.URL, opts...); err != nil {
-		return fmt.Errorf("connecting to %s: %w", natsclient.Redact(j.opts.URL), natsclient.Bare(err))
+	if j.conn, err = nats.Connect(j.opts.URL.Reveal(), opts...); err != nil {
+		return fmt.Errorf("connecting to %s: %w", j.opts.URL, natsclient.Bare(err))
 	}
 	j.js, err = jetstream.New(j.conn, jetstream.WithDefaultTimeout(apiTimeout))
 	return err
@@ -284,7 +285,7 @@ func (j *Journal) connected(ctx context.Context) error {
 			if why == nil {
 				why = errors.New("no server answers")
 			}
-			return fmt.Errorf("connecting to %s: %w", natsclient.Redact(j.opts.URL), natsclient.Bare(why))
+			return fmt.Errorf("connecting to %s: %w", j.opts.URL, natsclient.Bare(why))
 		case <-j.life.Done():
 			return journal.ErrClosed
 		}

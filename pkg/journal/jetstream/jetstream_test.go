@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/journaltest"
@@ -30,7 +31,7 @@ func (c *clock) Advance(d time.Duration) { c.now.Add(int64(d)) }
 
 func options(t *testing.T, url string, c *clock) Options {
 	return Options{
-		URL: url, Stream: "postwire", Name: "one", Window: time.Hour, Retention: 2 * time.Hour, Clock: c.Now, Every: time.Hour,
+		URL: config.URL(url), Stream: "postwire", Name: "one", Window: time.Hour, Retention: 2 * time.Hour, Clock: c.Now, Every: time.Hour,
 		Log: zaptest.NewLogger(t, zaptest.Level(zapcore.WarnLevel)),
 	}
 }

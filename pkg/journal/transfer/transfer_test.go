@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
@@ -83,7 +84,7 @@ type stream struct {
 }
 
 func (s stream) options() jetstream.Options {
-	return jetstream.Options{URL: s.url, Stream: s.name, Name: "one", Window: window, Retention: retention, Clock: s.clock.Now, Every: time.Hour}
+	return jetstream.Options{URL: config.URL(s.url), Stream: s.name, Name: "one", Window: window, Retention: retention, Clock: s.clock.Now, Every: time.Hour}
 }
 
 func (s stream) open(t *testing.T) journal.Journal {

@@ -42,7 +42,7 @@ type Config struct {
 // API is how the service's API is reached.
 type API struct {
 	Key config.Secret `yaml:"key" doc:"API key of the account." example:"${UPLOAD_POST_API_KEY}"`
-	URL string        `yaml:"url" doc:"Where the API is."`
+	URL config.URL    `yaml:"url" doc:"Where the API is."`
 }
 
 // Reconcile is when the history is compared with what came, and how far back.
@@ -58,7 +58,7 @@ func (c Config) Validate() error {
 	if _, err := time.LoadLocation(c.Timezone); err != nil || c.Timezone == "" {
 		p.Add("timezone", fmt.Sprintf("%q is not a time zone", c.Timezone), "use a name of the IANA database, such as UTC or Europe/Berlin")
 	}
-	if u, err := url.Parse(c.API.URL); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil {
+	if u, err := url.Parse(c.API.URL.Reveal()); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil {
 		p.Add("api.url", "is not the URL of an API", "for example "+client.DefaultBaseURL)
 	}
 	if c.Auth.Signature != nil && c.Auth.Signature.FromAPI && c.API.Key == "" {

@@ -1,0 +1,82 @@
+package app
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/postwire/postwire/config"
+)
+
+// scrubbed lets no secret into the lines of a log from now on. It changes the
+// log itself: whoever holds the log writes through the scrubber.
+func (l *Log) scrubbed(s *config.Scrubber) {
+	l.Logger = l.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core { return &scrubbedCore{core, s} }))
+}
+
+// scrubbedCore hides secrets in messages and in fields.
+type scrubbedCore struct {
+	zapcore.Core
+	scrub *config.Scrubber
+}
+
+func (c *scrubbedCore) With(fields []zapcore.Field) zapcore.Core {
+	return &scrubbedCore{c.Core.With(c.fields(fields)), c.scrub}
+}
+
+func (c *scrubbedCore) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Core.Check(e, nil) == nil { // the level, or a flood
+		return to
+	}
+	return to.AddCore(e, c)
+}
+
+func (c *scrubbedCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	e.Message = c.scrub.Text(e.Message)
+	return c.Core.Write(e, c.fields(fields))
+}
+
+// fields returns fields that hold no secret.
+func (c *scrubbedCore) fields(fields []zapcore.Field) []zapcore.Field {
+	clean := make([]zapcore.Field, len(fields))
+	for i, f := range fields {
+		clean[i] = c.field(f)
+	}
+	return clean
+}
+
+func (c *scrubbedCore) field(f zapcore.Field) zapcore.Field {
+	switch f.Type {
+	case zapcore.StringType:
+		f.String = c.scrub.Text(f.String)
+	case zapcore.ErrorType:
+		if err, ok := f.Interface.(error); ok {
+			// A field of text: zap would print what the error wraps, too.
+			return zap.String(f.Key, c.text(err.Error))
+		}
+	case zapcore.StringerType:
+		if s, ok := f.Interface.(fmt.Stringer); ok {
+			return zap.String(f.Key, c.text(s.String))
+		}
+	case zapcore.ByteStringType, zapcore.ReflectType, zapcore.ArrayMarshalerType, zapcore.ObjectMarshalerType, zapcore.InlineMarshalerType:
+		m := zapcore.NewMapObjectEncoder()
+		f.AddTo(m)
+		text, err := json.Marshal(m.Fields)
+		if clean := c.scrub.Text(string(text)); err != nil || clean != string(text) {
+			return zap.String(f.Key, clean)
+		}
+	}
+	return f
+}
+
+// text calls a method that may panic on a nil pointer, as zap does.
+func (c *scrubbedCore) text(method func() string) (text string) {
+	defer func() {
+		if r := recover(); r != nil {
+			text = "<nil>"
+		}
+	}()
+	return c.scrub.Text(method())
+}
