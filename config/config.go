@@ -122,6 +122,7 @@ type Admin struct {
 	Token  Secret `yaml:"token" doc:"Bearer token that callers of /api must show; a long random text, such as openssl rand -hex 32 makes. Needed where admin.listen is not an address of this machine alone, such as 127.0.0.1." example:"${POSTWIRE_ADMIN_TOKEN}"`
 
 	ViewerToken Secret `yaml:"viewer_token" doc:"Token of those who may look and change nothing, and who are shown no personal data: the data of events, the bodies of requests. Needs token beside it. Empty is nobody." example:"${POSTWIRE_VIEWER_TOKEN}"`
+	AllowWeak   bool   `yaml:"allow_weak" doc:"Accept tokens of less than 16 bytes. Whoever finds one by trying can do what its holder can."`
 }
 
 // Log says what is logged, and how.
@@ -248,6 +249,14 @@ func (c Config) Validate() error {
 		p.Add("admin.viewer_token", "is set, and admin.token is not: whoever reaches the port may change everything", "set admin.token too")
 	case c.Admin.ViewerToken == c.Admin.Token:
 		p.Add("admin.viewer_token", "is the same as admin.token, and would give its holder everything", "make another one, for example with openssl rand -hex 32")
+	}
+	for _, token := range []struct {
+		key   string
+		value Secret
+	}{{"admin.token", c.Admin.Token}, {"admin.viewer_token", c.Admin.ViewerToken}} {
+		if token.value != "" {
+			CheckProof(&p, token.key, len(token.value), MinProof, c.Admin.AllowWeak)
+		}
 	}
 	p.Nest("telemetry.traces", c.Telemetry.Traces.validate())
 	p.Nest("journal", c.Journal.validate())

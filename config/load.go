@@ -203,7 +203,7 @@ func (doc *document) foreign(n *yaml.Node, key, what, hint string) Problem {
 // hideValue hides a value that is written below a key that holds secrets.
 func hideValue(text, value string) string {
 	switch {
-	case value == "":
+	case len(value) < minSecretForm:
 		return text
 	case len(value) < shortSecret:
 		return replaceAlone(text, value, hidden)

@@ -140,6 +140,26 @@ func TestSlipsDoNotShowSecrets(t *testing.T) {
 	}
 }
 
+// Who calls the API proves it by 16 bytes or more; what brokers give may be short.
+func TestWeakTokensOfTheAPI(t *testing.T) {
+	const weak = "0123456789-15-b"
+	for text, want := range map[string]string{
+		"admin: {token: " + weak + "}":                              "admin.token: has 15 bytes, and a secret of less than 16",
+		"admin: {token: " + weak + "x, viewer_token: " + weak + "}": "admin.viewer_token: has 15 bytes",
+		"admin: {token: " + weak + ", allow_weak: true}":            "",
+		"admin: {token: " + weak + "x}":                             "",
+		"journal: {jetstream: {password: x, user: y}}":              "",
+		"journal: {jetstream: {token: x}}":                          "",
+		"telemetry: {traces: {headers: {X: y}}}":                    "",
+		"sinks: [{name: a, type: post, subject: s, token: x}]":      "",
+	} {
+		_, _, err := check("postwire.yaml", text, nil)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+}
+
 func TestURLsHideCredentials(t *testing.T) {
 	for written, shown := range map[string]string{
 		"nats://localhost:4222":                       "nats://localhost:4222",

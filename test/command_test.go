@@ -36,7 +36,7 @@ const goodConfig = `sources:
   - name: upload-post
     type: uploadpost
     paths: [/webhooks/upload-post]
-    auth: {signature: {secrets: [whsec_printed]}}
+    auth: {signature: {secrets: [whsec_that_is_printed]}}
 sinks:
   - name: nats
     type: nats
@@ -114,7 +114,7 @@ sinks: [{name: out, type: stdout}]
 		{name: "a cluster without servers", args: []string{"serve", "-c", "jetstream.yaml"}, code: 2, errs: []string{"journal.jetstream.url", "is missing"}},
 		{
 			name: "print", args: []string{"config", "print", "-c", "good.yaml"},
-			out: []string{"window: 24h", "max_body_bytes", "***"}, not: "whsec_printed",
+			out: []string{"window: 24h", "max_body_bytes", "***"}, not: "whsec_that_is_printed",
 		},
 		{
 			name: "test", args: try("--source", "orders", "--file", "order.json", "--header", "X-Id: i 1", "--query", "of=a&b", "--path", "/others"),

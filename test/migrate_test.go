@@ -266,7 +266,7 @@ func TestMigrateWhileALeaderDies(t *testing.T) {
 	dir := filepath.Join(folder, "journal")
 	const events = 20000
 	fillJournal(t, dir, events, "nats")
-	config := strings.ReplaceAll(goodConfig, "whsec_printed", secret) +
+	config := strings.ReplaceAll(goodConfig, "whsec_that_is_printed", secret) +
 		fmt.Sprintf("journal: {dir: %q, jetstream: {url: %q}, spill: {dir: %q}}\n", dir, urls, dir+"-spill")
 	if err := os.WriteFile(filepath.Join(folder, "postwire.yaml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)

@@ -19,7 +19,7 @@ import (
 	"github.com/postwire/postwire/pkg/source/auth"
 )
 
-const secret = "whsec_e2e"
+const secret = "whsec_of_the_e2e_tests"
 
 // endpoint is where a relay listens; it is kept over restarts.
 type endpoint struct {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/app"
 )
@@ -29,7 +30,7 @@ func (f *adminFlags) register(cmd *cobra.Command) {
 
 // client makes a client of what the flags and the environment say.
 func (f *adminFlags) client() (*admin.Client, error) {
-	c := &admin.Client{URL: "http://127.0.0.1:9090", Token: os.Getenv("POSTWIRE_ADMIN_TOKEN"), HTTP: &http.Client{}}
+	c := &admin.Client{URL: "http://127.0.0.1:9090", HTTP: &http.Client{}}
 	if f.config != "" {
 		plan, err := app.Load(f.config)
 		if err != nil {
@@ -54,11 +55,17 @@ func (f *adminFlags) client() (*admin.Client, error) {
 		c.URL = "http://" + c.URL
 	}
 	if f.tokenFile != "" {
-		b, err := os.ReadFile(f.tokenFile)
+		token, err := config.ReadSecret(f.tokenFile)
 		if err != nil {
 			return nil, fmt.Errorf("%w: --token-file: %w", errUsage, err)
 		}
-		c.Token = strings.TrimSpace(string(b))
+		c.Token = token.Reveal()
+	} else if f.config == "" {
+		token, err := config.LookupSecret("POSTWIRE_ADMIN_TOKEN")
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errUsage, err)
+		}
+		c.Token = token.Reveal()
 	}
 	return c, nil
 }

@@ -33,18 +33,19 @@ func (f *serviceFlags) register(cmd *cobra.Command) {
 }
 
 func (f *serviceFlags) client() (*uploadpost.Client, error) {
-	key := os.Getenv("UPLOAD_POST_API_KEY")
+	key, err := config.LookupSecret("UPLOAD_POST_API_KEY")
 	if f.keyFile != "" {
-		b, err := os.ReadFile(f.keyFile)
-		if err != nil {
-			return nil, fmt.Errorf("%w: --api-key-file: %w", errUsage, err)
+		if key, err = config.ReadSecret(f.keyFile); err != nil {
+			err = fmt.Errorf("--api-key-file: %w", err)
 		}
-		key = string(b)
 	}
-	if key = strings.TrimSpace(key); key == "" {
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	if key == "" {
 		return nil, fmt.Errorf("%w: the API key is missing; set UPLOAD_POST_API_KEY, or name a file by --api-key-file", errUsage)
 	}
-	c, err := uploadpost.New(uploadpost.Options{BaseURL: f.url, APIKey: config.Secret(key)})
+	c, err := uploadpost.New(uploadpost.Options{BaseURL: f.url, APIKey: key})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUsage, err)
 	}

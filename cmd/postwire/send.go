@@ -22,6 +22,7 @@ import (
 	"golang.org/x/term"
 	"golang.org/x/time/rate"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
 	"github.com/postwire/postwire/pkg/source/uploadpost/sample"
@@ -76,7 +77,10 @@ random events.`,
 }
 
 func (s *sender) check() error {
+	what, hint := config.Stray(s.secret)
 	switch {
+	case what != "":
+		return fmt.Errorf("--secret %s; %s", what, hint)
 	case s.count < 1:
 		return errors.New("--count: use 1 or more")
 	case s.parallel < 1:

@@ -71,7 +71,12 @@ func (s *simulation) register(cmd *cobra.Command) {
 }
 
 func (s *simulation) check() error {
+	what, hint := config.Stray(s.secret)
 	switch {
+	case what != "":
+		return fmt.Errorf("--secret %s; %s", what, hint)
+	case s.secret != "" && len(s.secret) < config.MinProof:
+		return fmt.Errorf("--secret has %d bytes, and a relay refuses a secret of less than %d; make one with openssl rand -hex 32", len(s.secret), config.MinProof)
 	case s.piece.Rate <= 0:
 		return errors.New("--rate: use more than 0")
 	case s.piece.Burst < 1:

@@ -38,11 +38,11 @@ func TestRegisteredURLsAreShownWithoutWhatIsSecret(t *testing.T) {
 
 const inspected = `
 server: {listen: "127.0.0.1:0"}
-admin: {listen: "127.0.0.1:0", token: top-secret-1, viewer_token: top-secret-2}
+admin: {listen: "127.0.0.1:0", token: top-secret-number-1, viewer_token: top-secret-number-2}
 journal: {dir: /journal, min_free_bytes: 0}
 sources:
-  - {name: signed, type: uploadpost, paths: [/a], auth: {signature: {secrets: [top-secret-3]}}}
-  - {name: asked, type: uploadpost, paths: [/b], auth: {signature: {from_api: true}}, api: {key: top-secret-4}, reconcile: {interval: 5m}}
+  - {name: signed, type: uploadpost, paths: [/a], auth: {signature: {secrets: [top-secret-number-3]}}}
+  - {name: asked, type: uploadpost, paths: [/b], auth: {signature: {from_api: true}}, api: {key: top-secret-number-4}, reconcile: {interval: 5m}}
 sinks: [{name: out, type: stdout}]
 `
 
@@ -78,7 +78,7 @@ func TestOperatorsSeeWhatRuns(t *testing.T) {
 	if s := a.inspect()[0].Secret; s.Since.Sub(c.Began) > time.Minute || s.Rotated {
 		t.Errorf("a secret that is the same: %+v", s)
 	}
-	other, err := Parse("postwire.yaml", []byte(strings.ReplaceAll(inspected, "top-secret-3", "top-secret-3, top-secret-5")), env)
+	other, err := Parse("postwire.yaml", []byte(strings.ReplaceAll(inspected, "top-secret-number-3", "top-secret-number-3, top-secret-number-5")), env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestTheViewersTokenChangesWithoutARestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	is, err := Parse("postwire.yaml", []byte(strings.Replace(inspected, "top-secret-2", "another", 1)), env)
+	is, err := Parse("postwire.yaml", []byte(strings.Replace(inspected, "top-secret-number-2", "another-one-than-it-was", 1)), env)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -325,7 +325,7 @@ func TestRequest(t *testing.T) {
 func TestSignedURL(t *testing.T) {
 	c := config.Default().Server
 	c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	over := auth.Auth{Signature: &auth.Signature{Header: "X-Signature", Encoding: "base64", Signed: "{url}{body}", Secrets: []config.Secret{"s3cret"}}}
+	over := auth.Auth{Signature: &auth.Signature{Header: "X-Signature", Encoding: "base64", Signed: "{url}{body}", Secrets: []config.Secret{"s3cret"}, AllowWeak: true}}
 	w := serveRoutes(t, Options{Config: c, Routes: []Route{routeTo("in", newSource(t, over), source.Rate{})}})
 	// Made with: printf 'https://hooks.example.com/in?x=1{"a":1}' | openssl dgst -sha256 -hmac s3cret -binary | base64
 	signature := []string{"X-Signature", "vefLfz291u2ndpuqmk4CnI8MJ1YIsEFT3vY1L60uqqw="}
@@ -431,7 +431,7 @@ func TestAnUnknownSecretIsHeld(t *testing.T) {
 	}
 	doubts := make(chan string, 2*mostHeld)
 	w := serveRoutes(t, Options{
-		Config: config.Default().Server, Routes: []Route{routeTo("hook", signedWith("whsec_old"), source.Rate{})},
+		Config: config.Default().Server, Routes: []Route{routeTo("hook", signedWith("whsec_of_an_old_one"), source.Rate{})},
 		Doubt: func(name string) time.Duration {
 			doubts <- name
 			return time.Minute
@@ -443,7 +443,7 @@ func TestAnUnknownSecretIsHeld(t *testing.T) {
 	var posts sync.WaitGroup
 	for range mostHeld {
 		posts.Go(func() {
-			if resp, _ := w.do(t, http.MethodPost, "/hook", "whsec_new", captioned(10)); resp.StatusCode >= 300 {
+			if resp, _ := w.do(t, http.MethodPost, "/hook", "whsec_of_a_new_one", captioned(10)); resp.StatusCode >= 300 {
 				t.Errorf("one that waits is answered %s", resp.Status)
 			}
 		})
@@ -457,12 +457,12 @@ func TestAnUnknownSecretIsHeld(t *testing.T) {
 	for rt.held.Load() < mostHeld {
 		time.Sleep(time.Millisecond) // until all wait
 	}
-	if resp, _ := w.do(t, http.MethodPost, "/hook", "whsec_new", captioned(10)); resp.StatusCode != http.StatusUnauthorized {
+	if resp, _ := w.do(t, http.MethodPost, "/hook", "whsec_of_a_new_one", captioned(10)); resp.StatusCode != http.StatusUnauthorized {
 		t.Errorf("one too many is answered %s", resp.Status)
 	}
 	// Another secret that does not fit lets them wait on.
-	for _, secret := range []config.Secret{"whsec_other", "whsec_new"} {
-		if err := w.server.Replace("hook", signedWith("whsec_old", secret)); err != nil {
+	for _, secret := range []config.Secret{"whsec_of_another_one", "whsec_of_a_new_one"} {
+		if err := w.server.Replace("hook", signedWith("whsec_of_an_old_one", secret)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -470,7 +470,7 @@ func TestAnUnknownSecretIsHeld(t *testing.T) {
 	if n := rt.held.Load(); n != 0 {
 		t.Errorf("%d are still held", n)
 	}
-	if err := w.server.Replace("nobody", signedWith("x")); err == nil {
+	if err := w.server.Replace("nobody", signedWith("whsec_of_nobody_at_all")); err == nil {
 		t.Error("a source that is not there was replaced")
 	}
 }

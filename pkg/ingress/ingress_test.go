@@ -64,7 +64,7 @@ type panicking struct{ source.Source }
 
 func (panicking) Verify(*source.Request) error { panic("user_email=secret@example.com") }
 
-const secret = "whsec_test"
+const secret = "whsec_of_the_tests"
 
 func newSource(t *testing.T, a auth.Auth) source.Source {
 	t.Helper()
@@ -187,7 +187,7 @@ func TestAnswers(t *testing.T) {
 		{name: "authenticated, empty", path: "/signed", secret: secret, want: 202, status: "quarantined"},
 		{name: "unauthenticated source, not JSON", path: "/open", body: []byte("hello"), want: 400},
 		{name: "no signature", path: "/signed", body: example, want: 401, wantHeader: [2]string{"WWW-Authenticate", "Webhook"}},
-		{name: "wrong signature", path: "/signed", secret: "whsec_other", body: example, want: 401},
+		{name: "wrong signature", path: "/signed", secret: "whsec_of_another_one", body: example, want: 401},
 		{name: "stale timestamp", path: "/signed", secret: secret, body: example, header: []string{uploadpost.TimestampHeader, "1000"}, want: 401},
 		{name: "address not allowed", path: "/listed", body: example, want: 403},
 		{name: "address allowed behind the proxy", path: "/listed", body: example, header: []string{"X-Forwarded-For", "198.51.100.7, 203.0.113.9"}, want: 200, status: "duplicate", id: id},

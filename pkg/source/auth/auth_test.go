@@ -225,6 +225,49 @@ func TestClientCertificate(t *testing.T) {
 
 // TestMistakes: each problem names its key, and what would be right; none
 // shows a secret. What is not valid makes no verifier.
+// What proves a sender has 16 bytes or more, unless the operator says otherwise
+// beside it.
+func TestWeakSecrets(t *testing.T) {
+	const weakest, strong = "0123456789-15-b", "0123456789-16-by"
+	for _, way := range []struct {
+		key  string
+		with func(secret config.Secret, allowed bool) Auth
+	}{
+		{"auth.signature.secrets[0]", func(s config.Secret, allowed bool) Auth {
+			return Auth{Signature: &Signature{Preset: GitHub, Secrets: []config.Secret{s}, AllowWeak: allowed}}
+		}},
+		{"auth.signature.secrets[0]", func(s config.Secret, allowed bool) Auth { // the key, not its base64
+			return Auth{Signature: &Signature{Preset: StandardWebhooks, Secrets: []config.Secret{config.Secret("whsec_" + base64.StdEncoding.EncodeToString([]byte(s)))}, AllowWeak: allowed}}
+		}},
+		{"auth.signature.secrets[0]", func(s config.Secret, allowed bool) Auth {
+			return Auth{Signature: &Signature{Header: "X-Signature", Secrets: []config.Secret{s}, AllowWeak: allowed}}
+		}},
+		{"auth.basic.passwords[0]", func(s config.Secret, allowed bool) Auth {
+			return Auth{Basic: &Basic{"name", []config.Secret{s}, allowed}}
+		}},
+		{"auth.bearer.tokens[0]", func(s config.Secret, allowed bool) Auth { return Auth{Bearer: &Bearer{[]config.Secret{s}, allowed}} }},
+		{"auth.header.values[0]", func(s config.Secret, allowed bool) Auth {
+			return Auth{Header: &Header{"X-Token", []config.Secret{s}, allowed}}
+		}},
+		{"auth.path_token.tokens[0]", func(s config.Secret, allowed bool) Auth {
+			return Auth{PathToken: &PathToken{[]config.Secret{s}, allowed}}
+		}},
+	} {
+		err := way.with(weakest, false).Validate()
+		if err == nil || !strings.Contains(err.Error(), way.key+": has 15 bytes, and a secret of less than 16") || strings.Contains(err.Error(), weakest) {
+			t.Errorf("%s: %v", way.key, err)
+		}
+		for _, right := range []Auth{way.with(strong, false), way.with(weakest, true)} {
+			if err := right.Validate(); err != nil {
+				t.Errorf("%s: %v", way.key, err)
+			}
+		}
+		if err := way.with("", true).Validate(); err == nil {
+			t.Errorf("%s: an empty secret is allowed", way.key)
+		}
+	}
+}
+
 func TestMistakes(t *testing.T) {
 	secrets := []config.Secret{"confidential"}
 	spelled := func(change func(s *Signature)) Auth {

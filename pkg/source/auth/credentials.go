@@ -19,14 +19,11 @@ import (
 
 const authorization = "Authorization"
 
-// minPathToken is how short a token in a path may be: URLs are easier to try
-// out, and to come by, than headers.
-const minPathToken = 16
-
 // Basic is a name and a password, as in RFC 7617.
 type Basic struct {
 	Username  string          `yaml:"username" required:"true" doc:"Name that the sender shows." example:"sender"`
 	Passwords []config.Secret `yaml:"passwords" required:"true" doc:"Passwords; any one of them will do." example:"[\"${WEBHOOK_PASSWORD}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept passwords of less than 16 bytes. Whoever finds one by trying can send webhooks."`
 }
 
 // Validate reports everything that is wrong.
@@ -35,7 +32,7 @@ func (b Basic) Validate() error {
 	if strings.Contains(b.Username, ":") {
 		p.Add("username", "holds a colon, which ends the name in HTTP Basic", "use a name without one")
 	}
-	checkSecrets(&p, "passwords", "password", "send", b.Passwords, false, func(string) (what, hint string) { return "", "" })
+	checkSecrets(&p, "passwords", "password", "send", b.Passwords, false, b.AllowWeak, func(string) (what, hint string) { return "", "" })
 	return p.Err()
 }
 
@@ -62,13 +59,14 @@ func (b Basic) way() way {
 
 // Bearer is a token, as in RFC 6750.
 type Bearer struct {
-	Tokens []config.Secret `yaml:"tokens" required:"true" doc:"Tokens; any one of them will do." example:"[\"${WEBHOOK_TOKEN}\"]"`
+	Tokens    []config.Secret `yaml:"tokens" required:"true" doc:"Tokens; any one of them will do." example:"[\"${WEBHOOK_TOKEN}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept tokens of less than 16 bytes. Whoever finds one by trying can send webhooks."`
 }
 
 // Validate reports everything that is wrong.
 func (b Bearer) Validate() error {
 	var p config.Invalids
-	checkSecrets(&p, "tokens", "token", "send", b.Tokens, false, unfitForHeader)
+	checkSecrets(&p, "tokens", "token", "send", b.Tokens, false, b.AllowWeak, unfitForHeader)
 	return p.Err()
 }
 
@@ -101,15 +99,16 @@ func credentials(h http.Header, scheme string) (string, error) {
 
 // Header is a secret in a header of the sender's own.
 type Header struct {
-	Name   string          `yaml:"name" required:"true" doc:"Name of the header." example:"X-Webhook-Token"`
-	Values []config.Secret `yaml:"values" required:"true" doc:"Secrets; the header must hold exactly one of them." example:"[\"${WEBHOOK_TOKEN}\"]"`
+	Name      string          `yaml:"name" required:"true" doc:"Name of the header." example:"X-Webhook-Token"`
+	Values    []config.Secret `yaml:"values" required:"true" doc:"Secrets; the header must hold exactly one of them." example:"[\"${WEBHOOK_TOKEN}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept values of less than 16 bytes. Whoever finds one by trying can send webhooks."`
 }
 
 // Validate reports everything that is wrong.
 func (h Header) Validate() error {
 	var p config.Invalids
 	checkHeaderName(&p, "name", h.Name)
-	checkSecrets(&p, "values", "value", "send", h.Values, false, unfitForHeader)
+	checkSecrets(&p, "values", "value", "send", h.Values, false, h.AllowWeak, unfitForHeader)
 	return p.Err()
 }
 
@@ -129,17 +128,15 @@ func (h Header) way() way {
 
 // PathToken is a secret at the end of the URL.
 type PathToken struct {
-	Tokens []config.Secret `yaml:"tokens" required:"true" doc:"Tokens of 16 characters or more, such as openssl rand -hex 32 makes; any one of them will do." example:"[\"${WEBHOOK_TOKEN}\"]"`
+	Tokens    []config.Secret `yaml:"tokens" required:"true" doc:"Tokens, such as openssl rand -hex 32 makes; any one of them will do." example:"[\"${WEBHOOK_TOKEN}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept tokens of less than 16 bytes. Whoever finds one by trying can send webhooks."`
 }
 
 // Validate reports everything that is wrong.
 func (t PathToken) Validate() error {
 	var p config.Invalids
-	checkSecrets(&p, "tokens", "token", "send", t.Tokens, false, func(token string) (what, hint string) {
-		switch {
-		case len(token) < minPathToken:
-			return fmt.Sprintf("is shorter than %d characters, and could be found by trying", minPathToken), "make one with openssl rand -hex 32"
-		case url.PathEscape(token) != token:
+	checkSecrets(&p, "tokens", "token", "send", t.Tokens, false, t.AllowWeak, func(token string) (what, hint string) {
+		if url.PathEscape(token) != token {
 			return "has a character that is not plain in a URL", "use letters, digits, dashes and underscores, such as openssl rand -hex 32 makes"
 		}
 		return "", ""
@@ -182,10 +179,10 @@ func (d digests) hold(given []byte) bool {
 	return match == 1
 }
 
-// checkSecrets notes a list without secrets, empty ones, and those in which
-// fault finds one. What is noted never shows a secret. Who knows one can send,
-// or sign.
-func checkSecrets(p *config.Invalids, key, noun, can string, secrets []config.Secret, others bool, fault func(string) (what, hint string)) {
+// checkSecrets notes a list without secrets, empty ones, those in which fault
+// finds one, and weak ones. What is noted never shows a secret. Who knows one
+// can send, or sign.
+func checkSecrets(p *config.Invalids, key, noun, can string, secrets []config.Secret, others, weak bool, fault func(string) (what, hint string)) {
 	if len(secrets) == 0 && !others {
 		p.Add(key, "is empty", "list at least one "+noun)
 	}
@@ -195,6 +192,8 @@ func checkSecrets(p *config.Invalids, key, noun, can string, secrets []config.Se
 			p.Add(at, fmt.Sprintf("is an empty %s, with which anybody can %s", noun, can), "set the variable or the file it comes from")
 		} else if what, hint := fault(secret.Reveal()); what != "" {
 			p.Add(at, what, hint)
+		} else {
+			config.CheckProof(p, at, len(secret.Reveal()), config.MinProof, weak)
 		}
 	}
 }

@@ -39,7 +39,16 @@ type scheme struct {
 	prefix, separator string
 	timestampPrefix   string // of the entry that is the timestamp, where that is in the list
 
-	key func(secret string) ([]byte, error) // nil takes the secret as it is
+	key       func(secret string) ([]byte, error) // nil takes the secret as it is
+	minSecret int                                 // bytes of the shortest key that the sender makes; 0 is config.MinProof
+}
+
+// keyOf returns the key that a secret stands for.
+func (s scheme) keyOf(secret string) ([]byte, error) {
+	if s.key == nil {
+		return []byte(secret), nil
+	}
+	return s.key(secret)
 }
 
 // headers are the names of the headers that one delivery has.

@@ -41,6 +41,7 @@ const (
 type Signature struct {
 	Preset    Preset          `yaml:"preset" enum:"upload-post,standard-webhooks,github,stripe,slack" doc:"Sign as this sender does, in place of the keys from algorithm on. Where neither is written, a source of type uploadpost takes upload-post, and one of type webhook its own preset."`
 	Secrets   []config.Secret `yaml:"secrets" doc:"Shared secrets; any one of them may have signed, so that a rotation loses nothing. Needed unless from_api is set." example:"[\"${WEBHOOK_SECRET}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept secrets of less than 16 bytes, or of less than the preset's sender makes. Whoever finds one by trying can sign webhooks."`
 	FromAPI   bool            `yaml:"from_api" doc:"Read the secret from the sender's API, at the start and when signatures stop matching, at most once a minute; the one before it is taken for another hour. For sources of type uploadpost, with api.key."`
 	Tolerance time.Duration   `yaml:"tolerance" doc:"How far the signed timestamp may be from now, either way; a webhook outside it is answered 401. Inside it a repeat is a duplicate, as long as dedupe.window is at least twice as long. Unset is 5m."`
 
@@ -71,12 +72,14 @@ func (s *Signature) MarshalConfig() any {
 		return struct {
 			Preset    Preset          `yaml:"preset"`
 			Secrets   []config.Secret `yaml:"secrets"`
+			AllowWeak bool            `yaml:"allow_weak"`
 			FromAPI   bool            `yaml:"from_api"`
 			Tolerance *time.Duration  `yaml:"tolerance"`
-		}{s.Preset, s.Secrets, s.FromAPI, tolerance}
+		}{s.Preset, s.Secrets, s.AllowWeak, s.FromAPI, tolerance}
 	}
 	return struct {
 		Secrets         []config.Secret `yaml:"secrets"`
+		AllowWeak       bool            `yaml:"allow_weak"`
 		Tolerance       *time.Duration  `yaml:"tolerance"`
 		Algorithm       string          `yaml:"algorithm"`
 		Header          string          `yaml:"header"`
@@ -85,7 +88,7 @@ func (s *Signature) MarshalConfig() any {
 		Signed          string          `yaml:"signed"`
 		TimestampHeader string          `yaml:"timestamp_header"`
 		IDHeader        string          `yaml:"id_header"`
-	}{s.Secrets, tolerance, how.algorithm, s.Header, s.Prefix, how.encoding, how.signed, s.TimestampHeader, s.IDHeader}
+	}{s.Secrets, s.AllowWeak, tolerance, how.algorithm, s.Header, s.Prefix, how.encoding, how.signed, s.TimestampHeader, s.IDHeader}
 }
 
 // DescribeConfig implements config.Value.
@@ -147,15 +150,17 @@ func (s Signature) Validate() error {
 			p.Add(key, fmt.Sprintf("cannot stand beside preset: %s, which says it already", s.Preset), "remove it; or remove preset, and spell out all that differs from the defaults")
 		}
 	}
-	checkSecrets(&p, "secrets", "secret", "sign", s.Secrets, s.FromAPI, func(secret string) (what, hint string) {
-		if how.key == nil {
-			return "", ""
-		}
-		if _, err := how.key(secret); err != nil {
+	checkSecrets(&p, "secrets", "secret", "sign", s.Secrets, s.FromAPI, true, func(secret string) (what, hint string) {
+		if _, err := how.keyOf(secret); err != nil {
 			return err.Error(), "copy it whole from the sender's page"
 		}
 		return "", ""
 	})
+	for i, secret := range s.Secrets {
+		if key, err := how.keyOf(secret.Reveal()); err == nil && len(key) > 0 {
+			config.CheckProof(&p, fmt.Sprintf("secrets[%d]", i), len(key), cmp.Or(how.minSecret, config.MinProof), s.AllowWeak)
+		}
+	}
 	if s.Tolerance < 0 {
 		p.Add("tolerance", "is negative", "for example 5m")
 	}
@@ -263,11 +268,9 @@ func (how scheme) compile(secrets []string) (*signing, error) {
 		}
 	}
 	for _, secret := range secrets {
-		key := []byte(secret)
-		if how.key != nil {
-			if key, err = how.key(secret); err != nil {
-				return nil, fmt.Errorf("a secret %w", err)
-			}
+		key, err := how.keyOf(secret)
+		if err != nil {
+			return nil, fmt.Errorf("a secret %w", err)
 		}
 		s.keys = append(s.keys, key)
 	}

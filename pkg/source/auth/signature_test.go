@@ -133,11 +133,32 @@ func (v vector) request() *source.Request {
 
 func verifier(t testing.TB, a Auth) *Verifier {
 	t.Helper()
-	v, err := a.Verifier()
+	v, err := weak(a).Verifier()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return v
+}
+
+// weak allows the short secrets of the senders' own examples.
+func weak(a Auth) Auth {
+	if s := a.Signature; s != nil {
+		allowed := *s
+		allowed.AllowWeak, a.Signature = true, &allowed
+	}
+	if b := a.Basic; b != nil {
+		a.Basic = &Basic{b.Username, b.Passwords, true}
+	}
+	if b := a.Bearer; b != nil {
+		a.Bearer = &Bearer{b.Tokens, true}
+	}
+	if h := a.Header; h != nil {
+		a.Header = &Header{h.Name, h.Values, true}
+	}
+	if t := a.PathToken; t != nil {
+		a.PathToken = &PathToken{t.Tokens, true}
+	}
+	return a
 }
 
 // refused fails the test if a request is let in, or if the refusal tells what

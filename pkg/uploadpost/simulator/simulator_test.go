@@ -68,7 +68,7 @@ func TestBreaker(t *testing.T) {
 func TestDeliveries(t *testing.T) {
 	s := New(Options{Random: rand.New(rand.NewPCG(1, 2))})
 	defer s.Close()
-	const secret = "whsec_given"
+	const secret = "whsec_that_was_given"
 	src, err := uploadpost.New(uploadpost.Config{Timezone: "UTC", Auth: auth.Auth{
 		Default: auth.UploadPost, Signature: &auth.Signature{Secrets: []config.Secret{secret}},
 	}}, source.Env{Name: "up"})
