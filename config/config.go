@@ -102,7 +102,7 @@ type Server struct {
 	MaxBufferedBytes  Size           `yaml:"max_buffered_bytes" doc:"Most memory that the bodies of all requests take at once, divided as max_in_flight is; above it requests are answered 503. At least twice max_body_bytes."`
 	ShutdownDelay     time.Duration  `yaml:"shutdown_delay" doc:"How long webhooks are still taken after the process was asked to end and /readyz says so, for load balancers to notice. At most half of shutdown_timeout, of which it is a part."`
 	ShutdownTimeout   time.Duration  `yaml:"shutdown_timeout" doc:"Longest time for an orderly shutdown; keep it shorter than the grace period of whatever stops the process."`
-	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of the proxies in front, as CIDRs. Only from these are X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host believed." example:"[10.0.0.0/8]"`
+	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of the proxies in front, as CIDRs. Only from these are X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host and Forwarded (RFC 7239) believed. Where a proxy names no address that can be read, or X-Forwarded-For and Forwarded name different ones, the sender is unknown, and no network of auth.ip_allow holds it." example:"[10.0.0.0/8]"`
 	TLS               ServerTLS      `yaml:"tls" doc:"Serve HTTPS. The files are watched, and reloaded when they change."`
 }
 

@@ -66,7 +66,7 @@ sinks:`, 1))
 	write("jetstream.yaml", goodConfig+"journal: {engine: jetstream}\n")
 
 	write("hooks.yaml", `sources:
-  - {name: orders, type: webhook, paths: [/orders, /others], event: {type: '"shop." + body.event + path', subject: query.of, id: 'headers["x-id"]'}, dedupe: [body.n], auth: {bearer: {tokens: [confidential]}}}
+  - {name: orders, type: webhook, paths: [/orders, /others], event: {type: '"shop." + body.event + path', subject: query.of, id: 'headers["x-id"]'}, dedupe: [body.n], auth: {bearer: {tokens: [confidential-text]}}}
   - {name: slack, type: webhook, preset: slack, paths: [/slack], auth: none}
   - {name: parts, type: webhook, paths: [/parts], event: {type: body.t}, split: body, auth: none}
   - {name: upload-post, type: uploadpost, paths: [/up], auth: none}

@@ -59,7 +59,7 @@ func TestSecretsAreRotated(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("webhook", "whsec_old\n")
+	write("webhook", "whsec_of_an_old_one\n")
 	write("nats", "old-password\n")
 	write("token", "old-token-0123456789\n")
 	w := newWorld(t)
@@ -75,14 +75,14 @@ func TestSecretsAreRotated(t *testing.T) {
 		"stream: EVENTS", "user: relay, password: "+in("nats")+", stream: EVENTS",
 		`admin: {listen: "${ADMIN}"}`, `admin: {listen: "${ADMIN}", token: `+in("token")+`}`,
 	).Replace(w.config))
-	if code := r.postSigned(t, "whsec_old", upload(0, 0)); code != http.StatusAccepted {
+	if code := r.postSigned(t, "whsec_of_an_old_one", upload(0, 0)); code != http.StatusAccepted {
 		t.Fatalf("the first webhook was answered %d", code)
 	}
 	w.settled(t, r.endpoint)
 
-	write("webhook", "whsec_new\n")
-	eventually(t, "the new secret is taken", func() bool { return r.postSigned(t, "whsec_new", upload(0, 1)) < 300 })
-	if code := r.postSigned(t, "whsec_old", upload(0, 2)); code != http.StatusUnauthorized {
+	write("webhook", "whsec_of_a_new_one\n")
+	eventually(t, "the new secret is taken", func() bool { return r.postSigned(t, "whsec_of_a_new_one", upload(0, 1)) < 300 })
+	if code := r.postSigned(t, "whsec_of_an_old_one", upload(0, 2)); code != http.StatusUnauthorized {
 		t.Errorf("the old secret was answered %d", code)
 	}
 
@@ -90,13 +90,13 @@ func TestSecretsAreRotated(t *testing.T) {
 	eventually(t, "the file without a secret is refused", func() bool {
 		return r.metric(t, `postwire_config_reloads_total{outcome="refused"}`) == "1"
 	})
-	if code := r.postSigned(t, "whsec_new", upload(0, 3)); code != http.StatusAccepted {
+	if code := r.postSigned(t, "whsec_of_a_new_one", upload(0, 3)); code != http.StatusAccepted {
 		t.Errorf("with a file that makes no sense, a webhook was answered %d", code)
 	}
-	write("webhook", "whsec_new\n")
+	write("webhook", "whsec_of_a_new_one\n")
 
 	login("new-password")
-	if code := r.postSigned(t, "whsec_new", upload(0, 4)); code != http.StatusAccepted {
+	if code := r.postSigned(t, "whsec_of_a_new_one", upload(0, 4)); code != http.StatusAccepted {
 		t.Errorf("a webhook was answered %d", code)
 	}
 	eventually(t, "nats is said to fail", func() bool { return r.metric(t, `postwire_sink_up{sink="nats"}`) == "0" })
@@ -120,7 +120,7 @@ func TestSecretsAreRotated(t *testing.T) {
 	if err := r.stop(t); err != nil {
 		t.Errorf("stopping: %v", err)
 	}
-	for _, secret := range []string{"whsec_old", "whsec_new", "-password", "-token-"} {
+	for _, secret := range []string{"whsec_of_an_old_one", "whsec_of_a_new_one", "-password", "-token-"} {
 		if strings.Contains(r.log.String(), secret) {
 			t.Errorf("the log holds %q", secret)
 		}

@@ -499,56 +499,6 @@ func peerOf(hr *http.Request) netip.Addr {
 	return addr.Addr().Unmap()
 }
 
-// remote is the address of the sender: of the connection, or, where that is a
-// trusted proxy, the last address in X-Forwarded-For that is none.
-func (s *Server) remote(peer netip.Addr, hr *http.Request) netip.Addr {
-	addr := peer
-	if !s.trusted(addr) {
-		return addr
-	}
-	hops := strings.Split(strings.Join(hr.Header.Values("X-Forwarded-For"), ","), ",")
-	for _, hop := range slices.Backward(hops) {
-		if !s.trusted(addr) {
-			break
-		}
-		next, err := netip.ParseAddr(strings.TrimSpace(hop))
-		if err != nil {
-			break
-		}
-		addr = next.Unmap()
-	}
-	return addr
-}
-
-// origin is the scheme and the host that the sender used: of the connection,
-// or what a trusted proxy says it was asked for. Of several values the last
-// counts, which is the word of the proxy that is next to us.
-func (s *Server) origin(peer netip.Addr, hr *http.Request) (scheme, host string) {
-	scheme, host = "http", hr.Host
-	if hr.TLS != nil {
-		scheme = "https"
-	}
-	if !s.trusted(peer) {
-		return scheme, host
-	}
-	if told := strings.ToLower(last(hr.Header["X-Forwarded-Proto"])); told == "http" || told == "https" {
-		scheme = told
-	}
-	if told := last(hr.Header["X-Forwarded-Host"]); told != "" {
-		host = told
-	}
-	return scheme, host
-}
-
-// last returns the last item of a header that is a list.
-func last(values []string) string {
-	if len(values) == 0 {
-		return ""
-	}
-	list := values[len(values)-1]
-	return strings.TrimSpace(list[strings.LastIndexByte(list, ',')+1:])
-}
-
 func (s *Server) trusted(addr netip.Addr) bool {
 	return slices.ContainsFunc(s.opts.Config.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(addr) })
 }

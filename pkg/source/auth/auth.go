@@ -220,6 +220,9 @@ func (v *Verifier) allows(r *source.Request) error {
 		return nil
 	}
 	addr := r.Remote.Unmap()
+	if !addr.IsValid() {
+		return fmt.Errorf("the sender's address is unknown, because a trusted proxy names none that can be read, and auth.ip_allow needs it: %w", source.ErrForbidden)
+	}
 	if !slices.ContainsFunc(v.allow, func(p netip.Prefix) bool { return p.Contains(addr) }) {
 		return fmt.Errorf("address %s is not in auth.ip_allow: %w", addr, source.ErrForbidden)
 	}

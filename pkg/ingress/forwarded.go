@@ -1,0 +1,203 @@
+package ingress
+
+import (
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// What a trusted proxy says about a request: who sent it, and to which URL. A
+// proxy says so in X-Forwarded-* or in Forwarded (RFC 7239).
+//
+// A proxy that writes one of the two passes on what a stranger wrote in the
+// other. So both must lead to one address, and Forwarded counts for the URL only
+// where no X-Forwarded-* is there.
+
+const (
+	forwardedFor   = "X-Forwarded-For"
+	forwardedProto = "X-Forwarded-Proto"
+	forwardedHost  = "X-Forwarded-Host"
+	forwarded      = "Forwarded"
+)
+
+// remote is the address of the sender: of the connection, or, where that is a
+// trusted proxy, the last address that the proxies name and that is none of
+// theirs. It is not valid where a proxy names something else than an address:
+// the sender is then unknown, and is never taken for the proxy.
+func (s *Server) remote(peer netip.Addr, hr *http.Request) netip.Addr {
+	if !s.trusted(peer) {
+		return peer
+	}
+	list, elements := hr.Header.Values(forwardedFor), hr.Header.Values(forwarded)
+	byList := s.walk(peer, splitQuoted(strings.Join(list, ","), ','))
+	var hops []string
+	for _, element := range splitQuoted(strings.Join(elements, ","), ',') {
+		hop, ok := parameters(element)["for"]
+		if !ok {
+			hop = "unknown"
+		}
+		hops = append(hops, hop)
+	}
+	byElement := s.walk(peer, hops)
+	switch {
+	case len(list) == 0 && len(elements) == 0:
+		return peer
+	case len(elements) == 0:
+		return byList
+	case len(list) == 0 || byList == byElement:
+		return byElement
+	}
+	return netip.Addr{}
+}
+
+// walk goes back over the hops, from the proxy that is next to us, to the first
+// that no proxy of ours is.
+func (s *Server) walk(peer netip.Addr, hops []string) netip.Addr {
+	if len(hops) == 0 { // the header is there, and names nobody
+		return netip.Addr{}
+	}
+	addr := peer
+	for _, hop := range slices.Backward(hops) {
+		if !s.trusted(addr) {
+			break
+		}
+		addr = parseHop(hop)
+	}
+	return addr
+}
+
+// parseHop reads an address, with or without a port, brackets and quotes. It is
+// not valid where there is none.
+func parseHop(text string) netip.Addr {
+	text = strings.TrimSpace(text)
+	if n := len(text); n > 1 && text[0] == '"' && text[n-1] == '"' {
+		text = strings.TrimSpace(text[1 : n-1])
+	}
+	host, port, hasPort := text, "", false
+	if inner, ok := strings.CutPrefix(text, "["); ok {
+		var closed bool
+		if host, port, closed = strings.Cut(inner, "]"); !closed || !strings.Contains(host, ":") {
+			return netip.Addr{}
+		}
+		if port != "" {
+			if port, hasPort = strings.CutPrefix(port, ":"); !hasPort {
+				return netip.Addr{}
+			}
+		}
+	} else if strings.Count(text, ":") == 1 { // of IPv4: an address of IPv6 has more colons, and needs brackets
+		host, port, hasPort = strings.Cut(text, ":")
+	}
+	if hasPort && !isPort(port) {
+		return netip.Addr{}
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return addr.WithZone("").Unmap()
+}
+
+// isPort reports whether text is a port, or a name that hides one (RFC 7239, 6.3).
+func isPort(text string) bool {
+	if name, ok := strings.CutPrefix(text, "_"); ok {
+		return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == ""
+	}
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil
+}
+
+// splitQuoted splits a list at a separator that does not stand in quotes, and
+// leaves out what is empty.
+func splitQuoted(text string, separator byte) (items []string) {
+	quoted, from := false, 0
+	add := func(item string) {
+		if item = strings.TrimSpace(item); item != "" {
+			items = append(items, item)
+		}
+	}
+	for i := 0; i < len(text); i++ {
+		switch {
+		case quoted && text[i] == '\\':
+			i++
+		case text[i] == '"':
+			quoted = !quoted
+		case text[i] == separator && !quoted:
+			add(text[from:i])
+			from = i + 1
+		}
+	}
+	add(text[from:])
+	return items
+}
+
+// parameters reads one element of Forwarded, by names in lower case. A name that
+// is written twice has no value: two readers might take different ones.
+func parameters(element string) map[string]string {
+	all, seen := map[string]string{}, map[string]bool{}
+	for _, pair := range splitQuoted(element, ';') {
+		name, value, ok := strings.Cut(pair, "=")
+		name = strings.ToLower(strings.TrimSpace(name))
+		if !ok || seen[name] {
+			delete(all, name)
+			seen[name] = true
+			continue
+		}
+		seen[name] = true
+		all[name] = unquote(strings.TrimSpace(value))
+	}
+	return all
+}
+
+// unquote returns what a quoted string means.
+func unquote(text string) string {
+	n := len(text)
+	if n < 2 || text[0] != '"' || text[n-1] != '"' {
+		return text
+	}
+	var b strings.Builder
+	for i := 1; i < n-1; i++ {
+		if text[i] == '\\' && i+1 < n-1 {
+			i++
+		}
+		b.WriteByte(text[i])
+	}
+	return b.String()
+}
+
+// origin is the scheme and the host that the sender used: of the connection,
+// or what a trusted proxy says it was asked for. Of several values the last
+// counts, which is the word of the proxy that is next to us.
+func (s *Server) origin(peer netip.Addr, hr *http.Request) (scheme, host string) {
+	scheme, host = "http", hr.Host
+	if hr.TLS != nil {
+		scheme = "https"
+	}
+	if !s.trusted(peer) {
+		return scheme, host
+	}
+	proto, name := last(hr.Header[forwardedProto]), last(hr.Header[forwardedHost])
+	if len(hr.Header[forwardedFor])+len(hr.Header[forwardedProto])+len(hr.Header[forwardedHost]) == 0 {
+		if elements := splitQuoted(strings.Join(hr.Header[forwarded], ","), ','); len(elements) > 0 {
+			said := parameters(elements[len(elements)-1])
+			proto, name = said["proto"], said["host"]
+		}
+	}
+	if told := strings.ToLower(proto); told == "http" || told == "https" {
+		scheme = told
+	}
+	if name != "" {
+		host = name
+	}
+	return scheme, host
+}
+
+// last returns the last item of a header that is a list.
+func last(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	list := values[len(values)-1]
+	return strings.TrimSpace(list[strings.LastIndexByte(list, ',')+1:])
+}
