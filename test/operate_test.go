@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/relay"
@@ -73,7 +74,7 @@ func TestOperate(t *testing.T) {
 			t.Fatalf("%s, %v", status, err)
 		}
 	}
-	if status, err := r.post([]byte("{nothing")); err != nil || status != "quarantined" {
+	if status, err := r.post([]byte("{nothing\x1b[2J\u009b31m\u202e")); err != nil || status != "quarantined" {
 		t.Fatalf("%s, %v", status, err)
 	}
 
@@ -99,6 +100,15 @@ func TestOperate(t *testing.T) {
 	out := r.must(t, nil, "dlq", "show", request.ID)
 	if !strings.Contains(out, "{nothing") || strings.Contains(out, "sha256=") {
 		t.Errorf("the request is shown as\n%s", out)
+	}
+	// What a sender wrote reaches a terminal as text.
+	for _, out := range []string{out, r.must(t, nil, "dlq", "show", request.ID, "-o", "json"), r.must(t, nil, "dlq", "list")} {
+		if strings.ContainsAny(out, "\x1b\u009b\u202e") || !utf8.ValidString(out) {
+			t.Errorf("control characters are printed: %q", out)
+		}
+	}
+	if !strings.Contains(out, `\u001b[2J\u009b31m\u202e`) {
+		t.Errorf("the request is shown as %q", out)
 	}
 	if out := r.must(t, nil, "dlq", "show", first.ID); !strings.Contains(out, id(0, 0)) || !strings.Contains(out, "user@example.com") {
 		t.Errorf("the dead letter is shown as\n%s", out)

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/terminal"
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/app"
 )
@@ -127,16 +128,10 @@ func table(w io.Writer, header string, rows func(row func(cells ...any)) error) 
 	return errors.Join(err, t.Flush())
 }
 
-// oneLine makes a text safe for a terminal's line.
+// oneLine makes a text from outside one cell, or one part of a line.
 func oneLine(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
 	if s == "" {
 		return "-"
 	}
-	return s
+	return terminal.Line(s)
 }

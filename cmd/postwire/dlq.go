@@ -171,7 +171,7 @@ func showAside(cmd *cobra.Command, e admin.Aside) error {
 	}
 	for name, values := range e.Request.Header {
 		for _, v := range values {
-			fmt.Fprintf(w, "%s: %s\n", name, oneLine(v))
+			fmt.Fprintf(w, "%s: %s\n", oneLine(name), oneLine(v))
 		}
 	}
 	body := e.Request.Body

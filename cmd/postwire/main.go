@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/terminal"
 )
 
 // Exit codes.
@@ -56,13 +57,17 @@ func execute(ctx context.Context, args []string) int {
 	}
 	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), eventsCommand(), dlqCommand(), replayCommand(), sinksCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand()) //nolint:contextcheck // cobra hands it on
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	// Senders, brokers and servers wrote much of what is printed.
+	out, errs := terminal.NewWriter(os.Stdout), terminal.NewWriter(os.Stderr)
+	root.SetOut(out)
+	root.SetErr(errs)
+	err := errors.Join(root.ExecuteContext(ctx), out.Flush(), errs.Flush())
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "postwire:", err)
+	fmt.Fprintln(errs, "postwire:", err)
 	if !started {
-		fmt.Fprintln(os.Stderr, "see 'postwire --help'")
+		fmt.Fprintln(errs, "see 'postwire --help'")
 		return exitUsage
 	}
 	if _, wrong := errors.AsType[config.Problems](err); wrong || errors.Is(err, errUsage) {

@@ -108,9 +108,9 @@ func showShort(w io.Writer, m admin.Message) error {
 }
 
 func fateText(f relay.Fate) string {
-	text := f.Sink + ":" + string(f.State)
+	text := oneLine(f.Sink) + ":" + oneLine(string(f.State))
 	if f.Reason != "" {
-		text += " (" + f.Reason + ")"
+		text += " (" + oneLine(f.Reason) + ")"
 	}
 	if f.Error != "" {
 		text += " " + oneLine(f.Error)

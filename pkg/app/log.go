@@ -2,12 +2,15 @@ package app
 
 import (
 	"fmt"
+	"os"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/terminal"
 )
 
 // Of one message at one level, so many a second are logged, and then each of so
@@ -31,26 +34,24 @@ func NewLog(c config.Log) (*Log, error) {
 		return nil, fmt.Errorf("log.level: %w", err)
 	}
 	l := &Log{level: zap.NewAtomicLevelAt(level)}
-	z := zap.NewProductionConfig()
-	z.Level = l.level
-	z.Encoding = c.Format
-	z.DisableStacktrace = true
-	z.DisableCaller = true
-	z.Sampling = &zap.SamplingConfig{Initial: logFirst, Thereafter: logEachOf, Hook: func(_ zapcore.Entry, d zapcore.SamplingDecision) {
+	how := zap.NewProductionEncoderConfig()
+	how.TimeKey = "time"
+	how.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	how.EncodeDuration = zapcore.StringDurationEncoder
+	encoder := zapcore.NewJSONEncoder(how)
+	if c.Format == "console" {
+		how.EncodeLevel = zapcore.CapitalLevelEncoder
+		how.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+		encoder = zapcore.NewConsoleEncoder(how)
+	}
+	// Whatever is logged of senders and brokers, a terminal only shows it.
+	to := zapcore.Lock(zapcore.AddSync(terminal.NewWriter(os.Stderr)))
+	core := zapcore.NewSamplerWithOptions(zapcore.NewCore(encoder, to, l.level), time.Second, logFirst, logEachOf, zapcore.SamplerHook(func(_ zapcore.Entry, d zapcore.SamplingDecision) {
 		if d&zapcore.LogDropped != 0 {
 			l.dropped.Add(1)
 		}
-	}}
-	z.EncoderConfig.TimeKey = "time"
-	z.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	z.EncoderConfig.EncodeDuration = zapcore.StringDurationEncoder
-	if c.Format == "console" {
-		z.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
-		z.EncoderConfig.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
-	}
-	if l.Logger, err = z.Build(); err != nil {
-		return nil, fmt.Errorf("making the log: %w", err)
-	}
+	}))
+	l.Logger = zap.New(core, zap.ErrorOutput(to))
 	return l, nil
 }
 

@@ -16,8 +16,8 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"unicode"
 
+	"github.com/postwire/postwire/internal/terminal"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
 )
@@ -172,7 +172,8 @@ func (s *Sink) line(e event.Event) ([]byte, error) {
 	// The payload may have line breaks between its values; JSON has none
 	// inside of them.
 	line := bytes.ReplaceAll(m.Body, []byte{'\n'}, []byte{' '})
-	return append(bytes.ReplaceAll(line, []byte{'\r'}, []byte{' '}), '\n'), nil
+	line = bytes.ReplaceAll(line, []byte{'\r'}, []byte{' '})
+	return []byte(terminal.Line(string(line)) + "\n"), nil
 }
 
 // text is one line for people: time, type, subject, outcome, id.
@@ -182,23 +183,13 @@ func text(e event.Event) string {
 		part := "-"
 		for _, name := range names {
 			if v, ok := e.Attribute(name); ok {
-				part = printable(v)
+				part = terminal.Line(v)
 				break
 			}
 		}
 		parts = append(parts, part)
 	}
 	return strings.Join(parts, "  ")
-}
-
-// printable keeps a value from moving the cursor or coloring the terminal.
-func printable(value string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, value)
 }
 
 // Close implements sinks.Sink. What is being written may still appear.

@@ -153,7 +153,7 @@ func TestText(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "2026-11-03T10:30:00.123456Z  com.upload-post.upload_completed  instagram/0  success  upload_completed/instagram/0/success\n" +
-		"2026-11-03T10:30:00.123457Z  com.upload-post.upload_completed  tiktok/?[31m?1  -  upload_completed/instagram/1/success\n"
+		"2026-11-03T10:30:00.123457Z  com.upload-post.upload_completed  tiktok/\\u001b[31m\\u000a1  -  upload_completed/instagram/1/success\n"
 	if got := strings.Join(p.lines(), ""); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
