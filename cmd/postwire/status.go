@@ -100,6 +100,9 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 		if f := sink.FilterCounts; f != nil && err == nil {
 			_, err = fmt.Fprint(w, filterLine(sink.Sink, *f))
 		}
+		if sink.Error != "" && err == nil {
+			_, err = fmt.Fprintf(w, "%s has been failing since %s: %s\n", oneLine(sink.Sink), clockTime(sink.Failing), oneLine(sink.Error))
+		}
 		if sink.Paused != nil && err == nil {
 			_, err = fmt.Fprintf(w, "%s is paused since %s; 'postwire sinks resume %[1]s' lets it go on\n", oneLine(sink.Sink), clockTime(sink.Paused))
 		}

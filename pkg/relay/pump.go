@@ -53,11 +53,14 @@ type Pump struct {
 	ended chan struct{}      // closed when it does not run any more
 
 	failing atomic.Bool // the last attempt failed, and the log says so
-	open    atomic.Bool // the breaker
-	window  window
-	given   givings // given up, and not yet in the log
-	passed  uint64  // of the batch in hand: records that the cursor has passed
-	ahead   ahead
+	// failingSince is when attempts began to fail; it means nothing unless failing.
+	failingSince atomic.Pointer[time.Time]
+	reason       failureReason // that the log has told last
+	open         atomic.Bool   // the breaker
+	window       window
+	given        givings // given up, and not yet in the log
+	passed       uint64  // of the batch in hand: records that the cursor has passed
+	ahead        ahead
 }
 
 // givings is a run of events that were given up.
@@ -365,15 +368,21 @@ func (p *Pump) wanted(records []journal.Record) []held {
 	return wanted
 }
 
-// report says once that a sink fails, and once that it works again.
+// report says that a sink fails, for which reason whenever that is another one,
+// and that it works again.
 func (p *Pump) report(v verdicts, waiting int) {
+	now := p.out.env.Now().UTC()
 	if v.failure != nil {
-		p.past.trouble(v.failure, p.out.env.Now().UTC())
+		p.past.trouble(v.failure, now)
 	}
 	switch {
+	case v.failure != nil && p.failing.Load() && p.reason.changed(v.failure, now):
+		p.log.Warn("the sink fails for another reason now", zap.Error(v.failure))
 	case v.failure != nil && !p.failing.Load():
 		p.log.Warn("the sink does not take events; they wait in the journal and are tried again, one at a time where none is taken",
 			zap.Bool("breaker_open", p.open.Load()), zap.Error(v.failure))
+		p.reason = failureReason{v.failure.Error(), now}
+		p.failingSince.Store(&now)
 	case v.failure != nil:
 		p.log.Debug("another attempt failed", zap.Int("in_hand", waiting), zap.Error(v.failure))
 	case p.failing.Load():

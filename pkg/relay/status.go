@@ -31,6 +31,8 @@ type SinkStatus struct {
 	Committed journal.Seq `json:"committed" doc:"Place of the newest event that is done with."`
 	Oldest    *time.Time  `json:"oldest,omitempty" doc:"When the oldest event in hand was accepted; only of the process that delivers."`
 	Paused    *time.Time  `json:"paused,omitempty" doc:"Since when it is paused."`
+	Error     string      `json:"error,omitempty" doc:"Why the last attempt to deliver failed; absent where it did not fail."`
+	Failing   *time.Time  `json:"failing_since,omitempty" doc:"When attempts to deliver began to fail; absent where the last one did not."`
 	Filter    string      `json:"filter,omitempty" doc:"CEL expression of the configuration that selects the events of the sink."`
 
 	FilterCounts *FilterCounts `json:"filter_counts,omitempty" doc:"What the filter matched; absent where the sink has no filter."`
@@ -69,6 +71,9 @@ func (p *Pump) status() SinkStatus {
 		s.State = SinkNobody
 	default:
 		s.State = SinkElsewhere
+	}
+	if since := p.failingSince.Load(); h.Here && p.failing.Load() && since != nil && len(s.Troubles) > 0 {
+		s.Error, s.Failing = s.Troubles[0].Error, since
 	}
 	if head := p.metrics.head.Load(); head != 0 && h.Here {
 		oldest := time.Unix(0, head).UTC()
