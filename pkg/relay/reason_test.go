@@ -23,10 +23,9 @@ func TestTheReasonOfAFailingSinkIsTheCurrentOne(t *testing.T) {
 		return nil
 	}
 	b := start(t, nil, broker)
-	b.stop()
 	var ahead atomic.Int64
 	b.opts.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-	b.run(t)
+	b.restart(t)
 	status := func(want string) func() bool {
 		return func() bool {
 			s := b.relay.Status()[0]
