@@ -153,6 +153,89 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestDiskFullAtStart starts the relay while something else has filled its disk to
+// the last byte: it delivers what is stored, and takes webhooks as far as there
+// is room. Nothing is lost. Without its reserve it says that the disk is full.
+func TestDiskFullAtStart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "disk")
+	mountSmallDisk(t, dir, "200m")
+	w := newWorld(t)
+	w.config = w.change(t, filepath.Dir(journalOf(w.config)), dir)
+	w.config = w.change(t, "min_free_bytes: 0", "min_free_bytes: 16MiB")
+	shut := func(is bool) {
+		for _, way := range []*proxy{w.toNATS, w.toKafka} {
+			way.set(t, weather{shut: is})
+		}
+	}
+	r := start(t, w.config)
+	shut(true)
+	acked := map[string]bool{}
+	for number := range 500 {
+		if status, err := r.post(captioned(97, number, incompressible(9<<10))); err != nil || status != "accepted" {
+			t.Fatalf("%s, %v", status, err)
+		}
+		acked[id(97, number)] = true
+	}
+	r.kill(t)
+	somebody := filepath.Join(dir, "somebody-else")
+	fill := func() {
+		t.Helper()
+		f, err := os.Create(somebody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for chunk := make([]byte, 1<<20); len(chunk) > 0; { // to the last byte
+			if n, err := f.Write(chunk); err != nil || n < len(chunk) {
+				chunk = chunk[:len(chunk)/2]
+			}
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill()
+	shut(false)
+	r.launch(t)
+	eventually(t, "the relay answers", func() bool {
+		_, err := r.post(upload(98, 0))
+		if err == nil {
+			acked[id(98, 0)] = true
+		}
+		return err == nil || strings.Contains(err.Error(), "503")
+	})
+	w.settled(t, r.endpoint)
+	check(t, "JetStream", acked, w.onNATS(t), true)
+	check(t, "Kafka", acked, w.onKafka(t), false)
+	if !strings.Contains(r.log.String(), `"msg":"disk full: `) {
+		t.Error("the log does not say that the disk is full")
+	}
+	if err := os.Remove(somebody); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "webhooks are taken again", func() bool { _, err := r.post(upload(98, 1)); return err == nil })
+	acked[id(98, 1)] = true
+	w.settled(t, r.endpoint)
+	check(t, "JetStream", acked, w.onNATS(t), true)
+	reserve := filepath.Join(journalOf(w.config), "RESERVE")
+	eventually(t, "the reserve is there again", func() bool { _, err := os.Stat(reserve); return err == nil })
+	if err := r.stop(t); err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(r.log.String(), "damaged") {
+		t.Error("the log takes a full disk for damage")
+	}
+
+	if err := os.Remove(reserve); err != nil {
+		t.Fatal(err)
+	}
+	fill()
+	before := r.log.Len()
+	r.launch(t)
+	if err := <-r.exited; err == nil || !strings.Contains(r.log.String()[before:], "postwire: disk full: free space on the disk of "+journalOf(w.config)) {
+		t.Errorf("a start without the reserve: %v\n%s", err, r.log.String()[before:])
+	}
+}
+
 // journalOf returns the folder of the journal in a configuration.
 func journalOf(config string) string {
 	_, rest, _ := strings.Cut(config, `journal: {dir: "`)

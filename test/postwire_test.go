@@ -135,6 +135,13 @@ func start(t *testing.T, config string) *postwire {
 
 func (r *postwire) start(t *testing.T) {
 	t.Helper()
+	r.launch(t)
+	r.ready(t)
+}
+
+// launch is start for a relay that does not become ready.
+func (r *postwire) launch(t *testing.T) {
+	t.Helper()
 	if text, err := os.ReadFile(r.config); err == nil {
 		r.secret.learn(t, string(text))
 	}
@@ -156,7 +163,6 @@ func (r *postwire) start(t *testing.T) {
 		close(r.logged)
 		r.exited <- r.cmd.Wait()
 	}()
-	r.ready(t)
 }
 
 // kill ends the process without a chance to do anything.

@@ -65,9 +65,11 @@ type Journal struct {
 	ended    chan struct{}      // closed when the committer has answered all that it took
 	done     sync.WaitGroup
 
-	tail    tail
-	room    atomic.Pointer[room]
-	trimmed atomic.Uint64 // events removed before their retention
+	tail tail
+	room atomic.Pointer[room]
+	// reserved: the reserve is there, or cannot be had.
+	reserved atomic.Bool
+	trimmed  atomic.Uint64 // events removed before their retention
 
 	mu      sync.Mutex
 	store   *store        // nil while it is being reopened
@@ -94,7 +96,8 @@ const (
 
 // Open opens the journal in opts.Dir, or makes one. It refuses a folder that
 // another process uses, and one that another version wrote in another format.
-func Open(opts Options) (*Journal, error) {
+func Open(opts Options) (_ *Journal, err error) {
+	defer func() { err = explained(err, opts.Dir) }()
 	if opts.Window <= 0 {
 		return nil, fmt.Errorf("journal: the dedupe window is %v, it must be longer than 0", opts.Window)
 	}
@@ -123,6 +126,8 @@ func Open(opts Options) (*Journal, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", opts.Dir, err), lock.Close())
 	}
+	_, err = opts.FS.Stat(opts.FS.PathJoin(opts.Dir, reserveFile))
+	j.reserved.Store(err == nil)
 	j.measure()
 	j.done.Go(func() { j.run(st) })
 	j.done.Go(j.expire)
@@ -152,6 +157,9 @@ func (o Options) withDefaults() Options {
 
 func lockDir(opts Options) (*pebble.Lock, error) {
 	lock, err := pebble.LockDirectory(opts.Dir, opts.FS)
+	if diskFull(err) {
+		return nil, fmt.Errorf("locking the folder: %w", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("another process uses this folder (one journal serves one process; stop the other, or set journal.dir): %w", err)
 	}
@@ -299,11 +307,11 @@ func (l pebbleLog) Infof(format string, args ...any)  { l.log.Debug(fmt.Sprintf(
 func (l pebbleLog) Errorf(format string, args ...any) { l.log.Error(fmt.Sprintf(format, args...)) }
 func (l pebbleLog) Fatalf(format string, args ...any) { l.log.Panic(fmt.Sprintf(format, args...)) }
 
-// open opens the files behind a new guard.
-func (j *Journal) open() (*store, error) {
+// openFiles opens the files behind a new guard.
+func (j *Journal) openFiles() (*store, error) {
 	g := newGuard(j.opts.FS)
 	db, err := pebble.Open(j.opts.Dir, engineOptions(j.opts, g, j.lock))
-	if _, disk := errors.AsType[*fs.PathError](err); disk && !errors.Is(err, fs.ErrNotExist) {
+	if _, disk := errors.AsType[*fs.PathError](err); disk && !errors.Is(err, fs.ErrNotExist) || diskFull(err) {
 		return nil, fmt.Errorf("opening: %w", err)
 	}
 	if err != nil {
@@ -355,6 +363,9 @@ func engineOptions(opts Options, fsys vfs.FS, lock *pebble.Lock) *pebble.Options
 				log.Warn("background work failed, it will be tried again", zap.String("error", err.Error()))
 			},
 			DataCorruption: func(info pebble.DataCorruptionInfo) {
+				if g, ok := fsys.(*guard); ok && g.failure() != nil {
+					return // what the engine wrote last went nowhere
+				}
 				log.Error("a file of the journal is damaged", zap.String("path", info.Path), zap.String("error", info.Details.Error()), zap.String("advice", advice))
 			},
 		},

@@ -44,6 +44,7 @@ func (j *Journal) measure() {
 	// Not every file system can tell; then only its own refusal counts.
 	if usage, err := j.opts.FS.GetDiskUsage(j.opts.Dir); err == nil {
 		r.Free = usage.AvailBytes
+		j.reserve(r.Free)
 		switch {
 		case r.Free < r.MinFree:
 			r.full = fmt.Sprintf("%d bytes are free on the disk of %s, journal.min_free_bytes is %d", r.Free, j.opts.Dir, r.MinFree)
