@@ -2,7 +2,13 @@ package charts
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -62,7 +69,11 @@ func surround(t *testing.T, dir, config string) (text string, env []string) {
 		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(at, []byte("a-secret-of-some-length\n"), 0o600); err != nil {
+		content := []byte("a-secret-of-some-length\n")
+		if strings.HasSuffix(path, ".crt") {
+			content = certificate(t)
+		}
+		if err := os.WriteFile(at, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return strings.Replace(match, path, at, 1)
@@ -75,6 +86,21 @@ func surround(t *testing.T, dir, config string) (text string, env []string) {
 		env = append(env, found[1]+"="+value)
 	}
 	return text, env
+}
+
+// certificate is a certificate authority in PEM.
+func certificate(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
 // What becomes a ConfigMap is a configuration that the product runs on.
