@@ -287,6 +287,14 @@ func (d *decoder) stray(n *yaml.Node, key, text string) {
 		return
 	}
 	for _, part := range e.outside { // such as a token behind Bearer
+		if part.value == "" { // an emptied token file must not open what the token guards
+			hint := "give the variable a value, or write ${NAME:-} where the secret may be absent"
+			if strings.HasPrefix(part.written, "${file:") {
+				hint = "write the secret into the file, or remove the key"
+			}
+			d.wrong(n, key, part.written+" is empty", hint)
+			continue
+		}
 		if what, hint := Stray(part.value); what != "" {
 			d.wrong(n, key, part.written+" "+what, hint)
 		}

@@ -292,3 +292,27 @@ func FuzzScrubber(f *testing.F) {
 		}
 	})
 }
+
+// A secret that is there and empty is a mistake: an emptied token file would open
+// what the token guards. An absent one is written ${NAME:-}.
+func TestEmptySecretsAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "token")
+	for content, empty := range map[string]bool{"": true, "\n": true, "\r\n": true, "a-token-of-some-length\n": false} {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := config.Parse("c.yaml", []byte("admin: {token: '${file:"+file+"}'}\nsources: []\nsinks: []\n"), noEnv)
+		if got := err != nil && strings.Contains(err.Error(), "} is empty"); got != empty {
+			t.Errorf("a file with %q: %v", content, err)
+		}
+	}
+	for text, empty := range map[string]bool{"${NAME}": true, "${NAME:-}": false} {
+		_, err := config.Parse("c.yaml", []byte("admin: {token: '"+text+"'}\nsources: []\nsinks: []\n"), func(string) (string, bool) { return "", true })
+		if got := err != nil && strings.Contains(err.Error(), "} is empty"); got != empty {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+func noEnv(string) (string, bool) { return "", false }

@@ -27,6 +27,7 @@ func serveCommand() *cobra.Command {
 				return err
 			}
 			log.Info("starting", zap.String("config", path), zap.String("version", app.ReadVersion().Version))
+			app.LimitMemory(log)
 			a, err := app.New(cmd.Context(), plan, log)
 			if err != nil {
 				return err

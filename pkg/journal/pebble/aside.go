@@ -1,6 +1,7 @@
 package pebble
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -300,8 +301,12 @@ func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.No
 	})
 }
 
+// maxPageBytes bounds the values that scan holds at once, but for one that is
+// larger: a quarantined request holds a whole body.
+const maxPageBytes = 1 << 20
+
 // scan yields what decode makes of each entry under prefix. It reads in pages,
-// so that a slow consumer does not hold the store.
+// so that a slow consumer does not hold the store, and ends with ctx.
 func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode func(key, value []byte) (T, error)) iter.Seq2[T, error] {
 	const page = 256
 	return func(yield func(T, error) bool) {
@@ -316,12 +321,16 @@ func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode f
 					return err
 				}
 				defer func() { err = errors.Join(err, it.Close()) }()
-				next := []byte(nil)
-				for ok := it.First(); ok && len(items) < page; ok = it.Next() {
+				next, more, size := []byte(nil), false, 0
+				for ok := it.First(); ok; ok = it.Next() {
+					if more = len(items) == page || size >= maxPageBytes; more {
+						break
+					}
 					value, err := it.ValueAndErr()
-					if err != nil {
+					if err = cmp.Or(ctx.Err(), err); err != nil {
 						return err
 					}
+					size += len(value)
 					item, err := decode(it.Key(), value)
 					if err != nil {
 						return fmt.Errorf("reading %q: %w", it.Key(), err)
@@ -329,7 +338,7 @@ func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode f
 					items = append(items, item)
 					next = append(append(next[:0], it.Key()...), 0)
 				}
-				if len(items) < page {
+				if !more {
 					next = nil
 				}
 				from = next
