@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+	"golang.org/x/net/netutil"
 
 	"github.com/postwire/postwire/pkg/console"
 )
@@ -34,6 +35,14 @@ type Options struct {
 	Schemas  http.Handler // of what is below /schemas/; nil is none
 	Log      *zap.Logger
 }
+
+// Limits of the admin port. They keep callers from taking the memory and the file
+// descriptors that the journal and the ingress need.
+const (
+	maxConnections = 256
+	maxHeaderBytes = 32 << 10
+	writeTimeout   = time.Minute // of an answer; a tail has a deadline for each message
+)
 
 // Server serves the admin port.
 type Server struct {
@@ -62,7 +71,7 @@ func New(opts Options) *Server {
 	life, end := context.WithCancel(context.Background())
 	s.end = end
 	s.http = &http.Server{
-		Handler: hardened(mux), BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		Handler: hardened(mux), BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog: zap.NewStdLog(opts.Log),
 	}
 	return s
@@ -85,7 +94,7 @@ func hardened(next http.Handler) http.Handler {
 
 // Serve answers on l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(netutil.LimitListener(l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving the admin port: %w", err)
 	}
 	return nil

@@ -555,13 +555,32 @@ func TestBrowsersAreKeptOut(t *testing.T) {
 	for name, change := range map[string]func(*http.Request){
 		"another name for this address": func(r *http.Request) { r.Host = "evil.example.com:9090" },
 		"another origin":                func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") },
+		"another port":                  func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "same-site") },
+		"an old browser":                func(r *http.Request) { r.Header.Set("Origin", "https://evil.example.com") },
+		"no origin to tell":             func(r *http.Request) { r.Header.Set("Origin", "null") },
 	} {
-		r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1:9090"+BasePath+"/dlq-drop", strings.NewReader("{}"))
-		r.Header.Set("Content-Type", "application/json")
+		for method, path := range map[string]string{http.MethodPost: "/dlq-drop", http.MethodGet: "/events", http.MethodDelete: "/sinks/a"} {
+			r := httptest.NewRequest(method, "http://127.0.0.1:9090"+BasePath+path, strings.NewReader("{}"))
+			r.Header.Set("Content-Type", "application/json")
+			change(r)
+			answer := httptest.NewRecorder()
+			w.server.ServeHTTP(answer, r)
+			if answer.Code != http.StatusForbidden {
+				t.Errorf("%s, %s %s: answered %d", name, method, path, answer.Code)
+			}
+		}
+	}
+	for name, change := range map[string]func(*http.Request){
+		"our own page":     func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "same-origin") },
+		"a typed address":  func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "none") },
+		"no browser":       func(*http.Request) {},
+		"our own old page": func(r *http.Request) { r.Header.Set("Origin", "http://127.0.0.1:9090") },
+	} {
+		r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1:9090"+BasePath+"/status", http.NoBody)
 		change(r)
 		answer := httptest.NewRecorder()
 		w.server.ServeHTTP(answer, r)
-		if answer.Code != http.StatusForbidden {
+		if answer.Code != http.StatusOK {
 			t.Errorf("%s: answered %d", name, answer.Code)
 		}
 	}
@@ -596,5 +615,45 @@ func TestWhen(t *testing.T) {
 	}
 	if _, err := When("yesterday").Time(now); err == nil {
 		t.Error("yesterday is a time")
+	}
+}
+
+// Tails are bounded: each reads the journal and holds a connection.
+func TestTailsAreBounded(t *testing.T) {
+	w := newWorld(t, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	var open sync.WaitGroup
+	connected := make(chan struct{}, maxTails)
+	for range maxTails {
+		open.Go(func() {
+			told := false
+			_ = w.client.Tail(ctx, nil, func(Message) error { // it ends with ctx
+				if !told {
+					told = true
+					connected <- struct{}{}
+				}
+				return nil
+			})
+		})
+	}
+	for range maxTails {
+		<-connected
+	}
+	err := w.client.Tail(t.Context(), nil, func(Message) error { return nil })
+	if r, ok := errors.AsType[*RefusedError](err); !ok || r.Status != http.StatusTooManyRequests {
+		t.Errorf("one more: %v", err)
+	}
+	cancel()
+	open.Wait()
+	again, end := context.WithTimeout(t.Context(), 10*time.Second)
+	defer end()
+	for { // the server notices that a client is gone a moment later
+		err := w.client.Tail(again, nil, func(Message) error { end(); return nil })
+		if r, ok := errors.AsType[*RefusedError](err); !ok || r.Status != http.StatusTooManyRequests {
+			break
+		}
+	}
+	if !errors.Is(again.Err(), context.Canceled) {
+		t.Errorf("no tail opens after the others have ended: %v", again.Err())
 	}
 }
