@@ -97,7 +97,7 @@ type Server struct {
 	ReadTimeout       time.Duration  `yaml:"read_timeout" doc:"Longest time for a whole request to arrive, header included."`
 	WriteTimeout      time.Duration  `yaml:"write_timeout" doc:"Longest time from the end of a request's header to the end of its answer. It covers the synced write to the journal."`
 	IdleTimeout       time.Duration  `yaml:"idle_timeout" doc:"How long a connection is kept open for the sender's next request."`
-	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once. One more makes the one that has been idle the longest close; while none is idle, it waits."`
+	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once. One more makes the one that has been idle the longest close; while none is idle, it waits. Lowered at start where the limit of open files leaves fewer beside the journal, the brokers and the admin port; a log line says so."`
 	MaxInFlight       int            `yaml:"max_in_flight" doc:"Most verified requests under way at once; above it they are answered 503. Half of them is for whoever comes first, the other half is divided among the sources, so that none shuts another out."`
 	MaxBufferedBytes  Size           `yaml:"max_buffered_bytes" doc:"Most memory that the bodies of all requests take at once, divided as max_in_flight is; above it requests are answered 503. At least twice max_body_bytes."`
 	ShutdownDelay     time.Duration  `yaml:"shutdown_delay" doc:"How long webhooks are still taken after the process was asked to end and /readyz says so, for load balancers to notice. At most half of shutdown_timeout, of which it is a part."`

@@ -156,8 +156,10 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	a.gaps.exchange(apis, a.understand)
 
 	// 1: the ingress.
+	server := p.Config.Server
+	server.MaxConnections = maxConnections(server.MaxConnections, log.Named("ingress"))
 	a.ingress, err = ingress.New(ingress.Options{
-		Config: p.Config.Server, Routes: routes, Journal: a.journal,
+		Config: server, Routes: routes, Journal: a.journal,
 		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Traces: traces, Now: now, Doubt: a.doubt,
 	})
 	if err != nil {
