@@ -23,7 +23,7 @@ import (
 const identityConfig = `
 server: {listen: "${INGRESS}"}
 admin: {listen: "${ADMIN}"}
-journal: {dir: %q, min_free_bytes: 0}
+journal: {dir: %[1]q, min_free_bytes: 0}
 sources:
   - {name: digest, type: webhook, paths: [/digest], event: {type: "'t'"}, auth: none}
   - {name: number, type: webhook, paths: [/number], event: {type: "'t'", id: string(body.n)}, auth: none}
@@ -31,8 +31,9 @@ sources:
   - {name: split, type: webhook, paths: [/split], split: body, event: {type: "'t'"}, auth: none}
   - {name: upload-post, type: uploadpost, paths: [/upload-post], auth: none}
 sinks:
-  - {name: nats, type: nats, url: %q, subject: events.x, stream: EVENTS, start: earliest}
-  - {name: kafka, type: kafka, brokers: [%q], topic: %q, start: earliest}
+  - {name: nats, type: nats, url: %[2]q, subject: events.x, stream: EVENTS, start: earliest}
+  - {name: again, type: nats, url: %[2]q, subject: again.x, stream: EVENTS, start: earliest}
+  - {name: kafka, type: kafka, brokers: [%[3]q], topic: %[4]q, start: earliest}
 `
 
 // TestDifferentPayloadsAreDelivered: of random pairs of payloads that differ, by as
@@ -41,7 +42,7 @@ sinks:
 func TestDifferentPayloadsAreDelivered(t *testing.T) {
 	broker, kafka := natstest.Start(t), kafkatest.Start(t)
 	js := broker.Connect(t)
-	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>"}, Duplicates: time.Hour}); err != nil {
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>", "again.>"}, Duplicates: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
 	topic := fmt.Sprintf("identity-%d", time.Now().UnixNano())
@@ -87,18 +88,25 @@ func TestDifferentPayloadsAreDelivered(t *testing.T) {
 		}
 		return n
 	}
-	var inNATS, inKafka map[string]int
+	var inNATS, again, inKafka map[string]int // again: two sinks share the stream
 	eventually(t, "everything is in the stream", func() bool {
-		inNATS = map[string]int{}
-		broker.Each(t, js, "EVENTS", func(m *nats.Msg, _ time.Time) { inNATS[string(m.Data)]++ })
-		return count(inNATS) >= total || r.metric(t, `postwire_sink_lag_events{sink="nats"}`) == "0"
+		inNATS, again = map[string]int{}, map[string]int{}
+		broker.Each(t, js, "EVENTS", func(m *nats.Msg, _ time.Time) {
+			if strings.HasPrefix(m.Subject, "again.") {
+				again[string(m.Data)]++
+				return
+			}
+			inNATS[string(m.Data)]++
+		})
+		done := func(sink string) bool { return r.metric(t, `postwire_sink_lag_events{sink="`+sink+`"}`) == "0" }
+		return count(inNATS) >= total && count(again) >= total || done("nats") && done("again")
 	})
 	eventually(t, "everything is in the topic", func() bool {
 		inKafka = map[string]int{}
 		kafka.Each(t, topic, func(m kafkago.Message) { inKafka[string(m.Value)]++ })
 		return count(inKafka) >= total
 	})
-	for name, delivered := range map[string]map[string]int{"JetStream": inNATS, "Kafka": inKafka} {
+	for name, delivered := range map[string]map[string]int{"JetStream": inNATS, "JetStream, by another sink of the stream": again, "Kafka": inKafka} {
 		if !maps.Equal(stored, delivered) {
 			t.Errorf("%s (-stored +delivered):\n%s", name, cmp.Diff(stored, delivered))
 		}

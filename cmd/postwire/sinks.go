@@ -40,10 +40,11 @@ func sinkAdoptCommand(a *adminFlags) *cobra.Command {
 		Short: "Deliver the pending events of a sink that is no longer configured to another sink",
 		Long: `Deliver the events that were pending for a sink when it was removed from the
 configuration, or renamed, to a configured sink, and delete the cursor of the old
-one. The running relay sends the events that it accepted before the configured
-sink existed, as a replay that survives a restart ('postwire replay --list'); later
-events reach the configured sink anyway. 'postwire status' lists sinks that are no
-longer configured.`,
+one. The running relay sends them as a replay that survives a restart ('postwire
+replay --list'). Events that the configured sink got before are sent again, since
+the filter of the old sink is not known any more. Events that the filter of the
+configured sink does not match are discarded. Dead letters of the old sink stay.
+'postwire status' lists sinks that are no longer configured.`,
 		Example: "  postwire sinks adopt kafka-old --as kafka",
 		Args:    cobra.ExactArgs(1),
 		RunE: asking(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
@@ -60,7 +61,11 @@ longer configured.`,
 			if out == "json" {
 				return printJSON(cmd.OutOrStdout(), re)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "sink %s adopts %d events of %s, as replay %s\n", oneLine(re.Sink), re.Total, oneLine(args[0]), re.ID)
+			text := fmt.Sprintf("sink %s adopts %d events of %s, as replay %s", oneLine(re.Sink), re.Total, oneLine(args[0]), re.ID)
+			if re.Skipped > 0 {
+				text += fmt.Sprintf("; discards %d events that its filter does not match", re.Skipped)
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), text)
 			return err
 		}),
 	}

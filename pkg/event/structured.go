@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"mime"
 	"strings"
@@ -22,7 +23,8 @@ func IsJSON(contentType string) bool {
 	}
 	media, _, err := mime.ParseMediaType(contentType)
 	_, subtype, _ := strings.Cut(media, "/")
-	return err == nil && (subtype == "json" || strings.HasSuffix(subtype, "+json"))
+	// A media type is one whatever becomes of its parameters.
+	return (err == nil || errors.Is(err, mime.ErrInvalidMediaParameter)) && (subtype == "json" || strings.HasSuffix(subtype, "+json"))
 }
 
 // MaxDepth is how deep JSON may nest: as deep as the strictest common readers

@@ -31,9 +31,9 @@ func (s *Server) remote(peer netip.Addr, hr *http.Request) netip.Addr {
 		return peer
 	}
 	list, elements := hr.Header.Values(forwardedFor), hr.Header.Values(forwarded)
-	byList := s.walk(peer, splitQuoted(strings.Join(list, ","), ','))
+	byList := s.walk(peer, items(list))
 	var hops []string
-	for _, element := range splitQuoted(strings.Join(elements, ","), ',') {
+	for _, element := range items(elements) {
 		hop, ok := parameters(element)["for"]
 		if !ok {
 			hop = "unknown"
@@ -108,9 +108,23 @@ func isPort(text string) bool {
 	return err == nil
 }
 
+// items returns the items of a header that is a list, from all of its lines; none
+// where a line cannot be read. A quote ends in its line: one that a stranger opens
+// would swallow what a proxy appends.
+func items(lines []string) (all []string) {
+	for _, line := range lines {
+		some, ok := splitQuoted(line, ',')
+		if !ok {
+			return nil
+		}
+		all = append(all, some...)
+	}
+	return all
+}
+
 // splitQuoted splits a list at a separator that does not stand in quotes, and
-// leaves out what is empty.
-func splitQuoted(text string, separator byte) (items []string) {
+// leaves out what is empty. It reports false where a quote is not closed.
+func splitQuoted(text string, separator byte) (items []string, ok bool) {
 	quoted, from := false, 0
 	add := func(item string) {
 		if item = strings.TrimSpace(item); item != "" {
@@ -129,14 +143,16 @@ func splitQuoted(text string, separator byte) (items []string) {
 		}
 	}
 	add(text[from:])
-	return items
+	return items, !quoted
 }
 
 // parameters reads one element of Forwarded, by names in lower case. A name that
-// is written twice has no value: two readers might take different ones.
+// is written twice has no value: two readers might take different ones. An element
+// with a value that is neither a token nor one quoted string has no parameters.
 func parameters(element string) map[string]string {
 	all, seen := map[string]string{}, map[string]bool{}
-	for _, pair := range splitQuoted(element, ';') {
+	pairs, _ := splitQuoted(element, ';') // items has seen that quotes are closed
+	for _, pair := range pairs {
 		name, value, ok := strings.Cut(pair, "=")
 		name = strings.ToLower(strings.TrimSpace(name))
 		if !ok || seen[name] {
@@ -145,25 +161,36 @@ func parameters(element string) map[string]string {
 			continue
 		}
 		seen[name] = true
-		all[name] = unquote(strings.TrimSpace(value))
+		if all[name], ok = unquote(strings.TrimSpace(value)); !ok {
+			return nil
+		}
 	}
 	return all
 }
 
-// unquote returns what a quoted string means.
-func unquote(text string) string {
+// unquote returns what a token or a quoted string means, and whether the text is
+// one of the two.
+func unquote(text string) (string, bool) {
+	if !strings.Contains(text, `"`) {
+		return text, true
+	}
 	n := len(text)
 	if n < 2 || text[0] != '"' || text[n-1] != '"' {
-		return text
+		return "", false
 	}
 	var b strings.Builder
 	for i := 1; i < n-1; i++ {
-		if text[i] == '\\' && i+1 < n-1 {
+		switch {
+		case text[i] == '"':
+			return "", false
+		case text[i] == '\\' && i+1 == n-1: // the last quote is escaped
+			return "", false
+		case text[i] == '\\':
 			i++
 		}
 		b.WriteByte(text[i])
 	}
-	return b.String()
+	return b.String(), true
 }
 
 // origin is the scheme and the host that the sender used: of the connection,
@@ -179,7 +206,7 @@ func (s *Server) origin(peer netip.Addr, hr *http.Request) (scheme, host string)
 	}
 	proto, name := last(hr.Header[forwardedProto]), last(hr.Header[forwardedHost])
 	if len(hr.Header[forwardedFor])+len(hr.Header[forwardedProto])+len(hr.Header[forwardedHost]) == 0 {
-		if elements := splitQuoted(strings.Join(hr.Header[forwarded], ","), ','); len(elements) > 0 {
+		if elements := items(hr.Header[forwarded]); len(elements) > 0 {
 			said := parameters(elements[len(elements)-1])
 			proto, name = said["proto"], said["host"]
 		}

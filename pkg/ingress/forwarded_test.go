@@ -68,6 +68,15 @@ func TestRemote(t *testing.T) {
 		{"Forwarded with for twice", "10.1.1.1", nil, []string{"for=203.0.113.7;for=198.51.100.9"}, unknown},
 		{"Forwarded with a quote that does not close", "10.1.1.1", nil, []string{`for="203.0.113.7, for=198.51.100.9`}, unknown},
 		{"Forwarded that is empty", "10.1.1.1", nil, []string{""}, unknown},
+		// A stranger opens a quote that would swallow what the proxy appends.
+		{"Forwarded with a quote across lines", "10.1.1.1", nil, []string{`for=1.2.3.4;x="`, `for="[2001:db8::1]"`}, unknown},
+		{"Forwarded with a quote across elements", "10.1.1.1", nil, []string{`for=1.2.3.4;x=", for="203.0.113.9:4711"`}, unknown},
+		{"Forwarded with an escaped quote across elements", "10.1.1.1", nil, []string{`for=1.2.3.4;x="\", for="203.0.113.9:4711"`}, unknown},
+		{"Forwarded with two quotes across elements", "10.1.1.1", nil, []string{`for=1.2.3.4;x="", for="203.0.113.9:4711"`}, "203.0.113.9"},
+		{"Forwarded with text behind a quote", "10.1.1.1", nil, []string{`for=1.2.3.4;x="a"b"c"`}, unknown},
+		{"Forwarded with an escape at the end", "10.1.1.1", nil, []string{`for=1.2.3.4;x="a\"`}, unknown},
+		{"a list with a quote across items", "10.1.1.1", []string{`1.2.3.4, ", 203.0.113.9`}, nil, unknown},
+		{"a list with a quote across lines", "10.1.1.1", []string{`1.2.3.4, "`, `203.0.113.9, "`}, nil, unknown},
 
 		{"both, and they agree", "10.1.1.1", []string{"203.0.113.7, 10.2.2.2"}, []string{"for=203.0.113.7"}, "203.0.113.7"},
 		{"both, and the stranger wrote one of them", "10.1.1.1", []string{"203.0.113.7"}, []string{"for=198.51.100.9"}, unknown},
@@ -127,7 +136,7 @@ func FuzzRemote(f *testing.F) {
 
 // containsPeer reports whether a text names the proxy itself.
 func containsPeer(text string) bool {
-	for _, item := range splitQuoted(text, ',') {
+	for _, item := range items([]string{text}) {
 		if parseHop(item) == netip.MustParseAddr("10.1.1.1") || parseHop(parameters(item)["for"]) == netip.MustParseAddr("10.1.1.1") {
 			return true
 		}

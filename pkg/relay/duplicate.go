@@ -11,10 +11,12 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// messageID names a stored event to brokers that drop repeated messages. Journal
-// and place would do, were no journal ever copied or restored from a backup: then
-// places are given again, and the time of acceptance tells the events apart. A
-// replay is meant to repeat, so it has IDs of its own.
+// messageID names the delivery of a stored event to a sink, for brokers that drop
+// repeated messages. The sink is part of the ID because several sinks may publish
+// to one stream, and the event is due to each. Journal and sequence would do, were
+// no journal ever copied or restored from a backup: then sequences are given again,
+// and the time of acceptance tells the events apart. A replay is meant to repeat,
+// so a replay has IDs of its own.
 func (o *outlet) messageID(r journal.Record) string {
 	var b strings.Builder
 	b.WriteString(o.journal())
@@ -22,6 +24,8 @@ func (o *outlet) messageID(r journal.Record) string {
 	b.WriteString(strconv.FormatUint(uint64(r.Seq), 10))
 	b.WriteByte('/')
 	b.WriteString(strconv.FormatInt(r.Accepted.UnixNano(), 36))
+	b.WriteByte('/')
+	b.WriteString(o.env.Name)
 	if o.replay != "" {
 		b.WriteByte('/')
 		b.WriteString(o.replay)

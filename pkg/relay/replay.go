@@ -57,6 +57,7 @@ type Replay struct {
 	Total   int         `json:"total" doc:"Events of the range that are to be sent."`
 	Sent    int         `json:"sent" doc:"Events that the broker acknowledged."`
 	Refused int         `json:"refused" doc:"Events that the broker refused for good."`
+	Skipped int         `json:"skipped" doc:"Events of the range that a filter does not match, or that are for another sink; they are not sent."`
 	Expired int         `json:"expired" doc:"Events that were to be sent and had passed their retention by then; known when the replay is done."`
 	Error   string      `json:"error,omitempty" doc:"What the broker said last, or why the replay failed."`
 	Created time.Time   `json:"created"`
@@ -217,6 +218,9 @@ func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, filter.Fi
 		out.ways.Store(&way{open, p.ways.Load().redact})
 	}
 	out.env.Log = p.log.With(zap.String("replay", id))
+	if spec.Adopts != "" {
+		out.replay = "" // the sink was never to get the event twice
+	}
 	return out, p, selects, nil
 }
 
@@ -268,6 +272,8 @@ func (r *Relay) count(ctx context.Context, re *Replay, p *Pump, selects filter.F
 			re.Last = record.Seq
 			if re.sends(p, selects, record) {
 				re.Total++
+			} else {
+				re.Skipped++
 			}
 		}
 	}

@@ -27,6 +27,8 @@ type UnconfiguredSink struct {
 
 // unconfigured is what the relay last read of sinks that are not configured.
 type unconfigured struct {
+	reading sync.Mutex // held while the cursors are read, so that an older list replaces no newer one
+
 	mu     sync.Mutex
 	sinks  []UnconfiguredSink
 	logged map[string]bool // those whose pending events the log has named
@@ -35,8 +37,9 @@ type unconfigured struct {
 // removal is the note that a sink was found unconfigured. Events accepted later
 // were never meant for the sink.
 type removal struct {
-	Events uint64    `json:"events"` // that were pending
-	Since  time.Time `json:"since"`
+	Events uint64      `json:"events"` // that were pending
+	Last   journal.Seq `json:"last"`   // the newest stored event
+	Since  time.Time   `json:"since"`
 }
 
 const removalPrefix = "removed/"
@@ -60,7 +63,7 @@ func (r *Relay) removals(ctx context.Context) (map[string]removal, error) {
 // noteRemoval keeps how many events were pending for a sink that is found
 // unconfigured for the first time.
 func (r *Relay) noteRemoval(ctx context.Context, c journal.Position) (removal, error) {
-	note := removal{Events: c.Behind, Since: r.opts.Now().UTC()}
+	note := removal{Events: c.Behind, Last: r.opts.Journal.Last(), Since: r.opts.Now().UTC()}
 	value, err := json.Marshal(note)
 	if err == nil {
 		err = r.opts.Journal.Note(ctx, removalPrefix+c.Name, value)
@@ -93,6 +96,8 @@ func (r *Relay) watchUnconfigured(ctx context.Context) {
 // readUnconfigured lists the cursors of sinks that are not configured, sets the
 // metric, and logs each sink with pending events once.
 func (r *Relay) readUnconfigured(ctx context.Context) error {
+	r.unconfigured.reading.Lock()
+	defer r.unconfigured.reading.Unlock()
 	cursors, err := r.opts.Journal.Cursors(ctx)
 	if err != nil {
 		return err
@@ -133,6 +138,10 @@ func (r *Relay) readUnconfigured(ctx context.Context) error {
 		r.opts.Metrics.unconfigured.WithLabelValues(p.name).Set(0)
 	}
 	for _, s := range all {
+		if s.Replay != "" { // another sink adopts the events
+			r.opts.Metrics.unconfigured.WithLabelValues(s.Sink).Set(0)
+			continue
+		}
 		r.opts.Metrics.unconfigured.WithLabelValues(s.Sink).Set(float64(s.LagEvents))
 		if s.LagEvents > 0 && !r.unconfigured.logged[s.Sink] {
 			r.unconfigured.logged[s.Sink] = true
@@ -178,12 +187,14 @@ func (r *Relay) orphan(ctx context.Context, sink string) (journal.Position, erro
 }
 
 // AdoptSink delivers to a configured sink the events that were pending for an
-// unconfigured one, and then deletes the cursor of the unconfigured sink. A
-// replay does it, which outlives the process: the events are sent that were
-// accepted before the configured sink existed, since that sink gets later ones
-// anyway. An event that the sink refuses permanently becomes a dead letter of
-// the configured sink. Where no event is pending the cursor is deleted at once,
-// and the replay is done.
+// unconfigured one when that was removed, and then deletes the cursor of the
+// unconfigured sink. A replay does it, which outlives the process. Events that are
+// still pending for the configured sink are left to it. Events that the
+// configured sink got before are sent again, with the same message ID: what the
+// filter of the removed sink selected, and what the configured sink passed over by
+// an earlier filter, cannot be known. Events that the filter of the configured
+// sink does not match are discarded; Replay.Skipped counts them. An event that the
+// sink refuses permanently becomes a dead letter of the configured sink.
 func (r *Relay) AdoptSink(ctx context.Context, from, as string, rate int) (Replay, error) {
 	p, err := r.pump(as)
 	if err != nil {
@@ -195,7 +206,15 @@ func (r *Relay) AdoptSink(ctx context.Context, from, as string, rate int) (Repla
 	}
 	now := r.opts.Now().UTC()
 	spec := ReplaySpec{Sink: as, Adopts: from, From: now, To: now, Rate: rate, Keys: map[string]string{}}
-	re, err := r.startReplay(ctx, spec, position.Committed+1, p.cursor.Began())
+	removals, err := r.removals(ctx)
+	if err != nil {
+		return Replay{}, err
+	}
+	last := r.opts.Journal.Last()
+	if note, known := removals[from]; known {
+		last = note.Last
+	}
+	re, err := r.startReplay(ctx, spec, position.Committed+1, min(last, p.cursor.Committed()))
 	if err != nil {
 		return re, err
 	}
@@ -225,6 +244,10 @@ func (r *Relay) DeleteSink(ctx context.Context, sink string) (discarded uint64, 
 // adopted ends the adoption of a sink whose events a replay has sent.
 func (r *Relay) adopted(ctx context.Context, spec ReplaySpec) error {
 	if spec.Adopts == "" {
+		return nil
+	}
+	if r.Has(spec.Adopts) == nil { // the sink came back meanwhile, and has its own pump
+		r.opts.Log.Warn("sink is in the configuration again, so that two sinks got its pending events", zap.String("sink", spec.Adopts), zap.String("adopted_by", spec.Sink))
 		return nil
 	}
 	if err := r.opts.Journal.Forget(ctx, spec.Adopts); err != nil && !errors.Is(err, journal.ErrNotFound) {

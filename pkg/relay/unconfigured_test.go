@@ -170,3 +170,74 @@ func TestAReloadListsRemovedSinks(t *testing.T) {
 		t.Errorf("unconfigured are %+v", all)
 	}
 }
+
+// A sink that existed already adopts what its own filter of that time passed over;
+// what its filter does not match now is counted.
+func TestASinkThatExistedAdopts(t *testing.T) {
+	stuck, taker := &broker{whole: func(int) error { return errors.New("away") }}, &broker{}
+	n := 0
+	b := start(t, func(s *sinks.Settings) {
+		if n++; n == 2 {
+			s.Filter = `id == "3"`
+		}
+	}, stuck, taker)
+	b.put(t, "1", "2", "3")
+	eventually(t, "the other sink is at the end", func() bool { return b.committed(1) == 3 })
+	b.opts.Sinks = b.opts.Sinks[1:]
+	b.opts.Sinks[0].Settings.Filter = `id != "2"`
+	b.restart(t)
+	b.put(t, "4")
+	eventually(t, "the other sink goes on", func() bool { return slices.Equal(taker.ids(), []string{"3", "4"}) })
+	re, err := b.relay.AdoptSink(t.Context(), "sink0", "sink1", 1000)
+	if err != nil || re.Total != 2 || re.Skipped != 1 {
+		t.Errorf("AdoptSink = %+v, %v", re, err)
+	}
+	if done := b.replayed(t, re.ID); done.Sent != 2 {
+		t.Errorf("the replay is %+v", done)
+	}
+	if diff := cmp.Diff([]string{"3", "4", "1", "3"}, taker.ids()); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+}
+
+// A sink that was renamed twice leaves to the third name what was pending for the
+// first, and not what the second got.
+func TestOnlyWhatWasPendingIsAdopted(t *testing.T) {
+	second, third := &broker{}, &broker{}
+	b := renamed(t, second)
+	b.opts.Sinks = []sinks.Configured{{Name: "third", Settings: b.opts.Sinks[0].Settings, Open: third.open}}
+	b.restart(t)
+	re, err := b.relay.AdoptSink(t.Context(), "sink0", "third", 1000)
+	if err != nil || re.Total != 3 {
+		t.Fatalf("AdoptSink = %+v, %v", re, err)
+	}
+	b.replayed(t, re.ID)
+	if diff := cmp.Diff([]string{"1", "2", "3"}, third.ids()); diff != "" {
+		t.Errorf("delivered (-want +got):\n%s", diff)
+	}
+}
+
+// A sink that comes back while its events are adopted gets them, too, and keeps
+// its cursor.
+func TestASinkComesBackWhileItIsAdopted(t *testing.T) {
+	taker := &broker{}
+	b := renamed(t, taker)
+	taker.mu.Lock()
+	taker.whole = func(int) error { return errors.New("away") }
+	taker.mu.Unlock()
+	re, err := b.relay.AdoptSink(t.Context(), "sink0", "other", 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := &broker{}
+	if err := b.relay.Exchange(t.Context(), append([]sinks.Configured{{Name: "sink0", Settings: b.opts.Sinks[0].Settings, Open: back.open}}, b.opts.Sinks...)); err != nil {
+		t.Fatal(err)
+	}
+	taker.mu.Lock()
+	taker.whole = nil
+	taker.mu.Unlock()
+	if done := b.replayed(t, re.ID); done.State != ReplayDone || done.Sent != 3 {
+		t.Errorf("the replay is %+v", done)
+	}
+	eventually(t, "the sink that came back has its events", func() bool { return len(back.ids()) == 4 })
+}

@@ -38,7 +38,10 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 			return nil, err
 		}
 		read, err = readBinary(r.Header, contentType, r.Body)
-		if s.proof.Signs != nil && len(r.Body) > 0 {
+		if signs := s.proof.Signs; signs != nil {
+			if len(r.Body) == 0 && len(signs.Headers) == 0 {
+				return nil, malformed("", errors.New("is empty, and auth.signature covers no header, so that the signature proves nothing of the event"))
+			}
 			signed = append([]string{"signed", jsonbody.Digest(r.Body)}, s.proof.Signed(r)...)
 		}
 	} else {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 
 	ceevent "github.com/cloudevents/sdk-go/v2/event"
@@ -36,7 +37,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 		}
 	}
 	if !s.mapping.split {
-		e, err := s.event(in, body, r)
+		e, err := s.event(in, body, r, s.signedKey(body, r, 0))
 		if err != nil {
 			return nil, err
 		}
@@ -60,7 +61,7 @@ func (s *Source) events(in *scope, body []byte, r *source.Request) ([]event.Even
 		if err := in.see(varBody, element); err != nil {
 			return nil, err
 		}
-		if events[i], err = s.event(in, element, r); err != nil {
+		if events[i], err = s.event(in, element, r, s.signedKey(body, r, i)); err != nil {
 			if bad, ok := errors.AsType[*source.MalformedError](err); ok {
 				return nil, malformed(bad.Field, fmt.Errorf("in element [%d]: %w", i, bad.Err))
 			}
@@ -70,8 +71,20 @@ func (s *Source) events(in *scope, body []byte, r *source.Request) ([]event.Even
 	return events, nil
 }
 
-// event makes the event of one piece of JSON.
-func (s *Source) event(in *scope, data []byte, r *source.Request) (event.Event, error) {
+// signedKey returns the identity key of the event at an index of a verified body,
+// where something else that identifies the event is not covered by the signature;
+// otherwise nil. It is made of the whole body: elements that are alike are events
+// of their own if the rest of the bodies differs.
+func (s *Source) signedKey(body []byte, r *source.Request, index int) []event.Key {
+	if !s.digest {
+		return nil
+	}
+	parts := append([]string{"signed", jsonbody.Digest(body), strconv.Itoa(index)}, s.proof.Signed(r)...)
+	return []event.Key{event.NewKey(s.env.Name, parts...)}
+}
+
+// event makes the event of one piece of JSON, with further identity keys.
+func (s *Source) event(in *scope, data []byte, r *source.Request, further []event.Key) (event.Event, error) {
 	m := s.mapping
 	typ, err := m.typ.neededText(in)
 	if err != nil {
@@ -127,10 +140,7 @@ func (s *Source) event(in *scope, data []byte, r *source.Request) (event.Event, 
 	if err != nil {
 		return event.Event{}, err
 	}
-	if s.digest {
-		keys = append(keys, event.NewKey(s.env.Name, append([]string{"signed", jsonbody.Digest(data)}, s.proof.Signed(r)...)...))
-	}
-	return event.Event{CloudEvent: ceevent.Event{Context: ce, DataEncoded: data}, Keys: keys}, nil
+	return event.Event{CloudEvent: ceevent.Event{Context: ce, DataEncoded: data}, Keys: append(keys, further...)}, nil
 }
 
 // ambiguous reports whether an expression came to a value that readers understand
