@@ -27,6 +27,10 @@ func TestClassification(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := &Sink{route: sinks.Route{Template: topic, Safe: safeTopic}}
+			if got := sinktest.Outcomes(s.classify("t", kafka.TopicAuthorizationFailed), 1)[0]; got != "again" {
+				t.Errorf("a forbidden topic before a record was taken: %q", got)
+			}
+			s.accepted.Store(true)
 			want := "again"
 			for _, table := range []map[kafka.Error]string{static, own} {
 				if reason, ok := table[code]; ok {

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -81,6 +82,10 @@ type Sink struct {
 	turn  int        // whose turn it is among the partitions, for events without a key
 	stale bool       // the last attempt failed
 	fresh bool       // the client's picture is from this attempt
+
+	// accepted says that the brokers took a record: only then is a topic that they
+	// forbid no question of the credentials as a whole.
+	accepted atomic.Bool
 }
 
 func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
@@ -342,6 +347,7 @@ func (s *Sink) produce(ctx context.Context, to target, records []record, indexes
 	if err != nil {
 		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, err)
 	}
+	s.accepted.Store(true)
 	return nil
 }
 
@@ -367,7 +373,7 @@ func (s *Sink) classify(topic string, err error) error {
 	switch {
 	case errors.Is(err, kafka.InvalidTopic) && !s.route.Template.Static():
 		return sinks.Permanent(sinks.ReasonInvalid, err)
-	case errors.Is(err, kafka.TopicAuthorizationFailed) && !s.route.Template.Static():
+	case errors.Is(err, kafka.TopicAuthorizationFailed) && !s.route.Template.Static() && s.accepted.Load():
 		return sinks.Permanent(sinks.ReasonUnauthorized, err)
 	case errors.Is(err, kafka.InvalidTimestamp): // the relay's, not the event's
 		return fmt.Errorf("%w: compare the clocks of this machine and the broker, and message.timestamp.after.max.ms of topic %s", err, topic)

@@ -435,6 +435,10 @@ func TestBrokerErrors(t *testing.T) {
 				block = fmt.Sprintf(`topic: "%s-{platform}"`, name)
 			}
 			s := b.open(t, block)
+			// Until the brokers have taken a record, what they forbid may be the credentials.
+			if err := s.Deliver(t.Context(), []event.Event{numbered("0", "k")}); err != nil {
+				t.Fatal(err)
+			}
 			b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: tt.err})
 			events := []event.Event{numbered("1", "k")}
 			err := s.Deliver(t.Context(), events)

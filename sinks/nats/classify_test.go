@@ -7,7 +7,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/postwire/postwire/sinks"
 	"github.com/postwire/postwire/sinks/sinktest"
 )
 
@@ -43,7 +42,9 @@ func TestClassification(t *testing.T) {
 	for _, tt := range tests {
 		for subject, want := range map[string]string{"events.all": tt.static, "events.{platform}": tt.templated} {
 			c := Config{Subject: subject, Stream: "S"}
-			d := &delivery{session: &session{conn: &nats.Conn{}}, sink: &Sink{config: c, route: c.Route()}, taken: func() ([]string, error) {
+			ses := &session{conn: &nats.Conn{}}
+			ses.accepted.Store(true)
+			d := &delivery{session: ses, sink: &Sink{config: c, route: c.Route()}, taken: func() ([]string, error) {
 				if tt.subjects == nil {
 					return nil, lookup
 				}
@@ -52,8 +53,10 @@ func TestClassification(t *testing.T) {
 			if got := sinktest.Outcomes(d.classify("events.all", tt.err), 1)[0]; got != want {
 				t.Errorf("%s, subject %s: %q, want %q", tt.name, subject, got, want)
 			}
-			if _, permanent := sinks.IsPermanent(d.classify("events.all", tt.err)); permanent && want == "again" {
-				t.Errorf("%s: the error is permanent", tt.name)
+			if ses.accepted.Store(false); tt.err == errDenied { //nolint:errorlint // it is the value itself
+				if got := sinktest.Outcomes(d.classify("events.all", tt.err), 1)[0]; got != "again" {
+					t.Errorf("%s before a message was taken, subject %s: %q", tt.name, subject, got)
+				}
 			}
 		}
 	}

@@ -140,6 +140,8 @@ func (f *flight) settle(a ack) (behind []int, err error) {
 	delete(f.flying, a.msg)
 	if a.err != nil {
 		a.err = f.classify(a.msg.Subject, a.err)
+	} else {
+		f.accepted.Store(true)
 	}
 	if a.duplicate && f.sink.env.Duplicate != nil {
 		f.sink.env.Duplicate(f.batch[line[0]])

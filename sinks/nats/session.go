@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -27,6 +28,10 @@ type session struct {
 	denied *denials
 	ended  chan struct{} // closed when the connection is closed for good
 	end    context.CancelFunc
+
+	// accepted says that the server took a message of this connection: only then is
+	// a subject that it forbids no question of the credentials as a whole.
+	accepted atomic.Bool
 }
 
 func (s *session) close() {

@@ -200,7 +200,7 @@ func (d *delivery) classify(subject string, err error) error {
 		return sinks.Permanent(sinks.ReasonTooLarge, err)
 	case errors.Is(err, nats.ErrBadSubject) && !d.sink.route.Template.Static():
 		return sinks.Permanent(sinks.ReasonInvalid, err)
-	case errors.Is(err, errDenied) && !d.sink.route.Template.Static():
+	case errors.Is(err, errDenied) && !d.sink.route.Template.Static() && d.accepted.Load():
 		return sinks.Permanent(sinks.ReasonUnauthorized, err)
 	case errors.Is(err, jetstream.ErrNoStreamResponse), api != nil && api.ErrorCode == codeOtherStream:
 		return d.refused(subject, err)
@@ -246,13 +246,26 @@ func (d *delivery) core(ctx context.Context, batch []event.Event) error {
 		if err := d.denied.handled(flush, err); err != nil {
 			return fmt.Errorf("waiting for the server's refusals: %w", err)
 		}
-		for i, e := range batch {
+		forbidden := func(i int) bool {
 			select {
 			case <-denied[i]: // nil, and so never ready, where nothing was published
-				errs[i] = d.classify(d.sink.route.Template.Expand(e, safeToken), errDenied)
+				return true
 			default:
+				return false
 			}
 		}
+		for i := range batch {
+			if denied[i] != nil && !forbidden(i) {
+				d.accepted.Store(true)
+			}
+		}
+		for i, e := range batch {
+			if forbidden(i) {
+				errs[i] = d.classify(d.sink.route.Template.Expand(e, safeToken), errDenied)
+			}
+		}
+	} else if len(batch) > 0 {
+		d.accepted.Store(true)
 	}
 	return sinks.Outcome(errs)
 }
