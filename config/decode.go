@@ -276,6 +276,11 @@ func (d *decoder) plain(n *yaml.Node, key string, v reflect.Value, f field) {
 	}
 }
 
+// isWord reports whether a text looks like a key: letters, underscores and dashes.
+func isWord(text string) bool {
+	return len(text) <= 32 && strings.Trim(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-") == ""
+}
+
 // stray notes what stands around a secret and cannot be meant to be part of it.
 func (d *decoder) stray(n *yaml.Node, key, text string) {
 	e := d.doc.expanded[n]
@@ -364,9 +369,13 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 		}
 		s := named[k.Value]
 		switch {
-		case s == nil && isNull(deref(item)) && spelling.Nearest(k.Value, known) == "" && d.doc.private.hides(n):
-			// In {TOKEN} the secret itself is the key.
-			d.wrong(k, key, "holds a value where a key is wanted", suggest("", known, "keys here"))
+		case s == nil && d.doc.private.hides(n) && (!isWord(k.Value) || spelling.Nearest(k.Value, known) == ""):
+			// In {TOKEN}, {bearer TOKEN} and {TOKEN: x} the secret is part of the key.
+			what := "has an unknown key, which is not shown because it may be a secret"
+			if isNull(deref(item)) {
+				what = "holds a value where a key is wanted"
+			}
+			d.wrong(k, key, what, suggest("", known, "keys here"))
 		case s == nil:
 			d.wrong(k, join(key, k.Value), "unknown key", suggest(k.Value, known, "keys here"))
 		case s.at == nil: // a second one is reported already

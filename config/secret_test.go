@@ -108,7 +108,7 @@ func TestLineBreakAtTheEndOfAFile(t *testing.T) {
 func TestSlipsDoNotShowSecrets(t *testing.T) {
 	const secret = "T0psecret-of-mine"
 	for _, slip := range []string{
-		"admin: %s", "admin: [%s]", "admin: {listen: %s}", "admin: {token: [%s]}", "admin: {token: {%s}}", "admin: {%s}", "admin: {token: !%s x}", "admin: {token: *%s}",
+		"admin: %s", "admin: [%s]", "admin: {listen: %s}", "admin: {token: [%s]}", "admin: {token: {%s}}", "admin: {%s}", "admin: {token: !%s x}", "admin: {token %s}", "admin: {%s: x}", "admin: {token: {%s: x}}", "admin: {token-%s: x}", "admin: {token: *%s}",
 		"telemetry: {traces: %s}", "telemetry: {traces: {headers: %s}}", "telemetry: {traces: {headers: [%s]}}", "telemetry: {traces: {protocol: %s}}", "telemetry: {traces: {sample_ratio: %s}}",
 		"telemetry: {traces: {headers: {'Bearer %s': x}}}", "telemetry: {traces: {endpoint: 'https://%s@host:4318'}}", "telemetry: {traces: {endpoint: '%s'}}",
 		"journal: {jetstream: %s}", "journal: {jetstream: {replicas: %s}}", "journal: {jetstream: {url: %s, stream: '%s x'}}", "journal: {jetstream: {tls: %s}}",

@@ -119,9 +119,22 @@ func (a *API) scrubbed(_ huma.Context, _ string, body any) (any, error) {
 	clean.Detail = a.Scrub.Text(p.Detail)
 	clean.Errors = make([]*huma.ErrorDetail, len(p.Errors))
 	for i, e := range p.Errors {
-		clean.Errors[i] = &huma.ErrorDetail{Message: a.Scrub.Text(e.Message), Location: e.Location, Value: e.Value}
+		clean.Errors[i] = &huma.ErrorDetail{Message: a.Scrub.Text(e.Message), Location: e.Location, Value: a.scrubbedValue(e.Value)}
 	}
 	return &clean, nil
+}
+
+// scrubbedValue is a value of a request that the answer shows: a text without
+// secrets, a number or a truth value. Anything else may hold a secret in its depth,
+// and is left out.
+func (a *API) scrubbedValue(value any) any {
+	switch v := value.(type) {
+	case string:
+		return a.Scrub.Text(v)
+	case bool, int, int64, uint64, float64:
+		return v
+	}
+	return nil
 }
 
 func problem(w http.ResponseWriter, status int, detail string) {

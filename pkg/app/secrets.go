@@ -77,12 +77,19 @@ func (s *secrets) exchange(apis map[string]*apis) {
 			delete(s.sources, name)
 		}
 	}
+	var inUse []config.Secret
+	defer func() {
+		if len(inUse) > 0 { // the scrubber forgets them after some configurations otherwise
+			s.scrub.Add(inUse...)
+		}
+	}()
 	for name, api := range apis {
 		switch k := s.sources[name]; {
 		case api.secret == nil:
 		case k != nil:
 			k.mu.Lock()
 			k.api = api.secret
+			inUse = append(inUse, k.last, k.previous)
 			k.mu.Unlock()
 		default:
 			k = &secret{api: api.secret, ask: make(chan struct{}, 1), asking: true, limiter: newAskLimiter()}

@@ -12,7 +12,7 @@ import (
 func TestIsJSON(t *testing.T) {
 	for contentType, want := range map[string]bool{
 		"": true, "application/json": true, "Application/JSON; charset=utf-8": true, "text/json": true, "application/problem+json": true,
-		"application/vnd.github.v3+json": true, "image/x+json": true, "text/plain": false, "application/jsonl": false, "application/xml": false, "x": false, "+json": false,
+		"application/vnd.github.v3+json": true, "image/x+json": true, "application/json; charset": true, "application/json;;": true, "text/plain": false, "application/jsonl": false, "application/xml": false, "x": false, "+json": false,
 	} {
 		if got := IsJSON(contentType); got != want {
 			t.Errorf("IsJSON(%q) = %v", contentType, got)

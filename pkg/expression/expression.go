@@ -174,6 +174,8 @@ func explained(message, variables string, explain func(string) string) (what, hi
 		return what, `times are in RFC 3339, durations such as "90s"`
 	case strings.Contains(what, "'_?_:_'"):
 		return what, "both sides of a choice must be of one type; for nothing, write optional.of(…) and optional.none()"
+	case strings.Contains(what, "does not support field selection"):
+		return what, "an attribute is text and has no fields; the payload is not visible to a filter, map what it needs to an attribute"
 	case strings.HasPrefix(what, "found no matching overload for '!_'"):
 		return what, "put what ! negates into parentheses: !(a == b)"
 	case strings.HasPrefix(what, "found no matching overload for "):

@@ -66,7 +66,12 @@ func (c Config) Validate() error {
 	}
 	for i, addr := range c.Brokers {
 		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
-			p.Add(fmt.Sprintf("brokers[%d]", i), fmt.Sprintf("%q is not host:port", addr), "for example localhost:9092")
+			key := fmt.Sprintf("brokers[%d]", i)
+			if strings.Contains(addr, "@") { // it may be a password
+				p.Add(key, "holds more than host:port", "for example localhost:9092; user and password stand under sasl")
+				continue
+			}
+			p.Add(key, fmt.Sprintf("%q is not host:port", addr), "for example localhost:9092")
 		}
 	}
 	if what, hint := checkTopic(c.Topic); what != "" {

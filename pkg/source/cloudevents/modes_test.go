@@ -53,6 +53,17 @@ func TestASignatureCoversTheAttributes(t *testing.T) {
 	if len(shared) != 3 {
 		t.Errorf("two ids on one signed body have the keys %v, want one that they share", shared)
 	}
+	// Of an event without data such a signature proves nothing, unless it covers a header.
+	empty := &source.Request{Header: binary("3"), Received: received}
+	if _, err := src.Normalize(empty); err == nil || !strings.Contains(err.Error(), "proves nothing of the event") {
+		t.Errorf("an event without data: %v", err)
+	}
+	stamped := &auth.Signature{
+		Header: "X-Signature", Secrets: []config.Secret{"sesame-sesame-sesame"}, Signed: "{id}.{timestamp}.{body}", IDHeader: "X-Id", TimestampHeader: "X-Time",
+	}
+	if _, err := newSource(t, Config{ContentModes: []string{"binary"}, Auth: auth.Auth{Signature: stamped}}, source.Rate{}).Normalize(empty); err != nil {
+		t.Errorf("an event without data, whose ID is signed: %v", err)
+	}
 	if err := (Config{MaxBatch: 1, ContentModes: []string{"binry"}, Auth: auth.Auth{None: true}}).Validate(); err == nil || !strings.Contains(err.Error(), `"binry" is not a mode`) {
 		t.Errorf("Validate = %v", err)
 	}

@@ -53,6 +53,30 @@ func TestUnsignedHeadersForgeNoEvent(t *testing.T) {
 	}
 }
 
+// TestASplitWebhookIsKnownByItsWholeBody: elements that are alike are events of
+// their own where the verified bodies differ, and a captured body is still known.
+func TestASplitWebhookIsKnownByItsWholeBody(t *testing.T) {
+	src := newSource(t, "split: body.events\nevent: {type: body.type, id: 'headers[\"x-delivery\"] + \"/\" + body.type'}\nauth: {signature: {secrets: ["+testSecret+"], header: X-Signature, signed: '{body}'}}\n")
+	send := func(delivery, body string) []event.Event {
+		t.Helper()
+		events, err := src.Normalize(&source.Request{Header: http.Header{"X-Delivery": {delivery}}, Body: []byte(body), Received: received})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return events
+	}
+	first := send("d1", `{"seq":1,"events":[{"type":"ping"},{"type":"ping"}]}`)
+	if share(first[0], send("d2", `{"seq":2,"events":[{"type":"ping"}]}`)[0]) {
+		t.Error("events of different bodies share a key")
+	}
+	again := send("d3", `{"seq":1,"events":[{"type":"ping"},{"type":"ping"}]}`)
+	for i := range first {
+		if !share(first[i], again[i]) {
+			t.Errorf("element %d of a captured body is a new event", i)
+		}
+	}
+}
+
 // TestWhatIsSignedNeedsNoDigest: where the proof covers what identifies an event,
 // equal bodies may be several events.
 func TestWhatIsSignedNeedsNoDigest(t *testing.T) {
