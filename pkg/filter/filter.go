@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"cel.dev/cel-go/cel"
 	celast "cel.dev/cel-go/common/ast"
@@ -37,6 +38,9 @@ type Filter struct {
 	text    string
 	program cel.Program
 	names   []name
+
+	// activations are for use again: each event meets the filter of each sink.
+	activations *sync.Pool
 }
 
 // name is an attribute that the expression uses, and where.
@@ -89,7 +93,7 @@ func Parse(text string) (Filter, error) {
 	if err != nil { // a constant part of the expression has no value
 		return Filter{}, &expression.Error{What: "is not an expression: " + err.Error(), Hint: "correct the part that holds no attribute"}
 	}
-	return Filter{text: text, program: program, names: names}, nil
+	return Filter{text: text, program: program, names: names, activations: &sync.Pool{New: func() any { return new(activation) }}}, nil
 }
 
 // namesIn lists the identifiers of an expression that can be the name of an
@@ -158,7 +162,13 @@ func (f Filter) Matches(e event.Event) (matched bool, err error) {
 			matched, err = false, errors.New("the filter cannot be evaluated: the expression library panicked")
 		}
 	}()
-	out, _, err := f.program.Eval(&activation{e})
+	a, _ := f.activations.Get().(*activation) // New makes no other
+	a.event = e
+	defer func() {
+		*a = activation{} // it must not keep the event
+		f.activations.Put(a)
+	}()
+	out, _, err := f.program.Eval(a)
 	if err != nil {
 		return false, failure(err)
 	}

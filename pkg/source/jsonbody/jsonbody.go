@@ -58,7 +58,8 @@ func unmarshal(body []byte, v json.UnmarshalerFrom, kind byte, name string) erro
 	if err := CheckDepth(body); err != nil {
 		return err
 	}
-	err := json.Unmarshal(body, v, Lenient())
+	// The options of Lenient, each by itself: joined they are allocated for each body.
+	err := json.Unmarshal(body, v, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if first := bytes.TrimLeft(body, " \t\r\n"); err == nil && kind != 0 && first[0] != kind {
 		return malformed(errors.New("is not " + name))
 	}
