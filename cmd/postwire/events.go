@@ -54,15 +54,15 @@ says where to continue.`,
 	}
 	a.register(cmd)
 	f := cmd.Flags()
-	for _, p := range []struct{ name, parameter, doc string }{
-		{"filter", "filter", "CEL expression over the attributes that selects the events"},
-		{"source", "source", "only events of the source with this name"},
-		{"id", "id", "only events whose id contains this text"},
-		{"type", "type", "only events of this type, or of a type that ends in a dot and this text"},
-		{"from", "from", "only events accepted since then: 2h, or 2026-01-31T12:00:00Z"},
-		{"to", "to", "only events accepted before then"},
+	for _, p := range []struct{ name, doc string }{
+		{"filter", "CEL expression over the attributes that selects the events"},
+		{"source", "only events of the source with this name"},
+		{"id", "only events whose id contains this text"},
+		{"type", "only events of this type, or of a type that ends in a dot and this text"},
+		{"from", "only events accepted since then: 2h, or 2026-01-31T12:00:00Z"},
+		{"to", "only events accepted before then"},
 	} {
-		query[p.parameter] = f.String(p.name, "", p.doc)
+		query[p.name] = f.String(p.name, "", p.doc)
 	}
 	f.IntVar(&limit, "limit", 50, "maximum number of events to show, 1 to 200")
 	f.Uint64Var(&before, "before", 0, "only events before this sequence, to continue a search")

@@ -102,12 +102,7 @@ func (r *Relay) readUnconfigured(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	adopting := map[string]string{}
-	for _, re := range r.Replays() {
-		if re.Adopts != "" && (re.State == ReplayRunning || re.State == ReplayStopped) {
-			adopting[re.Adopts] = re.ID
-		}
-	}
+	adoptions := r.adoptions()
 	removals, err := r.removals(ctx)
 	if err != nil {
 		return err
@@ -124,7 +119,7 @@ func (r *Relay) readUnconfigured(ctx context.Context) error {
 				return err
 			}
 		}
-		all = append(all, UnconfiguredSink{Sink: c.Name, Committed: c.Committed, LagEvents: min(note.Events, c.Behind), Since: note.Since, Replay: adopting[c.Name]})
+		all = append(all, UnconfiguredSink{Sink: c.Name, Committed: c.Committed, LagEvents: min(note.Events, c.Behind), Since: note.Since, Replay: adoptions[c.Name]})
 	}
 	for sink := range removals { // configured again, adopted or deleted
 		if err := r.opts.Journal.Note(ctx, removalPrefix+sink, nil); err != nil {
@@ -161,6 +156,18 @@ func (r *Relay) Unconfigured() []UnconfiguredSink {
 	return append([]UnconfiguredSink{}, r.unconfigured.sinks...)
 }
 
+// adoptions returns the IDs of the replays that adopt the events of a sink and have
+// not ended, by that sink.
+func (r *Relay) adoptions() map[string]string {
+	all := map[string]string{}
+	for _, re := range r.Replays() {
+		if re.Adopts != "" && (re.State == ReplayRunning || re.State == ReplayStopped) {
+			all[re.Adopts] = re.ID
+		}
+	}
+	return all
+}
+
 // orphan returns the cursor of an unconfigured sink. Its error wraps ErrInvalid
 // or journal.ErrNotFound.
 func (r *Relay) orphan(ctx context.Context, sink string) (journal.Position, error) {
@@ -178,10 +185,8 @@ func (r *Relay) orphan(ctx context.Context, sink string) (journal.Position, erro
 	case cursors[i].Read:
 		return journal.Position{}, fmt.Errorf("%w: another relay delivers to sink %q", ErrInvalid, sink)
 	}
-	for _, re := range r.Replays() {
-		if re.Adopts == sink && (re.State == ReplayRunning || re.State == ReplayStopped) {
-			return journal.Position{}, fmt.Errorf("sink %q is being adopted by replay %s: %w", sink, re.ID, ErrState)
-		}
+	if id, adopted := r.adoptions()[sink]; adopted {
+		return journal.Position{}, fmt.Errorf("sink %q is being adopted by replay %s: %w", sink, id, ErrState)
 	}
 	return cursors[i], nil
 }

@@ -442,44 +442,21 @@ func (s *source) Notes(ctx context.Context) iter.Seq2[journal.Noted, error] {
 // Cursors implements transfer.Source.
 func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] {
 	return func(yield func(transfer.Cursor, error) bool) {
-		cursors, err := s.cursors(ctx)
+		var all []journal.Position
+		err := s.insist(ctx, func(ctx context.Context) (err error) {
+			all, err = positions(ctx, s.js, s.opts.Stream)
+			return err
+		})
 		if err != nil {
 			yield(transfer.Cursor{}, err)
 			return
 		}
-		slices.SortFunc(cursors, func(a, b transfer.Cursor) int { return strings.Compare(a.Name, b.Name) })
-		for _, c := range cursors {
-			if !yield(c, nil) {
+		for _, p := range all {
+			if !yield(transfer.Cursor{Name: p.Name, Began: p.Began, Committed: p.Committed}, nil) {
 				return
 			}
 		}
 	}
-}
-
-func (s *source) cursors(ctx context.Context) (cursors []transfer.Cursor, err error) {
-	err = s.insist(ctx, func(ctx context.Context) error {
-		stream, err := s.js.Stream(ctx, s.opts.Stream)
-		if err != nil {
-			return err
-		}
-		cursors = nil
-		consumers := stream.ListConsumers(ctx)
-		for info := range consumers.Info() {
-			name, ok := info.Config.Metadata[nameKey]
-			if !ok {
-				continue // an operator's own
-			}
-			began, err := strconv.ParseUint(info.Config.Metadata[beganKey], 10, 64)
-			if err != nil {
-				return fmt.Errorf("%w: consumer %s: %w", errBroken, info.Name, err)
-			}
-			cursors = append(cursors, transfer.Cursor{
-				Name: name, Began: journal.Seq(began), Committed: journal.Seq(max(began, info.AckFloor.Stream)),
-			})
-		}
-		return consumers.Err()
-	})
-	return cursors, err
 }
 
 // Unchanged implements transfer.Source.

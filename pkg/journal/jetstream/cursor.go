@@ -766,34 +766,39 @@ func (c *cursor) handOver(t *tenure) {
 
 // Cursors implements journal.Journal.
 func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err error) {
-	err = j.retry(ctx, func(ctx context.Context) error {
-		stream, err := j.js.Stream(ctx, j.opts.Stream)
-		if err != nil {
-			return err
-		}
-		all = nil
-		consumers := stream.ListConsumers(ctx)
-		for info := range consumers.Info() {
-			name, ok := info.Config.Metadata[nameKey]
-			if !ok {
-				continue // an operator's own
-			}
-			began, err := strconv.ParseUint(info.Config.Metadata[beganKey], 10, 64)
-			if err != nil {
-				return fmt.Errorf("%w: consumer %s: %w", errBroken, info.Name, err)
-			}
-			all = append(all, journal.Position{
-				Name: name, Began: journal.Seq(began), Committed: journal.Seq(max(began, info.AckFloor.Stream)), Behind: info.NumPending + uint64(info.NumAckPending),
-				Read: slices.ContainsFunc(info.PriorityGroups, func(g jetstream.PriorityGroupState) bool { return g.PinnedClientID != "" }),
-			})
-		}
-		return consumers.Err()
+	err = j.retry(ctx, func(ctx context.Context) (err error) {
+		all, err = positions(ctx, j.js, j.opts.Stream)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing cursors: %w", err)
 	}
-	slices.SortFunc(all, func(a, b journal.Position) int { return strings.Compare(a.Name, b.Name) })
 	return all, nil
+}
+
+// positions reads where the cursors of a stream stand, by name.
+func positions(ctx context.Context, js jetstream.JetStream, name string) (all []journal.Position, err error) {
+	stream, err := js.Stream(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	consumers := stream.ListConsumers(ctx)
+	for info := range consumers.Info() {
+		name, ok := info.Config.Metadata[nameKey]
+		if !ok {
+			continue // an operator's own
+		}
+		began, err := strconv.ParseUint(info.Config.Metadata[beganKey], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%w: consumer %s: %w", errBroken, info.Name, err)
+		}
+		all = append(all, journal.Position{
+			Name: name, Began: journal.Seq(began), Committed: journal.Seq(max(began, info.AckFloor.Stream)), Behind: info.NumPending + uint64(info.NumAckPending),
+			Read: slices.ContainsFunc(info.PriorityGroups, func(g jetstream.PriorityGroupState) bool { return g.PinnedClientID != "" }),
+		})
+	}
+	slices.SortFunc(all, func(a, b journal.Position) int { return strings.Compare(a.Name, b.Name) })
+	return all, consumers.Err()
 }
 
 // Forget implements journal.Journal.
