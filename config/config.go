@@ -97,6 +97,7 @@ type Server struct {
 	ReadTimeout       time.Duration  `yaml:"read_timeout" doc:"Longest time for a whole request to arrive, header included."`
 	WriteTimeout      time.Duration  `yaml:"write_timeout" doc:"Longest time from the end of a request's header to the end of its answer. It covers the synced write to the journal."`
 	IdleTimeout       time.Duration  `yaml:"idle_timeout" doc:"How long a connection is kept open for the sender's next request."`
+	MaxConnectionAge  time.Duration  `yaml:"max_connection_age" doc:"Greatest age of a connection; at random up to a tenth less. The first answer after it ends the connection (Connection: close, or GOAWAY), and requests under way end as they would: a sender that connects again is held to the certificate and the client CA of that moment."`
 	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once. One more makes the one that has been idle the longest close; while none is idle, it waits. Lowered at start where the limit of open files leaves fewer beside the journal, the brokers and the admin port; a log line says so."`
 	MaxInFlight       int            `yaml:"max_in_flight" doc:"Most verified requests under way at once; above it they are answered 503. Half of them is for whoever comes first, the other half is divided among the sources, so that none shuts another out."`
 	MaxBufferedBytes  Size           `yaml:"max_buffered_bytes" doc:"Most memory that the bodies of all requests take at once, divided as max_in_flight is; above it requests are answered 503. At least twice max_body_bytes."`
@@ -204,6 +205,7 @@ func Default() Config {
 			ReadTimeout:       10 * time.Second,
 			WriteTimeout:      15 * time.Second,
 			IdleTimeout:       2 * time.Minute,
+			MaxConnectionAge:  time.Hour,
 			MaxConnections:    10000,
 			MaxInFlight:       4096,
 			MaxBufferedBytes:  256 << 20,
@@ -294,6 +296,7 @@ func (s Server) validate() error {
 		{"read_timeout", s.ReadTimeout, "10s"},
 		{"write_timeout", s.WriteTimeout, "15s"},
 		{"idle_timeout", s.IdleTimeout, "2m"},
+		{"max_connection_age", s.MaxConnectionAge, "1h"},
 		{"shutdown_timeout", s.ShutdownTimeout, "25s"},
 	} {
 		if timeout.value <= 0 {

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/httpserver"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/source"
@@ -117,17 +118,18 @@ func New(opts Options) (*Server, error) {
 		MaxHeaderBytes:    int(c.MaxHeaderBytes),
 		ConnState:         s.conns.state,
 	}
+	httpserver.LimitAge(s.http, c.MaxConnectionAge)
 	// What strangers do to connections is of interest to who looks for it.
 	var err error
 	if s.http.ErrorLog, err = zap.NewStdLogAt(opts.Log, zap.DebugLevel); err != nil {
 		return nil, fmt.Errorf("making a log for the server: %w", err)
 	}
 	if c.TLS.CertFile != "" {
-		certificates, err := newReloader(c.TLS, opts.Log)
+		certificates, err := httpserver.LoadCertificates(c.TLS, opts.Log)
 		if err != nil {
 			return nil, fmt.Errorf("server.tls: %w", err)
 		}
-		s.http.TLSConfig = certificates.config()
+		s.http.TLSConfig = certificates.Config()
 		opts.Metrics.served.Store(certificates)
 	}
 	return s, nil

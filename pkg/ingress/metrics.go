@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/postwire/postwire/internal/httpserver"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 )
@@ -20,7 +21,7 @@ type Metrics struct {
 	timeless *prometheus.CounterVec
 	shared   *prometheus.CounterVec
 	newest   *identities
-	served   atomic.Pointer[reloader] // the certificate; nil without TLS
+	served   atomic.Pointer[httpserver.Certificates] // the certificate; nil without TLS
 
 	connections prometheus.Gauge
 	evicted     prometheus.Counter
@@ -77,7 +78,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		Help: "When the first certificate of the chain that is served ends, in Unix seconds; 0 without TLS.",
 	}, func() float64 {
 		if served := m.served.Load(); served != nil {
-			return float64(served.expiry().Unix())
+			return float64(served.Expiry().Unix())
 		}
 		return 0
 	}))

@@ -1,4 +1,4 @@
-package ingress
+package httpserver
 
 import (
 	"crypto/tls"
@@ -13,11 +13,11 @@ import (
 	"github.com/postwire/postwire/config"
 )
 
-// reloader serves the certificates as their files are now. It looks at the
-// files at most once a second, when a client connects, so that it needs no
-// goroutine and no file watcher, and follows the symbolic links by which
-// Kubernetes swaps mounted secrets.
-type reloader struct {
+// Certificates are those that a server shows, as their files are now. The files are
+// looked at at most once a second, when a client connects, so that neither a
+// goroutine nor a file watcher is needed, and the symbolic links are followed by
+// which Kubernetes swaps mounted secrets. The methods may be called concurrently.
+type Certificates struct {
 	files config.ServerTLS
 	log   *zap.Logger
 
@@ -27,8 +27,10 @@ type reloader struct {
 	current *tls.Config
 }
 
-func newReloader(files config.ServerTLS, log *zap.Logger) (*reloader, error) {
-	r := &reloader{files: files, log: log}
+// LoadCertificates reads the files for the first time. Its error names the file that
+// cannot be read.
+func LoadCertificates(files config.ServerTLS, log *zap.Logger) (*Certificates, error) {
+	r := &Certificates{files: files, log: log}
 	stamp := r.look()
 	var err error
 	if r.current, err = r.load(); err != nil {
@@ -38,8 +40,8 @@ func newReloader(files config.ServerTLS, log *zap.Logger) (*reloader, error) {
 	return r, nil
 }
 
-// config is the configuration of a server that follows the files.
-func (r *reloader) config() *tls.Config {
+// Config returns the configuration of a server that follows the files.
+func (r *Certificates) Config() *tls.Config {
 	c := r.current.Clone()
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return r.refresh(), nil }
 	return c
@@ -47,7 +49,7 @@ func (r *reloader) config() *tls.Config {
 
 // refresh returns the certificates, loaded again if the files have changed.
 // Files that cannot be loaded leave the old certificates in use.
-func (r *reloader) refresh() *tls.Config {
+func (r *Certificates) refresh() *tls.Config {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if time.Since(r.looked) < time.Second {
@@ -68,8 +70,8 @@ func (r *reloader) refresh() *tls.Config {
 	return next
 }
 
-// expiry is when the first certificate of the chain ends that is served now.
-func (r *reloader) expiry() (first time.Time) {
+// Expiry returns when the first certificate of the chain ends that is served now.
+func (r *Certificates) Expiry() (first time.Time) {
 	for _, der := range r.refresh().Certificates[0].Certificate {
 		if c, err := x509.ParseCertificate(der); err == nil && (first.IsZero() || c.NotAfter.Before(first)) {
 			first = c.NotAfter
@@ -79,11 +81,11 @@ func (r *reloader) expiry() (first time.Time) {
 }
 
 // look returns a text that changes when the files do.
-func (r *reloader) look() string {
+func (r *Certificates) look() string {
 	return config.Stamp(r.files.CertFile, r.files.KeyFile, r.files.ClientCAFile)
 }
 
-func (r *reloader) load() (*tls.Config, error) {
+func (r *Certificates) load() (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(r.files.CertFile, r.files.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("loading %s and %s: %w", r.files.CertFile, r.files.KeyFile, err)
