@@ -224,7 +224,13 @@ func (v *victim) bounded(t *testing.T, limit int) (stop func()) {
 // dial opens a connection, which is closed when the test ends.
 func (v *victim) dial(t *testing.T) net.Conn {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", v.addr, 10*time.Second)
+	return v.dialFrom(t, -1)
+}
+
+// dialFrom is dial from one of many addresses, by its number.
+func (v *victim) dialFrom(t *testing.T, from int) net.Conn {
+	t.Helper()
+	conn, err := dialerFrom(from).Dial("tcp", v.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -390,12 +396,14 @@ func TestHostileIdleConnections(t *testing.T) {
 		t.Fatalf("%d files may be open, which is too few", limit.Cur)
 	}
 	t.Logf("%d connections", n)
-	v := startVictim(t, fmt.Sprintf("max_connections: %d", n+100), "idle_timeout: 60s")
+	v := startVictim(t, fmt.Sprintf("max_connections: %d", n+100), "idle_timeout: 60s", "max_buffered_bytes: 512MiB")
 	conns := make([]net.Conn, n)
+	body := upload(8, 8)
+	post := fmt.Sprintf("POST /open HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	each(50, func(worker int) {
 		for i := worker; i < n; i += 50 {
-			conn := v.dial(t)
-			if _, err := io.WriteString(conn, "GET /open HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			conn := v.dialFrom(t, i%100) // one address would have a quarter of them
+			if _, err := io.WriteString(conn, post); err != nil {
 				t.Error(err)
 				return
 			}
@@ -622,8 +630,12 @@ func TestHostileHeaders(t *testing.T) {
 	v := startVictim(t)
 	stop := v.bounded(t, 192<<20)
 	var small strings.Builder
-	for i := 0; small.Len() < victimHeader-1000; i++ {
-		fmt.Fprintf(&small, "A%d: b\r\n", i)
+	for i := range 240 {
+		fmt.Fprintf(&small, "A%d: %s\r\n", i, strings.Repeat("b", 250))
+	}
+	var many strings.Builder
+	for i := 0; many.Len() < victimHeader-1000; i++ {
+		fmt.Fprintf(&many, "A%d: b\r\n", i)
 	}
 	const head = "POST /open HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
 	t.Run("each", func(t *testing.T) {
@@ -634,6 +646,7 @@ func TestHostileHeaders(t *testing.T) {
 		}{
 			{"many that are allowed", strings.NewReader(head + "Connection: close\r\n" + small.String() + "\r\n"), 400},
 			{"many of attributes", strings.NewReader(strings.Replace(head, "/open", "/events", 1) + "Connection: close\r\n" + strings.ReplaceAll(small.String(), "A", "ce-a") + "\r\n"), 0},
+			{"many small ones", strings.NewReader(head + "Connection: close\r\n" + many.String() + "\r\n"), 431},
 			{"without end", behind(head, "A: b\r\n"), 431},
 			{"one without end", behind(head+"A: ", "x"), 431},
 			{"a name without end", behind(head, "x"), 431},
@@ -658,7 +671,7 @@ func TestHostileHeaders(t *testing.T) {
 			})
 		}
 	})
-	each(pick(50, 500), func(int) { v.raw(t, head+"Connection: close\r\n"+small.String()+"\r\n") })
+	each(pick(50, 500), func(int) { v.raw(t, head+"Connection: close\r\n"+many.String()+"\r\n") })
 	stop()
 	v.recovers(t)
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -103,6 +104,7 @@ func (e endpoint) post(body []byte) (status string, err error) {
 type postwire struct {
 	endpoint
 	config string
+	under  []string // a command and arguments under which it runs, such as a limit
 
 	cmd    *exec.Cmd
 	log    bytes.Buffer
@@ -115,7 +117,13 @@ type postwire struct {
 // ${ADMIN}, and waits until it is ready.
 func start(t *testing.T, config string) *postwire {
 	t.Helper()
-	r := &postwire{endpoint: newEndpoint(t), config: filepath.Join(t.TempDir(), "postwire.yaml"), secret: newPrivate()}
+	return startUnder(t, config)
+}
+
+// startUnder is start under another command.
+func startUnder(t *testing.T, config string, under ...string) *postwire {
+	t.Helper()
+	r := &postwire{endpoint: newEndpoint(t), config: filepath.Join(t.TempDir(), "postwire.yaml"), under: under, secret: newPrivate()}
 	if err := os.WriteFile(r.config, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +153,8 @@ func (r *postwire) launch(t *testing.T) {
 	if text, err := os.ReadFile(r.config); err == nil {
 		r.secret.learn(t, string(text))
 	}
-	r.cmd = exec.Command(program, "serve", "-c", r.config)
+	line := append(slices.Clone(r.under), program, "serve", "-c", r.config)
+	r.cmd = exec.Command(line[0], line[1:]...)
 	r.cmd.Env = os.Environ()
 	for name, value := range r.env() {
 		r.cmd.Env = append(r.cmd.Env, name+"="+value)

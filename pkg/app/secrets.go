@@ -16,17 +16,19 @@ import (
 )
 
 const (
-	// The service is asked at most so often when signatures stop matching, in
-	// the long run: whoever sends a wrong one must not make us ask it all the
-	// time. A few more are for those who came a moment too early to see the
-	// secret that was just read.
-	askEvery = time.Minute
-	askBurst = 3
+	// The service is asked at most so often while signatures do not match, in the
+	// long run: whoever sends wrong ones must not make us ask it all the time. One
+	// more is for a sender that came a moment too early to see the secret that was
+	// just read.
+	askEvery = 5 * time.Second
+	askBurst = 2
 	// After an attempt that failed it is asked again by itself, so that a
 	// webhook which is held meanwhile need not be refused.
 	askAgain = 2 * time.Second
-	// askFor is how long a webhook is held while the service is asked.
-	askFor = 5 * time.Second
+	// askFor is how long a webhook is held while the service is asked: long enough
+	// for a look that begins after the webhook has come, also where a stranger has
+	// just caused another one. Senders wait ten seconds.
+	askFor = 8 * time.Second
 	// overlap is how long the secret before the last one is still taken:
 	// webhooks that were signed with it may be on their way.
 	overlap = time.Hour
@@ -46,7 +48,7 @@ type secrets struct {
 
 // secret is that of one source.
 type secret struct {
-	ask  chan struct{}      // asks for a look
+	ask  chan struct{}      // holds one word when a look is asked for
 	stop context.CancelFunc // nil until it runs; guarded by secrets.mu
 
 	mu       sync.Mutex
@@ -54,9 +56,7 @@ type secret struct {
 	last     config.Secret // empty until it could be read
 	previous config.Secret
 	rotated  time.Time // when previous was the last one
-	asking   bool      // a look is asked for, or under way
-	limiter  *rate.Limiter
-	failed   bool // the last attempt
+	failed   bool      // the last attempt
 }
 
 func newSecrets(now func() time.Time, log *zap.Logger) *secrets {
@@ -92,7 +92,7 @@ func (s *secrets) exchange(apis map[string]*apis) {
 			inUse = append(inUse, k.last, k.previous)
 			k.mu.Unlock()
 		default:
-			k = &secret{api: api.secret, ask: make(chan struct{}, 1), asking: true, limiter: newAskLimiter()}
+			k = &secret{api: api.secret, ask: make(chan struct{}, 1)}
 			s.sources[name] = k
 			if s.start != nil {
 				s.start(name, k)
@@ -107,8 +107,6 @@ func (s *secrets) of(name string) *secret {
 	defer s.mu.Unlock()
 	return s.sources[name]
 }
-
-func newAskLimiter() *rate.Limiter { return rate.NewLimiter(rate.Every(askEvery), askBurst) }
 
 // fromAPI returns the configuration of a source that reads its secret from the
 // sender's API.
@@ -143,23 +141,18 @@ func (k *secret) current(now time.Time) (all []config.Secret) {
 	return all
 }
 
-// doubt asks for a look where one is due, and returns how long it is worth
-// waiting for.
+// doubt asks for a look, and returns how long it is worth waiting for. The look
+// begins after this call, so that no doubt is spent on what was read before; how many
+// others doubt does not matter.
 func (s *secrets) doubt(name string) time.Duration {
 	k := s.of(name)
 	if k == nil {
 		return 0
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.failed || k.asking {
-		return askFor
+	select {
+	case k.ask <- struct{}{}:
+	default: // it is asked for already, and has not begun
 	}
-	if !k.limiter.AllowN(s.now(), 1) {
-		return 0
-	}
-	k.asking = true
-	k.ask <- struct{}{} // it has room: nobody else asks
 	return askFor
 }
 
@@ -189,6 +182,7 @@ func (s *secrets) run(ctx context.Context) {
 
 // keep reads one secret until ctx is done.
 func (s *secrets) keep(ctx context.Context, name string, k *secret) {
+	looks := rate.NewLimiter(rate.Every(askEvery), askBurst)
 	for {
 		var again <-chan time.Time // never, unless it failed
 		if !s.read(ctx, name, k) {
@@ -196,6 +190,13 @@ func (s *secrets) keep(ctx context.Context, name string, k *secret) {
 		}
 		select {
 		case <-k.ask:
+			if err := looks.Wait(ctx); err != nil {
+				return
+			}
+			select {
+			case <-k.ask: // by those who came meanwhile
+			default:
+			}
 		case <-again:
 		case <-ctx.Done():
 			return
@@ -215,12 +216,11 @@ func (s *secrets) read(ctx context.Context, name string, k *secret) bool {
 	}
 	k.mu.Lock()
 	failedBefore := k.failed
-	k.asking, k.failed = false, err != nil || settings.WebhookSecret == ""
+	k.failed = err != nil || settings.WebhookSecret == ""
 	failed := k.failed
 	changed := !failed && settings.WebhookSecret != k.last
 	if changed {
 		k.previous, k.last, k.rotated = k.last, settings.WebhookSecret, s.now()
-		k.limiter = newAskLimiter() // who rotates may do so again
 		s.scrub.Add(settings.WebhookSecret)
 	}
 	k.mu.Unlock()

@@ -35,6 +35,7 @@ const (
 	outcomeMethod          outcome = "method_not_allowed"
 	outcomeTooSlow         outcome = "too_slow"
 	outcomeTooLarge        outcome = "too_large"
+	outcomeHeader          outcome = "header_too_large"
 	outcomeEncoding        outcome = "unsupported_encoding"
 	outcomeRateLimited     outcome = "rate_limited"
 	outcomeOverloaded      outcome = "overloaded"
@@ -61,6 +62,7 @@ var answers = map[outcome]struct {
 	outcomeMethod:          {http.StatusMethodNotAllowed, "Webhooks are sent with POST."},
 	outcomeTooSlow:         {http.StatusRequestTimeout, "The body did not arrive in time."},
 	outcomeTooLarge:        {http.StatusRequestEntityTooLarge, "The body is too large."},
+	outcomeHeader:          {http.StatusRequestHeaderFieldsTooLarge, "The header has too many values."},
 	outcomeEncoding:        {http.StatusUnsupportedMediaType, "The body is compressed in a way that is not read here, or does not arrive as its Content-Encoding says. It may be sent as it is, or with gzip."},
 	outcomeRateLimited:     {http.StatusTooManyRequests, "There are too many requests."},
 	outcomePanic:           {http.StatusInternalServerError, "The request could not be handled."},
@@ -75,6 +77,7 @@ type answer struct {
 	text    string        // in place of the usual body
 	retry   time.Duration // when to come again; 0 is the outcome's usual
 	header  http.Header   // of a consent, besides the usual
+	proven  bool          // the sender has proven who it is
 }
 
 func refuse(o outcome) answer { return answer{outcome: o} }

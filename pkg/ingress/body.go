@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"bytes"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -17,26 +18,25 @@ var (
 	errEncoding = errors.New("the body's Content-Encoding is not gzip, or does not fit the body")
 )
 
-// freeBytes of a body cost nothing of the memory that all bodies share: the
-// connection itself has taken as much for its header.
+// freeBytes of a body cost nothing of the memory that all share: they are in what
+// each connection and each stream of HTTP/2 is counted for.
 const freeBytes = 4 << 10
 
 // intake takes the body of one request, within its limit and the memory that
 // is left. Memory is taken as bytes arrive, not as they are announced: who
 // announces much and sends little has nothing.
 type intake struct {
-	memory *account
-	limit  int64 // bytes, also of what a compressed body holds
+	pool    *pool
+	holding *holding
+	limit   int64 // bytes, also of what a compressed body holds
 
 	body []byte
-	held int64
+	held int64 // bytes of body beyond those that are free
 }
 
-// close gives the memory back. The body must not be used any more.
-func (in *intake) close() { in.memory.give(in.held) }
-
 // read takes the whole body. One that is compressed is taken as what it holds,
-// and the header then says nothing of the compression.
+// and the header then says nothing of the compression. It is read whole before it
+// is inflated: who sends a little and then nothing holds a little.
 func (in *intake) read(hr *http.Request) error {
 	if hr.ContentLength > in.limit {
 		return errTooLarge
@@ -45,27 +45,37 @@ func (in *intake) read(hr *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if !compressed {
-		return in.fill(hr.Body, hr.ContentLength)
+	if err := in.fill(hr.Body, hr.ContentLength); err != nil || !compressed {
+		return err
 	}
-	arriving := &arrivals{from: io.LimitReader(hr.Body, in.limit+1)}
+	if err := in.inflate(); err != nil {
+		return err
+	}
+	hr.Header.Del("Content-Encoding")
+	hr.Header.Del("Content-Length")
+	return nil
+}
+
+// inflate puts what the body holds in place of the body.
+func (in *intake) inflate() error {
+	packed := intake{body: in.body, held: in.held}
+	in.body, in.held = nil, 0
 	zip := zips.Get().(*gzip.Reader)
-	defer zips.Put(zip)
-	if err = zip.Reset(arriving); err == nil {
-		err = in.fill(zip, hr.ContentLength)
+	defer func() {
+		_ = zip.Reset(strings.NewReader("")) // it must not keep the body alive
+		zips.Put(zip)
+	}()
+	err := zip.Reset(bytes.NewReader(packed.body))
+	if err == nil {
+		err = in.fill(zip, int64(len(packed.body)))
 	}
+	in.pool.less(in.holding, packed.held)
 	switch {
-	case arriving.read > in.limit:
-		return errTooLarge
-	case arriving.err != nil:
-		return fmt.Errorf("reading the body: %w", arriving.err)
 	case errors.Is(err, errTooLarge), errors.Is(err, errSpent):
 		return err
 	case err != nil:
 		return errEncoding
 	}
-	hr.Header.Del("Content-Encoding")
-	hr.Header.Del("Content-Length")
 	return nil
 }
 
@@ -112,30 +122,13 @@ func (in *intake) fill(from io.Reader, hint int64) error {
 			want = min(want, hint+1)
 		}
 		if more := max(0, want-freeBytes) - in.held; more > 0 {
-			if err := in.memory.take(more); err != nil {
+			if err := in.pool.more(in.holding, more); err != nil {
 				return err
 			}
 			in.held += more
 		}
 		in.body = slices.Grow(in.body, int(want)-len(in.body))
 	}
-}
-
-// arrivals notes how much was read and what went wrong on the way, to tell it
-// from what is wrong with the content.
-type arrivals struct {
-	from io.Reader
-	read int64
-	err  error
-}
-
-func (a *arrivals) Read(p []byte) (int, error) {
-	n, err := a.from.Read(p)
-	a.read += int64(n)
-	if err != nil && !errors.Is(err, io.EOF) {
-		a.err = err
-	}
-	return n, err
 }
 
 func unread(err error) answer {

@@ -11,14 +11,15 @@ var (
 	errSpent = errors.New("there is no room for more at the moment")
 )
 
-// budget is what all requests share and what can run out: memory for bodies,
-// requests under way. One half is for whoever comes first; the other half is
+// budget is what all requests share and what can run out: memory, requests under
+// way. One half is for whoever comes first; the other half is
 // divided among the sources, and each one's part is its own. A source that is
 // flooded then slows the others down, and cannot shut them out.
 type budget struct {
 	total int64
 
 	mu       sync.Mutex
+	used     int64
 	left     int64 // of what is for whoever comes first; below 0 while more is taken than a new division has
 	share    int64 // each source's own part
 	accounts []*account
@@ -35,28 +36,56 @@ func newBudget(total int64, sources int) *budget {
 func (b *budget) divide(sources int, used map[*account]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.accounts = slices.DeleteFunc(b.accounts, func(a *account) bool { return !used[a] && a.taken == 0 })
+	b.accounts = slices.DeleteFunc(b.accounts, func(a *account) bool { return !used[a] && !a.unshared && a.taken == 0 })
 	b.share = b.total / 2 / int64(max(1, sources))
 	b.left = b.total - b.share*int64(sources)
 	for _, a := range b.accounts {
-		b.left -= max(0, a.taken-b.share)
+		b.left -= a.beyond(a.taken)
 	}
+}
+
+// taken returns how much all have taken.
+func (b *budget) taken() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used
 }
 
 // account is what one source has taken.
 type account struct {
-	budget *budget
+	budget   *budget
+	unshared bool // it is no source's, and has no part of its own
 	// Guarded by budget.mu.
 	most  int64 // 0 is no limit of its own
 	taken int64
 }
 
-func (b *budget) account(most int64) *account {
+func (b *budget) account(most int64) *account { return b.add(&account{budget: b, most: most}) }
+
+// withoutPart returns an account that has the half for whoever comes first only.
+func (b *budget) withoutPart() *account { return b.add(&account{budget: b, unshared: true}) }
+
+func (b *budget) add(a *account) *account {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	a := &account{budget: b, most: most}
 	b.accounts = append(b.accounts, a)
 	return a
+}
+
+// beyond returns what of n goes beyond the account's own part. The lock is held.
+func (a *account) beyond(n int64) int64 {
+	if a.unshared {
+		return n
+	}
+	return max(0, n-a.budget.share)
+}
+
+// takesCommon reports whether the account has taken of the half for whoever comes
+// first.
+func (a *account) takesCommon() bool {
+	a.budget.mu.Lock()
+	defer a.budget.mu.Unlock()
+	return a.beyond(a.taken) > 0
 }
 
 // limit sets the account's own limit.
@@ -75,11 +104,12 @@ func (a *account) take(n int64) error {
 		return errShare
 	}
 	// What goes beyond the source's own part comes out of the common one.
-	beyond := max(0, a.taken+n-b.share) - max(0, a.taken-b.share)
+	beyond := a.beyond(a.taken+n) - a.beyond(a.taken)
 	if beyond > b.left {
 		return errSpent
 	}
 	b.left -= beyond
+	b.used += n
 	a.taken += n
 	return nil
 }
@@ -92,6 +122,7 @@ func (a *account) give(n int64) {
 	b := a.budget
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.left += max(0, a.taken-b.share) - max(0, a.taken-n-b.share)
+	b.left += a.beyond(a.taken) - a.beyond(a.taken-n)
+	b.used -= n
 	a.taken -= n
 }

@@ -1,42 +1,27 @@
 package ingress
 
 import (
-	"container/list"
+	"context"
 	"crypto/tls"
 	"net"
-	"net/http"
+	"net/netip"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
-// connections are those that are open, at most so many. One more makes the one
-// that has been idle the longest close, so that whoever opens many and says
-// nothing shuts nobody out. Only while none is idle a new one waits.
-type connections struct {
-	most    int
-	metrics *Metrics
-
-	mu      sync.Mutex
-	open    int
-	idle    list.List     // of *connection; the longest first
-	waiting bool          // one more wants to be let in
-	freed   chan struct{} // holds one word when there is room again
-}
-
-func newConnections(most int, m *Metrics) *connections {
-	return &connections{most: most, metrics: m, freed: make(chan struct{}, 1)}
-}
-
-// limit is l with the limit.
-func (c *connections) limit(l net.Listener) net.Listener {
-	return &limited{Listener: l, all: c, closed: make(chan struct{})}
-}
-
-// limited is a listener. One goroutine accepts from it.
+// limited is a listener whose connections are in the pool. One goroutine accepts
+// from it: while it waits for room, others wait in the backlog of the kernel.
 type limited struct {
 	net.Listener
-	all    *connections
+	server *Server
 	once   sync.Once
 	closed chan struct{}
+}
+
+// limit returns l with the limits of the pool.
+func (s *Server) limit(l net.Listener) net.Listener {
+	return &limited{Listener: l, server: s, closed: make(chan struct{})}
 }
 
 // Accept implements net.Listener.
@@ -45,16 +30,24 @@ func (l *limited) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := &connection{Conn: raw, all: l.all}
-	for !l.all.enter(conn) {
+	pool := l.server.pool
+	conn := &connection{Conn: raw, pool: pool, remote: addrOf(raw.RemoteAddr().String())}
+	trusted := l.server.trusted(conn.remote)
+	for {
+		entered, again := pool.enter(conn, trusted)
+		if entered {
+			return conn, nil
+		}
+		timer := time.NewTimer(again)
 		select {
-		case <-l.all.freed:
+		case <-timer.C:
+		case <-pool.freed:
 		case <-l.closed:
-			_ = raw.Close()
+			_ = conn.Close()
 			return nil, net.ErrClosed
 		}
+		timer.Stop()
 	}
-	return conn, nil
 }
 
 // Close implements net.Listener.
@@ -63,103 +56,59 @@ func (l *limited) Close() error {
 	return l.Listener.Close()
 }
 
-// enter lets one in if there is room, or if room can be made.
-func (c *connections) enter(conn *connection) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open >= c.most && !c.evict() {
-		c.waiting = true
-		return false
-	}
-	c.waiting = false
-	c.open++
-	c.metrics.connections.Inc()
-	conn.place = c.idle.PushBack(conn) // it has said nothing yet
-	return true
+// connection is one that is in the pool.
+type connection struct {
+	net.Conn
+	pool   *pool
+	remote netip.Addr
+
+	// Guarded by pool.mu.
+	holding  holding
+	request  holding // of the request that is handled, over HTTP/1
+	open     bool    // it is in the pool
+	http2    bool
+	arrived  int64 // bytes since heading was set
+	charged  int64 // bytes of memory for them
+	requests int   // that are handled
+	verified int   // of them
+
+	heading atomic.Bool // what is read is a header, or comes before one; changed under pool.mu
 }
 
-// evict closes the connection that has been idle the longest, and reports
-// whether there was one. The lock is held.
-func (c *connections) evict() bool {
-	oldest := c.idle.Front()
-	if oldest == nil {
-		return false
-	}
-	conn := oldest.Value.(*connection)
-	c.leave(conn)
-	c.metrics.evicted.Inc()
-	_ = conn.Conn.Close() // its server will notice
-	return true
-}
+type connectionKey struct{}
 
-// leave takes a connection out of the count, once. The lock is held.
-func (c *connections) leave(conn *connection) {
-	conn.rest()
-	if conn.gone {
-		return
-	}
-	conn.gone = true
-	c.open--
-	c.metrics.connections.Dec()
-	if c.waiting {
-		select {
-		case c.freed <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// state notes what a connection does; it is a ConnState of http.Server.
-func (c *connections) state(conn net.Conn, now http.ConnState) {
+// withConnection lets handlers find the connection; it is a ConnContext of
+// http.Server.
+func withConnection(ctx context.Context, conn net.Conn) context.Context {
 	if secured, ok := conn.(*tls.Conn); ok {
 		conn = secured.NetConn()
 	}
-	known, ok := conn.(*connection)
-	if !ok {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch now {
-	case http.StateActive:
-		known.rest()
-	case http.StateIdle:
-		if known.gone {
-			return
-		}
-		known.rest()
-		known.place = c.idle.PushBack(known)
-		if c.waiting {
-			c.evict()
-		}
-	case http.StateClosed, http.StateHijacked:
-		c.leave(known)
-	case http.StateNew:
-	}
+	return context.WithValue(ctx, connectionKey{}, conn)
 }
 
-// connection is one that is counted.
-type connection struct {
-	net.Conn
-	all *connections
-
-	// Guarded by all.mu.
-	place *list.Element // among the idle; nil while it is not
-	gone  bool
+// connectionOf returns the connection of a request.
+func (s *Server) connectionOf(ctx context.Context) *connection {
+	if c, ok := ctx.Value(connectionKey{}).(*connection); ok {
+		return c
+	}
+	return &connection{pool: s.pool} // the handler was called without a server
 }
 
-// rest takes it out of the idle ones. The lock is held.
-func (c *connection) rest() {
-	if c.place != nil {
-		c.all.idle.Remove(c.place)
-		c.place = nil
+// Read implements net.Conn.
+func (c *connection) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && c.heading.Load() {
+		if full := c.pool.arrive(c, n); full != nil && err == nil {
+			err = full
+		}
 	}
+	return n, err
 }
 
 // Close implements net.Conn.
 func (c *connection) Close() error {
-	c.all.mu.Lock()
-	c.all.leave(c)
-	c.all.mu.Unlock()
+	c.pool.mu.Lock()
+	c.pool.leave(c)
+	c.pool.mu.Unlock()
 	return c.Conn.Close()
 }

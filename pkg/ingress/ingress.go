@@ -56,13 +56,23 @@ type Options struct {
 	Doubt func(source string) time.Duration
 }
 
+const (
+	// mostStreams is how many requests a connection of HTTP/2 has under way; RFC 9113
+	// recommends no less.
+	mostStreams = 100
+	// mostHeaderValues is how many values a header has. Each takes about a hundred
+	// bytes, however short it is. Senders and proxies write a few dozen.
+	mostHeaderValues = 256
+)
+
 // Server takes webhooks. Its methods may be called concurrently.
 type Server struct {
 	opts    Options
 	log     *zap.Logger
 	http    *http.Server
-	conns   *connections
+	pool    *pool
 	closing atomic.Bool
+	warned  atomic.Bool // of a proxy that is not trusted
 
 	routes           atomic.Pointer[map[string]*route] // by path; never changed, only exchanged
 	exchanging       sync.Mutex
@@ -75,14 +85,13 @@ type route struct {
 	name     string
 	settings source.Settings
 	now      atomic.Pointer[opened]
-	held     atomic.Int32 // requests that wait for newer secrets
 	maxBody  int64
 	limiter  *rate.Limiter
 	asked    *rate.Limiter // of those who ask whether they may send
 	metrics  *sourceMetrics
 
 	underWay *account // requests that have been verified
-	memory   *account // bytes of bodies
+	memory   *account // bytes of headers and bodies
 }
 
 // opened is a source as it is configured now.
@@ -108,7 +117,7 @@ func New(opts Options) (*Server, error) {
 	if err := s.Exchange(opts.Routes); err != nil {
 		return nil, err
 	}
-	s.conns = newConnections(c.MaxConnections, opts.Metrics)
+	s.pool = newPool(s.memory, c.MaxConnections, int64(c.MaxHeaderBytes), c.TLS.Enabled(), opts.Metrics)
 	s.http = &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: c.ReadHeaderTimeout,
@@ -116,8 +125,11 @@ func New(opts Options) (*Server, error) {
 		WriteTimeout:      c.WriteTimeout,
 		IdleTimeout:       c.IdleTimeout,
 		MaxHeaderBytes:    int(c.MaxHeaderBytes),
-		ConnState:         s.conns.state,
+		ConnContext:       withConnection,
+		// A frame has its whole length of memory as soon as its header is read.
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: mostStreams, MaxReadFrameSize: 16 << 10},
 	}
+	limitHeaderValues(s.http)
 	httpserver.LimitAge(s.http, c.MaxConnectionAge)
 	// What strangers do to connections is of interest to who looks for it.
 	var err error
@@ -229,7 +241,7 @@ func newLimiter(r source.Rate) *rate.Limiter {
 
 // Serve takes requests from l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
-	l = s.conns.limit(l)
+	l = s.limit(l)
 	var err error
 	if s.http.TLSConfig != nil {
 		err = s.http.ServeTLS(l, "", "")
@@ -264,24 +276,78 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		w.Header().Set("Connection", "close")
 	}
 	name := ""
+	var memory *account
 	rt, token := s.find(hr.URL)
 	if rt != nil {
-		name = rt.name
+		name, memory = rt.name, rt.memory
 	}
 	log := func() *zap.Logger { return s.log.With(zap.String("request_id", id), zap.String("source", name)) }
+	peer := peerOf(hr)
+	trusted := s.trusted(peer)
+	remote := s.remote(peer, hr)
+	s.warn(peer, trusted, hr)
+	size, values := headerSize(hr.Header)
+	held, full := s.pool.begin(s.connectionOf(hr.Context()), w, hr, remote, memory, size)
+	last := false
+	defer func() {
+		hr.Header = nil // a sender that does not read its answer holds the request
+		s.done(hr, held, last)
+	}()
 	a := s.guarded(log, func() answer {
-		if rt == nil {
+		switch {
+		case values > mostHeaderValues:
+			if hr.ProtoMajor == 2 && !trusted {
+				// On the wire they are a byte each: what is behind them on the
+				// connection is not worth decoding.
+				s.pool.cut(held)
+			}
+			return refuse(outcomeHeader)
+		case rt == nil:
 			return refuse(outcomeNotFound)
+		case full != nil:
+			return refuse(outcomeOverloaded)
 		}
-		return s.receive(hr, rt, token, start, log)
+		return s.receive(hr, rt, token, remote, held, start, log)
 	})
 	if took := s.opts.Now().Sub(start); rt != nil {
 		rt.metrics.received(a.outcome, took)
 	} else {
 		s.opts.Metrics.unrouted(a.outcome, took)
 	}
+	if !a.proven && !trusted && answers[a.outcome].status >= http.StatusBadRequest {
+		// Who has proven nothing keeps no connection. That of a trusted proxy is not
+		// the stranger's.
+		w.Header().Set("Connection", "close")
+	}
 	if err := a.write(w, id); err != nil {
 		log().Debug("the sender did not wait for the answer", zap.Error(err))
+	}
+	last = w.Header().Get("Connection") == "close"
+}
+
+// done ends what a request holds. Over HTTP/2 its stream lives on until the sender has
+// taken the answer.
+func (s *Server) done(hr *http.Request, held *holding, last bool) {
+	if hr.ProtoMajor < 2 {
+		s.pool.end(held, last)
+		return
+	}
+	s.pool.answered(held)
+	context.AfterFunc(hr.Context(), func() { s.pool.end(held, last) })
+}
+
+// warn tells, once, of a proxy that is not trusted: all who send through it count as
+// one sender.
+func (s *Server) warn(peer netip.Addr, trusted bool, hr *http.Request) {
+	if trusted || s.warned.Load() || len(hr.Header[forwardedFor])+len(hr.Header[forwarded]) == 0 {
+		return
+	}
+	if !peer.IsPrivate() && !peer.IsLoopback() && !peer.IsLinkLocalUnicast() {
+		return
+	}
+	if s.warned.CompareAndSwap(false, true) {
+		s.log.Warn("a private address forwards requests and is not in server.trusted_proxies: all who send through it count as one sender, and their addresses are not seen",
+			zap.Stringer("remote", peer), zap.String("advice", "if a load balancer or ingress controller of yours has this address, add its network to server.trusted_proxies"))
 	}
 }
 
@@ -312,9 +378,9 @@ func (s *Server) find(u *url.URL) (rt *route, token string) {
 
 // receive is the way of a request: read, verify, normalize, append. Each step
 // may end it.
-func (s *Server) receive(hr *http.Request, rt *route, token string, came time.Time, log func() *zap.Logger) (a answer) {
+func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip.Addr, held *holding, came time.Time, log func() *zap.Logger) (a answer) {
 	if hr.Method == http.MethodOptions {
-		return s.consent(hr, rt, token)
+		return s.consent(hr, rt, token, remote)
 	}
 	if hr.Method != http.MethodPost {
 		return refuse(outcomeMethod)
@@ -322,17 +388,26 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, came time.Ti
 	if s.closing.Load() {
 		return refuse(outcomeUnavailable)
 	}
-	in := intake{memory: rt.memory, limit: rt.maxBody}
-	defer in.close()
+	in := intake{pool: s.pool, holding: held, limit: rt.maxBody}
 	if err := in.read(hr); err != nil {
+		if s.pool.yielded(held) {
+			return refuse(outcomeOverloaded)
+		}
 		return unread(err)
 	}
-	req := s.request(hr, token, in.body)
-	src, err := s.verify(hr.Context(), rt, req)
+	req := s.request(hr, token, remote, in.body)
+	src, err := s.verify(hr.Context(), rt, req, held)
 	if err != nil {
+		if s.pool.yielded(held) {
+			return refuse(outcomeOverloaded)
+		}
 		log().Warn("request refused", zap.Stringer("remote", req.Remote), zap.Error(err))
 		return unverified(err)
 	}
+	if !s.pool.settle(held, src.proof.Required) {
+		return refuse(outcomeOverloaded)
+	}
+	defer func() { a.proven = src.proof.Required }()
 	// Behind the proof, the trace too: a stranger must neither use up the
 	// sender's share nor fill the collector.
 	ctx, span := s.opts.Traces.Accept(hr.Context(), hr, rt.name, req.Path, src.proof.Required, came)
@@ -350,6 +425,9 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, came time.Ti
 		return refuse(outcomeOverloaded)
 	}
 	defer rt.underWay.give(1)
+	if err := s.pool.more(held, int64(len(in.body))); err != nil { // its events have a copy
+		return refuse(outcomeOverloaded)
+	}
 	ctx = s.deadlines.bound(ctx)
 	events, err := src.Normalize(req)
 	if challenge, ok := errors.AsType[*source.ChallengeError](err); ok {
@@ -373,14 +451,10 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, came time.Ti
 	return stored(receipts)
 }
 
-// mostHeld is how many requests of a source wait for newer secrets at once: a
-// stranger's wait as well as a sender's.
-const mostHeld = 512
-
 // verify verifies a request. One whose proof fits no secret is held for a moment
 // where that may change: a sender that has a new secret uses it at once, and
 // does not repeat what was refused.
-func (s *Server) verify(ctx context.Context, rt *route, req *source.Request) (*opened, error) {
+func (s *Server) verify(ctx context.Context, rt *route, req *source.Request, held *holding) (*opened, error) {
 	src := rt.now.Load()
 	err := src.Verify(req)
 	if !errors.Is(err, source.ErrWrongSecret) || s.opts.Doubt == nil {
@@ -390,16 +464,15 @@ func (s *Server) verify(ctx context.Context, rt *route, req *source.Request) (*o
 	if hold <= 0 {
 		return src, err
 	}
-	defer rt.held.Add(-1)
-	if rt.held.Add(1) > mostHeld {
-		return src, err
-	}
+	yields := s.pool.hold(held)
 	over := time.NewTimer(hold)
 	defer over.Stop()
 	for errors.Is(err, source.ErrWrongSecret) {
 		select {
 		case <-src.replaced:
 		case <-over.C:
+			return src, err
+		case <-yields:
 			return src, err
 		case <-ctx.Done():
 			return src, err
@@ -412,11 +485,11 @@ func (s *Server) verify(ctx context.Context, rt *route, req *source.Request) (*o
 
 // consent answers who asks whether it may send. Whoever it is has proven
 // nothing, so it has a share of its own of the rate.
-func (s *Server) consent(hr *http.Request, rt *route, token string) answer {
+func (s *Server) consent(hr *http.Request, rt *route, token string, remote netip.Addr) answer {
 	if s.closing.Load() {
 		return refuse(outcomeUnavailable)
 	}
-	header, ok := rt.now.Load().Options(s.request(hr, token, nil))
+	header, ok := rt.now.Load().Options(s.request(hr, token, remote, nil))
 	if !ok {
 		return refuse(outcomeMethod)
 	}
@@ -458,7 +531,7 @@ func logEvents(log *zap.Logger, events []event.Event, receipts []journal.Receipt
 }
 
 // request is what a source sees of a request.
-func (s *Server) request(hr *http.Request, token string, body []byte) *source.Request {
+func (s *Server) request(hr *http.Request, token string, remote netip.Addr, body []byte) *source.Request {
 	path := hr.URL.Path
 	if token != "" {
 		path = cmp.Or(path[:len(path)-len(token)-1], "/")
@@ -466,7 +539,7 @@ func (s *Server) request(hr *http.Request, token string, body []byte) *source.Re
 	peer := peerOf(hr)
 	r := &source.Request{
 		Method: hr.Method, Path: path, RawQuery: hr.URL.RawQuery, Header: hr.Header, Body: body,
-		Remote: s.remote(peer, hr), Received: s.opts.Now().UTC(),
+		Remote: remote, Received: s.opts.Now().UTC(),
 		Token: token, Target: hr.RequestURI, Client: clientOf(hr),
 	}
 	r.Scheme, r.Host = s.origin(peer, hr)
@@ -493,8 +566,10 @@ func unverified(err error) answer {
 
 // peerOf is the address at the other end of the connection; not valid if it has
 // none.
-func peerOf(hr *http.Request) netip.Addr {
-	addr, err := netip.ParseAddrPort(hr.RemoteAddr)
+func peerOf(hr *http.Request) netip.Addr { return addrOf(hr.RemoteAddr) }
+
+func addrOf(hostport string) netip.Addr {
+	addr, err := netip.ParseAddrPort(hostport)
 	if err != nil {
 		return netip.Addr{}
 	}

@@ -9,11 +9,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/postwire/postwire/config"
@@ -295,26 +297,31 @@ func TestExchange(t *testing.T) {
 func TestMemoryIsTakenAsBytesArrive(t *testing.T) {
 	b := newBudget(1<<20, 1)
 	memory := b.account(0)
-	read := func(body io.Reader, length int64) (*intake, error) {
-		in := &intake{memory: memory, limit: 4 << 20}
+	p := newPool(b, 10, 64<<10, false, NewMetrics(prometheus.NewRegistry()))
+	var requests []*holding
+	read := func(body io.Reader, length int64) error {
 		r := httptest.NewRequest(http.MethodPost, "/", body)
 		r.ContentLength = length
-		return in, in.read(r)
+		h, err := p.begin(&connection{pool: p}, httptest.NewRecorder(), r, netip.Addr{}, memory, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		requests = append(requests, h)
+		p.settle(h, false) // it does not yield to the next one
+		in := &intake{pool: p, holding: h, limit: 4 << 20}
+		return in.read(r)
 	}
-	small, err := read(strings.NewReader("few"), 3<<20)
-	if err != nil || memory.taken != 0 {
+	if err := read(strings.NewReader("few"), 3<<20); err != nil || memory.taken != 0 {
 		t.Errorf("of an announced body %d bytes are taken: %v", memory.taken, err)
 	}
-	large, err := read(bytes.NewReader(make([]byte, 600<<10)), 600<<10)
-	if err != nil || memory.taken < 500<<10 || memory.taken > 610<<10 {
+	if err := read(bytes.NewReader(make([]byte, 600<<10)), 600<<10); err != nil || memory.taken < 500<<10 || memory.taken > 610<<10 {
 		t.Errorf("of a body of 600 KiB %d bytes are taken: %v", memory.taken, err)
 	}
-	unknown, err := read(bytes.NewReader(make([]byte, 600<<10)), -1)
-	if !errors.Is(err, errSpent) {
+	if err := read(bytes.NewReader(make([]byte, 600<<10)), -1); !errors.Is(err, errSpent) {
 		t.Errorf("more than there is was taken: %v", err)
 	}
-	for _, in := range []*intake{small, large, unknown} {
-		in.close()
+	for _, h := range requests {
+		p.end(h, false)
 	}
 	if memory.taken != 0 {
 		t.Errorf("%d bytes are not given back", memory.taken)

@@ -23,8 +23,10 @@ type Metrics struct {
 	newest   *identities
 	served   atomic.Pointer[httpserver.Certificates] // the certificate; nil without TLS
 
-	connections prometheus.Gauge
-	evicted     prometheus.Counter
+	connections     prometheus.Gauge
+	evicted         prometheus.Counter
+	evictedRequests prometheus.Counter
+	memory          atomic.Pointer[budget] // nil until there is a server
 }
 
 // NewMetrics registers the metrics of the ingress.
@@ -69,10 +71,23 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "postwire_ingress_connections_evicted_total",
-			Help: "Idle connections that were closed to make room for a new one, at server.max_connections.",
+			Help: "Connections that were closed to make room, at server.max_connections or server.max_buffered_bytes: those whose senders had sent nothing for the longest, strangers first.",
+		}),
+		evictedRequests: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postwire_ingress_requests_evicted_total",
+			Help: "Requests that were answered 503 before they were verified, to make room at server.max_buffered_bytes: those that had been arriving for the longest, strangers first.",
 		}),
 	}
-	r.MustRegister(m.requests, m.took, m.latency, m.stored, m.repeats, m.timeless, m.shared, m.connections, m.evicted)
+	r.MustRegister(m.requests, m.took, m.latency, m.stored, m.repeats, m.timeless, m.shared, m.connections, m.evicted, m.evictedRequests)
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "postwire_ingress_memory_bytes",
+		Help: "Memory that connections, headers and bodies are counted for, of server.max_buffered_bytes.",
+	}, func() float64 {
+		if memory := m.memory.Load(); memory != nil {
+			return float64(memory.taken())
+		}
+		return 0
+	}))
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "postwire_tls_certificate_expiry_timestamp_seconds",
 		Help: "When the first certificate of the chain that is served ends, in Unix seconds; 0 without TLS.",

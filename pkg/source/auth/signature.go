@@ -42,7 +42,7 @@ type Signature struct {
 	Preset    Preset          `yaml:"preset" enum:"upload-post,standard-webhooks,github,stripe,slack" doc:"Sign as this sender does, in place of the keys from algorithm on. Where neither is written, a source of type uploadpost takes upload-post, and one of type webhook its own preset."`
 	Secrets   []config.Secret `yaml:"secrets" doc:"Shared secrets; any one of them may have signed, so that a rotation loses nothing. Needed unless from_api is set." example:"[\"${WEBHOOK_SECRET}\"]"`
 	AllowWeak bool            `yaml:"allow_weak" doc:"Accept secrets of less than 16 bytes, or of less than the preset's sender makes. Whoever finds one by trying can sign webhooks."`
-	FromAPI   bool            `yaml:"from_api" doc:"Read the secret from the sender's API, at the start and when signatures stop matching, at most once a minute; the one before it is taken for another hour. For sources of type uploadpost, with api.key."`
+	FromAPI   bool            `yaml:"from_api" doc:"Read the secret from the sender's API, at the start and when signatures stop matching, at most once in five seconds; the one before it is taken for another hour. For sources of type uploadpost, with api.key."`
 	Tolerance time.Duration   `yaml:"tolerance" doc:"How far the signed timestamp may be from now, either way; a webhook outside it is answered 401. Inside it a repeat is a duplicate, as long as dedupe.window is at least twice as long. Unset is 5m."`
 
 	Algorithm       string `yaml:"algorithm" enum:"sha256,sha1,sha512" doc:"Hash of the HMAC. Unset is sha256."`

@@ -1,0 +1,543 @@
+package ingress
+
+import (
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// What the process holds for a sender, in bytes, besides headers and bodies:
+// goroutines, buffers, and the states of protocols.
+const (
+	connectionBytes = 16 << 10
+	tlsBytes        = 24 << 10 // more
+	http2Bytes      = 32 << 10 // more
+	streamBytes     = 16 << 10 // of a request over HTTP/2
+	fieldBytes      = 96       // of a field of a header, besides its text
+	// headerFactor is how many bytes a byte of a header takes at most while the
+	// header arrives: a field of four bytes has an entry of a map, a slice and
+	// two strings.
+	headerFactor = 32
+)
+
+// acceptedFor is how long a connection counts as just accepted: it is not closed to
+// make room for another one.
+const acceptedFor = 250 * time.Millisecond
+
+// class tells who yields first when memory or connections run short.
+type class int
+
+const (
+	stranger class = iota // has proven nothing so far
+	known                 // has proven itself, or its address has, or is a trusted proxy
+	classes
+)
+
+// pool is what senders make the process hold: connections, and the memory of
+// connections, headers and bodies. While at most half of it is used, nobody is
+// limited. Beyond that, one address has at most a quarter for what is not proven; and
+// where there is no room for more, the holding yields that has waited for its
+// sender the longest, those of strangers first. A sender says what it has to say at
+// once, so that its holding is young; who wants to hold something stays.
+//
+// | holding | state | is left by | how it yields |
+// |---|---|---|---|
+// | connection | waits: no request is handled; over HTTP/2 also with requests that are not verified | begin, settle | it is closed |
+// | connection | busy: a request is handled (HTTP/1), or a verified one (HTTP/2) | end | it does not |
+// | request | unverified: its body arrives, or it waits for newer secrets | settle, end | its sender is answered 503 |
+// | request | verified: its event is stored, or its answer is written | end | it does not |
+//
+// A holding that has yielded is gone: it holds nothing, and takes nothing more. The
+// methods may be called concurrently.
+type pool struct {
+	metrics   *Metrics
+	most      int   // connections
+	header    int64 // largest header, in bytes
+	connBytes int64 // of each connection
+
+	mu        sync.Mutex
+	memory    *budget
+	unrouted  *account // of connections, and of requests that lead to no source
+	open      int      // connections
+	waiting   bool     // a connection waits to be let in
+	freed     chan struct{}
+	queues    [classes]queue // of all that can yield
+	addresses map[netip.Prefix]*address
+	proven    [2]map[netip.Prefix]struct{} // addresses that have proven themselves: the newer ones, and those before
+}
+
+// mostProven is how many addresses are known at most, in each of two generations.
+const mostProven = 4096
+
+// address is a remote address with holdings, and its share of what is not proven.
+type address struct {
+	prefix      netip.Prefix
+	holdings    int   // that name it
+	connections int   // of strangers
+	bytes       int64 // of holdings in queue
+	queue       queue // of what can yield
+}
+
+// holding is what one connection or one request holds. All is guarded by pool.mu.
+type holding struct {
+	account *account
+	address *address // nil: of a trusted proxy itself, which is not limited
+	conn    *connection
+	writer  http.ResponseWriter // of a request; nil for a connection
+	wake    chan struct{}       // closed when it yields, where it waits for newer secrets
+	bytes   int64
+	since   time.Time
+	class   class
+	queued  bool // it can yield
+	gone    bool
+	settled bool // its request is verified
+
+	links [2]links
+}
+
+func newPool(memory *budget, most int, maxHeader int64, tls bool, m *Metrics) *pool {
+	p := &pool{
+		metrics: m, most: most, header: maxHeader + 4096, connBytes: connectionBytes, memory: memory, unrouted: memory.withoutPart(),
+		freed: make(chan struct{}, 1), addresses: map[netip.Prefix]*address{},
+		proven: [2]map[netip.Prefix]struct{}{{}, {}},
+	}
+	if tls {
+		p.connBytes += tlsBytes
+	}
+	m.memory.Store(memory)
+	return p
+}
+
+// prefixOf is what counts as one address: of IPv6 a whole /64, which one
+// customer has. Unknown addresses count as one.
+func prefixOf(addr netip.Addr) netip.Prefix {
+	bits := 32
+	if addr = addr.Unmap().WithZone(""); addr.Is6() {
+		bits = 64
+	}
+	prefix, err := addr.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return prefix
+}
+
+// refer returns the entry of an address, which is named by one holding more.
+func (p *pool) refer(prefix netip.Prefix) *address {
+	a := p.addresses[prefix]
+	if a == nil {
+		a = &address{prefix: prefix, queue: queue{link: byAddress}}
+		p.addresses[prefix] = a
+	}
+	a.holdings++
+	return a
+}
+
+func (p *pool) unrefer(a *address) {
+	if a == nil {
+		return
+	}
+	if a.holdings--; a.holdings == 0 {
+		delete(p.addresses, a.prefix)
+	}
+}
+
+// enter lets a connection in where there is room, or room can be made. Otherwise it
+// reports false, and a time after which to try again; freed may tell earlier.
+func (p *pool) enter(c *connection, trusted bool) (entered bool, again time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := &c.holding
+	if h.account == nil {
+		h.account, h.conn = p.unrouted, c
+		prefix := prefixOf(c.remote)
+		if trusted || p.isProven(prefix) {
+			h.class = known
+		}
+		if !trusted {
+			h.address = p.refer(prefix)
+		}
+	}
+	now := time.Now()
+	if !p.makeRoom(h, now) {
+		p.waiting = true
+		return false, acceptedFor
+	}
+	h.since = now // before memory is taken: it is the youngest
+	if err := p.take(h, p.connBytes); err != nil {
+		p.waiting = true
+		return false, acceptedFor
+	}
+	p.waiting = false
+	p.open++
+	p.metrics.connections.Inc()
+	c.open = true
+	c.heading.Store(true)
+	if h.class == stranger {
+		h.address.connections++
+	}
+	p.push(h, now)
+	return true, 0
+}
+
+// makeRoom makes room for one connection more, and reports whether there is room.
+func (p *pool) makeRoom(h *holding, now time.Time) bool {
+	frees := func(h *holding) bool { return h.conn.open && (h.writer == nil || !h.conn.http2) }
+	// A connection beyond an address's share takes the place of another one of
+	// that address, where one can yield.
+	if a := h.address; h.class == stranger && p.open > p.most/2 && a.connections >= max(1, p.most/4) {
+		if victim := a.queue.find(func(h *holding) bool { return h.class == stranger && frees(h) }); victim != nil {
+			p.evictConnection(victim)
+		}
+	}
+	if p.open < p.most {
+		return true
+	}
+	for class := range p.queues {
+		if victim := p.queues[class].find(frees); victim != nil {
+			if now.Sub(victim.since) < acceptedFor {
+				return false
+			}
+			p.evictConnection(victim)
+			return true
+		}
+	}
+	return false
+}
+
+// leave takes a connection out of the count, once.
+func (p *pool) leave(c *connection) {
+	if !c.open {
+		if c.holding.account != nil && !c.holding.gone { // it was never let in
+			p.unrefer(c.holding.address)
+			c.holding.gone = true
+		}
+		return
+	}
+	c.open = false
+	h := &c.holding
+	p.pull(h)
+	p.release(h)
+	h.gone = true
+	if h.class == stranger {
+		h.address.connections--
+	}
+	p.unrefer(h.address)
+	p.open--
+	p.metrics.connections.Dec()
+	if p.waiting {
+		select {
+		case p.freed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// push lets a holding be among those that can yield.
+func (p *pool) push(h *holding, now time.Time) {
+	if h.queued || h.gone {
+		return
+	}
+	h.queued, h.since = true, now
+	p.queues[h.class].push(h)
+	if h.address != nil {
+		h.address.queue.push(h)
+		h.address.bytes += h.bytes
+	}
+}
+
+// pull takes a holding out of those that can yield.
+func (p *pool) pull(h *holding) {
+	if !h.queued {
+		return
+	}
+	h.queued = false
+	p.queues[h.class].remove(h)
+	if h.address != nil {
+		h.address.queue.remove(h)
+		h.address.bytes -= h.bytes
+	}
+}
+
+// take lets a holding hold n bytes more. Where there is no room, others yield, and
+// where none of them can, it returns errSpent. A holding that is gone takes nothing.
+func (p *pool) take(h *holding, n int64) error {
+	for {
+		if h.gone {
+			return errSpent
+		}
+		var victim *holding
+		switch limited := h.queued && h.address != nil; {
+		case limited && p.memory.taken() > p.memory.total/2 && h.address.bytes+n > p.memory.total/4:
+			victim = h.address.queue.first // it may be h itself
+			if other := h.address.queue.find(func(o *holding) bool { return p.mayYield(o, h) }); other != nil {
+				victim = other
+			}
+		case h.account.take(n) == nil:
+			h.bytes += n
+			if limited {
+				h.address.bytes += n
+			}
+			return nil
+		default:
+			frees := func(o *holding) bool {
+				return p.mayYield(o, h) && (o.account == h.account || o.account.takesCommon())
+			}
+			for class := range p.queues {
+				if victim = p.queues[class].find(frees); victim != nil {
+					break
+				}
+			}
+		}
+		if victim == nil || victim == h {
+			return errSpent
+		}
+		p.evict(victim)
+	}
+}
+
+// mayYield reports whether a holding can make room for what h takes: not its own
+// connection, and none that was just accepted.
+func (p *pool) mayYield(victim, h *holding) bool {
+	if victim == h || victim.bytes == 0 || victim.writer == nil && victim.conn == h.conn {
+		return false
+	}
+	return victim.writer != nil || time.Since(victim.since) >= acceptedFor
+}
+
+// give gives n bytes of a holding back.
+func (p *pool) give(h *holding, n int64) {
+	n = min(n, h.bytes)
+	h.account.give(n)
+	h.bytes -= n
+	if h.queued && h.address != nil {
+		h.address.bytes -= n
+	}
+}
+
+// release gives back all that a holding holds.
+func (p *pool) release(h *holding) { p.give(h, h.bytes) }
+
+// evict lets a holding yield. Its bytes count as free at once: what holds them ends
+// in a moment.
+func (p *pool) evict(h *holding) {
+	if h.writer == nil {
+		p.evictConnection(h)
+		return
+	}
+	p.pull(h)
+	p.release(h)
+	h.gone = true
+	p.metrics.evictedRequests.Inc()
+	if h.wake != nil {
+		close(h.wake)
+		return
+	}
+	// What the handler reads of the body fails from now on.
+	_ = http.NewResponseController(h.writer).SetReadDeadline(time.Unix(1, 0))
+}
+
+// evictConnection closes the connection of a holding.
+func (p *pool) evictConnection(h *holding) {
+	if h.writer != nil {
+		p.pull(h)
+		p.release(h)
+		h.gone = true
+	}
+	p.leave(h.conn)
+	p.metrics.evicted.Inc()
+	_ = h.conn.Conn.Close() // its server will notice
+}
+
+// arrive notes that n bytes were read from a connection. While they are a header's,
+// memory is taken for what the header may become.
+func (p *pool) arrive(c *connection, n int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !c.heading.Load() {
+		return nil
+	}
+	c.arrived += int64(n)
+	want := min(c.arrived, p.header) * headerFactor
+	if want <= c.charged {
+		return nil
+	}
+	if err := p.take(&c.holding, want-c.charged); err != nil {
+		return err
+	}
+	c.charged = want
+	return nil
+}
+
+// begin notes that a request is handled, which w answers: it comes from an address
+// and leads to a source's account, nil for none. The holding has n bytes, or the error
+// says that there is no room; end must be called in either case.
+func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remote netip.Addr, to *account, n int64) (h *holding, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if to == nil {
+		to = p.unrouted
+	}
+	own := &c.holding
+	if own.account == nil { // it came through no listener
+		own.account, own.conn = p.unrouted, c
+	}
+	c.heading.Store(false)
+	p.give(own, c.charged)
+	c.arrived, c.charged = 0, 0
+	if r.ProtoMajor < 2 {
+		h = &c.request
+		p.pull(own)
+	} else {
+		h = new(holding)
+		n += streamBytes
+	}
+	prefix := prefixOf(remote)
+	*h = holding{account: to, conn: c, writer: w}
+	if p.isProven(prefix) {
+		h.class = known
+	}
+	h.address = p.refer(prefix)
+	c.requests++
+	p.push(h, time.Now())
+	if r.ProtoMajor == 2 && !c.http2 {
+		c.http2 = true
+		if err := p.take(own, http2Bytes); err != nil {
+			return h, err
+		}
+	}
+	return h, p.take(h, n)
+}
+
+// more lets a request hold n bytes more.
+func (p *pool) more(h *holding, n int64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.take(h, n)
+}
+
+// less gives n bytes back.
+func (p *pool) less(h *holding, n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.give(h, n)
+}
+
+// hold returns a channel that is closed when a request that waits has to yield.
+func (p *pool) hold(h *holding) <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if h.wake == nil {
+		h.wake = make(chan struct{})
+		if h.gone {
+			close(h.wake)
+		}
+	}
+	return h.wake
+}
+
+// settle notes that a request is verified, and whether that took a proof. It reports
+// false where the request had to yield before.
+func (p *pool) settle(h *holding, proof bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if h.gone {
+		return false
+	}
+	p.pull(h)
+	h.settled = true
+	c := h.conn
+	c.verified++
+	p.pull(&c.holding)
+	if !proof {
+		return true
+	}
+	p.prove(h.address.prefix)
+	if own := &c.holding; own.class == stranger && c.open {
+		own.class = known
+		own.address.connections--
+	}
+	return true
+}
+
+// yielded reports whether a request had to yield.
+func (p *pool) yielded(h *holding) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return h.gone
+}
+
+// cut closes the connection of a request, with all that is on it.
+func (p *pool) cut(h *holding) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if h.conn.open {
+		p.evictConnection(h)
+	}
+}
+
+// answered notes that the handler of a request has returned: the request does not
+// yield any more.
+func (p *pool) answered(h *holding) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pull(h)
+}
+
+// end gives back what a request holds. Its connection waits for the next one then,
+// unless last says that there will be none.
+func (p *pool) end(h *holding, last bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pull(h)
+	p.release(h)
+	p.unrefer(h.address)
+	c := h.conn
+	c.requests--
+	if h.settled {
+		c.verified--
+	}
+	h.gone, h.writer = true, nil
+	if !c.open {
+		return
+	}
+	c.heading.Store(!c.http2 && !last)
+	if c.verified == 0 && (c.http2 || c.requests == 0) {
+		p.pull(&c.holding) // to be the youngest
+		p.push(&c.holding, time.Now())
+	}
+}
+
+// prove remembers an address that has proven itself. The older half is forgotten
+// when there are many.
+func (p *pool) prove(prefix netip.Prefix) {
+	if _, ok := p.proven[0][prefix]; ok {
+		return
+	}
+	if len(p.proven[0]) >= mostProven {
+		p.proven[1], p.proven[0] = p.proven[0], make(map[netip.Prefix]struct{})
+	}
+	p.proven[0][prefix] = struct{}{}
+}
+
+func (p *pool) isProven(prefix netip.Prefix) bool {
+	for _, generation := range p.proven {
+		if _, ok := generation[prefix]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// headerSize is about how many bytes a header takes, and how many values it has.
+func headerSize(h http.Header) (bytes int64, values int) {
+	for name, all := range h {
+		bytes += int64(len(name))
+		for _, value := range all {
+			bytes += int64(len(value)) + fieldBytes
+			values++
+		}
+	}
+	return bytes, values
+}
