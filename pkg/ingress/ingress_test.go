@@ -66,7 +66,7 @@ func (panicking) Verify(*source.Request) error { panic("user_email=secret@exampl
 
 const secret = "whsec_of_the_tests"
 
-func newSource(t *testing.T, a auth.Auth) source.Source {
+func newSource(t testing.TB, a auth.Auth) source.Source {
 	t.Helper()
 	p, err := uploadpost.New(uploadpost.Config{Timezone: "UTC", Auth: a}, source.Env{Name: "upload-post"})
 	if err != nil {
@@ -75,7 +75,7 @@ func newSource(t *testing.T, a auth.Auth) source.Source {
 	return p
 }
 
-func serve(t *testing.T, c config.Server, appender journal.Appender) *world {
+func serve(t testing.TB, c config.Server, appender journal.Appender) *world {
 	t.Helper()
 	signed := auth.Auth{Signature: &auth.Signature{Secrets: []config.Secret{secret}}}
 	local := auth.Auth{IPAllow: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}
@@ -94,7 +94,7 @@ func routeTo(name string, s source.Source, r source.Rate) Route {
 }
 
 // serveRoutes serves what opts say; without a journal, on one in memory.
-func serveRoutes(t *testing.T, opts Options) *world {
+func serveRoutes(t testing.TB, opts Options) *world {
 	t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
 	registry := prometheus.NewRegistry()
