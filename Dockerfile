@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+# The newest Go: its server limits the values of a header (pkg/ingress/headers_go127.go).
+FROM --platform=$BUILDPLATFORM golang:1.27 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
@@ -10,6 +11,8 @@ ARG TARGETARCH
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath \
       -ldflags "-s -w -X github.com/postwire/postwire/pkg/app.release=$VERSION" \
       -o /root/image/usr/local/bin/postwire ./cmd/postwire
+# The licenses of what is built in.
+RUN sh deploy/notices /root/image/usr/share/licenses/postwire
 # All else that the image has: certificate authorities, a user, and a folder
 # that is its own. The zones of time are in the binary.
 RUN mkdir -p /root/image/etc/ssl/certs /root/image/var/lib /root/data \

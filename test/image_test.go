@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/x509"
+	"debug/buildinfo"
 	"debug/elf"
 	"encoding/json"
 	"encoding/pem"
@@ -19,6 +20,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -183,7 +185,9 @@ func (m *image) contents(t *testing.T) {
 		"/etc/passwd": 0o644, "/etc/group": 0o644, "/etc/ssl/certs/ca-certificates.crt": 0o644, "/usr/local/bin/postwire": 0o755,
 	}
 	got := maps.Clone(m.files)
-	maps.DeleteFunc(got, func(_ string, mode os.FileMode) bool { return mode.IsDir() })
+	maps.DeleteFunc(got, func(name string, mode os.FileMode) bool {
+		return mode.IsDir() || strings.HasPrefix(name, licenses) && mode.Perm()&0o133 == 0
+	})
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the files (- want, + are there):\n%s", diff)
 	}
@@ -225,6 +229,7 @@ func (m *image) contents(t *testing.T) {
 	if certificates < 50 {
 		t.Errorf("there are %d certificate authorities", certificates)
 	}
+	m.notices(t)
 	binary, err := elf.Open(filepath.Join(m.root, "usr/local/bin/postwire"))
 	if err != nil {
 		t.Fatal(err)
@@ -232,6 +237,37 @@ func (m *image) contents(t *testing.T) {
 	defer binary.Close()
 	if slices.ContainsFunc(binary.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC }) {
 		t.Error("the binary needs libraries")
+	}
+}
+
+// licenses is where the licenses are of all that is built in.
+const licenses = "/usr/share/licenses/postwire/"
+
+// notices holds the licenses to what the binary says it is made of.
+func (m *image) notices(t *testing.T) {
+	t.Helper()
+	info, err := buildinfo.ReadFile(filepath.Join(m.root, "usr/local/bin/postwire"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(info.Deps) < 50 {
+		t.Errorf("the binary is made of %d modules", len(info.Deps))
+	}
+	for _, dep := range append(info.Deps, &debug.Module{Path: "../go"}) {
+		var found bool
+		for name := range m.files {
+			rest, ok := strings.CutPrefix(name, filepath.Join(licenses, "modules", dep.Path))
+			found = found || ok && strings.Contains(strings.ToUpper(rest), "LICENSE")
+		}
+		if !found {
+			t.Errorf("there is no license of %s", dep.Path)
+		}
+	}
+	if _, ok := m.files[licenses+"LICENSE"]; !ok {
+		t.Error("there is no license of this project")
+	}
+	if os.Getenv("CI_LONG") != "" && !strings.HasPrefix(info.GoVersion, "go1.27") {
+		t.Errorf("it is built with %s", info.GoVersion)
 	}
 }
 

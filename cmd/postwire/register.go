@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -109,14 +110,25 @@ func (f *secretFlags) write(out io.Writer, secret config.Secret) error {
 	return err
 }
 
-// writeSecret writes a file for its owner alone, in place of the old one.
-func writeSecret(path string, text []byte) error {
-	next := path + ".new"
-	if err := os.WriteFile(next, text, 0o600); err != nil {
-		return fmt.Errorf("writing the secret: %w", err)
+// writeSecret writes a file for its owner alone, in place of what has this name. The
+// file it writes first is new and has a name that nobody can foresee, so that a link
+// or a file that somebody else has put there is neither followed nor filled.
+func writeSecret(path string, text []byte) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("writing the secret: %w", err)
+		}
+	}()
+	next, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // O_EXCL, 0600
+	if err != nil {
+		return err
 	}
-	if err := os.Rename(next, path); err != nil {
-		return errors.Join(fmt.Errorf("writing the secret: %w", err), os.Remove(next))
+	_, err = next.Write(text)
+	if err = errors.Join(err, next.Sync(), next.Close()); err == nil {
+		err = os.Rename(next.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(next.Name()))
 	}
 	return nil
 }
