@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/forwarded"
 	"github.com/postwire/postwire/internal/selfsigned"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
@@ -267,7 +268,7 @@ func TestRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	forwarded := http.Header{"X-Forwarded-Proto": {"http, HTTPS"}, "X-Forwarded-Host": {"evil.example.com", "hooks.example.com"}}
+	said := http.Header{"X-Forwarded-Proto": {"http, HTTPS"}, "X-Forwarded-Host": {"evil.example.com", "hooks.example.com"}}
 	for _, tt := range []struct {
 		name, remote, target string
 		tls                  *tls.ConnectionState
@@ -283,11 +284,11 @@ func TestRequest(t *testing.T) {
 			source.Request{Scheme: "https", Host: "relay:8080", Path: "/hook", Target: "/hook?"},
 		},
 		{
-			"a stranger who says that it is a proxy", "192.0.2.1:1", "/hook", nil, forwarded,
+			"a stranger who says that it is a proxy", "192.0.2.1:1", "/hook", nil, said,
 			source.Request{Scheme: "http", Host: "relay:8080", Path: "/hook", Target: "/hook"},
 		},
 		{
-			"a trusted proxy", "10.1.2.3:1", "/hook", nil, forwarded,
+			"a trusted proxy", "10.1.2.3:1", "/hook", nil, said,
 			source.Request{Scheme: "https", Host: "hooks.example.com", Path: "/hook", Target: "/hook"},
 		},
 		{
@@ -314,7 +315,7 @@ func TestRequest(t *testing.T) {
 			if rt == nil {
 				t.Fatal("it leads nowhere")
 			}
-			got := s.request(hr, token, s.remote(peerOf(hr), hr), []byte("body"))
+			got := s.request(hr, token, s.proxies().Remote(forwarded.Peer(hr), hr), []byte("body"))
 			if got.Scheme != tt.want.Scheme || got.Host != tt.want.Host || got.Path != tt.want.Path || got.Token != tt.want.Token ||
 				got.RawQuery != tt.want.RawQuery || got.Target != tt.want.Target || got.Method != http.MethodPost || string(got.Body) != "body" || got.Client != nil {
 				t.Errorf("request is %+v, want %+v", got, tt.want)

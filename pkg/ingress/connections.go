@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/postwire/postwire/internal/forwarded"
 )
 
 // limited is a listener whose connections are in the pool. One goroutine accepts
@@ -31,8 +33,8 @@ func (l *limited) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	pool := l.server.pool
-	conn := &connection{Conn: raw, pool: pool, remote: addrOf(raw.RemoteAddr().String())}
-	trusted := l.server.trusted(conn.remote)
+	conn := &connection{Conn: raw, pool: pool, remote: forwarded.Address(raw.RemoteAddr().String())}
+	trusted := l.server.proxies().Trust(conn.remote)
 	for {
 		entered, again := pool.enter(conn, trusted)
 		if entered {

@@ -16,7 +16,6 @@ import (
 	"net/netip"
 	"net/url"
 	"reflect"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +25,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/forwarded"
 	"github.com/postwire/postwire/internal/httpserver"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
@@ -282,9 +282,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		name, memory = rt.name, rt.memory
 	}
 	log := func() *zap.Logger { return s.log.With(zap.String("request_id", id), zap.String("source", name)) }
-	peer := peerOf(hr)
-	trusted := s.trusted(peer)
-	remote := s.remote(peer, hr)
+	peer := forwarded.Peer(hr)
+	trusted := s.proxies().Trust(peer)
+	remote := s.proxies().Remote(peer, hr)
 	s.warn(peer, trusted, hr)
 	size, values := headerSize(hr.Header)
 	held, full := s.pool.begin(s.connectionOf(hr.Context()), w, hr, remote, memory, size)
@@ -339,7 +339,7 @@ func (s *Server) done(hr *http.Request, held *holding, last bool) {
 // warn tells, once, of a proxy that is not trusted: all who send through it count as
 // one sender.
 func (s *Server) warn(peer netip.Addr, trusted bool, hr *http.Request) {
-	if trusted || s.warned.Load() || len(hr.Header[forwardedFor])+len(hr.Header[forwarded]) == 0 {
+	if trusted || s.warned.Load() || !forwarded.NamesSender(hr.Header) {
 		return
 	}
 	if !peer.IsPrivate() && !peer.IsLoopback() && !peer.IsLinkLocalUnicast() {
@@ -536,13 +536,12 @@ func (s *Server) request(hr *http.Request, token string, remote netip.Addr, body
 	if token != "" {
 		path = cmp.Or(path[:len(path)-len(token)-1], "/")
 	}
-	peer := peerOf(hr)
 	r := &source.Request{
 		Method: hr.Method, Path: path, RawQuery: hr.URL.RawQuery, Header: hr.Header, Body: body,
 		Remote: remote, Received: s.opts.Now().UTC(),
 		Token: token, Target: hr.RequestURI, Client: clientOf(hr),
 	}
-	r.Scheme, r.Host = s.origin(peer, hr)
+	r.Scheme, r.Host = s.proxies().Origin(forwarded.Peer(hr), hr)
 	if !strings.HasPrefix(r.Target, "/") { // a whole URL, as proxies are sent it
 		r.Target = hr.URL.RequestURI()
 	}
@@ -564,18 +563,5 @@ func unverified(err error) answer {
 	return refuse(outcomeUnauthenticated)
 }
 
-// peerOf is the address at the other end of the connection; not valid if it has
-// none.
-func peerOf(hr *http.Request) netip.Addr { return addrOf(hr.RemoteAddr) }
-
-func addrOf(hostport string) netip.Addr {
-	addr, err := netip.ParseAddrPort(hostport)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return addr.Addr().Unmap()
-}
-
-func (s *Server) trusted(addr netip.Addr) bool {
-	return slices.ContainsFunc(s.opts.Config.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(addr) })
-}
+// proxies are those whose word is taken for who sent a request.
+func (s *Server) proxies() forwarded.Proxies { return s.opts.Config.TrustedProxies }

@@ -1,17 +1,13 @@
-package ingress
+package forwarded
 
 import (
 	"net/http"
 	"net/netip"
 	"testing"
-
-	"github.com/postwire/postwire/config"
 )
 
-func proxied() *Server {
-	c := config.Default().Server
-	c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8:ffff::/48")}
-	return &Server{opts: Options{Config: c}}
+func proxied() Proxies {
+	return Proxies{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8:ffff::/48")}
 }
 
 // Who sent a request is what the proxies say of it; where they say nothing that
@@ -90,7 +86,7 @@ func TestRemote(t *testing.T) {
 			if tt.fields != nil {
 				h["Forwarded"] = tt.fields
 			}
-			if got := proxied().remote(netip.MustParseAddr(tt.peer), &http.Request{Header: h}); got.String() != tt.want {
+			if got := proxied().Remote(netip.MustParseAddr(tt.peer), &http.Request{Header: h}); got.String() != tt.want {
 				t.Errorf("%s, want %s", got, tt.want)
 			}
 		})
@@ -107,10 +103,10 @@ func TestOriginOfForwarded(t *testing.T) {
 		"Forwarded beside X-Forwarded-Proto": {http.Header{"Forwarded": {"host=evil"}, "X-Forwarded-Proto": {"https"}}, "https", "relay"},
 		"Forwarded without them":             {http.Header{"Forwarded": {"for=1.2.3.4"}}, "http", "relay"},
 	} {
-		if scheme, host := proxied().origin(netip.MustParseAddr("10.1.1.1"), &http.Request{Host: "relay", Header: tt.header}); scheme != tt.scheme || host != tt.host {
+		if scheme, host := proxied().Origin(netip.MustParseAddr("10.1.1.1"), &http.Request{Host: "relay", Header: tt.header}); scheme != tt.scheme || host != tt.host {
 			t.Errorf("%s: %s://%s, want %s://%s", name, scheme, host, tt.scheme, tt.host)
 		}
-		if scheme, host := proxied().origin(netip.MustParseAddr("192.0.2.1"), &http.Request{Host: "relay", Header: tt.header}); scheme != "http" || host != "relay" {
+		if scheme, host := proxied().Origin(netip.MustParseAddr("192.0.2.1"), &http.Request{Host: "relay", Header: tt.header}); scheme != "http" || host != "relay" {
 			t.Errorf("%s of a stranger: %s://%s", name, scheme, host)
 		}
 	}
@@ -125,11 +121,11 @@ func FuzzRemote(f *testing.F) {
 	f.Fuzz(func(t *testing.T, list, element string) {
 		s := proxied()
 		for _, h := range []http.Header{{"X-Forwarded-For": {list}}, {"Forwarded": {element}}, {"X-Forwarded-For": {list}, "Forwarded": {element}}} {
-			got := s.remote(peer, &http.Request{Header: h})
+			got := s.Remote(peer, &http.Request{Header: h})
 			if got == peer && len(h) == 1 && parseHop(list) != peer && !containsPeer(list+element) {
 				t.Errorf("%v makes the proxy the sender", h)
 			}
-			_, _ = s.origin(peer, &http.Request{Header: h})
+			_, _ = s.Origin(peer, &http.Request{Header: h})
 		}
 	})
 }

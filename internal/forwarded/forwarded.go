@@ -1,4 +1,10 @@
-package ingress
+// Package forwarded reads what a trusted proxy says about a request: who sent it,
+// and to which URL. A proxy says so in X-Forwarded-* or in Forwarded (RFC 7239).
+//
+// A proxy that writes one of the two passes on what a stranger wrote in the
+// other. So both must lead to one address, and Forwarded counts for the URL only
+// where no X-Forwarded-* is there.
+package forwarded
 
 import (
 	"net/http"
@@ -8,12 +14,26 @@ import (
 	"strings"
 )
 
-// What a trusted proxy says about a request: who sent it, and to which URL. A
-// proxy says so in X-Forwarded-* or in Forwarded (RFC 7239).
-//
-// A proxy that writes one of the two passes on what a stranger wrote in the
-// other. So both must lead to one address, and Forwarded counts for the URL only
-// where no X-Forwarded-* is there.
+// Proxies are the networks of the trusted proxies.
+type Proxies []netip.Prefix
+
+// Peer returns the address at the other end of the connection. The address is
+// not valid if the connection has none.
+func Peer(hr *http.Request) netip.Addr { return Address(hr.RemoteAddr) }
+
+// Address returns the address of a host and a port; not valid where there is none.
+func Address(hostport string) netip.Addr {
+	addr, err := netip.ParseAddrPort(hostport)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return addr.Addr().Unmap()
+}
+
+// Trust reports whether an address is one of a trusted proxy.
+func (p Proxies) Trust(addr netip.Addr) bool {
+	return slices.ContainsFunc(p, func(network netip.Prefix) bool { return network.Contains(addr) })
+}
 
 const (
 	forwardedFor   = "X-Forwarded-For"
@@ -22,16 +42,19 @@ const (
 	forwarded      = "Forwarded"
 )
 
-// remote is the address of the sender: of the connection, or, where that is a
+// NamesSender reports whether a header says who sent a request, be it true or not.
+func NamesSender(h http.Header) bool { return len(h[forwardedFor])+len(h[forwarded]) > 0 }
+
+// Remote is the address of the sender: of the connection, or, where that is a
 // trusted proxy, the last address that the proxies name and that is none of
 // theirs. It is not valid where a proxy names something else than an address:
 // the sender is then unknown, and is never taken for the proxy.
-func (s *Server) remote(peer netip.Addr, hr *http.Request) netip.Addr {
-	if !s.trusted(peer) {
+func (p Proxies) Remote(peer netip.Addr, hr *http.Request) netip.Addr {
+	if !p.Trust(peer) {
 		return peer
 	}
 	list, elements := hr.Header.Values(forwardedFor), hr.Header.Values(forwarded)
-	byList := s.walk(peer, items(list))
+	byList := p.walk(peer, items(list))
 	var hops []string
 	for _, element := range items(elements) {
 		hop, ok := parameters(element)["for"]
@@ -40,7 +63,7 @@ func (s *Server) remote(peer netip.Addr, hr *http.Request) netip.Addr {
 		}
 		hops = append(hops, hop)
 	}
-	byElement := s.walk(peer, hops)
+	byElement := p.walk(peer, hops)
 	switch {
 	case len(list) == 0 && len(elements) == 0:
 		return peer
@@ -54,13 +77,13 @@ func (s *Server) remote(peer netip.Addr, hr *http.Request) netip.Addr {
 
 // walk goes back over the hops, from the proxy that is next to us, to the first
 // that no proxy of ours is.
-func (s *Server) walk(peer netip.Addr, hops []string) netip.Addr {
+func (p Proxies) walk(peer netip.Addr, hops []string) netip.Addr {
 	if len(hops) == 0 { // the header is there, and names nobody
 		return netip.Addr{}
 	}
 	addr := peer
 	for _, hop := range slices.Backward(hops) {
-		if !s.trusted(addr) {
+		if !p.Trust(addr) {
 			break
 		}
 		addr = parseHop(hop)
@@ -193,15 +216,15 @@ func unquote(text string) (string, bool) {
 	return b.String(), true
 }
 
-// origin is the scheme and the host that the sender used: of the connection,
+// Origin is the scheme and the host that the sender used: of the connection,
 // or what a trusted proxy says it was asked for. Of several values the last
 // counts, which is the word of the proxy that is next to us.
-func (s *Server) origin(peer netip.Addr, hr *http.Request) (scheme, host string) {
+func (p Proxies) Origin(peer netip.Addr, hr *http.Request) (scheme, host string) {
 	scheme, host = "http", hr.Host
 	if hr.TLS != nil {
 		scheme = "https"
 	}
-	if !s.trusted(peer) {
+	if !p.Trust(peer) {
 		return scheme, host
 	}
 	proto, name := last(hr.Header[forwardedProto]), last(hr.Header[forwardedHost])
