@@ -19,6 +19,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/net/http/httpguts"
 )
@@ -120,10 +122,45 @@ func (t ServerTLS) Enabled() bool { return t.CertFile != "" }
 // Admin is the HTTP server for operators.
 type Admin struct {
 	Listen string `yaml:"listen" doc:"Address to listen on, host:port, for /livez, /readyz, /metrics, /api and /console. Health and metrics are open to whoever reaches it; they hold no events."`
-	Token  Secret `yaml:"token" doc:"Bearer token that callers of /api must show; a long random text, such as openssl rand -hex 32 makes. Needed where admin.listen is not an address of this machine alone, such as 127.0.0.1." example:"${POSTWIRE_ADMIN_TOKEN}"`
+	Token  Secret `yaml:"token" doc:"Bearer token that callers of /api must show; a long random text, such as openssl rand -hex 32 makes. Its holder is an operator, called admin.token in the audit log. This token, or one of an operator in tokens, is required unless admin.listen is a loopback address." example:"${POSTWIRE_ADMIN_TOKEN}"`
 
-	ViewerToken Secret `yaml:"viewer_token" doc:"Token of those who may look and change nothing, and who are shown no personal data: the data of events, the bodies of requests. Needs token beside it. Empty is nobody." example:"${POSTWIRE_VIEWER_TOKEN}"`
-	AllowWeak   bool   `yaml:"allow_weak" doc:"Accept tokens of less than 16 bytes. Whoever finds one by trying can do what its holder can."`
+	ViewerToken Secret       `yaml:"viewer_token" doc:"Bearer token of viewers, called admin.viewer_token in the audit log. Viewers may look and change nothing, and are shown no personal data: the data of events, the bodies of requests. Requires a token of an operator. Empty is no such token." example:"${POSTWIRE_VIEWER_TOKEN}"`
+	Tokens      []AdminToken `yaml:"tokens" doc:"Bearer tokens of named persons and machines, 100 at most, so that the audit log names who made a change. A change of tokens ends the sessions, tails and requests of those that are gone." example:"[{name: alice, role: operator, token: \"${file:/run/secrets/alice}\"}]"`
+	AllowWeak   bool         `yaml:"allow_weak" doc:"Accept tokens of less than 16 bytes. Whoever finds one by trying can do what its holder can."`
+}
+
+// AdminToken is a bearer token of the admin API that has a name.
+type AdminToken struct {
+	Name  string `yaml:"name" doc:"Name of the holder in the audit log; 64 bytes at most." example:"alice"`
+	Role  string `yaml:"role" enum:"operator,viewer" doc:"Role of the holder: an operator may do everything, a viewer may look." example:"operator"`
+	Token Secret `yaml:"token" doc:"Bearer token of the holder; a long random text, such as openssl rand -hex 32 makes." example:"${file:/run/secrets/alice}"`
+}
+
+// Names of the tokens that have no name of their own. They are also the keys of
+// those tokens in the document.
+const (
+	nameOfToken       = "admin.token"
+	nameOfViewerToken = "admin.viewer_token"
+)
+
+// Roles of an AdminToken.
+const (
+	RoleOperator = "operator"
+	RoleViewer   = "viewer"
+)
+
+// Credentials returns all tokens of the admin API, with admin.token and
+// admin.viewer_token under these names. No token opens the API to every caller on
+// the loopback address.
+func (a Admin) Credentials() []AdminToken {
+	var all []AdminToken
+	if a.Token != "" {
+		all = append(all, AdminToken{nameOfToken, RoleOperator, a.Token})
+	}
+	if a.ViewerToken != "" {
+		all = append(all, AdminToken{nameOfViewerToken, RoleViewer, a.ViewerToken})
+	}
+	return append(all, a.Tokens...)
 }
 
 // Log says what is logged, and how.
@@ -242,24 +279,7 @@ func (c Config) Validate() error {
 		}
 		p.Add(key, "is the same address as "+other, "use another port")
 	}
-	if c.Admin.Token == "" && !loopback(c.Admin.Listen) {
-		p.Add("admin.token", "is missing, and admin.listen reaches beyond this machine", "set a token, for example ${POSTWIRE_ADMIN_TOKEN}, or listen on 127.0.0.1:9090")
-	}
-	switch {
-	case c.Admin.ViewerToken == "":
-	case c.Admin.Token == "":
-		p.Add("admin.viewer_token", "is set, and admin.token is not: whoever reaches the port may change everything", "set admin.token too")
-	case c.Admin.ViewerToken == c.Admin.Token:
-		p.Add("admin.viewer_token", "is the same as admin.token, and would give its holder everything", "make another one, for example with openssl rand -hex 32")
-	}
-	for _, token := range []struct {
-		key   string
-		value Secret
-	}{{"admin.token", c.Admin.Token}, {"admin.viewer_token", c.Admin.ViewerToken}} {
-		if token.value != "" {
-			CheckProof(&p, token.key, len(token.value), MinProof, c.Admin.AllowWeak)
-		}
-	}
+	p.Nest("admin", c.Admin.validate())
 	p.Nest("telemetry.traces", c.Telemetry.Traces.validate())
 	p.Nest("journal", c.Journal.validate())
 	if j := c.Journal; j.Engine == "jetstream" && j.Spill.Hold > 0 && j.Spill.Hold >= c.Server.WriteTimeout {
@@ -274,6 +294,68 @@ func (c Config) Validate() error {
 		}
 	}
 	return p.Err()
+}
+
+// maxAdminTokens bounds admin.tokens: each may have sessions.
+const maxAdminTokens = 100
+
+func (a Admin) validate() error {
+	var p Invalids
+	all := a.Credentials()
+	operators := slices.ContainsFunc(all, func(t AdminToken) bool { return t.Role == RoleOperator })
+	switch {
+	case operators:
+	case len(all) > 0:
+		key := "tokens"
+		if a.ViewerToken != "" {
+			key = "viewer_token"
+		}
+		p.Add(key, "is set, and no operator has a token: nobody could change anything", "set admin.token, or add a token with role: operator to admin.tokens")
+	case !loopback(a.Listen):
+		p.Add("token", "is missing, and admin.listen reaches beyond this machine", "set a token, for example ${POSTWIRE_ADMIN_TOKEN}, or listen on 127.0.0.1:9090")
+	}
+	if len(a.Tokens) > maxAdminTokens {
+		p.Add("tokens", fmt.Sprintf("has %d entries", len(a.Tokens)), fmt.Sprintf("use %d at most", maxAdminTokens))
+	}
+	names, keys := map[string]bool{nameOfToken: true, nameOfViewerToken: true}, map[Secret]string{}
+	check := func(key string, token Secret) {
+		CheckProof(&p, key, len(token), MinProof, a.AllowWeak)
+		if other, taken := keys[token]; taken {
+			p.Add(key, "is the same as admin."+other+": nobody could tell the holders apart", "make another one, for example with openssl rand -hex 32")
+		}
+		keys[token] = key
+	}
+	if a.Token != "" {
+		check("token", a.Token)
+	}
+	if a.ViewerToken != "" {
+		check("viewer_token", a.ViewerToken)
+	}
+	for i, t := range a.Tokens {
+		at := fmt.Sprintf("tokens[%d].", i)
+		switch {
+		case !isHolder(t.Name):
+			p.Add(at+"name", "is not a name", "use 1 to 64 bytes of printable characters, without white space at the ends")
+		case names[t.Name]:
+			p.Add(at+"name", "is the name of another token", "give each token a name of its own")
+		}
+		names[t.Name] = true
+		if t.Role == "" {
+			p.Add(at+"role", "is missing", "use operator or viewer")
+		}
+		if t.Token == "" {
+			p.Add(at+"token", "is empty", "make one with openssl rand -hex 32, or remove the entry")
+			continue
+		}
+		check(at+"token", t.Token)
+	}
+	return p.Err()
+}
+
+// isHolder reports whether a text can name the holder of a token in a log line.
+func isHolder(name string) bool {
+	return name != "" && len(name) <= 64 && utf8.ValidString(name) && strings.TrimSpace(name) == name &&
+		!strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 func (s Server) validate() error {

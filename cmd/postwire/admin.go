@@ -25,13 +25,14 @@ type adminFlags struct{ url, tokenFile, config string }
 func (f *adminFlags) register(cmd *cobra.Command) {
 	p := cmd.PersistentFlags()
 	p.StringVar(&f.url, "admin", "", "URL of the relay's admin port (default $POSTWIRE_ADMIN, else http://127.0.0.1:9090)")
-	p.StringVar(&f.tokenFile, "token-file", "", "file with the relay's admin.token (default $POSTWIRE_ADMIN_TOKEN)")
-	p.StringVarP(&f.config, "config", "c", "", "take both from the relay's configuration file")
+	p.StringVar(&f.tokenFile, "token-file", "", "file with your token of the relay's admin API (default $POSTWIRE_ADMIN_TOKEN)")
+	p.StringVarP(&f.config, "config", "c", "", "read the admin URL and admin.token from this configuration file of the relay")
 }
 
 // client makes a client of what the flags and the environment say.
 func (f *adminFlags) client() (*admin.Client, error) {
 	c := &admin.Client{URL: "http://127.0.0.1:9090", HTTP: &http.Client{}}
+	named := false
 	if f.config != "" {
 		plan, err := app.Load(f.config)
 		if err != nil {
@@ -44,6 +45,7 @@ func (f *adminFlags) client() (*admin.Client, error) {
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 			host = "127.0.0.1"
 		}
+		named = len(plan.Config.Admin.Tokens) > 0
 		c.URL, c.Token = "http://"+net.JoinHostPort(host, port), plan.Config.Admin.Token.Reveal()
 	}
 	if env := os.Getenv("POSTWIRE_ADMIN"); env != "" && f.config == "" {
@@ -61,12 +63,15 @@ func (f *adminFlags) client() (*admin.Client, error) {
 			return nil, fmt.Errorf("%w: --token-file: %w", errUsage, err)
 		}
 		c.Token = token.Reveal()
-	} else if f.config == "" {
+	} else if c.Token == "" {
 		token, err := config.LookupSecret("POSTWIRE_ADMIN_TOKEN")
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errUsage, err)
 		}
 		c.Token = token.Reveal()
+	}
+	if c.Token == "" && named {
+		return nil, fmt.Errorf("%w: %s has tokens of named persons only: give yours by --token-file or POSTWIRE_ADMIN_TOKEN", errUsage, f.config)
 	}
 	return c, nil
 }

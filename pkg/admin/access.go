@@ -1,8 +1,6 @@
 package admin
 
 import (
-	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"net"
@@ -11,11 +9,9 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"go.uber.org/zap"
 )
 
 // Role is what a caller may do. The set is closed.
@@ -34,9 +30,11 @@ func (r Role) may(needed Role) bool {
 	return rank[r] >= rank[needed]
 }
 
-// The part of a rule that an operation says of itself.
+// What an operation says of itself in its metadata, and the header by which our own
+// page shows that it asks.
 const (
-	ruleKey   = "postwire-rule" // in the metadata of an operation
+	ruleKey   = "postwire-rule"
+	kindKey   = "postwire-kind"
 	csrfField = "X-CSRF-Token"
 )
 
@@ -60,120 +58,176 @@ func personal(parameter string, unsaid bool) rule {
 	}
 }
 
-func open(url.Values) Role { return Nobody }
-
 // ruled gives an operation a rule of its own.
-func ruled(o huma.Operation, r rule) huma.Operation {
-	o.Metadata = map[string]any{ruleKey: r}
+func ruled(o huma.Operation, r rule) huma.Operation { return with(o, ruleKey, r) }
+
+// counted makes an operation one of a kind.
+func counted(o huma.Operation, k kind) huma.Operation { return with(o, kindKey, k) }
+
+func with(o huma.Operation, key string, value any) huma.Operation {
+	if o.Metadata == nil {
+		o.Metadata = map[string]any{}
+	}
+	o.Metadata[key] = value
 	return o
 }
 
-// rulesOf are those of all operations, by the pattern of their route. What says
-// nothing of itself is for those who may look if it is a GET, and for operators
-// otherwise.
-func rulesOf(described *huma.OpenAPI) map[string]rule {
-	rules := map[string]rule{}
-	for path, item := range described.Paths {
-		for method, o := range map[string]*huma.Operation{
-			http.MethodGet: item.Get, http.MethodPut: item.Put, http.MethodPost: item.Post, http.MethodDelete: item.Delete, http.MethodPatch: item.Patch,
-		} {
-			if o == nil {
-				continue
-			}
-			r, own := o.Metadata[ruleKey].(rule)
-			switch {
-			case own:
-			case method == http.MethodGet:
-				r = func(url.Values) Role { return Viewer }
-			default:
-				r = func(url.Values) Role { return Operator }
-			}
-			rules[method+" "+path] = r
-		}
-	}
-	return rules
+// access is who may use an operation, and which requests it is counted with.
+type access struct {
+	id   string // of the operation
+	path string // of its route
+	rule rule
+	kind kind
 }
 
-// guard lets those through who may ask. Where no token is needed, the port is
+// accessOf is that of an operation. One that says nothing of itself is for those who
+// may look if it is a GET, and for operators otherwise.
+func accessOf(o *huma.Operation) access {
+	to := access{o.OperationID, o.Path, func(url.Values) Role { return Operator }, kindPlain}
+	if o.Method == http.MethodGet {
+		to.rule = func(url.Values) Role { return Viewer }
+	}
+	if own, ok := o.Metadata[ruleKey].(rule); ok {
+		to.rule = own
+	}
+	if own, ok := o.Metadata[kindKey].(kind); ok {
+		to.kind = own
+	}
+	return to
+}
+
+// accesses are those of all operations, by the pattern of their route.
+func accesses(described *huma.OpenAPI) map[string]access {
+	all := map[string]access{}
+	for path, item := range described.Paths {
+		for _, o := range []*huma.Operation{item.Get, item.Put, item.Post, item.Delete, item.Patch} {
+			if o != nil {
+				all[o.Method+" "+path] = accessOf(o)
+			}
+		}
+	}
+	return all
+}
+
+// changes reports whether a request is one for a change that operators may make.
+func (to access) changes(method string) bool {
+	return to.id != "" && method != http.MethodGet && method != http.MethodHead && to.rule(nil) == Operator
+}
+
+// refusal is an answer of the guard.
+type refusal struct {
+	status int
+	detail string
+	wait   time.Duration // until it is worth asking again; 0 is never
+}
+
+func (f *refusal) write(w http.ResponseWriter) {
+	if f.status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="postwire"`)
+	}
+	if f.wait > 0 {
+		w.Header().Set("Retry-After", retryAfter(f.wait))
+	}
+	problem(w, f.status, f.detail)
+}
+
+// retryAfter is a time in whole seconds, rounded up.
+func retryAfter(wait time.Duration) string {
+	return strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10)
+}
+
+// guard lets those through who may ask. Where no token is configured, the port is
 // on loopback, and what is left to fear is a web page that makes its reader's
 // browser ask: by a request across origins, or by a name that it lets point
 // here. The same page is to be feared by who has signed in, so that a request
 // that changes something must show besides what only our own page knows.
-func (a *API) guard(mux *http.ServeMux, s *sessions, rules map[string]rule) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Cache-Control", "no-store")
-		if strings.HasPrefix(r.URL.Path, BasePath+"/openapi") {
-			mux.ServeHTTP(w, r)
-			return
+type guard struct {
+	*door
+	mux      *http.ServeMux
+	accesses map[string]access
+	rooms    map[kind]*room
+}
+
+// ServeHTTP implements http.Handler.
+func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	if strings.HasPrefix(r.URL.Path, BasePath+"/openapi") {
+		g.mux.ServeHTTP(w, r)
+		return
+	}
+	_, pattern := g.mux.Handler(r)
+	to, known := g.accesses[pattern]
+	if !known {
+		to = access{rule: func(url.Values) Role { return Viewer }, kind: kindPlain}
+	}
+	who, refused := g.identify(r)
+	if refused == nil {
+		refused = check(r, who, to)
+	}
+	if refused != nil {
+		if who.role() != Nobody && to.changes(r.Method) {
+			g.api.denied(to, who, refused.status, r)
 		}
-		role, by := Nobody, "nothing"
-		switch cookie, err := r.Cookie(cookieName); {
-		case a.Token() == "" && !loopback(r.Host):
-			problem(w, http.StatusForbidden, "Ask by the address 127.0.0.1, or set admin.token in the configuration.")
-			return
-		case a.Token() == "":
-			role, by = Operator, "no token"
-		case r.Header.Get("Authorization") != "":
-			by = "token"
-			scheme, shown, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-			if strings.EqualFold(scheme, "Bearer") {
-				role = a.roleOf(shown)
-			}
-		case err == nil:
-			by = "session"
-			in := s.find(cookie.Value, a.roleOf)
-			if in == nil {
-				break
-			}
-			if safe := r.Method == http.MethodGet || r.Method == http.MethodHead; !safe && !same(r.Header.Get(csrfField), in.csrf) {
-				problem(w, http.StatusForbidden, "The header "+csrfField+" is missing or wrong: a page of another site may have asked. Load the console again.")
-				return
-			}
-			role = in.role
-			// What is followed ends with the session.
-			ctx, cancel := context.WithDeadline(r.Context(), in.ends)
-			defer cancel()
-			defer context.AfterFunc(in.life, cancel)() //nolint:contextcheck // it is the session's life that ends this one
-			r = r.WithContext(ctx)
-		}
-		if crossSite(r) && by != "token" {
-			problem(w, http.StatusForbidden, "A page of another site may not ask.")
-			return
-		}
-		query, err := url.ParseQuery(r.URL.RawQuery)
-		if err != nil { // others might read it otherwise than the rule does
-			problem(w, http.StatusBadRequest, "The query cannot be read.")
-			return
-		}
-		_, pattern := mux.Handler(r)
-		needed, known := Viewer, false
-		if rule := rules[pattern]; rule != nil {
-			needed, known = rule(query), true
-		}
-		switch {
-		case role.may(needed):
-		case role == Nobody:
-			w.Header().Set("WWW-Authenticate", `Bearer realm="postwire"`)
-			detail := "A bearer token is needed: admin.token of the relay's configuration."
-			if by == "session" {
-				detail = "The session has ended: sign in again."
-			}
-			problem(w, http.StatusUnauthorized, detail)
-			return
-		default:
-			problem(w, http.StatusForbidden, "This is for operators, who show admin.token: it changes something, or shows personal data.")
-			return
-		}
-		if known && needed == Operator && r.Method != http.MethodGet {
-			// A change may take longer than an answer may: a comparison with a sender's
-			// history, a page of the dead-letter queue. There is no deadline to clear
-			// where the writer is none of the server's own, as in tests.
-			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
-			// Not the path: it may hold what an event is called by.
-			a.Log.Info("an operator asked for a change", zap.String("what", pattern), zap.String("by", by))
-		}
-		mux.ServeHTTP(w, r)
-	})
+		refused.write(w)
+		return
+	}
+	if who.role() == Nobody {
+		g.mux.ServeHTTP(w, r)
+		return
+	}
+	ctx, done := who.bound(r.Context())
+	defer done()
+	leave, ok := g.rooms[to.kind].enter(ctx, who.role())
+	if !ok {
+		g.api.Metrics.busy.WithLabelValues(string(to.kind)).Inc()
+		busy(to.kind).write(w)
+		return
+	}
+	defer leave()
+	g.serve(w, r.WithContext(ctx), who, to)
+}
+
+// readWithin is the longest time for a list or a page of a search, from the request
+// until its answer has been read: whoever does not read keeps nobody out for long.
+const readWithin = 20 * time.Second
+
+// serve answers a request that may be made.
+func (g *guard) serve(w http.ResponseWriter, r *http.Request, who caller, to access) {
+	// There is no deadline to set where the writer is none of the server's own, as in
+	// tests.
+	c := http.NewResponseController(w)
+	switch {
+	case to.changes(r.Method):
+		// A change may take longer than an answer may: a comparison with a sender's
+		// history, a page of the dead-letter queue.
+		_ = c.SetWriteDeadline(time.Time{})
+		g.api.audited(to, who, g.mux, w, r)
+		return
+	case to.kind == kindList, to.kind == kindSearch:
+		_ = c.SetWriteDeadline(time.Now().Add(readWithin))
+	}
+	g.mux.ServeHTTP(w, r)
+}
+
+// check says why a caller may not make a request, or nil.
+func check(r *http.Request, who caller, to access) *refusal {
+	if crossSite(r) && who.proof != proofToken {
+		return &refusal{status: http.StatusForbidden, detail: "A page of another site may not ask."}
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil { // others might read it otherwise than the rule does
+		return &refusal{status: http.StatusBadRequest, detail: "The query cannot be read."}
+	}
+	needed := to.rule(query)
+	switch {
+	case who.role().may(needed):
+		return nil
+	case who.role() != Nobody:
+		return &refusal{status: http.StatusForbidden, detail: "This is for operators: it changes something, or shows personal data. The token is one of a viewer."}
+	case who.proof == proofSession:
+		return &refusal{status: http.StatusUnauthorized, detail: "The session has ended: sign in again."}
+	}
+	return &refusal{status: http.StatusUnauthorized, detail: "A bearer token is needed: admin.token, or one of admin.tokens, of the relay's configuration."}
 }
 
 // crossSite reports whether a browser says that a page of another site makes a
@@ -195,25 +249,6 @@ func crossSite(r *http.Request) bool {
 	return err != nil || u.Host != r.Host
 }
 
-// roleOf is the role of who shows a token.
-func (a *API) roleOf(token string) Role {
-	operator, viewer := a.Token(), a.viewerToken()
-	switch {
-	case operator != "" && same(token, operator):
-		return Operator
-	case viewer != "" && same(token, viewer):
-		return Viewer
-	}
-	return Nobody
-}
-
-func (a *API) viewerToken() string {
-	if a.ViewerToken == nil {
-		return ""
-	}
-	return a.ViewerToken()
-}
-
 // same compares in a time that tells nothing of either.
 func same(got, want string) bool {
 	a, b := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(want)) // of one length
@@ -227,155 +262,4 @@ func loopback(hostport string) bool {
 	}
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.IsLoopback()
-}
-
-const (
-	cookieName = "postwire_session"
-	// A session is for a working day, and is not made longer: whoever finds a
-	// browser open the next morning finds it signed out.
-	sessionFor   = 8 * time.Hour
-	mostSessions = 1000
-)
-
-// sessions are those of browsers that have signed in. They are kept in memory
-// only: after a restart one signs in again.
-type sessions struct {
-	now func() time.Time
-
-	mu   sync.Mutex
-	open map[string]*session // by what the cookie holds
-}
-
-type session struct {
-	token string // that was shown; a rotated one opens nothing any more
-	role  Role
-	csrf  string
-	ends  time.Time
-	life  context.Context // done when it was signed out
-	end   context.CancelFunc
-}
-
-// begin opens a session for who shows a token, and returns what the cookie is to hold.
-func (s *sessions) begin(token string, role Role) (id string, in *session) {
-	in = &session{token: token, role: role, csrf: rand.Text(), ends: s.now().Add(sessionFor)}
-	in.life, in.end = context.WithCancel(context.Background())
-	id = rand.Text()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var first string // to end
-	for id, other := range s.open {
-		if !s.now().Before(other.ends) {
-			other.end()
-			delete(s.open, id)
-		} else if first == "" || other.ends.Before(s.open[first].ends) {
-			first = id
-		}
-	}
-	if len(s.open) >= mostSessions {
-		s.open[first].end()
-		delete(s.open, first)
-	}
-	s.open[id] = in
-	return id, in
-}
-
-// find returns the session of a cookie, or nil where there is none, where it is
-// over, or where its token opens nothing any more.
-func (s *sessions) find(id string, roleOf func(token string) Role) *session {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	in := s.open[id]
-	if in == nil {
-		return nil
-	}
-	if !s.now().Before(in.ends) || roleOf(in.token) != in.role {
-		in.end()
-		delete(s.open, id)
-		return nil
-	}
-	return in
-}
-
-// end closes a session.
-func (s *sessions) end(id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if in := s.open[id]; in != nil {
-		in.end()
-		delete(s.open, id)
-	}
-}
-
-// Session is who a browser is signed in as.
-type Session struct {
-	Role     Role       `json:"role" enum:"nobody,viewer,operator" doc:"What the caller may do; nobody has to sign in."`
-	CSRF     string     `json:"csrf,omitempty" doc:"What requests that change something have to show as X-CSRF-Token, where they come with the session's cookie."`
-	Ends     *time.Time `json:"ends,omitempty" doc:"When one has to sign in again."`
-	Unlocked bool       `json:"unlocked,omitempty" doc:"No token is configured: whoever is on the relay's machine may everything."`
-}
-
-// Caller is how a request to sign in or out came.
-type Caller struct {
-	Cookie    string `cookie:"postwire_session"`
-	Forwarded string `header:"X-Forwarded-Proto" doc:"https where a proxy speaks TLS: then the cookie is sent over nothing else."`
-
-	tls bool
-}
-
-// Resolve implements huma.Resolver.
-func (h *Caller) Resolve(c huma.Context) []error {
-	h.tls = c.TLS() != nil || strings.EqualFold(h.Forwarded, "https")
-	return nil
-}
-
-// cookie is the one that holds a value for a time; less than no time removes it.
-func (h *Caller) cookie(value string, age time.Duration) http.Cookie {
-	return http.Cookie{ //nolint:gosec // Secure where TLS is spoken: without it the browser would not send the cookie back
-		Name: cookieName, Value: value, Path: BasePath + "/", MaxAge: int(age.Seconds()),
-		HttpOnly: true, Secure: h.tls, SameSite: http.SameSiteStrictMode,
-	}
-}
-
-// signIn is how a browser gets a session.
-func (a *API) signIn(api huma.API, s *sessions) {
-	type output struct {
-		SetCookie http.Cookie `header:"Set-Cookie"`
-		Body      Session
-	}
-	said := func(in *session) Session {
-		switch {
-		case a.Token() == "":
-			return Session{Role: Operator, Unlocked: true}
-		case in == nil:
-			return Session{Role: Nobody}
-		}
-		ends := in.ends.UTC()
-		return Session{Role: in.role, CSRF: in.csrf, Ends: &ends}
-	}
-	huma.Register(api, ruled(operation("show-session", http.MethodGet, "/session", "Who the caller is signed in as"), open),
-		func(_ context.Context, in *Caller) (*struct{ Body Session }, error) {
-			return &struct{ Body Session }{said(s.find(in.Cookie, a.roleOf))}, nil
-		})
-	huma.Register(api, ruled(operation("begin-session", http.MethodPost, "/session", "Sign a browser in: the answer sets a cookie", 422), open),
-		func(_ context.Context, in *struct {
-			Caller
-			Body struct {
-				Token string `json:"token" minLength:"1" doc:"admin.token or admin.viewer_token of the configuration."`
-			}
-		},
-		) (*output, error) {
-			role := a.roleOf(in.Body.Token)
-			if role == Nobody {
-				return nil, huma.Error401Unauthorized("This token opens nothing. It is admin.token or admin.viewer_token of the relay's configuration.")
-			}
-			s.end(in.Cookie)
-			id, begun := s.begin(in.Body.Token, role)
-			a.Log.Info("somebody signed in to the console", zap.String("role", string(role)))
-			return &output{in.cookie(id, sessionFor), said(begun)}, nil
-		})
-	huma.Register(api, ruled(operation("end-session", http.MethodDelete, "/session", "Sign a browser out"), func(url.Values) Role { return Viewer }),
-		func(_ context.Context, in *Caller) (*output, error) {
-			s.end(in.Cookie)
-			return &output{in.cookie("", -time.Second), said(nil)}, nil
-		})
 }

@@ -17,6 +17,8 @@ import (
 const (
 	operatorToken = "an-operator's-long-secret"
 	viewerToken   = "a-viewer's-long-secret"
+	aliceToken    = "alice's:löng:secret"
+	bobToken      = "bob's-quite-long-secret"
 )
 
 // browser is one that keeps the session's cookie.
@@ -91,40 +93,64 @@ func TestBrowsersSignIn(t *testing.T) {
 }
 
 func TestSessionsEnd(t *testing.T) {
-	token, now := operatorToken, time.Now()
-	role := func(shown string) Role {
-		if shown == token {
-			return Operator
-		}
-		return Nobody
-	}
-	s := &sessions{now: func() time.Time { return now }, open: map[string]*session{}}
-	id, in := s.begin(token, Operator)
-	other, _ := s.begin(token, Operator)
-	if s.find(id, role) != in || s.find("no", role) != nil {
+	now := time.Now()
+	operator, viewer := Credential{"admin.token", Operator, operatorToken}, Credential{"bob", Viewer, bobToken}
+	c := NewCredentials(operator, viewer)
+	find := func() *holder { return c.find(operatorToken, false) }
+	s := newSessions(func() time.Time { return now })
+	id, in := s.begin(find())
+	other, _ := s.begin(find())
+	if s.find(id) != in || s.find("no") != nil {
 		t.Error("a session is not found by its id")
 	}
 	now = now.Add(sessionFor - time.Second)
-	if s.find(id, role) == nil {
+	if s.find(id) == nil {
 		t.Error("it ended too early")
 	}
 	now = now.Add(time.Second)
-	if s.find(id, role) != nil || in.life.Err() == nil {
+	if s.find(id) != nil || in.life.Err() == nil {
 		t.Error("it did not end by the clock")
 	}
-	again, in := s.begin(token, Operator)
+	again, in := s.begin(find())
 	if s.open[other] != nil {
 		t.Error("a session that was over was kept")
 	}
-	token = "rotated"
-	if s.find(again, role) != nil || in.life.Err() == nil {
-		t.Error("it outlived its token")
+	c.Replace(operator) // another one is gone
+	if s.find(again) != in {
+		t.Error("it ended with the token of another holder")
 	}
-	for range mostSessions + 1 {
-		s.begin(token, Operator)
+	for name, replaced := range map[string]Credential{
+		"token": {"admin.token", Operator, "rotated-rotated-rotated"}, "role": {"admin.token", Viewer, operatorToken}, "name": {"alice", Operator, operatorToken},
+	} {
+		c.Replace(operator)
+		id, in := s.begin(find())
+		c.Replace(replaced)
+		if !errors.Is(context.Cause(in.life), errTokenGone) || s.find(id) != nil {
+			t.Errorf("it outlived its %s", name)
+		}
 	}
-	if len(s.open) != mostSessions {
-		t.Errorf("%d sessions are kept", len(s.open))
+}
+
+// Sessions of one token end none of another one, whatever the roles.
+func TestSessionsOfATokenAreBounded(t *testing.T) {
+	now := time.Now()
+	c := NewCredentials(testCredentials(operatorToken)...)
+	s := newSessions(func() time.Time { return now })
+	operators, _ := s.begin(c.find(operatorToken, false))
+	bobs, _ := s.begin(c.find(bobToken, false))
+	var first string
+	for i := range 2*maxSessions + 1 {
+		id, _ := s.begin(c.find(viewerToken, false))
+		if i == 0 {
+			first = id
+		}
+		now = now.Add(time.Millisecond)
+	}
+	if s.find(operators) == nil || s.find(bobs) == nil {
+		t.Error("a viewer has ended the session of another token")
+	}
+	if len(s.open) != maxSessions+2 || s.find(first) != nil {
+		t.Errorf("%d sessions are kept, the oldest among them: %v", len(s.open), s.find(first) != nil)
 	}
 }
 

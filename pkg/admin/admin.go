@@ -44,11 +44,14 @@ const (
 	writeTimeout   = time.Minute // of an answer; a tail has a deadline for each message
 )
 
+// errShutdown is why requests end that do not end by themselves.
+var errShutdown = errors.New("the relay stops")
+
 // Server serves the admin port.
 type Server struct {
 	opts Options
 	http *http.Server
-	end  context.CancelFunc // of the requests that do not end by themselves
+	end  context.CancelCauseFunc // of the requests that do not end by themselves
 }
 
 // New makes a server; Serve runs it.
@@ -68,7 +71,7 @@ func New(opts Options) *Server {
 		mux.Handle("GET "+console.Path+"/", console.Handler())
 		mux.Handle("GET /{$}", http.RedirectHandler(console.Path+"/", http.StatusFound))
 	}
-	life, end := context.WithCancel(context.Background())
+	life, end := context.WithCancelCause(context.Background())
 	s.end = end
 	s.http = &http.Server{
 		Handler: hardened(mux), BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaderBytes,
@@ -103,7 +106,7 @@ func (s *Server) Serve(l net.Listener) error {
 // Shutdown ends tails and waits for the requests under way. When ctx ends
 // first, it cuts them.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.end()
+	s.end(errShutdown)
 	if err := s.http.Shutdown(ctx); err != nil {
 		return s.http.Close()
 	}

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/forwarded"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/relay"
@@ -43,12 +44,12 @@ type API struct {
 	Attributes func() []string
 	// Reconcile compares with a sender's history; its error wraps ErrNoHistory
 	// where there is none.
-	Reconcile func(ctx context.Context, source string, from, to time.Time, dry bool) (reconcile.Report, error)
-	// Tokens that callers show: of operators, empty asks for none; and of those
-	// who may only look, empty is nobody.
-	Token, ViewerToken func() string
-	Version            string
-	Level              zap.AtomicLevel // of the log
+	Reconcile   func(ctx context.Context, source string, from, to time.Time, dry bool) (reconcile.Report, error)
+	Credentials *Credentials      // of the callers
+	Proxies     forwarded.Proxies // whose word is taken for where a caller is
+	Metrics     *Metrics
+	Version     string
+	Level       zap.AtomicLevel // of the log
 	// Reload reads the configuration again, and returns what has changed.
 	Reload func(ctx context.Context) ([]string, error)
 	// Configuration is the one in effect; Sources are those of it, without what
@@ -66,31 +67,30 @@ type API struct {
 
 // handler serves the API and its description.
 func (a *API) handler() http.Handler {
-	mux := http.NewServeMux()
-	s := &sessions{now: a.Now, open: map[string]*session{}}
-	return a.guard(mux, s, rulesOf(a.register(mux, s)))
+	mux, d := http.NewServeMux(), a.door()
+	described := a.register(mux, d)
+	a.Metrics.know(described)
+	return &guard{d, mux, accesses(described), rooms()}
 }
 
 // described is the description of the API.
-func (a *API) described() *huma.OpenAPI {
-	return a.register(http.NewServeMux(), &sessions{now: a.Now})
-}
+func (a *API) described() *huma.OpenAPI { return a.register(http.NewServeMux(), a.door()) }
 
 // register puts all operations on a mux, and returns their description.
-func (a *API) register(mux *http.ServeMux, s *sessions) *huma.OpenAPI {
+func (a *API) register(mux *http.ServeMux, d *door) *huma.OpenAPI {
 	c := huma.DefaultConfig("Postwire admin API", a.Version)
 	c.Info.Description = "What operators and their scripts ask of a running relay. Errors are RFC 9457 problems."
 	c.OpenAPIPath = BasePath + "/openapi"
 	c.DocsPath, c.SchemasPath, c.CreateHooks = "", "", nil
 	c.RejectUnknownQueryParameters = true
-	c.Transformers = append(c.Transformers, a.scrubbed)
+	c.Transformers = append(c.Transformers, a.scrubbed, noted)
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
-		"bearer":  {Type: "http", Scheme: "bearer", Description: "admin.token of the configuration, for all there is, or admin.viewer_token, for what changes nothing and shows no personal data. Without a token the API answers callers on the same machine only."},
+		"bearer":  {Type: "http", Scheme: "bearer", Description: "A token of the configuration: of an operator, admin.token or one of admin.tokens, for everything; of a viewer, admin.viewer_token or one of admin.tokens, for what changes nothing and shows no personal data. Without a token the API answers callers on the same machine only."},
 		"session": {Type: "apiKey", In: "cookie", Name: cookieName, Description: "Of a browser that has signed in. What changes something needs the header X-CSRF-Token besides."},
 	}
 	c.Security = []map[string][]string{{"bearer": {}}, {"session": {}}}
 	api := humago.New(mux, c)
-	a.signIn(api, s)
+	d.signIn(api)
 	a.setAside(api)
 	a.replays(api)
 	a.tail(api)
@@ -220,6 +220,11 @@ type Replaying struct {
 	Topic   string `json:"topic,omitempty" doc:"Topic to use instead of the sink's, for sinks that have one."`
 	Rate    int    `json:"rate,omitempty" minimum:"1" default:"1000" doc:"Most events a second."`
 	DryRun  bool   `json:"dry_run,omitempty" doc:"Only say what would be sent."`
+}
+
+// Resolve implements huma.Resolver.
+func (r *Replaying) Resolve(ctx huma.Context) []error {
+	return note(ctx, named("sink", r.Sink), dry(r.DryRun))
 }
 
 type (

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -23,7 +24,10 @@ import (
 	validator "github.com/pb33f/libopenapi-validator"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/forwarded"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/journaltest"
@@ -79,10 +83,28 @@ type world struct {
 	server  *Server
 	fluent  bool // the source understands what is in quarantine
 
+	credentials *Credentials
+	logs        *observer.ObservedLogs
+	api         *API
+	reloading   func() // is called while a reload runs
+
 	history *History
 	changed []string // by a reload
 	refusal error
 }
+
+// testCredentials are an operator's token and a viewer's without names of their own,
+// and those of two persons.
+func testCredentials(token string) []Credential {
+	return []Credential{
+		{"admin.token", Operator, config.Secret(token)},
+		{"admin.viewer_token", Viewer, viewerToken},
+		{"alice", Operator, aliceToken},
+		{"bob", Viewer, bobToken},
+	}
+}
+
+func (w *world) metrics() *Metrics { return w.api.Metrics }
 
 func newWorld(t *testing.T, token string) *world {
 	t.Helper()
@@ -90,7 +112,12 @@ func newWorld(t *testing.T, token string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{journal: j, broker: &broker{refuse: taken}}
+	w := &world{journal: j, broker: &broker{refuse: taken}, credentials: NewCredentials()}
+	if token != "" {
+		w.credentials.Replace(testCredentials(token)...)
+	}
+	core, logs := observer.New(zap.InfoLevel)
+	w.logs = logs
 	settings := sinks.DefaultSettings()
 	settings.Retry = sinks.Retry{Initial: time.Millisecond, Max: 5 * time.Millisecond}
 	metrics := prometheus.NewRegistry()
@@ -102,9 +129,14 @@ func newWorld(t *testing.T, token string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.server = New(Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: &API{
+	w.api = &API{
 		Attributes: event.Attributes,
-		Journal:    j, Relay: r, Token: func() string { return token }, ViewerToken: func() string { return viewerToken }, Version: "test", Level: zap.NewAtomicLevel(), Reload: func(context.Context) ([]string, error) { return w.changed, w.refusal }, Now: time.Now, Log: zap.NewNop(),
+		Journal:    j, Relay: r, Credentials: w.credentials, Metrics: NewMetrics(metrics), Proxies: forwarded.Proxies{netip.MustParsePrefix("10.0.0.0/8")}, Version: "test", Level: zap.NewAtomicLevel(), Reload: func(context.Context) ([]string, error) {
+			if w.reloading != nil {
+				w.reloading()
+			}
+			return w.changed, w.refusal
+		}, Now: time.Now, Log: zap.New(core),
 		Name: "test", Engine: "pebble", History: w.history,
 		Sources: func() []Source {
 			return []Source{{Source: "in", Kind: "uploadpost", Paths: []string{"/in"}, Secret: &SecretAge{From: "api"}}}
@@ -124,7 +156,8 @@ func newWorld(t *testing.T, token string) *world {
 			}
 			return []event.Event{journaltest.Event(string(r.Body))}, nil
 		},
-	}})
+	}
+	w.server = New(Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: w.api})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

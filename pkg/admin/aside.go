@@ -77,6 +77,11 @@ type asideFilter struct {
 	After  string `query:"after" json:"after,omitempty" doc:"Go on behind this one: next of the page before."`
 }
 
+// Resolve implements huma.Resolver.
+func (f *asideFilter) Resolve(ctx huma.Context) []error {
+	return note(ctx, named("kind", f.Kind), named("sink", f.Sink), named("source", f.Source))
+}
+
 type asideID struct {
 	ID string `path:"id" doc:"Name of the entry."`
 }
@@ -127,7 +132,7 @@ type HandledPage struct {
 type handledOutput struct{ Body Handled }
 
 func (a *API) setAside(api huma.API) {
-	huma.Register(api, operation("list-dlq", http.MethodGet, "/dlq", "What was set aside: dead letters by sink, then quarantined requests", 422),
+	huma.Register(api, counted(operation("list-dlq", http.MethodGet, "/dlq", "What was set aside: dead letters by sink, then quarantined requests", 422), kindList),
 		func(ctx context.Context, in *asideFilter) (*struct{ Body AsidePage }, error) {
 			page, err := a.list(ctx, *in)
 			return &struct{ Body AsidePage }{page}, err
@@ -147,13 +152,13 @@ func (a *API) setAside(api huma.API) {
 			h, err := a.drop(ctx, in.ID)
 			return &handledOutput{h}, failed(err)
 		})
-	huma.Register(api, operation("count-dlq", http.MethodGet, "/dlq-count", "How much was set aside, and why: what the same filter would retry or drop", 422),
+	huma.Register(api, counted(operation("count-dlq", http.MethodGet, "/dlq-count", "How much was set aside, and why: what the same filter would retry or drop", 422), kindList),
 		func(ctx context.Context, in *asideFilter) (*struct{ Body AsideCount }, error) {
 			count, err := a.count(ctx, *in)
 			return &struct{ Body AsideCount }{count}, failed(err)
 		})
 	for word, do := range map[string]func(context.Context, string) (Handled, error){"retry": a.retry, "drop": a.drop} {
-		huma.Register(api, operation(word+"-dlq-page", http.MethodPost, "/dlq-"+word, "The same for a page of entries", 422),
+		huma.Register(api, counted(operation(word+"-dlq-page", http.MethodPost, "/dlq-"+word, "The same for a page of entries", 422), kindList),
 			func(ctx context.Context, in *struct{ Body asideFilter }) (*struct{ Body HandledPage }, error) {
 				page, err := a.handle(ctx, in.Body, do)
 				return &struct{ Body HandledPage }{page}, err
@@ -193,12 +198,14 @@ func (a *API) list(ctx context.Context, f asideFilter) (AsidePage, error) {
 	if limit == 0 {
 		limit = 100
 	}
+	bytes := 0
 	// full takes an entry, if there is room.
 	full := func(e Aside) bool {
-		if len(page.Entries) == limit {
-			page.Next = page.Entries[limit-1].ID
+		if n := len(page.Entries); n == limit || bytes >= maxPageBytes {
+			page.Next = page.Entries[n-1].ID
 			return true
 		}
+		bytes += len(e.Error) + len(e.EventID) + len(e.EventType)
 		page.Entries = append(page.Entries, e)
 		return false
 	}

@@ -79,23 +79,17 @@ func (in *searchInput) takes(r journal.Record) bool {
 const (
 	// A search looks at so many events and takes so long at most; then it says
 	// how far it came. The journal is read as a tail reads it, which holds
-	// nobody up; so many at once leave the machine to the events.
-	mostScanned  = 20000
-	searchFor    = 2 * time.Second
-	mostSearches = 2
-	searchPage   = 512
+	// nobody up.
+	mostScanned = 20000
+	searchFor   = 2 * time.Second
+	searchPage  = 512
+	// A page of a list or a search is not much longer than this, whatever its limit.
+	maxPageBytes = 1 << 20
 )
 
 func (a *API) events(api huma.API) {
-	room := make(chan struct{}, mostSearches)
-	huma.Register(api, a.knownFilter(api, operation("search-events", http.MethodGet, "/events", "Look for events, the newest first; it looks at so many at once, and says where to go on", 422)),
+	huma.Register(api, counted(a.knownFilter(api, operation("search-events", http.MethodGet, "/events", "Look for events, the newest first; it looks at so many at once, and says where to go on", 422)), kindSearch),
 		func(ctx context.Context, in *searchInput) (*struct{ Body Found }, error) {
-			select {
-			case room <- struct{}{}:
-				defer func() { <-room }()
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
 			found, err := a.search(ctx, in)
 			return &struct{ Body Found }{found}, failed(err)
 		})
@@ -130,6 +124,9 @@ func (a *API) events(api huma.API) {
 type Sending struct {
 	Sink string `json:"sink" minLength:"1" doc:"Name of the sink."`
 }
+
+// Resolve implements huma.Resolver.
+func (s *Sending) Resolve(ctx huma.Context) []error { return note(ctx, named("sink", s.Sink)) }
 
 // seen is an event with its fates.
 func (a *API) seen(ctx context.Context, record journal.Record, data bool) (Seen, error) {
@@ -167,9 +164,9 @@ func (a *API) search(ctx context.Context, in *searchInput) (Found, error) {
 		}
 		high = min(high, s)
 	}
-	began, width := time.Now(), journal.Seq(searchPage)
+	began, width, bytes := time.Now(), journal.Seq(searchPage), 0
 	for high > low {
-		if found.Scanned >= mostScanned || time.Since(began) > searchFor {
+		if found.Scanned >= mostScanned || time.Since(began) > searchFor || bytes >= maxPageBytes {
 			found.Next = high
 			return found, nil
 		}
@@ -177,15 +174,14 @@ func (a *API) search(ctx context.Context, in *searchInput) (Found, error) {
 		if high-low > width {
 			start = high - width
 		}
-		records, err := a.Journal.Read(ctx, start, searchPage)
+		records, whole, err := a.stretch(ctx, start, high)
 		if err != nil {
 			return found, err
 		}
-		if n := len(records); n == searchPage && records[n-1].Seq+1 < high && width > searchPage {
-			width = max(searchPage, width/8) // it holds more than a page: closer
+		if !whole && width > 1 {
+			width = max(1, width/8) // it holds more than is read at once: closer
 			continue
 		}
-		records = slices.DeleteFunc(records, func(r journal.Record) bool { return r.Seq >= high })
 		if len(records) < searchPage/4 {
 			width *= 2
 		}
@@ -195,7 +191,7 @@ func (a *API) search(ctx context.Context, in *searchInput) (Found, error) {
 			if !in.takes(record) {
 				continue
 			}
-			if len(found.Events) == in.Limit {
+			if len(found.Events) == in.Limit || bytes >= maxPageBytes {
 				found.Next = record.Seq + 1
 				return found, nil
 			}
@@ -203,11 +199,27 @@ func (a *API) search(ctx context.Context, in *searchInput) (Found, error) {
 			if err != nil {
 				return found, err
 			}
+			bytes += len(s.Event.RawMessage)
 			found.Events = append(found.Events, s)
 		}
 		high = start
 	}
 	return found, nil
+}
+
+// stretch reads the records from a place on that are before another one. It reports
+// false where there are more of them than the journal reads at once, in number or in
+// bytes.
+func (a *API) stretch(ctx context.Context, from, before journal.Seq) (records []journal.Record, whole bool, err error) {
+	if records, err = a.Journal.Read(ctx, from, searchPage); err != nil || len(records) == 0 {
+		return nil, true, err
+	}
+	next := records[len(records)-1].Seq + 1
+	if next >= before {
+		return slices.DeleteFunc(records, func(r journal.Record) bool { return r.Seq >= before }), true, nil
+	}
+	rest, err := a.Journal.Read(ctx, next, 1)
+	return records, len(rest) == 0 || rest[0].Seq >= before, err
 }
 
 // Search looks for events. The query holds the parameters of the operation

@@ -27,11 +27,12 @@ curl -H "Authorization: Bearer $POSTWIRE_ADMIN_TOKEN" 'http://127.0.0.1:9090/api
 curl -H "Authorization: Bearer $POSTWIRE_ADMIN_TOKEN" -X POST http://127.0.0.1:9090/api/v1/sinks/kafka/pause
 ` + "```" + `
 
-- **Who may.** An operator shows ` + "`admin.token`" + `, a viewer ` + "`admin.viewer_token`" + `. Without a token in the configuration whoever is on the relay's
+- **Who may.** An operator shows ` + "`admin.token`" + `, a viewer ` + "`admin.viewer_token`" + `, or either one of ` + "`admin.tokens`" + `. Without a token in the configuration whoever is on the relay's
   machine is an operator. A browser signs in by ` + "`POST /session`" + ` and gets a cookie, which is good for eight hours; what changes something needs
   the header ` + "`X-CSRF-Token`" + ` besides, whose value is in the answer.
 - **Errors** are RFC 9457 problems: 401 without a token that opens something, 403 for what a viewer may not, 404, 409 for what is not possible
-  in a replay's state, 422 for what makes no sense, 503 while the journal cannot be read.
+  in a replay's state, 422 for what makes no sense, 429 for too many wrong tokens of an address and for one tail too many, 503 while the
+  journal cannot be read or too many requests of a kind are running; 429 and 503 have ` + "`Retry-After`" + `.
 - **Times** are RFC 3339, or how long ago, such as ` + "`2h`" + `.
 - **Pages.** Lists that may be long have a ` + "`limit`" + `, and tell in ` + "`next`" + ` what to give for the page after.
 
@@ -41,7 +42,7 @@ curl -H "Authorization: Bearer $POSTWIRE_ADMIN_TOKEN" -X POST http://127.0.0.1:9
 
 // page is the reference of the API, made of its description.
 func page(described *huma.OpenAPI) string {
-	rules := rulesOf(described)
+	rules := accesses(described)
 	type line struct{ path, method, text string }
 	var lines []line
 	for path, item := range described.Paths {
@@ -52,7 +53,7 @@ func page(described *huma.OpenAPI) string {
 				continue
 			}
 			var who string
-			need := rules[method+" "+path]
+			need := rules[method+" "+path].rule
 			switch least, plain := min(rank(need(url.Values{"data": {"false"}})), rank(need(nil))), rank(need(url.Values{"data": {"true"}})); {
 			case least == rank(Nobody):
 				who = "anybody"

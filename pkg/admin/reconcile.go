@@ -23,6 +23,11 @@ type Reconciling struct {
 	DryRun bool   `json:"dry_run,omitempty" doc:"Only say what is missing."`
 }
 
+// Resolve implements huma.Resolver.
+func (r *Reconciling) Resolve(ctx huma.Context) []error {
+	return note(ctx, named("source", r.Source), dry(r.DryRun))
+}
+
 func (a *API) reconciling(api huma.API) {
 	huma.Register(api, operation("reconcile", http.MethodPost, "/reconcile", "Enter what a sender's history has and no webhook has told of", 404, 422, 502),
 		func(ctx context.Context, in *struct{ Body Reconciling }) (*struct{ Body reconcile.Report }, error) {

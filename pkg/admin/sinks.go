@@ -50,6 +50,9 @@ type AdoptRequest struct {
 	Rate int    `json:"rate,omitempty" minimum:"1" default:"1000" doc:"Maximum number of events per second."`
 }
 
+// Resolve implements huma.Resolver.
+func (r *AdoptRequest) Resolve(ctx huma.Context) []error { return note(ctx, named("as", r.As)) }
+
 // DeletedSink is what the deletion of a sink discarded.
 type DeletedSink struct {
 	Sink      string `json:"sink"`

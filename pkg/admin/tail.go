@@ -3,9 +3,7 @@ package admin
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -80,25 +78,21 @@ func (in *tailInput) Resolve(huma.Context) []error {
 	return errs
 }
 
-// maxTails is how many tails may run at once: each reads the journal, and holds a
-// connection.
-const maxTails = 32
+// How many tails may be open at once, of all callers and of viewers: each reads the
+// journal, and holds a connection.
+const (
+	maxTails       = 32
+	maxViewerTails = 24
+)
 
 func (a *API) tail(api huma.API) {
 	o := ruled(a.knownFilter(api, operation("tail-events", http.MethodGet, "/events/tail", "Follow events and what becomes of them at each sink", 422, 429)), personal("data", false))
-	var open atomic.Int64
-	o.Middlewares = append(o.Middlewares, func(ctx huma.Context, next func(huma.Context)) {
-		defer open.Add(-1)
-		if open.Add(1) > maxTails {
-			// The client sees the status, or is gone.
-			_ = huma.WriteErr(api, ctx, http.StatusTooManyRequests, fmt.Sprintf("%d tails are open, the maximum; close one", maxTails))
-			return
-		}
-		next(ctx)
-	})
+	o = counted(o, kindTail)
 	sse.Register(api, o,
 		map[string]any{"event": Seen{}, "fate": Became{}, "missed": Missed{}, "quiet": Quiet{}},
 		func(ctx context.Context, in *tailInput, send sse.Sender) {
+			a.Metrics.tails.Inc()
+			defer a.Metrics.tails.Dec()
 			w := &watcher{api: a, send: send, data: in.Data}
 			from, err := a.tailStart(ctx, in)
 			if err == nil {

@@ -53,6 +53,8 @@ type App struct {
 	secrets    *secrets
 	mismatches *mismatches
 
+	credentials *admin.Credentials // of the admin API
+
 	history *admin.History
 	last    atomic.Pointer[admin.LastReload] // nil before the first
 	used    atomic.Pointer[map[string]usage] // by source
@@ -80,6 +82,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	}
 	a.applied.Set(1)
 	a.plan.Store(p)
+	a.credentials = admin.NewCredentials(credentials(p)...)
 	log.scrubbed(p.scrub)
 	defer func() {
 		if err != nil {
@@ -177,7 +180,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		API: &admin.API{
 			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Attributes: func() []string { return a.plan.Load().attributes.Names }, Reconcile: a.gaps.compare,
 			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, History: a.history,
-			Token: func() string { return a.plan.Load().Config.Admin.Token.Reveal() }, ViewerToken: func() string { return a.plan.Load().Config.Admin.ViewerToken.Reveal() },
+			Credentials: a.credentials, Proxies: p.Config.Server.TrustedProxies, Metrics: admin.NewMetrics(metrics),
 			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"), Scrub: p.scrub,
 			AsyncAPI: func() (map[string]any, error) { return a.plan.Load().AsyncAPI(ReadVersion().Version) },
 		},

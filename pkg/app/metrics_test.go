@@ -108,7 +108,7 @@ func TestLabelsAreBounded(t *testing.T) {
 	_, own := gathered(t)
 	for _, f := range own {
 		for _, label := range labels(f) {
-			if !slices.Contains([]string{"source", "sink", "outcome", "reason", "version", "commit", "go"}, label) {
+			if !slices.Contains([]string{"source", "sink", "outcome", "reason", "operation", "kind", "version", "commit", "go"}, label) {
 				t.Errorf("%s has a label %s", f.GetName(), label)
 			}
 		}
@@ -136,7 +136,7 @@ and labels are part of the contract.
 	}
 	b.WriteString("\n## Values of labels\n\n| name | label | values |\n|---|---|---|\n")
 	for _, f := range own {
-		for _, label := range []string{"outcome", "reason"} {
+		for _, label := range []string{"kind", "operation", "outcome", "reason"} {
 			if values := valuesOf(f, label); len(values) > 1 {
 				fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", f.GetName(), label, code(values))
 			}
@@ -190,7 +190,13 @@ func unit(f *dto.MetricFamily) string {
 		return "attempts"
 	case strings.Contains(name, "lines"):
 		return "lines"
-	case strings.Contains(name, "reloads"), strings.Contains(name, "group_size"):
+	case strings.HasSuffix(name, "_admin_tails"):
+		return "tails"
+	case strings.Contains(name, "sign_ins"):
+		return "attempts"
+	case strings.Contains(name, "admin_busy"):
+		return "requests"
+	case strings.Contains(name, "reloads"), strings.Contains(name, "admin_changes"), strings.Contains(name, "group_size"):
 		return "changes"
 	}
 	return "events"

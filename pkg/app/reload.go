@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/ingress"
 )
 
@@ -199,6 +201,7 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 		a.log.level.SetLevel(level)
 	}
 	a.plan.Store(next)
+	a.credentials.Replace(credentials(next)...)
 	a.use(next)
 	if len(later) > 0 {
 		a.log.Warn("some of what has changed takes effect at the next start only", zap.Strings("keys", later))
@@ -217,6 +220,9 @@ func (p *Plan) changes(next *Plan) []string {
 	}
 	if p.Config.Admin.ViewerToken != next.Config.Admin.ViewerToken {
 		changed = append(changed, "admin.viewer_token")
+	}
+	if !slices.Equal(p.Config.Admin.Tokens, next.Config.Admin.Tokens) {
+		changed = append(changed, "admin.tokens")
 	}
 	if p.Config.Schemas != next.Config.Schemas {
 		changed = append(changed, "schemas")
@@ -261,6 +267,18 @@ func (p *Plan) changes(next *Plan) []string {
 	return changed
 }
 
+// credentials are the tokens of a plan by which callers of the admin API are known.
+func credentials(p *Plan) (all []admin.Credential) {
+	for _, t := range p.Config.Admin.Credentials() {
+		role := admin.Viewer
+		if t.Role == config.RoleOperator {
+			role = admin.Operator
+		}
+		all = append(all, admin.Credential{Name: t.Name, Role: role, Token: t.Token})
+	}
+	return all
+}
+
 // restarts says what differs between two plans and cannot change while the relay
 // runs. Of secrets among it, which come out of files that are rotated, it
 // returns the keys in later: the relay goes on with those that it has.
@@ -268,6 +286,7 @@ func (p *Plan) restarts(next *Plan) (restart config.Problems, later []string) {
 	was, is := *p.Config, *next.Config
 	was.Admin.Token, is.Admin.Token = "", ""
 	was.Admin.ViewerToken, is.Admin.ViewerToken = "", ""
+	was.Admin.Tokens, is.Admin.Tokens = nil, nil
 	was.Log.Level, is.Log.Level = "", ""
 	was.Schemas, is.Schemas = config.Schemas{}, config.Schemas{}
 	was.Sources, is.Sources, was.Sinks, is.Sinks = nil, nil, nil, nil

@@ -30,8 +30,12 @@
 {{- if regexMatch "^(127\\.|localhost|\\[::1\\])" $v.config.admin.listen }}
   {{- $wrong = append $wrong (printf "config.admin.listen is %s, which the kubelet's probes do not reach: use \":9090\"" $v.config.admin.listen) }}
 {{- end }}
-{{- if not $v.config.admin.token }}
-  {{- $wrong = append $wrong "config.admin.token is missing, and the API is within reach of the cluster: use ${POSTWIRE_ADMIN_TOKEN} and put that into existingSecret" }}
+{{- $operator := default "" $v.config.admin.token }}
+{{- range default list $v.config.admin.tokens }}
+  {{- if ne .role "viewer" }}{{ $operator = default $operator .token }}{{ end }}
+{{- end }}
+{{- if not $operator }}
+  {{- $wrong = append $wrong "config.admin.token is missing, config.admin.tokens has no operator, and the API is within reach of the cluster: use ${POSTWIRE_ADMIN_TOKEN} and put that into existingSecret" }}
 {{- end }}
 {{- if eq (include "postwire.port" .) (include "postwire.adminPort" .) }}
   {{- $wrong = append $wrong "config.server.listen and config.admin.listen have the same port: what is routed must not lead to the admin port" }}

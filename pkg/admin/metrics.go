@@ -1,0 +1,68 @@
+package admin
+
+import (
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Outcomes of a sign-in.
+const (
+	signInAccepted = "accepted"
+	signInRefused  = "refused" // a wrong token
+	signInLimited  = "limited" // not compared, or wrong, and over the limit
+)
+
+// Outcomes of a change.
+const (
+	changeApplied = "applied"
+	changeFailed  = "failed"
+	changeDenied  = "denied" // to a viewer, or to a page of another site
+)
+
+// Metrics are those of the admin port.
+type Metrics struct {
+	signIns *prometheus.CounterVec
+	changes *prometheus.CounterVec
+	busy    *prometheus.CounterVec
+	tails   prometheus.Gauge
+}
+
+// NewMetrics registers the metrics of the admin port.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		signIns: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postwire_admin_sign_ins_total", Help: "Sign-ins to the console, and wrong tokens shown to the admin API. accepted: a console session began. refused: the token was wrong. limited: the token was wrong, and its remote address had shown too many wrong tokens.",
+		}, []string{"outcome"}),
+		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postwire_admin_changes_total", Help: "Changes requested of the admin API, by operation. applied: the relay made the change. failed: the request was invalid, or the relay could not make the change. denied: the caller was not an operator, or a page of another site asked.",
+		}, []string{"operation", "outcome"}),
+		busy: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postwire_admin_busy_total", Help: "Requests that the admin API answered 429 or 503 because too many requests of the same kind were running.",
+		}, []string{"kind"}),
+		tails: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "postwire_admin_tails", Help: "Tails that are open on the admin API.",
+		}),
+	}
+	r.MustRegister(m.signIns, m.changes, m.busy, m.tails)
+	for _, outcome := range []string{signInAccepted, signInRefused, signInLimited} {
+		m.signIns.WithLabelValues(outcome)
+	}
+	for _, k := range kinds() {
+		m.busy.WithLabelValues(string(k))
+	}
+	return m
+}
+
+// know makes the time series of the changes that a description holds.
+func (m *Metrics) know(described *huma.OpenAPI) {
+	for _, item := range described.Paths {
+		for _, o := range []*huma.Operation{item.Put, item.Post, item.Delete, item.Patch} {
+			if o == nil || !accessOf(o).changes(o.Method) {
+				continue
+			}
+			for _, outcome := range []string{changeApplied, changeFailed, changeDenied} {
+				m.changes.WithLabelValues(o.OperationID, outcome)
+			}
+		}
+	}
+}
