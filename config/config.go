@@ -113,7 +113,7 @@ type Server struct {
 type ServerTLS struct {
 	CertFile     string `yaml:"cert_file" doc:"Certificate chain, PEM. Empty serves plain HTTP." example:"/etc/postwire/tls/tls.crt"`
 	KeyFile      string `yaml:"key_file" doc:"Private key of the certificate, PEM." example:"/etc/postwire/tls/tls.key"`
-	ClientCAFile string `yaml:"client_ca_file" doc:"Certificates of the authorities whose clients may connect, PEM. Where it is set, every client needs a certificate." example:"/etc/postwire/tls/ca.crt"`
+	ClientCAFile string `yaml:"client_ca_file" doc:"Certificates of the authorities whose clients may connect, PEM. Where it is set, every client needs a certificate of one of them." example:"/etc/postwire/tls/ca.crt"`
 }
 
 // Enabled reports whether the server speaks TLS.
@@ -127,6 +127,9 @@ type Admin struct {
 	ViewerToken Secret       `yaml:"viewer_token" doc:"Bearer token of viewers, called admin.viewer_token in the audit log. Viewers may look and change nothing, and are shown no personal data: the data of events, the bodies of requests. Requires a token of an operator. Empty is no such token." example:"${POSTWIRE_VIEWER_TOKEN}"`
 	Tokens      []AdminToken `yaml:"tokens" doc:"Bearer tokens of named persons and machines, 100 at most, so that the audit log names who made a change. A change of tokens ends the sessions, tails and requests of those that are gone." example:"[{name: alice, role: operator, token: \"${file:/run/secrets/alice}\"}]"`
 	AllowWeak   bool         `yaml:"allow_weak" doc:"Accept tokens of less than 16 bytes. Whoever finds one by trying can do what its holder can."`
+
+	MaxConnectionAge time.Duration `yaml:"max_connection_age" doc:"Greatest age of a connection; at random up to a tenth less. The first answer after it ends the connection (Connection: close). A tail ends at that age with a message that names the next sequence, and the console and postwire tail continue there over a new connection."`
+	TLS              ServerTLS     `yaml:"tls" doc:"Serve HTTPS on admin.listen. The files are watched, and reloaded when they change. With client_ca_file every request needs a client certificate, except those for /livez and /readyz: a kubelet has none to show."`
 }
 
 // AdminToken is a bearer token of the admin API that has a name.
@@ -249,7 +252,7 @@ func Default() Config {
 			ShutdownDelay:     time.Second,
 			ShutdownTimeout:   25 * time.Second,
 		},
-		Admin: Admin{Listen: "127.0.0.1:9090"},
+		Admin: Admin{Listen: "127.0.0.1:9090", MaxConnectionAge: time.Hour},
 		Log:   Log{Level: "info", Format: "json"},
 
 		Telemetry: Telemetry{Traces: Traces{Protocol: "http", SampleRatio: 1}},
@@ -349,6 +352,10 @@ func (a Admin) validate() error {
 		}
 		check(at+"token", t.Token)
 	}
+	if a.MaxConnectionAge <= 0 {
+		p.Add("max_connection_age", "must be longer than 0", "for example 1h")
+	}
+	p.Nest("tls", a.TLS.validate())
 	return p.Err()
 }
 
@@ -397,13 +404,19 @@ func (s Server) validate() error {
 	if s.MaxBufferedBytes < 2*s.MaxBodyBytes {
 		p.Add("max_buffered_bytes", fmt.Sprintf("%v is less than twice max_body_bytes, %v", s.MaxBufferedBytes, s.MaxBodyBytes), fmt.Sprintf("use %v or more", 2*s.MaxBodyBytes))
 	}
-	switch t := s.TLS; {
+	p.Nest("tls", s.TLS.validate())
+	return p.Err()
+}
+
+func (t ServerTLS) validate() error {
+	var p Invalids
+	switch {
 	case t.CertFile != "" && t.KeyFile == "":
-		p.Add("tls.cert_file", "has no key_file beside it", "name the private key of the certificate")
+		p.Add("cert_file", "has no key_file beside it", "name the private key of the certificate")
 	case t.CertFile == "" && t.KeyFile != "":
-		p.Add("tls.key_file", "has no cert_file beside it", "name the certificate of the key")
+		p.Add("key_file", "has no cert_file beside it", "name the certificate of the key")
 	case t.CertFile == "" && t.ClientCAFile != "":
-		p.Add("tls.client_ca_file", "has no cert_file and key_file beside it", "client certificates need HTTPS: name the server's own certificate and key")
+		p.Add("client_ca_file", "has no cert_file and key_file beside it", "client certificates need HTTPS: name the server's own certificate and key")
 	}
 	return p.Err()
 }

@@ -3,15 +3,20 @@ package test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/postwire/postwire/internal/selfsigned"
+	"github.com/postwire/postwire/pkg/admin"
 )
 
 // writeToken puts a token into a file, as Kubernetes does: the file is another one.
@@ -126,5 +131,115 @@ func TestNamedOperators(t *testing.T) {
 	case <-viewing:
 		t.Error("a reload that was refused has ended a tail")
 	default:
+	}
+}
+
+// TestTailAcrossConnections: postwire tail sees each event once, in order, over
+// connections that grow old each second, and over a restart of the relay.
+func TestTailAcrossConnections(t *testing.T) {
+	w := newWorld(t)
+	r := start(t, w.change(t, `admin: {listen: "${ADMIN}"}`, `admin: {listen: "${ADMIN}", max_connection_age: 1s}`))
+	const profiles, wanted = 20, 200 // a second
+	l := startLoad(t, r.endpoint, profiles, profiles*time.Second/wanted, func(l *load) { l.steady = true })
+	out := filepath.Join(t.TempDir(), "tail")
+	file, err := os.Create(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	tail := exec.Command(program, "tail", "--from", "1h", "-o", "json", "--admin", "http://"+r.admin)
+	var errs strings.Builder
+	tail.Stdout, tail.Stderr = file, &errs
+	if err := tail.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = tail.Process.Kill()
+		_ = tail.Wait()
+	}()
+	l.more(t, pick(400, 4000))
+	if err := r.stop(t); err != nil {
+		t.Fatal(err)
+	}
+	r.start(t)
+	l.more(t, pick(200, 2000))
+	l.stop()
+	seen := func() (seqs []uint64) {
+		text, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			var m struct{ Event struct{ Seq uint64 } }
+			if json.Unmarshal([]byte(line), &m) == nil && m.Event.Seq > 0 {
+				seqs = append(seqs, m.Event.Seq)
+			}
+		}
+		return seqs
+	}
+	var status admin.Status
+	r.must(t, &status, "status")
+	eventually(t, "the tail has seen all events", func() bool { return len(seen()) >= int(status.Journal.Events) })
+	for i, seq := range seen() {
+		if seq != uint64(i)+1 {
+			t.Fatalf("the event behind %d is %d: a gap or a repeat", i, seq)
+		}
+	}
+	t.Logf("%d events; the tail said: %s", status.Journal.Events, errs.String())
+	if n := strings.Count(errs.String(), "shutdown"); n != 1 || tail.ProcessState != nil {
+		t.Errorf("the tail said %q", errs.String())
+	}
+}
+
+// TestAdminTLS: the commands speak TLS to the admin port, with what the configuration
+// says or with flags, and show a client certificate where one is wanted.
+func TestAdminTLS(t *testing.T) {
+	dir := t.TempDir()
+	folder := func(name string) string {
+		path := filepath.Join(dir, name)
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	cert, key := selfsigned.Certificate(t, folder("server"), "server")
+	clientCert, clientKey := selfsigned.Certificate(t, folder("client"), "client")
+	w := newWorld(t)
+	r := &postwire{endpoint: newEndpoint(t), config: filepath.Join(t.TempDir(), "postwire.yaml"), secret: newPrivate()}
+	text := w.change(t, `admin: {listen: "${ADMIN}"}`, fmt.Sprintf(`admin: {listen: "${ADMIN}", tls: {cert_file: %q, key_file: %q, client_ca_file: %q}}`, cert, key, clientCert))
+	if err := os.WriteFile(r.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.launch(t)
+	defer r.kill(t)
+	for name, value := range r.env() {
+		t.Setenv(name, value)
+	}
+	probe := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+	eventually(t, "a probe without a certificate is answered", func() bool {
+		resp, err := probe.Get("https://" + r.admin + "/readyz")
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	for name, tt := range map[string]struct {
+		args []string
+		code int
+		says string
+	}{
+		"flags":                        {[]string{"--admin", "https://" + r.admin, "--ca-file", cert, "--cert-file", clientCert, "--key-file", clientKey}, 0, "journal"},
+		"the configuration":            {[]string{"-c", r.config, "--cert-file", clientCert, "--key-file", clientKey}, 0, "journal"},
+		"without a client certificate": {[]string{"-c", r.config}, 1, "client certificate is needed"},
+		"without the authority":        {[]string{"--admin", "https://" + r.admin}, 1, "--ca-file"},
+		"without TLS":                  {[]string{"--admin", "http://" + r.admin}, 1, "use https://"},
+		"with a file that is none":     {[]string{"--admin", "https://" + r.admin, "--ca-file", key}, 2, "holds no certificate"},
+		"with half a pair":             {[]string{"-c", r.config, "--cert-file", clientCert}, 2, "--key-file"},
+	} {
+		out, errs, code := command(t, dir, append([]string{"status"}, tt.args...)...)
+		if code != tt.code || !strings.Contains(out+errs, tt.says) {
+			t.Errorf("%s: ended with %d: %s%s", name, code, out, errs)
+		}
 	}
 }

@@ -69,7 +69,7 @@ func surround(t *testing.T, dir, config string) (text string, env []string) {
 		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		content := []byte("a-secret-of-some-length\n")
+		content := []byte("a-secret-of-some-length" + strings.ReplaceAll(path, "/", "-") + "\n") // another one in each
 		if strings.HasSuffix(path, ".crt") {
 			content = certificate(t)
 		}

@@ -44,12 +44,11 @@ func tailCommand() *cobra.Command {
 			if out == "json" {
 				show = showMessage
 			}
-			err := c.Tail(cmd.Context(), query, func(m admin.Message) error { return show(cmd.OutOrStdout(), m) })
-			switch {
-			case errors.Is(err, context.Canceled):
+			err := c.Follow(cmd.Context(), query, func(m admin.Message) error { return show(cmd.OutOrStdout(), m) }, func(err error) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "postwire: %v; following further when the relay answers\n", err)
+			})
+			if errors.Is(err, context.Canceled) {
 				return nil
-			case errors.Is(err, io.ErrUnexpectedEOF):
-				return errors.New("the relay ended the tail: it stopped, or this end was too slow")
 			}
 			return err
 		}),

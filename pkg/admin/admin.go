@@ -5,6 +5,7 @@ package admin
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/net/netutil"
 
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/httpserver"
 	"github.com/postwire/postwire/pkg/console"
 )
 
@@ -34,6 +37,10 @@ type Options struct {
 	Gatherer prometheus.Gatherer
 	Schemas  http.Handler // of what is below /schemas/; nil is none
 	Log      *zap.Logger
+
+	TLS              config.ServerTLS
+	MaxConnectionAge time.Duration // of a connection; 0 is no limit
+	Metrics          *Metrics      // needed where TLS or API is
 }
 
 // Limits of the admin port. They keep callers from taking the memory and the file
@@ -42,6 +49,9 @@ const (
 	maxConnections = 256
 	maxHeaderBytes = 32 << 10
 	writeTimeout   = time.Minute // of an answer; a tail has a deadline for each message
+	// sendBuffer is what the kernel keeps of an answer that is not read: without a
+	// bound it would be some megabytes for each connection.
+	sendBuffer = 128 << 10
 )
 
 // errShutdown is why requests end that do not end by themselves.
@@ -54,8 +64,8 @@ type Server struct {
 	end  context.CancelCauseFunc // of the requests that do not end by themselves
 }
 
-// New makes a server; Serve runs it.
-func New(opts Options) *Server {
+// New makes a server; Serve runs it. Its error says which file of TLS cannot be read.
+func New(opts Options) (*Server, error) {
 	s := &Server{opts: opts}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", s.live)
@@ -71,13 +81,81 @@ func New(opts Options) *Server {
 		mux.Handle("GET "+console.Path+"/", console.Handler())
 		mux.Handle("GET /{$}", http.RedirectHandler(console.Path+"/", http.StatusFound))
 	}
+	var handler http.Handler = mux
+	if opts.TLS.ClientCAFile != "" {
+		handler = certified(mux)
+	}
 	life, end := context.WithCancelCause(context.Background())
 	s.end = end
 	s.http = &http.Server{
-		Handler: hardened(mux), BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaderBytes,
-		ErrorLog: zap.NewStdLog(opts.Log),
+		Handler: hardened(handler), BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: zap.NewStdLog(opts.Log), Protocols: &http.Protocols{},
 	}
-	return s
+	// One request at a time of a connection: the limits of the port then hold what all
+	// requests together take.
+	s.http.Protocols.SetHTTP1(true)
+	if opts.MaxConnectionAge > 0 {
+		httpserver.LimitAge(s.http, opts.MaxConnectionAge)
+	}
+	if !opts.TLS.Enabled() {
+		return s, nil
+	}
+	certificates, err := httpserver.LoadCertificates(opts.TLS, opts.Log)
+	if err != nil {
+		end(nil)
+		return nil, fmt.Errorf("admin.tls: %w", err)
+	}
+	s.http.TLSConfig = tlsConfig(certificates)
+	opts.Metrics.served.Store(certificates)
+	return s, nil
+}
+
+// tlsConfig is that of the admin port. Whoever has no client certificate is not
+// turned away yet: a kubelet, which asks for the health, has none.
+func tlsConfig(certificates *httpserver.Certificates) *tls.Config {
+	c := certificates.Config()
+	follow := c.GetConfigForClient
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		now, err := follow(hello)
+		if err != nil {
+			return nil, err
+		}
+		now = now.Clone()
+		now.NextProtos = []string{"http/1.1"}
+		now.SessionTicketsDisabled = true // a client shows its certificate each time
+		if now.ClientAuth == tls.RequireAndVerifyClientCert {
+			now.ClientAuth = tls.VerifyClientCertIfGiven
+		}
+		return now, nil
+	}
+	return c
+}
+
+// certified refuses requests without a client certificate, except those for health.
+func certified(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		health := r.URL.Path == "/livez" || r.URL.Path == "/readyz"
+		if !health && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
+			w.Header().Set("Connection", "close")
+			problem(w, http.StatusForbidden, "A client certificate is needed: of an authority in admin.tls.client_ca_file of the relay's configuration.")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// bounded are connections with a bounded send buffer.
+type bounded struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l bounded) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		if err := tcp.SetWriteBuffer(sendBuffer); err != nil {
+			_ = conn.Close() // it has been closed at the other end
+		}
+	}
+	return conn, err
 }
 
 // hardened tells browsers to do nothing with an answer but show it; the console
@@ -97,7 +175,12 @@ func hardened(next http.Handler) http.Handler {
 
 // Serve answers on l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(netutil.LimitListener(l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
+	l = netutil.LimitListener(bounded{l}, maxConnections)
+	serve := s.http.Serve
+	if s.http.TLSConfig != nil {
+		serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }
+	}
+	if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving the admin port: %w", err)
 	}
 	return nil

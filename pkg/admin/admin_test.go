@@ -19,6 +19,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+func server(t *testing.T, opts Options) *Server {
+	t.Helper()
+	s, err := New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 func get(t *testing.T, s *Server, path string) (int, string) {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -28,7 +37,7 @@ func get(t *testing.T, s *Server, path string) (int, string) {
 
 func TestHealth(t *testing.T) {
 	var journal error
-	s := New(Options{
+	s := server(t, Options{
 		Checks: []Check{
 			{Name: "journal", Run: func() error { return journal }},
 			{Name: "sources", Run: func() error { return nil }},
@@ -64,14 +73,14 @@ func TestMetrics(t *testing.T) {
 	c := prometheus.NewCounter(prometheus.CounterOpts{Name: "postwire_test_total", Help: "Of the test."})
 	r.MustRegister(c)
 	c.Add(3)
-	code, body := get(t, New(Options{Gatherer: r, Log: zap.NewNop()}), "/metrics")
+	code, body := get(t, server(t, Options{Gatherer: r, Log: zap.NewNop()}), "/metrics")
 	if code != 200 || !strings.Contains(body, "\npostwire_test_total 3\n") {
 		t.Errorf("%d %s", code, body)
 	}
 }
 
 func TestServeUntilShutdown(t *testing.T) {
-	s := New(Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop()})
+	s := server(t, Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop()})
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -157,7 +157,7 @@ func newWorld(t *testing.T, token string) *world {
 			return []event.Event{journaltest.Event(string(r.Body))}, nil
 		},
 	}
-	w.server = New(Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: w.api})
+	w.server = server(t, Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: w.api})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

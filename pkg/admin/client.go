@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -79,50 +78,6 @@ func (c *Client) SteerReplay(ctx context.Context, id, what string) (re relay.Rep
 	return re, c.ask(ctx, http.MethodPost, "/replays/"+url.PathEscape(id)+"/"+what, nil, &re)
 }
 
-// Message is one message of a tail: "event" holds a Seen, "fate" a Became,
-// "quiet" a Quiet.
-type Message struct {
-	Name string
-	Data json.RawMessage
-}
-
-// Tail follows events until ctx is done, see fails, or the relay ends, which is
-// io.ErrUnexpectedEOF. The query holds the parameters of the operation
-// tail-events.
-func (c *Client) Tail(ctx context.Context, query url.Values, see func(Message) error) error {
-	resp, err := c.do(ctx, http.MethodGet, "/events/tail?"+query.Encode(), nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, 64<<20)
-	var m Message
-	for lines.Scan() {
-		field, value, _ := strings.Cut(lines.Text(), ": ")
-		switch field {
-		case "event":
-			m.Name = value
-		case "data":
-			m.Data = json.RawMessage(value)
-		case "":
-			if m.Data != nil {
-				if err := see(m); err != nil {
-					return err
-				}
-			}
-			m = Message{}
-		}
-	}
-	switch err := lines.Err(); {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil:
-		return fmt.Errorf("reading from the relay: %w", err)
-	}
-	return io.ErrUnexpectedEOF
-}
-
 // ask sends a request and reads its answer.
 func (c *Client) ask(ctx context.Context, method, path string, body, answer any) error {
 	resp, err := c.do(ctx, method, path, body)
@@ -140,15 +95,15 @@ func (c *Client) ask(ctx context.Context, method, path string, body, answer any)
 var ErrUnreachable = errors.New("no relay answers there")
 
 func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
-	var text io.Reader = http.NoBody
+	var content io.Reader = http.NoBody
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
 			return nil, err
 		}
-		text = bytes.NewReader(b)
+		content = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(c.URL, "/")+BasePath+path, text)
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(c.URL, "/")+BasePath+path, content)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +126,14 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	}
 	defer resp.Body.Close()
 	var p huma.ErrorModel
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&p); err != nil || p.Status == 0 {
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err == nil {
+		err = json.Unmarshal(text, &p)
+	}
+	if strings.Contains(string(text), "HTTP request to an HTTPS server") { // as net/http says it
+		return nil, fmt.Errorf("asking the admin API at %s: the port speaks HTTPS: use https://", c.URL)
+	}
+	if err != nil || p.Status == 0 {
 		return nil, fmt.Errorf("asking the admin API at %s: it answers %s; is this the admin port of a relay?", c.URL, resp.Status)
 	}
 	lines := []string{p.Detail}

@@ -1,8 +1,12 @@
 package admin
 
 import (
+	"sync/atomic"
+
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/postwire/postwire/internal/httpserver"
 )
 
 // Outcomes of a sign-in.
@@ -25,6 +29,8 @@ type Metrics struct {
 	changes *prometheus.CounterVec
 	busy    *prometheus.CounterVec
 	tails   prometheus.Gauge
+	expiry  prometheus.Collector
+	served  atomic.Pointer[httpserver.Certificates] // nil without TLS
 }
 
 // NewMetrics registers the metrics of the admin port.
@@ -43,7 +49,15 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "postwire_admin_tails", Help: "Tails that are open on the admin API.",
 		}),
 	}
-	r.MustRegister(m.signIns, m.changes, m.busy, m.tails)
+	m.expiry = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "postwire_admin_tls_certificate_expiry_timestamp_seconds", Help: "When the first certificate of the chain that the admin port serves ends, in Unix seconds; 0 without TLS.",
+	}, func() float64 {
+		if served := m.served.Load(); served != nil {
+			return float64(served.Expiry().Unix())
+		}
+		return 0
+	})
+	r.MustRegister(m.signIns, m.changes, m.busy, m.tails, m.expiry)
 	for _, outcome := range []string{signInAccepted, signInRefused, signInLimited} {
 		m.signIns.WithLabelValues(outcome)
 	}

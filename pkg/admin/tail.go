@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/sse"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/internal/httpserver"
 	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/relay"
@@ -52,15 +53,51 @@ type Missed struct {
 // Quiet says that the tail still runs.
 type Quiet struct {
 	Last journal.Seq `json:"last" doc:"Place of the newest event."`
+	Next journal.Seq `json:"next" doc:"Sequence at which the tail is. A tail that begins there, by the parameter seq, leaves nothing out and repeats nothing."`
+}
+
+// Ended is the last message of a tail.
+type Ended struct {
+	Next    journal.Seq `json:"next" doc:"Sequence at which the tail ended. A tail that begins there, by the parameter seq, leaves nothing out and repeats nothing."`
+	Reason  EndReason   `json:"reason" enum:"connection_age,shutdown,revoked,session,failed" doc:"Why the tail ended: the connection reached admin.max_connection_age, the relay stops, the token was replaced or removed, the session is over, or the journal cannot be read."`
+	Pending int         `json:"pending,omitempty" doc:"Events that the tail told of whose delivery was pending at some sink. A tail that begins at next does not tell what becomes of them."`
+}
+
+// EndReason is why a tail ended. The set is closed.
+type EndReason string
+
+// The reasons there are.
+const (
+	EndConnectionAge EndReason = "connection_age"
+	EndShutdown      EndReason = "shutdown"
+	EndRevoked       EndReason = "revoked"
+	EndSession       EndReason = "session"
+	EndFailed        EndReason = "failed"
+)
+
+// endReason is that of a tail with this context and error.
+func endReason(ctx context.Context, err error) EndReason {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errShutdown):
+		return EndShutdown
+	case errors.Is(cause, errTokenGone):
+		return EndRevoked
+	case errors.Is(cause, errSessionOver), errors.Is(cause, errSignedOut), errors.Is(cause, errSessions):
+		return EndSession
+	case err != nil:
+		return EndFailed
+	}
+	return EndConnectionAge
 }
 
 type tailInput struct {
 	Filter string `query:"filter" doc:"CEL expression over the attributes that selects the events." example:"platform == \"instagram\""`
 	Source string `query:"source" doc:"Only events that the source of this name took in." example:"upload-post"`
 	From   When   `query:"from" doc:"Begin with events accepted at this time: RFC 3339, or how long ago, such as 10m. Empty is from now on."`
+	Seq    uint64 `query:"seq" doc:"Begin with the event at this sequence, whatever from says: next of the last message of another tail."`
 	Data   bool   `query:"data" doc:"Show the events' data too, which is personal."`
 	Most   int    `query:"most" minimum:"0" maximum:"1000" doc:"Most events a second; what comes beyond is counted only, and told as missed. 0 is all."`
-	Last   int    `header:"Last-Event-ID" doc:"Begin behind the event at this place."`
+	Last   int    `header:"Last-Event-ID" doc:"Begin behind the event at this place, whatever seq and from say."`
 
 	filter filter.Filter
 }
@@ -88,43 +125,89 @@ const (
 func (a *API) tail(api huma.API) {
 	o := ruled(a.knownFilter(api, operation("tail-events", http.MethodGet, "/events/tail", "Follow events and what becomes of them at each sink", 422, 429)), personal("data", false))
 	o = counted(o, kindTail)
+	o.Middlewares = append(o.Middlewares, func(ctx huma.Context, next func(huma.Context)) {
+		// A connection has no use after a tail: it ends for its age. And what a proxy
+		// keeps back to send much at once is seen too late.
+		ctx.SetHeader("Connection", "close")
+		ctx.SetHeader("X-Accel-Buffering", "no")
+		next(ctx)
+	})
 	sse.Register(api, o,
-		map[string]any{"event": Seen{}, "fate": Became{}, "missed": Missed{}, "quiet": Quiet{}},
+		map[string]any{"event": Seen{}, "fate": Became{}, "missed": Missed{}, "quiet": Quiet{}, "end": Ended{}},
 		func(ctx context.Context, in *tailInput, send sse.Sender) {
 			a.Metrics.tails.Inc()
 			defer a.Metrics.tails.Dec()
 			w := &watcher{api: a, send: send, data: in.Data}
 			from, err := a.tailStart(ctx, in)
 			if err == nil {
-				err = w.Idle() // the caller sees that it is connected
+				err = w.begin(from) // the caller sees that it is connected
 			}
+			at := relay.Tailed{Next: from}
 			if err == nil {
-				err = a.Relay.Tail(ctx, relay.Tailing{From: from, Filter: in.filter, Source: in.Source, Most: in.Most}, w)
+				end, stop := atExpiry(ctx)
+				defer stop()
+				at, err = a.Relay.Tail(ctx, relay.Tailing{From: from, Filter: in.filter, Source: in.Source, Most: in.Most, End: end}, w)
 			}
-			if err != nil && ctx.Err() == nil && !errors.Is(err, http.ErrHandlerTimeout) {
-				a.Log.Debug("a tail ended", zap.Error(err))
+			reason := endReason(ctx, err)
+			if !w.failed {
+				_ = w.tell(int(at.Next)-1, Ended{at.Next, reason, at.Pending}) // the client has it, or is gone
 			}
+			a.Log.Debug("tail ended", zap.String("reason", string(reason)), zap.Error(err))
 		})
 }
 
+// atExpiry returns a channel that is closed when the connection of a request reaches
+// its greatest age.
+func atExpiry(ctx context.Context) (end chan struct{}, stop func() bool) {
+	end = make(chan struct{})
+	at, ok := httpserver.Expiry(ctx)
+	if !ok {
+		return end, func() bool { return true }
+	}
+	return end, time.AfterFunc(time.Until(at), func() { close(end) }).Stop
+}
+
+// tailStart is where a tail begins: no further than at the next event, whatever the
+// caller knows of another journal.
 func (a *API) tailStart(ctx context.Context, in *tailInput) (journal.Seq, error) {
+	next := a.Journal.Last() + 1
 	switch t, err := in.From.Time(a.Now()); {
 	case err != nil:
-		return 0, err
+		return next, err
 	case in.Last > 0:
-		return journal.Seq(in.Last) + 1, nil
+		return min(next, journal.Seq(in.Last)+1), nil
+	case in.Seq > 0:
+		return min(next, journal.Seq(in.Seq)), nil
 	case !t.IsZero():
 		return a.Journal.Since(ctx, t)
 	}
-	return a.Journal.Last() + 1, nil
+	return next, nil
 }
 
-// watcher hands what a tail sees to a caller. The ID of a message is the place
-// of its event, so that a caller that was cut off goes on behind it.
+// reconnectAfter is how long a browser waits before it follows a tail further.
+const reconnectAfter = time.Second
+
+// watcher hands what a tail sees to a caller. The ID of a message is the sequence up
+// to which the caller has seen everything, so that one that was cut off goes on
+// behind it.
 type watcher struct {
-	api  *API
-	send sse.Sender
-	data bool
+	api    *API
+	send   sse.Sender
+	data   bool
+	failed bool // the caller is gone, or does not read
+}
+
+// tell sends a message. It fails where the caller does not read it in time.
+func (w *watcher) tell(id int, data any) error { return w.write(sse.Message{ID: id, Data: data}) }
+
+func (w *watcher) write(m sse.Message) error {
+	err := w.send(m)
+	w.failed = w.failed || err != nil
+	return err
+}
+
+func (w *watcher) begin(from journal.Seq) error {
+	return w.write(sse.Message{ID: int(from) - 1, Data: Quiet{w.api.Journal.Last(), from}, Retry: int(reconnectAfter.Milliseconds())})
 }
 
 // Sighted implements relay.Watcher.
@@ -133,19 +216,21 @@ func (w *watcher) Sighted(s relay.Sighting) error {
 	if err != nil {
 		return err
 	}
-	return w.send(sse.Message{ID: int(s.Record.Seq), Data: seen})
+	return w.tell(int(s.Record.Seq), seen)
 }
 
 // Turned implements relay.Watcher.
 func (w *watcher) Turned(t relay.Turn) error {
-	return w.send.Data(Became{
+	return w.tell(0, Became{
 		Seq: t.Record.Seq, ID: t.Record.Event.CloudEvent.ID(), Fate: t.Fate, At: t.At.UTC(),
 		After: t.At.Sub(t.Record.Accepted).Seconds(),
 	})
 }
 
 // Missed implements relay.Watcher.
-func (w *watcher) Missed(n uint64) error { return w.send.Data(Missed{n}) }
+func (w *watcher) Missed(n uint64) error { return w.tell(0, Missed{n}) }
 
 // Idle implements relay.Watcher.
-func (w *watcher) Idle() error { return w.send.Data(Quiet{w.api.Journal.Last()}) }
+func (w *watcher) Idle(next journal.Seq) error {
+	return w.tell(int(next)-1, Quiet{w.api.Journal.Last(), next})
+}

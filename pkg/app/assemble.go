@@ -173,18 +173,23 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	}
 
 	// Beside the flow: the admin port.
-	a.admin = admin.New(admin.Options{ //nolint:contextcheck // its requests end with its Shutdown
+	adminMetrics := admin.NewMetrics(metrics)
+	a.admin, err = admin.New(admin.Options{ //nolint:contextcheck // its requests end with its Shutdown
 		Checks:   []admin.Check{{Name: "journal", Run: func() error { return p.scrub.Error(a.journal.Check()) }}, {Name: "sources", Run: a.ready.check}},
 		Gatherer: metrics, Log: log.Named("admin"),
+		TLS: p.Config.Admin.TLS, MaxConnectionAge: p.Config.Admin.MaxConnectionAge, Metrics: adminMetrics,
 		Schemas: schema.Handler(func() *schema.Library { return a.plan.Load().Schemas }),
 		API: &admin.API{
 			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Attributes: func() []string { return a.plan.Load().attributes.Names }, Reconcile: a.gaps.compare,
 			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, History: a.history,
-			Credentials: a.credentials, Proxies: p.Config.Server.TrustedProxies, Metrics: admin.NewMetrics(metrics),
+			Credentials: a.credentials, Proxies: p.Config.Server.TrustedProxies, Metrics: adminMetrics,
 			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"), Scrub: p.scrub,
 			AsyncAPI: func() (map[string]any, error) { return a.plan.Load().AsyncAPI(ReadVersion().Version) },
 		},
 	})
+	if err != nil {
+		return nil, err
+	}
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {
 		return nil, err
 	}

@@ -130,8 +130,8 @@ type Turn struct {
 type Watcher interface {
 	Sighted(Sighting) error
 	Turned(Turn) error
-	Missed(n uint64) error // so many more were not told of
-	Idle() error           // now and then, when there is nothing to tell
+	Missed(n uint64) error       // so many more were not told of
+	Idle(next journal.Seq) error // now and then, when there is nothing to tell; next is where the tail is
 }
 
 // Tailing says what a tail tells of.
@@ -143,6 +143,15 @@ type Tailing struct {
 	// counted only. A tail that has fallen far behind all the same goes on
 	// with what is new. 0 tells of all there are.
 	Most int
+	// End is closed when the tail is to tell of no more events. It then waits up to
+	// settleWithin for what becomes of those it told of, and ends. Nil is never.
+	End <-chan struct{}
+}
+
+// Tailed is where a tail ended.
+type Tailed struct {
+	Next    journal.Seq // where a tail goes on that leaves nothing out and repeats nothing
+	Pending int         // events that were told of, and whose delivery was pending somewhere
 }
 
 const (
@@ -152,77 +161,167 @@ const (
 	// A tail that tells of the newest only, and not of all there are, lets
 	// what is further behind than this go by unread.
 	maxBehind = 4096
+	// settleWithin is how long a tail that is to end waits for the deliveries of the
+	// events that it told of.
+	settleWithin = 5 * time.Second
 )
 
+// errSettled is why the wait for pending deliveries ends.
+var errSettled = errors.New("the tail has ended")
+
 // Tail tells w of the events from a place on that pass the filter, and of what
-// becomes of them at each sink, until ctx is done or w fails. It reads what is
-// stored: a slow watcher holds nobody up.
-func (r *Relay) Tail(ctx context.Context, what Tailing, w Watcher) error {
-	var watched []Sighting // with a fate that is not final
-	var missed uint64
-	next := what.From
-	told := &budget{most: what.Most, now: r.opts.Now}
+// becomes of them at each sink, until ctx is done, w fails, or the tail is to end. It
+// reads what is stored: a slow watcher holds nobody up. It returns where it ended,
+// also with an error.
+func (r *Relay) Tail(ctx context.Context, what Tailing, w Watcher) (Tailed, error) {
+	t := &tail{relay: r, what: what, to: w, next: what.From, told: &budget{most: what.Most, now: r.opts.Now}}
+	err := t.run(ctx)
+	if errors.Is(err, errSettled) {
+		err = nil
+	}
+	return Tailed{t.next, len(t.watched)}, err
+}
+
+// tail is one that runs.
+type tail struct {
+	relay   *Relay
+	what    Tailing
+	to      Watcher
+	next    journal.Seq
+	watched []Sighting // with a fate that is not final
+	missed  uint64
+	told    *budget
+}
+
+func (t *tail) run(ctx context.Context) error {
 	for {
-		changed := r.changes.next() // before looking, so that nothing is missed
-		if last := r.opts.Journal.Last(); what.Most > 0 && last > next && last-next > maxBehind {
-			missed += uint64(last - next)
-			next = last
+		changed := t.relay.changes.next() // before looking, so that nothing is missed
+		if t.ending() {
+			return t.settle(ctx)
 		}
-		records, err := r.opts.Journal.Read(ctx, next, tailPage)
+		n, err := t.read(ctx)
 		if err != nil {
 			return err
 		}
-		for _, record := range records {
-			next = record.Seq + 1
-			if what.Source != "" && what.Source != record.Event.SourceName {
-				continue
-			}
-			if ok, _ := what.Filter.Matches(record.Event); !ok {
-				continue
-			}
-			if !told.allows() {
-				missed++
-				continue
-			}
-			s := Sighting{Record: record}
-			if s.Fates, err = r.Fates(ctx, record); err != nil {
+		if t.missed > 0 && t.told.due() {
+			if err := t.tellMissed(); err != nil {
 				return err
-			}
-			if err := w.Sighted(s); err != nil {
-				return err
-			}
-			if s.waits() {
-				watched = append(watched, s)
 			}
 		}
-		if missed > 0 && told.due() {
-			if err := w.Missed(missed); err != nil {
-				return err
-			}
-			missed = 0
-		}
-		if watched, err = r.follow(ctx, watched, w); err != nil {
+		if err := t.follow(ctx); err != nil {
 			return err
 		}
-		if len(records) > 0 {
+		if n > 0 {
 			continue
 		}
 		every := idleEvery
-		if missed > 0 {
+		if t.missed > 0 {
 			every = time.Second
 		}
-		switch woken, err := r.await(ctx, changed, max(next, r.opts.Journal.Last()+1), every); {
+		switch woken, err := t.await(ctx, changed, max(t.next, t.relay.opts.Journal.Last()+1), every); {
 		case err != nil:
 			return err
-		case !woken && missed > 0: // what came last was too much, and then it was quiet
-			if err := w.Missed(missed); err != nil {
+		case !woken && t.missed > 0: // what came last was too much, and then it was quiet
+			if err := t.tellMissed(); err != nil {
 				return err
 			}
-			missed = 0
 		case !woken:
-			if err := w.Idle(); err != nil {
+			if err := t.to.Idle(t.next); err != nil {
 				return err
 			}
+		}
+	}
+}
+
+// ending reports whether the tail is to end.
+func (t *tail) ending() bool {
+	select {
+	case <-t.what.End:
+		return true
+	default:
+		return false
+	}
+}
+
+// read tells of the next events, and returns how many it looked at.
+func (t *tail) read(ctx context.Context) (int, error) {
+	if last := t.relay.opts.Journal.Last(); t.what.Most > 0 && last > t.next && last-t.next > maxBehind {
+		t.missed += uint64(last - t.next)
+		t.next = last
+	}
+	records, err := t.relay.opts.Journal.Read(ctx, t.next, tailPage)
+	if err != nil {
+		return 0, err
+	}
+	for i, record := range records {
+		if t.ending() {
+			return i, nil
+		}
+		if err := t.tell(ctx, record); err != nil {
+			return i, err
+		}
+		t.next = record.Seq + 1
+	}
+	return len(records), nil
+}
+
+// tell tells of one event, if it is meant.
+func (t *tail) tell(ctx context.Context, record journal.Record) error {
+	if t.what.Source != "" && t.what.Source != record.Event.SourceName {
+		return nil
+	}
+	if ok, _ := t.what.Filter.Matches(record.Event); !ok {
+		return nil
+	}
+	if !t.told.allows() {
+		t.missed++
+		return nil
+	}
+	s := Sighting{Record: record}
+	var err error
+	if s.Fates, err = t.relay.Fates(ctx, record); err != nil {
+		return err
+	}
+	if err := t.to.Sighted(s); err != nil {
+		return err
+	}
+	if s.waits() {
+		t.watched = append(t.watched, s)
+	}
+	return nil
+}
+
+func (t *tail) tellMissed() error {
+	n := t.missed
+	t.missed = 0
+	return t.to.Missed(n)
+}
+
+// follow tells of what has become of the events that were told of.
+func (t *tail) follow(ctx context.Context) (err error) {
+	t.watched, err = t.relay.follow(ctx, t.watched, t.to)
+	return err
+}
+
+// settle waits until no delivery is pending of the events that were told of, but not
+// for long.
+func (t *tail) settle(ctx context.Context) error {
+	if t.missed > 0 {
+		if err := t.tellMissed(); err != nil {
+			return err
+		}
+	}
+	waiting, cancel := context.WithTimeoutCause(ctx, settleWithin, errSettled)
+	defer cancel()
+	for {
+		changed := t.relay.changes.next()
+		if err := t.follow(ctx); err != nil || len(t.watched) == 0 {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-waiting.Done():
+			return context.Cause(waiting)
 		}
 	}
 }
@@ -296,9 +395,9 @@ func (r *Relay) follow(ctx context.Context, watched []Sighting, w Watcher) (rest
 	return rest, nil
 }
 
-// await waits for a cursor to move or for the event at next, and reports false
-// when neither happened for a while.
-func (r *Relay) await(ctx context.Context, changed <-chan struct{}, next journal.Seq, every time.Duration) (bool, error) {
+// await waits for a cursor to move, for the event at next, or for the end of the
+// tail, and reports false when none of them happened for a while.
+func (t *tail) await(ctx context.Context, changed <-chan struct{}, next journal.Seq, every time.Duration) (bool, error) {
 	wait, cancel := context.WithTimeout(ctx, every)
 	defer cancel()
 	told := make(chan struct{})
@@ -307,10 +406,12 @@ func (r *Relay) await(ctx context.Context, changed <-chan struct{}, next journal
 		select {
 		case <-changed:
 			cancel()
+		case <-t.what.End:
+			cancel()
 		case <-wait.Done():
 		}
 	}()
-	err := r.opts.Journal.Wait(wait, next)
+	err := t.relay.opts.Journal.Wait(wait, next)
 	idle := errors.Is(wait.Err(), context.DeadlineExceeded)
 	cancel()
 	<-told

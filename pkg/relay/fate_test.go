@@ -202,7 +202,7 @@ func (s *script) Missed(n uint64) error {
 	return s.write(fmt.Sprint("missed ", n))
 }
 
-func (s *script) Idle() error { return nil }
+func (s *script) Idle(journal.Seq) error { return nil }
 
 func (s *script) write(line string) error {
 	s.mu.Lock()
@@ -236,7 +236,10 @@ func TestTail(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go func() { ended <- b.relay.Tail(ctx, Tailing{From: 1, Filter: selects}, &s) }()
+	go func() {
+		_, err := b.relay.Tail(ctx, Tailing{From: 1, Filter: selects}, &s)
+		ended <- err
+	}()
 	eventually(t, "the old one is seen", func() bool { return len(s.text()) == 1 })
 	close(slow.hold)
 	eventually(t, "its fate is seen", func() bool { return len(s.text()) == 2 })
@@ -259,6 +262,47 @@ func TestTail(t *testing.T) {
 	}
 	if strings.Contains(strings.Join(s.text(), "\n"), "hidden") {
 		t.Error("the filter is not obeyed")
+	}
+}
+
+// A tail that is to end tells of no more events, but of what becomes of those it told
+// of, and says where another one goes on.
+func TestTailEnds(t *testing.T) {
+	slow := &broker{hold: make(chan struct{})}
+	b := start(t, nil, slow)
+	b.put(t, "first")
+	var s script
+	end, ended := make(chan struct{}), make(chan Tailed, 1)
+	go func() {
+		at, err := b.relay.Tail(t.Context(), Tailing{From: 1, End: end}, &s)
+		if err != nil {
+			t.Errorf("Tail = %v", err)
+		}
+		ended <- at
+	}()
+	eventually(t, "the first one is seen", func() bool { return len(s.text()) == 1 })
+	close(end)
+	b.put(t, "second")
+	select {
+	case at := <-ended:
+		t.Fatalf("it ended at %+v while a delivery was pending", at)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(slow.hold)
+	if at := <-ended; at != (Tailed{Next: 2}) {
+		t.Errorf("it ended at %+v", at)
+	}
+	if diff := cmp.Diff([]string{"see first waiting", "first at sink0: delivered"}, s.text()); diff != "" {
+		t.Errorf("told (-want +got):\n%s", diff)
+	}
+	at, err := b.relay.Tail(t.Context(), Tailing{From: 1, End: end}, &s)
+	if err != nil || at != (Tailed{Next: 1}) {
+		t.Errorf("a tail that is to end at once ended at %+v, %v", at, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if at, err := b.relay.Tail(ctx, Tailing{From: 2}, &s); !errors.Is(err, context.Canceled) || at.Next < 2 {
+		t.Errorf("a tail whose caller is gone ended at %+v, %v", at, err)
 	}
 }
 

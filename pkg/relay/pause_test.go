@@ -266,7 +266,10 @@ func TestTailCountsWhatItDoesNotTell(t *testing.T) {
 	defer cancel()
 	var s script
 	ended := make(chan error, 1)
-	go func() { ended <- b.relay.Tail(ctx, Tailing{From: 1, Most: 7}, &s) }()
+	go func() {
+		_, err := b.relay.Tail(ctx, Tailing{From: 1, Most: 7}, &s)
+		ended <- err
+	}()
 	seen, missed := 0, 0
 	eventually(t, "all are told of or counted", func() bool {
 		seen, missed = 0, 0

@@ -138,6 +138,32 @@ annotations:
 {{- if include "postwire.tls" . }}https{{ else }}http{{ end }}
 {{- end }}
 
+{{- define "postwire.adminTLS" -}}
+{{- with .Values.config.admin.tls }}{{ .cert_file }}{{ end }}
+{{- end }}
+
+{{- define "postwire.adminScheme" -}}
+{{- if include "postwire.adminTLS" . }}https{{ else }}http{{ end }}
+{{- end }}
+
+{{/* How a kubelet asks the admin port: it checks no certificate, and has none. */}}
+{{- define "postwire.probe" -}}
+{{- $get := dict "path" .path "port" "admin" }}
+{{- if include "postwire.adminTLS" .root }}
+  {{- $_ := set $get "scheme" "HTTPS" }}
+{{- end }}
+{{- toYaml (dict "httpGet" $get) }}
+{{- end }}
+
+{{/* How Prometheus scrapes the admin port over TLS, unless tlsConfig of the monitor says otherwise: by the pod's address, which no certificate bears. */}}
+{{- define "postwire.scrape" -}}
+{{- if include "postwire.adminTLS" .root }}
+scheme: https
+tlsConfig:
+  {{- toYaml (default (dict "insecureSkipVerify" true) .tlsConfig) | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{/* Where senders post to, as {paths: [{path: …, prefix: …}]}: below a path with a token, the token is part of it. */}}
 {{- define "postwire.paths" -}}
 {{- $paths := list }}

@@ -45,11 +45,11 @@ spec:
         - name: admin
           containerPort: {{ include "postwire.adminPort" $root }}
       startupProbe:
-        {{- toYaml (merge (dict "httpGet" (dict "path" "/livez" "port" "admin")) .startupProbe) | nindent 8 }}
+        {{- toYaml (merge (include "postwire.probe" (dict "root" $root "path" "/livez") | fromYaml) .startupProbe) | nindent 8 }}
       livenessProbe:
-        {{- toYaml (merge (dict "httpGet" (dict "path" "/livez" "port" "admin")) .livenessProbe) | nindent 8 }}
+        {{- toYaml (merge (include "postwire.probe" (dict "root" $root "path" "/livez") | fromYaml) .livenessProbe) | nindent 8 }}
       readinessProbe:
-        {{- toYaml (merge (dict "httpGet" (dict "path" "/readyz" "port" "admin")) .readinessProbe) | nindent 8 }}
+        {{- toYaml (merge (include "postwire.probe" (dict "root" $root "path" "/readyz") | fromYaml) .readinessProbe) | nindent 8 }}
       {{- with int .preStopSleepSeconds }}
       lifecycle:
         preStop:

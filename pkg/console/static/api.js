@@ -2,7 +2,7 @@
 // and, where something changes, the token that other sites do not know.
 const base = "/api/v1";
 
-export const session = { role: "nobody", csrf: "", unlocked: false };
+export const session = { role: "nobody", name: "", csrf: "", unlocked: false };
 export const operator = () => session.role === "operator";
 
 let signedOut = () => {};
@@ -53,20 +53,51 @@ export const remove = (path) => call("DELETE", path);
 export const name = (id) => encodeURIComponent(id);
 
 async function take(now) {
-  Object.assign(session, { role: "nobody", csrf: "", unlocked: false, ends: null }, await now);
+  Object.assign(session, { role: "nobody", name: "", csrf: "", unlocked: false, ends: null }, await now);
   return session;
 }
 export const whoAmI = () => take(call("GET", "/session"));
 export const signIn = (token) => take(call("POST", "/session", { token }));
 export const signOut = () => take(call("DELETE", "/session"));
 
-// follow opens a tail; it is closed by what is returned.
+const firstWait = 1000, longestWait = 8000; // milliseconds until a tail that was cut off is opened again
+
+// follow opens a tail, and opens it again where it was when its connection ends: for
+// its age, because the relay stops, or for a fault on the way. No event is left out or
+// shown twice. The tail is closed by what is returned.
 export function follow(query, on) {
   const set = Object.entries(query).filter(([, v]) => v !== "" && v !== undefined);
-  const source = new EventSource(`${base}/events/tail?${new URLSearchParams(set)}`);
-  for (const [what, f] of Object.entries(on)) {
-    if (what === "open" || what === "error") source.addEventListener(what, f);
-    else source.addEventListener(what, (e) => f(JSON.parse(e.data)));
+  let source = null, next = 0, timer = 0, wait = firstWait, closed = false;
+  const again = (after) => {
+    source.close();
+    if (!closed) timer = setTimeout(open, after);
+  };
+  const heard = {
+    event: (m) => { next = m.seq + 1; },
+    quiet: (m) => { next = m.next; },
+    end: (m) => { next = m.next; again(m.reason === "connection_age" ? 0 : wait); },
+  };
+  function open() {
+    const at = next ? [...set.filter(([k]) => k !== "from"), ["seq", next]] : set;
+    source = new EventSource(`${base}/events/tail?${new URLSearchParams(at)}`);
+    for (const what of new Set([...Object.keys(heard), ...Object.keys(on)])) {
+      if (what === "error") continue;
+      source.addEventListener(what, (e) => {
+        const m = JSON.parse(e.data);
+        wait = firstWait;
+        if (on[what]) on[what](m);
+        if (heard[what]) heard[what](m);
+      });
+    }
+    source.addEventListener("error", async () => {
+      const refused = source.readyState === EventSource.CLOSED;
+      again(wait);
+      wait = Math.min(2 * wait, longestWait);
+      if (on.error) on.error();
+      // Why a tail is refused is not told: it may be that the session has ended.
+      if (refused && !closed) await call("GET", "/session").then((s) => { if (s.role === "nobody") signedOut(); }, () => {});
+    });
   }
-  return () => source.close();
+  open();
+  return () => { closed = true; clearTimeout(timer); source.close(); };
 }

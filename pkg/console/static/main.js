@@ -44,7 +44,7 @@ function frame(current) {
         h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, title))),
       h("div", { className: "who" },
         s.unlocked ? h("p", null, "No token is set: whoever is on this machine may do everything.")
-          : h("p", null, "Signed in as ", h("strong", null, s.role), s.ends && [" until ", time(s.ends)]),
+          : h("p", null, "Signed in as ", h("strong", null, s.role), s.name && ` (${s.name})`, s.ends && [" until ", time(s.ends)]),
         h("p", { className: "zone" }, `Times are of ${zone}`),
         !s.unlocked && h("button", { type: "button", className: "plain", onclick: () => api.signOut().catch((err) => say(err.message, true)).finally(show) }, "Sign out"))),
     h("main", { id: "main", tabindex: "-1", "data-key": location.hash }),
@@ -105,7 +105,7 @@ function door(why) {
     h("h1", null, "Postwire"),
     h("input", { type: "text", name: "username", autocomplete: "username", value: "postwire", hidden: true }), // for password managers
     h("label", { for: "token" }, "Token"), token,
-    h("p", { className: "hint" }, "admin.token of the relay’s configuration, or admin.viewer_token to look only."),
+    h("p", { className: "hint" }, "A token of the relay’s configuration: admin.token, admin.viewer_token to look only, or yours of admin.tokens."),
     trouble,
     h("button", { type: "submit", className: "primary" }, "Sign in"))));
   token.focus();
