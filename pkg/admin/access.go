@@ -175,6 +175,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.mux.ServeHTTP(w, r)
 		return
 	}
+	proven(r)
 	ctx, done := who.bound(r.Context())
 	defer done()
 	leave, ok := g.rooms[to.kind].enter(ctx, who.role())

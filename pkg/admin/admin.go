@@ -16,7 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
-	"golang.org/x/net/netutil"
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/internal/httpserver"
@@ -59,14 +58,19 @@ var errShutdown = errors.New("the relay stops")
 
 // Server serves the admin port.
 type Server struct {
-	opts Options
-	http *http.Server
-	end  context.CancelCauseFunc // of the requests that do not end by themselves
+	opts  Options
+	http  *http.Server
+	conns *connections
+	end   context.CancelCauseFunc // of the requests that do not end by themselves
 }
 
 // New makes a server; Serve runs it. Its error says which file of TLS cannot be read.
 func New(opts Options) (*Server, error) {
-	s := &Server{opts: opts}
+	evicted := func() {}
+	if opts.Metrics != nil {
+		evicted = opts.Metrics.evicted.Inc
+	}
+	s := &Server{opts: opts, conns: newConnections(maxConnections, evicted)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", s.live)
 	mux.HandleFunc("GET /readyz", s.ready)
@@ -89,7 +93,7 @@ func New(opts Options) (*Server, error) {
 	s.end = end
 	s.http = &http.Server{
 		Handler: hardened(handler), BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaderBytes,
-		ErrorLog: zap.NewStdLog(opts.Log), Protocols: &http.Protocols{},
+		ErrorLog: zap.NewStdLog(opts.Log), Protocols: &http.Protocols{}, ConnContext: remember, ConnState: s.conns.progress,
 	}
 	// One request at a time of a connection: the limits of the port then hold what all
 	// requests together take.
@@ -144,20 +148,6 @@ func certified(next http.Handler) http.Handler {
 	})
 }
 
-// bounded are connections with a bounded send buffer.
-type bounded struct{ net.Listener }
-
-// Accept implements net.Listener.
-func (l bounded) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		if err := tcp.SetWriteBuffer(sendBuffer); err != nil {
-			_ = conn.Close() // it has been closed at the other end
-		}
-	}
-	return conn, err
-}
-
 // hardened tells browsers to do nothing with an answer but show it; the console
 // allows itself what it needs.
 func hardened(next http.Handler) http.Handler {
@@ -175,7 +165,7 @@ func hardened(next http.Handler) http.Handler {
 
 // Serve answers on l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
-	l = netutil.LimitListener(bounded{l}, maxConnections)
+	l = s.conns.limit(l)
 	serve := s.http.Serve
 	if s.http.TLSConfig != nil {
 		serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }

@@ -29,6 +29,7 @@ type Metrics struct {
 	changes *prometheus.CounterVec
 	busy    *prometheus.CounterVec
 	tails   prometheus.Gauge
+	evicted prometheus.Counter
 	expiry  prometheus.Collector
 	served  atomic.Pointer[httpserver.Certificates] // nil without TLS
 }
@@ -45,6 +46,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		busy: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_admin_busy_total", Help: "Requests that the admin API answered 429 or 503 because too many requests of the same kind were running.",
 		}, []string{"kind"}),
+		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postwire_admin_connections_evicted_total", Help: "Connections of the admin port that were closed to make room for a new one.",
+		}),
 		tails: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "postwire_admin_tails", Help: "Tails that are open on the admin API.",
 		}),
@@ -57,7 +61,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}
 		return 0
 	})
-	r.MustRegister(m.signIns, m.changes, m.busy, m.tails, m.expiry)
+	r.MustRegister(m.signIns, m.changes, m.busy, m.tails, m.evicted, m.expiry)
 	for _, outcome := range []string{signInAccepted, signInRefused, signInLimited} {
 		m.signIns.WithLabelValues(outcome)
 	}
