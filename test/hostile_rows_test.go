@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -368,4 +369,42 @@ func TestNoRequestIsCutByAge(t *testing.T) {
 		transport.CloseIdleConnections()
 		t.Logf("%s: %d requests in %v", protocol, pick(1000, 10000), time.Since(began))
 	}
+}
+
+// TestHostileTails: tails that are never read, while events arrive.
+func TestHostileTails(t *testing.T) {
+	files(t)
+	b := besiege(t, "admin: {listen: \"${ADMIN}\", token: operator-0123456789, viewer_token: viewer-0123456789}\n")
+	b.withstands(t, "400 tails of a viewer that never reads", func(ctx context.Context) {
+		attackers(ctx, 400, 200, func(ctx context.Context, i int) {
+			if conn := open(ctx, b.admin, i, "GET /api/v1/events/tail HTTP/1.1\r\nHost: "+b.admin+"\r\nAuthorization: Bearer viewer-0123456789\r\n\r\n"); conn != nil {
+				<-ctx.Done()
+			}
+		})
+	})
+}
+
+// TestHostileSearches: searches with filters that cost as much as filters may.
+func TestHostileSearches(t *testing.T) {
+	files(t)
+	b := besiege(t, "admin: {listen: \"${ADMIN}\", token: operator-0123456789, viewer_token: viewer-0123456789}\n")
+	filter := "type.contains('x')" + strings.Repeat(" || type.contains('y')", 90)
+	b.withstands(t, "50 searches at once of a viewer with filters of 2 KB, who hangs up", func(ctx context.Context) {
+		attackers(ctx, 50, 100, func(ctx context.Context, i int) {
+			ctx, hangUp := context.WithTimeout(ctx, 200*time.Millisecond)
+			defer hangUp()
+			untilClosed(open(ctx, b.admin, i, "GET /api/v1/events?limit=1000&filter="+url.QueryEscape(filter)+" HTTP/1.1\r\nHost: "+b.admin+"\r\nAuthorization: Bearer viewer-0123456789\r\n\r\n"))
+		})
+	})
+}
+
+// TestHostileSignIns: wrong tokens as fast as they are answered.
+func TestHostileSignIns(t *testing.T) {
+	files(t)
+	b := besiege(t, "admin: {listen: \"${ADMIN}\", token: operator-0123456789}\n")
+	b.withstands(t, "200 callers of the admin API that guess tokens", func(ctx context.Context) {
+		attackers(ctx, 200, 1000, func(ctx context.Context, i int) {
+			untilClosed(open(ctx, b.admin, i%20, "GET /api/v1/status HTTP/1.1\r\nHost: "+b.admin+"\r\nConnection: close\r\nAuthorization: Bearer guess-"+fmt.Sprint(i)+"\r\n\r\n"))
+		})
+	})
 }

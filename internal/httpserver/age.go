@@ -10,6 +10,11 @@ import (
 	"time"
 )
 
+// MaxHeaderValues is the largest number of values in the header of a request. Each value
+// takes about a hundred bytes of memory, however short it is. Senders and proxies write
+// a few dozen.
+const MaxHeaderValues = 256
+
 // spread is the part of the greatest age by which the ages of connections differ, so
 // that clients which connected at one moment do not connect again at one moment.
 const spread = 10 // a tenth

@@ -98,6 +98,7 @@ func New(opts Options) (*Server, error) {
 	// One request at a time of a connection: the limits of the port then hold what all
 	// requests together take.
 	s.http.Protocols.SetHTTP1(true)
+	httpserver.LimitHeaderValues(s.http)
 	if opts.MaxConnectionAge > 0 {
 		httpserver.LimitAge(s.http, opts.MaxConnectionAge)
 	}

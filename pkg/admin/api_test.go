@@ -106,7 +106,7 @@ func testCredentials(token string) []Credential {
 
 func (w *world) metrics() *Metrics { return w.api.Metrics }
 
-func newWorld(t *testing.T, token string) *world {
+func newWorld(t testing.TB, token string) *world {
 	t.Helper()
 	j, err := pebble.Open(pebble.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
 	if err != nil {
@@ -192,7 +192,7 @@ func newWorld(t *testing.T, token string) *world {
 
 // checked holds requests and answers against the description.
 type checked struct {
-	t         *testing.T
+	t         testing.TB
 	next      http.RoundTripper
 	once      sync.Once
 	validator validator.Validator

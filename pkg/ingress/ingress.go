@@ -56,14 +56,9 @@ type Options struct {
 	Doubt func(source string) time.Duration
 }
 
-const (
-	// mostStreams is how many requests a connection of HTTP/2 has under way; RFC 9113
-	// recommends no less.
-	mostStreams = 100
-	// mostHeaderValues is how many values a header has. Each takes about a hundred
-	// bytes, however short it is. Senders and proxies write a few dozen.
-	mostHeaderValues = 256
-)
+// mostStreams is how many requests a connection of HTTP/2 has under way; RFC 9113
+// recommends no less.
+const mostStreams = 100
 
 // Server takes webhooks. Its methods may be called concurrently.
 type Server struct {
@@ -129,7 +124,7 @@ func New(opts Options) (*Server, error) {
 		// A frame has its whole length of memory as soon as its header is read.
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: mostStreams, MaxReadFrameSize: 16 << 10},
 	}
-	limitHeaderValues(s.http)
+	httpserver.LimitHeaderValues(s.http)
 	httpserver.LimitAge(s.http, c.MaxConnectionAge)
 	// What strangers do to connections is of interest to who looks for it.
 	var err error
@@ -295,7 +290,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	}()
 	a := s.guarded(log, func() answer {
 		switch {
-		case values > mostHeaderValues:
+		case values > httpserver.MaxHeaderValues:
 			if hr.ProtoMajor == 2 && !trusted {
 				// On the wire they are a byte each: what is behind them on the
 				// connection is not worth decoding.
