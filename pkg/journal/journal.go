@@ -6,6 +6,8 @@ package journal
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"io"
 	"iter"
@@ -47,8 +49,16 @@ type Appender interface {
 	Append(ctx context.Context, events ...event.Event) ([]Receipt, error)
 
 	// Quarantine keeps a request that was genuine but made no sense, as
-	// durably as Append keeps an event, and returns the id to ask for it by:
-	// its own, or a new one where it has none.
+	// durably as Append keeps an event, and returns the id to ask for it by.
+	// A request of the same Identity is kept once: a repeat adds to its Count,
+	// moves its LastReceived, and is answered with its id. Otherwise the id is
+	// the request's own, or a new one where it has none. Where an answer was
+	// lost, or a process died between two steps, a repeat may be counted twice.
+	//
+	// The requests of one source take a limited number of bytes; beyond it the
+	// engine discards those that were not received for the longest time, but
+	// never the one that it was just given. Retention, where there is one,
+	// discards those that were last received before it.
 	Quarantine(ctx context.Context, r Rejected) (id string, err error)
 }
 
@@ -118,8 +128,9 @@ type Log interface {
 }
 
 // Aside is what was set aside: dead letters, which a sink could not take, and
-// quarantined requests, which no source could understand. Both stay until an
-// operator retries or drops them.
+// quarantined requests, which no source could understand. Dead letters stay until
+// an operator retries or drops them, and quarantined requests until then, or until
+// Quarantine's limits discard them.
 type Aside interface {
 	// DeadLetters yields those behind a place, by sink and then by Seq; the
 	// zero place is before the first.
@@ -147,7 +158,8 @@ type Aside interface {
 
 	// Release appends the events that a quarantined request was found to
 	// hold, as Append does, and removes the request, as one act. Without
-	// events it only removes it.
+	// events it only removes it. A repeat that is stored after that act is kept
+	// anew.
 	Release(ctx context.Context, id string, events ...event.Event) ([]Receipt, error)
 }
 
@@ -270,17 +282,75 @@ type Record struct {
 	Of   Seq    // where the event was first; 0 is here
 }
 
-// Rejected is a request that was genuine but made no sense.
+// Rejected is a request that was genuine but made no sense. Its JSON is what does
+// not change while it is kept, less the body.
 type Rejected struct {
 	ID       string      `json:"id"` // given by Quarantine
 	Source   string      `json:"source"`
-	Received time.Time   `json:"received"`
-	Method   string      `json:"method,omitempty"` // it, the path and the query are unknown of what older versions kept
+	Received time.Time   `json:"received"` // the first time
+	Method   string      `json:"method,omitempty"`
 	Path     string      `json:"path,omitempty"`
 	RawQuery string      `json:"raw_query,omitempty"`
 	Header   http.Header `json:"header"` // less the secrets
-	Body     []byte      `json:"body"`
 	Reason   string      `json:"reason"` // says what was wrong, and quotes nothing of the body
+	Body     []byte      `json:"-"`
+
+	Count        uint64    `json:"-"` // how often it was received; to Quarantine, 0 is once
+	LastReceived time.Time `json:"-"` // to Quarantine, zero is Received
+}
+
+// Identity is what two requests share that are kept as one: the source and the
+// body. Whoever repeats a request that was signed can change what no signature
+// covers, so that header, path and query do not count; only where there is no
+// body they, less the header, are all that it says.
+func (r Rejected) Identity() [sha256.Size]byte {
+	h := sha256.New()
+	parts := []string{r.Source}
+	if len(r.Body) == 0 {
+		parts = append(parts, r.Method, r.Path, r.RawQuery)
+	}
+	var length [8]byte
+	for _, p := range parts {
+		h.Write(binary.BigEndian.AppendUint64(length[:0], uint64(len(p))))
+		h.Write([]byte(p))
+	}
+	h.Write(r.Body)
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// Counted returns the request with its count and times as Quarantine takes them:
+// received once, at now, where it does not say otherwise.
+func (r Rejected) Counted(now time.Time) Rejected {
+	r.Count = max(r.Count, 1)
+	if r.LastReceived.IsZero() {
+		r.LastReceived = r.Received
+	}
+	if r.LastReceived.IsZero() {
+		r.LastReceived = now
+	}
+	return r
+}
+
+// Reasons for which quarantined requests are discarded.
+const (
+	DiscardedSize = "max_bytes" // their source's share was used up
+	DiscardedAge  = "retention" // they were last received before it
+)
+
+// Discarded says how many quarantined requests of a source were discarded.
+type Discarded struct {
+	Source, Reason string
+	Requests       uint64
+}
+
+// DefaultQuarantine is the share of a source in the quarantine of a journal of
+// maxBytes, where 0 is no limit: a twentieth, and no more than 1 GiB.
+func DefaultQuarantine(maxBytes uint64) uint64 {
+	const limit = 1 << 30
+	if maxBytes == 0 {
+		return limit
+	}
+	return min(maxBytes/20, limit)
 }
 
 // DeadID names a dead letter: the sink, and the place of the event.

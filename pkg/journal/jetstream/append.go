@@ -85,6 +85,7 @@ func fitting(events []*staged) [][]*staged {
 type request struct {
 	events   []*staged
 	taken    *entry            // an entry that goes with it, and must still be there
+	with     []string          // subjects of entries that go with that one, whatever they are
 	receipts []journal.Receipt // of the events
 	done     chan error        // gets the outcome, once
 	gone     atomic.Bool       // the caller has not waited for it
@@ -114,7 +115,7 @@ func (r *request) messages() (n, size int) {
 		size += len(e.record)
 	}
 	if r.taken != nil {
-		n++
+		n += 2 + len(r.with)
 	}
 	return n, size
 }
@@ -355,7 +356,10 @@ func (p *publisher) plan(group []*request, known map[string]claim) plan {
 			pl.places[i][n] = p.add(&pl, e, known, now, &r.receipts[n])
 		}
 		if r.taken != nil {
-			pl.messages = append(pl.messages, r.taken.removal())
+			pl.messages = append(pl.messages, p.j.removals(*r.taken)...)
+			for _, subject := range r.with {
+				pl.messages = append(pl.messages, removing(subject))
+			}
 		}
 	}
 	return pl

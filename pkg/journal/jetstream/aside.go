@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"iter"
 
-	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 
-	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
 )
@@ -111,7 +109,9 @@ func (j *Journal) settleDead(ctx context.Context, id journal.DeadID, with func(r
 		if err != nil {
 			return fmt.Errorf("%w: %w", errBroken, err)
 		}
-		end, err = j.store(ctx, append(messages, e.removal()))
+		removed := j.removals(e)
+		end, err = j.store(ctx, append(messages, removed...))
+		end -= min(end, uint64(len(removed)-1)) // as if it were one message
 		if errors.Is(err, errConflict) {
 			return errors.New("the dead letter has changed") // look again
 		}
@@ -246,80 +246,4 @@ func (j *Journal) eventBefore(ctx context.Context, at uint64) (journal.Seq, erro
 		}
 	}
 	return 0, nil
-}
-
-func decodeRejected(e entry) (r journal.Rejected, err error) {
-	return r, json.Unmarshal(e.value, &r)
-}
-
-// quarantine keeps a request in the cluster, under the ID that it has, or a new
-// one. It makes attempts until the hold is over.
-func (j *Journal) quarantine(ctx context.Context, r journal.Rejected) (string, error) {
-	if r.ID == "" {
-		id, err := uuid.NewV7()
-		if err != nil {
-			return "", fmt.Errorf("quarantining: %w", err)
-		}
-		r.ID = id.String()
-	}
-	value, err := json.Marshal(r)
-	if err != nil {
-		return "", fmt.Errorf("quarantining: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, j.opts.Hold)
-	defer cancel()
-	if err := j.put(ctx, j.messagesFor(j.names.rejected(r.ID), value)); err != nil {
-		return "", fmt.Errorf("quarantining: %w", err)
-	}
-	return r.ID, nil
-}
-
-// Quarantined implements journal.Aside.
-func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.Rejected, error] {
-	from := ""
-	if after != "" {
-		from = j.names.rejected(after)
-	}
-	return scan(ctx, j, j.opts.Stream+".rejected.", from, decodeRejected)
-}
-
-// Rejected implements journal.Aside.
-func (j *Journal) Rejected(ctx context.Context, id string) (r journal.Rejected, err error) {
-	e, err := j.mustEntry(ctx, j.names.rejected(id))
-	if err == nil {
-		r, err = decodeRejected(e)
-	}
-	if err != nil {
-		return r, fmt.Errorf("quarantined request %s: %w", id, err)
-	}
-	return r, nil
-}
-
-// Release implements journal.Aside.
-func (j *Journal) Release(ctx context.Context, id string, events ...event.Event) ([]journal.Receipt, error) {
-	if len(events) > 0 {
-		if err := j.check(); err != nil {
-			return nil, fmt.Errorf("releasing: %w", err)
-		}
-	}
-	staged, err := stage(events)
-	if err != nil {
-		return nil, fmt.Errorf("releasing: %w", err)
-	}
-	parts := fitting(staged)
-	var receipts []journal.Receipt
-	e, err := j.mustEntry(ctx, j.names.rejected(id))
-	for i := 0; err == nil && i < len(parts); i++ {
-		r := &request{events: parts[i]}
-		if i == len(parts)-1 { // the request goes with its last events
-			r.taken = &e
-		}
-		var some []journal.Receipt
-		some, err = j.settle(ctx, r)
-		receipts = append(receipts, some...)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("quarantined request %s: %w", id, err)
-	}
-	return receipts, nil
 }

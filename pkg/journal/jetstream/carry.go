@@ -544,7 +544,7 @@ func (t *target) State(ctx context.Context) (state []byte, err error) {
 // hasOwn reports whether there is anything of a journal in the stream. A relay
 // that has taken nothing notes who reads, and who leads.
 func (t *target) hasOwn(ctx context.Context) (bool, error) {
-	for _, kind := range []string{"event", "key.>", "dead.>", "lost.>", "rejected.>", "part.>"} {
+	for _, kind := range []string{"event", "key.>", "dead.>", "lost.>", "receipts.>", "rejected.>", "part.>"} {
 		switch _, err := t.leaderGet(ctx, getRequest{Seq: 1, NextFor: t.names.prefix() + kind}); {
 		case err == nil:
 			return true, nil
@@ -725,7 +725,7 @@ func (t *target) Clear(ctx context.Context) error {
 		return err
 	}
 	var subjects []string
-	for _, kind := range []string{"key", "dead", "lost", "rejected", "note", "holder", "lead"} {
+	for _, kind := range []string{"key", "dead", "lost", "receipts", "rejected", "note", "holder", "lead"} {
 		subjects = append(subjects, t.opts.Stream+"."+kind+".>", t.opts.Stream+".part."+kind+".>")
 	}
 	return t.purge(ctx, subjects...)
@@ -815,11 +815,11 @@ func (t *target) acts(things transfer.Things) (acts [][]*nats.Msg, err error) {
 		acts = append(acts, []*nats.Msg{m})
 	}
 	for _, q := range things.Quarantined {
-		value, err := json.Marshal(q)
+		act, err := t.kept(q.Counted(now))
 		if err != nil {
 			return nil, err
 		}
-		acts = append(acts, t.messagesFor(t.names.rejected(q.ID), value))
+		acts = append(acts, act)
 	}
 	for _, n := range things.Notes {
 		acts = append(acts, t.messagesFor(t.names.note(n.Name), n.Value))

@@ -1,6 +1,7 @@
 package jetstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ type entry struct {
 	subject string
 	at      uint64 // place of its message
 	value   []byte
+	parts   bool // it goes on in other messages
 }
 
 // removedHeader marks the message that takes an entry's place when it is removed.
@@ -51,6 +53,15 @@ func (e entry) removal() *nats.Msg {
 	return m
 }
 
+// removals are the messages that remove the entry whole, if it still is what it was.
+func (j *Journal) removals(e entry) []*nats.Msg {
+	all := []*nats.Msg{e.removal()}
+	if e.parts {
+		all = append(all, removing(j.names.part(e.subject)))
+	}
+	return all
+}
+
 // removing is the message that removes the entry under a subject, whatever it is.
 func removing(subject string) *nats.Msg {
 	m := entry{subject: subject}.removal()
@@ -71,7 +82,7 @@ func (j *Journal) entryOf(ctx context.Context, m message) (e entry, err error) {
 	if m.header.Get(removedHeader) != "" {
 		return entry{}, journal.ErrNotFound
 	}
-	e = entry{subject: m.subject, at: m.seq}
+	e = entry{subject: m.subject, at: m.seq, parts: m.header.Get(partsHeader) != ""}
 	e.value, err = j.whole(ctx, m)
 	return e, err
 }
@@ -125,33 +136,20 @@ func scan[T any](ctx context.Context, j *Journal, prefix, after string, decode f
 // scanIf is scan of those subjects under a prefix that are wanted. The others are
 // not read.
 func scanIf[T any](ctx context.Context, j *Journal, prefix string, wanted func(subject string) bool, decode func(entry) (T, error)) iter.Seq2[T, error] {
-	const page = 64
 	return func(yield func(T, error) bool) {
 		var zero T
-		subjects, err := j.subjects(ctx, prefix+">")
-		if err != nil {
-			yield(zero, err)
-			return
-		}
-		subjects = slices.DeleteFunc(subjects, func(subject string) bool { return !wanted(subject) })
-		for some := range slices.Chunk(subjects, page) {
-			var messages []message
-			err := j.retry(ctx, func(ctx context.Context) (err error) {
-				messages, err = j.lastOf(ctx, some)
-				return err
-			})
+		for messages, err := range j.pages(ctx, prefix, wanted) {
 			if err != nil {
 				yield(zero, err)
 				return
 			}
-			slices.SortFunc(messages, func(a, b message) int { return strings.Compare(a.subject, b.subject) })
 			for _, m := range messages {
 				e, err := j.entryOf(ctx, m)
-				if errors.Is(err, journal.ErrNotFound) {
+				if errors.Is(err, journal.ErrNotFound) && ctx.Err() == nil {
 					continue // it was removed
 				}
 				var item T
-				if err == nil {
+				if err = cmp.Or(ctx.Err(), err); err == nil {
 					item, err = decode(e)
 				}
 				if err != nil {
@@ -161,6 +159,55 @@ func scanIf[T any](ctx context.Context, j *Journal, prefix string, wanted func(s
 				if !yield(item, nil) {
 					return
 				}
+			}
+		}
+	}
+}
+
+// maxPageBytes bounds the messages that pages holds at once, but for one that is
+// larger: a quarantined request holds a whole body.
+const maxPageBytes = 1 << 20
+
+// pages yields the last messages of those subjects under a prefix that are wanted,
+// by subject and some at a time.
+func (j *Journal) pages(ctx context.Context, prefix string, wanted func(subject string) bool) iter.Seq2[[]message, error] {
+	const most = 64
+	return func(yield func([]message, error) bool) {
+		subjects, err := j.subjects(ctx, prefix+">")
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		subjects = slices.DeleteFunc(subjects, func(subject string) bool { return !wanted(subject) })
+		for n := most; len(subjects) > 0; {
+			some := subjects[:min(n, len(subjects))]
+			var messages []message
+			var all bool
+			err := j.retry(ctx, func(ctx context.Context) (err error) {
+				messages, all, err = j.lastWithin(ctx, some, maxPageBytes)
+				return err
+			})
+			if err = cmp.Or(ctx.Err(), err); err != nil {
+				yield(nil, err)
+				return
+			}
+			// They are answered by place, not by subject: without all of them it is
+			// not known which is next.
+			if !all && len(some) > 1 {
+				n = max(1, min(len(messages), len(some)-1))
+				continue
+			}
+			size := 0
+			for _, m := range messages {
+				size += len(m.data)
+			}
+			if size < maxPageBytes/4 {
+				n = min(2*n, most)
+			}
+			subjects = subjects[len(some):]
+			slices.SortFunc(messages, func(a, b message) int { return strings.Compare(a.subject, b.subject) })
+			if !yield(messages, nil) {
+				return
 			}
 		}
 	}

@@ -62,7 +62,8 @@ func (j *Journal) expireAll() {
 }
 
 // Expire notes which cursors are open here, and, if this process is the one to do
-// it, removes the events that have passed their retention and every cursor.
+// it, removes the events that have passed their retention and every cursor, and the
+// quarantined requests that were last received before it.
 func (j *Journal) Expire(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, max(j.opts.Every, 10*time.Second))
 	defer cancel()
@@ -76,6 +77,9 @@ func (j *Journal) Expire(ctx context.Context) error {
 		return err
 	}
 	if err := j.settled(ctx); err != nil {
+		return err
+	}
+	if err := j.expireQuarantine(ctx); err != nil {
 		return err
 	}
 	if err := j.look(ctx); err != nil {

@@ -4,11 +4,13 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
 
 	"github.com/postwire/postwire/internal/golden"
 	"github.com/postwire/postwire/pkg/event"
@@ -17,7 +19,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// What one version of format 2 has stored every other one reads: they run beside
+// What one version of format 3 has stored every other one reads: they run beside
 // each other.
 func TestFormat(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
@@ -36,6 +38,17 @@ func TestFormat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	rejected := journal.Rejected{
+		ID: "0190", Source: "a/b", Received: at, Method: "POST", Path: "/in", RawQuery: "q", Header: http.Header{"A": {"b"}}, Reason: "odd", Body: []byte("{"),
+		Count: 2, LastReceived: at.Add(time.Second),
+	}
+	kept := []*nats.Msg{nats.NewMsg(""), nats.NewMsg("")}
+	if kept[0].Data, err = record.AppendRejected(nil, rejected); err != nil {
+		t.Fatal(err)
+	}
+	if kept[1], err = (receipts{ID: "0190", Bytes: 5000, Count: 2, Last: rejected.LastReceived, Token: 3}).message("s", 0); err != nil {
+		t.Fatal(err)
+	}
 	made := claim{first: at.UnixNano(), token: 0x0102030405060708, seq: 7, id: "id"}
 	n := names{"postwire"}
 	var text strings.Builder
@@ -48,7 +61,8 @@ func TestFormat(t *testing.T) {
 		{n.key(e.Keys[1]), made.encode(0)},
 		{n.dead(journal.DeadID{Sink: "a/b", Seq: 7}), dead},
 		{n.lost("a/b"), nil},
-		{n.rejected("0190"), nil},
+		{n.rejected("0190"), kept[0].Data},
+		{n.receipts("a/b", identity(rejected.Identity())), kept[1].Data},
 		{n.note("replay/1"), nil},
 		{n.holder("nats"), nil},
 		{n.lead("expire"), nil},
@@ -56,7 +70,7 @@ func TestFormat(t *testing.T) {
 	} {
 		fmt.Fprintf(&text, "%s %s\n", m.subject, hex.EncodeToString(m.data))
 	}
-	golden.Check(t, "testdata/format-2.txt", text.String())
+	golden.Check(t, "testdata/format-3.txt", text.String())
 
 	// And back.
 	r, err := record.Decode(7, s.record)

@@ -38,6 +38,13 @@ type Options struct {
 	Retention time.Duration // how long events stay that every cursor has passed
 	MaxBytes  uint64        // size of the stream at which appends are refused; 0 is no limit
 
+	// Quarantine is how many bytes the quarantined requests of one source take
+	// before the oldest are discarded; 0 is journal.DefaultQuarantine.
+	Quarantine uint64
+	// Discarded is told of quarantined requests that this process has discarded,
+	// by several goroutines; nil is not told.
+	Discarded func(journal.Discarded)
+
 	// Hold is how long an append waits for the cluster before it is kept by
 	// Spill, or fails where there is none. 0 is three seconds.
 	Hold  time.Duration
@@ -70,6 +77,8 @@ type Journal struct {
 	accepted   atomic.Int64  // newest time of acceptance given, nanoseconds since 1970
 	tokens     atomic.Uint64 // tells our own events from another process's twins
 	trimmed    atomic.Uint64
+	repeats    repeats
+	shares     shares
 
 	mu      sync.Mutex
 	changed chan struct{} // closed, and made anew, when any of these change
@@ -119,7 +128,7 @@ func Open(ctx context.Context, opts Options) (*Journal, error) {
 	opts = opts.withDefaults()
 	j := &Journal{
 		opts: opts, log: opts.Log, names: names{opts.Stream},
-		changed: make(chan struct{}), doubt: make(chan struct{}, 1), cursors: map[string]*cursor{}, state: state{oldest: 1},
+		changed: make(chan struct{}), doubt: make(chan struct{}, 1), shares: newShares(), cursors: map[string]*cursor{}, state: state{oldest: 1},
 	}
 	j.tokens.Store(randomToken())
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -144,6 +153,12 @@ func (o Options) withDefaults() Options {
 		o.Hold = 3 * time.Second
 	}
 	o.Replicas = max(o.Replicas, 1)
+	if o.Quarantine == 0 {
+		o.Quarantine = journal.DefaultQuarantine(o.MaxBytes)
+	}
+	if o.Discarded == nil {
+		o.Discarded = func(journal.Discarded) {}
+	}
 	return o
 }
 
@@ -179,6 +194,7 @@ func (j *Journal) open(ctx context.Context) error {
 	}
 	j.done.Go(j.watch)
 	j.done.Go(j.expireAll)
+	j.done.Go(j.keepShares)
 	return nil
 }
 
@@ -574,6 +590,7 @@ func (j *Journal) Quarantine(ctx context.Context, r journal.Rejected) (string, e
 	if err := j.check(); err != nil {
 		return "", fmt.Errorf("quarantining: %w", err)
 	}
+	r = r.Counted(j.opts.Clock())
 	if j.spill != nil {
 		return j.spill.quarantine(ctx, r)
 	}

@@ -60,6 +60,8 @@ func TestConformance(t *testing.T) {
 				t.Parallel()
 				c := newClock()
 				o := options(t, natstest.Start(t).URL(), c)
+				discarded := &journaltest.Discarded{}
+				o.Quarantine, o.Discarded = 64<<10, discarded.Add
 				change(t, &o)
 				return journaltest.Harness{
 					Open:    func(t *testing.T) journal.Journal { return mustOpen(t, o) },
@@ -69,7 +71,7 @@ func TestConformance(t *testing.T) {
 							t.Fatalf("Expire: %v", err)
 						}
 					},
-					Window: o.Window, Retention: o.Retention,
+					Window: o.Window, Retention: o.Retention, Quarantine: o.Quarantine, Discarded: discarded,
 				}
 			})
 		})

@@ -19,7 +19,9 @@ import (
 //	key.<hash>            an identity key: first seen, and the event it stands for
 //	dead.<sink>.<seq>     a dead letter
 //	lost.<sink>           what a sink was not given, range by range
-//	rejected.<id>         a quarantined request
+//	rejected.<id>         a quarantined request, which does not change
+//	receipts.<source>.<identity>
+//	                      how often such a request was received, and when last
 //	note.<name>           a note
 //	holder.<cursor>       who reads
 //	lead.<name>           who leads, until the message's time is over
@@ -57,6 +59,18 @@ func (n names) deadID(subject string) (journal.DeadID, error) {
 
 func (n names) lost(sink string) string   { return n.stream + ".lost." + token(sink) }
 func (n names) rejected(id string) string { return n.stream + ".rejected." + token(id) }
+func (n names) receipts(source string, i identity) string {
+	return n.receiptsOf(source) + base64.RawURLEncoding.EncodeToString(i[:])
+}
+
+func (n names) receiptsOf(source string) string { return n.stream + ".receipts." + token(source) + "." }
+
+// sourceOf reads what receipts wrote.
+func (n names) sourceOf(subject string) string {
+	source, _, _ := strings.Cut(strings.TrimPrefix(subject, n.stream+".receipts."), ".")
+	return untoken(source)
+}
+
 func (n names) note(name string) string   { return n.stream + ".note." + token(name) }
 func (n names) holder(name string) string { return n.stream + ".holder." + token(name) }
 func (n names) lead(name string) string   { return n.stream + ".lead." + token(name) }

@@ -46,7 +46,6 @@ type spill struct {
 	changed chan struct{} // closed, and made anew, when any of these change
 	down    bool          // the cluster did not answer within the hold; it is asked by the forwarder alone
 	events  uint64        // that are here
-	aside   uint64        // quarantined requests that are here
 	here    lanes         // when the events that are here were accepted, by lane, in order
 	oldest  time.Time     // of all that is here; zero is none
 	there   map[string]announced
@@ -60,7 +59,7 @@ const forwarder = "forward"
 func openSpill(j *Journal) (*spill, error) {
 	own, err := pebble.Open(pebble.Options{
 		Dir: j.opts.Spill.Dir, Window: j.opts.Window, MaxBytes: j.opts.Spill.MaxBytes, MinFree: j.opts.Spill.MinFree, KeepKeys: true,
-		Name: j.opts.Name, Log: j.log.Named("spill"), Clock: j.opts.Clock,
+		Name: j.opts.Name, Log: j.log.Named("spill"), Clock: j.opts.Clock, Discarded: j.opts.Discarded,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("spill: %w", err)
@@ -96,13 +95,7 @@ func (s *spill) recover(ctx context.Context) (err error) {
 			next = r.Seq + 1
 		}
 	}
-	for _, err := range s.journal.Quarantined(ctx, "") {
-		if err != nil {
-			return err
-		}
-		s.aside++
-	}
-	if n := s.events + s.aside; n > 0 {
+	if n := s.events + s.journal.Held(); n > 0 {
 		s.j.log.Warn("events that the cluster did not take are still here, and are forwarded now", zap.Uint64("events", n))
 	}
 	return nil
@@ -236,7 +229,7 @@ func (s *spill) turn(down bool, why string) {
 // isDown reports whether the cluster is asked by the forwarder alone, which finds
 // out when it answers: without anything to forward nobody would. The caller holds
 // mu.
-func (s *spill) isDown() bool { return s.down && s.events+s.aside > 0 }
+func (s *spill) isDown() bool { return s.down && s.events+s.journal.Held() > 0 }
 
 // quarantine keeps a request in the cluster, or here.
 func (s *spill) quarantine(ctx context.Context, r journal.Rejected) (string, error) {
@@ -255,14 +248,14 @@ func (s *spill) quarantine(ctx context.Context, r journal.Rejected) (string, err
 		}
 		s.turn(true, "the cluster did not take a request in time")
 	}
-	if _, err := s.journal.Quarantine(ctx, r); err != nil {
+	kept, err := s.journal.Quarantine(ctx, r)
+	if err != nil {
 		return "", fmt.Errorf("the cluster does not answer, and the spill: %w", err)
 	}
 	s.mu.Lock()
-	s.aside++
 	s.notify()
 	s.mu.Unlock()
-	return r.ID, nil
+	return kept, nil
 }
 
 // run forwards what is here until ctx is done.
@@ -406,9 +399,9 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 func (s *spill) forwardRequests(ctx context.Context) {
 	for {
 		s.mu.Lock()
-		aside, changed := s.aside, s.changed
+		changed := s.changed
 		s.mu.Unlock()
-		if aside == 0 {
+		if s.journal.Held() == 0 {
 			select {
 			case <-changed:
 				continue
@@ -423,6 +416,9 @@ func (s *spill) forwardRequests(ctx context.Context) {
 			if err == nil {
 				_, err = s.journal.Release(ctx, r.ID)
 			}
+			if errors.Is(err, journal.ErrNotFound) {
+				continue // the spill has discarded it meanwhile
+			}
 			if ctx.Err() != nil {
 				return
 			}
@@ -435,7 +431,6 @@ func (s *spill) forwardRequests(ctx context.Context) {
 			}
 			s.turn(false, "the cluster takes requests again")
 			s.mu.Lock()
-			s.aside--
 			s.notify()
 			s.mu.Unlock()
 		}
@@ -448,7 +443,7 @@ func (s *spill) check() error { return s.journal.Check() }
 func (s *spill) depth() (uint64, time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.events + s.aside, s.oldest
+	return s.events + s.journal.Held(), s.oldest
 }
 
 func (s *spill) close() error {

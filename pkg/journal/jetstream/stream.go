@@ -1,6 +1,7 @@
 package jetstream
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
+	"github.com/synadia-io/orbit.go/natsext"
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
@@ -25,7 +27,7 @@ import (
 // reads.
 const (
 	formatKey = "postwire.format"
-	format    = 2
+	format    = 3
 )
 
 // idKey holds the ID of the journal. Whoever creates the stream chooses it.
@@ -329,6 +331,50 @@ func (j *Journal) lastOf(ctx context.Context, subjects []string) ([]message, err
 		found = append(found, messages...)
 	}
 	return found, nil
+}
+
+// lastWithin is lastOf of few subjects whose messages may be large: it stops behind
+// the message with which they are as many bytes, and reports whether that was all.
+func (j *Journal) lastWithin(ctx context.Context, subjects []string, bytes int) (found []message, all bool, err error) {
+	body, err := json.Marshal(struct {
+		LastFor  []string `json:"multi_last"`
+		MaxBytes int      `json:"max_bytes"`
+	}{subjects, bytes})
+	if err != nil {
+		return nil, false, err
+	}
+	ctx, cancel := j.ask(ctx)
+	defer cancel()
+	ended := false
+	answers, err := natsext.RequestMany(ctx, j.conn, "$JS.API.DIRECT.GET."+j.opts.Stream, body, natsext.RequestManySentinel(func(m *nats.Msg) bool {
+		ended = len(m.Data) == 0 && m.Header.Get("Status") == "204"
+		return ended
+	}))
+	if err != nil {
+		return nil, false, err
+	}
+	pending := ""
+	for m, err := range answers {
+		if err != nil {
+			return nil, false, err
+		}
+		switch status := m.Header.Get("Status"); {
+		case status == "404":
+			return nil, true, nil
+		case status != "":
+			return nil, false, fmt.Errorf("the cluster answers %s %s", status, m.Header.Get("Description"))
+		}
+		seq, err := strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64)
+		if err != nil {
+			return nil, false, fmt.Errorf("reading the cluster's answer: %w", err)
+		}
+		found = append(found, message{m.Header.Get(jetstream.SubjectHeader), seq, m.Header, m.Data})
+		pending = m.Header.Get("Nats-Num-Pending")
+	}
+	if !ended {
+		return nil, false, cmp.Or(ctx.Err(), errors.New("the cluster's answer has no end"))
+	}
+	return found, pending == "" || pending == "0", nil
 }
 
 // page reads messages of a subject from a place on. The answer may come from a

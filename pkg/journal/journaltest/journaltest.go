@@ -3,6 +3,7 @@
 package journaltest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,8 +30,12 @@ type Harness struct {
 	Advance func(time.Duration)
 	// Expire removes what is old, now.
 	Expire func(t *testing.T, j journal.Journal)
-	// Window and Retention are what Open configures.
+	// Window, Retention and Quarantine, a source's share in bytes, are what Open
+	// configures.
 	Window, Retention time.Duration
+	Quarantine        uint64
+	// Discarded is what Open's journals have discarded so far.
+	Discarded *Discarded
 	// Consecutive declares that events stand at one place after another. An
 	// engine without that keeps other things in between.
 	Consecutive bool
@@ -66,6 +71,14 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"a record names the source that its keys are of", sourced},
 		{"the journal keeps its ID after reopening", identity},
 		{"rejected requests are kept", quarantine},
+		{"a repeat of a rejected request is counted", repeats},
+		{"concurrent repeats are kept once and counted", concurrentRepeats},
+		{"what tells two rejected requests apart is source and body", identities},
+		{"a repeat of what is gone is kept anew", repeatAnew},
+		{"a repeat beside a release is not lost", repeatBesideRelease},
+		{"the oldest rejected requests of a source make room", sourceShare},
+		{"a rejected request larger than its source's share is kept", largerThanShare},
+		{"retention discards what was not received again", quarantineRetention},
 		{"a rejected request is released once", release},
 		{"the log is read without a cursor", logAccess},
 		{"notes are kept", notes},
@@ -689,8 +702,8 @@ func release(t *testing.T, h Harness) {
 	j := h.Open(t)
 	c := mustReader(t, j, "sink", journal.Latest)
 	var kept []string
-	for range 3 {
-		id, err := j.Quarantine(t.Context(), journal.Rejected{Source: "s", Body: []byte("{")})
+	for _, body := range []string{"1", "2", "{"} {
+		id, err := j.Quarantine(t.Context(), journal.Rejected{Source: "s", Body: []byte(body)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -839,15 +852,20 @@ func startAt(t *testing.T, h Harness) {
 
 func quarantine(t *testing.T, h Harness) {
 	j := h.Open(t)
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	want := []journal.Rejected{
-		{Source: "s", Received: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Method: "POST", Path: "/in", RawQuery: "a=b&a=c", Header: http.Header{"A": {"b"}}, Body: []byte("\xff{"), Reason: "not JSON"},
-		{Source: "s", Body: []byte("2"), Reason: "no event"},
+		{Source: "s", Received: at, Method: "POST", Path: "/in", RawQuery: "a=b&a=c", Header: http.Header{"A": {"b"}}, Body: []byte("\xff{"), Reason: "not JSON"},
+		{Source: "s", Received: at, Body: []byte("2"), Reason: "no event"},
+		{Source: "t", Received: at, Body: bytes.Repeat([]byte("large"), 500<<10), Reason: "no event"},
+		{Source: "s", Received: at, LastReceived: at.Add(time.Hour), Count: 7, Body: []byte("3"), Reason: "from elsewhere"},
+		{Source: "s", Received: at, Method: "POST", Path: "/in", RawQuery: "a=b", Reason: "no body"},
 	}
 	for i := range want {
 		id, err := j.Quarantine(t.Context(), want[i])
 		if err != nil || id == "" {
 			t.Fatalf("Quarantine = %q, %v", id, err)
 		}
+		want[i] = want[i].Counted(at)
 		want[i].ID = id
 	}
 	mustClose(t, j)

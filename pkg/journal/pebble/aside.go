@@ -10,7 +10,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
-	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
 )
@@ -125,7 +124,7 @@ func (j *Journal) DeadLetters(ctx context.Context, after journal.DeadID) iter.Se
 	if after != (journal.DeadID{}) {
 		start = append(sinkKey(deadSpace, after), 0)
 	}
-	return scan(ctx, j, prefix, start, decodeDead)
+	return scan(ctx, j, prefix, start, func(_ *store, key, value []byte) (journal.Dead, error) { return decodeDead(key, value) })
 }
 
 // DeadLetter implements journal.Aside.
@@ -220,65 +219,6 @@ func (j *Journal) Lost(ctx context.Context, id journal.DeadID) (u journal.GivenU
 	return u, nil
 }
 
-func decodeRejected(_, value []byte) (r journal.Rejected, err error) {
-	return r, json.Unmarshal(value, &r)
-}
-
-// Quarantined implements journal.Aside.
-func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.Rejected, error] {
-	prefix := []byte{quarantineSpace}
-	start := prefix
-	if after != "" {
-		start = append(quarantineKey(after), 0)
-	}
-	return scan(ctx, j, prefix, start, decodeRejected)
-}
-
-// Rejected implements journal.Aside.
-func (j *Journal) Rejected(ctx context.Context, id string) (r journal.Rejected, err error) {
-	err = j.read(ctx, func(st *store) error {
-		value, err := st.get(quarantineKey(id))
-		if err != nil {
-			return err
-		}
-		r, err = decodeRejected(nil, value)
-		return err
-	})
-	if err != nil {
-		return r, fmt.Errorf("quarantined request %s: %w", id, err)
-	}
-	return r, nil
-}
-
-// Release implements journal.Aside.
-func (j *Journal) Release(ctx context.Context, id string, events ...event.Event) ([]journal.Receipt, error) {
-	if len(events) > 0 {
-		if err := j.Check(); err != nil {
-			return nil, fmt.Errorf("releasing: %w", err)
-		}
-	}
-	values, size, err := j.encodeAll(events)
-	if err != nil {
-		return nil, fmt.Errorf("releasing: %w", err)
-	}
-	receipts := make([]journal.Receipt, len(events))
-	var missing error
-	err = j.do(ctx, size, func(g *group) error {
-		_, err := g.take(quarantineKey(id))
-		if missing = err; errors.Is(err, journal.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return g.appendAll(events, values, receipts)
-	})
-	if err = errors.Join(err, missing); err != nil {
-		return nil, fmt.Errorf("quarantined request %s: %w", id, err)
-	}
-	return receipts, nil
-}
-
 // Note implements journal.Notes.
 func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
 	err := j.change(ctx, func(g *group) error {
@@ -296,7 +236,7 @@ func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
 // Noted implements journal.Notes.
 func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.Noted, error] {
 	key := noteKey(prefix)
-	return scan(ctx, j, key, key, func(key, value []byte) (journal.Noted, error) {
+	return scan(ctx, j, key, key, func(_ *store, key, value []byte) (journal.Noted, error) {
 		return journal.Noted{Name: string(key[1:]), Value: append([]byte(nil), value...)}, nil
 	})
 }
@@ -305,9 +245,10 @@ func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.No
 // larger: a quarantined request holds a whole body.
 const maxPageBytes = 1 << 20
 
-// scan yields what decode makes of each entry under prefix. It reads in pages,
-// so that a slow consumer does not hold the store, and ends with ctx.
-func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode func(key, value []byte) (T, error)) iter.Seq2[T, error] {
+// scan yields what decode makes of each entry under prefix, but for one of which
+// it says that it is there no more. It reads in pages, so that a slow consumer
+// does not hold the store, and ends with ctx.
+func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode func(st *store, key, value []byte) (T, error)) iter.Seq2[T, error] {
 	const page = 256
 	return func(yield func(T, error) bool) {
 		var zero T
@@ -331,12 +272,15 @@ func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode f
 						return err
 					}
 					size += len(value)
-					item, err := decode(it.Key(), value)
+					next = append(append(next[:0], it.Key()...), 0)
+					item, err := decode(st, it.Key(), value)
+					if errors.Is(err, journal.ErrNotFound) {
+						continue
+					}
 					if err != nil {
 						return fmt.Errorf("reading %q: %w", it.Key(), err)
 					}
 					items = append(items, item)
-					next = append(append(next[:0], it.Key()...), 0)
 				}
 				if !more {
 					next = nil

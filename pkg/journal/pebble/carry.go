@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -219,7 +220,7 @@ func (s *source) GivenUp(ctx context.Context) iter.Seq2[transfer.GivenUp, error]
 
 // Quarantined implements transfer.Source.
 func (s *source) Quarantined(ctx context.Context) iter.Seq2[journal.Rejected, error] {
-	return entries(ctx, s.store, []byte{quarantineSpace}, []byte{quarantineSpace}, decodeRejected)
+	return entries(ctx, s.store, []byte{quarantineSpace}, []byte{quarantineSpace}, s.store.rejected)
 }
 
 // Notes implements transfer.Source.
@@ -276,7 +277,7 @@ type target struct {
 // a folder that another process uses.
 func OpenTarget(opts Options) (transfer.Target, error) {
 	opts.Every = math.MaxInt64 // nothing is removed meanwhile
-	opts.MaxBytes = 0
+	opts.MaxBytes, opts.Quarantine = 0, math.MaxUint64
 	opts.filling = true
 	j, err := Open(opts)
 	if err != nil {
@@ -387,10 +388,11 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]
 func (t *target) Clear(ctx context.Context) error {
 	return t.do(ctx, 64, func(g *group) error {
 		var err error
-		for _, space := range []byte{cursorSpace, deadSpace, givenUpSpace, quarantineSpace} {
+		for _, space := range []byte{cursorSpace, deadSpace, givenUpSpace, identitySpace, orderSpace, quarantineSpace} {
 			err = errors.Join(err, g.batch.DeleteRange([]byte{space}, []byte{space + 1}, nil))
 		}
 		carried := noteKey(carriedPrefix)
+		clear(g.st.holdings)
 		return errors.Join(err, g.batch.DeleteRange([]byte{noteSpace}, carried, nil), g.batch.DeleteRange(after(carried), []byte{noteSpace + 1}, nil))
 	})
 }
@@ -398,7 +400,14 @@ func (t *target) Clear(ctx context.Context) error {
 // Put implements transfer.Target.
 func (t *target) Put(ctx context.Context, things transfer.Things) error {
 	type entry struct{ key, value []byte }
+	type carried struct {
+		identity
+		journal.Rejected
+		value []byte
+	}
 	var all []entry
+	rejected := make([]carried, len(things.Quarantined))
+	size := 0
 	put := func(key []byte, value any) error {
 		b, err := json.Marshal(value)
 		all = append(all, entry{key, b})
@@ -418,10 +427,14 @@ func (t *target) Put(ctx context.Context, things transfer.Things) error {
 			return err
 		}
 	}
-	for _, q := range things.Quarantined {
-		if err := put(quarantineKey(q.ID), q); err != nil {
+	for n, q := range things.Quarantined {
+		i := identity(q.Identity())
+		value, err := record.AppendRejected(slices.Clone(i[:]), q)
+		if err != nil {
 			return err
 		}
+		rejected[n] = carried{i, q.Counted(t.opts.Clock()), value}
+		size += len(value)
 	}
 	for _, n := range things.Notes {
 		all = append(all, entry{noteKey(n.Name), n.Value})
@@ -429,13 +442,17 @@ func (t *target) Put(ctx context.Context, things transfer.Things) error {
 	for _, c := range things.Cursors {
 		all = append(all, entry{cursorKey(c.Name), encodeCursor(c.Committed, c.Began)})
 	}
-	size := 0
 	for _, e := range all {
 		size += len(e.value)
 	}
 	return t.do(ctx, size, func(g *group) error {
 		for _, e := range all {
 			if err := g.batch.Set(e.key, e.value, nil); err != nil {
+				return err
+			}
+		}
+		for _, q := range rejected {
+			if err := g.putRejected(q.identity, q.Rejected, q.value); err != nil {
 				return err
 			}
 		}

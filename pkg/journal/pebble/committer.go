@@ -28,7 +28,8 @@ const (
 // request is one change of the store, staged into the group that is being
 // made. Stage runs in the committer alone; done gets the outcome, once.
 type request struct {
-	size  int // bytes, about
+	size  int  // bytes, about
+	grows bool // it is refused where there is no room for it
 	stage func(*group) error
 	done  chan error
 }
@@ -54,12 +55,14 @@ type group struct {
 	last      journal.Seq
 	sightings map[event.Key]sighting // made by this group
 	taken     map[string]bool        // entries removed by this group
-	lookups   *pebble.Iterator       // over those of earlier groups; nil until the first
-	appended  []sized                // for the tail
-	key       []byte                 // scratch
-	requests  []*request
-	size      int
-	applied   bool // the batch is the store's until its sync has been waited for
+	quarantined
+	lookups  *pebble.Iterator // over those of earlier groups; nil until the first
+	appended []sized          // for the tail
+	key      []byte           // scratch
+	requests []*request
+	size     int
+	bytes    uint64 // of the batch, where it is applied
+	applied  bool   // the batch is the store's until its sync has been waited for
 }
 
 // find looks a key up in the group and in the store.
@@ -180,6 +183,12 @@ func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced f
 		}
 		runtime.Gosched() // who is about to hand something over, does
 		g := st.gather(first, requests)
+		if len(g.requests) == 0 { // there was no room for any
+			if err := g.batch.Close(); err != nil {
+				st.guard.fail(fmt.Errorf("closing a batch: %w", err))
+			}
+			continue
+		}
 		if err := g.apply(); err != nil {
 			st.guard.fail(err)
 		}
@@ -197,8 +206,12 @@ func (st *store) gather(first *request, requests <-chan *request) *group {
 		sightings: st.sightings,
 	}
 	for r := first; ; {
-		g.requests = append(g.requests, r)
-		g.size += r.size
+		if err := st.roomIn(g, r); err != nil {
+			r.done <- err
+		} else {
+			g.requests = append(g.requests, r)
+			g.size += r.size
+		}
 		if len(g.requests) == maxGroupRequests || g.size >= maxGroupBytes {
 			return g
 		}
@@ -208,6 +221,15 @@ func (st *store) gather(first *request, requests <-chan *request) *group {
 			return g
 		}
 	}
+}
+
+// roomIn returns an error where a request is to be refused for want of room. Many
+// may wait here that came when there was some.
+func (st *store) roomIn(g *group, r *request) error {
+	if !r.grows {
+		return nil
+	}
+	return st.room(g.size + r.size)
 }
 
 // apply stages all requests and makes the batch visible in the store. Its
@@ -223,10 +245,12 @@ func (g *group) apply() error {
 	if g.batch.Empty() {
 		return nil
 	}
+	g.bytes = uint64(g.batch.Len()) // the engine may take the batch's memory
 	if err := g.st.db.ApplyNoSyncWait(g.batch, pebble.Sync); err != nil {
 		return fmt.Errorf("writing to the log: %w", err)
 	}
 	g.applied = true
+	g.st.wrote(g.bytes)
 	return nil
 }
 
@@ -274,6 +298,9 @@ type store struct {
 	keepKeys bool           // give records back with their identity keys
 	users    sync.WaitGroup // who read from db; added to under the journal's mu
 	lost     []Range        // known to be, in order
+	share    uint64         // bytes of the quarantined requests of one source
+	room     func(bytes int) error
+	wrote    func(bytes uint64) // is told of each group
 
 	// The committer's own.
 	window   *window
@@ -281,4 +308,7 @@ type store struct {
 	accepted int64       // when it was accepted, nanoseconds since 1970
 
 	sightings map[event.Key]sighting // of the group that is being made
+
+	holdings map[string]*holding // of each source in the quarantine
+	received uint64              // newest number of a receipt
 }

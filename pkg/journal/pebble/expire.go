@@ -33,14 +33,18 @@ func (j *Journal) expire() {
 }
 
 // Expire removes the events that are past their retention and that every open
-// cursor has passed, and the identity keys outside the window. It costs a
-// binary search and two range deletions, however much there is to remove. The
-// engine calls it now and then by itself.
+// cursor has passed, the quarantined requests that were last received before it,
+// and the identity keys outside the window. For events and keys
+// it costs a binary search and two range deletions, however much there is to
+// remove. The engine calls it now and then by itself.
 //
 // A sink that is no longer configured has no open cursor and holds nothing
 // back; if it returns it goes on at the oldest event that is stored.
 func (j *Journal) Expire(ctx context.Context) error {
 	cutoff := j.opts.Clock().Add(-j.opts.Retention)
+	if err := j.expireQuarantine(ctx, cutoff); err != nil {
+		return err
+	}
 	_, err := j.remove(ctx, func(st *store, oldest, passed journal.Seq) (journal.Seq, error) {
 		return st.before(cutoff, oldest, passed)
 	})

@@ -14,6 +14,7 @@ import (
 //	d <len><sink> <seq>       dead letter: length-prefixed JSON, then the event as in e
 //	e <seq>                   event: accepted, then the encoded event
 //	g <len><sink> <seq>       given up, from seq on: JSON
+//	i <identity>              quarantined request by identity: its receipts, JSON
 //	k <generation> <key>      identity key: first seen, seq, CloudEvents id
 //	l <seq>                   lost, from seq on, and found so by a repair: the last seq
 //	m first                   the oldest seq kept, once any has been removed
@@ -21,16 +22,19 @@ import (
 //	m last                    the newest seq, kept when its event has been removed
 //	m repaired                the newest seq when a repair lost positions of sinks
 //	n <name>                  note
-//	q <id>                    quarantined request: JSON
+//	o <len><source> <number>  order of the last receipts of a source's quarantined requests: identity, size
+//	q <id>                    quarantined request: identity, then as package record encodes it
 const (
 	cursorSpace     = 'c'
 	deadSpace       = 'd'
 	eventSpace      = 'e'
 	givenUpSpace    = 'g'
+	identitySpace   = 'i'
 	keySpace        = 'k'
 	lostSpace       = 'l'
 	metaSpace       = 'm'
 	noteSpace       = 'n'
+	orderSpace      = 'o'
 	quarantineSpace = 'q'
 )
 
@@ -65,6 +69,14 @@ func sinkOf(key []byte) (journal.DeadID, error) {
 }
 
 func quarantineKey(id string) []byte { return append([]byte{quarantineSpace}, id...) }
+
+func identityKey(i identity) []byte { return append([]byte{identitySpace}, i[:]...) }
+
+// orderKey sorts the receipts of a source by their numbers, as sinkKey does the
+// places of a sink.
+func orderKey(source string, number uint64) []byte {
+	return sinkKey(orderSpace, journal.DeadID{Sink: source, Seq: journal.Seq(number)})
+}
 
 func noteKey(name string) []byte { return append([]byte{noteSpace}, name...) }
 

@@ -6,7 +6,6 @@ package pebble
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -37,6 +36,13 @@ type Options struct {
 	MaxBytes  uint64        // size of the journal at which appends are refused; 0 is no limit
 	MinFree   uint64        // bytes of free disk space below which appends are refused
 
+	// Quarantine is how many bytes the quarantined requests of one source take
+	// before the oldest are discarded; 0 is journal.DefaultQuarantine.
+	Quarantine uint64
+	// Discarded is told of quarantined requests that were discarded, by one
+	// goroutine; nil is not told.
+	Discarded func(journal.Discarded)
+
 	Name     string // of this process, for those who ask who reads
 	KeepKeys bool   // give records back with their identity keys
 
@@ -50,7 +56,7 @@ type Options struct {
 	// nil is not told.
 	Synced func(changes int)
 
-	memTable uint64 // bytes; 0 is 16 MiB. Tests make it small, so that files are rotated.
+	memTable uint64 // bytes; 0 is 16 MiB, or less in a small journal. Tests make it small, so that files are rotated.
 }
 
 // Journal implements journal.Journal.
@@ -70,6 +76,12 @@ type Journal struct {
 	// reserved: the reserve is there, or cannot be had.
 	reserved atomic.Bool
 	trimmed  atomic.Uint64 // events removed before their retention
+	// Bytes of groups since the journal was opened: written, and of those on
+	// stable storage, where the engine counts them in its size.
+	written, counted atomic.Uint64
+	held             atomic.Int64 // quarantined requests on stable storage
+	freed            freed
+	discards         discards
 
 	mu      sync.Mutex
 	store   *store        // nil while it is being reopened
@@ -91,7 +103,7 @@ const memTables = 4
 const (
 	formatFile    = "FORMAT"
 	formatName    = "postwire-journal"
-	formatVersion = 2
+	formatVersion = 3
 )
 
 // Open opens the journal in opts.Dir, or makes one. It refuses a folder that
@@ -111,6 +123,9 @@ func Open(opts Options) (_ *Journal, err error) {
 	}
 	if err := checkFormat(opts.FS, opts.Dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", opts.Dir, err), lock.Close())
+	}
+	if p, ok := opts.FS.(private); ok {
+		p.tighten(opts.Dir, opts.Log)
 	}
 	j := &Journal{
 		opts: opts, log: opts.Log, lock: lock,
@@ -133,6 +148,7 @@ func Open(opts Options) (_ *Journal, err error) {
 	j.done.Go(j.expire)
 	j.done.Go(j.watch)
 	j.done.Go(j.makeRoom)
+	j.done.Go(j.reclaim)
 	return j, nil
 }
 
@@ -143,6 +159,7 @@ func (o Options) withDefaults() Options {
 	if o.FS == nil {
 		o.FS = vfs.Default
 	}
+	o.FS = privateDisk(o.FS)
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
@@ -150,7 +167,18 @@ func (o Options) withDefaults() Options {
 		o.Every = time.Minute
 	}
 	if o.memTable == 0 {
+		// The engine keeps as many logs for their next use as there may be
+		// memtables, and one more: of a small journal they must be a small part.
 		o.memTable = 16 << 20
+		if o.MaxBytes > 0 {
+			o.memTable = min(max(o.MaxBytes/64, 4<<20), o.memTable)
+		}
+	}
+	if o.Quarantine == 0 {
+		o.Quarantine = journal.DefaultQuarantine(o.MaxBytes)
+	}
+	if o.Discarded == nil {
+		o.Discarded = func(journal.Discarded) {}
 	}
 	return o
 }
@@ -317,7 +345,10 @@ func (j *Journal) openFiles() (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening: %w", damaged(err))
 	}
-	st := &store{db: db, guard: g, clock: j.opts.Clock, keepKeys: j.opts.KeepKeys, sightings: map[event.Key]sighting{}}
+	st := &store{
+		db: db, guard: g, clock: j.opts.Clock, keepKeys: j.opts.KeepKeys, sightings: map[event.Key]sighting{}, share: j.opts.Quarantine,
+		room: j.roomFor, wrote: func(bytes uint64) { j.written.Add(bytes) },
+	}
 	err = st.load(j.opts.Window)
 	if err == nil && !j.opts.filling {
 		err = st.checkFinished()
@@ -336,6 +367,8 @@ func (j *Journal) openFiles() (*store, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.store, j.failure, j.id, j.durable, j.oldest = st, nil, id, st.last, oldest
+	j.held.Store(st.requests())
+	j.counted.Store(j.written.Load()) // what a failure has cut off is not there
 	j.notify()
 	return st, nil
 }
@@ -400,7 +433,7 @@ func (st *store) load(width time.Duration) error {
 		}
 		st.accepted = accepted.UnixNano()
 	}
-	return errors.Join(it.Close(), st.readLost(), st.checkPositions())
+	return errors.Join(it.Close(), st.readLost(), st.checkPositions(), st.readHoldings())
 }
 
 // checkPositions makes sure that no sink stands beyond the end of the log: the
@@ -539,7 +572,14 @@ func (j *Journal) synced(g *group) {
 	if j.opts.Synced != nil {
 		j.opts.Synced(len(g.requests))
 	}
+	j.counted.Add(g.bytes)
 	j.tail.add(g.appended)
+	j.held.Add(g.held)
+	j.freed.add(g.freed)
+	j.discards.add(g.discarded)
+	for _, d := range g.discarded {
+		j.opts.Discarded(d)
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if g.last > j.durable {
@@ -627,7 +667,7 @@ func (j *Journal) Check() error {
 	case j.room.Load().full != "":
 		return fmt.Errorf("%w: %s", journal.ErrFull, j.room.Load().full)
 	}
-	return nil
+	return j.roomFor(0)
 }
 
 // spare are requests that nobody uses.
@@ -636,8 +676,17 @@ var spare = sync.Pool{New: func() any { return &request{done: make(chan error, 1
 // do hands a change to the committer and waits for its outcome. A change that
 // was handed over is made even if ctx ends.
 func (j *Journal) do(ctx context.Context, size int, stage func(*group) error) error {
+	return j.hand(ctx, size, false, stage)
+}
+
+// grow is do for a change that is refused where there is no room for it.
+func (j *Journal) grow(ctx context.Context, size int, stage func(*group) error) error {
+	return j.hand(ctx, size, true, stage)
+}
+
+func (j *Journal) hand(ctx context.Context, size int, grows bool, stage func(*group) error) error {
 	r := spare.Get().(*request)
-	r.size, r.stage = size, stage
+	r.size, r.grows, r.stage = size, grows, stage
 	select {
 	case j.requests <- r:
 	case <-ctx.Done():
@@ -674,7 +723,7 @@ func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.
 		return nil, fmt.Errorf("appending: %w", err)
 	}
 	receipts := make([]journal.Receipt, len(events))
-	err = j.do(ctx, size, func(g *group) error { return g.appendAll(events, values, receipts) })
+	err = j.grow(ctx, size, func(g *group) error { return g.appendAll(events, values, receipts) })
 	if err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
 	}
@@ -704,29 +753,6 @@ func (j *Journal) encodeAll(events []event.Event) (values [][]byte, size int, er
 	return values, size, nil
 }
 
-// Quarantine implements journal.Appender.
-func (j *Journal) Quarantine(ctx context.Context, r journal.Rejected) (string, error) {
-	if err := j.Check(); err != nil {
-		return "", fmt.Errorf("quarantining: %w", err)
-	}
-	if r.ID == "" {
-		id, err := uuid.NewV7()
-		if err != nil {
-			return "", fmt.Errorf("quarantining: %w", err)
-		}
-		r.ID = id.String()
-	}
-	value, err := json.Marshal(r)
-	if err != nil {
-		return "", fmt.Errorf("quarantining: %w", err)
-	}
-	err = j.do(ctx, len(value), func(g *group) error { return g.batch.Set(quarantineKey(r.ID), value, nil) })
-	if err != nil {
-		return "", fmt.Errorf("quarantining: %w", err)
-	}
-	return r.ID, nil
-}
-
 // Close implements io.Closer. A second call does nothing.
 func (j *Journal) Close() error {
 	j.mu.Lock()
@@ -740,6 +766,7 @@ func (j *Journal) Close() error {
 	j.notify()
 	j.mu.Unlock()
 	j.done.Wait()
+	j.discards.log(j.log, true)
 	if err := j.lock.Close(); err != nil {
 		return fmt.Errorf("closing the journal: %w", err)
 	}

@@ -64,6 +64,8 @@ func TestConformance(t *testing.T) {
 			journaltest.Run(t, func(t *testing.T) journaltest.Harness {
 				c := newClock()
 				o := options(t, fs(), t.TempDir(), c)
+				discarded := &journaltest.Discarded{}
+				o.Quarantine, o.Discarded = 64<<10, discarded.Add
 				return journaltest.Harness{
 					Open:    func(t *testing.T) journal.Journal { return mustOpen(t, o) },
 					Advance: c.Advance,
@@ -72,7 +74,7 @@ func TestConformance(t *testing.T) {
 							t.Fatalf("Expire: %v", err)
 						}
 					},
-					Window: o.Window, Retention: o.Retention, Consecutive: true,
+					Window: o.Window, Retention: o.Retention, Quarantine: o.Quarantine, Discarded: discarded, Consecutive: true,
 				}
 			})
 		})

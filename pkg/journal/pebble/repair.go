@@ -254,7 +254,7 @@ func rebuild(ctx context.Context, opts Options, lock *pebble.Lock, to string) (c
 			err = errors.Join(err, db.Close())
 		}
 	}()
-	w := &rewriter{db: db, batch: db.NewBatch(), census: &census{}}
+	w := &rewriter{db: db, batch: db.NewBatch(), census: &census{receipts: map[identity]*receipts{}}}
 	err = s.each(ctx, w.take)
 	if err == nil {
 		err = w.finish(s.damage)
@@ -278,17 +278,59 @@ type rewriter struct {
 }
 
 // take keeps an entry that makes sense.
-func (w *rewriter) take(key, value []byte) error {
+func (w *rewriter) take(key, value []byte) (err error) {
 	if !w.count(key, value) {
 		return nil
 	}
-	if err := w.batch.Set(key, value, nil); err != nil {
+	switch key[0] {
+	case identitySpace, orderSpace:
+		return nil // quarantined requests come behind them, and bring them
+	case quarantineSpace:
+		err = w.quarantine(key, value)
+	default:
+		err = w.batch.Set(key, value, nil)
+	}
+	if err != nil {
 		return err
 	}
 	if w.batch.Len() < 1<<20 {
 		return nil
 	}
 	return w.flush()
+}
+
+// quarantine keeps a quarantined request, and what is known of its receipts: where
+// they are damaged, that it was received once. Of two of the same identity, of
+// which a damaged file has brought one back, the one that has receipts is kept.
+func (w *rewriter) quarantine(key, value []byte) error {
+	i, rest, err := splitRejected(value)
+	if err != nil {
+		return err
+	}
+	q, err := record.DecodeRejected(rest)
+	if err != nil {
+		return err
+	}
+	r := w.receipts[i]
+	switch {
+	case r == nil:
+		w.received++
+		q = q.Counted(q.Received)
+		r = &receipts{ID: q.ID, Source: q.Source, Number: w.received, Bytes: uint64(len(value)) + entryBytes, Count: q.Count, Last: q.LastReceived}
+		w.receipts[i] = r
+	case r.ID != q.ID:
+		w.aside--
+		return nil
+	}
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		w.batch.Set(key, value, nil),
+		w.batch.Set(identityKey(i), text, nil),
+		w.batch.Set(orderKey(r.Source, r.Number), encodeOrder(i, r.Bytes), nil),
+	)
 }
 
 func (w *rewriter) flush() error {
@@ -348,6 +390,9 @@ type census struct {
 	lost        []Range // runs that should be
 	admitted    []Range // of the lost, what an earlier repair wrote down
 	damage      []Damage
+
+	receipts map[identity]*receipts // of quarantined requests; nil is that nobody wants them
+	received uint64                 // the newest of them
 }
 
 type position struct {
@@ -424,9 +469,27 @@ func (c *census) see(key, value []byte) error {
 	case givenUpSpace:
 		var g journal.GivenUp
 		return json.Unmarshal(value, &g)
+	case identitySpace:
+		r, err := decodeReceipts(value)
+		if err != nil || len(key) != 1+len(identity{}) {
+			return cmp.Or(err, record.ErrTruncated)
+		}
+		if c.receipts != nil {
+			c.receipts[identity(key[1:])] = r
+		}
+		c.received = max(c.received, r.Number)
+	case orderSpace:
+		if _, err := sinkOf(key); err != nil {
+			return err
+		}
+		_, _, err := decodeOrder(value)
+		return err
 	case quarantineSpace:
-		var r journal.Rejected
-		if err := json.Unmarshal(value, &r); err != nil {
+		_, rest, err := splitRejected(value)
+		if err != nil {
+			return err
+		}
+		if _, err := record.DecodeRejected(rest); err != nil {
 			return err
 		}
 		c.aside++

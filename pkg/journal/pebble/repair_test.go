@@ -426,7 +426,7 @@ func (r *renames) Rename(from, to string) error {
 
 // TestFormat opens a journal that was written when its format was fixed.
 func TestFormat(t *testing.T) {
-	const fixture = "testdata/format-2"
+	const fixture = "testdata/format-3"
 	if os.Getenv("POSTWIRE_WRITE_FIXTURE") != "" { // once, when the format is changed
 		o := options(t, vfs.Default, fixture, newClock())
 		o.memTable = 64 << 10

@@ -12,6 +12,11 @@ import (
 // room is how much there is, as of a moment ago.
 type room struct {
 	journal.Usage
+	// pending is what a flush of the memtables will write: until it is done, what
+	// they hold is on the disk twice.
+	pending uint64
+	counted uint64 // bytes of groups that both hold, since the journal was opened
+
 	full string // why appends are refused; empty is that they are taken
 	near string // why they soon will be; empty is that they will not
 }
@@ -23,6 +28,10 @@ const (
 	trimTo = 75
 	warnAt = 85
 )
+
+// needs is how many bytes the journal takes once all that it holds is in tables, and
+// their logs are not given up yet.
+func (r *room) needs() uint64 { return r.Bytes + r.pending }
 
 // Usage implements journal.Journal.
 func (j *Journal) Usage() journal.Usage {
@@ -58,15 +67,18 @@ func (j *Journal) measure() {
 		st.users.Add(1)
 	}
 	j.mu.Unlock()
-	r.Bytes = was.Bytes
+	r.Bytes, r.pending, r.counted = was.Bytes, was.pending, was.counted
 	if st != nil {
-		r.Bytes = st.db.Metrics().DiskSpaceUsage()
+		// Before it is measured: what comes in between is counted twice, not left out.
+		r.counted = j.counted.Load()
+		m := st.db.Metrics()
+		r.Bytes, r.pending = m.DiskSpaceUsage(), m.WAL.Size
 		st.users.Done()
 	}
 	if r.MaxBytes > 0 {
-		switch percent := r.Bytes * 100 / r.MaxBytes; {
+		switch percent := r.needs() * 100 / r.MaxBytes; {
 		case percent >= 100 && r.full == "":
-			r.full = fmt.Sprintf("it takes %d bytes, journal.max_bytes is %d", r.Bytes, r.MaxBytes)
+			r.full = tooLarge(r.needs(), r.MaxBytes)
 		case percent >= warnAt && r.near == "":
 			r.near = "the journal has grown near journal.max_bytes"
 		}
@@ -86,6 +98,26 @@ func (j *Journal) measure() {
 	}
 }
 
+func tooLarge(bytes, limit uint64) string {
+	return fmt.Sprintf("it needs %d bytes with what is being written, journal.max_bytes is %d", bytes, limit)
+}
+
+// roomFor returns an error that wraps journal.ErrFull where as many bytes more do
+// not fit journal.max_bytes. Between two measurements it goes by what was written
+// since, so that however fast events come, the limit holds.
+func (j *Journal) roomFor(bytes int) error {
+	if j.opts.MaxBytes == 0 {
+		return nil
+	}
+	r := j.room.Load()
+	// In the log now, and in a table soon.
+	needs := r.needs() + 2*(j.written.Load()-r.counted+uint64(bytes))
+	if needs >= j.opts.MaxBytes {
+		return fmt.Errorf("%w: %s", journal.ErrFull, tooLarge(needs, j.opts.MaxBytes))
+	}
+	return nil
+}
+
 // watch measures four times a second.
 func (j *Journal) watch() {
 	tick := time.NewTicker(250 * time.Millisecond)
@@ -94,6 +126,7 @@ func (j *Journal) watch() {
 		select {
 		case <-tick.C:
 			j.measure()
+			j.discards.log(j.log, false)
 		case <-j.stop:
 			return
 		}
@@ -114,10 +147,10 @@ func (j *Journal) makeRoom() {
 		}
 		r := j.room.Load()
 		// What was trimmed takes a moment to be gone from the disk.
-		if r.MaxBytes == 0 || r.Bytes <= r.MaxBytes/100*trimAt || time.Since(trimmed) < 2*time.Second {
+		if r.MaxBytes == 0 || r.needs() <= r.MaxBytes/100*trimAt || time.Since(trimmed) < 2*time.Second {
 			continue
 		}
-		if err := j.trim(j.life, r.Bytes-r.MaxBytes/100*trimTo); err != nil && j.life.Err() == nil {
+		if err := j.trim(j.life, r.needs()-r.MaxBytes/100*trimTo); err != nil && j.life.Err() == nil {
 			j.log.Warn("making room in the journal failed, it will be tried again", zap.Error(err))
 		}
 		trimmed = time.Now()

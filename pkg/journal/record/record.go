@@ -5,6 +5,7 @@ package record
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -435,3 +436,27 @@ func Accepted(value []byte) (time.Time, error) {
 
 // SetAccepted sets the time of acceptance of a record.
 func SetAccepted(b []byte, t time.Time) { binary.BigEndian.PutUint64(b, uint64(t.UnixNano())) }
+
+// AppendRejected encodes what does not change of a quarantined request: all but
+// the body as JSON behind its length, then the body.
+func AppendRejected(b []byte, r journal.Rejected) ([]byte, error) {
+	head, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a quarantined request: %w", err)
+	}
+	return append(AppendString(b, string(head)), r.Body...), nil
+}
+
+// DecodeRejected decodes what AppendRejected wrote, and shares no memory with it.
+func DecodeRejected(b []byte) (r journal.Rejected, err error) {
+	read := &Reader{B: b}
+	head := read.Bytes()
+	if read.Err != nil {
+		return r, fmt.Errorf("decoding a quarantined request: %w", read.Err)
+	}
+	if err := json.Unmarshal(head, &r); err != nil {
+		return r, fmt.Errorf("decoding a quarantined request: %w", err)
+	}
+	r.Body = append(r.Body, read.B...)
+	return r, nil
+}

@@ -386,7 +386,7 @@ func (t *transfer) mark(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintln(h, "quarantined", q.ID)
+		fmt.Fprintln(h, "quarantined", q.ID, q.Count)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:16]), nil
 }

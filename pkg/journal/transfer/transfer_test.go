@@ -220,6 +220,7 @@ func fill(t *testing.T, p place, c *clock, largest int) {
 	for _, id := range []string{"q1", "q2"} {
 		must(j.Quarantine(t.Context(), journal.Rejected{ID: id, Source: "s", Received: c.Now(), Method: "POST", Body: []byte(id), Reason: "odd"}))(t)
 	}
+	must(j.Quarantine(t.Context(), journal.Rejected{Source: "s", Received: c.Now().Add(time.Minute), Body: []byte("q1")}))(t) // a repeat
 	for n, v := range map[string]string{"replay/x": fmt.Sprintf(`{"first":%d,"last":%d}`, b[0], late[2]), "replay/old": fmt.Sprintf(`{"first":%d,"last":%d}`, a[0], b[1]), "other": "ünï"} {
 		if err := j.Note(t.Context(), n, []byte(v)); err != nil {
 			t.Fatal(err)

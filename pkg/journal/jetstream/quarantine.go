@@ -1,0 +1,606 @@
+package jetstream
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/internal/sleep"
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
+)
+
+// A quarantined request is two entries, which one atomic batch writes and one
+// removes: the request itself, which may be large and does not change; and its
+// receipts, under a subject that is made of its source and its identity. There a
+// repeat finds it, in whichever process it comes in, and writes the receipts anew if
+// nobody has changed them meanwhile. The order of the receipts in the stream is that
+// in which the requests were last received.
+
+// identity is that of a request.
+type identity [sha256.Size]byte
+
+// receipts is what is known of a quarantined request without reading it.
+type receipts struct {
+	ID    string    `json:"id"`
+	Bytes uint64    `json:"bytes"` // that it counts for
+	Parts bool      `json:"parts,omitempty"`
+	Count uint64    `json:"count"`
+	Last  time.Time `json:"last"`
+	Token uint64    `json:"token"` // of who has written them
+}
+
+// entryBytes is what the subjects and receipts of a request count for, beside the
+// request: a list of them holds all subjects, and the servers do in memory.
+const entryBytes = 4 << 10
+
+// message is what keeps receipts, in the place of those at a place; 0 is none.
+func (r receipts) message(subject string, at uint64) (*nats.Msg, error) {
+	m := nats.NewMsg(subject)
+	var err error
+	m.Data, err = json.Marshal(r)
+	m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+	expect(m, at)
+	return m, err
+}
+
+// receiptsAt reads receipts, or nil where there are none, and the place of the last
+// message under their subject.
+func (j *Journal) receiptsAt(ctx context.Context, subject string) (r *receipts, at uint64, err error) {
+	m, err := j.leaderGet(ctx, getRequest{LastFor: subject})
+	if errors.Is(err, journal.ErrNotFound) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	if r, err = decodeReceipts(m); errors.Is(err, journal.ErrNotFound) {
+		return nil, m.seq, nil
+	}
+	return r, m.seq, err
+}
+
+// decodeReceipts returns an error that wraps journal.ErrNotFound where they were
+// removed.
+func decodeReceipts(m message) (r *receipts, err error) {
+	if m.header.Get(removedHeader) != "" {
+		return nil, journal.ErrNotFound
+	}
+	if err := json.Unmarshal(m.data, &r); err != nil || r == nil {
+		return nil, fmt.Errorf("%w: %s at %d: %w", errBroken, m.subject, m.seq, cmp.Or(err, record.ErrTruncated))
+	}
+	return r, nil
+}
+
+// repeats makes of the same request that comes in again and again, while it is on
+// its way to the cluster, one that was received as often: each alone would have the
+// others' attempts refused.
+type repeats struct {
+	mu  sync.Mutex
+	all map[identity]*repeating
+}
+
+// repeating is a request that is on its way, or waits.
+type repeating struct {
+	users int
+	way   chan struct{} // holds one token: whoever has it sends
+	next  *round        // those that have not been sent
+}
+
+// round is what is sent as one.
+type round struct {
+	journal.Rejected
+	sent bool
+	done chan struct{} // closed when id and err are there
+	id   string
+	err  error
+}
+
+// join adds a request to those of its identity that wait.
+func (rs *repeats) join(i identity, r journal.Rejected) (*repeating, *round) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.all == nil {
+		rs.all = map[identity]*repeating{}
+	}
+	all := rs.all[i]
+	if all == nil {
+		all = &repeating{way: make(chan struct{}, 1)}
+		all.way <- struct{}{}
+		rs.all[i] = all
+	}
+	all.users++
+	if all.next == nil {
+		all.next = &round{Rejected: r, done: make(chan struct{})}
+		return all, all.next
+	}
+	all.next.Count += r.Count
+	if r.LastReceived.After(all.next.LastReceived) {
+		all.next.LastReceived = r.LastReceived
+	}
+	return all, all.next
+}
+
+// take returns whether the round is still to be sent, which nobody else does then.
+func (rs *repeats) take(all *repeating, mine *round) bool {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if mine.sent {
+		return false
+	}
+	mine.sent, all.next = true, nil
+	return true
+}
+
+func (rs *repeats) leave(i identity, all *repeating) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if all.users--; all.users == 0 {
+		delete(rs.all, i)
+	}
+}
+
+// quarantine keeps a request in the cluster, under the ID that it has, or a new
+// one, or counts it with the one that is kept. It makes attempts until the hold is
+// over.
+func (j *Journal) quarantine(ctx context.Context, r journal.Rejected) (string, error) {
+	if r.ID == "" {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return "", fmt.Errorf("quarantining: %w", err)
+		}
+		r.ID = id.String()
+	}
+	i := identity(r.Identity())
+	all, mine := j.repeats.join(i, r)
+	defer j.repeats.leave(i, all)
+	select {
+	case <-all.way:
+		if j.repeats.take(all, mine) {
+			// Not with ctx: others wait for the outcome, too.
+			hold, cancel := context.WithTimeout(j.life, j.opts.Hold)
+			mine.id, mine.err = j.keep(hold, i, mine.Rejected) //nolint:contextcheck // see above
+			cancel()
+			close(mine.done)
+		}
+		all.way <- struct{}{}
+	case <-mine.done:
+	case <-ctx.Done():
+		return "", fmt.Errorf("quarantining: %w", ctx.Err())
+	}
+	<-mine.done // by now whoever has sent it knows
+	if mine.err != nil {
+		return "", fmt.Errorf("quarantining: %w", mine.err)
+	}
+	return mine.id, nil
+}
+
+// keep stores a request, or one receipt more of the one that is kept.
+func (j *Journal) keep(ctx context.Context, i identity, r journal.Rejected) (id string, err error) {
+	value, err := record.AppendRejected(nil, r)
+	if err != nil {
+		return "", err
+	}
+	subject, token := j.names.receipts(r.Source, i), j.tokens.Add(1)
+	bytes := uint64(0)
+	err = j.retry(ctx, func(ctx context.Context) error {
+		kept, at, err := j.receiptsAt(ctx, subject)
+		if err != nil {
+			return err
+		}
+		id, bytes = r.ID, 0
+		var messages []*nats.Msg
+		switch {
+		case kept == nil:
+			messages = j.messagesFor(j.names.rejected(r.ID), value)
+			bytes = uint64(len(value)) + entryBytes
+			kept = &receipts{ID: r.ID, Bytes: bytes, Parts: len(messages) > 1, Count: r.Count, Last: r.LastReceived}
+		case kept.Token == token:
+			return nil // by an attempt that was not answered
+		case kept.ID == r.ID && kept.Count >= r.Count:
+			return nil // it is carried here once more
+		default:
+			id = kept.ID
+			kept.Count += r.Count
+			if r.LastReceived.After(kept.Last) {
+				kept.Last = r.LastReceived
+			}
+		}
+		kept.Token = token
+		m, err := kept.message(subject, at)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errBroken, err)
+		}
+		_, err = j.store(ctx, append(messages, m))
+		if errors.Is(err, errConflict) {
+			return errors.New("the receipts have changed") // look again
+		}
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	j.shares.add(r.Source, bytes, j.opts.Quarantine)
+	return id, nil
+}
+
+// kept are the messages of a request as it was in another journal.
+func (j *Journal) kept(r journal.Rejected) ([]*nats.Msg, error) {
+	value, err := record.AppendRejected(nil, r)
+	if err != nil {
+		return nil, err
+	}
+	messages := j.messagesFor(j.names.rejected(r.ID), value)
+	m, err := receipts{
+		ID: r.ID, Bytes: uint64(len(value)) + entryBytes, Parts: len(messages) > 1, Count: r.Count, Last: r.LastReceived, Token: j.tokens.Add(1),
+	}.message(j.names.receipts(r.Source, identity(r.Identity())), 0)
+	if err != nil {
+		return nil, err
+	}
+	m.Header.Del(jetstream.ExpectedLastSubjSeqHeader)
+	return append(messages, m), nil
+}
+
+// counted adds its receipts to a request. Those of a request that is removed at this
+// moment may be gone.
+func counted(r journal.Rejected, kept *receipts) journal.Rejected {
+	if kept != nil && kept.ID == r.ID {
+		r.Count, r.LastReceived = kept.Count, kept.Last
+	}
+	return r.Counted(r.Received)
+}
+
+// Quarantined implements journal.Aside.
+func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.Rejected, error] {
+	from := ""
+	if after != "" {
+		from = j.names.rejected(after)
+	}
+	return func(yield func(journal.Rejected, error) bool) {
+		for e, err := range scan(ctx, j, j.opts.Stream+".rejected.", from, func(e entry) (entry, error) { return e, nil }) {
+			var r journal.Rejected
+			if err == nil {
+				r, err = record.DecodeRejected(e.value)
+			}
+			if err == nil {
+				err = j.retry(ctx, func(ctx context.Context) error {
+					kept, _, err := j.receiptsAt(ctx, j.names.receipts(r.Source, identity(r.Identity())))
+					r = counted(r, kept)
+					return err
+				})
+			}
+			if !yield(r, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Rejected implements journal.Aside.
+func (j *Journal) Rejected(ctx context.Context, id string) (r journal.Rejected, err error) {
+	e, err := j.mustEntry(ctx, j.names.rejected(id))
+	if err == nil {
+		r, err = record.DecodeRejected(e.value)
+	}
+	if err == nil {
+		err = j.retry(ctx, func(ctx context.Context) error {
+			kept, _, err := j.receiptsAt(ctx, j.names.receipts(r.Source, identity(r.Identity())))
+			r = counted(r, kept)
+			return err
+		})
+	}
+	if err != nil {
+		return journal.Rejected{}, fmt.Errorf("quarantined request %s: %w", id, err)
+	}
+	return r, nil
+}
+
+// Release implements journal.Aside.
+func (j *Journal) Release(ctx context.Context, id string, events ...event.Event) ([]journal.Receipt, error) {
+	if len(events) > 0 {
+		if err := j.check(); err != nil {
+			return nil, fmt.Errorf("releasing: %w", err)
+		}
+	}
+	staged, err := stage(events)
+	if err != nil {
+		return nil, fmt.Errorf("releasing: %w", err)
+	}
+	parts := fitting(staged)
+	var answers []journal.Receipt
+	var rejected journal.Rejected
+	e, err := j.mustEntry(ctx, j.names.rejected(id))
+	if err == nil {
+		rejected, err = record.DecodeRejected(e.value)
+	}
+	for i := 0; err == nil && i < len(parts); i++ {
+		r := &request{events: parts[i]}
+		if i == len(parts)-1 { // the request goes with its last events, and its receipts with it
+			r.taken, r.with = &e, []string{j.names.receipts(rejected.Source, identity(rejected.Identity()))}
+		}
+		var some []journal.Receipt
+		some, err = j.settle(ctx, r)
+		answers = append(answers, some...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("quarantined request %s: %w", id, err)
+	}
+	return answers, nil
+}
+
+// shares is what sources have in the quarantine, as far as this process knows:
+// what it found when it counted last, and what it has added since.
+type shares struct {
+	mu    sync.Mutex
+	all   map[string]*share
+	crowd chan struct{} // asks for a look at those that are marked
+}
+
+type share struct {
+	counted bool
+	marked  bool
+	bytes   uint64 // found, and added
+	added   uint64 // since it was counted; other processes may have added as much
+}
+
+func newShares() shares { return shares{all: map[string]*share{}, crowd: make(chan struct{}, 1)} }
+
+// add counts what was added to what a source has, and asks for a look where that
+// may be too much.
+func (s *shares) add(source string, bytes, limit uint64) {
+	if bytes == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one := s.all[source]
+	if one == nil {
+		one = &share{}
+		s.all[source] = one
+	}
+	one.bytes += bytes
+	one.added += bytes
+	if one.counted && one.bytes <= limit && one.added <= limit/16 {
+		return
+	}
+	one.marked = true
+	select {
+	case s.crowd <- struct{}{}:
+	default: // it is asked for already
+	}
+}
+
+// take returns the sources that are to be looked at.
+func (s *shares) take() (sources []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for source, one := range s.all {
+		if one.marked {
+			one.marked, one.added = false, 0
+			sources = append(sources, source)
+		}
+	}
+	return sources
+}
+
+// set notes what a source was found to have. What was added meanwhile may be in it.
+func (s *shares) set(source string, bytes uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one := s.all[source]
+	one.counted, one.bytes = true, bytes+one.added
+}
+
+// keepShares discards what is beyond the share of a source, until Close. It does so
+// beside the requests, which do not wait for it.
+func (j *Journal) keepShares() {
+	for {
+		select {
+		case <-j.shares.crowd:
+		case <-j.life.Done():
+			return
+		}
+		for _, source := range j.shares.take() {
+			if err := j.shrink(j.life, source); err != nil && j.life.Err() == nil {
+				j.log.Warn("discarding quarantined requests failed, it will be tried again", zap.String("source", source), zap.Error(err))
+				j.shares.mark(source)
+			}
+		}
+		if sleep.For(j.life, 100*time.Millisecond) != nil {
+			return
+		}
+	}
+}
+
+// mark asks for another look at a source.
+func (s *shares) mark(source string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all[source].marked = true
+	select {
+	case s.crowd <- struct{}{}:
+	default:
+	}
+}
+
+// listed is a request by its receipts.
+type listed struct {
+	receipts
+	subject string
+	at      uint64
+}
+
+// receiptsUnder yields the receipts under a prefix, those first that were written
+// first, and from a place on.
+func (j *Journal) receiptsUnder(ctx context.Context, prefix string) iter.Seq2[listed, error] {
+	const page = 512
+	return func(yield func(listed, error) bool) {
+		for from := journal.Seq(1); ; {
+			var messages []message
+			err := j.retry(ctx, func(ctx context.Context) (err error) {
+				messages, err = j.page(ctx, prefix+">", from, page)
+				return err
+			})
+			if err != nil {
+				yield(listed{}, err)
+				return
+			}
+			for _, m := range messages {
+				from = journal.Seq(m.seq) + 1
+				r, err := decodeReceipts(m)
+				if errors.Is(err, journal.ErrNotFound) {
+					continue
+				}
+				if err != nil {
+					yield(listed{}, err)
+					return
+				}
+				if !yield(listed{*r, m.subject, m.seq}, nil) {
+					return
+				}
+			}
+			if len(messages) == 0 {
+				return
+			}
+		}
+	}
+}
+
+// shrink counts what a source has, and discards the oldest of it until that is no
+// more than its share, or one request.
+func (j *Journal) shrink(ctx context.Context, source string) error {
+	prefix := j.names.receiptsOf(source)
+	bytes, requests := uint64(0), 0
+	for r, err := range j.receiptsUnder(ctx, prefix) {
+		if err != nil {
+			return err
+		}
+		bytes += r.Bytes
+		requests++
+	}
+	if bytes > j.opts.Quarantine {
+		freed, err := j.discard(ctx, prefix, journal.DiscardedSize, func(r listed) bool {
+			if bytes <= j.opts.Quarantine || requests <= 1 {
+				return false
+			}
+			bytes -= r.Bytes
+			requests--
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		if !freed { // others were faster, or they were received again
+			defer j.shares.mark(source)
+		}
+	}
+	j.shares.set(source, bytes)
+	return nil
+}
+
+// expireQuarantine discards the requests that were last received before the
+// retention. A retention of 0 says nothing about them.
+func (j *Journal) expireQuarantine(ctx context.Context) error {
+	if j.opts.Retention <= 0 {
+		return nil
+	}
+	cutoff := j.opts.Clock().Add(-j.opts.Retention)
+	_, err := j.discard(ctx, j.opts.Stream+".receipts.", journal.DiscardedAge, func(r listed) bool { return r.Last.Before(cutoff) })
+	return err
+}
+
+// discard removes the requests that were written first, as long as old reports
+// true, and reports whether all of them were there unchanged.
+func (j *Journal) discard(ctx context.Context, prefix, reason string, old func(listed) bool) (whole bool, err error) {
+	const act = 200 // of up to three messages each
+	discarded := map[string]uint64{}
+	defer func() {
+		for source, n := range discarded {
+			j.log.Warn("the journal discards quarantined requests", zap.String("source", source), zap.String("reason", reason), zap.Uint64("requests", n))
+			j.opts.Discarded(journal.Discarded{Source: source, Reason: reason, Requests: n})
+		}
+	}()
+	whole = true
+	var some []listed
+	flush := func() error {
+		n, err := j.removeListed(ctx, some)
+		for source, more := range n {
+			discarded[source] += more
+		}
+		total := uint64(0)
+		for _, more := range n {
+			total += more
+		}
+		whole = whole && total == uint64(len(some))
+		some = nil
+		return err
+	}
+	for r, err := range j.receiptsUnder(ctx, prefix) {
+		if err != nil {
+			return false, err
+		}
+		if !old(r) {
+			break
+		}
+		if some = append(some, r); len(some) == act {
+			if err := flush(); err != nil {
+				return false, err
+			}
+		}
+	}
+	if len(some) > 0 {
+		err = flush()
+	}
+	return whole, err
+}
+
+// removeListed removes requests, as one act where nobody has changed any of them
+// meanwhile, otherwise one by one, and returns how many of each source.
+func (j *Journal) removeListed(ctx context.Context, all []listed) (map[string]uint64, error) {
+	var messages []*nats.Msg
+	for _, r := range all {
+		rejected := j.names.rejected(r.ID)
+		messages = append(messages, entry{subject: r.subject, at: r.at}.removal(), removing(rejected))
+		if r.Parts {
+			messages = append(messages, removing(j.names.part(rejected)))
+		}
+	}
+	n := map[string]uint64{}
+	err := j.retry(ctx, func(ctx context.Context) error {
+		_, err := j.store(ctx, messages)
+		return err
+	})
+	switch {
+	case err == nil:
+		for _, r := range all {
+			n[j.names.sourceOf(r.subject)]++
+		}
+		return n, nil
+	case !errors.Is(err, errConflict):
+		return n, fmt.Errorf("discarding quarantined requests: %w", err)
+	case len(all) == 1:
+		return n, nil // received again, or removed
+	}
+	for _, r := range all {
+		some, err := j.removeListed(ctx, []listed{r})
+		for source, more := range some {
+			n[source] += more
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
