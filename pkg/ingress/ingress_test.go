@@ -581,7 +581,7 @@ func TestWhatIsSetAsideIsWhole(t *testing.T) {
 		routeTo("in", newSource(t, auth.Auth{PathToken: &auth.PathToken{Tokens: []config.Secret{token}}}), source.Rate{}),
 	}})
 	for _, query := range []string{"a=b&a=c", "again=" + token} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.url+"/in/"+token+"?"+query, strings.NewReader("{"+query[:1]))
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.url+"/in/"+token+"?"+query, strings.NewReader("{"+query[:2]))
 		if err != nil {
 			t.Fatal(err)
 		}
