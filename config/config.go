@@ -194,10 +194,16 @@ type Journal struct {
 	Engine       string        `yaml:"engine" enum:"pebble,jetstream" doc:"Where the journal is kept: pebble, in a folder of this machine; or jetstream, in a NATS JetStream cluster, so that several machines run Postwire and any of them may die."`
 	Dir          string        `yaml:"dir" doc:"Folder of the pebble engine. It is created if it is missing. Relative to the working directory." example:"/var/lib/postwire"`
 	Retention    time.Duration `yaml:"retention" doc:"How long events are kept, for replay. Events that a sink still waits for stay longer. 0 keeps none beyond that."`
-	MaxBytes     Size          `yaml:"max_bytes" doc:"Size of the journal at which new events are refused with 503; what was accepted is kept. From four fifths of it on, events that every sink has passed are removed before their retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (16MiB at least), for dead letters. 0 is no limit."`
+	MaxBytes     Size          `yaml:"max_bytes" doc:"Size of the journal at which new events are refused with 503; what was accepted is kept. The pebble engine keeps to it however fast events come; while it compacts its files, those that it writes anew are on the disk twice. From four fifths of it on, events that every sink has passed are removed before their retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (16MiB at least), for dead letters. 0 is no limit."`
 	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Below this much free disk space new events are refused with 503, so that the journal never breaks off in mid-write. As much again is reserved in the file RESERVE where the disk has room for it several times over; a relay that starts on a full disk gives that up, to deliver what is stored. Used by the pebble engine; 0 turns the check and the reserve off."`
+	Quarantine   Quarantine    `yaml:"quarantine" doc:"Bounds of the quarantine: authenticated requests that no source understood. One that was last received before retention is discarded, too, unless retention is 0."`
 	JetStream    JetStream     `yaml:"jetstream" doc:"The cluster of the jetstream engine; unused by the other one."`
 	Spill        Spill         `yaml:"spill" doc:"Where the jetstream engine keeps events while the cluster does not take them; unused by the other one."`
+}
+
+// Quarantine bounds what is kept of requests that no source understood.
+type Quarantine struct {
+	MaxBytesPerSource Size `yaml:"max_bytes_per_source" doc:"Discards the oldest quarantined requests of a source beyond this size, which a log line and postwire_quarantine_discarded_total record; the newest request is kept, whatever its size. Requests of a source with the same body are kept once, with a count. Each request counts for half a KiB more than its size, and for 4KiB more with the jetstream engine. 0 is a twentieth of journal.max_bytes, and 1GiB at most."`
 }
 
 // JetStream is the NATS cluster that keeps the journal.
@@ -464,6 +470,12 @@ func (j Journal) validate() error {
 	}
 	if j.MaxBytes != 0 && j.MaxBytes < minJournal {
 		p.Add("max_bytes", fmt.Sprintf("%v is too small", j.MaxBytes), fmt.Sprintf("use %v or more, or 0 for no limit", minJournal))
+	}
+	if j.Quarantine.MaxBytesPerSource < 0 {
+		p.Add("quarantine.max_bytes_per_source", "is negative", "use 0 for a twentieth of journal.max_bytes, or a size such as 100MiB")
+	}
+	if q := j.Quarantine.MaxBytesPerSource; j.MaxBytes > 0 && q >= j.MaxBytes {
+		p.Add("quarantine.max_bytes_per_source", fmt.Sprintf("%v is not smaller than journal.max_bytes, %v: one source could fill the journal", q, j.MaxBytes), "use 0 for a twentieth of journal.max_bytes, or a small part of it")
 	}
 	if j.MinFreeBytes < 0 {
 		p.Add("min_free_bytes", "is negative", "use 0 for no check, or a size such as 64MiB")

@@ -326,6 +326,10 @@ var situations = map[string][]situation{
 		{`postwire_received_total{` + where + `,source="s",outcome="quarantined"} 0x5 1x10`, 10 * time.Minute, "source s"},
 		{`postwire_received_total{` + where + `,source="s",outcome="malformed"} 0x5 1x10`, 10 * time.Minute, ""},
 	},
+	"PostwireQuarantineDiscards": {
+		{`postwire_quarantine_discarded_total{` + where + `,source="s",reason="max_bytes"} 0x5 1x10`, 10 * time.Minute, "Source s"},
+		{`postwire_quarantine_discarded_total{` + where + `,source="s",reason="retention"} 0x5 1x10`, 10 * time.Minute, ""},
+	},
 	"PostwireUnauthenticated": {
 		{"postwire_received_total{" + where + `,source="s",outcome="unauthenticated"} 0+6x60` + "\npostwire_received_total{" + where + `,source="s",outcome="accepted"} 0+1x60`, 40 * time.Minute, "prove nothing"},
 		{"postwire_received_total{" + where + `,source="s",outcome="unauthenticated"} 0+1x60` + "\npostwire_received_total{" + where + `,source="s",outcome="accepted"} 0+6x60`, 40 * time.Minute, ""},

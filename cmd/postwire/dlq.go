@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,8 +19,8 @@ func dlqCommand() *cobra.Command {
 		Use:   "dlq",
 		Short: "See, retry or drop what could not be delivered or understood",
 		Long: `Dead letters are events that a sink refused for good; quarantined are requests
-that no source understood. Both wait in the journal of a running relay, which
-these commands ask through its admin port.`,
+that no source understood, those with the same body once. Both wait in the
+journal of a running relay, which these commands ask through its admin port.`,
 		Args: cobra.NoArgs,
 	}
 	f.register(cmd)
@@ -91,13 +92,13 @@ func dlqListCommand(a *adminFlags) *cobra.Command {
 				_, err := fmt.Fprintln(cmd.OutOrStdout(), "nothing is set aside")
 				return err
 			}
-			err := table(cmd.OutOrStdout(), "ID OF REASON ATTEMPTS LAST EVENT ERROR", func(row func(...any)) error {
+			err := table(cmd.OutOrStdout(), "ID OF REASON ATTEMPTS RECEIVED LAST EVENT ERROR", func(row func(...any)) error {
 				for _, e := range entries {
-					of := "sink " + e.Sink
+					of, attempts, received := "sink "+e.Sink, strconv.Itoa(e.Attempts), ""
 					if e.Kind == admin.KindQuarantine {
-						of = "source " + e.Source
+						of, attempts, received = "source "+e.Source, "", strconv.FormatUint(e.Count, 10)
 					}
-					row(e.ID, of, e.Reason, e.Attempts, e.Last.Local().Format(time.DateTime), e.EventID, e.Error)
+					row(e.ID, of, e.Reason, attempts, received, e.Last.Local().Format(time.DateTime), e.EventID, e.Error)
 				}
 				return nil
 			})
@@ -145,12 +146,13 @@ func showAside(cmd *cobra.Command, e admin.Aside) error {
 			row("sink", e.Sink)
 			row("event", e.EventID)
 			row("type", e.EventType)
+			row("attempts", e.Attempts)
 		} else {
 			row("source", e.Source)
+			row("received", e.Count)
 		}
 		row("reason", e.Reason)
 		row("error", e.Error)
-		row("attempts", e.Attempts)
 		row("first", e.First.Local().Format(time.RFC3339))
 		row("last", e.Last.Local().Format(time.RFC3339))
 		return nil

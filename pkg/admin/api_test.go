@@ -388,9 +388,18 @@ func TestQuarantinedAreRetriedWhenTheyAreUnderstood(t *testing.T) {
 	if diff := cmp.Diff(kept, w.list(t, url.Values{"source": {"in"}, "reason": {Malformed}})); diff != "" {
 		t.Errorf("listed (-want +got):\n%s", diff)
 	}
+	// A repeat is no entry of its own.
+	late := time.Now().Add(time.Minute)
+	if id, err := w.journal.Quarantine(t.Context(), journal.Rejected{Source: "in", Received: late, Body: []byte("a"), Reason: "no event"}); err != nil || id != kept[0] {
+		t.Errorf("a repeat of %s is %s, %v", kept[0], id, err)
+	}
+	page, err := w.client.List(t.Context(), url.Values{"kind": {KindQuarantine}})
+	if err != nil || len(page.Entries) != 3 || page.Entries[0].Count != 2 || !page.Entries[0].Last.Equal(late) || page.Entries[0].First.Equal(late) || page.Entries[1].Count != 1 {
+		t.Errorf("List = %+v, %v", page, err)
+	}
 	e, err := w.client.Show(t.Context(), kept[0])
 	fits(t, "postwire.quarantine", e)
-	if err != nil || e.Kind != KindQuarantine || e.Source != "in" || e.Error != "no event" || e.Request.Body != "a" || e.Request.Header.Get("X") != "y" {
+	if err != nil || e.Kind != KindQuarantine || e.Source != "in" || e.Error != "no event" || e.Count != 2 || e.Request.Body != "a" || e.Request.Header.Get("X") != "y" {
 		t.Errorf("Show = %+v, %v", e, err)
 	}
 	if e, err = w.client.Show(t.Context(), kept[2]); err != nil || e.Request.Body != "" || e.Request.BodyBase64 != "/w==" {
@@ -400,7 +409,7 @@ func TestQuarantinedAreRetriedWhenTheyAreUnderstood(t *testing.T) {
 	if r, ok := errors.AsType[*RefusedError](err); !ok || r.Status != http.StatusUnprocessableEntity || !strings.Contains(r.Detail, "still not understood") {
 		t.Errorf("Retry = %v", err)
 	}
-	handled, err := w.client.Handle(t.Context(), "retry", map[string]any{"kind": KindQuarantine, "limit": 2})
+	handled, err := w.client.Handle(t.Context(), "retry", map[string]any{"kind": KindQuarantine, "limit": 2, "until": late.Add(time.Second)})
 	if err != nil || len(handled.Entries) != 2 || handled.Entries[0].Done || handled.Entries[0].Error == "" || handled.Next != kept[1] {
 		t.Errorf("Handle = %+v, %v", handled, err)
 	}

@@ -36,9 +36,10 @@ type Aside struct {
 	Source    string       `json:"source,omitempty" doc:"The source that could not understand the request."`
 	Reason    string       `json:"reason" doc:"Why, as one of a closed set: too_large, no_destination, invalid, unauthorized, refused, expired, malformed."`
 	Error     string       `json:"error" doc:"What the broker said, or what was wrong with the request."`
-	Attempts  int          `json:"attempts" doc:"Attempts to deliver it."`
-	First     time.Time    `json:"first" doc:"First attempt, or when the request came."`
-	Last      time.Time    `json:"last" doc:"Last attempt, or when the request came."`
+	Attempts  int          `json:"attempts" doc:"Attempts to deliver the event, or 1 for a quarantined request."`
+	Count     uint64       `json:"count,omitempty" doc:"How often a quarantined request was received: requests of its source with the same body are kept once."`
+	First     time.Time    `json:"first" doc:"First attempt, or when the request was received first."`
+	Last      time.Time    `json:"last" doc:"Last attempt, or when the request was received last."`
 	Seq       journal.Seq  `json:"seq,omitempty" doc:"Place of the event in the journal."`
 	EventID   string       `json:"event_id,omitempty"`
 	EventType string       `json:"event_type,omitempty"`
@@ -57,7 +58,7 @@ func (CloudEvent) Schema(huma.Registry) *huma.Schema {
 
 // Quarantined is a request as it came, less its secrets.
 type Quarantined struct {
-	Method     string      `json:"method,omitempty" doc:"It, the path and the query are unknown of what older versions kept."`
+	Method     string      `json:"method,omitempty" doc:"Method, path, query and header are of the first request with this body."`
 	Path       string      `json:"path,omitempty"`
 	RawQuery   string      `json:"raw_query,omitempty" doc:"What is behind the question mark."`
 	Header     http.Header `json:"header"`
@@ -71,8 +72,8 @@ type asideFilter struct {
 	Sink   string `query:"sink" json:"sink,omitempty" doc:"Only dead letters of this sink."`
 	Source string `query:"source" json:"source,omitempty" doc:"Only quarantined requests of this source."`
 	Reason string `query:"reason" json:"reason,omitempty" doc:"Only with this reason."`
-	Since  When   `query:"since" json:"since,omitempty" doc:"Only set aside from this time on: RFC 3339, or how long ago, such as 2h."`
-	Until  When   `query:"until" json:"until,omitempty" doc:"Only set aside before this time."`
+	Since  When   `query:"since" json:"since,omitempty" doc:"Only set aside, or received once more, from this time on: RFC 3339, or how long ago, such as 2h."`
+	Until  When   `query:"until" json:"until,omitempty" doc:"Only set aside, and received for the last time, before this time."`
 	Limit  int    `query:"limit" json:"limit,omitempty" minimum:"1" maximum:"1000" default:"100" doc:"Most entries at once."`
 	After  string `query:"after" json:"after,omitempty" doc:"Go on behind this one: next of the page before."`
 }
@@ -186,8 +187,8 @@ func ofDead(d journal.Dead) Aside {
 
 func ofRejected(r journal.Rejected) Aside {
 	return Aside{
-		ID: r.ID, Kind: KindQuarantine, Source: r.Source, Reason: Malformed, Error: r.Reason, Attempts: 1,
-		First: r.Received, Last: r.Received, Bytes: len(r.Body),
+		ID: r.ID, Kind: KindQuarantine, Source: r.Source, Reason: Malformed, Error: r.Reason, Attempts: 1, Count: r.Count,
+		First: r.Received, Last: r.LastReceived, Bytes: len(r.Body),
 	}
 }
 

@@ -52,23 +52,36 @@ func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.R
 		Name: "postwire_journal_group_size", Help: "Appends and other changes that one synced write of the pebble engine held.",
 		Buckets: []float64{1, 4, 16, 64, 256, 1024}, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
 	})
-	metrics.MustRegister(groups)
+	discarded := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "postwire_quarantine_discarded_total",
+		Help: "Quarantined requests that the journal discarded: max_bytes, for want of room in the share of the source; retention, for their age.",
+	}, []string{"source", "reason"})
+	metrics.MustRegister(groups, discarded)
+	for _, s := range p.Sources {
+		for _, reason := range []string{journal.DiscardedSize, journal.DiscardedAge} {
+			discarded.WithLabelValues(s.Name, reason)
+		}
+	}
+	discards := func(d journal.Discarded) { discarded.WithLabelValues(d.Source, d.Reason).Add(float64(d.Requests)) }
 	c := p.Config.Journal
 	if c.Engine != engineJetStream {
 		return pebble.Open(pebble.Options{
 			Dir: c.Dir, Window: p.Config.Dedupe.Window, Retention: c.Retention,
-			MaxBytes: uint64(c.MaxBytes), MinFree: uint64(c.MinFreeBytes), Name: name, Log: log,
+			MaxBytes: uint64(c.MaxBytes), MinFree: uint64(c.MinFreeBytes), Quarantine: uint64(c.Quarantine.MaxBytesPerSource), Discarded: discards,
+			Name: name, Log: log,
 			FS: p.Disk, Clock: p.Clock, Synced: func(changes int) { groups.Observe(float64(changes)) },
 		})
 	}
-	return jetstream.Open(ctx, clusterOptions(p.Config, name, log, p.Clock))
+	opts := clusterOptions(p.Config, name, log, p.Clock)
+	opts.Discarded = discards
+	return jetstream.Open(ctx, opts)
 }
 
 func clusterOptions(c *config.Config, name string, log *zap.Logger, clock func() time.Time) jetstream.Options {
 	j := c.Journal
 	opts := jetstream.Options{
 		URL: j.JetStream.URL, Login: login(j.JetStream), Stream: j.JetStream.Stream, Replicas: j.JetStream.Replicas, Update: j.JetStream.Update,
-		Name: name, Window: c.Dedupe.Window, Retention: j.Retention, MaxBytes: uint64(j.MaxBytes), Hold: j.Spill.Hold,
+		Name: name, Window: c.Dedupe.Window, Retention: j.Retention, MaxBytes: uint64(j.MaxBytes), Quarantine: uint64(j.Quarantine.MaxBytesPerSource), Hold: j.Spill.Hold,
 		Log: log, Clock: clock,
 	}
 	if j.Spill.Enabled {

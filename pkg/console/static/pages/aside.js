@@ -52,7 +52,7 @@ export default async function aside(page) {
           caption: "What was set aside", empty: Object.keys(filter()).length ? "Nothing matches." : "Nothing was set aside. What a sink refuses for good, and what no source understands, waits here for you.",
           columns: [
             ...(api.operator() ? [{ title: "Select", unseen: true }] : []),
-            { title: "Last attempt" }, { title: "What" }, { title: "Where" }, { title: "Why" }, { title: "Attempts", number: true }, { title: "Size", number: true, className: "wide" },
+            { title: "Last" }, { title: "What" }, { title: "Where" }, { title: "Why" }, { title: "Times", number: true }, { title: "Size", number: true, className: "wide" },
           ],
           rows: entries.map((e) => ({
             key: e.id,
@@ -60,7 +60,7 @@ export default async function aside(page) {
               ...(api.operator() ? [h("input", { type: "checkbox", "aria-label": `Select ${e.event_id || e.id}`, checked: chosen.has(e.id), onchange: (ev) => { if (ev.target.checked) chosen.add(e.id); else chosen.delete(e.id); redraw(); } })] : []),
               time(e.last),
               [h("a", { href: `#/entry/${api.name(e.id)}`, className: "id", title: e.event_id }, e.event_id ? brief(e.event_id) : "request"), h("span", { className: "under" }, e.kind === "quarantine" ? "quarantine" : e.event_type)],
-              e.sink || e.source, [reason(e.reason), h("span", { className: "under" }, e.error)], count(e.attempts), bytes(e.bytes),
+              e.sink || e.source, [reason(e.reason), h("span", { className: "under" }, e.error)], count(e.count || e.attempts), bytes(e.bytes),
             ],
           })),
         }),

@@ -14,7 +14,7 @@ export default async function entry(page) {
       header(h("span", { className: "id" }, e.event_id || e.id), h("p", { className: "aside" }, h("a", { href: "#/aside" }, "Dead letters and quarantine"), quarantine ? ` · request to ${e.source}` : ` · for ${e.sink}`)),
       note("bad", h("strong", null, reason(e.reason)), h("p", null, e.error)),
       facts([
-        [quarantine ? "Source" : "Sink", e.sink || e.source], ["Attempts", count(e.attempts)], ["First", time(e.first, true)], ["Last", time(e.last, true)], ["Type", e.event_type],
+        [quarantine ? "Source" : "Sink", e.sink || e.source], quarantine ? ["Received", e.count === 1 ? "once" : `${count(e.count)} times`] : ["Attempts", count(e.attempts)], ["First", time(e.first, true)], ["Last", time(e.last, true)], ["Type", e.event_type],
         ["Size", bytes(e.bytes)], e.seq && ["Event", h("a", { href: `#/event/${e.seq}` }, `place ${count(e.seq)}`)],
         e.request && e.request.method && ["Request", h("code", null, `${e.request.method} ${e.request.path || ""}`)],
       ]),
