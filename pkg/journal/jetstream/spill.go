@@ -397,11 +397,13 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 
 // forwardRequests does the same with quarantined requests.
 func (s *spill) forwardRequests(ctx context.Context) {
+	carried := map[string]bool{} // which may be here still, with later receipts
 	for {
 		s.mu.Lock()
 		changed := s.changed
 		s.mu.Unlock()
 		if s.journal.Held() == 0 {
+			clear(carried)
 			select {
 			case <-changed:
 				continue
@@ -410,11 +412,17 @@ func (s *spill) forwardRequests(ctx context.Context) {
 			}
 		}
 		for r, err := range s.journal.Quarantined(ctx, "") {
+			own := r.ID
+			if carried[own] {
+				r.ID = "" // the cluster has it under that ID, and would take this for the same once more
+			}
 			if err == nil {
 				_, err = s.j.quarantine(ctx, r)
 			}
 			if err == nil {
-				_, err = s.journal.Release(ctx, r.ID)
+				// It may have been received again while the cluster was away.
+				carried[own] = true
+				err = s.journal.Carried(ctx, own, r.Count)
 			}
 			if errors.Is(err, journal.ErrNotFound) {
 				continue // the spill has discarded it meanwhile

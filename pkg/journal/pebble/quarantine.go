@@ -329,25 +329,45 @@ func (g *group) removeRejected(i identity, r *receipts) error {
 	)
 }
 
-// takeRejected removes the request of that ID, or returns an error that wraps
+// rejected returns what is known of the request of that ID, or an error that wraps
 // journal.ErrNotFound.
-func (g *group) takeRejected(id string) error {
+func (g *group) rejected(id string) (i identity, r *receipts, err error) {
 	value, err := g.st.get(quarantineKey(id))
-	if err != nil {
-		return err
+	if err == nil {
+		i, _, err = splitRejected(value)
 	}
-	i, _, err := splitRejected(value)
-	if err != nil {
-		return err
+	if err == nil {
+		r, err = g.receiptsOf(i)
 	}
-	r, err := g.receiptsOf(i)
-	if err != nil {
-		return err
+	if err == nil && r.ID != id { // an earlier request of the group took it, and another brought it again
+		err = journal.ErrNotFound
 	}
-	if r.ID != id { // an earlier request of the group took it, and another brought it again
-		return journal.ErrNotFound
+	return i, r, err
+}
+
+// Carried removes a request of which as many receipts as count have been carried to
+// another journal, or, where there have been more meanwhile, leaves those.
+func (j *Journal) Carried(ctx context.Context, id string, count uint64) error {
+	var missing error
+	err := j.do(ctx, 64, func(g *group) error {
+		i, r, err := g.rejected(id)
+		missing = err
+		switch {
+		case errors.Is(err, journal.ErrNotFound):
+			return nil
+		case err != nil:
+			return err
+		case r.Count <= count:
+			return g.removeRejected(i, r)
+		}
+		rest := *r
+		rest.Count -= count
+		return g.putReceipts(i, &rest)
+	})
+	if err = errors.Join(err, missing); err != nil {
+		return fmt.Errorf("quarantined request %s: %w", id, err)
 	}
-	return g.removeRejected(i, r)
+	return nil
 }
 
 // expireQuarantine discards the requests that were last received before cutoff,
@@ -446,12 +466,16 @@ func (j *Journal) Release(ctx context.Context, id string, events ...event.Event)
 	answers := make([]journal.Receipt, len(events))
 	var missing error
 	err = hand(ctx, size, func(g *group) error {
-		missing = g.takeRejected(id)
-		if errors.Is(missing, journal.ErrNotFound) {
+		i, r, err := g.rejected(id)
+		missing = err
+		if errors.Is(err, journal.ErrNotFound) {
 			return nil // of one request, not of the store
 		}
-		if missing != nil {
-			return missing
+		if err == nil {
+			err = g.removeRejected(i, r)
+		}
+		if err != nil {
+			return err
 		}
 		return g.appendAll(events, values, answers)
 	})
