@@ -145,7 +145,7 @@ func TestProcessesShareTheQuarantine(t *testing.T) {
 	b := natstest.Start(t)
 	change := func(o *Options) { o.Quarantine, o.Discarded, o.Log = share, seen.Add, nil }
 	all := []*Journal{process(t, b.URL(), "one", change), process(t, b.URL(), "two", change)}
-	const each = 100
+	const each = 40
 	var senders sync.WaitGroup
 	for n, j := range all {
 		for w := range 4 {
