@@ -557,7 +557,16 @@ func (j *Journal) reclaim() {
 			continue
 		}
 		err := j.read(j.life, func(st *store) error {
-			err := st.db.Compact(j.life, quarantineKey(f.low), append(quarantineKey(f.high), 0), false)
+			low, high := quarantineKey(f.low), append(quarantineKey(f.high), 0)
+			before, err := st.db.EstimateDiskUsage(low, high)
+			if err != nil {
+				return err
+			}
+			if left := before - min(before, f.bytes); r.Free > 0 && left > r.Free/2 {
+				j.freed.add(f) // what is left does not fit the disk twice; it is tried again when there is room
+				return nil
+			}
+			err = st.db.Compact(j.life, low, high, false)
 			if err == nil && f.requests >= whole {
 				err = errors.Join(
 					st.db.Compact(j.life, []byte{identitySpace}, []byte{identitySpace + 1}, false),
