@@ -418,7 +418,7 @@ func (j *Journal) keepShares() {
 				j.shares.mark(source)
 			}
 		}
-		if sleep.For(j.life, 100*time.Millisecond) != nil {
+		if sleep.For(j.life, 250*time.Millisecond) != nil {
 			return
 		}
 	}
@@ -479,8 +479,16 @@ func (j *Journal) receiptsUnder(ctx context.Context, prefix string) iter.Seq2[li
 }
 
 // shrink counts what a source has, and discards the oldest of it until that is no
-// more than its share, or one request.
+// more than its share, or one request. Of all processes one does so at a time: two
+// would take the same requests, and each have the other's acts refused.
 func (j *Journal) shrink(ctx context.Context, source string) error {
+	switch leads, err := j.Lead(ctx, "quarantine", 2*time.Second); {
+	case err != nil:
+		return err
+	case !leads:
+		j.shares.mark(source)
+		return nil
+	}
 	prefix := j.names.receiptsOf(source)
 	bytes, requests := uint64(0), 0
 	for r, err := range j.receiptsUnder(ctx, prefix) {
@@ -567,7 +575,7 @@ func (j *Journal) discard(ctx context.Context, prefix, reason string, old func(l
 }
 
 // removeListed removes requests, as one act where nobody has changed any of them
-// meanwhile, otherwise one by one, and returns how many of each source.
+// meanwhile, otherwise half by half, and returns how many of each source.
 func (j *Journal) removeListed(ctx context.Context, all []listed) (map[string]uint64, error) {
 	var messages []*nats.Msg
 	for _, r := range all {
@@ -593,8 +601,8 @@ func (j *Journal) removeListed(ctx context.Context, all []listed) (map[string]ui
 	case len(all) == 1:
 		return n, nil // received again, or removed
 	}
-	for _, r := range all {
-		some, err := j.removeListed(ctx, []listed{r})
+	for _, half := range [][]listed{all[:len(all)/2], all[len(all)/2:]} {
+		some, err := j.removeListed(ctx, half)
 		for source, more := range some {
 			n[source] += more
 		}
