@@ -275,7 +275,7 @@ func TestLimitIsNotOvershot(t *testing.T) {
 			if rest > limit+maxGroupBytes {
 				t.Errorf("the folder takes %d bytes, the limit is %d", rest, limit)
 			}
-			if accepted.Load() < limit/size/2 {
+			if accepted.Load() < limit/size/4 {
 				t.Errorf("only %d were accepted", accepted.Load())
 			}
 		})
