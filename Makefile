@@ -7,7 +7,7 @@ FUZZTIME ?= 100000x
 BENCHTIME ?= 3s
 BENCH = go test ./bench -run '^$$' -benchtime 1x -timeout 60m
 
-.PHONY: help test race lint fuzz generate chart console bench bench-smoke bench-accept bench-through bench-drain bench-cost bench-growth bench-cluster kafka e2e faults vuln build image image-test tools golangci
+.PHONY: help test race lint fuzz generate chart console bench bench-smoke bench-accept bench-through bench-drain bench-cost bench-growth bench-cluster kafka e2e faults hostile vuln build image image-test tools golangci
 help: ## list the words
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -65,6 +65,9 @@ e2e: ## the real binary, killed and restarted under load
 
 faults: ## everything that may break, broken, at length; figures into docs/reliability.md
 	go test -count=1 -v -timeout 90m ./test -long -table ../docs/reliability.md
+
+hostile: ## every attack of the hostile suite, at length; figures into docs/security.md
+	go test -count=1 -v -timeout 60m ./test -run '^TestHostile' -long -hostile-table ../docs/security.md
 
 image: ## the container image
 	docker build -t postwire:dev --build-arg VERSION=$$(git describe --tags --always --dirty) .

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -15,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -405,6 +408,60 @@ func TestHostileSignIns(t *testing.T) {
 	b.withstands(t, "200 callers of the admin API that guess tokens", func(ctx context.Context) {
 		attackers(ctx, 200, 1000, func(ctx context.Context, i int) {
 			untilClosed(open(ctx, b.admin, i%20, "GET /api/v1/status HTTP/1.1\r\nHost: "+b.admin+"\r\nConnection: close\r\nAuthorization: Bearer guess-"+fmt.Sprint(i)+"\r\n\r\n"))
+		})
+	})
+}
+
+// captured is a signed webhook of GitHub that nobody understands, of about 1 MB.
+func captured(t *testing.T, n int) string {
+	t.Helper()
+	body := fmt.Sprintf("%d %s", n, strings.Repeat("x", 1000<<10))
+	mac := hmac.New(sha256.New, []byte(secret))
+	_, _ = mac.Write([]byte(body))
+	return fmt.Sprintf("POST /github HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: %d\r\nX-Hub-Signature-256: sha256=%x\r\nContent-Length: %d\r\n\r\n%s",
+		n, mac.Sum(nil), len(body), body)
+}
+
+// TestHostileQuarantine: one captured webhook again and again, and many of them, where
+// the journal has little room.
+func TestHostileQuarantine(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		distinct int
+	}{
+		{"one captured signed webhook of 1 MB that is no event, 50 times a second, journal.max_bytes 256MiB", 1},
+		{"1000 signed webhooks of 1 MB that are no events, 50 a second, journal.max_bytes 256MiB", 1000},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := besiege(t, fmt.Sprintf("journal: {dir: %q, min_free_bytes: 0, max_bytes: 256MiB}\n", filepath.Join(t.TempDir(), "journal")))
+			var sent atomic.Int64
+			b.withstands(t, tt.name, func(ctx context.Context) {
+				attackers(ctx, 20, 50, func(ctx context.Context, i int) {
+					untilClosed(open(ctx, b.addr, i, captured(t, int(sent.Add(1))%tt.distinct)))
+				})
+			})
+			if sent.Load() < 50 {
+				t.Errorf("%d webhooks were sent", sent.Load())
+			}
+		})
+	}
+}
+
+// TestHostileLists: lists of quarantined requests of 1 MB, by a viewer.
+func TestHostileLists(t *testing.T) {
+	files(t)
+	b := besiege(t, "admin: {listen: \"${ADMIN}\", token: operator-0123456789, viewer_token: viewer-0123456789}\n")
+	each(5, func(worker int) {
+		for i := range 50 {
+			untilClosed(open(t.Context(), b.addr, worker, captured(t, 50*worker+i)))
+		}
+	})
+	if got := b.metric(t, `postwire_received_total{outcome="quarantined",source="github"}`); got != "250" {
+		t.Fatalf("%s requests are quarantined", got)
+	}
+	b.withstands(t, "30 lists at once of 250 quarantined requests of 1 MB, by a viewer", func(ctx context.Context) {
+		attackers(ctx, 30, 200, func(ctx context.Context, i int) {
+			untilClosed(open(ctx, b.admin, i, "GET /api/v1/dlq?limit=1000 HTTP/1.1\r\nHost: "+b.admin+"\r\nConnection: close\r\nAuthorization: Bearer viewer-0123456789\r\n\r\n"))
 		})
 	})
 }

@@ -5,6 +5,10 @@
 //	go test ./test                    short forms
 //	go test ./test -long              as long as it takes
 //	go test ./test -long -table FILE  and the figures into a page
+//
+// The figures of the hostile suite go into a page of their own:
+//
+//	go test ./test -run '^TestHostile' -long -hostile-table FILE
 package test
 
 import (
@@ -21,6 +25,8 @@ import (
 var (
 	long  = flag.Bool("long", false, "run the faults in their long form, and hold latencies against their limits")
 	table = flag.String("table", "", "page into which the figures are written")
+
+	hostileTable = flag.String("hostile-table", "", "page into which the figures of the hostile suite are written")
 )
 
 // program is the binary under test, built once.
@@ -45,6 +51,12 @@ func run(m *testing.M) int {
 	code := m.Run()
 	if code == 0 && *table != "" {
 		if err := results.Write(*table, kafkaInUse()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	if code == 0 && *hostileTable != "" {
+		if err := hostileResults.Write(*hostileTable, "with the default configuration and GOMEMLIMIT of 0.9 GiB; attackers, honest sender and relay on one machine"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
