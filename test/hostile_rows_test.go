@@ -55,7 +55,7 @@ func TestHostileHeaderNames(t *testing.T) {
 	}
 	b := besiege(t, "")
 	b.withstands(t, "1500 connections with 60 KiB of distinct header names that do not end", func(ctx context.Context) {
-		attackers(ctx, 1500, 200, func(ctx context.Context, i int) {
+		attackers(ctx, 1500, 40, func(ctx context.Context, i int) {
 			untilClosed(open(ctx, b.addr, i, "POST /attacked HTTP/1.1\r\nHost: x\r\n"+fields.String()))
 		})
 	})
