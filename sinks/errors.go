@@ -36,7 +36,7 @@ const (
 	ReasonInvalid       Reason = "invalid"        // the broker cannot take it in this form
 	ReasonUnauthorized  Reason = "unauthorized"   // the broker forbids the subject or topic that this event's attributes name, and only this
 	ReasonRefused       Reason = "refused"        // the receiver says no, and not why
-	ReasonExpired       Reason = "expired"        // retry.max_age passed
+	ReasonExpired       Reason = "expired"        // retry.dead_letter_after passed
 )
 
 // Reasons returns all there are.

@@ -19,15 +19,21 @@ type Settings struct {
 
 	Redact Redact `yaml:"redact" doc:"What of the events' data this sink is not to see. The data is then JSON with the rest as it was, but for white space; an event whose data is not JSON becomes a dead letter. Attributes, such as profile, are not changed."`
 
-	MaxAge    time.Duration `yaml:"max_age" doc:"Age from acceptance at which an event that this sink still waits for is given up: it is not delivered, and only the log and a metric say so. 0 is never. See retry.max_age for keeping it as a dead letter instead."`
-	MaxEvents int           `yaml:"max_events" doc:"Most events that wait in the journal for this sink; older ones are given up as for max_age. 0 is no limit."`
+	Discard Discard `yaml:"discard" doc:"Discards pending events of this sink by age or by number. Discarded events are not delivered and do not become dead letters."`
+}
+
+// Discard says which pending events a sink discards.
+type Discard struct {
+	After  time.Duration `yaml:"after" doc:"Discards pending events older than this, counted from acceptance. Discarded events are not delivered and do not become dead letters; a log line and postwire_sink_discarded_total record them. 0 disables discarding. To keep such events, set retry.dead_letter_after instead."`
+	Beyond int           `yaml:"beyond" doc:"Discards the oldest pending events when more than this number are pending. Discarded events are not delivered and do not become dead letters; a log line and postwire_sink_discarded_total record them. 0 disables discarding."`
 }
 
 // Retry says how a failed delivery is tried again.
 type Retry struct {
 	Initial time.Duration `yaml:"initial" doc:"Wait before the second attempt; it grows by half each time, with jitter."`
 	Max     time.Duration `yaml:"max" doc:"Longest wait between two attempts."`
-	MaxAge  time.Duration `yaml:"max_age" doc:"Age from acceptance at which an event is given up and becomes a dead letter; 0 is never."`
+
+	DeadLetterAfter time.Duration `yaml:"dead_letter_after" doc:"Age from acceptance at which an event that could not be delivered becomes a dead letter. 0 retries for ever."`
 
 	DeadLetterOn []int `yaml:"dead_letter_on" doc:"HTTP statuses after which an event becomes a dead letter, beside 400, 409, 413, 422 and, in binary mode, 415. Only for sinks of type http. Without it 401, 403, 404, 405 and other statuses are tried again." example:"[404]"`
 }
@@ -56,14 +62,14 @@ func (s Settings) Validate() error {
 		p.Add("retry.max", fmt.Sprintf("%v is shorter than retry.initial, %v", s.Retry.Max, s.Retry.Initial), "use a longer one, for example 30s")
 	}
 	p.Nest("redact", s.Redact.Validate())
-	if s.MaxAge < 0 {
-		p.Add("max_age", "is negative", "use 0 for never, or an age such as 72h")
+	if s.Discard.After < 0 {
+		p.Add("discard.after", "is negative", "use 0 to discard nothing, or an age such as 72h")
 	}
-	if s.MaxEvents < 0 {
-		p.Add("max_events", "is negative", "use 0 for no limit, or a number such as 1000000")
+	if s.Discard.Beyond < 0 {
+		p.Add("discard.beyond", "is negative", "use 0 to discard nothing, or a number such as 1000000")
 	}
-	if s.Retry.MaxAge < 0 {
-		p.Add("retry.max_age", "is negative", "use 0 for never, or an age such as 72h")
+	if s.Retry.DeadLetterAfter < 0 {
+		p.Add("retry.dead_letter_after", "is negative", "use 0 to retry for ever, or an age such as 72h")
 	}
 	for i, status := range s.Retry.DeadLetterOn {
 		if status < 400 || status > 599 {

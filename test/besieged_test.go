@@ -79,7 +79,7 @@ func besiege(t *testing.T, blocks string, under ...string) *besieged {
 		blocks += besiegedSources
 	}
 	if !strings.Contains(blocks, "server:") {
-		blocks += "server: {listen: \"${INGRESS}\"}\n"
+		blocks += "server: {listen: \"${INGRESS}\", shutdown_delay: 0s}\n"
 	}
 	if !strings.Contains(blocks, "admin:") {
 		blocks += "admin: {listen: \"${ADMIN}\"}\n"
@@ -195,7 +195,7 @@ func (b *besieged) cpu(t *testing.T) time.Duration {
 // process is idle soon after, and ends in time. The attack ends with its context.
 func (b *besieged) withstands(t *testing.T, name string, attack func(ctx context.Context)) {
 	t.Helper()
-	control, refused := b.send(pick(time.Second, 5*time.Second))
+	control, refused := b.send(pick(500*time.Millisecond, 5*time.Second))
 	if len(refused) > 0 {
 		t.Fatalf("without an attack, refused: %v", refused)
 	}
@@ -203,7 +203,7 @@ func (b *besieged) withstands(t *testing.T, name string, attack func(ctx context
 	var attacking sync.WaitGroup
 	attacking.Go(func() { attack(ctx) })
 	time.Sleep(pick(500*time.Millisecond, 2*time.Second)) // until it has begun
-	during, refused := b.send(cmp.Or(b.during, pick(2*time.Second, 10*time.Second)))
+	during, refused := b.send(cmp.Or(b.during, pick(1500*time.Millisecond, 10*time.Second)))
 	peak := b.status(t, "VmHWM")
 	stop()
 	attacking.Wait()

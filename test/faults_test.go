@@ -241,7 +241,7 @@ func TestOneInAThousandIsTooLarge(t *testing.T) {
 	l.more(t, pick(5000, 50000))
 	l.stop()
 	w.settled(t, r.endpoint)
-	var aside []admin.Aside
+	var aside []admin.DLQEntry
 	r.must(t, &aside, "dlq", "list", "--limit", "0")
 	dead := map[string]bool{}
 	for _, a := range aside {

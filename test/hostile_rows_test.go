@@ -65,7 +65,7 @@ func TestHostileHeaderNames(t *testing.T) {
 // wire, whose bodies do not come, and whose answers are not read.
 func TestHostileStreams(t *testing.T) {
 	cert, key := selfsigned.Certificate(t, t.TempDir(), "relay")
-	server := fmt.Sprintf("server: {listen: \"${INGRESS}\", tls: {cert_file: %q, key_file: %q}}\n", cert, key)
+	server := fmt.Sprintf("server: {listen: \"${INGRESS}\", shutdown_delay: 0s, tls: {cert_file: %q, key_file: %q}}\n", cert, key)
 	var first, tiny bytes.Buffer
 	encoder := hpack.NewEncoder(&first)
 	request := func(path string) []hpack.HeaderField {
@@ -205,7 +205,7 @@ func TestHostileSlowBodies(t *testing.T) {
 // proxy, whose connections are neither's.
 func TestHostileBehindAProxy(t *testing.T) {
 	files(t)
-	b := besiege(t, "server: {listen: \"${INGRESS}\", trusted_proxies: [127.0.0.1/32]}\n")
+	b := besiege(t, "server: {listen: \"${INGRESS}\", shutdown_delay: 0s, trusted_proxies: [127.0.0.1/32]}\n")
 	b.header = http.Header{"X-Forwarded-For": {"203.0.113.9"}}
 	large := strings.Repeat(" ", 900<<10)
 	b.withstands(t, "1500 connections of a trusted proxy with bodies of 1 MB that do not end, of 10 addresses; the honest sender uses the same proxy and source", func(ctx context.Context) {
@@ -285,11 +285,11 @@ func TestHostileForgersOfAPISecrets(t *testing.T) {
 		return settings.WebhookSecret.Reveal()
 	}
 	b := besiege(t, fmt.Sprintf("sources:\n  - {name: honest, type: uploadpost, paths: [/honest], auth: {signature: {from_api: true}}, api: {key: key, url: %q}}\n", api.URL+"/api"))
-	b.secret, b.during, b.patience = now, 16*time.Second, 9*time.Second
+	b.secret, b.during, b.patience = now, pick(8*time.Second, 16*time.Second), 9*time.Second
 	text := forged(t)
-	b.withstands(t, "20 forged signatures a second, while the sender's secret is rotated three times (\\*)", func(ctx context.Context) {
+	b.withstands(t, "20 forged signatures a second, while the sender's secret is rotated (\\*)", func(ctx context.Context) {
 		go func() {
-			for range 3 {
+			for range pick(1, 3) {
 				select {
 				case <-ctx.Done():
 					return
@@ -335,11 +335,11 @@ func TestHostileForgersOfFileSecrets(t *testing.T) {
 	})
 }
 
-// TestNoRequestIsCutByAge: connections end at their greatest age, and of the requests
+// TestHostileConnectionAge: connections end at their greatest age, and of the requests
 // on them none is cut.
-func TestNoRequestIsCutByAge(t *testing.T) {
+func TestHostileConnectionAge(t *testing.T) {
 	cert, key := selfsigned.Certificate(t, t.TempDir(), "relay")
-	b := besiege(t, fmt.Sprintf("server: {listen: \"${INGRESS}\", max_connection_age: 1s, tls: {cert_file: %q, key_file: %q}}\n", cert, key))
+	b := besiege(t, fmt.Sprintf("server: {listen: \"${INGRESS}\", shutdown_delay: 0s, max_connection_age: 1s, tls: {cert_file: %q, key_file: %q}}\n", cert, key))
 	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
 		transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: protocol == "HTTP/2.0"}
 		sender := &http.Client{Timeout: 10 * time.Second, Transport: transport}

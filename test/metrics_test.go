@@ -50,7 +50,7 @@ func TestMetricsPage(t *testing.T) {
 		`postwire_tls_certificate_expiry_timestamp_seconds`:                       "0",
 		`postwire_received_total{outcome="duplicate",source="upload-post"}`:       "1",
 		`postwire_sink_dead_letters_total{reason="too_large",sink="nats"}`:        "0",
-		`postwire_sink_given_up_total{reason="max_age",sink="nats"}`:              "0",
+		`postwire_sink_discarded_total{reason="after",sink="nats"}`:               "0",
 		`postwire_sink_lag_seconds{sink="nats"}`:                                  "0",
 	} {
 		if got := r.metric(t, series); got != want {

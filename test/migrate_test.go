@@ -138,7 +138,7 @@ sinks:
 	// aside are how many dead letters there are, beside the request, and the first.
 	aside := func(dead int) string {
 		t.Helper()
-		var all []admin.Aside
+		var all []admin.DLQEntry
 		r.must(t, &all, "dlq", "list")
 		if len(all) != dead+1 || all[dead].Reason != admin.Malformed || dead > 0 && all[0].EventID != id(0, refusedNumber) {
 			t.Fatalf("set aside are %+v", all)

@@ -78,7 +78,7 @@ func TestOperate(t *testing.T) {
 		t.Fatalf("%s, %v", status, err)
 	}
 
-	var aside []admin.Aside
+	var aside []admin.DLQEntry
 	eventually(t, "all are set aside", func() bool {
 		r.must(t, &aside, "dlq", "list")
 		return len(aside) == events+1

@@ -65,7 +65,7 @@ func reloadUnderLoad(t *testing.T, w *world) {
 		r.configure(t, version(n))
 		switch n % 3 {
 		case 0:
-			var done admin.Reloaded
+			var done admin.ReloadResult
 			r.must(t, &done, "reload")
 			if len(done.Changed) == 0 {
 				t.Errorf("reload %d has changed nothing", n)

@@ -318,9 +318,9 @@ var situations = map[string][]situation{
 		{`postwire_sink_duplicates_total{` + where + `,sink="nats",outcome="lost"} 0x5 1x10`, 10 * time.Minute, "sink nats"},
 		{`postwire_sink_duplicates_total{` + where + `,sink="nats",outcome="repeat"} 0x5 9x10`, 10 * time.Minute, ""},
 	},
-	"PostwireGivenUp": {
-		{`postwire_sink_given_up_total{` + where + `,sink="kafka",reason="max_age"} 0x5 9x10`, 10 * time.Minute, "its max_age"},
-		{`postwire_sink_given_up_total{` + where + `,sink="kafka",reason="max_age"} 0x30`, 10 * time.Minute, ""},
+	"PostwireSinkDiscarding": {
+		{`postwire_sink_discarded_total{` + where + `,sink="kafka",reason="after"} 0x5 9x10`, 10 * time.Minute, "discard.after"},
+		{`postwire_sink_discarded_total{` + where + `,sink="kafka",reason="after"} 0x30`, 10 * time.Minute, ""},
 	},
 	"PostwireQuarantine": {
 		{`postwire_received_total{` + where + `,source="s",outcome="quarantined"} 0x5 1x10`, 10 * time.Minute, "source s"},

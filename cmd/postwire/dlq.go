@@ -73,7 +73,7 @@ func dlqListCommand(a *adminFlags) *cobra.Command {
 			for name, value := range f.set() {
 				query.Set(name, value)
 			}
-			entries := []admin.Aside{}
+			entries := []admin.DLQEntry{}
 			for more := true; more && len(entries) < limit; {
 				page, err := c.List(cmd.Context(), query)
 				if err != nil {
@@ -138,7 +138,7 @@ func dlqShowCommand(a *adminFlags) *cobra.Command {
 	return cmd
 }
 
-func showAside(cmd *cobra.Command, e admin.Aside) error {
+func showAside(cmd *cobra.Command, e admin.DLQEntry) error {
 	w := cmd.OutOrStdout()
 	err := table(w, "FIELD VALUE", func(row func(...any)) error {
 		row("id", e.ID)
@@ -202,7 +202,7 @@ func dlqHandleCommand(a *adminFlags, word, short, done, long string) *cobra.Comm
 				return fmt.Errorf("%w: name entries, choose some by flags such as --sink, or take --all", errUsage)
 			}
 			n, failed := 0, 0
-			tell := func(h admin.Handled) {
+			tell := func(h admin.ActionResult) {
 				if h.Done {
 					n++
 					return
@@ -217,7 +217,7 @@ func dlqHandleCommand(a *adminFlags, word, short, done, long string) *cobra.Comm
 				}
 				h, err := do(cmd.Context(), id)
 				if r, ok := errors.AsType[*admin.RefusedError](err); ok && r.Status != 401 {
-					h, err = admin.Handled{ID: id, Error: r.Detail}, nil
+					h, err = admin.ActionResult{ID: id, Error: r.Detail}, nil
 				}
 				if err != nil {
 					return err

@@ -70,15 +70,15 @@ says where to continue.`,
 	return cmd
 }
 
-func showFound(cmd *cobra.Command, found admin.Found) error {
+func showFound(cmd *cobra.Command, found admin.SearchResult) error {
 	w := cmd.OutOrStdout()
 	for _, s := range found.Events {
 		var e struct{ ID, Type string }
 		if err := json.Unmarshal(s.Event.RawMessage, &e); err != nil {
 			return err
 		}
-		states := make([]string, len(s.Fates))
-		for i, f := range s.Fates {
+		states := make([]string, len(s.Deliveries))
+		for i, f := range s.Deliveries {
 			states[i] = fateText(f)
 		}
 		if _, err := fmt.Fprintf(w, "%s  #%d  %s  %s  %s\n", s.Accepted.Local().Format(time.DateTime), s.Seq, oneLine(e.Type), oneLine(e.ID), strings.Join(states, "  ")); err != nil {

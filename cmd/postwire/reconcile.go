@@ -12,7 +12,7 @@ import (
 func reconcileCommand() *cobra.Command {
 	var a adminFlags
 	var out output
-	var r admin.Reconciling
+	var r admin.ReconcileRequest
 	cmd := &cobra.Command{
 		Use:   "reconcile",
 		Short: "Enter what Upload-Post's history has and no webhook has told of",

@@ -16,7 +16,7 @@ import (
 
 func replayCommand() *cobra.Command {
 	var a adminFlags
-	var r admin.Replaying
+	var r admin.ReplayRequest
 	var out output
 	var list, detach bool
 	var goOn, stop string

@@ -23,7 +23,7 @@ journal. 'postwire status' shows how each sink is doing.`,
 		sinkSteerCommand(&f, "pause", "Let nothing more be sent to a sink",
 			`The pause outlives a restart of the relay, and holds for every process that
 shares its journal. What is with the broker at that moment is still heard of.
-Where max_age or max_events of the sink are set, they are applied when it is
+The discard policy of the sink is applied when it is
 resumed.`),
 		sinkSteerCommand(&f, "resume", "Let a sink be sent to again, from where it stands",
 			`Nothing is left out: delivery goes on behind the newest event that is done with.
@@ -144,6 +144,6 @@ func tellSink(cmd *cobra.Command, s relay.SinkStatus) error {
 	if s.Paused != nil {
 		how = "is paused since " + clockTime(s.Paused)
 	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s; events behind: %d\n", oneLine(s.Sink), how, s.Behind)
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s; events behind: %d\n", oneLine(s.Sink), how, s.LagEvents)
 	return err
 }

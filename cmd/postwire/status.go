@@ -83,11 +83,11 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 	fmt.Fprintln(w)
 	err := table(w, "SINK STATE BEHIND OLDEST DELIVERED_BY SINCE", func(row func(...any)) error {
 		for _, sink := range s.Sinks {
-			holder := sink.Holder
-			if sink.Here {
+			holder := sink.Owner
+			if sink.Local {
 				holder += " (this one)"
 			}
-			row(sink.Sink, sink.State, sink.Behind, ago(sink.Oldest), holder, clockTime(sink.Since))
+			row(sink.Sink, sink.State, sink.LagEvents, ago(sink.Oldest), holder, clockTime(sink.Since))
 		}
 		return nil
 	})

@@ -64,7 +64,7 @@ func tailCommand() *cobra.Command {
 
 // showMessage prints a message as one line of JSON.
 func showMessage(w io.Writer, m admin.Message) error {
-	if m.Name == "quiet" {
+	if m.Name == "heartbeat" {
 		return nil
 	}
 	line, err := json.Marshal(map[string]json.RawMessage{m.Name: m.Data})
@@ -80,7 +80,7 @@ func showShort(w io.Writer, m admin.Message) error {
 	const clock = "15:04:05.000"
 	switch m.Name {
 	case "event":
-		var s admin.Seen
+		var s admin.EventView
 		if err := json.Unmarshal(m.Data, &s); err != nil {
 			return err
 		}
@@ -88,25 +88,25 @@ func showShort(w io.Writer, m admin.Message) error {
 		if err := json.Unmarshal(s.Event.RawMessage, &e); err != nil {
 			return err
 		}
-		fates := make([]string, len(s.Fates))
-		for i, f := range s.Fates {
+		fates := make([]string, len(s.Deliveries))
+		for i, f := range s.Deliveries {
 			fates[i] = fateText(f)
 		}
 		_, err := fmt.Fprintf(w, "%s  #%d  %s  %s\n", s.Accepted.Local().Format(clock), s.Seq, oneLine(e.ID), strings.Join(fates, "  "))
 		return err
-	case "fate":
-		var b admin.Became
+	case "status":
+		var b admin.StatusChanged
 		if err := json.Unmarshal(m.Data, &b); err != nil {
 			return err
 		}
 		after := time.Duration(b.After * float64(time.Second)).Round(100 * time.Microsecond)
-		_, err := fmt.Fprintf(w, "%s  #%d  %s  %s after %v\n", b.At.Local().Format(clock), b.Seq, oneLine(b.ID), fateText(b.Fate), after)
+		_, err := fmt.Fprintf(w, "%s  #%d  %s  %s after %v\n", b.At.Local().Format(clock), b.Seq, oneLine(b.ID), fateText(b.DeliveryStatus), after)
 		return err
 	}
 	return nil
 }
 
-func fateText(f relay.Fate) string {
+func fateText(f relay.DeliveryStatus) string {
 	text := oneLine(f.Sink) + ":" + oneLine(string(f.State))
 	if f.Reason != "" {
 		text += " (" + oneLine(f.Reason) + ")"

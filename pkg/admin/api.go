@@ -57,7 +57,7 @@ type API struct {
 	Configuration func() (Configuration, error)
 	Sources       func() []Source
 	Registration  func(ctx context.Context, source string) (Registration, error)
-	History       *History
+	History       *MetricsRing
 	// AsyncAPI describes what the configuration in effect sends.
 	AsyncAPI func() (map[string]any, error)
 	Now      func() time.Time
@@ -91,7 +91,7 @@ func (a *API) register(mux *http.ServeMux, d *door) *huma.OpenAPI {
 	c.Security = []map[string][]string{{"bearer": {}}, {"session": {}}}
 	api := humago.New(mux, c)
 	d.signIn(api)
-	a.setAside(api)
+	a.dlq(api)
 	a.replays(api)
 	a.tail(api)
 	a.events(api)
@@ -210,8 +210,8 @@ func attributes(e event.Event, data bool) (json.RawMessage, error) {
 	return body, err
 }
 
-// Replaying is the body of a request for a replay.
-type Replaying struct {
+// ReplayRequest is the body of a request for a replay.
+type ReplayRequest struct {
 	Sink    string `json:"sink" minLength:"1" doc:"Name of the sink."`
 	From    When   `json:"from" minLength:"1" doc:"Events accepted from this time on: RFC 3339, or how long ago, such as 2h." example:"2h"`
 	To      When   `json:"to,omitempty" doc:"And before this one; empty is now." example:"1h"`
@@ -223,7 +223,7 @@ type Replaying struct {
 }
 
 // Resolve implements huma.Resolver.
-func (r *Replaying) Resolve(ctx huma.Context) []error {
+func (r *ReplayRequest) Resolve(ctx huma.Context) []error {
 	return note(ctx, named("sink", r.Sink), dry(r.DryRun))
 }
 
@@ -236,7 +236,7 @@ type (
 
 func (a *API) replays(api huma.API) {
 	huma.Register(api, operation("start-replay", http.MethodPost, "/replays", "Send stored events to one sink again, beside live traffic", 404, 422),
-		func(ctx context.Context, in *struct{ Body Replaying }) (*replayOutput, error) {
+		func(ctx context.Context, in *struct{ Body ReplayRequest }) (*replayOutput, error) {
 			spec, err := a.spec(in.Body)
 			if err != nil {
 				return nil, err
@@ -279,7 +279,7 @@ func (a *API) replays(api huma.API) {
 	}
 }
 
-func (a *API) spec(r Replaying) (relay.ReplaySpec, error) {
+func (a *API) spec(r ReplayRequest) (relay.ReplaySpec, error) {
 	times, err := a.times(map[string]When{"from": r.From, "to": r.To})
 	if err != nil {
 		return relay.ReplaySpec{}, err

@@ -88,7 +88,7 @@ type world struct {
 	api         *API
 	reloading   func() // is called while a reload runs
 
-	history *History
+	history *MetricsRing
 	changed []string // by a reload
 	refusal error
 }
@@ -283,7 +283,7 @@ func (w *world) list(t *testing.T, filter url.Values) (ids []string) {
 }
 
 // fits holds a record against its schema.
-func fits(t *testing.T, typ string, e Aside) {
+func fits(t *testing.T, typ string, e DLQEntry) {
 	t.Helper()
 	l, err := schema.Open("")
 	if err != nil {
@@ -430,11 +430,11 @@ func TestReplays(t *testing.T) {
 	w := newWorld(t, "")
 	w.put(t, "a", "b", "c")
 	eventually(t, "they arrive", func() bool { return len(w.broker.ids()) == 3 })
-	plan, err := w.client.StartReplay(t.Context(), Replaying{Sink: "out", From: "1h", Rate: 100, Filter: "id != \"b\"", DryRun: true})
+	plan, err := w.client.StartReplay(t.Context(), ReplayRequest{Sink: "out", From: "1h", Rate: 100, Filter: "id != \"b\"", DryRun: true})
 	if err != nil || plan.Total != 2 || plan.ID != "" {
 		t.Errorf("the plan: %+v, %v", plan, err)
 	}
-	re, err := w.client.StartReplay(t.Context(), Replaying{Sink: "out", From: "1h", Rate: 100, Filter: "id != \"b\""})
+	re, err := w.client.StartReplay(t.Context(), ReplayRequest{Sink: "out", From: "1h", Rate: 100, Filter: "id != \"b\""})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -455,7 +455,7 @@ func TestReplays(t *testing.T) {
 		409: func() error { _, err := w.client.SteerReplay(t.Context(), re.ID, "stop"); return err },
 		404: func() error { _, err := w.client.SteerReplay(t.Context(), "nope", "continue"); return err },
 		422: func() error {
-			_, err := w.client.StartReplay(t.Context(), Replaying{Sink: "out", From: "yesterday", Rate: 1})
+			_, err := w.client.StartReplay(t.Context(), ReplayRequest{Sink: "out", From: "yesterday", Rate: 1})
 			return err
 		},
 	} {
@@ -473,10 +473,10 @@ func TestTail(t *testing.T) {
 	var got []string
 	err := w.client.Tail(ctx, url.Values{"from": {"1h"}, "filter": {`id != "x"`}}, func(m Message) error {
 		switch m.Name {
-		case "quiet":
+		case "heartbeat":
 			return nil
 		case "event":
-			var s Seen
+			var s EventView
 			if err := json.Unmarshal(m.Data, &s); err != nil {
 				return err
 			}
@@ -487,11 +487,11 @@ func TestTail(t *testing.T) {
 			if s.Seq == 1 {
 				w.put(t, "x", "new")
 			}
-			if s.Fates[0].State == relay.Delivered && s.Seq == 3 {
+			if s.Deliveries[0].State == relay.Delivered && s.Seq == 3 {
 				cancel()
 			}
-		case "fate":
-			var b Became
+		case "status":
+			var b StatusChanged
 			if err := json.Unmarshal(m.Data, &b); err != nil {
 				return err
 			}
@@ -516,7 +516,7 @@ func TestTail(t *testing.T) {
 	}
 	ctx, cancel = context.WithCancel(t.Context())
 	defer cancel()
-	var first Seen
+	var first EventView
 	err = w.client.Tail(ctx, url.Values{"from": {"1h"}, "source": {"shop"}}, func(m Message) error {
 		if m.Name == "event" && first.Seq == 0 {
 			defer cancel()

@@ -28,8 +28,8 @@ const (
 // Malformed is the reason of what is in quarantine.
 const Malformed = "malformed"
 
-// Aside is one thing that was set aside.
-type Aside struct {
+// DLQEntry is one thing that was set aside.
+type DLQEntry struct {
 	ID        string       `json:"id" doc:"Name of the entry: place@sink of a dead letter, a UUID of a quarantined request."`
 	Kind      string       `json:"kind" enum:"dead_letter,quarantine"`
 	Sink      string       `json:"sink,omitempty" doc:"The sink that could not take the event."`
@@ -45,7 +45,7 @@ type Aside struct {
 	EventType string       `json:"event_type,omitempty"`
 	Bytes     int          `json:"bytes" doc:"Size of the event's data, or of the request's body."`
 	Event     *CloudEvent  `json:"event,omitempty" doc:"The event, where one entry is shown."`
-	Request   *Quarantined `json:"request,omitempty" doc:"The request, where one entry is shown."`
+	Request   *QuarantinedRequest `json:"request,omitempty" doc:"The request, where one entry is shown."`
 }
 
 // CloudEvent is an event in the JSON format of CloudEvents.
@@ -56,8 +56,8 @@ func (CloudEvent) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true, Description: "CloudEvents JSON event format."}
 }
 
-// Quarantined is a request as it came, less its secrets.
-type Quarantined struct {
+// QuarantinedRequest is a request as it came, less its secrets.
+type QuarantinedRequest struct {
 	Method     string      `json:"method,omitempty" doc:"Method, path, query and header are of the first request with this body."`
 	Path       string      `json:"path,omitempty"`
 	RawQuery   string      `json:"raw_query,omitempty" doc:"What is behind the question mark."`
@@ -66,8 +66,8 @@ type Quarantined struct {
 	BodyBase64 string      `json:"body_base64,omitempty" doc:"The body, where it is not."`
 }
 
-// asideFilter says which entries are meant; all that is set must hold.
-type asideFilter struct {
+// dlqFilter says which entries are meant; all that is set must hold.
+type dlqFilter struct {
 	Kind   string `query:"kind" json:"kind,omitempty" enum:"dead_letter,quarantine" doc:"Only of this kind."`
 	Sink   string `query:"sink" json:"sink,omitempty" doc:"Only dead letters of this sink."`
 	Source string `query:"source" json:"source,omitempty" doc:"Only quarantined requests of this source."`
@@ -79,35 +79,35 @@ type asideFilter struct {
 }
 
 // Resolve implements huma.Resolver.
-func (f *asideFilter) Resolve(ctx huma.Context) []error {
+func (f *dlqFilter) Resolve(ctx huma.Context) []error {
 	return note(ctx, named("kind", f.Kind), named("sink", f.Sink), named("source", f.Source))
 }
 
-type asideID struct {
+type dlqID struct {
 	ID string `path:"id" doc:"Name of the entry."`
 }
 
-type asideShown struct {
+type dlqShown struct {
 	ID   string `path:"id" doc:"Name of the entry."`
 	Data bool   `query:"data" default:"true" doc:"Show the event's data, or the request's query, header and body, which are personal: for operators."`
 }
 
-// AsidePage is a part of what was set aside.
-type AsidePage struct {
-	Entries []Aside `json:"entries"`
+// DLQPage is a part of what was set aside.
+type DLQPage struct {
+	Entries []DLQEntry `json:"entries"`
 	Next    string  `json:"next,omitempty" doc:"What to give as after for the next page; absent on the last one."`
 }
 
-// AsideCount is how much was set aside.
-type AsideCount struct {
+// DLQCount is how much was set aside.
+type DLQCount struct {
 	Total  int          `json:"total"`
 	More   bool         `json:"more,omitempty" doc:"There is more than was counted."`
-	Groups []AsideGroup `json:"groups" doc:"By why, the largest first."`
+	Groups []DLQGroup `json:"groups" doc:"By why, the largest first."`
 	Until  time.Time    `json:"until" doc:"What to give as until to mean what was counted, and not what is set aside meanwhile."`
 }
 
-// AsideGroup is how much was set aside for one reason.
-type AsideGroup struct {
+// DLQGroup is how much was set aside for one reason.
+type DLQGroup struct {
 	Kind   string `json:"kind" enum:"dead_letter,quarantine"`
 	Sink   string `json:"sink,omitempty"`
 	Source string `json:"source,omitempty"`
@@ -115,54 +115,54 @@ type AsideGroup struct {
 	Count  int    `json:"count"`
 }
 
-// Handled says what became of one entry.
-type Handled struct {
+// ActionResult says what became of one entry.
+type ActionResult struct {
 	ID     string   `json:"id"`
 	Done   bool     `json:"done" doc:"Whether it is not set aside any more."`
 	Events []string `json:"events,omitempty" doc:"CloudEvents ids of what was appended by a retry; duplicates are not."`
 	Error  string   `json:"error,omitempty" doc:"Why it is still there."`
 }
 
-// HandledPage says what became of a page of entries.
-type HandledPage struct {
-	Entries []Handled `json:"entries"`
+// ActionPage says what became of a page of entries.
+type ActionPage struct {
+	Entries []ActionResult `json:"entries"`
 	Next    string    `json:"next,omitempty" doc:"What to give as after for the next page; absent on the last one."`
 	Until   time.Time `json:"until" doc:"What to give as until for the next page, so that what was set aside meanwhile is left out."`
 }
 
-type handledOutput struct{ Body Handled }
+type handledOutput struct{ Body ActionResult }
 
-func (a *API) setAside(api huma.API) {
+func (a *API) dlq(api huma.API) {
 	huma.Register(api, counted(operation("list-dlq", http.MethodGet, "/dlq", "What was set aside: dead letters by sink, then quarantined requests", 422), kindList),
-		func(ctx context.Context, in *asideFilter) (*struct{ Body AsidePage }, error) {
+		func(ctx context.Context, in *dlqFilter) (*struct{ Body DLQPage }, error) {
 			page, err := a.list(ctx, *in)
-			return &struct{ Body AsidePage }{page}, err
+			return &struct{ Body DLQPage }{page}, err
 		})
 	huma.Register(api, ruled(operation("show-dlq", http.MethodGet, "/dlq/{id}", "One entry, with its event or request; this holds personal data", 404), personal("data", true)),
-		func(ctx context.Context, in *asideShown) (*struct{ Body Aside }, error) {
+		func(ctx context.Context, in *dlqShown) (*struct{ Body DLQEntry }, error) {
 			e, err := a.show(ctx, in.ID, in.Data)
-			return &struct{ Body Aside }{e}, failed(err)
+			return &struct{ Body DLQEntry }{e}, failed(err)
 		})
 	huma.Register(api, operation("retry-dlq", http.MethodPost, "/dlq/{id}/retry", "Let one entry enter the normal way again", 404, 422),
-		func(ctx context.Context, in *asideID) (*handledOutput, error) {
+		func(ctx context.Context, in *dlqID) (*handledOutput, error) {
 			h, err := a.retry(ctx, in.ID)
 			return &handledOutput{h}, failed(err)
 		})
 	huma.Register(api, operation("drop-dlq", http.MethodDelete, "/dlq/{id}", "Remove one entry for good", 404),
-		func(ctx context.Context, in *asideID) (*handledOutput, error) {
+		func(ctx context.Context, in *dlqID) (*handledOutput, error) {
 			h, err := a.drop(ctx, in.ID)
 			return &handledOutput{h}, failed(err)
 		})
 	huma.Register(api, counted(operation("count-dlq", http.MethodGet, "/dlq-count", "How much was set aside, and why: what the same filter would retry or drop", 422), kindList),
-		func(ctx context.Context, in *asideFilter) (*struct{ Body AsideCount }, error) {
+		func(ctx context.Context, in *dlqFilter) (*struct{ Body DLQCount }, error) {
 			count, err := a.count(ctx, *in)
-			return &struct{ Body AsideCount }{count}, failed(err)
+			return &struct{ Body DLQCount }{count}, failed(err)
 		})
-	for word, do := range map[string]func(context.Context, string) (Handled, error){"retry": a.retry, "drop": a.drop} {
+	for word, do := range map[string]func(context.Context, string) (ActionResult, error){"retry": a.retry, "drop": a.drop} {
 		huma.Register(api, counted(operation(word+"-dlq-page", http.MethodPost, "/dlq-"+word, "The same for a page of entries", 422), kindList),
-			func(ctx context.Context, in *struct{ Body asideFilter }) (*struct{ Body HandledPage }, error) {
+			func(ctx context.Context, in *struct{ Body dlqFilter }) (*struct{ Body ActionPage }, error) {
 				page, err := a.handle(ctx, in.Body, do)
-				return &struct{ Body HandledPage }{page}, err
+				return &struct{ Body ActionPage }{page}, err
 			})
 	}
 }
@@ -177,31 +177,31 @@ func parseAside(id string) (letter journal.DeadID, dead bool) {
 	return journal.DeadID{Sink: sink, Seq: journal.Seq(seq)}, ok && err == nil
 }
 
-func ofDead(d journal.Dead) Aside {
-	return Aside{
+func ofDead(d journal.Dead) DLQEntry {
+	return DLQEntry{
 		ID: asideName(d.ID()), Kind: KindDeadLetter, Sink: d.Sink, Reason: d.Letter.Reason, Error: d.Letter.Err,
 		Attempts: d.Letter.Attempts, First: d.Letter.First, Last: d.Letter.Last, Seq: d.Letter.Seq,
 		EventID: d.Event.CloudEvent.ID(), EventType: d.Event.CloudEvent.Type(), Bytes: len(d.Event.CloudEvent.DataEncoded),
 	}
 }
 
-func ofRejected(r journal.Rejected) Aside {
-	return Aside{
+func ofRejected(r journal.Rejected) DLQEntry {
+	return DLQEntry{
 		ID: r.ID, Kind: KindQuarantine, Source: r.Source, Reason: Malformed, Error: r.Reason, Attempts: 1, Count: r.Count,
 		First: r.Received, Last: r.LastReceived, Bytes: len(r.Body),
 	}
 }
 
 // list returns a page of what the filter lets through.
-func (a *API) list(ctx context.Context, f asideFilter) (AsidePage, error) {
-	page := AsidePage{Entries: []Aside{}}
+func (a *API) list(ctx context.Context, f dlqFilter) (DLQPage, error) {
+	page := DLQPage{Entries: []DLQEntry{}}
 	limit := f.Limit
 	if limit == 0 {
 		limit = 100
 	}
 	bytes := 0
 	// full takes an entry, if there is room.
-	full := func(e Aside) bool {
+	full := func(e DLQEntry) bool {
 		if n := len(page.Entries); n == limit || bytes >= maxPageBytes {
 			page.Next = page.Entries[n-1].ID
 			return true
@@ -214,12 +214,12 @@ func (a *API) list(ctx context.Context, f asideFilter) (AsidePage, error) {
 }
 
 // each goes through what the filter lets through, until stop says so.
-func (a *API) each(ctx context.Context, f asideFilter, stop func(Aside) bool) error {
+func (a *API) each(ctx context.Context, f dlqFilter, stop func(DLQEntry) bool) error {
 	times, err := a.times(map[string]When{"since": f.Since, "until": f.Until})
 	if err != nil {
 		return err
 	}
-	full := func(e Aside) bool {
+	full := func(e DLQEntry) bool {
 		if f.Sink != "" && e.Sink != f.Sink || f.Source != "" && e.Source != f.Source || f.Reason != "" && e.Reason != f.Reason ||
 			e.Last.Before(times["since"]) || !times["until"].IsZero() && !e.Last.Before(times["until"]) {
 			return false
@@ -257,33 +257,33 @@ func (a *API) each(ctx context.Context, f asideFilter, stop func(Aside) bool) er
 // mostCounted bounds what a count costs.
 const mostCounted = 100000
 
-func (a *API) count(ctx context.Context, f asideFilter) (AsideCount, error) {
-	count := AsideCount{Groups: []AsideGroup{}, Until: a.Now()}
-	groups := map[AsideGroup]int{}
-	err := a.each(ctx, f, func(e Aside) bool {
+func (a *API) count(ctx context.Context, f dlqFilter) (DLQCount, error) {
+	count := DLQCount{Groups: []DLQGroup{}, Until: a.Now()}
+	groups := map[DLQGroup]int{}
+	err := a.each(ctx, f, func(e DLQEntry) bool {
 		if count.Total == mostCounted {
 			count.More = true
 			return true
 		}
 		count.Total++
-		groups[AsideGroup{Kind: e.Kind, Sink: e.Sink, Source: e.Source, Reason: e.Reason}]++
+		groups[DLQGroup{Kind: e.Kind, Sink: e.Sink, Source: e.Source, Reason: e.Reason}]++
 		return false
 	})
 	for g, n := range groups {
 		g.Count = n
 		count.Groups = append(count.Groups, g)
 	}
-	slices.SortFunc(count.Groups, func(a, b AsideGroup) int {
+	slices.SortFunc(count.Groups, func(a, b DLQGroup) int {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Sink+a.Source, b.Sink+b.Source), cmp.Compare(a.Reason, b.Reason))
 	})
 	return count, err
 }
 
-func (a *API) show(ctx context.Context, id string, data bool) (Aside, error) {
+func (a *API) show(ctx context.Context, id string, data bool) (DLQEntry, error) {
 	if letter, dead := parseAside(id); dead {
 		d, err := a.Journal.DeadLetter(ctx, letter)
 		if err != nil {
-			return Aside{}, err
+			return DLQEntry{}, err
 		}
 		e := ofDead(d)
 		text, err := attributes(d.Event, data)
@@ -292,14 +292,14 @@ func (a *API) show(ctx context.Context, id string, data bool) (Aside, error) {
 	}
 	r, err := a.Journal.Rejected(ctx, id)
 	if err != nil {
-		return Aside{}, err
+		return DLQEntry{}, err
 	}
 	e := ofRejected(r)
 	if !data {
-		e.Request = &Quarantined{Method: r.Method, Path: r.Path, Header: http.Header{}}
+		e.Request = &QuarantinedRequest{Method: r.Method, Path: r.Path, Header: http.Header{}}
 		return e, nil
 	}
-	e.Request = &Quarantined{Method: r.Method, Path: r.Path, RawQuery: r.RawQuery, Header: r.Header, Body: string(r.Body)}
+	e.Request = &QuarantinedRequest{Method: r.Method, Path: r.Path, RawQuery: r.RawQuery, Header: r.Header, Body: string(r.Body)}
 	if !utf8.Valid(r.Body) {
 		e.Request.Body, e.Request.BodyBase64 = "", base64.StdEncoding.EncodeToString(r.Body)
 	}
@@ -308,8 +308,8 @@ func (a *API) show(ctx context.Context, id string, data bool) (Aside, error) {
 
 // retry lets an entry enter the normal way: a dead letter to its sink, a
 // quarantined request to all, if its source understands it today.
-func (a *API) retry(ctx context.Context, id string) (Handled, error) {
-	h := Handled{ID: id}
+func (a *API) retry(ctx context.Context, id string) (ActionResult, error) {
+	h := ActionResult{ID: id}
 	if letter, dead := parseAside(id); dead {
 		if err := a.Relay.Has(letter.Sink); err != nil {
 			return h, err
@@ -345,8 +345,8 @@ func (a *API) retry(ctx context.Context, id string) (Handled, error) {
 	return h, nil
 }
 
-func (a *API) drop(ctx context.Context, id string) (Handled, error) {
-	h := Handled{ID: id, Done: true}
+func (a *API) drop(ctx context.Context, id string) (ActionResult, error) {
+	h := ActionResult{ID: id, Done: true}
 	if letter, dead := parseAside(id); dead {
 		return h, a.Journal.Drop(ctx, letter)
 	}
@@ -355,8 +355,8 @@ func (a *API) drop(ctx context.Context, id string) (Handled, error) {
 }
 
 // handle does something with each entry of a page.
-func (a *API) handle(ctx context.Context, f asideFilter, do func(context.Context, string) (Handled, error)) (HandledPage, error) {
-	done := HandledPage{Entries: []Handled{}, Until: a.Now()}
+func (a *API) handle(ctx context.Context, f dlqFilter, do func(context.Context, string) (ActionResult, error)) (ActionPage, error) {
+	done := ActionPage{Entries: []ActionResult{}, Until: a.Now()}
 	if f.Until != "" {
 		until, err := f.Until.Time(a.Now())
 		if err != nil {
@@ -376,7 +376,7 @@ func (a *API) handle(ctx context.Context, f asideFilter, do func(context.Context
 			continue // somebody else has seen to it
 		}
 		if err != nil {
-			h = Handled{ID: e.ID, Error: err.Error()}
+			h = ActionResult{ID: e.ID, Error: err.Error()}
 		}
 		done.Entries = append(done.Entries, h)
 	}

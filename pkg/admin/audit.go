@@ -157,9 +157,9 @@ func subjectOf(route string, r *http.Request) (fields []zap.Field) {
 // resultOf is what an answer says about what was changed.
 func resultOf(body any) []zap.Field {
 	switch b := body.(type) {
-	case Handled:
+	case ActionResult:
 		return []zap.Field{zap.Bool("done", b.Done)}
-	case HandledPage:
+	case ActionPage:
 		done := 0
 		for _, e := range b.Entries {
 			if e.Done {
@@ -173,7 +173,7 @@ func resultOf(body any) []zap.Field {
 		return []zap.Field{zap.Uint64("discarded", b.Discarded)}
 	case LogLevel:
 		return []zap.Field{zap.String("level", b.Level)}
-	case Reloaded:
+	case ReloadResult:
 		return []zap.Field{zap.Strings("changed", b.Changed)}
 	case reconcile.Report:
 		return []zap.Field{zap.Int("uploads", b.Uploads), zap.Int("recovered", b.Recovered)}

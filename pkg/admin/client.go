@@ -26,38 +26,38 @@ type Client struct {
 
 // List returns a page of what was set aside. The query holds the filter and
 // the paging of the operation list-dlq.
-func (c *Client) List(ctx context.Context, query url.Values) (page AsidePage, err error) {
+func (c *Client) List(ctx context.Context, query url.Values) (page DLQPage, err error) {
 	return page, c.ask(ctx, http.MethodGet, "/dlq?"+query.Encode(), nil, &page)
 }
 
 // Show returns one entry whole.
-func (c *Client) Show(ctx context.Context, id string) (e Aside, err error) {
+func (c *Client) Show(ctx context.Context, id string) (e DLQEntry, err error) {
 	return e, c.ask(ctx, http.MethodGet, "/dlq/"+url.PathEscape(id), nil, &e)
 }
 
 // Retry lets one entry enter the normal way again.
-func (c *Client) Retry(ctx context.Context, id string) (h Handled, err error) {
+func (c *Client) Retry(ctx context.Context, id string) (h ActionResult, err error) {
 	return h, c.ask(ctx, http.MethodPost, "/dlq/"+url.PathEscape(id)+"/retry", nil, &h)
 }
 
 // Drop removes one entry for good.
-func (c *Client) Drop(ctx context.Context, id string) (h Handled, err error) {
+func (c *Client) Drop(ctx context.Context, id string) (h ActionResult, err error) {
 	return h, c.ask(ctx, http.MethodDelete, "/dlq/"+url.PathEscape(id), nil, &h)
 }
 
 // Handle does the same, "retry" or "drop", for a page of entries. The filter is
 // as for List.
-func (c *Client) Handle(ctx context.Context, what string, filter map[string]any) (page HandledPage, err error) {
+func (c *Client) Handle(ctx context.Context, what string, filter map[string]any) (page ActionPage, err error) {
 	return page, c.ask(ctx, http.MethodPost, "/dlq-"+what, filter, &page)
 }
 
 // Count says how much the same filter means.
-func (c *Client) Count(ctx context.Context, query url.Values) (count AsideCount, err error) {
+func (c *Client) Count(ctx context.Context, query url.Values) (count DLQCount, err error) {
 	return count, c.ask(ctx, http.MethodGet, "/dlq-count?"+query.Encode(), nil, &count)
 }
 
 // StartReplay starts a replay, or plans one.
-func (c *Client) StartReplay(ctx context.Context, r Replaying) (re relay.Replay, err error) {
+func (c *Client) StartReplay(ctx context.Context, r ReplayRequest) (re relay.Replay, err error) {
 	return re, c.ask(ctx, http.MethodPost, "/replays", r, &re)
 }
 

@@ -21,7 +21,7 @@ type Configuration struct {
 // LastReload is what came of reading the configuration again.
 type LastReload struct {
 	At      time.Time `json:"at"`
-	Taken   bool      `json:"taken" doc:"Whether it was taken over; otherwise what was in effect goes on."`
+	Taken   bool      `json:"applied" doc:"Whether the relay applied the changed configuration. If not, the previous configuration stays in effect."`
 	Changed []string  `json:"changed" doc:"What was different."`
 	Problem string    `json:"problem,omitempty" doc:"Why it was refused, a line a problem."`
 }

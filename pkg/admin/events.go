@@ -17,9 +17,9 @@ import (
 	"github.com/postwire/postwire/pkg/relay"
 )
 
-// Found is a page of a search, the newest events first.
-type Found struct {
-	Events  []Seen      `json:"events"`
+// SearchResult is a page of a search, the newest events first.
+type SearchResult struct {
+	Events  []EventView      `json:"events"`
 	Scanned int         `json:"scanned" doc:"Events that were looked at."`
 	Next    journal.Seq `json:"next,omitempty" doc:"What to give as before to go on; absent where there is nothing more."`
 	Reached *time.Time  `json:"reached,omitempty" doc:"When the oldest event that was looked at had been accepted."`
@@ -89,50 +89,50 @@ const (
 
 func (a *API) events(api huma.API) {
 	huma.Register(api, counted(a.knownFilter(api, operation("search-events", http.MethodGet, "/events", "Look for events, the newest first; it looks at so many at once, and says where to go on", 422)), kindSearch),
-		func(ctx context.Context, in *searchInput) (*struct{ Body Found }, error) {
+		func(ctx context.Context, in *searchInput) (*struct{ Body SearchResult }, error) {
 			found, err := a.search(ctx, in)
-			return &struct{ Body Found }{found}, failed(err)
+			return &struct{ Body SearchResult }{found}, failed(err)
 		})
 	huma.Register(api, ruled(operation("show-event", http.MethodGet, "/events/{seq}", "One event, and what has become of it at each sink", 404, 422), personal("data", false)),
 		func(ctx context.Context, in *struct {
 			Seq  uint64 `path:"seq" doc:"Place of the event in the journal."`
 			Data bool   `query:"data" doc:"Show the event's data too, which is personal: for operators."`
 		},
-		) (*struct{ Body Seen }, error) {
+		) (*struct{ Body EventView }, error) {
 			record, err := a.Relay.Record(ctx, journal.Seq(in.Seq))
 			if err != nil {
 				return nil, failed(err)
 			}
 			s, err := a.seen(ctx, record, in.Data)
-			return &struct{ Body Seen }{s}, failed(err)
+			return &struct{ Body EventView }{s}, failed(err)
 		})
 	huma.Register(api, operation("send-event", http.MethodPost, "/events/{seq}/send", "Send one event to one sink again, as a replay of its own", 404, 422),
 		func(ctx context.Context, in *struct {
 			Seq  uint64 `path:"seq" doc:"Place of the event in the journal."`
-			Body Sending
+			Body ResendRequest
 		},
 		) (*replayOutput, error) {
 			if in.Seq == 0 {
 				return nil, huma.Error404NotFound("there is no event at place 0")
 			}
-			re, err := a.Relay.StartReplay(ctx, relay.ReplaySpec{Sink: in.Body.Sink, Place: journal.Seq(in.Seq), Rate: 1, Keys: map[string]string{}})
+			re, err := a.Relay.StartReplay(ctx, relay.ReplaySpec{Sink: in.Body.Sink, Seq: journal.Seq(in.Seq), Rate: 1, Keys: map[string]string{}})
 			return &replayOutput{re}, failed(err)
 		})
 }
 
-// Sending is the body of a request to send one event again.
-type Sending struct {
+// ResendRequest is the body of a request to send one event again.
+type ResendRequest struct {
 	Sink string `json:"sink" minLength:"1" doc:"Name of the sink."`
 }
 
 // Resolve implements huma.Resolver.
-func (s *Sending) Resolve(ctx huma.Context) []error { return note(ctx, named("sink", s.Sink)) }
+func (s *ResendRequest) Resolve(ctx huma.Context) []error { return note(ctx, named("sink", s.Sink)) }
 
 // seen is an event with its fates.
-func (a *API) seen(ctx context.Context, record journal.Record, data bool) (Seen, error) {
-	fates, err := a.Relay.Fates(ctx, record)
+func (a *API) seen(ctx context.Context, record journal.Record, data bool) (EventView, error) {
+	fates, err := a.Relay.Deliveries(ctx, record)
 	if err != nil {
-		return Seen{}, err
+		return EventView{}, err
 	}
 	return seenOf(record, fates, data)
 }
@@ -140,8 +140,8 @@ func (a *API) seen(ctx context.Context, record journal.Record, data bool) (Seen,
 // search goes back from the newest event on. The journal reads forward only, so
 // that it takes one stretch of places after another: a wider one where there
 // are few events, for between two there may be many places that no event has.
-func (a *API) search(ctx context.Context, in *searchInput) (Found, error) {
-	found := Found{Events: []Seen{}}
+func (a *API) search(ctx context.Context, in *searchInput) (SearchResult, error) {
+	found := SearchResult{Events: []EventView{}}
 	times, err := a.times(map[string]When{"from": in.From, "to": in.To})
 	if err != nil {
 		return found, err
@@ -224,16 +224,16 @@ func (a *API) stretch(ctx context.Context, from, before journal.Seq) (records []
 
 // Search looks for events. The query holds the parameters of the operation
 // search-events.
-func (c *Client) Search(ctx context.Context, query url.Values) (f Found, err error) {
+func (c *Client) Search(ctx context.Context, query url.Values) (f SearchResult, err error) {
 	return f, c.ask(ctx, http.MethodGet, "/events?"+query.Encode(), nil, &f)
 }
 
 // Event returns one, with its data where that is asked for.
-func (c *Client) Event(ctx context.Context, place journal.Seq, data bool) (s Seen, err error) {
+func (c *Client) Event(ctx context.Context, place journal.Seq, data bool) (s EventView, err error) {
 	return s, c.ask(ctx, http.MethodGet, "/events/"+strconv.FormatUint(uint64(place), 10)+"?data="+strconv.FormatBool(data), nil, &s)
 }
 
 // Send sends one event to one sink again.
 func (c *Client) Send(ctx context.Context, place journal.Seq, sink string) (re relay.Replay, err error) {
-	return re, c.ask(ctx, http.MethodPost, "/events/"+strconv.FormatUint(uint64(place), 10)+"/send", Sending{sink}, &re)
+	return re, c.ask(ctx, http.MethodPost, "/events/"+strconv.FormatUint(uint64(place), 10)+"/send", ResendRequest{sink}, &re)
 }

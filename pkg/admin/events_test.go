@@ -24,7 +24,7 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-func (w *world) search(t *testing.T, query url.Values) (ids []string, found Found) {
+func (w *world) search(t *testing.T, query url.Values) (ids []string, found SearchResult) {
 	t.Helper()
 	found, err := w.client.Search(t.Context(), query)
 	if err != nil {
@@ -85,8 +85,8 @@ func TestSearch(t *testing.T) {
 		if len(found.Events) == 3 && (found.Events[0].Source != "spare" || found.Events[1].Source != "main") {
 			t.Errorf("%s: they came by %q and %q", query, found.Events[0].Source, found.Events[1].Source)
 		}
-		if len(found.Events) > 0 && (found.Events[0].Fates[0].State != relay.Delivered || found.Events[0].Fates[0].At == nil) {
-			t.Errorf("%s: the fates are %+v", query, found.Events[0].Fates)
+		if len(found.Events) > 0 && (found.Events[0].Deliveries[0].State != relay.Delivered || found.Events[0].Deliveries[0].At == nil) {
+			t.Errorf("%s: the fates are %+v", query, found.Events[0].Deliveries)
 		}
 	}
 	_, err := w.client.Search(t.Context(), url.Values{"filter": {"("}})
@@ -206,14 +206,14 @@ func TestOneEvent(t *testing.T) {
 	w.put(t, "a")
 	eventually(t, "it arrives", func() bool { return len(w.broker.ids()) == 1 })
 	s, err := w.client.Event(t.Context(), 1, false)
-	if err != nil || s.Fates[0].State != relay.Delivered || bytes.Contains(s.Event.RawMessage, []byte("title")) || s.Bytes == 0 {
+	if err != nil || s.Deliveries[0].State != relay.Delivered || bytes.Contains(s.Event.RawMessage, []byte("title")) || s.Bytes == 0 {
 		t.Errorf("Event = %+v, %v", s, err)
 	}
 	if s, err = w.client.Event(t.Context(), 1, true); err != nil || !bytes.Contains(s.Event.RawMessage, []byte("title")) {
 		t.Errorf("with its data: %s, %v", s.Event.RawMessage, err)
 	}
 	re, err := w.client.Send(t.Context(), 1, "out")
-	if err != nil || re.Total != 1 || re.Place != 1 {
+	if err != nil || re.Total != 1 || re.Seq != 1 {
 		t.Fatalf("Send = %+v, %v", re, err)
 	}
 	eventually(t, "it arrives again", func() bool { return len(w.broker.ids()) == 2 })
@@ -262,7 +262,7 @@ func TestCountsByReason(t *testing.T) {
 	if _, err := w.journal.Quarantine(t.Context(), journal.Rejected{Source: "in", Received: time.Now(), Reason: "no event"}); err != nil {
 		t.Fatal(err)
 	}
-	var count AsideCount
+	var count DLQCount
 	var err error
 	eventually(t, "all are aside", func() bool {
 		if count, err = w.client.Count(t.Context(), nil); err != nil {
@@ -270,7 +270,7 @@ func TestCountsByReason(t *testing.T) {
 		}
 		return count.Total == 4
 	})
-	want := []AsideGroup{
+	want := []DLQGroup{
 		{Kind: KindDeadLetter, Sink: "out", Reason: "too_large", Count: 2},
 		{Kind: KindDeadLetter, Sink: "out", Reason: "invalid", Count: 1},
 		{Kind: KindQuarantine, Source: "in", Reason: Malformed, Count: 1},

@@ -18,10 +18,10 @@ const (
 	samples     = 720 // an hour
 )
 
-// History keeps an hour of what the metrics said, so that the last hour can be
+// MetricsRing keeps an hour of what the metrics said, so that the last hour can be
 // seen where nobody scrapes them. What it takes is bounded by the number of
 // sources and sinks: 6 KiB a figure.
-type History struct {
+type MetricsRing struct {
 	gatherer prometheus.Gatherer
 	now      func() time.Time
 
@@ -35,12 +35,12 @@ type History struct {
 type figure struct{ metric, name, outcome string }
 
 // NewHistory makes one of what gatherer tells. Run fills it.
-func NewHistory(gatherer prometheus.Gatherer, now func() time.Time) *History {
-	return &History{gatherer: gatherer, now: now, all: map[figure][]float64{}}
+func NewHistory(gatherer prometheus.Gatherer, now func() time.Time) *MetricsRing {
+	return &MetricsRing{gatherer: gatherer, now: now, all: map[figure][]float64{}}
 }
 
 // Run takes a sample at once and then again and again, until ctx is done.
-func (h *History) Run(ctx context.Context) {
+func (h *MetricsRing) Run(ctx context.Context) {
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	for {
@@ -55,14 +55,14 @@ func (h *History) Run(ctx context.Context) {
 
 // read returns what the metrics say now. A metric that cannot be read is left
 // out: others are worth showing all the same.
-func (h *History) read() map[figure]float64 {
+func (h *MetricsRing) read() map[figure]float64 {
 	families, _ := h.gatherer.Gather()
 	values := map[figure]float64{}
 	for _, f := range families {
 		label := map[string]string{
 			"postwire_received_total": "source", "postwire_events_stored_total": "source", "postwire_dedupe_hits_total": "source",
 			"postwire_sink_delivered_total": "sink", "postwire_sink_lag_events": "sink", "postwire_sink_lag_seconds": "sink",
-			"postwire_sink_retries_total": "sink", "postwire_sink_dead_letters_total": "sink", "postwire_sink_given_up_total": "sink",
+			"postwire_sink_retries_total": "sink", "postwire_sink_dead_letters_total": "sink", "postwire_sink_discarded_total": "sink",
 			"postwire_sink_breaker_open": "sink", "postwire_sink_filtered_total": "sink", "postwire_sink_replayed_total": "sink",
 			"postwire_journal_bytes": "-", "postwire_journal_events": "-",
 		}[f.GetName()]
@@ -90,7 +90,7 @@ func labelOf(m *dto.Metric, name string) string {
 }
 
 // sample takes one.
-func (h *History) sample() {
+func (h *MetricsRing) sample() {
 	values := h.read()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -161,16 +161,16 @@ func (Points) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeNumber, Nullable: true}}
 }
 
-// Figures are the last hour. All lists are as long as times, and belong to them.
-type Figures struct {
+// TimeSeries are the last hour. All lists are as long as times, and belong to them.
+type TimeSeries struct {
 	Times   []int64                  `json:"times" doc:"Unix seconds; each value is of the time until then, since the one before."`
-	Sources map[string]SourceFigures `json:"sources"`
-	Sinks   map[string]SinkFigures   `json:"sinks"`
-	Journal JournalFigures           `json:"journal"`
+	Sources map[string]SourceSeries `json:"sources"`
+	Sinks   map[string]SinkSeries   `json:"sinks"`
+	Journal JournalSeries           `json:"journal"`
 }
 
-// SourceFigures are those of a source, a second.
-type SourceFigures struct {
+// SourceSeries are those of a source, a second.
+type SourceSeries struct {
 	Received    Points `json:"received" doc:"Requests a second."`
 	Stored      Points `json:"stored" doc:"New events a second."`
 	Duplicates  Points `json:"duplicates" doc:"Repeats a second."`
@@ -178,18 +178,18 @@ type SourceFigures struct {
 	Refused     Points `json:"refused" doc:"Requests a second that were answered with an error."`
 }
 
-// SinkFigures are those of a sink.
-type SinkFigures struct {
+// SinkSeries are those of a sink.
+type SinkSeries struct {
 	Delivered Points `json:"delivered" doc:"Events a second that the broker acknowledged, replays included."`
 	Retries   Points `json:"retries" doc:"Attempts a second that failed and were repeated."`
 	Dead      Points `json:"dead" doc:"Events a second that were set aside."`
-	Behind    Points `json:"behind" doc:"Most events that waited."`
+	Behind    Points `json:"lag_events" doc:"Largest lag, in events."`
 	Age       Points `json:"age" doc:"Age of the oldest one that waited, in seconds."`
 	Open      Points `json:"open" doc:"1 where the breaker was open."`
 }
 
-// JournalFigures are those of the journal.
-type JournalFigures struct {
+// JournalSeries are those of the journal.
+type JournalSeries struct {
 	Bytes  Points `json:"bytes"`
 	Events Points `json:"events"`
 }
@@ -204,7 +204,7 @@ func welcome(outcome string) bool {
 }
 
 // Last returns the last hour in so many points at most.
-func (h *History) Last(points int) Figures {
+func (h *MetricsRing) Last(points int) TimeSeries {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	have := min(h.next, samples)
@@ -213,7 +213,7 @@ func (h *History) Last(points int) Figures {
 	for n := h.next - 1; n > h.next-have; n -= stride {
 		ends = append([]int{n}, ends...)
 	}
-	f := Figures{Times: []int64{}, Sources: map[string]SourceFigures{}, Sinks: map[string]SinkFigures{}}
+	f := TimeSeries{Times: []int64{}, Sources: map[string]SourceSeries{}, Sinks: map[string]SinkSeries{}}
 	for _, n := range ends {
 		f.Times = append(f.Times, h.times[n%samples].Unix())
 	}
@@ -256,15 +256,15 @@ func (h *History) Last(points int) Figures {
 			}
 		}
 	}
-	f.Journal = JournalFigures{blank(), blank()}
+	f.Journal = JournalSeries{blank(), blank()}
 	for key, line := range h.all {
 		source, known := f.Sources[key.name]
 		if !known {
-			source = SourceFigures{blank(), blank(), blank(), blank(), blank()}
+			source = SourceSeries{blank(), blank(), blank(), blank(), blank()}
 		}
 		sink, known := f.Sinks[key.name]
 		if !known {
-			sink = SinkFigures{blank(), blank(), blank(), blank(), blank(), blank()}
+			sink = SinkSeries{blank(), blank(), blank(), blank(), blank(), blank()}
 		}
 		of := &f.Sinks
 		switch key.metric {
@@ -314,16 +314,16 @@ func (h *History) Last(points int) Figures {
 }
 
 func (a *API) figures(api huma.API) {
-	huma.Register(api, operation("figures", http.MethodGet, "/figures", "The last hour in figures, as this process has seen it", 422),
+	huma.Register(api, operation("figures", http.MethodGet, "/stats", "The last hour in figures, as this process has seen it", 422),
 		func(_ context.Context, in *struct {
 			Points int `query:"points" minimum:"2" maximum:"720" default:"120" doc:"Most points in time."`
 		},
-		) (*struct{ Body Figures }, error) {
-			return &struct{ Body Figures }{a.History.Last(in.Points)}, nil
+		) (*struct{ Body TimeSeries }, error) {
+			return &struct{ Body TimeSeries }{a.History.Last(in.Points)}, nil
 		})
 }
 
 // Figures asks for the last hour in so many points.
-func (c *Client) Figures(ctx context.Context) (f Figures, err error) {
-	return f, c.ask(ctx, http.MethodGet, "/figures", nil, &f)
+func (c *Client) Figures(ctx context.Context) (f TimeSeries, err error) {
+	return f, c.ask(ctx, http.MethodGet, "/stats", nil, &f)
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // Message is one message of a tail: "event" holds a Seen, "fate" a Became,
-// "missed" a Missed, "quiet" a Quiet, "end" an Ended.
+// "missed" a Missed, "heartbeat" a Quiet, "end" an Ended.
 type Message struct {
 	Name string
 	Data json.RawMessage
@@ -133,7 +133,7 @@ func passing(err error) bool {
 type following struct {
 	see    func(Message) error
 	next   journal.Seq // 0 before the relay has said anything
-	ended  Ended
+	ended  TailEnd
 	failed error // of see
 }
 
@@ -171,7 +171,7 @@ func (f *following) message(m Message) error {
 		}
 		f.next = at.Seq + 1
 		return nil
-	case "quiet":
+	case "heartbeat":
 		f.next = at.Next
 	case "end":
 		f.next = at.Next

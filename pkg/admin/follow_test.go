@@ -72,16 +72,16 @@ func TestFollowAcrossConnections(t *testing.T) {
 	err := c.Follow(ctx, url.Values{"from": {"1h"}}, func(m Message) error {
 		switch m.Name {
 		case "event":
-			var s Seen
+			var s EventView
 			if err := json.Unmarshal(m.Data, &s); err != nil {
 				return err
 			}
 			seen = append(seen, s.Seq)
-			if s.Fates[0].State == "delivered" {
+			if s.Deliveries[0].State == "delivered" {
 				delivered = append(delivered, s.Seq)
 			}
-		case "fate":
-			var b Became
+		case "status":
+			var b StatusChanged
 			if err := json.Unmarshal(m.Data, &b); err != nil {
 				return err
 			}
@@ -191,7 +191,7 @@ func TestTailsSayWhyTheyEnded(t *testing.T) {
 			defer stop()
 			var once sync.Once
 			_, text := raw(t, base, "", func(*http.Request) {}, func(text string) bool {
-				if strings.Contains(text, "event: quiet") {
+				if strings.Contains(text, "event: heartbeat") {
 					once.Do(func() { end(stop) })
 				}
 				return false
@@ -224,7 +224,7 @@ func TestFollowAcrossARestart(t *testing.T) {
 			return err
 		}
 		switch m.Name {
-		case "quiet":
+		case "heartbeat":
 			if len(seen) == 0 {
 				w.append(t, 2)
 			}

@@ -15,8 +15,8 @@ import (
 // ErrNoHistory is wrapped where there is no history to compare with.
 var ErrNoHistory = errors.New("no history")
 
-// Reconciling is the body of a request to compare with a sender's history.
-type Reconciling struct {
+// ReconcileRequest is the body of a request to compare with a sender's history.
+type ReconcileRequest struct {
 	Source string `json:"source,omitempty" doc:"Name of the source; may be left out where one alone knows its sender's history."`
 	From   When   `json:"from" minLength:"1" doc:"Uploads from this time on: RFC 3339, or how long ago, such as 48h." example:"48h"`
 	To     When   `json:"to,omitempty" doc:"And before this one; empty is now." example:"10m"`
@@ -24,13 +24,13 @@ type Reconciling struct {
 }
 
 // Resolve implements huma.Resolver.
-func (r *Reconciling) Resolve(ctx huma.Context) []error {
+func (r *ReconcileRequest) Resolve(ctx huma.Context) []error {
 	return note(ctx, named("source", r.Source), dry(r.DryRun))
 }
 
 func (a *API) reconciling(api huma.API) {
 	huma.Register(api, operation("reconcile", http.MethodPost, "/reconcile", "Enter what a sender's history has and no webhook has told of", 404, 422, 502),
-		func(ctx context.Context, in *struct{ Body Reconciling }) (*struct{ Body reconcile.Report }, error) {
+		func(ctx context.Context, in *struct{ Body ReconcileRequest }) (*struct{ Body reconcile.Report }, error) {
 			times, err := a.times(map[string]When{"from": in.Body.From, "to": in.Body.To})
 			if err != nil {
 				return nil, err
@@ -54,6 +54,6 @@ func (a *API) reconciling(api huma.API) {
 }
 
 // Reconcile compares with a sender's history.
-func (c *Client) Reconcile(ctx context.Context, r Reconciling) (report reconcile.Report, err error) {
+func (c *Client) Reconcile(ctx context.Context, r ReconcileRequest) (report reconcile.Report, err error) {
 	return report, c.ask(ctx, http.MethodPost, "/reconcile", r, &report)
 }

@@ -18,13 +18,13 @@ type Source struct {
 	Source   string            `json:"source"`
 	Kind     string            `json:"kind" doc:"Type of the source in the configuration."`
 	Paths    []string          `json:"paths"`
-	Proven   bool              `json:"proven" doc:"Whether senders have to prove who they are."`
+	Proven   bool              `json:"auth_required" doc:"Whether senders must authenticate."`
 	Received map[string]uint64 `json:"received" doc:"Requests since this process began, by what became of them: accepted, duplicate, quarantined, unauthenticated, and so on."`
 	Stored   uint64            `json:"stored" doc:"New events since this process began."`
 	Repeats  uint64            `json:"repeats" doc:"Events that had been seen before and were dropped, since this process began."`
 
 	Secret    *SecretAge `json:"secret,omitempty" doc:"Of sources whose senders sign."`
-	Reconcile *Compared  `json:"reconcile,omitempty" doc:"Of sources that know their sender's history."`
+	Reconcile *ReconcileStatus  `json:"reconcile,omitempty" doc:"Of sources that know their sender's history."`
 }
 
 // SecretAge is how old the secret is by which senders sign.
@@ -35,8 +35,8 @@ type SecretAge struct {
 	Rotated bool       `json:"rotated,omitempty" doc:"Whether it has taken the place of another one since this process began."`
 }
 
-// Compared is how the comparisons with a sender's history go.
-type Compared struct {
+// ReconcileStatus is how the comparisons with a sender's history go.
+type ReconcileStatus struct {
 	Every     string            `json:"every,omitempty" doc:"How often; absent is by hand only."`
 	Recovered uint64            `json:"recovered" doc:"Events that no webhook has told of, found since this process began."`
 	Last      *time.Time        `json:"last,omitempty" doc:"When the last comparison was, by this process."`

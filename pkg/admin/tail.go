@@ -16,48 +16,48 @@ import (
 	"github.com/postwire/postwire/pkg/relay"
 )
 
-// Seen is an event as a tail sees it first.
-type Seen struct {
-	Seq      journal.Seq  `json:"seq" doc:"Place in the journal."`
+// EventView is an event as a tail sees it first.
+type EventView struct {
+	Seq      journal.Seq  `json:"seq" doc:"Position of the event in the journal."`
 	Accepted time.Time    `json:"accepted"`
 	Source   string       `json:"source,omitempty" doc:"Name of the source that took it in; absent where an older version did not write it down."`
 	Event    CloudEvent   `json:"event" doc:"Without data, unless it was asked for."`
 	Bytes    int          `json:"bytes" doc:"Size of its data."`
-	Only     string       `json:"only,omitempty" doc:"The one sink that a retried event is for."`
-	Of       journal.Seq  `json:"of,omitempty" doc:"Where a retried event was first."`
-	Fates    []relay.Fate `json:"fates" doc:"What has become of it at each sink."`
+	TargetSink     string       `json:"target_sink,omitempty" doc:"Sink to which a redelivered event goes; absent for other events."`
+	OriginSeq       journal.Seq  `json:"origin_seq,omitempty" doc:"Sequence of the original event of a redelivered event."`
+	Deliveries    []relay.DeliveryStatus `json:"deliveries" doc:"Delivery status at each sink."`
 }
 
-func seenOf(r journal.Record, fates []relay.Fate, data bool) (Seen, error) {
+func seenOf(r journal.Record, fates []relay.DeliveryStatus, data bool) (EventView, error) {
 	text, err := attributes(r.Event, data)
-	return Seen{
+	return EventView{
 		Seq: r.Seq, Accepted: r.Accepted, Source: r.Event.SourceName, Event: CloudEvent{text}, Bytes: len(r.Event.CloudEvent.DataEncoded),
-		Only: r.Only, Of: r.Of, Fates: fates,
+		TargetSink: r.Only, OriginSeq: r.Of, Deliveries: fates,
 	}, err
 }
 
-// Became is what became of an event at one sink after it was seen.
-type Became struct {
+// StatusChanged is what became of an event at one sink after it was seen.
+type StatusChanged struct {
 	Seq journal.Seq `json:"seq"`
 	ID  string      `json:"id" doc:"CloudEvents id."`
-	relay.Fate
+	relay.DeliveryStatus
 	At    time.Time `json:"at" doc:"When that was seen."`
 	After float64   `json:"after" doc:"Seconds since the event was accepted."`
 }
 
-// Missed is how many events a tail with a most did not tell of.
-type Missed struct {
-	Events uint64 `json:"events" doc:"Since that was said last. Where a tail fell far behind in a cluster, places of the journal, of which not each has an event."`
+// Dropped is how many events a tail with a most did not tell of.
+type Dropped struct {
+	Events uint64 `json:"events" doc:"Events not shown since the previous dropped message. If a tail in a cluster fell far behind, the number counts sequences, and some sequences have no event."`
 }
 
-// Quiet says that the tail still runs.
-type Quiet struct {
-	Last journal.Seq `json:"last" doc:"Place of the newest event."`
+// Heartbeat says that the tail still runs.
+type Heartbeat struct {
+	Last journal.Seq `json:"last" doc:"Sequence of the newest event in the journal."`
 	Next journal.Seq `json:"next" doc:"Sequence at which the tail is. A tail that begins there, by the parameter seq, leaves nothing out and repeats nothing."`
 }
 
-// Ended is the last message of a tail.
-type Ended struct {
+// TailEnd is the last message of a tail.
+type TailEnd struct {
 	Next    journal.Seq `json:"next" doc:"Sequence at which the tail ended. A tail that begins there, by the parameter seq, leaves nothing out and repeats nothing."`
 	Reason  EndReason   `json:"reason" enum:"connection_age,shutdown,revoked,session,failed" doc:"Why the tail ended: the connection reached admin.max_connection_age, the relay stops, the token was replaced or removed, the session is over, or the journal cannot be read."`
 	Pending int         `json:"pending,omitempty" doc:"Events that the tail told of whose delivery was pending at some sink. A tail that begins at next does not tell what becomes of them."`
@@ -96,8 +96,8 @@ type tailInput struct {
 	From   When   `query:"from" doc:"Begin with events accepted at this time: RFC 3339, or how long ago, such as 10m. Empty is from now on."`
 	Seq    uint64 `query:"seq" doc:"Begin with the event at this sequence, whatever from says: next of the last message of another tail."`
 	Data   bool   `query:"data" doc:"Show the events' data too, which is personal."`
-	Most   int    `query:"most" minimum:"0" maximum:"1000" doc:"Most events a second; what comes beyond is counted only, and told as missed. 0 is all."`
-	Last   int    `header:"Last-Event-ID" doc:"Begin behind the event at this place, whatever seq and from say."`
+	MaxRate   int    `query:"max_rate" minimum:"0" maximum:"1000" doc:"Maximum number of events per second. Further events are counted in dropped messages and not shown. 0 shows every event."`
+	Last   int    `header:"Last-Event-ID" doc:"Start after the event with this sequence. Overrides seq and from."`
 
 	filter filter.Filter
 }
@@ -133,7 +133,7 @@ func (a *API) tail(api huma.API) {
 		next(ctx)
 	})
 	sse.Register(api, o,
-		map[string]any{"event": Seen{}, "fate": Became{}, "missed": Missed{}, "quiet": Quiet{}, "end": Ended{}},
+		map[string]any{"event": EventView{}, "status": StatusChanged{}, "dropped": Dropped{}, "heartbeat": Heartbeat{}, "end": TailEnd{}},
 		func(ctx context.Context, in *tailInput, send sse.Sender) {
 			a.Metrics.tails.Inc()
 			defer a.Metrics.tails.Dec()
@@ -142,15 +142,15 @@ func (a *API) tail(api huma.API) {
 			if err == nil {
 				err = w.begin(from) // the caller sees that it is connected
 			}
-			at := relay.Tailed{Next: from}
+			at := relay.TailResult{Next: from}
 			if err == nil {
 				end, stop := atExpiry(ctx)
 				defer stop()
-				at, err = a.Relay.Tail(ctx, relay.Tailing{From: from, Filter: in.filter, Source: in.Source, Most: in.Most, End: end}, w)
+				at, err = a.Relay.Tail(ctx, relay.TailOptions{From: from, Filter: in.filter, Source: in.Source, MaxRate: in.MaxRate, End: end}, w)
 			}
 			reason := endReason(ctx, err)
 			if !w.failed {
-				_ = w.tell(int(at.Next)-1, Ended{at.Next, reason, at.Pending}) // the client has it, or is gone
+				_ = w.tell(int(at.Next)-1, TailEnd{at.Next, reason, at.Pending}) // the client has it, or is gone
 			}
 			a.Log.Debug("tail ended", zap.String("reason", string(reason)), zap.Error(err))
 		})
@@ -207,30 +207,30 @@ func (w *watcher) write(m sse.Message) error {
 }
 
 func (w *watcher) begin(from journal.Seq) error {
-	return w.write(sse.Message{ID: int(from) - 1, Data: Quiet{w.api.Journal.Last(), from}, Retry: int(reconnectAfter.Milliseconds())})
+	return w.write(sse.Message{ID: int(from) - 1, Data: Heartbeat{w.api.Journal.Last(), from}, Retry: int(reconnectAfter.Milliseconds())})
 }
 
-// Sighted implements relay.Watcher.
-func (w *watcher) Sighted(s relay.Sighting) error {
-	seen, err := seenOf(s.Record, s.Fates, w.data)
+// OnEvent implements relay.Watcher.
+func (w *watcher) OnEvent(s relay.TailEvent) error {
+	seen, err := seenOf(s.Record, s.Deliveries, w.data)
 	if err != nil {
 		return err
 	}
 	return w.tell(int(s.Record.Seq), seen)
 }
 
-// Turned implements relay.Watcher.
-func (w *watcher) Turned(t relay.Turn) error {
-	return w.tell(0, Became{
-		Seq: t.Record.Seq, ID: t.Record.Event.CloudEvent.ID(), Fate: t.Fate, At: t.At.UTC(),
+// OnStatusChange implements relay.Watcher.
+func (w *watcher) OnStatusChange(t relay.StatusChange) error {
+	return w.tell(0, StatusChanged{
+		Seq: t.Record.Seq, ID: t.Record.Event.CloudEvent.ID(), DeliveryStatus: t.Status, At: t.At.UTC(),
 		After: t.At.Sub(t.Record.Accepted).Seconds(),
 	})
 }
 
-// Missed implements relay.Watcher.
-func (w *watcher) Missed(n uint64) error { return w.tell(0, Missed{n}) }
+// OnDropped implements relay.Watcher.
+func (w *watcher) OnDropped(n uint64) error { return w.tell(0, Dropped{n}) }
 
-// Idle implements relay.Watcher.
-func (w *watcher) Idle(next journal.Seq) error {
-	return w.tell(int(next)-1, Quiet{w.api.Journal.Last(), next})
+// OnIdle implements relay.Watcher.
+func (w *watcher) OnIdle(next journal.Seq) error {
+	return w.tell(int(next)-1, Heartbeat{w.api.Journal.Last(), next})
 }

@@ -55,7 +55,7 @@ type App struct {
 
 	credentials *admin.Credentials // of the admin API
 
-	history *admin.History
+	history *admin.MetricsRing
 	last    atomic.Pointer[admin.LastReload] // nil before the first
 	used    atomic.Pointer[map[string]usage] // by source
 	began   time.Time

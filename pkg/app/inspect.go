@@ -159,14 +159,14 @@ func (s *secrets) age(name string) *admin.SecretAge {
 }
 
 // told says how the comparisons of a source go; nil where there are none.
-func (g *gaps) told(name string) *admin.Compared {
+func (g *gaps) told(name string) *admin.ReconcileStatus {
 	g.mu.Lock()
 	s := g.sources[name]
 	g.mu.Unlock()
 	if s == nil {
 		return nil
 	}
-	c := &admin.Compared{}
+	c := &admin.ReconcileStatus{}
 	if every := s.schedule.Interval; every > 0 {
 		c.Every = config.FormatDuration(every)
 	}

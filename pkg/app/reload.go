@@ -180,7 +180,7 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 		return nil, nil, err
 	}
 	changed = old.changes(next)
-	if err := a.relay.Exchange(ctx, next.Sinks); err != nil {
+	if err := a.relay.SetSinks(ctx, next.Sinks); err != nil {
 		return nil, nil, err
 	}
 
@@ -192,7 +192,7 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 		err = a.ingress.Exchange(routes)
 	}
 	if err != nil { // it has been right a moment ago
-		return nil, nil, errors.Join(err, a.relay.Exchange(ctx, old.Sinks))
+		return nil, nil, errors.Join(err, a.relay.SetSinks(ctx, old.Sinks))
 	}
 	a.understand.exchange(routes)
 	a.mismatches.forget(routes)

@@ -385,15 +385,15 @@ func (d Dead) ID() DeadID { return DeadID{d.Sink, d.Letter.Seq} }
 type GivenUp struct {
 	From   Seq       `json:"from"`
 	To     Seq       `json:"to"`
-	Reason string    `json:"reason"` // max_age, max_events, dropped, or retried
+	Reason string    `json:"reason"` // after, beyond, dropped, or redelivered
 	At     time.Time `json:"at"`
 	As     Seq       `json:"as,omitempty"` // where a retried event stands now
 }
 
 // Why a sink was never given an event.
 const (
-	GivenUpAge     = "max_age"
-	GivenUpBacklog = "max_events"
-	GivenUpDropped = "dropped" // an operator dropped the dead letter
-	GivenUpRetried = "retried" // it stands behind As
+	GivenUpAge     = "after"
+	GivenUpBacklog = "beyond"
+	GivenUpDropped = "dropped"     // an operator dropped the dead letter
+	GivenUpRetried = "redelivered" // it stands behind As
 )

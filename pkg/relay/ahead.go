@@ -31,7 +31,7 @@ type ahead struct {
 }
 
 // mayRunAhead reports whether something may go on beside a delivery.
-func (p *Pump) mayRunAhead() bool { return p.cursor.Moved() == nil && p.settings.MaxEvents == 0 }
+func (p *Pump) mayRunAhead() bool { return p.cursor.Moved() == nil && p.settings.Discard.Beyond == 0 }
 
 // runAhead begins what goes on beside the delivery of so many records.
 func (p *Pump) runAhead(ctx, hard context.Context, inHand int) {

@@ -14,7 +14,7 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// Exchange lets these sinks take the place of those there are, while the others
+// SetSinks lets these sinks take the place of those there are, while the others
 // go on. Nothing is lost, because a sink's place is its cursor's:
 //
 //   - One whose own keys or redaction have changed is opened anew before its next
@@ -27,11 +27,11 @@ import (
 //
 // An error that comes before anything was changed says so by wrapping
 // ErrUnchanged. Otherwise it returns when all is done, or ctx is done.
-func (r *Relay) Exchange(ctx context.Context, next []sinks.Configured) error {
+func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
 	r.exchanging.Lock()
 	defer r.exchanging.Unlock()
 	before := map[string]*Pump{}
-	for _, p := range r.now() {
+	for _, p := range r.pumpSnapshot() {
 		before[p.name] = p
 	}
 	// What may fail comes first.

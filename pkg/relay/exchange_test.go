@@ -29,13 +29,13 @@ func TestExchangeUnderWay(t *testing.T) {
 	all := put(0, 50)
 	for n := range 20 { // other settings each time: another pump at the same place
 		first.Settings.Batch = n + 1
-		if err := b.relay.Exchange(t.Context(), []sinks.Configured{first, b.opts.Sinks[1]}); err != nil {
+		if err := b.relay.SetSinks(t.Context(), []sinks.Configured{first, b.opts.Sinks[1]}); err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, put(50+10*n, 60+10*n)...)
 	}
 	eventually(t, "the second sink has all", func() bool { return len(goes.ids()) == len(all) })
-	if err := b.relay.Exchange(t.Context(), []sinks.Configured{added, first}); err != nil {
+	if err := b.relay.SetSinks(t.Context(), []sinks.Configured{added, first}); err != nil {
 		t.Fatal(err)
 	}
 	later := put(1000, 1050)
@@ -51,11 +51,11 @@ func TestExchangeUnderWay(t *testing.T) {
 	if !slices.Equal(names, []string{"added", "sink0"}) || !errors.Is(b.relay.Has("sink1"), ErrNoSink) {
 		t.Errorf("the sinks are %v", names)
 	}
-	if first.Settings.Filter = "platform ="; !errors.Is(b.relay.Exchange(t.Context(), []sinks.Configured{first}), ErrUnchanged) || len(b.relay.Status()) != 2 {
+	if first.Settings.Filter = "platform ="; !errors.Is(b.relay.SetSinks(t.Context(), []sinks.Configured{first}), ErrUnchanged) || len(b.relay.Status()) != 2 {
 		t.Error("a filter that is none is taken")
 	}
 	// It is where it was left.
-	if err := b.relay.Exchange(t.Context(), append(slices.Clone(b.opts.Sinks), added)); err != nil {
+	if err := b.relay.SetSinks(t.Context(), append(slices.Clone(b.opts.Sinks), added)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the second sink is back", func() bool { return len(goes.ids()) == len(all) })
@@ -71,7 +71,7 @@ func TestExchangeWaitsForTheBroker(t *testing.T) {
 	done := make(chan error, 1)
 	other := b.opts.Sinks[0]
 	other.Settings.Batch = 7
-	go func() { done <- b.relay.Exchange(t.Context(), []sinks.Configured{other}) }()
+	go func() { done <- b.relay.SetSinks(t.Context(), []sinks.Configured{other}) }()
 	select {
 	case err := <-done:
 		t.Errorf("it did not wait: %v", err)

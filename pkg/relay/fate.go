@@ -12,49 +12,49 @@ import (
 // State is what became of an event at a sink. The set is closed.
 type State string
 
-// The states there are. All but Waiting are final.
+// The states there are. All but Pending are final.
 const (
-	Waiting    State = "waiting"     // in the journal, to be delivered
+	Pending    State = "pending"     // in the journal, to be delivered
 	Delivered  State = "delivered"   // the broker acknowledged it
 	Filtered   State = "filtered"    // the sink's filter does not take it, or it is a retry for another sink
-	Earlier    State = "earlier"     // it was accepted before the sink began
+	Skipped    State = "skipped"     // it was accepted before the sink began
 	DeadLetter State = "dead_letter" // refused for good, and set aside
 	Dropped    State = "dropped"     // refused, and dropped by an operator
-	Retried    State = "retried"     // refused, and appended again by an operator
-	GivenUp    State = "given_up"    // by max_age or max_events of the sink
+	Redelivered    State = "redelivered" // refused, and appended again by an operator
+	Discarded    State = "discarded"   // by discard of the sink
 )
 
-// Fate is what became of an event at one sink.
-type Fate struct {
+// DeliveryStatus is what became of an event at one sink.
+type DeliveryStatus struct {
 	Sink     string      `json:"sink"`
-	State    State       `json:"state" enum:"waiting,delivered,filtered,earlier,dead_letter,dropped,retried,given_up"`
-	Reason   string      `json:"reason,omitempty" doc:"Why it was refused or given up."`
-	Error    string      `json:"error,omitempty" doc:"What the broker said."`
-	Attempts int         `json:"attempts,omitempty" doc:"Attempts until it was delivered or refused, as far as they are known."`
-	First    *time.Time  `json:"first,omitempty" doc:"First attempt of what was refused."`
-	At       *time.Time  `json:"at,omitempty" doc:"When it was delivered, refused or given up; absent where that is not remembered."`
-	After    *time.Time  `json:"after,omitempty" doc:"It was delivered at this time or later, and before before: what is kept of an earlier process, or of another one."`
-	Before   *time.Time  `json:"before,omitempty" doc:"It was delivered before this time; when exactly is not remembered."`
-	As       journal.Seq `json:"as,omitempty" doc:"Place of the retried event."`
+	State    State       `json:"state" enum:"pending,delivered,filtered,skipped,dead_letter,dropped,redelivered,discarded"`
+	Reason   string      `json:"reason,omitempty" doc:"Why the sink refused or discarded the event."`
+	Error    string      `json:"error,omitempty" doc:"Error of the broker."`
+	Attempts int         `json:"attempts,omitempty" doc:"Attempts until the event was delivered or refused, as far as the relay remembers."`
+	First    *time.Time  `json:"first,omitempty" doc:"First attempt to deliver an event that was refused."`
+	At       *time.Time  `json:"at,omitempty" doc:"Time of delivery, refusal or discard; absent if the relay does not remember the time."`
+	After    *time.Time  `json:"after,omitempty" doc:"Earliest possible time of delivery. Set together with before if another process, or an earlier one, delivered the event: delivery times of other processes have a precision of ten seconds."`
+	Before   *time.Time  `json:"before,omitempty" doc:"Latest possible time of delivery."`
+	RedeliveredAs       journal.Seq `json:"redelivered_as,omitempty" doc:"Sequence of the redelivered event."`
 }
 
-// Fates says what became of a record at each sink, in the order of the
+// Deliveries says what became of a record at each sink, in the order of the
 // configuration. It looks at what is stored: a sink that has been added to the
 // journal later, or whose filter was changed, is judged by what it is now.
-func (r *Relay) Fates(ctx context.Context, record journal.Record) ([]Fate, error) {
-	pumps := r.now()
-	fates := make([]Fate, len(pumps))
+func (r *Relay) Deliveries(ctx context.Context, record journal.Record) ([]DeliveryStatus, error) {
+	pumps := r.pumpSnapshot()
+	fates := make([]DeliveryStatus, len(pumps))
 	for i, p := range pumps {
 		var err error
-		if fates[i], err = r.fate(ctx, p, record); err != nil {
+		if fates[i], err = r.deliveryStatus(ctx, p, record); err != nil {
 			return nil, err
 		}
 	}
 	return fates, nil
 }
 
-func (r *Relay) fate(ctx context.Context, p *Pump, record journal.Record) (Fate, error) {
-	f := Fate{Sink: p.name, State: Delivered}
+func (r *Relay) deliveryStatus(ctx context.Context, p *Pump, record journal.Record) (DeliveryStatus, error) {
+	f := DeliveryStatus{Sink: p.name, State: Delivered}
 	taken := record.Only == p.name
 	if record.Only == "" {
 		taken, _ = p.filter.Matches(record.Event)
@@ -65,7 +65,7 @@ func (r *Relay) fate(ctx context.Context, p *Pump, record journal.Record) (Fate,
 		f.State = Filtered
 		return f, nil
 	case record.Seq > p.cursor.Committed() && !earlier:
-		f.State = Waiting
+		f.State = Pending
 		return f, nil
 	}
 	id := journal.DeadID{Sink: p.name, Seq: record.Seq}
@@ -77,7 +77,7 @@ func (r *Relay) fate(ctx context.Context, p *Pump, record journal.Record) (Fate,
 	case !errors.Is(err, journal.ErrNotFound):
 		return f, err
 	case earlier: // an adopted event is one, too, unless it was refused
-		f.State = Earlier
+		f.State = Skipped
 		return f, nil
 	}
 	switch lost, err := r.opts.Journal.Lost(ctx, id); {
@@ -97,9 +97,9 @@ func (r *Relay) fate(ctx context.Context, p *Pump, record journal.Record) (Fate,
 	case lost.Reason == journal.GivenUpDropped:
 		f.State, f.At = Dropped, moment(lost.At)
 	case lost.Reason == journal.GivenUpRetried:
-		f.State, f.As, f.At = Retried, lost.As, moment(lost.At)
+		f.State, f.RedeliveredAs, f.At = Redelivered, lost.As, moment(lost.At)
 	default:
-		f.State, f.Reason, f.At = GivenUp, lost.Reason, moment(lost.At)
+		f.State, f.Reason, f.At = Discarded, lost.Reason, moment(lost.At)
 	}
 	return f, nil
 }
@@ -113,43 +113,43 @@ func moment(t time.Time) *time.Time {
 	return &t
 }
 
-// Sighting is an event as a tail sees it first.
-type Sighting struct {
+// TailEvent is an event as a tail sees it first.
+type TailEvent struct {
 	Record journal.Record
-	Fates  []Fate
+	Deliveries  []DeliveryStatus
 }
 
-// Turn is a fate that became final after the sighting.
-type Turn struct {
+// StatusChange is a fate that became final after the sighting.
+type StatusChange struct {
 	Record journal.Record
-	Fate   Fate
+	Status   DeliveryStatus
 	At     time.Time
 }
 
-// Watcher is told what a tail sees. An error of its ends the tail.
-type Watcher interface {
-	Sighted(Sighting) error
-	Turned(Turn) error
-	Missed(n uint64) error       // so many more were not told of
-	Idle(next journal.Seq) error // now and then, when there is nothing to tell; next is where the tail is
+// TailHandler is told what a tail sees. An error of its ends the tail.
+type TailHandler interface {
+	OnEvent(TailEvent) error
+	OnStatusChange(StatusChange) error
+	OnDropped(n uint64) error       // so many more were not told of
+	OnIdle(next journal.Seq) error // now and then, when there is nothing to tell; next is where the tail is
 }
 
-// Tailing says what a tail tells of.
-type Tailing struct {
+// TailOptions says what a tail tells of.
+type TailOptions struct {
 	From   journal.Seq
 	Filter filter.Filter
 	Source string // only events that the source of this name took in; empty is all
-	// Most is how many events a second are told of; what comes beyond is
+	// MaxRate is how many events a second are told of; what comes beyond is
 	// counted only. A tail that has fallen far behind all the same goes on
 	// with what is new. 0 tells of all there are.
-	Most int
+	MaxRate int
 	// End is closed when the tail is to tell of no more events. It then waits up to
 	// settleWithin for what becomes of those it told of, and ends. Nil is never.
 	End <-chan struct{}
 }
 
-// Tailed is where a tail ended.
-type Tailed struct {
+// TailResult is where a tail ended.
+type TailResult struct {
 	Next    journal.Seq // where a tail goes on that leaves nothing out and repeats nothing
 	Pending int         // events that were told of, and whose delivery was pending somewhere
 }
@@ -173,24 +173,24 @@ var errSettled = errors.New("the tail has ended")
 // becomes of them at each sink, until ctx is done, w fails, or the tail is to end. It
 // reads what is stored: a slow watcher holds nobody up. It returns where it ended,
 // also with an error.
-func (r *Relay) Tail(ctx context.Context, what Tailing, w Watcher) (Tailed, error) {
-	t := &tail{relay: r, what: what, to: w, next: what.From, told: &budget{most: what.Most, now: r.opts.Now}}
+func (r *Relay) Tail(ctx context.Context, what TailOptions, w TailHandler) (TailResult, error) {
+	t := &tail{relay: r, what: what, to: w, next: what.From, told: &rateGate{most: what.MaxRate, now: r.opts.Now}}
 	err := t.run(ctx)
 	if errors.Is(err, errSettled) {
 		err = nil
 	}
-	return Tailed{t.next, len(t.watched)}, err
+	return TailResult{t.next, len(t.watched)}, err
 }
 
 // tail is one that runs.
 type tail struct {
 	relay   *Relay
-	what    Tailing
-	to      Watcher
+	what    TailOptions
+	to      TailHandler
 	next    journal.Seq
-	watched []Sighting // with a fate that is not final
+	watched []TailEvent // with a fate that is not final
 	missed  uint64
-	told    *budget
+	told    *rateGate
 }
 
 func (t *tail) run(ctx context.Context) error {
@@ -226,7 +226,7 @@ func (t *tail) run(ctx context.Context) error {
 				return err
 			}
 		case !woken:
-			if err := t.to.Idle(t.next); err != nil {
+			if err := t.to.OnIdle(t.next); err != nil {
 				return err
 			}
 		}
@@ -245,7 +245,7 @@ func (t *tail) ending() bool {
 
 // read tells of the next events, and returns how many it looked at.
 func (t *tail) read(ctx context.Context) (int, error) {
-	if last := t.relay.opts.Journal.Last(); t.what.Most > 0 && last > t.next && last-t.next > maxBehind {
+	if last := t.relay.opts.Journal.Last(); t.what.MaxRate > 0 && last > t.next && last-t.next > maxBehind {
 		t.missed += uint64(last - t.next)
 		t.next = last
 	}
@@ -277,12 +277,12 @@ func (t *tail) tell(ctx context.Context, record journal.Record) error {
 		t.missed++
 		return nil
 	}
-	s := Sighting{Record: record}
+	s := TailEvent{Record: record}
 	var err error
-	if s.Fates, err = t.relay.Fates(ctx, record); err != nil {
+	if s.Deliveries, err = t.relay.Deliveries(ctx, record); err != nil {
 		return err
 	}
-	if err := t.to.Sighted(s); err != nil {
+	if err := t.to.OnEvent(s); err != nil {
 		return err
 	}
 	if s.waits() {
@@ -294,7 +294,7 @@ func (t *tail) tell(ctx context.Context, record journal.Record) error {
 func (t *tail) tellMissed() error {
 	n := t.missed
 	t.missed = 0
-	return t.to.Missed(n)
+	return t.to.OnDropped(n)
 }
 
 // follow tells of what has become of the events that were told of.
@@ -326,8 +326,8 @@ func (t *tail) settle(ctx context.Context) error {
 	}
 }
 
-// budget is how much a tail may tell in each second.
-type budget struct {
+// rateGate is how much a tail may tell in each second.
+type rateGate struct {
 	most   int // 0 is no limit
 	now    func() time.Time
 	second int64
@@ -335,7 +335,7 @@ type budget struct {
 	said   int64 // the second in which it was said what is missing
 }
 
-func (b *budget) allows() bool {
+func (b *rateGate) allows() bool {
 	if b.most == 0 {
 		return true
 	}
@@ -347,16 +347,16 @@ func (b *budget) allows() bool {
 }
 
 // due reports whether what is missing is to be said: once a second.
-func (b *budget) due() bool {
+func (b *rateGate) due() bool {
 	now := b.now().Unix()
 	due := now != b.said
 	b.said = now
 	return due
 }
 
-func (s Sighting) waits() bool {
-	for _, f := range s.Fates {
-		if f.State == Waiting {
+func (s TailEvent) waits() bool {
+	for _, f := range s.Deliveries {
+		if f.State == Pending {
 			return true
 		}
 	}
@@ -364,27 +364,27 @@ func (s Sighting) waits() bool {
 }
 
 // follow looks again at what is not final, and returns what still is not.
-func (r *Relay) follow(ctx context.Context, watched []Sighting, w Watcher) (rest []Sighting, err error) {
+func (r *Relay) follow(ctx context.Context, watched []TailEvent, w TailHandler) (rest []TailEvent, err error) {
 	if n := len(watched) - maxWatched; n > 0 {
 		watched = watched[n:]
 	}
 	for _, s := range watched {
-		for i, f := range s.Fates {
-			if f.State != Waiting {
+		for i, f := range s.Deliveries {
+			if f.State != Pending {
 				continue
 			}
 			p, err := r.pump(f.Sink)
 			if err != nil {
 				continue // the sink is no more: it waits for ever
 			}
-			if f, err = r.fate(ctx, p, s.Record); err != nil {
+			if f, err = r.deliveryStatus(ctx, p, s.Record); err != nil {
 				return nil, err
 			}
-			if f.State == Waiting {
+			if f.State == Pending {
 				continue
 			}
-			s.Fates[i] = f
-			if err := w.Turned(Turn{s.Record, f, r.opts.Now()}); err != nil {
+			s.Deliveries[i] = f
+			if err := w.OnStatusChange(StatusChange{s.Record, f, r.opts.Now()}); err != nil {
 				return nil, err
 			}
 		}

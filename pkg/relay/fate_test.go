@@ -80,7 +80,7 @@ func (b *bench) fates(t *testing.T, s journal.Seq) string {
 	if err != nil || len(records) == 0 {
 		t.Fatalf("Read(%d) = %v, %v", s, records, err)
 	}
-	fates, err := b.relay.Fates(t.Context(), records[0])
+	fates, err := b.relay.Deliveries(t.Context(), records[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,9 +91,9 @@ func (b *bench) fates(t *testing.T, s journal.Seq) string {
 	return strings.Join(states, " ")
 }
 
-// TestGivesUpByAgeAndNumber: by the operator's will the oldest are given up,
+// TestDiscardsByAgeAndNumber: the discard policy of a sink discards the oldest events,
 // which the log, a metric and the event's fate say.
-func TestGivesUpByAgeAndNumber(t *testing.T) {
+func TestDiscardsByAgeAndNumber(t *testing.T) {
 	up := make(chan struct{})
 	broker := &broker{whole: func(int) error {
 		select {
@@ -103,7 +103,7 @@ func TestGivesUpByAgeAndNumber(t *testing.T) {
 			return errDown
 		}
 	}}
-	b := start(t, func(s *sinks.Settings) { s.MaxEvents, s.Batch = 10, 4 }, broker)
+	b := start(t, func(s *sinks.Settings) { s.Discard.Beyond, s.Batch = 10, 4 }, broker)
 	b.put(t, numbers(25)...)
 	eventually(t, "the cursor gives up", func() bool { return b.committed(0) == 15 })
 	close(up)
@@ -112,17 +112,17 @@ func TestGivesUpByAgeAndNumber(t *testing.T) {
 		t.Errorf("delivered (-want +got):\n%s", diff)
 	}
 	b.stop()
-	if n := testutil.ToFloat64(b.metrics.given.WithLabelValues("sink0", "max_events")); n != 15 {
+	if n := testutil.ToFloat64(b.metrics.discarded.WithLabelValues("sink0", "beyond")); n != 15 {
 		t.Errorf("%v given up are counted", n)
 	}
 	told := int64(0)
-	for _, e := range b.logs.FilterMessageSnippet("given up").All() {
+	for _, e := range b.logs.FilterMessageSnippet("events discarded").All() {
 		told += e.ContextMap()["events"].(int64)
 	}
 	if told != 15 {
 		t.Errorf("the log tells of %d given up", told)
 	}
-	for s, want := range map[journal.Seq]string{1: "given_up:max_events", 15: "given_up:max_events", 16: "delivered", 25: "delivered"} {
+	for s, want := range map[journal.Seq]string{1: "discarded:beyond", 15: "discarded:beyond", 16: "delivered", 25: "delivered"} {
 		if got := b.fates(t, s); got != want {
 			t.Errorf("the fate of event %d is %s, want %s", s, got, want)
 		}
@@ -131,10 +131,10 @@ func TestGivesUpByAgeAndNumber(t *testing.T) {
 
 func TestGivesUpByAge(t *testing.T) {
 	broker := &broker{whole: func(int) error { return errDown }}
-	b := start(t, func(s *sinks.Settings) { s.MaxAge = 30 * time.Millisecond }, broker)
+	b := start(t, func(s *sinks.Settings) { s.Discard.After = 30 * time.Millisecond }, broker)
 	b.put(t, "0", "1")
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 2 })
-	if got := b.fates(t, 2); got != "given_up:max_age" {
+	if got := b.fates(t, 2); got != "discarded:after" {
 		t.Errorf("the fate is %s", got)
 	}
 	if len(b.dead(t)) != 0 {
@@ -175,7 +175,7 @@ func TestRetryReachesItsSinkOnly(t *testing.T) {
 	if diff := cmp.Diff([]string{"0", "1", "2"}, easy.ids()); diff != "" {
 		t.Errorf("the other got (-want +got):\n%s", diff)
 	}
-	if a, z := b.fates(t, 2), b.fates(t, 4); a != "retried delivered" || z != "delivered filtered" {
+	if a, z := b.fates(t, 2), b.fates(t, 4); a != "redelivered delivered" || z != "delivered filtered" {
 		t.Errorf("the fates are %s, and of the retry %s", a, z)
 	}
 }
@@ -186,23 +186,23 @@ type script struct {
 	lines []string
 }
 
-func (s *script) Sighted(e Sighting) error {
+func (s *script) OnEvent(e TailEvent) error {
 	line := "see " + e.Record.Event.CloudEvent.ID()
-	for _, f := range e.Fates {
+	for _, f := range e.Deliveries {
 		line += " " + string(f.State)
 	}
 	return s.write(line)
 }
 
-func (s *script) Turned(e Turn) error {
-	return s.write(fmt.Sprintf("%s at %s: %s", e.Record.Event.CloudEvent.ID(), e.Fate.Sink, e.Fate.State))
+func (s *script) OnStatusChange(e StatusChange) error {
+	return s.write(fmt.Sprintf("%s at %s: %s", e.Record.Event.CloudEvent.ID(), e.Status.Sink, e.Status.State))
 }
 
-func (s *script) Missed(n uint64) error {
+func (s *script) OnDropped(n uint64) error {
 	return s.write(fmt.Sprint("missed ", n))
 }
 
-func (s *script) Idle(journal.Seq) error { return nil }
+func (s *script) OnIdle(journal.Seq) error { return nil }
 
 func (s *script) write(line string) error {
 	s.mu.Lock()
@@ -237,7 +237,7 @@ func TestTail(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() {
-		_, err := b.relay.Tail(ctx, Tailing{From: 1, Filter: selects}, &s)
+		_, err := b.relay.Tail(ctx, TailOptions{From: 1, Filter: selects}, &s)
 		ended <- err
 	}()
 	eventually(t, "the old one is seen", func() bool { return len(s.text()) == 1 })
@@ -272,9 +272,9 @@ func TestTailEnds(t *testing.T) {
 	b := start(t, nil, slow)
 	b.put(t, "first")
 	var s script
-	end, ended := make(chan struct{}), make(chan Tailed, 1)
+	end, ended := make(chan struct{}), make(chan TailResult, 1)
 	go func() {
-		at, err := b.relay.Tail(t.Context(), Tailing{From: 1, End: end}, &s)
+		at, err := b.relay.Tail(t.Context(), TailOptions{From: 1, End: end}, &s)
 		if err != nil {
 			t.Errorf("Tail = %v", err)
 		}
@@ -289,19 +289,19 @@ func TestTailEnds(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(slow.hold)
-	if at := <-ended; at != (Tailed{Next: 2}) {
+	if at := <-ended; at != (TailResult{Next: 2}) {
 		t.Errorf("it ended at %+v", at)
 	}
 	if diff := cmp.Diff([]string{"see first waiting", "first at sink0: delivered"}, s.text()); diff != "" {
 		t.Errorf("told (-want +got):\n%s", diff)
 	}
-	at, err := b.relay.Tail(t.Context(), Tailing{From: 1, End: end}, &s)
-	if err != nil || at != (Tailed{Next: 1}) {
+	at, err := b.relay.Tail(t.Context(), TailOptions{From: 1, End: end}, &s)
+	if err != nil || at != (TailResult{Next: 1}) {
 		t.Errorf("a tail that is to end at once ended at %+v, %v", at, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if at, err := b.relay.Tail(ctx, Tailing{From: 2}, &s); !errors.Is(err, context.Canceled) || at.Next < 2 {
+	if at, err := b.relay.Tail(ctx, TailOptions{From: 2}, &s); !errors.Is(err, context.Canceled) || at.Next < 2 {
 		t.Errorf("a tail whose caller is gone ended at %+v, %v", at, err)
 	}
 }

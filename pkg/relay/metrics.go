@@ -17,7 +17,7 @@ type Metrics struct {
 	lag lags
 
 	delivered, retries, matched, filtered, filterErrors *prometheus.CounterVec
-	dead, given                                         *prometheus.CounterVec
+	dead, discarded                                     *prometheus.CounterVec
 	replayed, unreadable, duplicates, opaque            *prometheus.CounterVec
 	up, open, held, unconfigured                        *prometheus.GaugeVec
 	took, attempts                                      *prometheus.HistogramVec
@@ -46,7 +46,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		filtered:     counter("postwire_sink_filtered_total", "Events that the filter of the sink did not match, so that the sink does not get them.", "sink"),
 		filterErrors: counter("postwire_sink_filter_errors_total", "Events for which the filter of the sink could not be evaluated. They count as filtered, and the sink does not get them.", "sink"),
 		dead:         counter("postwire_sink_dead_letters_total", "Events set aside because the broker refused them for good.", "sink", "reason"),
-		given:        counter("postwire_sink_given_up_total", "Events that the sink never gets, because max_age or max_events of the sink gave them up.", "sink", "reason"),
+		discarded:    counter("postwire_sink_discarded_total", "Events that the discard policy of the sink discarded. The sink does not get these events. reason after: older than discard.after. reason beyond: more pending events than discard.beyond.", "sink", "reason"),
 		replayed:     counter("postwire_sink_replayed_total", "Events that the broker acknowledged in a replay.", "sink"),
 		duplicates:   counter("postwire_sink_duplicates_total", "Acknowledgements in which the broker says that it has a message of the same ID and discards the event. repeat: an earlier attempt may have delivered the event, as after a crash or a lost acknowledgement. lost: the event was sent for the first time, so its consumers do not get it.", "sink", "outcome"),
 		opaque:       counter("postwire_sink_opaque_data_total", "Messages in structured mode whose data is called JSON and is none that every reader can parse, so that it went as data_base64.", "sink"),
@@ -71,7 +71,7 @@ type sinkMetrics struct {
 	delivered, retries, matched, filtered, filterErrors prometheus.Counter
 	unreadable, opaque                                  prometheus.Counter
 
-	dead, given    *prometheus.CounterVec
+	dead, discarded *prometheus.CounterVec
 	duplicates     duplicateCounters
 	gauge, open    prometheus.Gauge
 	took, attempts prometheus.Observer
@@ -89,7 +89,7 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 		unreadable:   m.unreadable.WithLabelValues(name),
 		opaque:       m.opaque.WithLabelValues(name),
 		dead:         m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
-		given:        m.given.MustCurryWith(prometheus.Labels{"sink": name}),
+		discarded:    m.discarded.MustCurryWith(prometheus.Labels{"sink": name}),
 		duplicates:   duplicateCounters{lost: m.duplicates.WithLabelValues(name, "lost"), repeat: m.duplicates.WithLabelValues(name, "repeat")},
 		gauge:        m.up.WithLabelValues(name),
 		open:         m.open.WithLabelValues(name),
@@ -99,7 +99,7 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 	m.held.WithLabelValues(name)
 	s.up(true)
 	for _, reason := range []string{journal.GivenUpAge, journal.GivenUpBacklog} {
-		s.given.WithLabelValues(reason)
+		s.discarded.WithLabelValues(reason)
 	}
 	for _, reason := range sinks.Reasons() {
 		s.dead.WithLabelValues(string(reason))
@@ -121,7 +121,7 @@ func (m *Metrics) forget(name string) {
 	gone := prometheus.Labels{"sink": name}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.given, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.held, m.took, m.attempts} {
+	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.discarded, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.held, m.took, m.attempts} {
 		vec.DeletePartialMatch(gone)
 	}
 }
@@ -190,7 +190,7 @@ func (s *sinkMetrics) breaker(open bool) {
 	}
 }
 
-func (s *sinkMetrics) givenUp(reason string) { s.given.WithLabelValues(reason).Inc() }
+func (s *sinkMetrics) countDiscarded(reason string) { s.discarded.WithLabelValues(reason).Inc() }
 
 func (s *sinkMetrics) holding(since time.Time) { s.head.Store(since.UnixNano()) }
 

@@ -28,8 +28,8 @@ func MoveNote(n journal.Noted, first, last func(journal.Seq) journal.Seq) (journ
 	err := json.Unmarshal(n.Value, &re)
 	if err == nil {
 		re.First, re.Last = first(re.First), last(re.Last)
-		if re.Place > 0 {
-			re.Place = re.First
+		if re.Seq > 0 {
+			re.Seq = re.First
 		}
 		n.Value, err = json.Marshal(re)
 	}

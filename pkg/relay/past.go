@@ -23,7 +23,7 @@ type past struct {
 	stood    journal.Seq // where the cursor stood then
 	runs     []run       // a ring; the oldest is at oldest when it is full
 	oldest   int
-	troubles []Trouble // the newest last
+	troubles []DeliveryError // the newest last
 	marks    marks     // of runs, to be stored
 }
 
@@ -43,12 +43,12 @@ const (
 	mostTroubles = 10
 )
 
-// Trouble is why attempts to deliver failed.
-type Trouble struct {
-	Error string    `json:"error" doc:"What the broker said, or why it was not reached."`
+// DeliveryError is why attempts to deliver failed.
+type DeliveryError struct {
+	Error string    `json:"error" doc:"Error of the broker, or of the connection to the broker."`
 	First time.Time `json:"first"`
 	Last  time.Time `json:"last"`
-	Count int       `json:"count" doc:"Attempts that failed for that reason, one after another."`
+	Count int       `json:"count" doc:"Consecutive attempts that failed with this error."`
 }
 
 // took keeps in mind what a broker has acknowledged.
@@ -104,14 +104,14 @@ func (p *past) trouble(err error, now time.Time) {
 	if len(p.troubles) == mostTroubles {
 		p.troubles = append(p.troubles[:0], p.troubles[1:]...)
 	}
-	p.troubles = append(p.troubles, Trouble{Error: err.Error(), First: now, Last: now, Count: 1})
+	p.troubles = append(p.troubles, DeliveryError{Error: err.Error(), First: now, Last: now, Count: 1})
 }
 
 // told returns what went wrong, the newest first.
-func (p *past) told() []Trouble {
+func (p *past) told() []DeliveryError {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	all := make([]Trouble, 0, len(p.troubles))
+	all := make([]DeliveryError, 0, len(p.troubles))
 	for i := range p.troubles {
 		all = append(all, p.troubles[len(p.troubles)-1-i])
 	}

@@ -34,7 +34,7 @@ func TestPauseHoldsUntilResume(t *testing.T) {
 	b.put(t, "a", "b")
 	eventually(t, "the other has them", func() bool { return b.committed(1) == 3 })
 	s := b.relay.Status()
-	if s[0].State != SinkPaused || s[0].Paused == nil || !s[0].Paused.Equal(pause.Since) || s[0].Behind != 2 || s[1].State != SinkUp {
+	if s[0].State != SinkPaused || s[0].Paused == nil || !s[0].Paused.Equal(pause.Since) || s[0].LagEvents != 2 || s[1].State != SinkUp {
 		t.Errorf("Status = %+v", s)
 	}
 	if got := testutil.ToFloat64(b.metrics.held.WithLabelValues("sink0")); got != 1 {
@@ -133,7 +133,7 @@ func TestPauseOutlivesAnExchange(t *testing.T) {
 	}
 	changed := b.opts.Sinks[0]
 	changed.Settings.Batch = 7
-	if err := b.relay.Exchange(t.Context(), []sinks.Configured{changed}); err != nil {
+	if err := b.relay.SetSinks(t.Context(), []sinks.Configured{changed}); err != nil {
 		t.Fatal(err)
 	}
 	if s := b.relay.Status()[0]; s.State != SinkPaused {
@@ -142,10 +142,10 @@ func TestPauseOutlivesAnExchange(t *testing.T) {
 	if f := b.fate(t, 1); f.At == nil || f.Attempts != 1 {
 		t.Errorf("what was delivered before is forgotten: %+v", f)
 	}
-	if err := b.relay.Exchange(t.Context(), nil); err != nil {
+	if err := b.relay.SetSinks(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.relay.Exchange(t.Context(), []sinks.Configured{changed}); err != nil {
+	if err := b.relay.SetSinks(t.Context(), []sinks.Configured{changed}); err != nil {
 		t.Fatal(err)
 	}
 	if s := b.relay.Status()[0]; s.State != SinkPaused {
@@ -153,13 +153,13 @@ func TestPauseOutlivesAnExchange(t *testing.T) {
 	}
 }
 
-func (b *bench) fate(t *testing.T, s journal.Seq) Fate {
+func (b *bench) fate(t *testing.T, s journal.Seq) DeliveryStatus {
 	t.Helper()
 	record, err := b.relay.Record(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fates, err := b.relay.Fates(t.Context(), record)
+	fates, err := b.relay.Deliveries(t.Context(), record)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,8 +190,8 @@ func TestFatesSayWhenAndInHowManyAttempts(t *testing.T) {
 		t.Errorf("the dead letter's is %+v", f)
 	}
 	s := b.relay.Status()[0]
-	if len(s.Troubles) != 1 || s.Troubles[0].Count != 2 || s.Troubles[0].Error != errDown.Error() {
-		t.Errorf("the troubles are %+v", s.Troubles)
+	if len(s.RecentErrors) != 1 || s.RecentErrors[0].Count != 2 || s.RecentErrors[0].Error != errDown.Error() {
+		t.Errorf("the troubles are %+v", s.RecentErrors)
 	}
 	b.restart(t)
 	if f := b.fate(t, 2); f.State != Delivered || f.At != nil || f.After == nil || f.After.Before(began.Truncate(time.Millisecond)) || f.Before == nil || f.Before.After(time.Now().Add(time.Millisecond)) || f.Attempts != 0 {
@@ -241,7 +241,7 @@ func TestReplayOfOneEvent(t *testing.T) {
 	b := start(t, func(s *sinks.Settings) { s.Filter = `id != "c"` }, broker)
 	b.put(t, "a", "b", "c")
 	eventually(t, "they arrive", func() bool { return b.committed(0) == 3 })
-	re, err := b.relay.StartReplay(t.Context(), ReplaySpec{Sink: "sink0", Place: 2, Rate: 1})
+	re, err := b.relay.StartReplay(t.Context(), ReplaySpec{Sink: "sink0", Seq: 2, Rate: 1})
 	if err != nil || re.Total != 1 {
 		t.Fatalf("StartReplay = %+v, %v", re, err)
 	}
@@ -249,10 +249,10 @@ func TestReplayOfOneEvent(t *testing.T) {
 	if diff := cmp.Diff([]string{"a", "b", "b"}, broker.ids()); diff != "" {
 		t.Errorf("delivered (-want +got):\n%s", diff)
 	}
-	if _, err := b.relay.StartReplay(t.Context(), ReplaySpec{Sink: "sink0", Place: 3, Rate: 1}); !errors.Is(err, ErrInvalid) {
+	if _, err := b.relay.StartReplay(t.Context(), ReplaySpec{Sink: "sink0", Seq: 3, Rate: 1}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("an event that the filter does not take: %v", err)
 	}
-	if _, err := b.relay.StartReplay(t.Context(), ReplaySpec{Sink: "sink0", Place: 9, Rate: 1}); !errors.Is(err, journal.ErrNotFound) {
+	if _, err := b.relay.StartReplay(t.Context(), ReplaySpec{Sink: "sink0", Seq: 9, Rate: 1}); !errors.Is(err, journal.ErrNotFound) {
 		t.Errorf("an event that is none: %v", err)
 	}
 }
@@ -267,7 +267,7 @@ func TestTailCountsWhatItDoesNotTell(t *testing.T) {
 	var s script
 	ended := make(chan error, 1)
 	go func() {
-		_, err := b.relay.Tail(ctx, Tailing{From: 1, Most: 7}, &s)
+		_, err := b.relay.Tail(ctx, TailOptions{From: 1, MaxRate: 7}, &s)
 		ended <- err
 	}()
 	seen, missed := 0, 0

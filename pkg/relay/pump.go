@@ -58,13 +58,13 @@ type Pump struct {
 	reason       failureReason // that the log has told last
 	open         atomic.Bool   // the breaker
 	window       window
-	given        givings // given up, and not yet in the log
+	discarded        discardRun // not logged yet
 	passed       uint64  // of the batch in hand: records that the cursor has passed
 	ahead        ahead
 }
 
-// givings is a run of events that were given up.
-type givings struct {
+// discardRun is a run of consecutive events that the discard policy discarded.
+type discardRun struct {
 	reason   string
 	count    int
 	from, to journal.Seq
@@ -79,7 +79,7 @@ type givings struct {
 // cannot be moved.
 func (p *Pump) Run(ctx, hard context.Context) (err error) {
 	defer p.out.close()
-	defer p.tellGivenUp()
+	defer p.logDiscarded()
 	defer func() {
 		// What the broker has taken must not be sent again by the next one.
 		if last := p.finish(hard); last != nil && hard.Err() == nil && !errors.Is(last, journal.ErrClosed) {
@@ -110,7 +110,7 @@ func (p *Pump) Run(ctx, hard context.Context) (err error) {
 		p.noteOwner(records)
 		p.metrics.holding(records[0].Accepted)
 		p.runAhead(ctx, hard, len(records))
-		err = p.carryHere(ctx, hard, records)
+		err = p.deliverWhileOwner(ctx, hard, records)
 		switch {
 		case ctx.Err() != nil || hard.Err() != nil:
 			return nil
@@ -132,12 +132,12 @@ func (p *Pump) noteOwner(records []journal.Record) {
 	}
 }
 
-// carryHere carries as long as the records are this process's business: its
+// deliverWhileOwner carries as long as the records are this process's business: its
 // error wraps journal.ErrMoved when they are another one's.
-func (p *Pump) carryHere(ctx, hard context.Context, records []journal.Record) error {
+func (p *Pump) deliverWhileOwner(ctx, hard context.Context, records []journal.Record) error {
 	moved := p.cursor.Moved()
 	if moved == nil {
-		return p.carry(ctx, hard, records)
+		return p.deliverBatch(ctx, hard, records)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -153,7 +153,7 @@ func (p *Pump) carryHere(ctx, hard context.Context, records []journal.Record) er
 		case <-hard.Done():
 		}
 	}()
-	err := p.carry(ctx, hard, records)
+	err := p.deliverBatch(ctx, hard, records)
 	cut(nil)
 	<-watched
 	if errors.Is(context.Cause(hard), journal.ErrMoved) {
@@ -162,10 +162,10 @@ func (p *Pump) carryHere(ctx, hard context.Context, records []journal.Record) er
 	return err
 }
 
-// carry delivers what the filter takes of the records, tries until each is
+// deliverBatch delivers what the filter takes of the records, tries until each is
 // acknowledged, refused for good, or given up, and moves the cursor behind what
 // is done. It ends early only when ctx is done or the journal fails.
-func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error {
+func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record) error {
 	wait := backoff.NewExponentialBackOff() // with jitter
 	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
 	pending := p.wanted(records)
@@ -181,9 +181,9 @@ func (p *Pump) carry(ctx, hard context.Context, records []journal.Record) error 
 		if err := p.past.pass(ctx); err != nil {
 			return err
 		}
-		var given []journal.GivenUp
-		pending, given = p.giveUp(pending)
-		undelivered.GivenUp = append(undelivered.GivenUp, given...)
+		var ranges []journal.GivenUp
+		pending, ranges = p.discard(pending)
+		undelivered.GivenUp = append(undelivered.GivenUp, ranges...)
 
 		var outcome verdicts
 		if len(pending) > 0 {
@@ -247,7 +247,7 @@ func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
 	}
 	each, err := p.traced(ctx, &p.out, pending[:n])
 	p.metrics.attempts.Observe(max(0, p.out.env.Now().Sub(now).Seconds()))
-	v := p.out.judge(pending[:n], each, err, p.settings.Retry.MaxAge)
+	v := p.out.judge(pending[:n], each, err, p.settings.Retry.DeadLetterAfter)
 	p.metrics.delivered.Add(float64(v.taken))
 	switch len(v.again) {
 	case n:
@@ -292,9 +292,9 @@ func (p *Pump) breaker(open bool) {
 	}
 }
 
-// giveUp takes away what is too old, or too far behind, by the operator's will.
-func (p *Pump) giveUp(pending []held) (rest []held, ranges []journal.GivenUp) {
-	age, most := p.settings.MaxAge, p.settings.MaxEvents
+// discard takes away what is too old, or too far behind, by the operator's will.
+func (p *Pump) discard(pending []held) (rest []held, ranges []journal.GivenUp) {
+	age, most := p.settings.Discard.After, p.settings.Discard.Beyond
 	if age == 0 && most == 0 || len(pending) == 0 {
 		return pending, nil
 	}
@@ -319,27 +319,27 @@ func (p *Pump) giveUp(pending []held) (rest []held, ranges []journal.GivenUp) {
 		} else {
 			ranges = append(ranges, journal.GivenUp{From: r.Seq, To: r.Seq, Reason: reason, At: now})
 		}
-		p.metrics.givenUp(reason)
-		if p.given.reason != reason {
-			p.tellGivenUp()
-			p.given = givings{reason: reason, from: r.Seq, since: now}
+		p.metrics.countDiscarded(reason)
+		if p.discarded.reason != reason {
+			p.logDiscarded()
+			p.discarded = discardRun{reason: reason, from: r.Seq, since: now}
 		}
-		p.given.count++
-		p.given.to = r.Seq
+		p.discarded.count++
+		p.discarded.to = r.Seq
 	}
-	if n == 0 || now.Sub(p.given.since) > 10*time.Second {
-		p.tellGivenUp()
+	if n == 0 || now.Sub(p.discarded.since) > 10*time.Second {
+		p.logDiscarded()
 	}
 	return pending[n:], ranges
 }
 
-// tellGivenUp logs a run of events that were given up.
-func (p *Pump) tellGivenUp() {
-	if p.given.count > 0 {
-		p.log.Error("events were given up: this sink never gets them", zap.String("reason", p.given.reason), zap.Int("events", p.given.count),
-			zap.Uint64("from", uint64(p.given.from)), zap.Uint64("to", uint64(p.given.to)))
+// logDiscarded logs a run of discarded events.
+func (p *Pump) logDiscarded() {
+	if p.discarded.count > 0 {
+		p.log.Error("events discarded, the sink does not get them", zap.String("reason", p.discarded.reason), zap.Int("events", p.discarded.count),
+			zap.Uint64("from", uint64(p.discarded.from)), zap.Uint64("to", uint64(p.discarded.to)))
 	}
-	p.given = givings{}
+	p.discarded = discardRun{}
 }
 
 // divide parts what was not delivered at a place, which belongs to now.

@@ -138,7 +138,7 @@ func TestReopen(t *testing.T) {
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 1 })
 	configured := b.opts.Sinks[0]
 	configured.Open, configured.Own = second.open, "other"
-	if err := b.relay.Exchange(t.Context(), []sinks.Configured{configured}); err != nil {
+	if err := b.relay.SetSinks(t.Context(), []sinks.Configured{configured}); err != nil {
 		t.Fatal(err)
 	}
 	b.put(t, "2")

@@ -173,14 +173,14 @@ func (r *Relay) Run(ctx, hard context.Context) error {
 // Close closes the cursors.
 func (r *Relay) Close() error {
 	var errs []error
-	for _, p := range r.now() {
+	for _, p := range r.pumpSnapshot() {
 		errs = append(errs, p.cursor.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// now is the pumps there are.
-func (r *Relay) now() []*Pump {
+// pumpSnapshot is the pumps there are.
+func (r *Relay) pumpSnapshot() []*Pump {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.pumps
@@ -195,7 +195,7 @@ func (r *Relay) Has(sink string) error {
 
 // pump returns the pump of a sink.
 func (r *Relay) pump(sink string) (*Pump, error) {
-	for _, p := range r.now() {
+	for _, p := range r.pumpSnapshot() {
 		if p.name == sink {
 			return p, nil
 		}

@@ -329,14 +329,14 @@ func TestCursorFollowsTheLine(t *testing.T) {
 	}
 }
 
-func TestMaxAge(t *testing.T) {
+func TestDeadLetterAfter(t *testing.T) {
 	broker := &broker{deliver: func(_ int, e event.Event) error {
 		if e.CloudEvent.ID() == "0" {
 			return errDown
 		}
 		return nil
 	}}
-	b := start(t, func(s *sinks.Settings) { s.Retry.MaxAge = 20 * time.Millisecond }, broker)
+	b := start(t, func(s *sinks.Settings) { s.Retry.DeadLetterAfter = 20 * time.Millisecond }, broker)
 	b.put(t, "0", "1")
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 2 })
 	if l := b.dead(t)["0"]; l.Reason != "expired" || l.Err != errDown.Error() || l.Attempts < 2 {

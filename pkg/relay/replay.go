@@ -37,12 +37,12 @@ const (
 // ReplaySpec says what to send again, and where.
 type ReplaySpec struct {
 	Sink   string            `json:"sink"`
-	From   time.Time         `json:"from" doc:"Events accepted from this time on."`
-	To     time.Time         `json:"to" doc:"And before this one."`
+	From   time.Time         `json:"from" doc:"Start of the range: events accepted at this time or later."`
+	To     time.Time         `json:"to" doc:"End of the range, exclusive."`
 	Filter string            `json:"filter,omitempty" doc:"CEL expression over the attributes; the filter of the sink must match, too."`
-	Keys   map[string]string `json:"keys,omitempty" doc:"Keys of the sink that are set otherwise, such as its subject or topic."`
-	Rate   int               `json:"rate" doc:"Most events a second."`
-	Place  journal.Seq       `json:"place,omitempty" doc:"The one event that is sent, instead of a range."`
+	Keys   map[string]string `json:"keys,omitempty" doc:"Overrides of the sink's keys, such as subject or topic."`
+	Rate   int               `json:"rate" doc:"Maximum number of events sent per second."`
+	Seq  journal.Seq       `json:"seq,omitempty" doc:"Sequence of the single event to send, instead of a range."`
 	Adopts string            `json:"adopts,omitempty" doc:"Sink that is no longer configured, whose pending events are sent, instead of a range of times."`
 }
 
@@ -52,14 +52,14 @@ type Replay struct {
 	ID string `json:"id"`
 	ReplaySpec
 	State   ReplayState `json:"state" enum:"planned,running,stopped,done,failed"`
-	First   journal.Seq `json:"first" doc:"Place of the first event of the range."`
-	Last    journal.Seq `json:"last" doc:"Place of its last event."`
+	First   journal.Seq `json:"first" doc:"Sequence of the first event of the range."`
+	Last    journal.Seq `json:"last" doc:"Sequence of the last event of the range."`
 	Total   int         `json:"total" doc:"Events of the range that are to be sent."`
 	Sent    int         `json:"sent" doc:"Events that the broker acknowledged."`
 	Refused int         `json:"refused" doc:"Events that the broker refused for good."`
 	Skipped int         `json:"skipped" doc:"Events of the range that a filter does not match, or that are for another sink; they are not sent."`
 	Expired int         `json:"expired" doc:"Events that were to be sent and had passed their retention by then; known when the replay is done."`
-	Error   string      `json:"error,omitempty" doc:"What the broker said last, or why the replay failed."`
+	Error   string      `json:"error,omitempty" doc:"Last error of the broker, or the reason of the failed replay."`
 	Created time.Time   `json:"created"`
 	Updated time.Time   `json:"updated"`
 }
@@ -231,7 +231,7 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 		return Replay{}, err
 	}
 	switch {
-	case spec.Place > 0:
+	case spec.Seq > 0:
 	case !spec.From.Before(spec.To):
 		return Replay{}, fmt.Errorf("%w: from, %s, is not before to, %s", ErrInvalid, spec.From.Format(time.RFC3339), spec.To.Format(time.RFC3339))
 	}
@@ -240,7 +240,7 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 	}
 	re := Replay{ReplaySpec: spec, State: ReplayPlanned, Created: r.opts.Now().UTC()}
 	j := r.opts.Journal
-	if spec.Place > 0 {
+	if spec.Seq > 0 {
 		return r.planOne(ctx, re, p, selects)
 	}
 	if re.First, err = j.Since(ctx, spec.From); err != nil {
@@ -283,12 +283,12 @@ func (r *Relay) count(ctx context.Context, re *Replay, p *Pump, selects filter.F
 // planOne says what a replay of one event would send; its error wraps ErrInvalid
 // where that is nothing.
 func (r *Relay) planOne(ctx context.Context, re Replay, p *Pump, selects filter.Filter) (Replay, error) {
-	record, err := r.Record(ctx, re.Place)
+	record, err := r.Record(ctx, re.Seq)
 	if err != nil {
 		return re, err
 	}
 	re.From, re.To = record.Accepted, record.Accepted
-	re.First, re.Last = re.Place, re.Place
+	re.First, re.Last = re.Seq, re.Seq
 	if !re.sends(p, selects, record) {
 		return re, fmt.Errorf("%w: the filter of sink %s does not take this event", ErrInvalid, p.name)
 	}

@@ -11,38 +11,47 @@ type SinkState string
 
 // The states there are.
 const (
-	SinkUp        SinkState = "up"        // the last attempt was taken
+	SinkUp        SinkState = "up"        // the last attempt succeeded
 	SinkFailing   SinkState = "failing"   // the last attempt failed
-	SinkProbed    SinkState = "probed"    // nothing arrives; it is probed with one event at a time
-	SinkPaused    SinkState = "paused"    // an operator lets nothing be sent
-	SinkElsewhere SinkState = "elsewhere" // another process delivers to it, and knows
-	SinkNobody    SinkState = "nobody"    // no process delivers to it, or nothing was to be delivered yet
+	SinkPaused    SinkState = "paused"    // an operator paused the sink
+	SinkRemote SinkState = "remote"     // another relay delivers to the sink
+	SinkUnassigned    SinkState = "unassigned" // no relay delivers to the sink, or no event was pending yet
+)
+
+// BreakerState is the state of a sink's circuit breaker. The set is closed.
+type BreakerState string
+
+// The states of a circuit breaker.
+const (
+	BreakerClosed BreakerState = "closed" // full batches
+	BreakerOpen   BreakerState = "open"   // no event arrives; probes of one event
 )
 
 // SinkStatus is a sink as this process sees it.
 type SinkStatus struct {
 	Sink      string      `json:"sink"`
 	Kind      string      `json:"kind" doc:"Type of the sink in the configuration."`
-	State     SinkState   `json:"state" enum:"up,failing,probed,paused,elsewhere,nobody"`
-	Holder    string      `json:"holder,omitempty" doc:"Process that delivers to the sink; of those that share a journal one does."`
-	Since     *time.Time  `json:"since,omitempty" doc:"When it began to."`
-	Here      bool        `json:"here" doc:"Whether that is the process that answers."`
-	Behind    uint64      `json:"behind" doc:"Events in the journal that the sink has not been given."`
-	Committed journal.Seq `json:"committed" doc:"Place of the newest event that is done with."`
-	Oldest    *time.Time  `json:"oldest,omitempty" doc:"When the oldest event in hand was accepted; only of the process that delivers."`
-	Paused    *time.Time  `json:"paused,omitempty" doc:"Since when it is paused."`
-	Error     string      `json:"error,omitempty" doc:"Why the last attempt to deliver failed; absent where it did not fail."`
-	Failing   *time.Time  `json:"failing_since,omitempty" doc:"When attempts to deliver began to fail; absent where the last one did not."`
+	State     SinkState   `json:"state" enum:"up,failing,paused,remote,unassigned" doc:"up: the last attempt succeeded. failing: the last attempt failed, see error and breaker. paused: an operator paused the sink. remote: another relay delivers to the sink. unassigned: no relay delivers to the sink, or no event was pending yet."`
+	Breaker BreakerState `json:"breaker,omitempty" enum:"closed,open" doc:"State of the circuit breaker; only the owner knows it. closed: the relay sends full batches. open: no event arrives, and the relay probes the sink with one event at a time."`
+	Owner    string      `json:"owner,omitempty" doc:"Relay that delivers to the sink. Of the relays that share a journal one relay does."`
+	Since     *time.Time  `json:"since,omitempty" doc:"Time at which the owner took the sink over."`
+	Local      bool        `json:"local" doc:"Whether the relay that answers is the owner."`
+	LagEvents    uint64      `json:"lag_events" doc:"Events in the journal after the sink's cursor."`
+	Committed journal.Seq `json:"committed" doc:"Sequence of the sink's cursor: each event up to this sequence is delivered, filtered, dead-lettered or discarded."`
+	Oldest    *time.Time  `json:"oldest,omitempty" doc:"Acceptance time of the oldest event that is being delivered; only the owner knows it."`
+	Paused    *time.Time  `json:"paused,omitempty" doc:"Time at which the sink was paused."`
+	Error     string      `json:"error,omitempty" doc:"Error of the last attempt to deliver; absent if the last attempt succeeded."`
+	Failing   *time.Time  `json:"failing_since,omitempty" doc:"Time since which every attempt to deliver failed; absent if the last attempt succeeded."`
 	Filter    string      `json:"filter,omitempty" doc:"CEL expression of the configuration that selects the events of the sink."`
 
-	FilterCounts *FilterCounts `json:"filter_counts,omitempty" doc:"What the filter matched; absent where the sink has no filter."`
+	FilterCounts *FilterCounts `json:"filter_counts,omitempty" doc:"Counts of the filter; absent if the sink has no filter."`
 
-	Troubles []Trouble `json:"troubles,omitempty" doc:"Why attempts to deliver failed, the newest first, as far as this process remembers."`
+	RecentErrors []DeliveryError `json:"recent_errors,omitempty" doc:"Errors of failed attempts, newest first, as far as this process remembers."`
 }
 
 // Status returns how each sink is doing, in the order of the configuration.
 func (r *Relay) Status() []SinkStatus {
-	pumps := r.now()
+	pumps := r.pumpSnapshot()
 	all := make([]SinkStatus, len(pumps))
 	for i, p := range pumps {
 		all[i] = p.status()
@@ -52,7 +61,7 @@ func (r *Relay) Status() []SinkStatus {
 
 func (p *Pump) status() SinkStatus {
 	h := p.cursor.Holder()
-	s := SinkStatus{Sink: p.name, Kind: p.kind, Filter: p.settings.Filter, FilterCounts: p.filter.counts(), Troubles: p.past.told(), State: SinkUp, Holder: h.Name, Here: h.Here, Behind: p.cursor.Behind(), Committed: p.cursor.Committed()}
+	s := SinkStatus{Sink: p.name, Kind: p.kind, Filter: p.settings.Filter, FilterCounts: p.filter.counts(), RecentErrors: p.past.told(), State: SinkUp, Owner: h.Name, Local: h.Here, LagEvents: p.cursor.Behind(), Committed: p.cursor.Committed()}
 	if !h.Since.IsZero() {
 		s.Since = &h.Since
 	}
@@ -62,18 +71,22 @@ func (p *Pump) status() SinkStatus {
 	switch {
 	case s.Paused != nil:
 		s.State = SinkPaused
-	case h.Here && p.open.Load():
-		s.State = SinkProbed
 	case h.Here && p.failing.Load():
 		s.State = SinkFailing
 	case h.Here:
 	case h.Name == "" && h.Since.IsZero():
-		s.State = SinkNobody
+		s.State = SinkUnassigned
 	default:
-		s.State = SinkElsewhere
+		s.State = SinkRemote
 	}
-	if since := p.failingSince.Load(); h.Here && p.failing.Load() && since != nil && len(s.Troubles) > 0 {
-		s.Error, s.Failing = s.Troubles[0].Error, since
+	if h.Here {
+		s.Breaker = BreakerClosed
+		if p.open.Load() {
+			s.Breaker = BreakerOpen
+		}
+	}
+	if since := p.failingSince.Load(); h.Here && p.failing.Load() && since != nil && len(s.RecentErrors) > 0 {
+		s.Error, s.Failing = s.RecentErrors[0].Error, since
 	}
 	if head := p.metrics.head.Load(); head != 0 && h.Here {
 		oldest := time.Unix(0, head).UTC()

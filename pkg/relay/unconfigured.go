@@ -129,7 +129,7 @@ func (r *Relay) readUnconfigured(ctx context.Context) error {
 	r.unconfigured.mu.Lock()
 	defer r.unconfigured.mu.Unlock()
 	r.opts.Metrics.unconfigured.Reset()
-	for _, p := range r.now() {
+	for _, p := range r.pumpSnapshot() {
 		r.opts.Metrics.unconfigured.WithLabelValues(p.name).Set(0)
 	}
 	for _, s := range all {

@@ -157,13 +157,13 @@ func TestAReloadListsRemovedSinks(t *testing.T) {
 	b := start(t, nil, stuck, &broker{})
 	b.put(t, "1")
 	both := b.opts.Sinks
-	if err := b.relay.Exchange(t.Context(), both[1:]); err != nil {
+	if err := b.relay.SetSinks(t.Context(), both[1:]); err != nil {
 		t.Fatal(err)
 	}
 	if all := b.relay.Unconfigured(); len(all) != 1 || all[0].Sink != "sink0" || all[0].LagEvents != 1 {
 		t.Errorf("unconfigured are %+v", all)
 	}
-	if err := b.relay.Exchange(t.Context(), both); err != nil {
+	if err := b.relay.SetSinks(t.Context(), both); err != nil {
 		t.Fatal(err)
 	}
 	if all := b.relay.Unconfigured(); len(all) != 0 {
@@ -230,7 +230,7 @@ func TestASinkComesBackWhileItIsAdopted(t *testing.T) {
 		t.Fatal(err)
 	}
 	back := &broker{}
-	if err := b.relay.Exchange(t.Context(), append([]sinks.Configured{{Name: "sink0", Settings: b.opts.Sinks[0].Settings, Open: back.open}}, b.opts.Sinks...)); err != nil {
+	if err := b.relay.SetSinks(t.Context(), append([]sinks.Configured{{Name: "sink0", Settings: b.opts.Sinks[0].Settings, Open: back.open}}, b.opts.Sinks...)); err != nil {
 		t.Fatal(err)
 	}
 	taker.mu.Lock()

@@ -157,7 +157,7 @@ func TestAFloodThroughTheLiveTail(t *testing.T) {
 	sent := first.sent + watched.sent
 	var tally struct{ Seen, Missed, Rows int64 }
 	eventually(t, "all are shown or counted", func() bool {
-		b.js(&tally, `({Seen: Number(document.querySelector(".tally").dataset.seen), Missed: Number(document.querySelector(".tally").dataset.missed), Rows: document.querySelectorAll("#results tbody tr").length})`)
+		b.js(&tally, `({Seen: Number(document.querySelector(".tally").dataset.seen), Missed: Number(document.querySelector(".tally").dataset.dropped), Rows: document.querySelectorAll("#results tbody tr").length})`)
 		return tally.Seen+tally.Missed >= sent
 	})
 	t.Logf("of %d events %d were shown and %d counted", sent, tally.Seen, tally.Missed)

@@ -178,7 +178,7 @@ func TestSinksTellTheirErrors(t *testing.T) {
 	w.uploads(2)
 	b.page("sinks", "Sinks")
 	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("503 Service Unavailable")`)
-	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("it is probed with one event at a time")`)
+	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("the relay probes with one event at a time")`)
 	b.until(`/attempts from/.test(document.querySelector('[data-key="shaky"] .troubles').innerText)`)
 	b.shots("errors")
 }

@@ -74,7 +74,7 @@ export function follow(query, on) {
   };
   const heard = {
     event: (m) => { next = m.seq + 1; },
-    quiet: (m) => { next = m.next; },
+    heartbeat: (m) => { next = m.next; },
     end: (m) => { next = m.next; again(m.reason === "connection_age" ? 0 : wait); },
   };
   function open() {

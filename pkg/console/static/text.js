@@ -58,11 +58,11 @@ export const reason = (r) => reasons[r] || r.replaceAll("_", " ");
 
 // States have a mark besides their colour.
 const states = {
-  up: ["good", "✓", "takes events"], failing: ["warn", "!", "fails"], probed: ["bad", "✕", "breaker open"],
-  paused: ["held", "‖", "paused"], elsewhere: ["good", "→", "served elsewhere"], nobody: ["quiet", "·", "nothing to do yet"],
-  waiting: ["quiet", "…", "waiting"], delivered: ["good", "✓", "delivered"], filtered: ["quiet", "–", "filtered out"],
-  earlier: ["quiet", "–", "before the sink began"], dead_letter: ["bad", "✕", "dead letter"], dropped: ["bad", "✕", "dropped"],
-  retried: ["held", "↻", "retried"], given_up: ["bad", "✕", "given up"],
+  up: ["good", "✓", "up"], failing: ["warn", "!", "failing"], 
+  paused: ["held", "‖", "paused"], remote: ["good", "→", "another relay delivers"], unassigned: ["quiet", "·", "unassigned"],
+  pending: ["quiet", "…", "pending"], delivered: ["good", "✓", "delivered"], filtered: ["quiet", "–", "filtered out"],
+  skipped: ["quiet", "–", "skipped: accepted before the sink existed"], dead_letter: ["bad", "✕", "dead letter"], dropped: ["bad", "✕", "dropped"],
+  redelivered: ["held", "↻", "redelivered"], discarded: ["bad", "✕", "discarded"],
   running: ["held", "▸", "running"], stopped: ["warn", "‖", "stopped"], done: ["good", "✓", "done"], failed: ["bad", "✕", "failed"], planned: ["quiet", "·", "planned"],
   success: ["good", "✓", "success"], failure: ["bad", "✕", "failure"],
 };

@@ -28,7 +28,7 @@ function draw(c, level, again) {
     header("Configuration", h("p", { className: "aside" }, "as it is in effect, with every default; secrets are hidden")),
     h("section", { "aria-labelledby": "reload" }, h("h2", { id: "reload" }, "Last reload"),
       !c.last && h("p", { className: "muted" }, "Nothing has changed since the process began, ", time(c.began, true), ` (${age(c.began)} ago).`),
-      c.last && (c.last.taken
+      c.last && (c.last.applied
         ? note("good", h("p", null, h("strong", null, "Taken over "), time(c.last.at, true)), h("p", null, c.last.changed.length ? c.last.changed.join(", ") : "Nothing was different."))
         : note("bad", h("p", null, h("strong", null, "Refused "), time(c.last.at, true), "; what was read before is in effect."), h("ul", { className: "problems" }, (c.last.problem || "").split("\n").filter(Boolean).map((line) => h("li", null, line))))),
       h("div", { className: "actions" },

@@ -39,7 +39,7 @@ function why(f) {
   const parts = [];
   if (f.reason) parts.push(h("span", null, reason(f.reason)));
   if (f.error) parts.push(h("span", { className: "under" }, f.error));
-  if (f.as) parts.push(h("a", { href: `#/event/${f.as}` }, `stands at place ${f.as} now`));
+  if (f.redelivered_as) parts.push(h("a", { href: `#/event/${f.redelivered_as}` }, `redelivered as event ${f.redelivered_as}`));
   return parts.length ? parts : "–";
 }
 
@@ -50,22 +50,22 @@ function draw(s, shown, toggle, again) {
   const known = Object.entries(attributes).sort(([a], [b]) => rank(a) - rank(b));
   return [
     header(h("span", { className: "id" }, attributes.id), h("p", { className: "aside" }, h("a", { href: "#/events" }, "Events"), ` · place ${count(s.seq)}`)),
-    h("section", { "aria-labelledby": "fate" }, h("h2", { id: "fate" }, "What became of it"),
+    h("section", { "aria-labelledby": "deliveries" }, h("h2", { id: "deliveries" }, "Delivery status"),
       table({
         caption: "What became of the event at each sink", empty: "There is no sink.",
         columns: [{ title: "Sink" }, { title: "State" }, { title: "When" }, { title: "After", number: true }, { title: "Attempts", number: true }, { title: "Why" }, { title: "Send again", unseen: true }],
-        rows: s.fates.map((f) => ({
+        rows: s.deliveries.map((f) => ({
           key: f.sink,
           cells: [
             h("a", { href: "#/sinks" }, f.sink), state(f.state), when(f), after(f, s), f.attempts ? count(f.attempts) : "–", why(f),
             h("span", { className: "actions" },
               f.state === "dead_letter" && h("a", { href: `#/entry/${api.name(`${s.seq}@${f.sink}`)}` }, "See it"),
-              api.operator() && ["delivered", "dropped", "given_up", "earlier", "dead_letter"].includes(f.state) && h("button", { type: "button", className: "small", "data-sink": f.sink, onclick: () => resend(s, f.sink, again) }, "Send again", h("span", { className: "unseen" }, ` to ${f.sink}`))),
+              api.operator() && ["delivered", "dropped", "discarded", "skipped", "dead_letter"].includes(f.state) && h("button", { type: "button", className: "small", "data-sink": f.sink, onclick: () => resend(s, f.sink, again) }, "Send again", h("span", { className: "unseen" }, ` to ${f.sink}`))),
           ],
         })),
       })),
     h("section", { "aria-labelledby": "what" }, h("h2", { id: "what" }, "The event"),
-      facts([["Accepted", time(s.accepted, true)], ["Came by", s.source ? h("a", { href: "#/sources" }, s.source) : "not written down"], ["Size", bytes(s.bytes)], s.of && ["First at", h("a", { href: `#/event/${s.of}` }, `place ${s.of}`)], s.only && ["Only for", s.only],
+      facts([["Accepted", time(s.accepted, true)], ["Came by", s.source ? h("a", { href: "#/sources" }, s.source) : "not written down"], ["Size", bytes(s.bytes)], s.origin_seq && ["Redelivery of", h("a", { href: `#/event/${s.origin_seq}` }, `event ${s.origin_seq}`)], s.target_sink && ["Only for", s.target_sink],
         ...known.map(([name, value]) => [titles[name] || name, /time$/.test(name) ? time(value, true) : h("span", { className: "id" }, String(value))])])),
     h("section", { "aria-labelledby": "content" }, h("h2", { id: "content" }, "Content"),
       api.operator()

@@ -6,7 +6,7 @@ import { brief, count, plural, rate, state, time } from "../text.js";
 
 const names = ["id", "publish_id", "profile", "platform", "type", "outcome", "source", "from", "to", "filter"];
 const kept = 200; // rows of the live tail
-const most = 25; // events a second that a person may still read
+const maxRate = 25; // events a second that a person may still read
 
 export default async function events(page) {
   const value = (name) => page.query.get(name) || "";
@@ -70,10 +70,10 @@ function row(s) {
     key: String(s.seq),
     cells: [
       time(s.accepted),
-      [h("a", { href: `#/event/${s.seq}`, className: "id", title: e.id }, brief(e.id)), h("span", { className: "under" }, short(e.type), s.only && ` · retried for ${s.only}`)],
+      [h("a", { href: `#/event/${s.seq}`, className: "id", title: e.id }, brief(e.id)), h("span", { className: "under" }, short(e.type), s.target_sink && ` · redelivered to ${s.target_sink}`)],
       e.profile || "–", e.platform || "–",
       e.outcome ? state(e.outcome) : "–",
-      h("span", { className: "fates" }, s.fates.map((f) => h("span", { className: "fate", "data-key": f.sink }, h("span", { className: "unseen" }, `${f.sink}: `), h("span", { "aria-hidden": "true", className: "sink" }, f.sink), state(f.state)))),
+      h("span", { className: "deliveries" }, s.deliveries.map((f) => h("span", { className: "delivery", "data-key": f.sink }, h("span", { className: "unseen" }, `${f.sink}: `), h("span", { "aria-hidden": "true", className: "sink" }, f.sink), state(f.state)))),
     ],
   };
 }
@@ -122,8 +122,8 @@ function filterOf(query) {
 // tail shows what comes, at a rate that a person can read, and counts the rest.
 // It draws once a frame at most, however much comes.
 function tail(results, query, still) {
-  let rows = [], seen = 0, missed = 0, drawing = false, recent = [];
-  const fates = new Map();
+  let rows = [], seen = 0, dropped = 0, drawing = false, recent = [];
+  const shown = new Map();
   const status = h("p", { className: "muted tally", role: "status" }, "Connecting…");
   const body = h("tbody", { role: "rowgroup" });
   const shell = table({ caption: "Events as they come, the newest first", columns, rows: [{ cells: columns.map(() => "") }], empty: "" });
@@ -134,32 +134,32 @@ function tail(results, query, still) {
     const now = Date.now();
     recent = recent.filter(([at]) => now - at < 5000);
     const perSecond = recent.reduce((n, [, k]) => n + k, 0) / 5;
-    status.textContent = `${plural(seen, "event")} shown` + (missed ? `, ${count(missed)} more went by unshown: at most ${most} a second are shown` : "") + ` · ${rate(perSecond)} a second`;
+    status.textContent = `${plural(seen, "event")} shown` + (dropped ? `, ${count(dropped)} more went by unshown: at most ${maxRate} a second are shown` : "") + ` · ${rate(perSecond)} a second`;
     status.dataset.seen = seen;
-    status.dataset.missed = missed;
+    status.dataset.dropped = dropped;
     for (const s of rows) {
       const made = table({ caption: "", columns, rows: [row(s)], empty: "" }).querySelector("tbody tr");
       body.prepend(made);
-      fates.set(s.seq, s);
+      shown.set(s.seq, s);
     }
     rows = [];
     while (body.childElementCount > kept) {
-      fates.delete(Number(body.lastElementChild.getAttribute("data-key")));
+      shown.delete(Number(body.lastElementChild.getAttribute("data-key")));
       body.lastElementChild.remove();
     }
   };
   const draw = () => { if (!drawing) { drawing = true; requestAnimationFrame(frame); } };
-  const close = api.follow({ filter: filterOf(query), source: query.source, most }, {
+  const close = api.follow({ filter: filterOf(query), source: query.source, max_rate: maxRate }, {
     event: (s) => { seen++; recent.push([Date.now(), 1]); rows.push(s); if (rows.length > kept) rows.shift(); draw(); },
-    missed: (m) => { missed += m.events; recent.push([Date.now(), m.events]); draw(); },
-    fate: (f) => {
-      const s = fates.get(f.seq) || rows.find((r) => r.seq === f.seq);
+    dropped: (m) => { dropped += m.events; recent.push([Date.now(), m.events]); draw(); },
+    status: (f) => {
+      const s = shown.get(f.seq) || rows.find((r) => r.seq === f.seq);
       if (!s) return;
-      s.fates = s.fates.map((was) => (was.sink === f.sink ? f : was));
+      s.deliveries = s.deliveries.map((was) => (was.sink === f.sink ? f : was));
       const old = body.querySelector(`[data-key="${f.seq}"]`);
       if (old) old.lastElementChild.firstElementChild.replaceChildren(row(s).cells[5]);
     },
-    quiet: () => { if (!seen) status.textContent = "Waiting for the next event…"; },
+    heartbeat: () => { if (!seen) status.textContent = "Waiting for the next event…"; },
     error: () => {
       if (status.isConnected) status.textContent = "The relay does not answer; trying again…";
     },

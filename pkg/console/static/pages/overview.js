@@ -12,7 +12,7 @@ export default async function overview(page) {
       // What was set aside may be much: it is counted less often.
       const due = Date.now() - known.counted > 20000;
       const [status, figures, sources, conf, counts] = await Promise.all([
-        api.get("/status", null, page.gone), api.get("/figures", { points: 120 }, page.gone), api.get("/sources", null, page.gone),
+        api.get("/status", null, page.gone), api.get("/stats", { points: 120 }, page.gone), api.get("/sources", null, page.gone),
         api.get("/configuration", null, page.gone), due ? api.get("/dlq-count", null, page.gone) : known.counts,
       ]);
       if (due) { known.counts = counts; known.counted = Date.now(); }
@@ -31,10 +31,10 @@ function troubles({ status, sources, figures, conf, counts }) {
   const add = (tone, title, what, href) => all.push({ tone, title, what, href });
   if (status.journal.problem) add("bad", "No webhooks are taken", status.journal.problem);
   for (const s of status.sinks) {
-    const why = s.troubles && s.troubles.length ? `Last error: ${s.troubles[0].error}.` : "";
-    if (s.state === "probed") add("bad", `${s.sink} takes nothing`, `The breaker is open and it is probed with one event at a time; ${plural(s.behind, "event")} wait. ${why}`, "#/sinks");
-    else if (s.state === "failing") add("warn", `${s.sink} fails`, `Attempts are repeated; ${plural(s.behind, "event")} wait. ${why}`, "#/sinks");
-    else if (s.state === "paused") add("warn", `${s.sink} is paused`, `For ${age(s.paused)}; ${plural(s.behind, "event")} wait.`, "#/sinks");
+    const why = s.recent_errors && s.recent_errors.length ? `Last error: ${s.recent_errors[0].error}.` : "";
+    if (s.breaker === "open") add("bad", `${s.sink} takes no events`, `The circuit breaker is open: the relay probes the sink with one event at a time; ${plural(s.lag_events, "event")} wait. ${why}`, "#/sinks");
+    else if (s.state === "failing") add("warn", `${s.sink} fails`, `Attempts are repeated; ${plural(s.lag_events, "event")} wait. ${why}`, "#/sinks");
+    else if (s.state === "paused") add("warn", `${s.sink} is paused`, `For ${age(s.paused)}; ${plural(s.lag_events, "event")} wait.`, "#/sinks");
     const f = s.filter_counts;
     if (f && f.errors) add("warn", `The filter of ${s.sink} cannot be evaluated`, `${plural(f.errors, "event")} did not match for that reason. ${f.last_error}`, "#/sinks");
     else if (f && !f.matched && f.filtered) add("warn", `The filter of ${s.sink} has matched nothing`, `${plural(f.filtered, "event")} were filtered since the relay started or the filter changed.`, "#/sinks");
@@ -43,10 +43,10 @@ function troubles({ status, sources, figures, conf, counts }) {
     if (u.lag_events && !u.replay) add("bad", `${u.sink} is not in the configuration`, `${plural(u.lag_events, "pending event")} are not delivered. To deliver them to another sink: postwire sinks adopt ${u.sink} --as NAME`);
   }
   for (const g of (counts && counts.groups) || []) {
-    if (g.kind === "dead_letter") add("warn", `${plural(g.count, "dead letter")} of ${g.sink}: ${reason(g.reason)}`, "They wait to be retried or dropped.", `#/aside?sink=${api.name(g.sink)}&reason=${api.name(g.reason)}`);
+    if (g.kind === "dead_letter") add("warn", `${plural(g.count, "dead letter")} of ${g.sink}: ${reason(g.reason)}`, "They wait to be redelivered or dropped.", `#/aside?sink=${api.name(g.sink)}&reason=${api.name(g.reason)}`);
     else add("warn", `${plural(g.count, "request")} of ${g.source} in quarantine`, "They were genuine and made no sense.", `#/aside?kind=quarantine&source=${api.name(g.source)}`);
   }
-  if (conf.last && !conf.last.taken) add("warn", "A change of the configuration is refused", "What was read before is in effect.", "#/configuration");
+  if (conf.last && !conf.last.applied) add("warn", "A change of the configuration is refused", "What was read before is in effect.", "#/configuration");
   if (status.journal.spilled) add("warn", `${plural(status.journal.spilled, "event")} are kept on this machine`, "The journal’s cluster does not take them.");
   if (status.journal.max_bytes && status.journal.bytes > 0.8 * status.journal.max_bytes) add("warn", "The journal is nearly full", `${bytes(status.journal.bytes)} of ${bytes(status.journal.max_bytes)}.`);
   for (const s of sources) {
@@ -100,12 +100,12 @@ function sourceCard(s, f) {
 
 function sinkCard(s, f) {
   const now = latest(f && f.delivered);
-  const tone = { probed: "bad", failing: "warn", paused: "held" }[s.state] || "";
+  const tone = s.breaker === "open" ? "bad" : { failing: "warn", paused: "held" }[s.state] || "";
   return h("article", { className: `card ${tone}`, "data-node": "sink", "data-key": s.sink, "data-rate": now || 0, "data-tone": tone },
     h("header", null, h("h4", null, h("a", { href: "#/sinks" }, s.sink)), state(s.state)),
     h("p", { className: "figure" }, h("b", null, rate(now)), " events/s"),
     spark((f && f.delivered) || [], { label: `Delivered to ${s.sink}`, tone, format: (v) => `${rate(v)}/s` }),
-    facts([["Behind", count(s.behind)], ["Oldest", s.oldest && s.behind ? duration(Math.max(0, (Date.now() - new Date(s.oldest)) / 1000)) : "–"], s.paused && ["Paused", time(s.paused)]]));
+    facts([["Lag", count(s.lag_events)], ["Oldest", s.oldest && s.lag_events ? duration(Math.max(0, (Date.now() - new Date(s.oldest)) / 1000)) : "–"], s.paused && ["Paused", time(s.paused)]]));
 }
 
 // wires draws what connects the cards: thicker where more passes.

@@ -68,7 +68,7 @@ export default async function replays(page) {
           key: r.id,
           cells: [
             time(r.created), r.sink, state(r.state),
-            [r.place ? ["the event at ", h("a", { href: `#/event/${r.place}` }, `place ${r.place}`)] : [time(r.from, true), " to ", time(r.to, true)], r.filter && h("code", { className: "under" }, r.filter), r.error && h("span", { className: "under bad" }, r.error)],
+            [r.seq ? ["event ", h("a", { href: `#/event/${r.seq}` }, String(r.seq))] : [time(r.from, true), " to ", time(r.to, true)], r.filter && h("code", { className: "under" }, r.filter), r.error && h("span", { className: "under bad" }, r.error)],
             h("span", { className: "progressing" }, h("progress", { max: Math.max(1, r.total), value: r.sent + r.refused, "aria-label": `Progress of the replay to ${r.sink}` }), ` ${count(r.sent)} of ${count(r.total)}`, r.refused ? `, ${count(r.refused)} refused` : "", r.expired ? `, ${count(r.expired)} expired` : ""),
             api.operator() && h("span", { className: "actions" },
               r.state === "running" && h("button", { type: "button", className: "small", "data-act": "stop", onclick: steer(r.id, "stop") }, "Stop"),

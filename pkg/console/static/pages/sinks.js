@@ -8,7 +8,7 @@ import { age, count, duration, plural, rate, short, state, time } from "../text.
 export default async function sinks(page) {
   const again = async () => {
     try {
-      const [status, figures] = await Promise.all([api.get("/status", null, page.gone), api.get("/figures", { points: 240 }, page.gone)]);
+      const [status, figures] = await Promise.all([api.get("/status", null, page.gone), api.get("/stats", { points: 240 }, page.gone)]);
       page.show(header("Sinks", h("p", { className: "aside" }, "plots of the last hour, as this process has seen it")),
         status.sinks.length ? null : h("p", { className: "empty" }, "There is no sink."), ...status.sinks.map((s, i) => draw(s, i, figures, again)));
     } catch (err) {
@@ -18,17 +18,17 @@ export default async function sinks(page) {
   await poll(page, 5000, again);
 }
 
-const breaker = { probed: "open: it is probed with one event at a time", failing: "closed; attempts fail and are repeated", paused: "–", elsewhere: "another process knows", nobody: "–" };
+const breaker = { failing: "closed; attempts fail and are repeated", paused: "–", remote: "known to the relay that delivers", unassigned: "–" };
 
 function draw(s, i, figures, again) {
-  const f = figures.sinks[s.sink] || { behind: [], age: [], delivered: [] };
+  const f = figures.sinks[s.sink] || { lag_events: [], age: [], delivered: [] };
   const steer = (what) => async () => {
     const pausing = what === "pause";
     const done = await ask({
       title: pausing ? `Pause ${s.sink}?` : `Resume ${s.sink}?`, confirm: pausing ? "Pause" : "Resume",
       body: h("p", null, pausing
         ? "Nothing is sent to it until it is resumed, replays included. Its events wait in the journal. The pause outlives a restart, and holds for every process that shares the journal."
-        : `${plural(s.behind, "event")} that wait are sent, in order.`),
+        : `${plural(s.lag_events, "event")} that wait are sent, in order.`),
       act: () => api.post(`/sinks/${api.name(s.sink)}/${what}`),
     });
     if (done) { say(pausing ? `${s.sink} is paused.` : `${s.sink} is resumed.`); again(); }
@@ -39,21 +39,21 @@ function draw(s, i, figures, again) {
         ? h("button", { type: "button", "data-act": "resume", onclick: steer("resume") }, "Resume", h("span", { className: "unseen" }, ` ${s.sink}`))
         : h("button", { type: "button", "data-act": "pause", onclick: steer("pause") }, "Pause", h("span", { className: "unseen" }, ` ${s.sink}`)))),
     h("div", { className: "charts" },
-      chart(figures.times, f.behind, { id: `behind-${i}`, label: "Events behind", format: short }),
+      chart(figures.times, f.lag_events, { id: `behind-${i}`, label: "Lag in events", format: short }),
       chart(figures.times, f.age, { id: `age-${i}`, label: "Age of the oldest", format: duration }),
       chart(figures.times, f.delivered, { id: `delivered-${i}`, label: "Delivered a second", tone: "good", format: rate })),
     facts([
-      ["Behind", count(s.behind)], ["Delivered now", `${rate(latest(f.delivered))}/s`], ["Breaker", breaker[s.state] || "closed"], ["Paused", s.paused && [time(s.paused, true), ` (${age(s.paused)})`]],
-      ["Oldest in hand", s.oldest && s.behind ? [time(s.oldest, true), ` (${age(s.oldest)})`] : null],
-      ["Delivered by", s.holder ? [s.holder, s.here ? " (this process)" : "", s.since ? [" since ", time(s.since, true)] : ""] : null],
+      ["Lag", count(s.lag_events)], ["Delivered now", `${rate(latest(f.delivered))}/s`], ["Circuit breaker", s.breaker === "open" ? "open: the relay probes with one event at a time" : breaker[s.state] || "closed"], ["Paused", s.paused && [time(s.paused, true), ` (${age(s.paused)})`]],
+      ["Oldest in hand", s.oldest && s.lag_events ? [time(s.oldest, true), ` (${age(s.oldest)})`] : null],
+      ["Delivered by", s.owner ? [s.owner, s.local ? " (this relay)" : "", s.since ? [" since ", time(s.since, true)] : ""] : null],
       ["Done up to", `place ${count(s.committed)}`], ["Filter", s.filter && h("code", null, s.filter)],
       ["Filter matched", s.filter_counts && `${count(s.filter_counts.matched)} of ${plural(s.filter_counts.matched + s.filter_counts.filtered, "event")}`],
       ["Filter errors", s.filter_counts && s.filter_counts.errors ? `${count(s.filter_counts.errors)}: ${s.filter_counts.last_error}` : null],
     ]),
     h("h3", null, "Last errors"),
-    s.troubles && s.troubles.length
-      ? h("ul", { className: "troubles" }, s.troubles.map((t) => h("li", null,
+    s.recent_errors && s.recent_errors.length
+      ? h("ul", { className: "troubles" }, s.recent_errors.map((t) => h("li", null,
         h("p", { className: "words" }, t.error),
         h("p", { className: "under" }, t.count > 1 ? [`${plural(t.count, "attempt")} from `, time(t.first, true), " to ", time(t.last, true)] : time(t.last, true)))))
-      : h("p", { className: "muted" }, s.state === "elsewhere" ? "The process that delivers knows them." : "None since this process began."));
+      : h("p", { className: "muted" }, s.state === "remote" ? "The relay that delivers knows them." : "None since this process began."));
 }

@@ -15,7 +15,7 @@ export default async function sources(page) {
   const registered = new Map(); // by source: an answer, or why there is none
   const again = async () => {
     try {
-      const [all, figures] = await Promise.all([api.get("/sources", null, page.gone), api.get("/figures", { points: 240 }, page.gone)]);
+      const [all, figures] = await Promise.all([api.get("/sources", null, page.gone), api.get("/stats", { points: 240 }, page.gone)]);
       page.show(header("Sources", h("p", { className: "aside" }, "counts since the process began, plots of the last hour")), ...all.sources.map((s, i) => draw(s, i, figures, registered, again)));
     } catch (err) {
       if (err.name !== "AbortError") page.show(header("Sources"), note("bad", err.message));
@@ -30,7 +30,7 @@ function draw(s, i, figures, registered, again) {
   const rows = [...outcomes, ...Object.keys(s.received).filter((o) => !known.has(o)).map((o) => [o, o.replaceAll("_", " ")])].filter(([o]) => s.received[o] || ["accepted", "duplicate", "quarantined"].includes(o));
   return h("section", { className: "panel", "data-key": s.source, "aria-labelledby": `source-${i}` },
     h("header", null, h("h2", { id: `source-${i}` }, s.source), h("span", { className: "kind" }, s.kind),
-      h("span", { className: `state ${s.proven ? "good" : "warn"}` }, h("span", { className: "mark", "aria-hidden": "true" }, s.proven ? "✓" : "!"), s.proven ? "senders prove who they are" : "anybody may send")),
+      h("span", { className: `state ${s.auth_required ? "good" : "warn"}` }, h("span", { className: "mark", "aria-hidden": "true" }, s.auth_required ? "✓" : "!"), s.auth_required ? "senders prove who they are" : "anybody may send")),
     h("div", { className: "charts" },
       chart(figures.times, f.received, { id: `received-${i}`, label: "Requests a second", format: rate }),
       chart(figures.times, f.duplicates, { id: `duplicates-${i}`, label: "Duplicates a second", format: rate }),
