@@ -114,7 +114,7 @@ type problem struct {
 	RequestID string `json:"request_id"`
 }
 
-// write sends the answer. It is short, so that net/http adds its length.
+// write writes the answer.
 func (a answer) write(w http.ResponseWriter, requestID string) error {
 	t := answers[a.outcome]
 	h := w.Header()
@@ -157,8 +157,10 @@ func (a answer) write(w http.ResponseWriter, requestID string) error {
 	if err != nil {
 		return err
 	}
+	body = append(body, '\n')
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(t.status)
-	_, err = w.Write(append(body, '\n'))
+	_, err = w.Write(body)
 	return err
 }
 

@@ -284,10 +284,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	size, values := headerSize(hr.Header)
 	held, full := s.pool.begin(s.connectionOf(hr.Context()), w, hr, remote, memory, size)
 	last := false
-	defer func() {
-		hr.Header = nil // a sender that does not read its answer holds the request
-		s.done(hr, held, last)
-	}()
+	defer func() { s.pool.end(held, last) }()
 	a := s.guarded(log, func() answer {
 		switch {
 		case values > httpserver.MaxHeaderValues:
@@ -318,17 +315,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		log().Debug("the sender did not wait for the answer", zap.Error(err))
 	}
 	last = w.Header().Get("Connection") == "close"
-}
-
-// done ends what a request holds. Over HTTP/2 its stream lives on until the sender has
-// taken the answer.
-func (s *Server) done(hr *http.Request, held *holding, last bool) {
+	hr.Header = nil // a sender that does not read its answer holds the request
 	if hr.ProtoMajor < 2 {
-		s.pool.end(held, last)
 		return
 	}
+	// A stream lives on until the sender has taken the answer, and net/http does not
+	// tell its end: the request's context ends with this function. So that the answer
+	// is sent here, where the stream counts as long as that takes.
+	_ = hr.Body.Close() // what it has of a body that was not read is given up
 	s.pool.answered(held)
-	context.AfterFunc(hr.Context(), func() { s.pool.end(held, last) })
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		log().Debug("the sender did not take the answer", zap.Error(err))
+	}
 }
 
 // warn tells, once, of a proxy that is not trusted: all who send through it count as

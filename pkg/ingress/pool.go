@@ -43,10 +43,10 @@ const (
 //
 // | holding | state | is left by | how it yields |
 // |---|---|---|---|
-// | connection | waits: no request is handled; over HTTP/2 also with requests that are not verified | begin, settle | it is closed |
+// | connection | waits: no request is handled; over HTTP/2 also with requests that are not verified, or are answered | begin, settle | it is closed |
 // | connection | busy: a request is handled (HTTP/1), or a verified one (HTTP/2) | end | it does not |
 // | request | unverified: its body arrives, or it waits for newer secrets | settle, end | its sender is answered 503 |
-// | request | verified: its event is stored, or its answer is written | end | it does not |
+// | request | verified: its event is stored; over HTTP/2 also answered: its sender takes the answer | end | it does not |
 //
 // A holding that has yielded is gone: it holds nothing, and takes nothing more. The
 // methods may be called concurrently.
@@ -477,12 +477,31 @@ func (p *pool) cut(h *holding) {
 	}
 }
 
-// answered notes that the handler of a request has returned: the request does not
-// yield any more.
+// answered notes that all is done for a request of HTTP/2 but that its sender takes the
+// answer: the request holds its stream alone, and its connection may be closed.
 func (p *pool) answered(h *holding) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.pull(h)
+	p.give(h, h.bytes-min(h.bytes, streamBytes))
+	p.unverify(h)
+	p.rest(h.conn)
+}
+
+// unverify takes a request out of the verified ones of its connection.
+func (p *pool) unverify(h *holding) {
+	if h.settled {
+		h.settled = false
+		h.conn.verified--
+	}
+}
+
+// rest lets a connection yield, as the youngest, where nothing of it is verified.
+func (p *pool) rest(c *connection) {
+	if c.open && c.verified == 0 && (c.http2 || c.requests == 0) {
+		p.pull(&c.holding)
+		p.push(&c.holding, time.Now())
+	}
 }
 
 // end gives back what a request holds. Its connection waits for the next one then,
@@ -495,18 +514,13 @@ func (p *pool) end(h *holding, last bool) {
 	p.unrefer(h.address)
 	c := h.conn
 	c.requests--
-	if h.settled {
-		c.verified--
-	}
+	p.unverify(h)
 	h.gone, h.writer = true, nil
 	if !c.open {
 		return
 	}
 	c.heading.Store(!c.http2 && !last)
-	if c.verified == 0 && (c.http2 || c.requests == 0) {
-		p.pull(&c.holding) // to be the youngest
-		p.push(&c.holding, time.Now())
-	}
+	p.rest(c)
 }
 
 // prove remembers an address that has proven itself. The older half is forgotten

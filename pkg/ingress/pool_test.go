@@ -288,8 +288,9 @@ func TestPool(t *testing.T) {
 func play(t *testing.T, rng *rand.Rand) {
 	p := newPlayers(t, 4<<20, 30)
 	type asked struct {
-		h    *holding
-		http int
+		h        *holding
+		http     int
+		answered bool
 	}
 	var conns []*connection
 	requests := map[*connection][]asked{}
@@ -319,13 +320,18 @@ func play(t *testing.T, rng *rand.Rand) {
 				r.ProtoMajor = 2
 			}
 			h, _ := p.begin(c, &reader{ResponseRecorder: httptest.NewRecorder()}, r, netip.AddrFrom4([4]byte{192, 0, 2, byte(rng.IntN(6))}), p.source, rng.Int64N(100<<10))
-			requests[c] = append(requests[c], asked{h, r.ProtoMajor})
+			requests[c] = append(requests[c], asked{h: h, http: r.ProtoMajor})
 		case n == 5:
 			_ = p.arrive(c, rng.IntN(5000))
 		case len(requests[c]) > 0:
 			i := rng.IntN(len(requests[c]))
-			h := requests[c][i].h
-			switch rng.IntN(4) {
+			r := &requests[c][i]
+			h := r.h
+			what := rng.IntN(5)
+			if r.answered {
+				what = 4
+			}
+			switch what {
 			case 0:
 				_ = p.more(h, rng.Int64N(300<<10))
 			case 1:
@@ -334,6 +340,13 @@ func play(t *testing.T, rng *rand.Rand) {
 				}
 			case 2:
 				p.less(h, rng.Int64N(1+h.bytes))
+			case 3:
+				if r.answered = r.http == 2; r.answered {
+					p.answered(h)
+					if h.queued || h.bytes > streamBytes {
+						t.Fatalf("%+v is answered", h)
+					}
+				}
 			default:
 				p.end(h, rng.IntN(3) == 0)
 				requests[c] = slices.Delete(requests[c], i, i+1)
