@@ -51,6 +51,14 @@ func (b *budget) taken() int64 {
 	return b.used
 }
 
+// scarce reports whether more than half is taken of all, or of what is for whoever
+// comes first.
+func (b *budget) scarce() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used > b.total/2 || b.left < (b.total-b.total/2)/2
+}
+
 // account is what one source has taken.
 type account struct {
 	budget   *budget

@@ -25,6 +25,11 @@ const (
 // make room for another one.
 const acceptedFor = 250 * time.Millisecond
 
+// acceptedHeader is how large a header may be for which a connection that was just
+// accepted does not yield: few senders write a larger one, and a stranger's large ones
+// would fill the pool within acceptedFor.
+const acceptedHeader = 4 << 10
+
 // class tells who yields first when memory or connections run short.
 type class int
 
@@ -35,8 +40,8 @@ const (
 )
 
 // pool is what senders make the process hold: connections, and the memory of
-// connections, headers and bodies. While at most half of it is used, nobody is
-// limited. Beyond that, one address has at most a quarter for what is not proven; and
+// connections, headers and bodies. While at most half of it is used, and of what is for
+// whoever comes first, nobody is limited. Beyond that, one address has at most a quarter for what is not proven; and
 // where there is no room for more, the holding yields that has waited for its
 // sender the longest, those of strangers first. A sender says what it has to say at
 // once, so that its holding is young; who wants to hold something stays.
@@ -269,7 +274,7 @@ func (p *pool) take(h *holding, n int64) error {
 		}
 		var victim *holding
 		switch limited := h.queued && h.address != nil; {
-		case limited && p.memory.taken() > p.memory.total/2 && h.address.bytes+n > p.memory.total/4:
+		case limited && p.memory.scarce() && h.address.bytes+n > p.memory.total/4:
 			victim = h.address.queue.first // it may be h itself
 			if other := h.address.queue.find(func(o *holding) bool { return p.mayYield(o, h) }); other != nil {
 				victim = other
@@ -298,12 +303,12 @@ func (p *pool) take(h *holding, n int64) error {
 }
 
 // mayYield reports whether a holding can make room for what h takes: not its own
-// connection, and none that was just accepted.
+// connection, and none that was just accepted and holds little.
 func (p *pool) mayYield(victim, h *holding) bool {
 	if victim == h || victim.bytes == 0 || victim.writer == nil && victim.conn == h.conn {
 		return false
 	}
-	return victim.writer != nil || time.Since(victim.since) >= acceptedFor
+	return victim.writer != nil || victim.bytes > p.connBytes+acceptedHeader*headerFactor || time.Since(victim.since) >= acceptedFor
 }
 
 // give gives n bytes of a holding back.

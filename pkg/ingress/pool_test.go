@@ -276,6 +276,37 @@ func TestHeadersAreCounted(t *testing.T) {
 	})
 }
 
+// TestLargeHeadersOfYoungConnections: strangers whose connections were just accepted, and
+// whose headers are large, do not keep others out; of one address they have at most a
+// quarter.
+func TestLargeHeadersOfYoungConnections(t *testing.T) {
+	const total = 64 << 20
+	for name, addresses := range map[string]int{"of one address": 1, "of many addresses": 20} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPlayers(t, total, 1000)
+				for i := range 200 {
+					_ = p.arrive(p.connect(1+i%addresses), 60<<10) // it may have to yield
+					c := p.connect(100)
+					if err := p.arrive(c, 1<<10); err != nil {
+						t.Fatalf("after %d large headers there is no room for a small one: %v", i, err)
+					}
+					h, err := p.ask(c, 1<<10)
+					if err != nil {
+						t.Fatalf("after %d large headers there is no room for a request: %v", i, err)
+					}
+					p.end(h, true)
+					_ = c.Close()
+					p.audit(t)
+				}
+				if mine := p.addresses[prefixOf(netip.MustParseAddr("192.0.2.1"))]; mine != nil && mine.bytes > total/4+2<<20 { // one header more, with which the limit begins
+					t.Errorf("an address holds %d of %d", mine.bytes, total)
+				}
+			})
+		})
+	}
+}
+
 // TestPool plays at random, and holds the books to what is there.
 func TestPool(t *testing.T) {
 	for seed := range uint64(20) {
