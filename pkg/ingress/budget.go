@@ -36,7 +36,10 @@ func newBudget(total int64, sources int) *budget {
 func (b *budget) divide(sources int, used map[*account]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.accounts = slices.DeleteFunc(b.accounts, func(a *account) bool { return !used[a] && !a.unshared && a.taken == 0 })
+	b.accounts = slices.DeleteFunc(b.accounts, func(a *account) bool {
+		a.counted = used[a] || a.unshared || a.taken > 0
+		return !a.counted
+	})
 	b.share = b.total / 2 / int64(max(1, sources))
 	b.left = b.total - b.share*int64(sources)
 	for _, a := range b.accounts {
@@ -66,6 +69,9 @@ type account struct {
 	// Guarded by budget.mu.
 	most  int64 // 0 is no limit of its own
 	taken int64
+	// counted says that it is among the accounts of the budget. One that is not used any
+	// more is, while something is taken: a request may come to it late.
+	counted bool
 }
 
 func (b *budget) account(most int64) *account { return b.add(&account{budget: b, most: most}) }
@@ -76,8 +82,16 @@ func (b *budget) withoutPart() *account { return b.add(&account{budget: b, unsha
 func (b *budget) add(a *account) *account {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.accounts = append(b.accounts, a)
+	b.count(a)
 	return a
+}
+
+// count lets an account be among those of the budget. The lock is held.
+func (b *budget) count(a *account) {
+	if !a.counted {
+		a.counted = true
+		b.accounts = append(b.accounts, a)
+	}
 }
 
 // beyond returns what of n goes beyond the account's own part. The lock is held.
@@ -116,6 +130,7 @@ func (a *account) take(n int64) error {
 	if beyond > b.left {
 		return errSpent
 	}
+	b.count(a)
 	b.left -= beyond
 	b.used += n
 	a.taken += n

@@ -261,6 +261,35 @@ func TestBudgetIsDividedAnew(t *testing.T) {
 
 // Sources come, go and change while others are in use. One that stays keeps
 // what it has used of its rate.
+// TestBudgetOfALateRequest: a request that comes to a source which a reload has just
+// removed is in the books, also over the next reload.
+func TestBudgetOfALateRequest(t *testing.T) {
+	b := newBudget(100, 2)
+	stays, goes := b.account(0), b.account(0)
+	used := map[*account]bool{stays: true}
+	b.divide(1, used)
+	if err := goes.take(60); err != nil {
+		t.Fatal(err)
+	}
+	b.divide(1, used)
+	goes.give(60)
+	b.divide(1, used)
+	if b.left != 50 || b.used != 0 || len(b.accounts) != 1 {
+		t.Errorf("with nothing taken %d are for whoever comes first, %d are used, of %d accounts", b.left, b.used, len(b.accounts))
+	}
+	if err := goes.take(60); err != nil {
+		t.Fatal(err)
+	}
+	b.divide(1, used)
+	if want := int64(50 - 10); b.left != want {
+		t.Errorf("%d are left, want %d", b.left, want)
+	}
+	goes.give(60)
+	if b.left != 50 {
+		t.Errorf("with nothing taken %d are for whoever comes first", b.left)
+	}
+}
+
 func TestExchange(t *testing.T) {
 	src := newSource(t, auth.Auth{None: true})
 	limited := Route{Name: "limited", Source: src, Settings: source.Settings{Paths: []string{"/limited"}, Rate: source.Rate{PerSecond: 0.001, Burst: 1}}}
