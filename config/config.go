@@ -102,7 +102,7 @@ type Server struct {
 	MaxConnectionAge  time.Duration  `yaml:"max_connection_age" doc:"Greatest age of a connection; at random up to a tenth less. The first answer after it ends the connection (Connection: close, or GOAWAY), and requests under way end as they would: a sender that connects again is held to the certificate and the client CA of that moment."`
 	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once. One more makes one close: that of a sender who has proven nothing, or else one without a request, and of these the one on which nothing has been answered for the longest. A connection that was just accepted does not close, and while none can, the new one waits. While more than half are open, connections of one address that have proven nothing take at most a quarter. Lowered at start where the limit of open files leaves fewer beside the journal, the brokers and the admin port; a log line says so."`
 	MaxInFlight       int            `yaml:"max_in_flight" doc:"Most verified requests under way at once; above it they are answered 503. Half of them is for whoever comes first, the other half is divided among the sources, so that none shuts another out."`
-	MaxBufferedBytes  Size           `yaml:"max_buffered_bytes" doc:"Most memory that connections, headers and bodies take at once, divided as max_in_flight is. A connection counts 16 KiB, with TLS 40 KiB, with HTTP/2 32 KiB more. Where there is no room, requests that have been arriving for the longest are answered 503, and connections are closed, first those of senders who have proven nothing. While more than half is in use, what one address has not proven takes at most a quarter. At least twice max_body_bytes."`
+	MaxBufferedBytes  Size           `yaml:"max_buffered_bytes" doc:"Most memory that connections, headers and bodies take at once, divided as max_in_flight is. A connection counts 16 KiB, with TLS 40 KiB, with HTTP/2 32 KiB more. Where there is no room, requests that have been arriving for the longest are answered 503, and connections are closed, first those of senders who have proven nothing. While more than half is in use, what one address has not proven takes at most a quarter. At least eight times max_body_bytes and 128 times max_header_bytes, and 1 MiB more: with less a request that is alone may not fit."`
 	ShutdownDelay     time.Duration  `yaml:"shutdown_delay" doc:"How long webhooks are still taken after the process was asked to end and /readyz says so, for load balancers to notice. At most half of shutdown_timeout, of which it is a part."`
 	ShutdownTimeout   time.Duration  `yaml:"shutdown_timeout" doc:"Longest time for an orderly shutdown; keep it shorter than the grace period of whatever stops the process."`
 	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of the proxies in front, as CIDRs. Only from these are X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host and Forwarded (RFC 7239) believed. Where a proxy names no address that can be read, or X-Forwarded-For and Forwarded name different ones, the sender is unknown, and no network of auth.ip_allow holds it." example:"[10.0.0.0/8]"`
@@ -371,6 +371,15 @@ func isHolder(name string) bool {
 		!strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
+// LeastBuffered returns the smallest max_buffered_bytes with which a body of so many
+// bytes is taken from a sender that is alone. An address has a quarter for what is not
+// proven: the body, which may be held twice while it arrives in chunks or compressed, and
+// the header, which takes 32 times its size while it arrives, on a connection. One half is
+// for whoever comes first: there the events have a copy of the body.
+func (s Server) LeastBuffered(body Size) Size {
+	return 4*(2*body+32*s.MaxHeaderBytes) + 1<<20
+}
+
 func (s Server) validate() error {
 	var p Invalids
 	checkListen(&p, "listen", s.Listen)
@@ -407,8 +416,8 @@ func (s Server) validate() error {
 	if s.MaxInFlight < 1 {
 		p.Add("max_in_flight", fmt.Sprintf("%d is out of range", s.MaxInFlight), "use 1 or more")
 	}
-	if s.MaxBufferedBytes < 2*s.MaxBodyBytes {
-		p.Add("max_buffered_bytes", fmt.Sprintf("%v is less than twice max_body_bytes, %v", s.MaxBufferedBytes, s.MaxBodyBytes), fmt.Sprintf("use %v or more", 2*s.MaxBodyBytes))
+	if least := s.LeastBuffered(s.MaxBodyBytes); s.MaxBufferedBytes < least {
+		p.Add("max_buffered_bytes", fmt.Sprintf("%v is too little for a body of max_body_bytes, %v, and a header of max_header_bytes, %v", s.MaxBufferedBytes, s.MaxBodyBytes, s.MaxHeaderBytes), fmt.Sprintf("use %v or more", least))
 	}
 	p.Nest("tls", s.TLS.validate())
 	return p.Err()

@@ -165,8 +165,8 @@ func (p *Plan) scrubbed(open sinks.Opener) sinks.Opener {
 // checkSource holds what a source asks of its senders against the server that
 // must ask them.
 func checkSource(c *config.Config, b config.Block, s source.Configured) (source.Source, error) {
-	if most := c.Server.MaxBufferedBytes / 2; s.Settings.MaxBodyBytes > most {
-		return nil, b.Problem("max_body_bytes", fmt.Sprintf("%v is more than half of server.max_buffered_bytes", s.Settings.MaxBodyBytes), fmt.Sprintf("use %v at most, or make the other one larger", most))
+	if least := c.Server.LeastBuffered(s.Settings.MaxBodyBytes); c.Server.MaxBufferedBytes < least {
+		return nil, b.Problem("max_body_bytes", fmt.Sprintf("server.max_buffered_bytes, %v, is too little for a body of %v", c.Server.MaxBufferedBytes, s.Settings.MaxBodyBytes), fmt.Sprintf("make it smaller, or server.max_buffered_bytes %v or more", least))
 	}
 	if own, ok := s.Own.(uploadpost.Config); ok && own.Reconcile.Interval > 0 && own.Reconcile.Lookback > c.Journal.Retention {
 		return nil, b.Problem("reconcile.lookback", fmt.Sprintf("%v is longer than journal.retention, %v: what came before that cannot be told from what did not", own.Reconcile.Lookback, c.Journal.Retention), "make one of them shorter, or the other longer")

@@ -409,3 +409,44 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 		t.Errorf("%v connections are open", n)
 	}
 }
+
+// TestLeastBuffered: with the smallest max_buffered_bytes that the configuration takes, a
+// sender that is alone has the largest body taken, however it sends it, beside many
+// sources.
+func TestLeastBuffered(t *testing.T) {
+	body := captioned(300 << 10)
+	c := config.Default().Server
+	c.MaxBodyBytes = config.Size(len(body))
+	c.MaxBufferedBytes = c.LeastBuffered(c.MaxBodyBytes)
+	var routes []Route
+	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
+		routes = append(routes, routeTo(name, newSource(t, auth.Auth{None: true}), source.Rate{}))
+	}
+	w := serveRoutes(t, Options{Config: c, Routes: routes})
+	for name, send := range map[string]struct {
+		body     io.Reader
+		encoding string
+	}{
+		"with its length": {bytes.NewReader(body), "identity"},
+		"in chunks":       {io.MultiReader(bytes.NewReader(body)), "identity"},
+		"compressed":      {bytes.NewReader(zipped(t, body)), "gzip"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := http.NewRequest(http.MethodPost, w.url+"/a", send.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("Content-Encoding", send.encoding)
+			r.Header.Set("X-Large", strings.Repeat("x", int(c.MaxHeaderBytes)-1<<10))
+			resp, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode > 299 {
+				t.Errorf("answered %s", resp.Status)
+			}
+		})
+	}
+}

@@ -16,7 +16,7 @@ type Settings struct {
 	Rate  Rate     `yaml:"rate" doc:"Most requests of this source; above it they are answered 429."`
 
 	MaxInFlight  int         `yaml:"max_in_flight" doc:"Most verified requests of this source under way at once; above it they are answered 429. 0 is no limit but server.max_in_flight."`
-	MaxBodyBytes config.Size `yaml:"max_body_bytes" doc:"Largest body of a request of this source, also of what a compressed one holds; larger ones are answered 413. 0 is server.max_body_bytes. At most half of server.max_buffered_bytes."`
+	MaxBodyBytes config.Size `yaml:"max_body_bytes" doc:"Largest body of a request of this source, also of what a compressed one holds; larger ones are answered 413. 0 is server.max_body_bytes. server.max_buffered_bytes must be eight times as large, and somewhat more."`
 
 	Schema string `yaml:"schema" enum:"off,warn,quarantine" doc:"Whether the data of events is held against the JSON Schema that their dataschema names, where there is one, built in or in schemas.dir. off: not. warn: what does not fit is logged, without the data, and counted. quarantine: it is set aside besides, as a request that cannot be understood is. The built-in schemas fit all that a source of type uploadpost understands."`
 }
