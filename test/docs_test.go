@@ -213,3 +213,75 @@ func TestLinksInPagesLead(t *testing.T) {
 		t.Errorf("only %d links were found", count)
 	}
 }
+
+// TestReadmeHasSearchTerms: an engineer of the field finds Postwire by these
+// terms.
+func TestReadmeHasSearchTerms(t *testing.T) {
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme := strings.ToLower(string(text))
+	for _, term := range []string{
+		"at-least-once", "backpressure", "circuit breaker", "cloudevents", "consumer group", "cursor", "dead-letter queue", "dedupe window", "dlq",
+		"exactly-once", "failover", "graceful shutdown", "high availability", "hot reload", "idempotent", "jetstream", "kafka", "offset",
+		"partition key", "replay", "webhook",
+	} {
+		if !strings.Contains(readme, term) {
+			t.Errorf("README.md lacks the search term %q", term)
+		}
+	}
+}
+
+// TestAnchorsInPagesExist: a link to a heading of a page names a heading of that
+// page.
+func TestAnchorsInPagesExist(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)\s#]*)#([^)\s]+)\)`)
+	count := 0
+	for _, page := range pages(t) {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			count++
+			target := page
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(page), m[1])
+			}
+			if filepath.Ext(target) == ".md" && !slices.Contains(anchorsOf(t, target), m[2]) {
+				t.Errorf("%s: %s has no heading #%s", page, target, m[2])
+			}
+		}
+	}
+	if count < 10 {
+		t.Errorf("only %d links to headings were found", count)
+	}
+}
+
+// anchorsOf returns the anchors that GitHub gives the headings of a page, and
+// the explicit ones.
+func anchorsOf(t *testing.T, page string) (all []string) {
+	t.Helper()
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dropped := regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+	fenced := false
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(strings.TrimSpace(line), "```") {
+			fenced = !fenced
+		}
+		if level, heading, ok := strings.Cut(strings.TrimSpace(line), " "); ok && !fenced && strings.Trim(level, "#") == "" {
+			all = append(all, strings.ReplaceAll(strings.ToLower(dropped.ReplaceAllString(heading, "")), " ", "-"))
+		}
+	}
+	for _, m := range regexp.MustCompile(`<a (?:id|name)="([^"]+)"`).FindAllStringSubmatch(string(text), -1) {
+		all = append(all, m[1])
+	}
+	return all
+}
