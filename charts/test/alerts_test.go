@@ -201,7 +201,7 @@ func TestRunbook(t *testing.T) {
 	for _, r := range theRules(t) {
 		body, ok := parts[r.Alert]
 		delete(parts, r.Alert)
-		for _, step := range []string{"**What it means.**", "**How to look.**", "**What to do.**"} {
+		for _, step := range []string{"**Meaning.**", "**Diagnosis.**", "**Mitigation.**"} {
 			if !ok || !strings.Contains(body, step) {
 				t.Errorf("%s: the runbook does not say %s", r.Alert, step)
 			}
