@@ -403,7 +403,7 @@ func TestFunctionsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, language, _ := strings.Cut(string(page), "\n## The language\n")
+	_, language, _ := strings.Cut(string(page), "\n## CEL operators and functions\n")
 	language, _, _ = strings.Cut(language, "\n## ")
 	l, err := newLanguage(false)
 	if err != nil {
