@@ -233,6 +233,23 @@ func TestReadmeHasSearchTerms(t *testing.T) {
 	}
 }
 
+// TestPagesHaveSearchedHeadings: the pages have the headings that people search
+// for.
+func TestPagesHaveSearchedHeadings(t *testing.T) {
+	var headings []string
+	for _, page := range pages(t) {
+		headings = append(headings, anchorsOf(t, page)...)
+	}
+	for _, heading := range []string{
+		"access-control", "audit-log", "dead-letter-queue", "delivery-guarantees", "glossary", "high-availability-and-scaling", "hot-reload", "install", "performance",
+		"quarantine", "runbook", "threat-model",
+	} {
+		if !slices.Contains(headings, heading) {
+			t.Errorf("no page has the heading #%s", heading)
+		}
+	}
+}
+
 // TestAnchorsInPagesExist: a link to a heading of a page names a heading of that
 // page.
 func TestAnchorsInPagesExist(t *testing.T) {
