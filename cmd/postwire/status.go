@@ -81,7 +81,7 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 		fmt.Fprintf(w, "journal: takes nothing: %s\n", oneLine(j.Problem))
 	}
 	fmt.Fprintln(w)
-	err := table(w, "SINK STATE BEHIND OLDEST DELIVERED_BY SINCE", func(row func(...any)) error {
+	err := table(w, "SINK STATE LAG OLDEST DELIVERED_BY SINCE", func(row func(...any)) error {
 		for _, sink := range s.Sinks {
 			holder := sink.Owner
 			if sink.Local {

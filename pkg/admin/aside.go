@@ -30,21 +30,21 @@ const Malformed = "malformed"
 
 // DLQEntry is one thing that was set aside.
 type DLQEntry struct {
-	ID        string       `json:"id" doc:"Name of the entry: place@sink of a dead letter, a UUID of a quarantined request."`
-	Kind      string       `json:"kind" enum:"dead_letter,quarantine"`
-	Sink      string       `json:"sink,omitempty" doc:"The sink that could not take the event."`
-	Source    string       `json:"source,omitempty" doc:"The source that could not understand the request."`
-	Reason    string       `json:"reason" doc:"Why, as one of a closed set: too_large, no_destination, invalid, unauthorized, refused, expired, malformed."`
-	Error     string       `json:"error" doc:"What the broker said, or what was wrong with the request."`
-	Attempts  int          `json:"attempts" doc:"Attempts to deliver the event, or 1 for a quarantined request."`
-	Count     uint64       `json:"count,omitempty" doc:"How often a quarantined request was received: requests of its source with the same body are kept once."`
-	First     time.Time    `json:"first" doc:"First attempt, or when the request was received first."`
-	Last      time.Time    `json:"last" doc:"Last attempt, or when the request was received last."`
-	Seq       journal.Seq  `json:"seq,omitempty" doc:"Place of the event in the journal."`
-	EventID   string       `json:"event_id,omitempty"`
-	EventType string       `json:"event_type,omitempty"`
-	Bytes     int          `json:"bytes" doc:"Size of the event's data, or of the request's body."`
-	Event     *CloudEvent  `json:"event,omitempty" doc:"The event, where one entry is shown."`
+	ID        string              `json:"id" doc:"Name of the entry: place@sink of a dead letter, a UUID of a quarantined request."`
+	Kind      string              `json:"kind" enum:"dead_letter,quarantine"`
+	Sink      string              `json:"sink,omitempty" doc:"The sink that could not take the event."`
+	Source    string              `json:"source,omitempty" doc:"The source that could not understand the request."`
+	Reason    string              `json:"reason" doc:"Why, as one of a closed set: too_large, no_destination, invalid, unauthorized, refused, expired, malformed."`
+	Error     string              `json:"error" doc:"What the broker said, or what was wrong with the request."`
+	Attempts  int                 `json:"attempts" doc:"Attempts to deliver the event, or 1 for a quarantined request."`
+	Count     uint64              `json:"count,omitempty" doc:"How often a quarantined request was received: requests of its source with the same body are kept once."`
+	First     time.Time           `json:"first" doc:"First attempt, or when the request was received first."`
+	Last      time.Time           `json:"last" doc:"Last attempt, or when the request was received last."`
+	Seq       journal.Seq         `json:"seq,omitempty" doc:"Place of the event in the journal."`
+	EventID   string              `json:"event_id,omitempty"`
+	EventType string              `json:"event_type,omitempty"`
+	Bytes     int                 `json:"bytes" doc:"Size of the event's data, or of the request's body."`
+	Event     *CloudEvent         `json:"event,omitempty" doc:"The event, where one entry is shown."`
 	Request   *QuarantinedRequest `json:"request,omitempty" doc:"The request, where one entry is shown."`
 }
 
@@ -95,15 +95,15 @@ type dlqShown struct {
 // DLQPage is a part of what was set aside.
 type DLQPage struct {
 	Entries []DLQEntry `json:"entries"`
-	Next    string  `json:"next,omitempty" doc:"What to give as after for the next page; absent on the last one."`
+	Next    string     `json:"next,omitempty" doc:"What to give as after for the next page; absent on the last one."`
 }
 
 // DLQCount is how much was set aside.
 type DLQCount struct {
-	Total  int          `json:"total"`
-	More   bool         `json:"more,omitempty" doc:"There is more than was counted."`
+	Total  int        `json:"total"`
+	More   bool       `json:"more,omitempty" doc:"There is more than was counted."`
 	Groups []DLQGroup `json:"groups" doc:"By why, the largest first."`
-	Until  time.Time    `json:"until" doc:"What to give as until to mean what was counted, and not what is set aside meanwhile."`
+	Until  time.Time  `json:"until" doc:"What to give as until to mean what was counted, and not what is set aside meanwhile."`
 }
 
 // DLQGroup is how much was set aside for one reason.
@@ -126,8 +126,8 @@ type ActionResult struct {
 // ActionPage says what became of a page of entries.
 type ActionPage struct {
 	Entries []ActionResult `json:"entries"`
-	Next    string    `json:"next,omitempty" doc:"What to give as after for the next page; absent on the last one."`
-	Until   time.Time `json:"until" doc:"What to give as until for the next page, so that what was set aside meanwhile is left out."`
+	Next    string         `json:"next,omitempty" doc:"What to give as after for the next page; absent on the last one."`
+	Until   time.Time      `json:"until" doc:"What to give as until for the next page, so that what was set aside meanwhile is left out."`
 }
 
 type handledOutput struct{ Body ActionResult }

@@ -19,7 +19,7 @@ import (
 
 // SearchResult is a page of a search, the newest events first.
 type SearchResult struct {
-	Events  []EventView      `json:"events"`
+	Events  []EventView `json:"events"`
 	Scanned int         `json:"scanned" doc:"Events that were looked at."`
 	Next    journal.Seq `json:"next,omitempty" doc:"What to give as before to go on; absent where there is nothing more."`
 	Reached *time.Time  `json:"reached,omitempty" doc:"When the oldest event that was looked at had been accepted."`

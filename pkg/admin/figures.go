@@ -163,7 +163,7 @@ func (Points) Schema(huma.Registry) *huma.Schema {
 
 // TimeSeries are the last hour. All lists are as long as times, and belong to them.
 type TimeSeries struct {
-	Times   []int64                  `json:"times" doc:"Unix seconds; each value is of the time until then, since the one before."`
+	Times   []int64                 `json:"times" doc:"Unix seconds; each value is of the time until then, since the one before."`
 	Sources map[string]SourceSeries `json:"sources"`
 	Sinks   map[string]SinkSeries   `json:"sinks"`
 	Journal JournalSeries           `json:"journal"`

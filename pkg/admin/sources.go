@@ -23,8 +23,8 @@ type Source struct {
 	Stored   uint64            `json:"stored" doc:"New events since this process began."`
 	Repeats  uint64            `json:"repeats" doc:"Events that had been seen before and were dropped, since this process began."`
 
-	Secret    *SecretAge `json:"secret,omitempty" doc:"Of sources whose senders sign."`
-	Reconcile *ReconcileStatus  `json:"reconcile,omitempty" doc:"Of sources that know their sender's history."`
+	Secret    *SecretAge       `json:"secret,omitempty" doc:"Of sources whose senders sign."`
+	Reconcile *ReconcileStatus `json:"reconcile,omitempty" doc:"Of sources that know their sender's history."`
 }
 
 // SecretAge is how old the secret is by which senders sign.

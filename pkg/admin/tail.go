@@ -18,14 +18,14 @@ import (
 
 // EventView is an event as a tail sees it first.
 type EventView struct {
-	Seq      journal.Seq  `json:"seq" doc:"Position of the event in the journal."`
-	Accepted time.Time    `json:"accepted"`
-	Source   string       `json:"source,omitempty" doc:"Name of the source that took it in; absent where an older version did not write it down."`
-	Event    CloudEvent   `json:"event" doc:"Without data, unless it was asked for."`
-	Bytes    int          `json:"bytes" doc:"Size of its data."`
-	TargetSink     string       `json:"target_sink,omitempty" doc:"Sink to which a redelivered event goes; absent for other events."`
-	OriginSeq       journal.Seq  `json:"origin_seq,omitempty" doc:"Sequence of the original event of a redelivered event."`
-	Deliveries    []relay.DeliveryStatus `json:"deliveries" doc:"Delivery status at each sink."`
+	Seq        journal.Seq            `json:"seq" doc:"Position of the event in the journal."`
+	Accepted   time.Time              `json:"accepted"`
+	Source     string                 `json:"source,omitempty" doc:"Name of the source that took it in; absent where an older version did not write it down."`
+	Event      CloudEvent             `json:"event" doc:"Without data, unless it was asked for."`
+	Bytes      int                    `json:"bytes" doc:"Size of its data."`
+	TargetSink string                 `json:"target_sink,omitempty" doc:"Sink to which a redelivered event goes; absent for other events."`
+	OriginSeq  journal.Seq            `json:"origin_seq,omitempty" doc:"Sequence of the original event of a redelivered event."`
+	Deliveries []relay.DeliveryStatus `json:"deliveries" doc:"Delivery status at each sink."`
 }
 
 func seenOf(r journal.Record, fates []relay.DeliveryStatus, data bool) (EventView, error) {
@@ -91,13 +91,13 @@ func endReason(ctx context.Context, err error) EndReason {
 }
 
 type tailInput struct {
-	Filter string `query:"filter" doc:"CEL expression over the attributes that selects the events." example:"platform == \"instagram\""`
-	Source string `query:"source" doc:"Only events that the source of this name took in." example:"upload-post"`
-	From   When   `query:"from" doc:"Begin with events accepted at this time: RFC 3339, or how long ago, such as 10m. Empty is from now on."`
-	Seq    uint64 `query:"seq" doc:"Begin with the event at this sequence, whatever from says: next of the last message of another tail."`
-	Data   bool   `query:"data" doc:"Show the events' data too, which is personal."`
-	MaxRate   int    `query:"max_rate" minimum:"0" maximum:"1000" doc:"Maximum number of events per second. Further events are counted in dropped messages and not shown. 0 shows every event."`
-	Last   int    `header:"Last-Event-ID" doc:"Start after the event with this sequence. Overrides seq and from."`
+	Filter  string `query:"filter" doc:"CEL expression over the attributes that selects the events." example:"platform == \"instagram\""`
+	Source  string `query:"source" doc:"Only events that the source of this name took in." example:"upload-post"`
+	From    When   `query:"from" doc:"Begin with events accepted at this time: RFC 3339, or how long ago, such as 10m. Empty is from now on."`
+	Seq     uint64 `query:"seq" doc:"Begin with the event at this sequence, whatever from says: next of the last message of another tail."`
+	Data    bool   `query:"data" doc:"Show the events' data too, which is personal."`
+	MaxRate int    `query:"max_rate" minimum:"0" maximum:"1000" doc:"Maximum number of events per second. Further events are counted in dropped messages and not shown. 0 shows every event."`
+	Last    int    `header:"Last-Event-ID" doc:"Start after the event with this sequence. Overrides seq and from."`
 
 	filter filter.Filter
 }

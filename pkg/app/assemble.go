@@ -163,7 +163,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	server.MaxConnections = maxConnections(server.MaxConnections, log.Named("ingress"))
 	a.ingress, err = ingress.New(ingress.Options{
 		Config: server, Routes: routes, Journal: a.journal,
-		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Traces: traces, Now: now, Doubt: a.doubt,
+		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Traces: traces, Now: now, OnUnknownSecret: a.doubt,
 	})
 	if err != nil {
 		return nil, err

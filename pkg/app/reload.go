@@ -189,7 +189,7 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 	a.secrets.exchange(apis)
 	routes, err := a.routes(next) // once more: secrets may have become known
 	if err == nil {
-		err = a.ingress.Exchange(routes)
+		err = a.ingress.SetRoutes(routes)
 	}
 	if err != nil { // it has been right a moment ago
 		return nil, nil, errors.Join(err, a.relay.SetSinks(ctx, old.Sinks))

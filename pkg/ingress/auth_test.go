@@ -437,7 +437,7 @@ func TestAnUnknownSecretIsHeld(t *testing.T) {
 	doubts := make(chan string, 2*(forgers+senders))
 	w := serveRoutes(t, Options{
 		Config: config.Default().Server, Routes: []Route{routeTo("hook", signedWith("whsec_of_an_old_one"), source.Rate{})},
-		Doubt: func(name string) time.Duration {
+		OnUnknownSecret: func(name string) time.Duration {
 			doubts <- name
 			return time.Minute
 		},

@@ -22,10 +22,10 @@ var (
 // each connection and each stream of HTTP/2 is counted for.
 const freeBytes = 4 << 10
 
-// intake takes the body of one request, within its limit and the memory that
+// bodyReader takes the body of one request, within its limit and the memory that
 // is left. Memory is taken as bytes arrive, not as they are announced: who
 // announces much and sends little has nothing.
-type intake struct {
+type bodyReader struct {
 	pool    *pool
 	holding *holding
 	limit   int64 // bytes, also of what a compressed body holds
@@ -37,7 +37,7 @@ type intake struct {
 // read takes the whole body. One that is compressed is taken as what it holds,
 // and the header then says nothing of the compression. It is read whole before it
 // is inflated: who sends a little and then nothing holds a little.
-func (in *intake) read(hr *http.Request) error {
+func (in *bodyReader) read(hr *http.Request) error {
 	if hr.ContentLength > in.limit {
 		return errTooLarge
 	}
@@ -57,13 +57,13 @@ func (in *intake) read(hr *http.Request) error {
 }
 
 // inflate puts what the body holds in place of the body.
-func (in *intake) inflate() error {
-	packed := intake{body: in.body, held: in.held}
+func (in *bodyReader) inflate() error {
+	packed := bodyReader{body: in.body, held: in.held}
 	in.body, in.held = nil, 0
-	zip := zips.Get().(*gzip.Reader)
+	zip := gzipReaders.Get().(*gzip.Reader)
 	defer func() {
 		_ = zip.Reset(strings.NewReader("")) // it must not keep the body alive
-		zips.Put(zip)
+		gzipReaders.Put(zip)
 	}()
 	err := zip.Reset(bytes.NewReader(packed.body))
 	if err == nil {
@@ -79,8 +79,8 @@ func (in *intake) inflate() error {
 	return nil
 }
 
-// zips are gzip readers that nobody uses: each has a window of its own.
-var zips = sync.Pool{New: func() any { return new(gzip.Reader) }}
+// gzipReaders are gzip readers that nobody uses: each has a window of its own.
+var gzipReaders = sync.Pool{New: func() any { return new(gzip.Reader) }}
 
 // isCompressed reports whether the body is compressed with gzip.
 func isCompressed(h http.Header) (bool, error) {
@@ -99,7 +99,7 @@ func isCompressed(h http.Header) (bool, error) {
 }
 
 // fill reads to the end. The body is likely to have about the size of hint.
-func (in *intake) fill(from io.Reader, hint int64) error {
+func (in *bodyReader) fill(from io.Reader, hint int64) error {
 	in.body = make([]byte, 0, min(max(hint, 511)+1, freeBytes))
 	for {
 		n, err := from.Read(in.body[len(in.body):cap(in.body)])
@@ -131,7 +131,7 @@ func (in *intake) fill(from io.Reader, hint int64) error {
 	}
 }
 
-func unread(err error) answer {
+func bodyOutcome(err error) answer {
 	switch {
 	case errors.Is(err, errTooLarge):
 		return refuse(outcomeTooLarge)

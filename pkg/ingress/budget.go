@@ -11,32 +11,32 @@ var (
 	errSpent = errors.New("there is no room for more at the moment")
 )
 
-// budget is what all requests share and what can run out: memory, requests under
+// quotaPool is what all requests share and what can run out: memory, requests under
 // way. One half is for whoever comes first; the other half is
 // divided among the sources, and each one's part is its own. A source that is
 // flooded then slows the others down, and cannot shut them out.
-type budget struct {
+type quotaPool struct {
 	total int64
 
 	mu       sync.Mutex
 	used     int64
 	left     int64 // of what is for whoever comes first; below 0 while more is taken than a new division has
 	share    int64 // each source's own part
-	accounts []*account
+	accounts []*quota
 }
 
-func newBudget(total int64, sources int) *budget {
-	b := &budget{total: total}
+func newBudget(total int64, sources int) *quotaPool {
+	b := &quotaPool{total: total}
 	b.divide(sources, nil)
 	return b
 }
 
 // divide divides the budget among so many sources. Accounts that are not used any
 // more count for as long as something is taken.
-func (b *budget) divide(sources int, used map[*account]bool) {
+func (b *quotaPool) divide(sources int, used map[*quota]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.accounts = slices.DeleteFunc(b.accounts, func(a *account) bool {
+	b.accounts = slices.DeleteFunc(b.accounts, func(a *quota) bool {
 		a.counted = used[a] || a.unshared || a.taken > 0
 		return !a.counted
 	})
@@ -48,7 +48,7 @@ func (b *budget) divide(sources int, used map[*account]bool) {
 }
 
 // taken returns how much all have taken.
-func (b *budget) taken() int64 {
+func (b *quotaPool) taken() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.used
@@ -56,15 +56,15 @@ func (b *budget) taken() int64 {
 
 // scarce reports whether more than half is taken of all, or of what is for whoever
 // comes first.
-func (b *budget) scarce() bool {
+func (b *quotaPool) scarce() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.used > b.total/2 || b.left < (b.total-b.total/2)/2
 }
 
-// account is what one source has taken.
-type account struct {
-	budget   *budget
+// quota is what one source has taken.
+type quota struct {
+	budget   *quotaPool
 	unshared bool // it is no source's, and has no part of its own
 	// Guarded by budget.mu.
 	most  int64 // 0 is no limit of its own
@@ -74,12 +74,12 @@ type account struct {
 	counted bool
 }
 
-func (b *budget) account(most int64) *account { return b.add(&account{budget: b, most: most}) }
+func (b *quotaPool) account(most int64) *quota { return b.add(&quota{budget: b, most: most}) }
 
 // withoutPart returns an account that has the half for whoever comes first only.
-func (b *budget) withoutPart() *account { return b.add(&account{budget: b, unshared: true}) }
+func (b *quotaPool) withoutPart() *quota { return b.add(&quota{budget: b, unshared: true}) }
 
-func (b *budget) add(a *account) *account {
+func (b *quotaPool) add(a *quota) *quota {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.count(a)
@@ -87,7 +87,7 @@ func (b *budget) add(a *account) *account {
 }
 
 // count lets an account be among those of the budget. The lock is held.
-func (b *budget) count(a *account) {
+func (b *quotaPool) count(a *quota) {
 	if !a.counted {
 		a.counted = true
 		b.accounts = append(b.accounts, a)
@@ -95,7 +95,7 @@ func (b *budget) count(a *account) {
 }
 
 // beyond returns what of n goes beyond the account's own part. The lock is held.
-func (a *account) beyond(n int64) int64 {
+func (a *quota) beyond(n int64) int64 {
 	if a.unshared {
 		return n
 	}
@@ -104,21 +104,21 @@ func (a *account) beyond(n int64) int64 {
 
 // takesCommon reports whether the account has taken of the half for whoever comes
 // first.
-func (a *account) takesCommon() bool {
+func (a *quota) takesCommon() bool {
 	a.budget.mu.Lock()
 	defer a.budget.mu.Unlock()
 	return a.beyond(a.taken) > 0
 }
 
 // limit sets the account's own limit.
-func (a *account) limit(most int64) {
+func (a *quota) limit(most int64) {
 	a.budget.mu.Lock()
 	defer a.budget.mu.Unlock()
 	a.most = most
 }
 
 // take takes n, or returns errShare or errSpent and takes nothing.
-func (a *account) take(n int64) error {
+func (a *quota) take(n int64) error {
 	b := a.budget
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -138,7 +138,7 @@ func (a *account) take(n int64) error {
 }
 
 // give gives n back.
-func (a *account) give(n int64) {
+func (a *quota) give(n int64) {
 	if n == 0 {
 		return
 	}

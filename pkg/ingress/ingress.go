@@ -50,10 +50,10 @@ type Options struct {
 	Traces  *telemetry.Traces // nil makes none
 	Now     func() time.Time  // nil is time.Now
 
-	// Doubt is called when the proof of a request fits no secret of a source.
+	// OnUnknownSecret is called when the proof of a request fits no secret of a source.
 	// It lets newer ones be looked for, and returns how long a Replace is worth
 	// waiting for. Nil is not at all.
-	Doubt func(source string) time.Duration
+	OnUnknownSecret func(source string) time.Duration
 }
 
 // mostStreams is how many requests a connection of HTTP/2 has under way; RFC 9113
@@ -71,7 +71,7 @@ type Server struct {
 
 	routes           atomic.Pointer[map[string]*route] // by path; never changed, only exchanged
 	exchanging       sync.Mutex
-	requests, memory *budget
+	requests, memory *quotaPool
 	deadlines        deadlines
 }
 
@@ -85,8 +85,8 @@ type route struct {
 	asked    *rate.Limiter // of those who ask whether they may send
 	metrics  *sourceMetrics
 
-	underWay *account // requests that have been verified
-	memory   *account // bytes of headers and bodies
+	underWay *quota // requests that have been verified
+	memory   *quota // bytes of headers and bodies
 }
 
 // opened is a source as it is configured now.
@@ -109,7 +109,7 @@ func New(opts Options) (*Server, error) {
 		requests: newBudget(int64(c.MaxInFlight), len(opts.Routes)), memory: newBudget(int64(c.MaxBufferedBytes), len(opts.Routes)),
 	}
 	s.routes.Store(&map[string]*route{})
-	if err := s.Exchange(opts.Routes); err != nil {
+	if err := s.SetRoutes(opts.Routes); err != nil {
 		return nil, err
 	}
 	s.pool = newPool(s.memory, c.MaxConnections, int64(c.MaxHeaderBytes), c.TLS.Enabled(), opts.Metrics)
@@ -122,7 +122,8 @@ func New(opts Options) (*Server, error) {
 		MaxHeaderBytes:    int(c.MaxHeaderBytes),
 		ConnContext:       withConnection,
 		// A frame has its whole length of memory as soon as its header is read.
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: mostStreams, MaxReadFrameSize: 16 << 10},
+		// A client that reads nothing for a while has queued frames of control, which net/http holds.
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: mostStreams, MaxReadFrameSize: 16 << 10, WriteByteTimeout: 5 * time.Second},
 	}
 	httpserver.LimitHeaderValues(s.http)
 	httpserver.LimitAge(s.http, c.MaxConnectionAge)
@@ -142,10 +143,10 @@ func New(opts Options) (*Server, error) {
 	return s, nil
 }
 
-// Exchange lets these sources take the place of those there are, for requests to
+// SetRoutes lets these sources take the place of those there are, for requests to
 // come; a request that is under way ends as it began. A source that stays keeps
 // what it has used of its rate and of its share. Its error leaves all as it was.
-func (s *Server) Exchange(routes []Route) error {
+func (s *Server) SetRoutes(routes []Route) error {
 	s.exchanging.Lock()
 	defer s.exchanging.Unlock()
 	before := map[string]*route{}
@@ -161,7 +162,7 @@ func (s *Server) Exchange(routes []Route) error {
 			taken[path] = r.Name
 		}
 	}
-	next, used := map[string]*route{}, map[*account]bool{}
+	next, used := map[string]*route{}, map[*quota]bool{}
 	for _, r := range routes {
 		old := before[r.Name]
 		delete(before, r.Name)
@@ -271,7 +272,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		w.Header().Set("Connection", "close")
 	}
 	name := ""
-	var memory *account
+	var memory *quota
 	rt, token := s.find(hr.URL)
 	if rt != nil {
 		name, memory = rt.name, rt.memory
@@ -381,12 +382,12 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip
 	if s.closing.Load() {
 		return refuse(outcomeUnavailable)
 	}
-	in := intake{pool: s.pool, holding: held, limit: rt.maxBody}
+	in := bodyReader{pool: s.pool, holding: held, limit: rt.maxBody}
 	if err := in.read(hr); err != nil {
 		if s.pool.yielded(held) {
 			return refuse(outcomeOverloaded)
 		}
-		return unread(err)
+		return bodyOutcome(err)
 	}
 	req := s.request(hr, token, remote, in.body)
 	src, err := s.verify(hr.Context(), rt, req, held)
@@ -450,10 +451,10 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip
 func (s *Server) verify(ctx context.Context, rt *route, req *source.Request, held *holding) (*opened, error) {
 	src := rt.now.Load()
 	err := src.Verify(req)
-	if !errors.Is(err, source.ErrWrongSecret) || s.opts.Doubt == nil {
+	if !errors.Is(err, source.ErrWrongSecret) || s.opts.OnUnknownSecret == nil {
 		return src, err
 	}
-	hold := s.opts.Doubt(rt.name)
+	hold := s.opts.OnUnknownSecret(rt.name)
 	if hold <= 0 {
 		return src, err
 	}

@@ -195,7 +195,7 @@ func TestBudget(t *testing.T) {
 	const sources, total = 3, 120 // 60 for whoever comes first, 20 each
 	rng := rand.New(rand.NewPCG(1, 2))
 	b := newBudget(total, sources)
-	var accounts []*account
+	var accounts []*quota
 	for range sources {
 		accounts = append(accounts, b.account(0))
 	}
@@ -234,14 +234,14 @@ func TestBudgetIsDividedAnew(t *testing.T) {
 	b := newBudget(120, 3)
 	stays, goes := b.account(0), b.account(0)
 	for _, take := range []struct {
-		a *account
+		a *quota
 		n int64
 	}{{stays, 30}, {goes, 50}} {
 		if err := take.a.take(take.n); err != nil {
 			t.Fatal(err)
 		}
 	}
-	b.divide(1, map[*account]bool{stays: true}) // 60 for whoever comes first, 60 of its own
+	b.divide(1, map[*quota]bool{stays: true}) // 60 for whoever comes first, 60 of its own
 	if err := stays.take(91); !errors.Is(err, errSpent) {
 		t.Errorf("121 of 120 are taken: %v", err)
 	}
@@ -249,7 +249,7 @@ func TestBudgetIsDividedAnew(t *testing.T) {
 		t.Error(err)
 	}
 	goes.give(50)
-	b.divide(12, map[*account]bool{stays: true})
+	b.divide(12, map[*quota]bool{stays: true})
 	if len(b.accounts) != 1 {
 		t.Errorf("%d accounts are kept", len(b.accounts))
 	}
@@ -266,7 +266,7 @@ func TestBudgetIsDividedAnew(t *testing.T) {
 func TestBudgetOfALateRequest(t *testing.T) {
 	b := newBudget(100, 2)
 	stays, goes := b.account(0), b.account(0)
-	used := map[*account]bool{stays: true}
+	used := map[*quota]bool{stays: true}
 	b.divide(1, used)
 	if err := goes.take(60); err != nil {
 		t.Fatal(err)
@@ -302,7 +302,7 @@ func TestExchange(t *testing.T) {
 	if a, b, c := status("/limited"), status("/old"), status("/new"); a != 202 || b != 200 || c != 404 {
 		t.Fatalf("at first %d, %d, %d", a, b, c)
 	}
-	if err := w.server.Exchange([]Route{limited, routeTo("new", src, source.Rate{}), {Name: "other", Source: src, Settings: source.Settings{Paths: []string{"/new"}}}}); err == nil {
+	if err := w.server.SetRoutes([]Route{limited, routeTo("new", src, source.Rate{}), {Name: "other", Source: src, Settings: source.Settings{Paths: []string{"/new"}}}}); err == nil {
 		t.Error("two sources on one path are taken")
 	}
 	if code := status("/old"); code != 200 {
@@ -310,7 +310,7 @@ func TestExchange(t *testing.T) {
 	}
 	moved := limited
 	moved.Settings.Paths = []string{"/moved"}
-	if err := w.server.Exchange([]Route{moved, routeTo("new", src, source.Rate{})}); err != nil {
+	if err := w.server.SetRoutes([]Route{moved, routeTo("new", src, source.Rate{})}); err != nil {
 		t.Fatal(err)
 	}
 	if a, b, c, d := status("/moved"), status("/old"), status("/new"), status("/limited"); a != 429 || b != 404 || c != 200 || d != 404 {
@@ -337,7 +337,7 @@ func TestMemoryIsTakenAsBytesArrive(t *testing.T) {
 		}
 		requests = append(requests, h)
 		p.settle(h, false) // it does not yield to the next one
-		in := &intake{pool: p, holding: h, limit: 4 << 20}
+		in := &bodyReader{pool: p, holding: h, limit: 4 << 20}
 		return in.read(r)
 	}
 	if err := read(strings.NewReader("few"), 3<<20); err != nil || memory.taken != 0 {

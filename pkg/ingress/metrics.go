@@ -26,7 +26,7 @@ type Metrics struct {
 	connections     prometheus.Gauge
 	evicted         prometheus.Counter
 	evictedRequests prometheus.Counter
-	memory          atomic.Pointer[budget] // nil until there is a server
+	memory          atomic.Pointer[quotaPool] // nil until there is a server
 }
 
 // NewMetrics registers the metrics of the ingress.

@@ -62,10 +62,10 @@ type pool struct {
 	connBytes int64 // of each connection
 
 	mu        sync.Mutex
-	memory    *budget
-	unrouted  *account // of connections, and of requests that lead to no source
-	open      int      // connections
-	waiting   bool     // a connection waits to be let in
+	memory    *quotaPool
+	unrouted  *quota // of connections, and of requests that lead to no source
+	open      int    // connections
+	waiting   bool   // a connection waits to be let in
 	freed     chan struct{}
 	queues    [classes]queue // of all that can yield
 	addresses map[netip.Prefix]*address
@@ -86,7 +86,7 @@ type address struct {
 
 // holding is what one connection or one request holds. All is guarded by pool.mu.
 type holding struct {
-	account *account
+	account *quota
 	address *address // nil: of a trusted proxy itself, which is not limited
 	conn    *connection
 	writer  http.ResponseWriter // of a request; nil for a connection
@@ -101,7 +101,7 @@ type holding struct {
 	links [2]links
 }
 
-func newPool(memory *budget, most int, maxHeader int64, tls bool, m *Metrics) *pool {
+func newPool(memory *quotaPool, most int, maxHeader int64, tls bool, m *Metrics) *pool {
 	p := &pool{
 		metrics: m, most: most, header: maxHeader + 4096, connBytes: connectionBytes, memory: memory, unrouted: memory.withoutPart(),
 		freed: make(chan struct{}, 1), addresses: map[netip.Prefix]*address{},
@@ -378,7 +378,7 @@ func (p *pool) arrive(c *connection, n int) error {
 // begin notes that a request is handled, which w answers: it comes from an address
 // and leads to a source's account, nil for none. The holding has n bytes, or the error
 // says that there is no room; end must be called in either case.
-func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remote netip.Addr, to *account, n int64) (h *holding, err error) {
+func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remote netip.Addr, to *quota, n int64) (h *holding, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if to == nil {

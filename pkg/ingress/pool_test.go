@@ -41,7 +41,7 @@ func (c *fakeConn) Close() error {
 type players struct {
 	t *testing.T
 	*pool
-	source *account
+	source *quota
 }
 
 func newPlayers(t *testing.T, total int64, most int) *players {

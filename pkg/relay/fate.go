@@ -14,28 +14,28 @@ type State string
 
 // The states there are. All but Pending are final.
 const (
-	Pending    State = "pending"     // in the journal, to be delivered
-	Delivered  State = "delivered"   // the broker acknowledged it
-	Filtered   State = "filtered"    // the sink's filter does not take it, or it is a retry for another sink
-	Skipped    State = "skipped"     // it was accepted before the sink began
-	DeadLetter State = "dead_letter" // refused for good, and set aside
-	Dropped    State = "dropped"     // refused, and dropped by an operator
-	Redelivered    State = "redelivered" // refused, and appended again by an operator
-	Discarded    State = "discarded"   // by discard of the sink
+	Pending     State = "pending"     // in the journal, to be delivered
+	Delivered   State = "delivered"   // the broker acknowledged it
+	Filtered    State = "filtered"    // the sink's filter does not take it, or it is a retry for another sink
+	Skipped     State = "skipped"     // it was accepted before the sink began
+	DeadLetter  State = "dead_letter" // refused for good, and set aside
+	Dropped     State = "dropped"     // refused, and dropped by an operator
+	Redelivered State = "redelivered" // refused, and appended again by an operator
+	Discarded   State = "discarded"   // by discard of the sink
 )
 
 // DeliveryStatus is what became of an event at one sink.
 type DeliveryStatus struct {
-	Sink     string      `json:"sink"`
-	State    State       `json:"state" enum:"pending,delivered,filtered,skipped,dead_letter,dropped,redelivered,discarded"`
-	Reason   string      `json:"reason,omitempty" doc:"Why the sink refused or discarded the event."`
-	Error    string      `json:"error,omitempty" doc:"Error of the broker."`
-	Attempts int         `json:"attempts,omitempty" doc:"Attempts until the event was delivered or refused, as far as the relay remembers."`
-	First    *time.Time  `json:"first,omitempty" doc:"First attempt to deliver an event that was refused."`
-	At       *time.Time  `json:"at,omitempty" doc:"Time of delivery, refusal or discard; absent if the relay does not remember the time."`
-	After    *time.Time  `json:"after,omitempty" doc:"Earliest possible time of delivery. Set together with before if another process, or an earlier one, delivered the event: delivery times of other processes have a precision of ten seconds."`
-	Before   *time.Time  `json:"before,omitempty" doc:"Latest possible time of delivery."`
-	RedeliveredAs       journal.Seq `json:"redelivered_as,omitempty" doc:"Sequence of the redelivered event."`
+	Sink          string      `json:"sink"`
+	State         State       `json:"state" enum:"pending,delivered,filtered,skipped,dead_letter,dropped,redelivered,discarded"`
+	Reason        string      `json:"reason,omitempty" doc:"Why the sink refused or discarded the event."`
+	Error         string      `json:"error,omitempty" doc:"Error of the broker."`
+	Attempts      int         `json:"attempts,omitempty" doc:"Attempts until the event was delivered or refused, as far as the relay remembers."`
+	First         *time.Time  `json:"first,omitempty" doc:"First attempt to deliver an event that was refused."`
+	At            *time.Time  `json:"at,omitempty" doc:"Time of delivery, refusal or discard; absent if the relay does not remember the time."`
+	After         *time.Time  `json:"after,omitempty" doc:"Earliest possible time of delivery. Set together with before if another process, or an earlier one, delivered the event: delivery times of other processes have a precision of ten seconds."`
+	Before        *time.Time  `json:"before,omitempty" doc:"Latest possible time of delivery."`
+	RedeliveredAs journal.Seq `json:"redelivered_as,omitempty" doc:"Sequence of the redelivered event."`
 }
 
 // Deliveries says what became of a record at each sink, in the order of the
@@ -115,14 +115,14 @@ func moment(t time.Time) *time.Time {
 
 // TailEvent is an event as a tail sees it first.
 type TailEvent struct {
-	Record journal.Record
-	Deliveries  []DeliveryStatus
+	Record     journal.Record
+	Deliveries []DeliveryStatus
 }
 
 // StatusChange is a fate that became final after the sighting.
 type StatusChange struct {
 	Record journal.Record
-	Status   DeliveryStatus
+	Status DeliveryStatus
 	At     time.Time
 }
 
@@ -130,7 +130,7 @@ type StatusChange struct {
 type TailHandler interface {
 	OnEvent(TailEvent) error
 	OnStatusChange(StatusChange) error
-	OnDropped(n uint64) error       // so many more were not told of
+	OnDropped(n uint64) error      // so many more were not told of
 	OnIdle(next journal.Seq) error // now and then, when there is nothing to tell; next is where the tail is
 }
 

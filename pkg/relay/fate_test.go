@@ -257,7 +257,7 @@ func TestTail(t *testing.T) {
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("Tail = %v", err)
 	}
-	if diff := cmp.Diff([]string{"see old waiting delivered", "old at sink0: delivered"}, s.text()[:2]); diff != "" {
+	if diff := cmp.Diff([]string{"see old pending delivered", "old at sink0: delivered"}, s.text()[:2]); diff != "" {
 		t.Errorf("told (-want +got):\n%s", diff)
 	}
 	if strings.Contains(strings.Join(s.text(), "\n"), "hidden") {
@@ -292,7 +292,7 @@ func TestTailEnds(t *testing.T) {
 	if at := <-ended; at != (TailResult{Next: 2}) {
 		t.Errorf("it ended at %+v", at)
 	}
-	if diff := cmp.Diff([]string{"see first waiting", "first at sink0: delivered"}, s.text()); diff != "" {
+	if diff := cmp.Diff([]string{"see first pending", "first at sink0: delivered"}, s.text()); diff != "" {
 		t.Errorf("told (-want +got):\n%s", diff)
 	}
 	at, err := b.relay.Tail(t.Context(), TailOptions{From: 1, End: end}, &s)

@@ -72,9 +72,9 @@ type sinkMetrics struct {
 	unreadable, opaque                                  prometheus.Counter
 
 	dead, discarded *prometheus.CounterVec
-	duplicates     duplicateCounters
-	gauge, open    prometheus.Gauge
-	took, attempts prometheus.Observer
+	duplicates      duplicateCounters
+	gauge, open     prometheus.Gauge
+	took, attempts  prometheus.Observer
 
 	head atomic.Int64 // when the oldest event in hand was accepted, nanoseconds since 1970; 0 is none
 }

@@ -24,7 +24,7 @@ type past struct {
 	runs     []run       // a ring; the oldest is at oldest when it is full
 	oldest   int
 	troubles []DeliveryError // the newest last
-	marks    marks     // of runs, to be stored
+	marks    marks           // of runs, to be stored
 }
 
 // run is events that a broker acknowledged in one attempt, one behind the other

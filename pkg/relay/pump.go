@@ -58,8 +58,8 @@ type Pump struct {
 	reason       failureReason // that the log has told last
 	open         atomic.Bool   // the breaker
 	window       window
-	discarded        discardRun // not logged yet
-	passed       uint64  // of the batch in hand: records that the cursor has passed
+	discarded    discardRun // not logged yet
+	passed       uint64     // of the batch in hand: records that the cursor has passed
 	ahead        ahead
 }
 

@@ -42,7 +42,7 @@ type ReplaySpec struct {
 	Filter string            `json:"filter,omitempty" doc:"CEL expression over the attributes; the filter of the sink must match, too."`
 	Keys   map[string]string `json:"keys,omitempty" doc:"Overrides of the sink's keys, such as subject or topic."`
 	Rate   int               `json:"rate" doc:"Maximum number of events sent per second."`
-	Seq  journal.Seq       `json:"seq,omitempty" doc:"Sequence of the single event to send, instead of a range."`
+	Seq    journal.Seq       `json:"seq,omitempty" doc:"Sequence of the single event to send, instead of a range."`
 	Adopts string            `json:"adopts,omitempty" doc:"Sink that is no longer configured, whose pending events are sent, instead of a range of times."`
 }
 

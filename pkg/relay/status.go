@@ -11,11 +11,11 @@ type SinkState string
 
 // The states there are.
 const (
-	SinkUp        SinkState = "up"        // the last attempt succeeded
-	SinkFailing   SinkState = "failing"   // the last attempt failed
-	SinkPaused    SinkState = "paused"    // an operator paused the sink
-	SinkRemote SinkState = "remote"     // another relay delivers to the sink
-	SinkUnassigned    SinkState = "unassigned" // no relay delivers to the sink, or no event was pending yet
+	SinkUp         SinkState = "up"         // the last attempt succeeded
+	SinkFailing    SinkState = "failing"    // the last attempt failed
+	SinkPaused     SinkState = "paused"     // an operator paused the sink
+	SinkRemote     SinkState = "remote"     // another relay delivers to the sink
+	SinkUnassigned SinkState = "unassigned" // no relay delivers to the sink, or no event was pending yet
 )
 
 // BreakerState is the state of a sink's circuit breaker. The set is closed.
@@ -29,20 +29,20 @@ const (
 
 // SinkStatus is a sink as this process sees it.
 type SinkStatus struct {
-	Sink      string      `json:"sink"`
-	Kind      string      `json:"kind" doc:"Type of the sink in the configuration."`
-	State     SinkState   `json:"state" enum:"up,failing,paused,remote,unassigned" doc:"up: the last attempt succeeded. failing: the last attempt failed, see error and breaker. paused: an operator paused the sink. remote: another relay delivers to the sink. unassigned: no relay delivers to the sink, or no event was pending yet."`
-	Breaker BreakerState `json:"breaker,omitempty" enum:"closed,open" doc:"State of the circuit breaker; only the owner knows it. closed: the relay sends full batches. open: no event arrives, and the relay probes the sink with one event at a time."`
-	Owner    string      `json:"owner,omitempty" doc:"Relay that delivers to the sink. Of the relays that share a journal one relay does."`
-	Since     *time.Time  `json:"since,omitempty" doc:"Time at which the owner took the sink over."`
-	Local      bool        `json:"local" doc:"Whether the relay that answers is the owner."`
-	LagEvents    uint64      `json:"lag_events" doc:"Events in the journal after the sink's cursor."`
-	Committed journal.Seq `json:"committed" doc:"Sequence of the sink's cursor: each event up to this sequence is delivered, filtered, dead-lettered or discarded."`
-	Oldest    *time.Time  `json:"oldest,omitempty" doc:"Acceptance time of the oldest event that is being delivered; only the owner knows it."`
-	Paused    *time.Time  `json:"paused,omitempty" doc:"Time at which the sink was paused."`
-	Error     string      `json:"error,omitempty" doc:"Error of the last attempt to deliver; absent if the last attempt succeeded."`
-	Failing   *time.Time  `json:"failing_since,omitempty" doc:"Time since which every attempt to deliver failed; absent if the last attempt succeeded."`
-	Filter    string      `json:"filter,omitempty" doc:"CEL expression of the configuration that selects the events of the sink."`
+	Sink      string       `json:"sink"`
+	Kind      string       `json:"kind" doc:"Type of the sink in the configuration."`
+	State     SinkState    `json:"state" enum:"up,failing,paused,remote,unassigned" doc:"up: the last attempt succeeded. failing: the last attempt failed, see error and breaker. paused: an operator paused the sink. remote: another relay delivers to the sink. unassigned: no relay delivers to the sink, or no event was pending yet."`
+	Breaker   BreakerState `json:"breaker,omitempty" enum:"closed,open" doc:"State of the circuit breaker; only the owner knows it. closed: the relay sends full batches. open: no event arrives, and the relay probes the sink with one event at a time."`
+	Owner     string       `json:"owner,omitempty" doc:"Relay that delivers to the sink. Of the relays that share a journal one relay does."`
+	Since     *time.Time   `json:"since,omitempty" doc:"Time at which the owner took the sink over."`
+	Local     bool         `json:"local" doc:"Whether the relay that answers is the owner."`
+	LagEvents uint64       `json:"lag_events" doc:"Events in the journal after the sink's cursor."`
+	Committed journal.Seq  `json:"committed" doc:"Sequence of the sink's cursor: each event up to this sequence is delivered, filtered, dead-lettered or discarded."`
+	Oldest    *time.Time   `json:"oldest,omitempty" doc:"Acceptance time of the oldest event that is being delivered; only the owner knows it."`
+	Paused    *time.Time   `json:"paused,omitempty" doc:"Time at which the sink was paused."`
+	Error     string       `json:"error,omitempty" doc:"Error of the last attempt to deliver; absent if the last attempt succeeded."`
+	Failing   *time.Time   `json:"failing_since,omitempty" doc:"Time since which every attempt to deliver failed; absent if the last attempt succeeded."`
+	Filter    string       `json:"filter,omitempty" doc:"CEL expression of the configuration that selects the events of the sink."`
 
 	FilterCounts *FilterCounts `json:"filter_counts,omitempty" doc:"Counts of the filter; absent if the sink has no filter."`
 
