@@ -7,54 +7,52 @@ import (
 	"time"
 )
 
-// What the process holds for a sender, in bytes, besides headers and bodies:
-// goroutines, buffers, and the states of protocols.
+// Memory of a connection or request besides its header and body: goroutines, buffers
+// and protocol state, in bytes.
 const (
 	connectionBytes = 16 << 10
-	tlsBytes        = 24 << 10 // more
-	http2Bytes      = 32 << 10 // more
-	streamBytes     = 16 << 10 // of a request over HTTP/2
-	fieldBytes      = 96       // of a field of a header, besides its text
-	// headerFactor is how many bytes a byte of a header takes at most while the
-	// header arrives: a field of four bytes has an entry of a map, a slice and
-	// two strings.
+	tlsBytes        = 24 << 10 // added with TLS
+	http2Bytes      = 32 << 10 // added with HTTP/2
+	streamBytes     = 16 << 10 // each HTTP/2 request
+	fieldBytes      = 96       // each header value, besides its text
+	// headerFactor is the largest number of bytes of memory per byte of an incomplete
+	// header: a field of four bytes takes a map entry, a slice and two strings.
 	headerFactor = 32
 )
 
-// acceptedFor is how long a connection counts as just accepted: it is not closed to
-// make room for another one.
+// acceptedFor is the age up to which a connection counts as just accepted. The pool does
+// not close a connection that was just accepted to make room for a new one.
 const acceptedFor = 250 * time.Millisecond
 
-// acceptedHeader is how large a header may be for which a connection that was just
-// accepted does not yield: few senders write a larger one, and a stranger's large ones
+// acceptedHeader is the header size up to which a connection that was just accepted is
+// not evicted. Few senders write a larger header, and the large headers of a stranger
 // would fill the pool within acceptedFor.
 const acceptedHeader = 4 << 10
 
-// class tells who yields first when memory or connections run short.
+// class orders eviction: the pool evicts strangers before known senders.
 type class int
 
 const (
-	stranger class = iota // has proven nothing so far
-	known                 // has proven itself, or its address has, or is a trusted proxy
+	stranger class = iota // neither the connection nor its address has authenticated
+	known                 // the connection or its address has authenticated, or the peer is a trusted proxy
 	classes
 )
 
-// pool is what senders make the process hold: connections, and the memory of
-// connections, headers and bodies. While at most half of it is used, and of what is for
-// whoever comes first, nobody is limited. Beyond that, one address has at most a quarter for what is not proven; and
-// where there is no room for more, the holding yields that has waited for its
-// sender the longest, those of strangers first. A sender says what it has to say at
-// once, so that its holding is young; who wants to hold something stays.
+// pool limits the connections of the ingress, and the memory of connections, headers and
+// bodies. Below half of a limit the pool restricts nobody. Above half, the unverified
+// requests and stranger connections of one address get at most a quarter. At the limit
+// the pool evicts the oldest holding, strangers first: an honest sender sends a whole
+// request at once, so the holding of an honest sender is young.
 //
-// | holding | state | is left by | how it yields |
+// | holding | state | ends with | on eviction |
 // |---|---|---|---|
-// | connection | waits: no request is handled; over HTTP/2 also with requests that are not verified, or are answered | begin, settle | it is closed |
-// | connection | busy: a request is handled (HTTP/1), or a verified one (HTTP/2) | end | it does not |
-// | request | unverified: its body arrives, or it waits for newer secrets | settle, end | its sender is answered 503 |
-// | request | verified: its event is stored; over HTTP/2 also answered: its sender takes the answer | end | it does not |
+// | connection | waiting: no request is handled; with HTTP/2 also while requests are unverified or answered | begin, settle | the pool closes the connection |
+// | connection | busy: a request (HTTP/1) or a verified request (HTTP/2) is handled | end | never evicted |
+// | request | unverified: the body arrives, or the request waits for newer secrets | settle, end | the sender gets 503 |
+// | request | verified: the event is stored; with HTTP/2 also answered: the sender reads the answer | end | never evicted |
 //
-// A holding that has yielded is gone: it holds nothing, and takes nothing more. The
-// methods may be called concurrently.
+// An evicted holding is gone: it has no memory and cannot take memory. The methods may
+// be called concurrently.
 type pool struct {
 	metrics   *Metrics
 	most      int   // connections
@@ -63,40 +61,40 @@ type pool struct {
 
 	mu        sync.Mutex
 	memory    *quotaPool
-	unrouted  *quota // of connections, and of requests that lead to no source
+	unrouted  *quota // connections, and requests without a source
 	open      int    // connections
-	waiting   bool   // a connection waits to be let in
+	waiting   bool   // Accept waits for room
 	freed     chan struct{}
-	queues    [classes]queue // of all that can yield
+	queues    [classes]queue // holdings that can be evicted
 	addresses map[netip.Prefix]*address
-	proven    [2]map[netip.Prefix]struct{} // addresses that have proven themselves: the newer ones, and those before
+	proven    [2]map[netip.Prefix]struct{} // authenticated addresses in two generations, the newer one first
 }
 
-// mostProven is how many addresses are known at most, in each of two generations.
+// mostProven is the largest number of authenticated addresses in a generation.
 const mostProven = 4096
 
-// address is a remote address with holdings, and its share of what is not proven.
+// address is a remote address with its connections and unverified requests.
 type address struct {
 	prefix      netip.Prefix
-	holdings    int   // that name it
-	connections int   // of strangers
-	bytes       int64 // of holdings in queue
-	queue       queue // of what can yield
+	holdings    int   // references to the address
+	connections int   // of class stranger
+	bytes       int64 // sum over queue
+	queue       queue // holdings that can be evicted
 }
 
-// holding is what one connection or one request holds. All is guarded by pool.mu.
+// holding is the memory of one connection or one request. pool.mu guards its fields.
 type holding struct {
 	account *quota
-	address *address // nil: of a trusted proxy itself, which is not limited
+	address *address // nil for the connection of a trusted proxy: the quarter does not apply
 	conn    *connection
-	writer  http.ResponseWriter // of a request; nil for a connection
-	wake    chan struct{}       // closed when it yields, where it waits for newer secrets
+	writer  http.ResponseWriter // nil for a connection
+	wake    chan struct{}       // closed on eviction while the request waits for newer secrets
 	bytes   int64
 	since   time.Time
 	class   class
-	queued  bool // it can yield
+	queued  bool // can be evicted
 	gone    bool
-	settled bool // its request is verified
+	settled bool // the request is verified
 
 	links [2]links
 }
@@ -114,8 +112,8 @@ func newPool(memory *quotaPool, most int, maxHeader int64, tls bool, m *Metrics)
 	return p
 }
 
-// prefixOf is what counts as one address: of IPv6 a whole /64, which one
-// customer has. Unknown addresses count as one.
+// prefixOf returns the prefix that counts as one address. For IPv6 the prefix is a /64,
+// because a customer gets a whole /64. All unknown addresses share the zero prefix.
 func prefixOf(addr netip.Addr) netip.Prefix {
 	bits := 32
 	if addr = addr.Unmap().WithZone(""); addr.Is6() {

@@ -251,7 +251,7 @@ func TestTail(t *testing.T) {
 	})
 	eventually(t, "all fates are seen", func() bool {
 		text := strings.Join(s.text(), "\n")
-		return strings.Contains(text, "new at sink1: delivered") || strings.Contains(text, "see new waiting delivered") || strings.Contains(text, "see new dead_letter delivered")
+		return strings.Contains(text, "new at sink1: delivered") || strings.Contains(text, "see new pending delivered") || strings.Contains(text, "see new dead_letter delivered")
 	})
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {

@@ -51,7 +51,7 @@ func TestOnJetStream(t *testing.T) {
 	if n := w.shaky.Load() + other.shaky.Load(); n != 3 {
 		t.Errorf("the paused sink was given %d events", n)
 	}
-	b.until(`/Behind\s+3/.test(document.querySelector('[data-key="shaky"] .facts').innerText)`)
+	b.until(`/Lag\s+3/.test(document.querySelector('[data-key="shaky"] .facts').innerText)`)
 	// What one is told, the other one does.
 	if _, err := other.client.SteerSink(t.Context(), "shaky", "resume"); err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func TestOnJetStream(t *testing.T) {
 	if err != nil || len(found.Events) != 6 {
 		t.Fatalf("the other relay finds %d events, %v", len(found.Events), err)
 	}
-	for _, f := range found.Events[5].Fates {
+	for _, f := range found.Events[5].Deliveries {
 		if f.State != relay.Delivered || f.At != nil || f.After == nil || f.Before == nil || f.Before.Sub(*f.After) > 20*time.Second {
 			t.Errorf("the fate of the first event at %s: %+v", f.Sink, f)
 		}

@@ -24,10 +24,10 @@ func TestOverviewSaysWhatNeedsAttention(t *testing.T) {
 
 	w.down.Store(true)
 	w.uploads(3)
-	b.shows("shaky takes nothing")
+	b.shows("shaky takes no events")
 	b.shows("503 Service Unavailable")
 	b.until(`document.querySelector('[data-node="sink"][data-key="shaky"]').innerText.includes("breaker open")`)
-	b.until(`document.querySelector('[data-node="sink"][data-key="steady"]').innerText.includes("takes events")`)
+	b.until(`document.querySelector('[data-node="sink"][data-key="steady"] .state').innerText.includes("up")`)
 	b.shots("trouble")
 	w.down.Store(false)
 	b.shows("Nothing. All sinks take events")
@@ -158,7 +158,7 @@ func TestPauseOutlivesARestart(t *testing.T) {
 	b.signIn(operatorToken)
 	b.page("sinks", "Sinks")
 	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("paused")`)
-	b.until(`/Behind\s+3/.test(document.querySelector('[data-key="shaky"] .facts').innerText)`)
+	b.until(`/Lag\s+3/.test(document.querySelector('[data-key="shaky"] .facts').innerText)`)
 	if n := w.shaky.Load(); n != 0 {
 		t.Errorf("a paused sink was given %d events", n)
 	}
@@ -167,7 +167,7 @@ func TestPauseOutlivesARestart(t *testing.T) {
 	b.shows("3 events that wait are sent")
 	b.confirm()
 	eventually(t, "they arrive", func() bool { return w.shaky.Load() == 3 })
-	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("takes events")`)
+	b.until(`document.querySelector('[data-key="shaky"] .state').innerText.includes("up")`)
 }
 
 func TestSinksTellTheirErrors(t *testing.T) {
@@ -389,7 +389,7 @@ func TestScriptsCanDoTheSame(t *testing.T) {
 	if _, err := w.client.SteerSink(t.Context(), "shaky", "resume"); err != nil {
 		t.Error(err)
 	}
-	if re, err := w.client.StartReplay(t.Context(), admin.Replaying{Sink: "shaky", From: "1h", Rate: 1000, DryRun: true}); err != nil || re.Total != 3 {
+	if re, err := w.client.StartReplay(t.Context(), admin.ReplayRequest{Sink: "shaky", From: "1h", Rate: 1000, DryRun: true}); err != nil || re.Total != 3 {
 		t.Errorf("%+v, %v", re, err)
 	}
 }

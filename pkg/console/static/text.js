@@ -58,10 +58,10 @@ export const reason = (r) => reasons[r] || r.replaceAll("_", " ");
 
 // States have a mark besides their colour.
 const states = {
-  up: ["good", "✓", "up"], failing: ["warn", "!", "failing"], 
+  up: ["good", "✓", "up"], failing: ["warn", "!", "failing"], breaker_open: ["bad", "✕", "breaker open"],
   paused: ["held", "‖", "paused"], remote: ["good", "→", "another relay delivers"], unassigned: ["quiet", "·", "unassigned"],
   pending: ["quiet", "…", "pending"], delivered: ["good", "✓", "delivered"], filtered: ["quiet", "–", "filtered out"],
-  skipped: ["quiet", "–", "skipped: accepted before the sink existed"], dead_letter: ["bad", "✕", "dead letter"], dropped: ["bad", "✕", "dropped"],
+  skipped: ["quiet", "–", "skipped"], dead_letter: ["bad", "✕", "dead letter"], dropped: ["bad", "✕", "dropped"],
   redelivered: ["held", "↻", "redelivered"], discarded: ["bad", "✕", "discarded"],
   running: ["held", "▸", "running"], stopped: ["warn", "‖", "stopped"], done: ["good", "✓", "done"], failed: ["bad", "✕", "failed"], planned: ["quiet", "·", "planned"],
   success: ["good", "✓", "success"], failure: ["bad", "✕", "failure"],
@@ -71,6 +71,9 @@ export function state(name, words) {
   const [tone, mark, text] = states[name] || ["quiet", "·", name];
   return h("span", { className: `state ${tone}` }, h("span", { className: "mark", "aria-hidden": "true" }, mark), words || text);
 }
+
+// sinkState shows the state of a sink, or of its circuit breaker while that is open.
+export const sinkState = (s) => state(s.state === "failing" && s.breaker === "open" ? "breaker_open" : s.state);
 
 // brief is an id whose digest, which tells a person nothing, is cut.
 export const brief = (id) => id.replace(/(sha256:[0-9a-f]{8})[0-9a-f]{50,}([0-9a-f]{4})$/, "$1…$2");

@@ -3,7 +3,7 @@ import { h } from "../dom.js";
 import * as api from "../api.js";
 import { header, poll, facts } from "../parts.js";
 import { spark, latest } from "../plot.js";
-import { age, bytes, count, duration, plural, rate, reason, short, state, time } from "../text.js";
+import { age, bytes, count, duration, plural, rate, reason, short, sinkState, time } from "../text.js";
 
 export default async function overview(page) {
   const known = { counts: null, counted: 0 };
@@ -102,7 +102,7 @@ function sinkCard(s, f) {
   const now = latest(f && f.delivered);
   const tone = s.breaker === "open" ? "bad" : { failing: "warn", paused: "held" }[s.state] || "";
   return h("article", { className: `card ${tone}`, "data-node": "sink", "data-key": s.sink, "data-rate": now || 0, "data-tone": tone },
-    h("header", null, h("h4", null, h("a", { href: "#/sinks" }, s.sink)), state(s.state)),
+    h("header", null, h("h4", null, h("a", { href: "#/sinks" }, s.sink)), sinkState(s)),
     h("p", { className: "figure" }, h("b", null, rate(now)), " events/s"),
     spark((f && f.delivered) || [], { label: `Delivered to ${s.sink}`, tone, format: (v) => `${rate(v)}/s` }),
     facts([["Lag", count(s.lag_events)], ["Oldest", s.oldest && s.lag_events ? duration(Math.max(0, (Date.now() - new Date(s.oldest)) / 1000)) : "–"], s.paused && ["Paused", time(s.paused)]]));

@@ -3,7 +3,7 @@ import { h, say, ask } from "../dom.js";
 import * as api from "../api.js";
 import { header, facts, poll, note } from "../parts.js";
 import { chart, latest } from "../plot.js";
-import { age, count, duration, plural, rate, short, state, time } from "../text.js";
+import { age, count, duration, plural, rate, short, sinkState, time } from "../text.js";
 
 export default async function sinks(page) {
   const again = async () => {
@@ -34,7 +34,7 @@ function draw(s, i, figures, again) {
     if (done) { say(pausing ? `${s.sink} is paused.` : `${s.sink} is resumed.`); again(); }
   };
   return h("section", { className: "panel", "data-key": s.sink, "aria-labelledby": `sink-${i}` },
-    h("header", null, h("h2", { id: `sink-${i}` }, s.sink), h("span", { className: "kind" }, s.kind), state(s.state),
+    h("header", null, h("h2", { id: `sink-${i}` }, s.sink), h("span", { className: "kind" }, s.kind), sinkState(s),
       api.operator() && h("span", { className: "push" }, s.paused
         ? h("button", { type: "button", "data-act": "resume", onclick: steer("resume") }, "Resume", h("span", { className: "unseen" }, ` ${s.sink}`))
         : h("button", { type: "button", "data-act": "pause", onclick: steer("pause") }, "Pause", h("span", { className: "unseen" }, ` ${s.sink}`)))),
