@@ -400,14 +400,14 @@ func (f *fleet) holder(t *testing.T, sink string) int {
 		}
 		defer resp.Body.Close()
 		var status struct {
-			Sinks []struct{ Sink, Holder string }
+			Sinks []struct{ Sink, Owner string }
 		}
 		if json.NewDecoder(resp.Body).Decode(&status) != nil {
 			return false
 		}
 		for _, s := range status.Sinks {
 			for i := range f.relays {
-				if s.Sink == sink && s.Holder == fmt.Sprintf("relay-%d", i) {
+				if s.Sink == sink && s.Owner == fmt.Sprintf("relay-%d", i) {
 					holder = i
 				}
 			}
