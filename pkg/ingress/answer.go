@@ -17,7 +17,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// outcome is what became of a request. The set is closed: it is a label of a
+// outcome is the result of a request. The set is closed, because outcome is a label of a
 // metric.
 type outcome string
 
@@ -43,8 +43,8 @@ const (
 	outcomeUnavailable     outcome = "unavailable"
 )
 
-// answers is the table of all answers. A detail is for a caller who has not
-// proven anything: it tells nothing about the configuration.
+// answers has the status and the detail of each outcome. A stranger may see the detail,
+// so the detail tells nothing about the configuration.
 var answers = map[outcome]struct {
 	status int
 	detail string
@@ -70,14 +70,14 @@ var answers = map[outcome]struct {
 	outcomeUnavailable:     {http.StatusServiceUnavailable, "The event cannot be stored at the moment. Send it again."},
 }
 
-// answer is an outcome on its way to the sender.
+// answer is the answer to a request.
 type answer struct {
 	outcome outcome
 	id      string        // of the event, or of the quarantined request
-	text    string        // in place of the usual body
-	retry   time.Duration // when to come again; 0 is the outcome's usual
-	header  http.Header   // of a consent, besides the usual
-	proven  bool          // the sender has proven who it is
+	text    string        // replaces the usual body
+	retry   time.Duration // Retry-After; 0 is the default of the outcome
+	header  http.Header   // additional header of a handshake
+	proven  bool          // the sender has authenticated
 }
 
 func refuse(o outcome) answer { return answer{outcome: o} }
@@ -87,7 +87,7 @@ func (a answer) after(wait time.Duration) answer {
 	return a
 }
 
-// stored answers for what was appended: accepted if any of it is new.
+// stored returns accepted if any appended event is new, else duplicate.
 func stored(receipts []journal.Receipt) answer {
 	for _, r := range receipts {
 		if !r.Duplicate {
@@ -100,12 +100,12 @@ func stored(receipts []journal.Receipt) answer {
 	return answer{outcome: outcomeDuplicate, id: receipts[0].ID}
 }
 
-// retryAfter is how long until the limiter lets one more pass.
+// retryAfter returns the time until the limiter admits one more request.
 func retryAfter(l *rate.Limiter) time.Duration {
 	return time.Duration(float64(time.Second) / float64(l.Limit()))
 }
 
-// problem is the body of every answer that is no 2xx, as in RFC 9457.
+// problem is the body of every answer other than 2xx (RFC 9457).
 type problem struct {
 	Type      string `json:"type"`
 	Title     string `json:"title"`
@@ -126,7 +126,7 @@ func (a answer) write(w http.ResponseWriter, requestID string) error {
 		w.WriteHeader(t.status)
 		return nil
 	case outcomeChallenge:
-		// The sender's own text must not become a page of ours.
+		// A browser must not render the sender's text as a page of this host.
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Content-Length", strconv.Itoa(len(a.text)))
@@ -143,7 +143,7 @@ func (a answer) write(w http.ResponseWriter, requestID string) error {
 	case outcomeRateLimited, outcomeUnavailable, outcomeOverloaded:
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(max(a.retry, time.Second).Seconds()))))
 	case outcomeTooLarge, outcomeTooSlow, outcomeAborted:
-		h.Set("Connection", "close") // the rest of the body is not waited for
+		h.Set("Connection", "close") // the rest of the body is not read
 	}
 	var body []byte
 	var err error
@@ -164,13 +164,13 @@ func (a answer) write(w http.ResponseWriter, requestID string) error {
 	return err
 }
 
-// Values of a header, as it holds them; they are never changed.
+// Shared header values; never modified.
 var (
 	typeJSON    = []string{"application/json"}
 	typeProblem = []string{"application/problem+json"}
 )
 
-// receipt is the body of a 2xx, which is by far the most frequent answer.
+// receipt returns the body of a 2xx, the most frequent answer.
 func (a answer) receipt() ([]byte, error) {
 	b := make([]byte, 0, 128)
 	b = append(b, `{"status":"`...)
@@ -180,15 +180,15 @@ func (a answer) receipt() ([]byte, error) {
 	return append(b, '}'), err
 }
 
-// guarded turns a panic into an answer: it costs one request.
+// guarded answers 500 if do panics.
 func (s *Server) guarded(log func() *zap.Logger, do func() answer) (a answer) {
 	defer func() {
 		v := recover()
 		if v == nil {
 			return
 		}
-		// The text of an error of the runtime holds no data of the request;
-		// that of anything else may.
+		// The text of a runtime error contains no data of the request; other panic
+		// values may.
 		what := zap.String("panic", "not shown")
 		if err, ok := v.(interface {
 			error
@@ -202,7 +202,7 @@ func (s *Server) guarded(log func() *zap.Logger, do func() answer) (a answer) {
 	return do()
 }
 
-// newRequestID names a request in the logs and to its sender.
+// newRequestID returns the ID of a request for logs and answers.
 func newRequestID() string {
 	const digits = "0123456789abcdefghijklmnopqrstuv"
 	var b [12]byte

@@ -18,25 +18,25 @@ var (
 	errEncoding = errors.New("the body's Content-Encoding is not gzip, or does not fit the body")
 )
 
-// freeBytes of a body cost nothing of the memory that all share: they are in what
-// each connection and each stream of HTTP/2 is counted for.
+// freeBytes of a body are part of connectionBytes and streamBytes, and are not counted
+// again.
 const freeBytes = 4 << 10
 
-// bodyReader takes the body of one request, within its limit and the memory that
-// is left. Memory is taken as bytes arrive, not as they are announced: who
-// announces much and sends little has nothing.
+// bodyReader reads the body of one request within a size limit and the memory of the
+// pool. The reader takes memory as bytes arrive and not by Content-Length: a sender that
+// announces a large body and sends little gets little.
 type bodyReader struct {
 	pool    *pool
 	holding *holding
-	limit   int64 // bytes, also of what a compressed body holds
+	limit   int64 // bytes, before and after decompression
 
 	body []byte
-	held int64 // bytes of body beyond those that are free
+	held int64 // bytes taken from the pool for body
 }
 
-// read takes the whole body. One that is compressed is taken as what it holds,
-// and the header then says nothing of the compression. It is read whole before it
-// is inflated: who sends a little and then nothing holds a little.
+// read reads the whole body and decompresses a gzip body; the header then has no
+// Content-Encoding. Decompression begins after the whole body has arrived, so that a
+// stalled sender holds no more than the bytes it sent.
 func (in *bodyReader) read(hr *http.Request) error {
 	if hr.ContentLength > in.limit {
 		return errTooLarge
@@ -56,13 +56,13 @@ func (in *bodyReader) read(hr *http.Request) error {
 	return nil
 }
 
-// inflate puts what the body holds in place of the body.
+// inflate replaces the compressed body by the decompressed body.
 func (in *bodyReader) inflate() error {
 	packed := bodyReader{body: in.body, held: in.held}
 	in.body, in.held = nil, 0
 	zip := gzipReaders.Get().(*gzip.Reader)
 	defer func() {
-		_ = zip.Reset(strings.NewReader("")) // it must not keep the body alive
+		_ = zip.Reset(strings.NewReader("")) // drops the reference to the body
 		gzipReaders.Put(zip)
 	}()
 	err := zip.Reset(bytes.NewReader(packed.body))
@@ -79,7 +79,7 @@ func (in *bodyReader) inflate() error {
 	return nil
 }
 
-// gzipReaders are gzip readers that nobody uses: each has a window of its own.
+// gzipReaders are unused gzip readers. Each has a window of 32 KiB.
 var gzipReaders = sync.Pool{New: func() any { return new(gzip.Reader) }}
 
 // isCompressed reports whether the body is compressed with gzip.
@@ -98,7 +98,7 @@ func isCompressed(h http.Header) (bool, error) {
 	return false, errEncoding
 }
 
-// fill reads to the end. The body is likely to have about the size of hint.
+// fill reads from until EOF. The hint is the expected size.
 func (in *bodyReader) fill(from io.Reader, hint int64) error {
 	in.body = make([]byte, 0, min(max(hint, 511)+1, freeBytes))
 	for {
@@ -116,7 +116,7 @@ func (in *bodyReader) fill(from io.Reader, hint int64) error {
 		if len(in.body) < cap(in.body) {
 			continue
 		}
-		// Twice as much, but for what is known to be enough.
+		// Double the buffer, up to the expected size.
 		want := 2 * int64(cap(in.body))
 		if hint >= int64(len(in.body)) {
 			want = min(want, hint+1)

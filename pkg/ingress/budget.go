@@ -11,17 +11,16 @@ var (
 	errSpent = errors.New("there is no room for more at the moment")
 )
 
-// quotaPool is what all requests share and what can run out: memory, requests under
-// way. One half is for whoever comes first; the other half is
-// divided among the sources, and each one's part is its own. A source that is
-// flooded then slows the others down, and cannot shut them out.
+// quotaPool divides a limit among sources: memory, or requests under way. All sources
+// share one half of the limit. The other half is reserved in equal parts, one for each
+// source, so that a flooded source can slow other sources down but not starve them.
 type quotaPool struct {
 	total int64
 
 	mu       sync.Mutex
 	used     int64
-	left     int64 // of what is for whoever comes first; below 0 while more is taken than a new division has
-	share    int64 // each source's own part
+	left     int64 // of the shared half; negative while sources hold more than a new division allows
+	share    int64 // reserved for each source
 	accounts []*quota
 }
 
@@ -31,8 +30,8 @@ func newBudget(total int64, sources int) *quotaPool {
 	return b
 }
 
-// divide divides the budget among so many sources. Accounts that are not used any
-// more count for as long as something is taken.
+// divide divides the limit among this number of sources. A quota that is not in use any
+// more counts until all of it is returned.
 func (b *quotaPool) divide(sources int, used map[*quota]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -47,15 +46,14 @@ func (b *quotaPool) divide(sources int, used map[*quota]bool) {
 	}
 }
 
-// taken returns how much all have taken.
+// taken returns the sum of all quotas.
 func (b *quotaPool) taken() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.used
 }
 
-// scarce reports whether more than half is taken of all, or of what is for whoever
-// comes first.
+// scarce reports whether more than half of the limit, or of its shared half, is taken.
 func (b *quotaPool) scarce() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

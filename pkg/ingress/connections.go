@@ -12,8 +12,8 @@ import (
 	"github.com/postwire/postwire/internal/forwarded"
 )
 
-// limited is a listener whose connections are in the pool. One goroutine accepts
-// from it: while it waits for room, others wait in the backlog of the kernel.
+// limited is a listener that admits connections to the pool. Only one goroutine may call
+// Accept. While Accept waits for room, new connections wait in the kernel's backlog.
 type limited struct {
 	net.Listener
 	server *Server
@@ -21,7 +21,7 @@ type limited struct {
 	closed chan struct{}
 }
 
-// limit returns l with the limits of the pool.
+// limit returns a listener that admits the connections of l to the pool.
 func (s *Server) limit(l net.Listener) net.Listener {
 	return &limited{Listener: l, server: s, closed: make(chan struct{})}
 }
@@ -58,7 +58,7 @@ func (l *limited) Close() error {
 	return l.Listener.Close()
 }
 
-// connection is one that is in the pool.
+// connection is a connection of the pool.
 type connection struct {
 	net.Conn
 	pool   *pool
@@ -79,8 +79,8 @@ type connection struct {
 
 type connectionKey struct{}
 
-// withConnection lets handlers find the connection; it is a ConnContext of
-// http.Server.
+// withConnection adds the connection to the context of its requests. It is the
+// ConnContext of the http.Server.
 func withConnection(ctx context.Context, conn net.Conn) context.Context {
 	if secured, ok := conn.(*tls.Conn); ok {
 		conn = secured.NetConn()
@@ -93,7 +93,7 @@ func (s *Server) connectionOf(ctx context.Context) *connection {
 	if c, ok := ctx.Value(connectionKey{}).(*connection); ok {
 		return c
 	}
-	return &connection{pool: s.pool} // the handler was called without a server
+	return &connection{pool: s.pool} // ServeHTTP was called without a server
 }
 
 // Read implements net.Conn.

@@ -6,25 +6,24 @@ import (
 	"time"
 )
 
-// appendTimeout is how long storing may take: senders wait ten seconds, and an
-// answer they still hear is better than silence.
+// appendTimeout limits an append to the journal. Senders wait ten seconds, and a 503 in
+// time is better than no answer.
 const appendTimeout = 8 * time.Second
 
-// appendTick is by how much it may be longer, so that requests that come at about
-// the same time share one timer: a context of its own is the dearest part of
-// a request's way.
+// appendTick is the imprecision of appendTimeout. Requests of the same tick share one
+// timer, because a context for each request costs more than the rest of its handling.
 const appendTick = 100 * time.Millisecond
 
-// deadlines gives requests their time to be stored. It may be used concurrently.
+// deadlines provides contexts with appendTimeout. It may be used concurrently.
 type deadlines struct {
 	mu    sync.Mutex
 	now   context.Context
 	until time.Time // requests begin in now
 }
 
-// storing is a request's context as the journal sees it: it ends with its time,
-// and not with the sender's patience. What a sender does not wait for is stored
-// all the same.
+// storing is the context of an append. It has the values of the request's context, and
+// ends at its deadline and not when the sender hangs up: the journal stores the event of
+// an impatient sender, too.
 type storing struct {
 	context.Context
 	request context.Context
@@ -32,13 +31,13 @@ type storing struct {
 
 func (s storing) Value(key any) any { return s.request.Value(key) }
 
-// bound returns the context in which to store what a request brought.
+// bound returns the context of the append of a request.
 func (d *deadlines) bound(request context.Context) context.Context {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if now := time.Now(); d.now == nil || now.After(d.until) {
 		ctx, cancel := context.WithTimeout(context.Background(), appendTimeout+appendTick)
-		context.AfterFunc(ctx, cancel) // its time is all that ends it
+		context.AfterFunc(ctx, cancel) // only the deadline ends it
 		d.now, d.until = ctx, now.Add(appendTick)
 	}
 	return storing{d.now, request}

@@ -1,7 +1,7 @@
 // Package ingress is the first step (ingress, source, journal, relay, sinks):
-// the HTTP server that takes webhooks. It routes a path to a source, bounds
-// everything, and answers 2xx only when what it took is on stable storage. It
-// knows nothing of any sender.
+// the HTTP server for webhooks. The ingress routes a path to a source, enforces every
+// limit, and answers 2xx only after the event is on stable storage. No sender is named in
+// this package.
 package ingress
 
 import (
@@ -33,7 +33,7 @@ import (
 	"github.com/postwire/postwire/pkg/telemetry"
 )
 
-// Route leads requests to one source.
+// Route assigns paths to a source.
 type Route struct {
 	Name     string
 	Source   source.Source
@@ -47,53 +47,53 @@ type Options struct {
 	Journal journal.Appender
 	Log     *zap.Logger
 	Metrics *Metrics
-	Traces  *telemetry.Traces // nil makes none
+	Traces  *telemetry.Traces // nil disables tracing
 	Now     func() time.Time  // nil is time.Now
 
-	// OnUnknownSecret is called when the proof of a request fits no secret of a source.
-	// It lets newer ones be looked for, and returns how long a Replace is worth
-	// waiting for. Nil is not at all.
+	// OnUnknownSecret is called when the signature of a request matches no secret of
+	// its source. The function starts a refresh of the secrets, and returns how long
+	// the request waits for Replace. With nil such a request is refused at once.
 	OnUnknownSecret func(source string) time.Duration
 }
 
-// mostStreams is how many requests a connection of HTTP/2 has under way; RFC 9113
-// recommends no less.
+// mostStreams is the maximum number of concurrent requests of an HTTP/2 connection, the
+// least that RFC 9113 recommends.
 const mostStreams = 100
 
-// Server takes webhooks. Its methods may be called concurrently.
+// Server is the HTTP server for webhooks. Its methods may be called concurrently.
 type Server struct {
 	opts    Options
 	log     *zap.Logger
 	http    *http.Server
 	pool    *pool
 	closing atomic.Bool
-	warned  atomic.Bool // of a proxy that is not trusted
+	warned  atomic.Bool // about an untrusted proxy
 
-	routes           atomic.Pointer[map[string]*route] // by path; never changed, only exchanged
+	routes           atomic.Pointer[map[string]*route] // by path; a reload stores a new map
 	exchanging       sync.Mutex
 	requests, memory *quotaPool
 	deadlines        deadlines
 }
 
-// route is where a path leads.
+// route is the source of a path, with its limits.
 type route struct {
 	name     string
 	settings source.Settings
 	now      atomic.Pointer[opened]
 	maxBody  int64
 	limiter  *rate.Limiter
-	asked    *rate.Limiter // of those who ask whether they may send
+	asked    *rate.Limiter // of OPTIONS handshakes
 	metrics  *sourceMetrics
 
-	underWay *quota // requests that have been verified
+	underWay *quota // verified requests
 	memory   *quota // bytes of headers and bodies
 }
 
-// opened is a source as it is configured now.
+// opened is one version of a source: a reload or a new secret makes another.
 type opened struct {
 	source.Source
 	proof    source.Proof
-	replaced chan struct{} // closed when another one takes its place
+	replaced chan struct{} // closed when a newer version is in use
 }
 
 func open(src source.Source) *opened { return &opened{src, src.Proof(), make(chan struct{})} }
@@ -121,13 +121,13 @@ func New(opts Options) (*Server, error) {
 		IdleTimeout:       c.IdleTimeout,
 		MaxHeaderBytes:    int(c.MaxHeaderBytes),
 		ConnContext:       withConnection,
-		// A frame has its whole length of memory as soon as its header is read.
-		// A client that reads nothing for a while has queued frames of control, which net/http holds.
+		// net/http allocates a whole frame when the frame's header arrives, and queues
+		// control frames for a client that does not read.
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: mostStreams, MaxReadFrameSize: 16 << 10, WriteByteTimeout: 5 * time.Second},
 	}
 	httpserver.LimitHeaderValues(s.http)
 	httpserver.LimitAge(s.http, c.MaxConnectionAge)
-	// What strangers do to connections is of interest to who looks for it.
+	// Strangers cause most errors of connections, so the level is debug.
 	var err error
 	if s.http.ErrorLog, err = zap.NewStdLogAt(opts.Log, zap.DebugLevel); err != nil {
 		return nil, fmt.Errorf("making a log for the server: %w", err)
@@ -143,9 +143,9 @@ func New(opts Options) (*Server, error) {
 	return s, nil
 }
 
-// SetRoutes lets these sources take the place of those there are, for requests to
-// come; a request that is under way ends as it began. A source that stays keeps
-// what it has used of its rate and of its share. Its error leaves all as it was.
+// SetRoutes replaces the sources for new requests. Requests under way complete with the
+// old version. A source in both configurations keeps its rate limiter and its quota.
+// After an error the old sources stay in use.
 func (s *Server) SetRoutes(routes []Route) error {
 	s.exchanging.Lock()
 	defer s.exchanging.Unlock()
@@ -171,7 +171,7 @@ func (s *Server) SetRoutes(routes []Route) error {
 			rt = s.route(r, old)
 		}
 		if old != nil {
-			// Those that wait for newer secrets may wait at either.
+			// Requests may wait for newer secrets at the old version.
 			close(old.now.Swap(open(r.Source)).replaced)
 		}
 		for _, path := range r.Settings.Paths {
@@ -188,7 +188,7 @@ func (s *Server) SetRoutes(routes []Route) error {
 	return nil
 }
 
-// route makes the way to a source, which goes on from the old one's accounts.
+// route returns the route of a source, with the quotas of the old route if there is one.
 func (s *Server) route(r Route, old *route) *route {
 	rt := &route{name: r.Name, settings: r.Settings, maxBody: int64(cmp.Or(r.Settings.MaxBodyBytes, s.opts.Config.MaxBodyBytes)), metrics: s.opts.Metrics.of(r.Name)}
 	rt.now.Store(open(r.Source))
@@ -206,8 +206,8 @@ func (s *Server) route(r Route, old *route) *route {
 	return rt
 }
 
-// Replace lets a source take the place of the one of that name, for requests to
-// come: the same source with other secrets. Its paths and settings stay.
+// Replace replaces a source by a version with other secrets, for new requests and for
+// requests that wait for newer secrets. Paths and settings stay.
 func (s *Server) Replace(name string, src source.Source) error {
 	s.exchanging.Lock()
 	defer s.exchanging.Unlock()
@@ -235,7 +235,7 @@ func newLimiter(r source.Rate) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(r.PerSecond), burst)
 }
 
-// Serve takes requests from l until Shutdown, and then returns nil.
+// Serve accepts connections from l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
 	l = s.limit(l)
 	var err error
@@ -250,8 +250,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return fmt.Errorf("serving webhooks: %w", err)
 }
 
-// Shutdown stops taking connections and waits for the requests under way. When
-// ctx ends first, it cuts them.
+// Shutdown stops accepting connections and waits for the requests under way. If ctx ends
+// first, Shutdown closes their connections.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.closing.Store(true)
 	if err := s.http.Shutdown(ctx); err != nil {
@@ -266,9 +266,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	id := newRequestID()
 	w.Header().Set("X-Request-Id", id)
 	if hr.ProtoMajor == 1 && len(hr.TransferEncoding) > 0 {
-		// It may have had a Content-Length too, which net/http does not tell.
-		// A proxy that believed that one sees another end of this request, and
-		// what is behind it would be taken for the next (RFC 9112, section 6.1).
+		// The request may also have a Content-Length, which net/http removes. A proxy
+		// that used the Content-Length sees another end of this request and would
+		// take the bytes after it for the next request (RFC 9112, section 6.1).
 		w.Header().Set("Connection", "close")
 	}
 	name := ""
@@ -290,8 +290,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		switch {
 		case values > httpserver.MaxHeaderValues:
 			if hr.ProtoMajor == 2 && !trusted {
-				// On the wire they are a byte each: what is behind them on the
-				// connection is not worth decoding.
+				// HPACK encodes each value in one byte, so the connection can carry
+				// many more such headers: close the connection before they are decoded.
 				s.pool.cut(held)
 			}
 			return refuse(outcomeHeader)
@@ -308,30 +308,30 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		s.opts.Metrics.unrouted(a.outcome, took)
 	}
 	if !a.proven && !trusted && answers[a.outcome].status >= http.StatusBadRequest {
-		// Who has proven nothing keeps no connection. That of a trusted proxy is not
-		// the stranger's.
+		// A sender that has not authenticated does not keep the connection. The
+		// connection of a trusted proxy is shared and stays open.
 		w.Header().Set("Connection", "close")
 	}
 	if err := a.write(w, id); err != nil {
 		log().Debug("the sender did not wait for the answer", zap.Error(err))
 	}
 	last = w.Header().Get("Connection") == "close"
-	hr.Header = nil // a sender that does not read its answer holds the request
+	hr.Header = nil // frees the header of a sender that does not read the answer
 	if hr.ProtoMajor < 2 {
 		return
 	}
-	// A stream lives on until the sender has taken the answer, and net/http does not
-	// tell its end: the request's context ends with this function. So that the answer
-	// is sent here, where the stream counts as long as that takes.
-	_ = hr.Body.Close() // what it has of a body that was not read is given up
+	// A stream exists until the sender has read the answer, but the request's context
+	// ends when the handler returns. Send the answer here, so that the stream counts
+	// until then.
+	_ = hr.Body.Close() // frees the unread part of the body
 	s.pool.answered(held)
 	if err := http.NewResponseController(w).Flush(); err != nil {
 		log().Debug("the sender did not take the answer", zap.Error(err))
 	}
 }
 
-// warn tells, once, of a proxy that is not trusted: all who send through it count as
-// one sender.
+// warn logs once that an untrusted proxy forwards requests: all senders behind the proxy
+// count as one address.
 func (s *Server) warn(peer netip.Addr, trusted bool, hr *http.Request) {
 	if trusted || s.warned.Load() || !forwarded.NamesSender(hr.Header) {
 		return
@@ -345,9 +345,9 @@ func (s *Server) warn(peer netip.Addr, trusted bool, hr *http.Request) {
 	}
 }
 
-// find returns where a URL leads, nil if nowhere, and the token behind the
-// path where the source asks for one. A path is taken as it was written: it is
-// not cleaned, and a slash that is escaped is none that separates.
+// find returns the route of a URL, nil if there is none, and the token after the path of
+// a source with path_token. find does not clean the path, and an escaped slash does not
+// separate segments.
 func (s *Server) find(u *url.URL) (rt *route, token string) {
 	if strings.Contains(strings.ToUpper(u.RawPath), "%2F") {
 		return nil, ""
@@ -370,8 +370,8 @@ func (s *Server) find(u *url.URL) (rt *route, token string) {
 	return nil, ""
 }
 
-// receive is the way of a request: read, verify, normalize, append. Each step
-// may end it.
+// receive handles a request: read, verify, normalize, append. Each step may refuse the
+// request.
 func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip.Addr, held *holding, came time.Time, log func() *zap.Logger) (a answer) {
 	if hr.Method == http.MethodOptions {
 		return s.consent(hr, rt, token, remote)
@@ -402,8 +402,8 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip
 		return refuse(outcomeOverloaded)
 	}
 	defer func() { a.proven = src.proof.Required }()
-	// Behind the proof, the trace too: a stranger must neither use up the
-	// sender's share nor fill the collector.
+	// The rate limit and the trace come after authentication: a stranger must neither
+	// use up the sender's rate nor fill the collector.
 	ctx, span := s.opts.Traces.Accept(hr.Context(), hr, rt.name, req.Path, src.proof.Required, came)
 	if id := span.ID(); id != "" {
 		outer := log
@@ -419,7 +419,7 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip
 		return refuse(outcomeOverloaded)
 	}
 	defer rt.underWay.give(1)
-	if err := s.pool.more(held, int64(len(in.body))); err != nil { // its events have a copy
+	if err := s.pool.more(held, int64(len(in.body))); err != nil { // its events copy the body
 		return refuse(outcomeOverloaded)
 	}
 	ctx = s.deadlines.bound(ctx)
@@ -445,9 +445,9 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip
 	return stored(receipts)
 }
 
-// verify verifies a request. One whose proof fits no secret is held for a moment
-// where that may change: a sender that has a new secret uses it at once, and
-// does not repeat what was refused.
+// verify verifies a request. A request whose signature matches no secret waits while the
+// secrets are refreshed: a sender uses a rotated secret at once, and does not repeat a
+// refused webhook.
 func (s *Server) verify(ctx context.Context, rt *route, req *source.Request, held *holding) (*opened, error) {
 	src := rt.now.Load()
 	err := src.Verify(req)
@@ -477,8 +477,8 @@ func (s *Server) verify(ctx context.Context, rt *route, req *source.Request, hel
 	return src, err
 }
 
-// consent answers who asks whether it may send. Whoever it is has proven
-// nothing, so it has a share of its own of the rate.
+// consent answers an OPTIONS handshake. The caller has not authenticated, so handshakes
+// have a rate limiter of their own.
 func (s *Server) consent(hr *http.Request, rt *route, token string, remote netip.Addr) answer {
 	if s.closing.Load() {
 		return refuse(outcomeUnavailable)
@@ -493,8 +493,8 @@ func (s *Server) consent(hr *http.Request, rt *route, token string, remote netip
 	return answer{outcome: outcomeConsented, header: header}
 }
 
-// malformed keeps what a proven sender meant and nobody understood. A refusal
-// would count against the sender's channel, and the event would be gone.
+// malformed quarantines an authenticated request that the source does not understand. A
+// refusal would count against the sender's channel, and the event would be lost.
 func (s *Server) malformed(ctx context.Context, name string, proof source.Proof, req *source.Request, reason error, log func() *zap.Logger) answer {
 	if !proof.Required {
 		log().Warn("request not understood", zap.Error(reason))
@@ -524,7 +524,7 @@ func logEvents(log *zap.Logger, events []event.Event, receipts []journal.Receipt
 	}
 }
 
-// request is what a source sees of a request.
+// request returns the part of a request that a source sees.
 func (s *Server) request(hr *http.Request, token string, remote netip.Addr, body []byte) *source.Request {
 	path := hr.URL.Path
 	if token != "" {
@@ -536,13 +536,13 @@ func (s *Server) request(hr *http.Request, token string, remote netip.Addr, body
 		Token: token, Target: hr.RequestURI, Client: clientOf(hr),
 	}
 	r.Scheme, r.Host = s.proxies().Origin(forwarded.Peer(hr), hr)
-	if !strings.HasPrefix(r.Target, "/") { // a whole URL, as proxies are sent it
+	if !strings.HasPrefix(r.Target, "/") { // an absolute URL, as sent to proxies
 		r.Target = hr.URL.RequestURI()
 	}
 	return r
 }
 
-// clientOf is the certificate with which the sender proved itself to TLS.
+// clientOf returns the verified client certificate of the connection, or nil.
 func clientOf(hr *http.Request) *x509.Certificate {
 	if hr.TLS == nil || len(hr.TLS.VerifiedChains) == 0 {
 		return nil

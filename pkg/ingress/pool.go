@@ -126,7 +126,7 @@ func prefixOf(addr netip.Addr) netip.Prefix {
 	return prefix
 }
 
-// refer returns the entry of an address, which is named by one holding more.
+// refer returns the entry of an address and counts one more reference to the entry.
 func (p *pool) refer(prefix netip.Prefix) *address {
 	a := p.addresses[prefix]
 	if a == nil {
@@ -146,8 +146,8 @@ func (p *pool) unrefer(a *address) {
 	}
 }
 
-// enter lets a connection in where there is room, or room can be made. Otherwise it
-// reports false, and a time after which to try again; freed may tell earlier.
+// enter admits a connection, if necessary by eviction of another holding. Without room,
+// enter returns false and the wait until the next attempt; freed can end the wait early.
 func (p *pool) enter(c *connection, trusted bool) (entered bool, again time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -167,7 +167,7 @@ func (p *pool) enter(c *connection, trusted bool) (entered bool, again time.Dura
 		p.waiting = true
 		return false, acceptedFor
 	}
-	h.since = now // before memory is taken: it is the youngest
+	h.since = now // before take: the new connection is the youngest
 	if err := p.take(h, p.connBytes); err != nil {
 		p.waiting = true
 		return false, acceptedFor
@@ -184,11 +184,10 @@ func (p *pool) enter(c *connection, trusted bool) (entered bool, again time.Dura
 	return true, 0
 }
 
-// makeRoom makes room for one connection more, and reports whether there is room.
+// makeRoom reports whether one more connection fits, after an eviction if necessary.
 func (p *pool) makeRoom(h *holding, now time.Time) bool {
 	frees := func(h *holding) bool { return h.conn.open && (h.writer == nil || !h.conn.http2) }
-	// A connection beyond an address's share takes the place of another one of
-	// that address, where one can yield.
+	// An address with a quarter of the connections gets a new one in place of its oldest.
 	if a := h.address; h.class == stranger && p.open > p.most/2 && a.connections >= max(1, p.most/4) {
 		if victim := a.queue.find(func(h *holding) bool { return h.class == stranger && frees(h) }); victim != nil {
 			p.evictConnection(victim)
@@ -209,10 +208,10 @@ func (p *pool) makeRoom(h *holding, now time.Time) bool {
 	return false
 }
 
-// leave takes a connection out of the count, once.
+// leave removes a connection from the pool. Further calls do nothing.
 func (p *pool) leave(c *connection) {
 	if !c.open {
-		if c.holding.account != nil && !c.holding.gone { // it was never let in
+		if c.holding.account != nil && !c.holding.gone { // never admitted
 			p.unrefer(c.holding.address)
 			c.holding.gone = true
 		}
@@ -237,7 +236,7 @@ func (p *pool) leave(c *connection) {
 	}
 }
 
-// push lets a holding be among those that can yield.
+// push makes a holding a candidate for eviction, as the youngest.
 func (p *pool) push(h *holding, now time.Time) {
 	if h.queued || h.gone {
 		return
@@ -250,7 +249,7 @@ func (p *pool) push(h *holding, now time.Time) {
 	}
 }
 
-// pull takes a holding out of those that can yield.
+// pull ends the candidacy of a holding for eviction.
 func (p *pool) pull(h *holding) {
 	if !h.queued {
 		return
@@ -263,8 +262,8 @@ func (p *pool) pull(h *holding) {
 	}
 }
 
-// take lets a holding hold n bytes more. Where there is no room, others yield, and
-// where none of them can, it returns errSpent. A holding that is gone takes nothing.
+// take adds n bytes to a holding, and evicts other holdings if memory is short. take
+// returns errSpent if no other holding can be evicted, or if h itself was evicted.
 func (p *pool) take(h *holding, n int64) error {
 	for {
 		if h.gone {
@@ -273,7 +272,7 @@ func (p *pool) take(h *holding, n int64) error {
 		var victim *holding
 		switch limited := h.queued && h.address != nil; {
 		case limited && p.memory.scarce() && h.address.bytes+n > p.memory.total/4:
-			victim = h.address.queue.first // it may be h itself
+			victim = h.address.queue.first // may be h
 			if other := h.address.queue.find(func(o *holding) bool { return p.mayYield(o, h) }); other != nil {
 				victim = other
 			}
@@ -300,8 +299,8 @@ func (p *pool) take(h *holding, n int64) error {
 	}
 }
 
-// mayYield reports whether a holding can make room for what h takes: not its own
-// connection, and none that was just accepted and holds little.
+// mayYield reports whether the eviction of victim can make room for h. The connection of h
+// cannot, and a connection that was just accepted and holds little cannot.
 func (p *pool) mayYield(victim, h *holding) bool {
 	if victim == h || victim.bytes == 0 || victim.writer == nil && victim.conn == h.conn {
 		return false
@@ -309,7 +308,7 @@ func (p *pool) mayYield(victim, h *holding) bool {
 	return victim.writer != nil || victim.bytes > p.connBytes+acceptedHeader*headerFactor || time.Since(victim.since) >= acceptedFor
 }
 
-// give gives n bytes of a holding back.
+// give returns n bytes of a holding.
 func (p *pool) give(h *holding, n int64) {
 	n = min(n, h.bytes)
 	h.account.give(n)
@@ -319,11 +318,11 @@ func (p *pool) give(h *holding, n int64) {
 	}
 }
 
-// release gives back all that a holding holds.
+// release returns all bytes of a holding.
 func (p *pool) release(h *holding) { p.give(h, h.bytes) }
 
-// evict lets a holding yield. Its bytes count as free at once: what holds them ends
-// in a moment.
+// evict evicts a holding. The bytes of the holding count as free at once, although its
+// handler or its connection ends a moment later.
 func (p *pool) evict(h *holding) {
 	if h.writer == nil {
 		p.evictConnection(h)
@@ -337,7 +336,7 @@ func (p *pool) evict(h *holding) {
 		close(h.wake)
 		return
 	}
-	// What the handler reads of the body fails from now on.
+	// From now on the handler's reads of the body fail.
 	_ = http.NewResponseController(h.writer).SetReadDeadline(time.Unix(1, 0))
 }
 
@@ -350,11 +349,11 @@ func (p *pool) evictConnection(h *holding) {
 	}
 	p.leave(h.conn)
 	p.metrics.evicted.Inc()
-	_ = h.conn.Conn.Close() // its server will notice
+	_ = h.conn.Conn.Close() // net/http notices
 }
 
-// arrive notes that n bytes were read from a connection. While they are a header's,
-// memory is taken for what the header may become.
+// arrive records n bytes that were read from a connection. While a header arrives, the
+// connection takes the largest memory that the parsed header can need.
 func (p *pool) arrive(c *connection, n int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -373,9 +372,9 @@ func (p *pool) arrive(c *connection, n int) error {
 	return nil
 }
 
-// begin notes that a request is handled, which w answers: it comes from an address
-// and leads to a source's account, nil for none. The holding has n bytes, or the error
-// says that there is no room; end must be called in either case.
+// begin starts the handling of request r from address remote, answered through w. The
+// quota is that of the source, nil for a request without a source. The returned holding
+// has n bytes unless err is set. The caller calls end in either case.
 func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remote netip.Addr, to *quota, n int64) (h *holding, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -383,7 +382,7 @@ func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remo
 		to = p.unrouted
 	}
 	own := &c.holding
-	if own.account == nil { // it came through no listener
+	if own.account == nil { // not from a listener
 		own.account, own.conn = p.unrouted, c
 	}
 	c.heading.Store(false)
@@ -413,21 +412,21 @@ func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remo
 	return h, p.take(h, n)
 }
 
-// more lets a request hold n bytes more.
+// more adds n bytes to a request.
 func (p *pool) more(h *holding, n int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.take(h, n)
 }
 
-// less gives n bytes back.
+// less returns n bytes of a request.
 func (p *pool) less(h *holding, n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.give(h, n)
 }
 
-// hold returns a channel that is closed when a request that waits has to yield.
+// hold returns a channel that the pool closes when it evicts a waiting request.
 func (p *pool) hold(h *holding) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -440,8 +439,8 @@ func (p *pool) hold(h *holding) <-chan struct{} {
 	return h.wake
 }
 
-// settle notes that a request is verified, and whether that took a proof. It reports
-// false where the request had to yield before.
+// settle marks a request as verified; proof says whether the sender authenticated. settle
+// returns false if the pool has evicted the request.
 func (p *pool) settle(h *holding, proof bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -464,14 +463,14 @@ func (p *pool) settle(h *holding, proof bool) bool {
 	return true
 }
 
-// yielded reports whether a request had to yield.
+// yielded reports whether the pool has evicted a request.
 func (p *pool) yielded(h *holding) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return h.gone
 }
 
-// cut closes the connection of a request, with all that is on it.
+// cut closes the connection of a request, and so ends all requests of the connection.
 func (p *pool) cut(h *holding) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -480,8 +479,8 @@ func (p *pool) cut(h *holding) {
 	}
 }
 
-// answered notes that all is done for a request of HTTP/2 but that its sender takes the
-// answer: the request holds its stream alone, and its connection may be closed.
+// answered marks an HTTP/2 request whose answer is written but not yet sent. The request
+// keeps the bytes of its stream, and its connection can be evicted.
 func (p *pool) answered(h *holding) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -491,7 +490,7 @@ func (p *pool) answered(h *holding) {
 	p.rest(h.conn)
 }
 
-// unverify takes a request out of the verified ones of its connection.
+// unverify removes a request from the verified requests of its connection.
 func (p *pool) unverify(h *holding) {
 	if h.settled {
 		h.settled = false
@@ -499,7 +498,7 @@ func (p *pool) unverify(h *holding) {
 	}
 }
 
-// rest lets a connection yield, as the youngest, where nothing of it is verified.
+// rest makes a connection without verified requests a candidate for eviction.
 func (p *pool) rest(c *connection) {
 	if c.open && c.verified == 0 && (c.http2 || c.requests == 0) {
 		p.pull(&c.holding)
@@ -507,8 +506,8 @@ func (p *pool) rest(c *connection) {
 	}
 }
 
-// end gives back what a request holds. Its connection waits for the next one then,
-// unless last says that there will be none.
+// end returns the bytes of a request. The connection then waits for the next request,
+// unless last is set.
 func (p *pool) end(h *holding, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -526,8 +525,8 @@ func (p *pool) end(h *holding, last bool) {
 	p.rest(c)
 }
 
-// prove remembers an address that has proven itself. The older half is forgotten
-// when there are many.
+// prove remembers an authenticated address. Beyond mostProven addresses the older
+// generation is dropped.
 func (p *pool) prove(prefix netip.Prefix) {
 	if _, ok := p.proven[0][prefix]; ok {
 		return
@@ -547,7 +546,7 @@ func (p *pool) isProven(prefix netip.Prefix) bool {
 	return false
 }
 
-// headerSize is about how many bytes a header takes, and how many values it has.
+// headerSize estimates the memory of a header in bytes, and counts its values.
 func headerSize(h http.Header) (bytes int64, values int) {
 	for name, all := range h {
 		bytes += int64(len(name))

@@ -1,14 +1,14 @@
 package ingress
 
-// queue holds holdings in the order of their time, the oldest first. It allocates
-// nothing: a holding has the links of both queues that it can be in, and link says
-// which of the two a queue uses.
+// queue is a linked list of holdings in the order of their time, oldest first. A holding
+// can be in two queues and has links for both, so that a queue allocates nothing. The
+// field link selects the links that the queue uses.
 type queue struct {
 	link        int
 	first, last *holding
 }
 
-// The links of a holding.
+// Indexes into the links of a holding.
 const (
 	byClass = iota
 	byAddress
@@ -27,7 +27,7 @@ func (q *queue) push(h *holding) {
 	q.last = h
 }
 
-// remove takes h out of the queue, in which it is.
+// remove removes h, which must be in the queue.
 func (q *queue) remove(h *holding) {
 	l := h.links[q.link]
 	if l.before == nil {
@@ -43,7 +43,7 @@ func (q *queue) remove(h *holding) {
 	h.links[q.link] = links{}
 }
 
-// find returns the oldest holding that fits, nil if there is none.
+// find returns the oldest holding for which fits is true, or nil.
 func (q *queue) find(fits func(*holding) bool) *holding {
 	for h := q.first; h != nil; h = h.links[q.link].behind {
 		if fits(h) {
