@@ -229,7 +229,7 @@ func TestDiskFullAtStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill()
-	before := r.log.Len()
+	before := len(r.log.String())
 	r.launch(t)
 	if err := <-r.exited; err == nil || !strings.Contains(r.log.String()[before:], "postwire: disk full: free space on the disk of "+journalOf(w.config)) {
 		t.Errorf("a start without the reserve: %v\n%s", err, r.log.String()[before:])

@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -189,26 +190,41 @@ func parses(t *testing.T, args string) string {
 	return "the help is not that of " + path
 }
 
-// TestLinksInPagesLead: a link to a file leads to one.
-func TestLinksInPagesLead(t *testing.T) {
+// eachLink calls do with each link of a page to a file of this repository, or to a
+// heading of the page itself. An anchor is empty where the link has none.
+func eachLink(t *testing.T, do func(page, target, anchor string)) {
+	t.Helper()
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
-	count := 0
 	for _, page := range pages(t) {
 		text, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
-			target, _, _ := strings.Cut(m[1], "#")
-			if target == "" || strings.Contains(target, "://") || strings.HasPrefix(target, "mailto:") {
+			if strings.Contains(m[1], "://") || strings.HasPrefix(m[1], "mailto:") {
 				continue
 			}
-			count++
-			if _, err := os.Stat(filepath.Join(filepath.Dir(page), target)); err != nil {
-				t.Errorf("%s: the link to %s leads nowhere", page, m[1])
+			target, anchor, _ := strings.Cut(m[1], "#")
+			if target != "" {
+				target = filepath.Join(filepath.Dir(page), target)
 			}
+			do(page, cmp.Or(target, page), anchor)
 		}
 	}
+}
+
+// TestLinksInPagesLead: a link to a file leads to one.
+func TestLinksInPagesLead(t *testing.T) {
+	count := 0
+	eachLink(t, func(page, target, _ string) {
+		if target == page {
+			return
+		}
+		count++
+		if _, err := os.Stat(target); err != nil {
+			t.Errorf("%s: the link to %s leads nowhere", page, target)
+		}
+	})
 	if count < 50 {
 		t.Errorf("only %d links were found", count)
 	}
@@ -253,27 +269,16 @@ func TestPagesHaveSearchedHeadings(t *testing.T) {
 // TestAnchorsInPagesExist: a link to a heading of a page names a heading of that
 // page.
 func TestAnchorsInPagesExist(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)\s#]*)#([^)\s]+)\)`)
 	count := 0
-	for _, page := range pages(t) {
-		text, err := os.ReadFile(page)
-		if err != nil {
-			t.Fatal(err)
+	eachLink(t, func(page, target, anchor string) {
+		if anchor == "" {
+			return
 		}
-		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
-			if strings.Contains(m[1], "://") {
-				continue
-			}
-			count++
-			target := page
-			if m[1] != "" {
-				target = filepath.Join(filepath.Dir(page), m[1])
-			}
-			if filepath.Ext(target) == ".md" && !slices.Contains(anchorsOf(t, target), m[2]) {
-				t.Errorf("%s: %s has no heading #%s", page, target, m[2])
-			}
+		count++
+		if filepath.Ext(target) == ".md" && !slices.Contains(anchorsOf(t, target), anchor) {
+			t.Errorf("%s: %s has no heading #%s", page, target, anchor)
 		}
-	}
+	})
 	if count < 10 {
 		t.Errorf("only %d links to headings were found", count)
 	}

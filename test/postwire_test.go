@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -108,29 +107,10 @@ type postwire struct {
 	under  []string // a command and arguments under which it runs, such as a limit
 
 	cmd    *exec.Cmd
-	log    logBuffer
+	log    buffer
 	logged chan struct{} // closed when the log has ended
 	secret private       // that the log must not hold
 	exited chan error
-}
-
-// logBuffer is a log that a test may read while the process writes it.
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }
 
 // start runs the binary with a configuration whose ports are ${INGRESS} and
@@ -222,9 +202,3 @@ func eventually(t *testing.T, what string, condition func() bool) {
 		}
 	}
 }
-
-// Len returns the number of bytes of the log.
-func (b *logBuffer) Len() int { return len(b.String()) }
-
-// Bytes returns a copy of the log.
-func (b *logBuffer) Bytes() []byte { return []byte(b.String()) }

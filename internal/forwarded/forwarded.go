@@ -30,6 +30,20 @@ func Address(hostport string) netip.Addr {
 	return addr.Addr().Unmap()
 }
 
+// Network returns the network that counts as one remote address: of IPv6 the /64, because
+// a customer gets a whole /64. All unknown addresses share the zero prefix.
+func Network(addr netip.Addr) netip.Prefix {
+	bits := 32
+	if addr = addr.Unmap().WithZone(""); addr.Is6() {
+		bits = 64
+	}
+	network, err := addr.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return network
+}
+
 // Trust reports whether an address is one of a trusted proxy.
 func (p Proxies) Trust(addr netip.Addr) bool {
 	return slices.ContainsFunc(p, func(network netip.Prefix) bool { return network.Contains(addr) })

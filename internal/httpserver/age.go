@@ -4,6 +4,7 @@ package httpserver
 
 import (
 	"context"
+	"crypto/tls"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -18,6 +19,14 @@ const MaxHeaderValues = 256
 // spread is the part of the greatest age by which the ages of connections differ, so
 // that clients which connected at one moment do not connect again at one moment.
 const spread = 10 // a tenth
+
+// Accepted returns the connection that the listener has accepted, without TLS.
+func Accepted(conn net.Conn) net.Conn {
+	if secured, ok := conn.(*tls.Conn); ok {
+		return secured.NetConn()
+	}
+	return conn
+}
 
 type expiryKey struct{}
 

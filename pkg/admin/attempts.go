@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/postwire/postwire/internal/forwarded"
 )
 
 // Limits of wrong tokens: of one remote address, and of all together. The second
@@ -56,7 +58,7 @@ type attempt struct {
 func (a *attempts) begin(addr netip.Addr) attempt {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now, of := a.now(), a.of(network(addr))
+	now, of := a.now(), a.of(forwarded.Network(addr))
 	own, wait := take(of.limiter, now)
 	if wait > 0 {
 		first := !of.limited
@@ -100,14 +102,4 @@ func (a *attempts) of(network netip.Prefix) *attempting {
 	one := &attempting{network: network, limiter: rate.NewLimiter(rate.Every(wrongEvery), wrongBurst)}
 	a.byAddress[network] = a.recent.PushFront(one)
 	return one
-}
-
-// network is what counts as one remote address.
-func network(addr netip.Addr) netip.Prefix {
-	bits := 32
-	if addr = addr.Unmap(); addr.Is6() {
-		bits = 64
-	}
-	network, _ := addr.WithZone("").Prefix(bits) // it is the zero prefix where the address is not known
-	return network
 }

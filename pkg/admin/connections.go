@@ -3,10 +3,11 @@ package admin
 import (
 	"container/list"
 	"context"
-	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
+
+	"github.com/postwire/postwire/internal/httpserver"
 )
 
 // connections are those that are open on the admin port, at most so many. One more
@@ -116,10 +117,7 @@ func (c *connection) Close() error {
 }
 
 func connectionOf(conn net.Conn) *connection {
-	if secured, ok := conn.(*tls.Conn); ok {
-		conn = secured.NetConn()
-	}
-	c, _ := conn.(*connection)
+	c, _ := httpserver.Accepted(conn).(*connection)
 	return c
 }
 

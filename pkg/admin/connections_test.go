@@ -1,15 +1,12 @@
 package admin
 
 import (
-	"context"
 	"net"
 	"net/http"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"go.uber.org/zap"
 )
 
 // Strangers that hold every connection there may be, by saying nothing, by asking
@@ -17,22 +14,9 @@ import (
 // no tail.
 func TestStrangersHoldAllConnections(t *testing.T) {
 	w := newWorld(t, operatorToken)
-	s := server(t, Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: w.api, Metrics: w.metrics()})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
-	defer func() {
-		if err := s.Shutdown(context.Background()); err != nil {
-			t.Error(err)
-		}
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	}()
-	operator := &Client{URL: "http://" + l.Addr().String(), Token: operatorToken, HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}}
+	address, stop := w.serve(t, Options{Metrics: w.metrics()})
+	defer stop()
+	operator := &Client{URL: "http://" + address, Token: operatorToken, HTTP: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}}
 	base := w.client.URL
 	w.client.URL = operator.URL
 	ended := follow(t.Context(), t, w, func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+bobToken) })
@@ -45,7 +29,7 @@ func TestStrangersHoldAllConnections(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for range maxConnections + 20 {
-				conn, err := net.Dial("tcp", l.Addr().String())
+				conn, err := net.Dial("tcp", address)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -142,7 +142,7 @@ func TestWrongTokensOfManyAddressesAreLimited(t *testing.T) {
 	if try := a.begin(netip.Addr{}); try.wait != 0 {
 		t.Errorf("a minute later an address that is not known waits %v", try.wait)
 	}
-	if got := network(netip.MustParseAddr("::ffff:192.0.2.1")); got.String() != "192.0.2.1/32" {
+	if got := forwarded.Network(netip.MustParseAddr("::ffff:192.0.2.1")); got.String() != "192.0.2.1/32" {
 		t.Errorf("the network of an IPv4 address in IPv6 is %v", got)
 	}
 }

@@ -24,10 +24,11 @@ import (
 	"github.com/postwire/postwire/pkg/journal/journaltest"
 )
 
-// aged lets the world's API be served on a port whose connections grow old.
-func (w *world) aged(t *testing.T, age time.Duration) (base string, stop func()) {
+// serve serves the world's API on another port, as opts say besides.
+func (w *world) serve(t *testing.T, opts Options) (address string, stop func()) {
 	t.Helper()
-	s := server(t, Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: w.api, MaxConnectionAge: age})
+	opts.Gatherer, opts.Log, opts.API = prometheus.NewRegistry(), zap.NewNop(), w.api
+	s := server(t, opts)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -38,12 +39,19 @@ func (w *world) aged(t *testing.T, age time.Duration) (base string, stop func())
 			t.Error(err)
 		}
 	})
-	return "http://" + l.Addr().String(), func() {
+	return l.Addr().String(), func() {
 		if err := s.Shutdown(context.Background()); err != nil {
 			t.Error(err)
 		}
 		running.Wait()
 	}
+}
+
+// aged lets the world's API be served on a port whose connections grow old.
+func (w *world) aged(t *testing.T, age time.Duration) (base string, stop func()) {
+	t.Helper()
+	address, stop := w.serve(t, Options{MaxConnectionAge: age})
+	return "http://" + address, stop
 }
 
 // A client that follows over connections which end all the time sees every event

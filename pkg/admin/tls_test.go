@@ -1,13 +1,10 @@
 package admin
 
 import (
-	"context"
 	"crypto/tls"
 	"io"
-	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -22,24 +19,9 @@ import (
 // secured serves the world's API over TLS.
 func (w *world) secured(t *testing.T, files config.ServerTLS) (base string) {
 	t.Helper()
-	s := server(t, Options{Gatherer: prometheus.NewRegistry(), Log: zap.NewNop(), API: w.api, Metrics: w.metrics(), TLS: files, MaxConnectionAge: time.Hour})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var running sync.WaitGroup
-	running.Go(func() {
-		if err := s.Serve(l); err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(func() {
-		if err := s.Shutdown(context.Background()); err != nil {
-			t.Error(err)
-		}
-		running.Wait()
-	})
-	return "https://" + l.Addr().String()
+	address, stop := w.serve(t, Options{Metrics: w.metrics(), TLS: files, MaxConnectionAge: time.Hour})
+	t.Cleanup(stop)
+	return "https://" + address
 }
 
 // fetched asks a path, with client certificates.

@@ -182,20 +182,16 @@ func unit(f *dto.MetricFamily) string {
 	switch {
 	case strings.HasPrefix(f.GetHelp(), "1 ") || strings.HasPrefix(f.GetHelp(), "1;") || strings.HasPrefix(f.GetHelp(), "0 while"):
 		return "0 or 1"
-	case strings.HasPrefix(name, "postwire_received"):
+	case strings.HasPrefix(name, "postwire_received"), strings.Contains(name, "admin_busy"), strings.Contains(name, "requests_evicted"):
 		return "requests"
 	case strings.Contains(name, "connections"):
 		return "connections"
-	case strings.Contains(name, "retries"), strings.Contains(name, "unreadable"), strings.Contains(name, "failures"):
+	case strings.Contains(name, "retries"), strings.Contains(name, "unreadable"), strings.Contains(name, "failures"), strings.Contains(name, "sign_ins"):
 		return "attempts"
 	case strings.Contains(name, "lines"):
 		return "lines"
 	case strings.HasSuffix(name, "_admin_tails"):
 		return "tails"
-	case strings.Contains(name, "sign_ins"):
-		return "attempts"
-	case strings.Contains(name, "admin_busy"):
-		return "requests"
 	case strings.Contains(name, "reloads"), strings.Contains(name, "admin_changes"), strings.Contains(name, "group_size"):
 		return "changes"
 	}

@@ -2,7 +2,6 @@ package ingress
 
 import (
 	"context"
-	"crypto/tls"
 	"net"
 	"net/netip"
 	"sync"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/postwire/postwire/internal/forwarded"
+	"github.com/postwire/postwire/internal/httpserver"
 )
 
 // limited is a listener that admits connections to the pool. Only one goroutine may call
@@ -82,10 +82,7 @@ type connectionKey struct{}
 // withConnection adds the connection to the context of its requests. It is the
 // ConnContext of the http.Server.
 func withConnection(ctx context.Context, conn net.Conn) context.Context {
-	if secured, ok := conn.(*tls.Conn); ok {
-		conn = secured.NetConn()
-	}
-	return context.WithValue(ctx, connectionKey{}, conn)
+	return context.WithValue(ctx, connectionKey{}, httpserver.Accepted(conn))
 }
 
 // connectionOf returns the connection of a request.

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/postwire/postwire/internal/forwarded"
 )
 
 // Memory of a connection or request besides its header and body: goroutines, buffers
@@ -112,20 +114,6 @@ func newPool(memory *quotaPool, most int, maxHeader int64, tls bool, m *Metrics)
 	return p
 }
 
-// prefixOf returns the prefix that counts as one address. For IPv6 the prefix is a /64,
-// because a customer gets a whole /64. All unknown addresses share the zero prefix.
-func prefixOf(addr netip.Addr) netip.Prefix {
-	bits := 32
-	if addr = addr.Unmap().WithZone(""); addr.Is6() {
-		bits = 64
-	}
-	prefix, err := addr.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return prefix
-}
-
 // refer returns the entry of an address and counts one more reference to the entry.
 func (p *pool) refer(prefix netip.Prefix) *address {
 	a := p.addresses[prefix]
@@ -154,7 +142,7 @@ func (p *pool) enter(c *connection, trusted bool) (entered bool, again time.Dura
 	h := &c.holding
 	if h.account == nil {
 		h.account, h.conn = p.unrouted, c
-		prefix := prefixOf(c.remote)
+		prefix := forwarded.Network(c.remote)
 		if trusted || p.isProven(prefix) {
 			h.class = known
 		}
@@ -219,9 +207,7 @@ func (p *pool) leave(c *connection) {
 	}
 	c.open = false
 	h := &c.holding
-	p.pull(h)
-	p.release(h)
-	h.gone = true
+	p.drop(h)
 	if h.class == stranger {
 		h.address.connections--
 	}
@@ -318,8 +304,12 @@ func (p *pool) give(h *holding, n int64) {
 	}
 }
 
-// release returns all bytes of a holding.
-func (p *pool) release(h *holding) { p.give(h, h.bytes) }
+// drop ends a holding: the holding returns all of its bytes and takes none from now on.
+func (p *pool) drop(h *holding) {
+	p.pull(h)
+	p.give(h, h.bytes)
+	h.gone = true
+}
 
 // evict evicts a holding. The bytes of the holding count as free at once, although its
 // handler or its connection ends a moment later.
@@ -328,9 +318,7 @@ func (p *pool) evict(h *holding) {
 		p.evictConnection(h)
 		return
 	}
-	p.pull(h)
-	p.release(h)
-	h.gone = true
+	p.drop(h)
 	p.metrics.evictedRequests.Inc()
 	if h.wake != nil {
 		close(h.wake)
@@ -343,9 +331,7 @@ func (p *pool) evict(h *holding) {
 // evictConnection closes the connection of a holding.
 func (p *pool) evictConnection(h *holding) {
 	if h.writer != nil {
-		p.pull(h)
-		p.release(h)
-		h.gone = true
+		p.drop(h)
 	}
 	p.leave(h.conn)
 	p.metrics.evicted.Inc()
@@ -395,7 +381,7 @@ func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remo
 		h = new(holding)
 		n += streamBytes
 	}
-	prefix := prefixOf(remote)
+	prefix := forwarded.Network(remote)
 	*h = holding{account: to, conn: c, writer: w}
 	if p.isProven(prefix) {
 		h.class = known
@@ -511,13 +497,12 @@ func (p *pool) rest(c *connection) {
 func (p *pool) end(h *holding, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.pull(h)
-	p.release(h)
+	p.drop(h)
+	h.writer = nil
 	p.unrefer(h.address)
 	c := h.conn
 	c.requests--
 	p.unverify(h)
-	h.gone, h.writer = true, nil
 	if !c.open {
 		return
 	}

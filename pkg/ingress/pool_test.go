@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/postwire/postwire/internal/forwarded"
 )
 
 // reader is a writer whose request's body can be cut.
@@ -144,7 +146,7 @@ func TestAnAddressHasAQuarter(t *testing.T) {
 		for range 31 {
 			ask(1)
 		}
-		mine := p.addresses[prefixOf(netip.MustParseAddr("192.0.2.1"))]
+		mine := p.addresses[forwarded.Network(netip.MustParseAddr("192.0.2.1"))]
 		if mine.bytes < total*31/64 {
 			t.Errorf("an address that is alone holds %d of %d", mine.bytes, total)
 		}
@@ -232,7 +234,7 @@ func TestOneAddressDoesNotTakeAllConnections(t *testing.T) {
 			time.Sleep(time.Millisecond)
 			p.connect(1)
 		}
-		if n := p.addresses[prefixOf(netip.MustParseAddr("192.0.2.1"))].connections; n != 10 {
+		if n := p.addresses[forwarded.Network(netip.MustParseAddr("192.0.2.1"))].connections; n != 10 {
 			t.Errorf("one address has %d of 40 connections", n)
 		}
 		for i, c := range others {
@@ -299,7 +301,7 @@ func TestLargeHeadersOfYoungConnections(t *testing.T) {
 					_ = c.Close()
 					p.audit(t)
 				}
-				if mine := p.addresses[prefixOf(netip.MustParseAddr("192.0.2.1"))]; mine != nil && mine.bytes > total/4+2<<20 { // one header more, with which the limit begins
+				if mine := p.addresses[forwarded.Network(netip.MustParseAddr("192.0.2.1"))]; mine != nil && mine.bytes > total/4+2<<20 { // one header more, with which the limit begins
 					t.Errorf("an address holds %d of %d", mine.bytes, total)
 				}
 			})

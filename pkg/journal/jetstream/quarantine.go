@@ -262,6 +262,20 @@ func counted(r journal.Rejected, kept *receipts) journal.Rejected {
 	return r.Counted(r.Received)
 }
 
+// decodeRejected decodes the entry of a quarantined request, and adds its receipts.
+func (j *Journal) decodeRejected(ctx context.Context, e entry) (journal.Rejected, error) {
+	r, err := record.DecodeRejected(e.value)
+	if err != nil {
+		return r, err
+	}
+	err = j.retry(ctx, func(ctx context.Context) error {
+		kept, _, err := j.receiptsAt(ctx, j.names.receipts(r.Source, identity(r.Identity())))
+		r = counted(r, kept)
+		return err
+	})
+	return r, err
+}
+
 // Quarantined implements journal.Aside.
 func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.Rejected, error] {
 	from := ""
@@ -272,14 +286,7 @@ func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journ
 		for e, err := range scan(ctx, j, j.opts.Stream+".rejected.", from, func(e entry) (entry, error) { return e, nil }) {
 			var r journal.Rejected
 			if err == nil {
-				r, err = record.DecodeRejected(e.value)
-			}
-			if err == nil {
-				err = j.retry(ctx, func(ctx context.Context) error {
-					kept, _, err := j.receiptsAt(ctx, j.names.receipts(r.Source, identity(r.Identity())))
-					r = counted(r, kept)
-					return err
-				})
+				r, err = j.decodeRejected(ctx, e)
 			}
 			if !yield(r, err) || err != nil {
 				return
@@ -292,14 +299,7 @@ func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journ
 func (j *Journal) Rejected(ctx context.Context, id string) (r journal.Rejected, err error) {
 	e, err := j.mustEntry(ctx, j.names.rejected(id))
 	if err == nil {
-		r, err = record.DecodeRejected(e.value)
-	}
-	if err == nil {
-		err = j.retry(ctx, func(ctx context.Context) error {
-			kept, _, err := j.receiptsAt(ctx, j.names.receipts(r.Source, identity(r.Identity())))
-			r = counted(r, kept)
-			return err
-		})
+		r, err = j.decodeRejected(ctx, e)
 	}
 	if err != nil {
 		return journal.Rejected{}, fmt.Errorf("quarantined request %s: %w", id, err)
@@ -375,6 +375,11 @@ func (s *shares) add(source string, bytes, limit uint64) {
 	if one.counted && one.bytes <= limit && one.added <= limit/16 {
 		return
 	}
+	s.ask(one)
+}
+
+// ask asks for a look at a source. The lock is held.
+func (s *shares) ask(one *share) {
 	one.marked = true
 	select {
 	case s.crowd <- struct{}{}:
@@ -428,11 +433,7 @@ func (j *Journal) keepShares() {
 func (s *shares) mark(source string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.all[source].marked = true
-	select {
-	case s.crowd <- struct{}{}:
-	default:
-	}
+	s.ask(s.all[source])
 }
 
 // listed is a request by its receipts.
