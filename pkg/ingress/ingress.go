@@ -307,9 +307,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	} else {
 		s.opts.Metrics.unrouted(a.outcome, took)
 	}
-	if !a.proven && !trusted && answers[a.outcome].status >= http.StatusBadRequest {
+	refused := !a.proven && answers[a.outcome].status >= http.StatusBadRequest
+	if refused && !trusted || hr.ProtoMajor < 2 && s.pool.yielded(held) {
 		// A sender that has not authenticated does not keep the connection. The
-		// connection of a trusted proxy is shared and stays open.
+		// connection of a trusted proxy is shared and stays open, unless the pool has
+		// already returned its bytes.
 		w.Header().Set("Connection", "close")
 	}
 	if err := a.write(w, id); err != nil {

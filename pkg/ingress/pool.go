@@ -50,7 +50,7 @@ const (
 // |---|---|---|---|
 // | connection | waiting: no request is handled; with HTTP/2 also while requests are unverified or answered | begin, settle | the pool closes the connection |
 // | connection | busy: a request (HTTP/1) or a verified request (HTTP/2) is handled | end | never evicted |
-// | request | unverified: the body arrives, or the request waits for newer secrets | settle, end | the sender gets 503 |
+// | request | unverified: the body arrives, or the request waits for newer secrets | settle, end | the sender gets 503; with HTTP/1 the connection then ends |
 // | request | verified: the event is stored; with HTTP/2 also answered: the sender reads the answer | end | never evicted |
 //
 // An evicted holding is gone: it has no memory and cannot take memory. The methods may
@@ -269,9 +269,7 @@ func (p *pool) take(h *holding, n int64) error {
 			}
 			return nil
 		default:
-			frees := func(o *holding) bool {
-				return p.mayYield(o, h) && (o.account == h.account || o.account.takesCommon())
-			}
+			frees := func(o *holding) bool { return p.mayYield(o, h) && p.makesRoom(o, h) }
 			for class := range p.queues {
 				if victim = p.queues[class].find(frees); victim != nil {
 					break
@@ -288,10 +286,30 @@ func (p *pool) take(h *holding, n int64) error {
 // mayYield reports whether the eviction of victim can make room for h. The connection of h
 // cannot, and a connection that was just accepted and holds little cannot.
 func (p *pool) mayYield(victim, h *holding) bool {
-	if victim == h || victim.bytes == 0 || victim.writer == nil && victim.conn == h.conn {
+	if victim == h || victim.freeable() == 0 || victim.writer == nil && victim.conn == h.conn {
 		return false
 	}
 	return victim.writer != nil || victim.bytes > p.connBytes+acceptedHeader*headerFactor || time.Since(victim.since) >= acceptedFor
+}
+
+// makesRoom reports whether the quota of h, or the half that all sources share, has more
+// room after the eviction of victim.
+func (p *pool) makesRoom(victim, h *holding) bool {
+	frees := func(o *holding) bool {
+		return o.bytes > 0 && (o.account == h.account || o.account.takesCommon())
+	}
+	return frees(victim) || victim.endsConnection() && frees(&victim.conn.holding)
+}
+
+// endsConnection reports whether the eviction of a request also ends its connection.
+func (h *holding) endsConnection() bool { return h.writer != nil && !h.conn.http2 }
+
+// freeable returns the bytes that the eviction of a holding frees.
+func (h *holding) freeable() int64 {
+	if h.endsConnection() {
+		return h.bytes + h.conn.holding.bytes
+	}
+	return h.bytes
 }
 
 // give returns n bytes of a holding.
@@ -319,6 +337,9 @@ func (p *pool) evict(h *holding) {
 		return
 	}
 	p.drop(h)
+	if h.endsConnection() {
+		p.give(&h.conn.holding, h.conn.holding.bytes)
+	}
 	p.metrics.evictedRequests.Inc()
 	if h.wake != nil {
 		close(h.wake)

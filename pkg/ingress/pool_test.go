@@ -309,6 +309,41 @@ func TestLargeHeadersOfYoungConnections(t *testing.T) {
 	}
 }
 
+// TestConnectionsOfStalledRequests: connections fill the memory, and each of them handles
+// a request whose body does not arrive. A new connection gets the place of the oldest.
+func TestConnectionsOfStalledRequests(t *testing.T) {
+	for name, addresses := range map[string]int{"of one address": 1, "of many addresses": 200} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPlayers(t, 8<<20, 10000)
+				var all []*holding
+				for i := range 600 { // the shared half has room for 256 connections
+					time.Sleep(time.Millisecond)
+					h, err := p.ask(p.connect(1+i%addresses), 100)
+					if err != nil {
+						t.Fatalf("request %d: %v", i, err)
+					}
+					all = append(all, h)
+					p.audit(t)
+				}
+				for i, h := range all {
+					if want := i < 600-256; p.yielded(h) != want {
+						t.Fatalf("request %d: evicted is %v", i, !want)
+					}
+				}
+				for _, h := range all {
+					evicted := p.yielded(h)
+					p.end(h, evicted)
+					if evicted {
+						_ = h.conn.Close()
+					}
+					p.audit(t)
+				}
+			})
+		})
+	}
+}
+
 // TestPool plays at random, and holds the books to what is there.
 func TestPool(t *testing.T) {
 	for seed := range uint64(20) {
