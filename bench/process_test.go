@@ -141,7 +141,7 @@ func (nowhere) Append(_ context.Context, events ...event.Event) ([]journal.Recei
 	return receipts, nil
 }
 
-func (nowhere) Quarantine(context.Context, journal.Rejected) (string, error) {
+func (nowhere) Quarantine(context.Context, journal.QuarantinedRequest) (string, error) {
 	return "", errors.New("this keeps nothing")
 }
 

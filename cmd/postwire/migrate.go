@@ -128,9 +128,9 @@ func tellMigration(w io.Writer, r transfer.Report, from, to string) error {
 		row("events", r.Events)
 		row("identity keys", r.Keys)
 		row("dead letters", r.Dead)
-		row("given up", r.GivenUp)
+		row("given up", r.Discarded)
 		row("quarantined", r.Quarantined)
-		row("notes", r.Notes)
+		row("notes", r.Values)
 		for _, c := range r.Cursors {
 			row("place of "+oneLine(c.Name), c.Committed)
 		}

@@ -29,7 +29,7 @@ const BasePath = "/api/v1"
 type API struct {
 	Journal interface {
 		journal.Log
-		journal.Aside
+		journal.DeadLetterStore
 		Usage() journal.Usage
 		Check() error
 	}
@@ -38,7 +38,7 @@ type API struct {
 	Relay  *relay.Relay
 	// Understand reads a quarantined request again, as its source does
 	// today.
-	Understand func(journal.Rejected) ([]event.Event, error)
+	Understand func(journal.QuarantinedRequest) ([]event.Event, error)
 	// Attributes are the attributes that events of the configured sources can
 	// have, for filters.
 	Attributes func() []string

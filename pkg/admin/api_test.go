@@ -150,7 +150,7 @@ func newWorld(t testing.TB, token string) *world {
 		Configuration: func() (Configuration, error) {
 			return Configuration{YAML: "to: someone@example.com\n", Last: &LastReload{Changed: []string{}, Problem: "no someone@example.com"}}, nil
 		},
-		Understand: func(r journal.Rejected) ([]event.Event, error) {
+		Understand: func(r journal.QuarantinedRequest) ([]event.Event, error) {
 			if !w.fluent {
 				return nil, errors.New("no event")
 			}
@@ -379,7 +379,7 @@ func TestQuarantinedAreRetriedWhenTheyAreUnderstood(t *testing.T) {
 	w := newWorld(t, "")
 	var kept []string
 	for _, body := range []string{"a", "b", "\xff"} {
-		id, err := w.journal.Quarantine(t.Context(), journal.Rejected{Source: "in", Received: time.Now(), Header: http.Header{"X": {"y"}}, Body: []byte(body), Reason: "no event"})
+		id, err := w.journal.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "in", Received: time.Now(), Header: http.Header{"X": {"y"}}, Body: []byte(body), Reason: "no event"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -390,7 +390,7 @@ func TestQuarantinedAreRetriedWhenTheyAreUnderstood(t *testing.T) {
 	}
 	// A repeat is no entry of its own.
 	late := time.Now().Add(time.Minute)
-	if id, err := w.journal.Quarantine(t.Context(), journal.Rejected{Source: "in", Received: late, Body: []byte("a"), Reason: "no event"}); err != nil || id != kept[0] {
+	if id, err := w.journal.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "in", Received: late, Body: []byte("a"), Reason: "no event"}); err != nil || id != kept[0] {
 		t.Errorf("a repeat of %s is %s, %v", kept[0], id, err)
 	}
 	page, err := w.client.List(t.Context(), url.Values{"kind": {KindQuarantine}})

@@ -259,7 +259,7 @@ func TestCountsByReason(t *testing.T) {
 		return sinks.Permanent(sinks.ReasonTooLarge, errors.New("too large"))
 	})
 	w.put(t, "1", "2", "3")
-	if _, err := w.journal.Quarantine(t.Context(), journal.Rejected{Source: "in", Received: time.Now(), Reason: "no event"}); err != nil {
+	if _, err := w.journal.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "in", Received: time.Now(), Reason: "no event"}); err != nil {
 		t.Fatal(err)
 	}
 	var count DLQCount

@@ -16,7 +16,7 @@ import (
 func FuzzParameters(f *testing.F) {
 	const token = "operator-0123456789"
 	w := newWorld(f, token)
-	if _, err := w.journal.Quarantine(f.Context(), journal.Rejected{Source: "in", Received: time.Now(), Method: http.MethodPost, Path: "/in", Body: []byte("{"), Reason: "no event"}); err != nil {
+	if _, err := w.journal.Quarantine(f.Context(), journal.QuarantinedRequest{Source: "in", Received: time.Now(), Method: http.MethodPost, Path: "/in", Body: []byte("{"), Reason: "no event"}); err != nil {
 		f.Fatal(err)
 	}
 	for _, target := range []string{

@@ -32,7 +32,7 @@ func seenOf(r journal.Record, fates []relay.DeliveryStatus, data bool) (EventVie
 	text, err := attributes(r.Event, data)
 	return EventView{
 		Seq: r.Seq, Accepted: r.Accepted, Source: r.Event.SourceName, Event: CloudEvent{text}, Bytes: len(r.Event.CloudEvent.DataEncoded),
-		TargetSink: r.Only, OriginSeq: r.Of, Deliveries: fates,
+		TargetSink: r.TargetSink, OriginSeq: r.OriginSeq, Deliveries: fates,
 	}, err
 }
 

@@ -236,7 +236,7 @@ func (u *understanding) set(name string, src source.Source) {
 }
 
 // again reads a request that its source could not understand when it came.
-func (u *understanding) again(r journal.Rejected) ([]event.Event, error) {
+func (u *understanding) again(r journal.QuarantinedRequest) ([]event.Event, error) {
 	src := u.of(r.Source)
 	if src == nil {
 		return nil, fmt.Errorf("source %q is not in the configuration", r.Source)

@@ -58,11 +58,13 @@ func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.R
 	}, []string{"source", "reason"})
 	metrics.MustRegister(groups, discarded)
 	for _, s := range p.Sources {
-		for _, reason := range []string{journal.DiscardedSize, journal.DiscardedAge} {
+		for _, reason := range []string{journal.QuarantineMaxBytes, journal.QuarantineRetention} {
 			discarded.WithLabelValues(s.Name, reason)
 		}
 	}
-	discards := func(d journal.Discarded) { discarded.WithLabelValues(d.Source, d.Reason).Add(float64(d.Requests)) }
+	discards := func(d journal.QuarantineDiscards) {
+		discarded.WithLabelValues(d.Source, d.Reason).Add(float64(d.Requests))
+	}
 	c := p.Config.Journal
 	if c.Engine != engineJetStream {
 		return pebble.Open(pebble.Options{

@@ -51,7 +51,7 @@ func Migrate(ctx context.Context, p *Plan, to string, log *zap.Logger, progress 
 		return r, err
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
-	return transfer.Run(ctx, src, dst, transfer.Options{Note: relay.MoveNote, Progress: progress})
+	return transfer.Run(ctx, src, dst, transfer.Options{MoveEntry: relay.MoveEntry, Progress: progress})
 }
 
 // checkMigration says what of the two engines' settings is missing or wrong.

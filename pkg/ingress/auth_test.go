@@ -391,7 +391,7 @@ func TestClientCertificate(t *testing.T) {
 func FuzzFind(f *testing.F) {
 	routeWith := func(p source.Proof) *route {
 		rt := &route{}
-		rt.now.Store(&opened{proof: p, replaced: make(chan struct{})})
+		rt.current.Store(&sourceVersion{proof: p, replaced: make(chan struct{})})
 		return rt
 	}
 	withToken, without := routeWith(source.Proof{PathToken: true}), routeWith(source.Proof{})
@@ -416,7 +416,7 @@ func FuzzFind(f *testing.F) {
 			if routes[u.Path] != rt {
 				t.Errorf("%q leads elsewhere", target)
 			}
-		case strings.Contains(token, "/") || !rt.now.Load().proof.PathToken:
+		case strings.Contains(token, "/") || !rt.current.Load().proof.PathToken:
 			t.Errorf("%q has the token %q", target, token)
 		default:
 			if got := s.request(&http.Request{URL: u, RequestURI: target}, token, netip.Addr{}, nil); routes[got.Path] != rt || strings.TrimSuffix(got.Path, "/")+"/"+token != u.Path && got.Path+"/"+token != u.Path {

@@ -27,11 +27,11 @@ const freeBytes = 4 << 10
 // announces a large body and sends little gets little.
 type bodyReader struct {
 	pool    *pool
-	holding *holding
+	request *allocation
 	limit   int64 // bytes, before and after decompression
 
-	body []byte
-	held int64 // bytes taken from the pool for body
+	body   []byte
+	memory int64 // bytes taken from the pool for body
 }
 
 // read reads the whole body and decompresses a gzip body; the header then has no
@@ -58,8 +58,8 @@ func (in *bodyReader) read(hr *http.Request) error {
 
 // inflate replaces the compressed body by the decompressed body.
 func (in *bodyReader) inflate() error {
-	packed := bodyReader{body: in.body, held: in.held}
-	in.body, in.held = nil, 0
+	packed := bodyReader{body: in.body, memory: in.memory}
+	in.body, in.memory = nil, 0
 	zip := gzipReaders.Get().(*gzip.Reader)
 	defer func() {
 		_ = zip.Reset(strings.NewReader("")) // drops the reference to the body
@@ -69,9 +69,9 @@ func (in *bodyReader) inflate() error {
 	if err == nil {
 		err = in.fill(zip, int64(len(packed.body)))
 	}
-	in.pool.less(in.holding, packed.held)
+	in.pool.shrink(in.request, packed.memory)
 	switch {
-	case errors.Is(err, errTooLarge), errors.Is(err, errSpent):
+	case errors.Is(err, errTooLarge), errors.Is(err, errExhausted):
 		return err
 	case err != nil:
 		return errEncoding
@@ -121,11 +121,11 @@ func (in *bodyReader) fill(from io.Reader, hint int64) error {
 		if hint >= int64(len(in.body)) {
 			want = min(want, hint+1)
 		}
-		if more := max(0, want-freeBytes) - in.held; more > 0 {
-			if err := in.pool.more(in.holding, more); err != nil {
+		if more := max(0, want-freeBytes) - in.memory; more > 0 {
+			if err := in.pool.grow(in.request, more); err != nil {
 				return err
 			}
-			in.held += more
+			in.memory += more
 		}
 		in.body = slices.Grow(in.body, int(want)-len(in.body))
 	}
@@ -137,7 +137,7 @@ func bodyOutcome(err error) answer {
 		return refuse(outcomeTooLarge)
 	case errors.Is(err, errEncoding):
 		return refuse(outcomeEncoding)
-	case errors.Is(err, errSpent), errors.Is(err, errShare):
+	case errors.Is(err, errExhausted), errors.Is(err, errSourceQuota):
 		return refuse(outcomeOverloaded)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return refuse(outcomeTooSlow)

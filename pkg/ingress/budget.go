@@ -7,8 +7,8 @@ import (
 )
 
 var (
-	errShare = errors.New("the source has as many requests under way as it may")
-	errSpent = errors.New("there is no room for more at the moment")
+	errSourceQuota = errors.New("the source has as many requests under way as it may")
+	errExhausted   = errors.New("there is no room for more at the moment")
 )
 
 // quotaPool divides a limit among sources: memory, or requests under way. All sources
@@ -17,14 +17,14 @@ var (
 type quotaPool struct {
 	total int64
 
-	mu       sync.Mutex
-	used     int64
-	left     int64 // of the shared half; negative while sources hold more than a new division allows
-	share    int64 // reserved for each source
-	accounts []*quota
+	mu      sync.Mutex
+	used    int64
+	free    int64 // of the shared half; negative while sources hold more than a new division allows
+	reserve int64 // reserved for each source
+	quotas  []*quota
 }
 
-func newBudget(total int64, sources int) *quotaPool {
+func newQuotaPool(total int64, sources int) *quotaPool {
 	b := &quotaPool{total: total}
 	b.divide(sources, nil)
 	return b
@@ -35,19 +35,19 @@ func newBudget(total int64, sources int) *quotaPool {
 func (b *quotaPool) divide(sources int, used map[*quota]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.accounts = slices.DeleteFunc(b.accounts, func(a *quota) bool {
-		a.counted = used[a] || a.unshared || a.taken > 0
+	b.quotas = slices.DeleteFunc(b.quotas, func(a *quota) bool {
+		a.counted = used[a] || a.noReserve || a.used > 0
 		return !a.counted
 	})
-	b.share = b.total / 2 / int64(max(1, sources))
-	b.left = b.total - b.share*int64(sources)
-	for _, a := range b.accounts {
-		b.left -= a.beyond(a.taken)
+	b.reserve = b.total / 2 / int64(max(1, sources))
+	b.free = b.total - b.reserve*int64(sources)
+	for _, a := range b.quotas {
+		b.free -= a.shared(a.used)
 	}
 }
 
-// taken returns the sum of all quotas.
-func (b *quotaPool) taken() int64 {
+// inUse returns the sum of all quotas.
+func (b *quotaPool) inUse() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.used
@@ -57,25 +57,25 @@ func (b *quotaPool) taken() int64 {
 func (b *quotaPool) scarce() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.used > b.total/2 || b.left < (b.total-b.total/2)/2
+	return b.used > b.total/2 || b.free < (b.total-b.total/2)/2
 }
 
 // quota is what one source has taken.
 type quota struct {
-	budget   *quotaPool
-	unshared bool // it is no source's, and has no part of its own
+	pool      *quotaPool
+	noReserve bool // it is no source's, and has no part of its own
 	// Guarded by budget.mu.
-	most  int64 // 0 is no limit of its own
-	taken int64
+	limit int64 // 0 is no limit of its own
+	used  int64
 	// counted says that it is among the accounts of the budget. One that is not used any
 	// more is, while something is taken: a request may come to it late.
 	counted bool
 }
 
-func (b *quotaPool) account(most int64) *quota { return b.add(&quota{budget: b, most: most}) }
+func (b *quotaPool) quotaOf(most int64) *quota { return b.add(&quota{pool: b, limit: most}) }
 
-// withoutPart returns an account that has the half for whoever comes first only.
-func (b *quotaPool) withoutPart() *quota { return b.add(&quota{budget: b, unshared: true}) }
+// sharedQuota returns an account that has the half for whoever comes first only.
+func (b *quotaPool) sharedQuota() *quota { return b.add(&quota{pool: b, noReserve: true}) }
 
 func (b *quotaPool) add(a *quota) *quota {
 	b.mu.Lock()
@@ -88,62 +88,62 @@ func (b *quotaPool) add(a *quota) *quota {
 func (b *quotaPool) count(a *quota) {
 	if !a.counted {
 		a.counted = true
-		b.accounts = append(b.accounts, a)
+		b.quotas = append(b.quotas, a)
 	}
 }
 
-// beyond returns what of n goes beyond the account's own part. The lock is held.
-func (a *quota) beyond(n int64) int64 {
-	if a.unshared {
+// shared returns what of n goes beyond the account's own part. The lock is held.
+func (a *quota) shared(n int64) int64 {
+	if a.noReserve {
 		return n
 	}
-	return max(0, n-a.budget.share)
+	return max(0, n-a.pool.reserve)
 }
 
-// takesCommon reports whether the account has taken of the half for whoever comes
+// usesShared reports whether the account has taken of the half for whoever comes
 // first.
-func (a *quota) takesCommon() bool {
-	a.budget.mu.Lock()
-	defer a.budget.mu.Unlock()
-	return a.beyond(a.taken) > 0
+func (a *quota) usesShared() bool {
+	a.pool.mu.Lock()
+	defer a.pool.mu.Unlock()
+	return a.shared(a.used) > 0
 }
 
-// limit sets the account's own limit.
-func (a *quota) limit(most int64) {
-	a.budget.mu.Lock()
-	defer a.budget.mu.Unlock()
-	a.most = most
+// setLimit sets the account's own limit.
+func (a *quota) setLimit(most int64) {
+	a.pool.mu.Lock()
+	defer a.pool.mu.Unlock()
+	a.limit = most
 }
 
-// take takes n, or returns errShare or errSpent and takes nothing.
-func (a *quota) take(n int64) error {
-	b := a.budget
+// acquire takes n, or returns errShare or errSpent and takes nothing.
+func (a *quota) acquire(n int64) error {
+	b := a.pool
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if a.most > 0 && a.taken+n > a.most {
-		return errShare
+	if a.limit > 0 && a.used+n > a.limit {
+		return errSourceQuota
 	}
 	// What goes beyond the source's own part comes out of the common one.
-	beyond := a.beyond(a.taken+n) - a.beyond(a.taken)
-	if beyond > b.left {
-		return errSpent
+	beyond := a.shared(a.used+n) - a.shared(a.used)
+	if beyond > b.free {
+		return errExhausted
 	}
 	b.count(a)
-	b.left -= beyond
+	b.free -= beyond
 	b.used += n
-	a.taken += n
+	a.used += n
 	return nil
 }
 
-// give gives n back.
-func (a *quota) give(n int64) {
+// release gives n back.
+func (a *quota) release(n int64) {
 	if n == 0 {
 		return
 	}
-	b := a.budget
+	b := a.pool
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.left += a.beyond(a.taken) - a.beyond(a.taken-n)
+	b.free += a.shared(a.used) - a.shared(a.used-n)
 	b.used -= n
-	a.taken -= n
+	a.used -= n
 }

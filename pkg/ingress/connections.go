@@ -65,14 +65,14 @@ type connection struct {
 	remote netip.Addr
 
 	// Guarded by pool.mu.
-	holding  holding
-	request  holding // of the request that is handled, over HTTP/1
-	open     bool    // it is in the pool
-	http2    bool
-	arrived  int64 // bytes since heading was set
-	charged  int64 // bytes of memory for them
-	requests int   // that are handled
-	verified int   // of them
+	own          allocation
+	request      allocation // of the request that is handled, over HTTP/1
+	open         bool       // it is in the pool
+	http2        bool
+	headerBytes  int64 // bytes since heading was set
+	headerMemory int64 // bytes of memory for them
+	requests     int   // that are handled
+	verified     int   // of them
 
 	heading atomic.Bool // what is read is a header, or comes before one; changed under pool.mu
 }

@@ -72,9 +72,9 @@ func FuzzRawRequest(f *testing.F) {
 			}
 		}
 		_ = conn.Close()
-		for end := time.Now().Add(10 * time.Second); w.server.memory.taken() != 0; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(10 * time.Second); w.server.memory.inUse() != 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("%d bytes are held for nobody", w.server.memory.taken())
+				t.Fatalf("%d bytes are held for nobody", w.server.memory.inUse())
 			}
 		}
 	})

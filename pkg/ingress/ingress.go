@@ -56,9 +56,9 @@ type Options struct {
 	OnUnknownSecret func(source string) time.Duration
 }
 
-// mostStreams is the maximum number of concurrent requests of an HTTP/2 connection, the
+// maxStreams is the maximum number of concurrent requests of an HTTP/2 connection, the
 // least that RFC 9113 recommends.
-const mostStreams = 100
+const maxStreams = 100
 
 // Server is the HTTP server for webhooks. Its methods may be called concurrently.
 type Server struct {
@@ -77,26 +77,28 @@ type Server struct {
 
 // route is the source of a path, with its limits.
 type route struct {
-	name     string
-	settings source.Settings
-	now      atomic.Pointer[opened]
-	maxBody  int64
-	limiter  *rate.Limiter
-	asked    *rate.Limiter // of OPTIONS handshakes
-	metrics  *sourceMetrics
+	name             string
+	settings         source.Settings
+	current          atomic.Pointer[sourceVersion]
+	maxBody          int64
+	limiter          *rate.Limiter
+	handshakeLimiter *rate.Limiter // of OPTIONS handshakes
+	metrics          *sourceMetrics
 
-	underWay *quota // verified requests
+	inFlight *quota // verified requests
 	memory   *quota // bytes of headers and bodies
 }
 
-// opened is one version of a source: a reload or a new secret makes another.
-type opened struct {
+// sourceVersion is one version of a source: a reload or a new secret makes another.
+type sourceVersion struct {
 	source.Source
 	proof    source.Proof
 	replaced chan struct{} // closed when a newer version is in use
 }
 
-func open(src source.Source) *opened { return &opened{src, src.Proof(), make(chan struct{})} }
+func open(src source.Source) *sourceVersion {
+	return &sourceVersion{src, src.Proof(), make(chan struct{})}
+}
 
 // New makes a server; Serve runs it.
 func New(opts Options) (*Server, error) {
@@ -106,7 +108,7 @@ func New(opts Options) (*Server, error) {
 	c := opts.Config
 	s := &Server{
 		opts: opts, log: opts.Log,
-		requests: newBudget(int64(c.MaxInFlight), len(opts.Routes)), memory: newBudget(int64(c.MaxBufferedBytes), len(opts.Routes)),
+		requests: newQuotaPool(int64(c.MaxInFlight), len(opts.Routes)), memory: newQuotaPool(int64(c.MaxBufferedBytes), len(opts.Routes)),
 	}
 	s.routes.Store(&map[string]*route{})
 	if err := s.SetRoutes(opts.Routes); err != nil {
@@ -123,7 +125,7 @@ func New(opts Options) (*Server, error) {
 		ConnContext:       withConnection,
 		// net/http allocates a whole frame when the frame's header arrives, and queues
 		// control frames for a client that does not read.
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: mostStreams, MaxReadFrameSize: 16 << 10, WriteByteTimeout: 5 * time.Second},
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: 16 << 10, WriteByteTimeout: 5 * time.Second},
 	}
 	httpserver.LimitHeaderValues(s.http)
 	httpserver.LimitAge(s.http, c.MaxConnectionAge)
@@ -172,18 +174,18 @@ func (s *Server) SetRoutes(routes []Route) error {
 		}
 		if old != nil {
 			// Requests may wait for newer secrets at the old version.
-			close(old.now.Swap(open(r.Source)).replaced)
+			close(old.current.Swap(open(r.Source)).replaced)
 		}
 		for _, path := range r.Settings.Paths {
 			next[path] = rt
 		}
-		used[rt.underWay], used[rt.memory] = true, true
+		used[rt.inFlight], used[rt.memory] = true, true
 	}
 	s.requests.divide(len(routes), used)
 	s.memory.divide(len(routes), used)
 	s.routes.Store(&next)
 	for name := range before {
-		s.opts.Metrics.forget(name)
+		s.opts.Metrics.deleteSource(name)
 	}
 	return nil
 }
@@ -191,17 +193,17 @@ func (s *Server) SetRoutes(routes []Route) error {
 // route returns the route of a source, with the quotas of the old route if there is one.
 func (s *Server) route(r Route, old *route) *route {
 	rt := &route{name: r.Name, settings: r.Settings, maxBody: int64(cmp.Or(r.Settings.MaxBodyBytes, s.opts.Config.MaxBodyBytes)), metrics: s.opts.Metrics.of(r.Name)}
-	rt.now.Store(open(r.Source))
+	rt.current.Store(open(r.Source))
 	if old == nil {
-		rt.underWay, rt.memory = s.requests.account(int64(r.Settings.MaxInFlight)), s.memory.account(0)
+		rt.inFlight, rt.memory = s.requests.quotaOf(int64(r.Settings.MaxInFlight)), s.memory.quotaOf(0)
 	} else {
-		rt.underWay, rt.memory = old.underWay, old.memory
-		rt.underWay.limit(int64(r.Settings.MaxInFlight))
+		rt.inFlight, rt.memory = old.inFlight, old.memory
+		rt.inFlight.setLimit(int64(r.Settings.MaxInFlight))
 	}
 	if old != nil && old.settings.Rate == r.Settings.Rate {
-		rt.limiter, rt.asked = old.limiter, old.asked
+		rt.limiter, rt.handshakeLimiter = old.limiter, old.handshakeLimiter
 	} else {
-		rt.limiter, rt.asked = newLimiter(r.Settings.Rate), newLimiter(r.Settings.Rate)
+		rt.limiter, rt.handshakeLimiter = newLimiter(r.Settings.Rate), newLimiter(r.Settings.Rate)
 	}
 	return rt
 }
@@ -214,7 +216,7 @@ func (s *Server) Replace(name string, src source.Source) error {
 	found := false
 	for _, rt := range *s.routes.Load() {
 		if rt.name == name {
-			close(rt.now.Swap(open(src)).replaced)
+			close(rt.current.Swap(open(src)).replaced)
 			found = true
 		}
 	}
@@ -283,16 +285,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	remote := s.proxies().Remote(peer, hr)
 	s.warn(peer, trusted, hr)
 	size, values := headerSize(hr.Header)
-	held, full := s.pool.begin(s.connectionOf(hr.Context()), w, hr, remote, memory, size)
+	request, full := s.pool.begin(s.connectionOf(hr.Context()), w, hr, remote, memory, size)
 	last := false
-	defer func() { s.pool.end(held, last) }()
+	defer func() { s.pool.end(request, last) }()
 	a := s.guarded(log, func() answer {
 		switch {
 		case values > httpserver.MaxHeaderValues:
 			if hr.ProtoMajor == 2 && !trusted {
 				// HPACK encodes each value in one byte, so the connection can carry
 				// many more such headers: close the connection before they are decoded.
-				s.pool.cut(held)
+				s.pool.cut(request)
 			}
 			return refuse(outcomeHeader)
 		case rt == nil:
@@ -300,15 +302,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		case full != nil:
 			return refuse(outcomeOverloaded)
 		}
-		return s.receive(hr, rt, token, remote, held, start, log)
+		return s.receive(hr, rt, token, remote, request, start, log)
 	})
-	if took := s.opts.Now().Sub(start); rt != nil {
-		rt.metrics.received(a.outcome, took)
+	if duration := s.opts.Now().Sub(start); rt != nil {
+		rt.metrics.received(a.outcome, duration)
 	} else {
-		s.opts.Metrics.unrouted(a.outcome, took)
+		s.opts.Metrics.unrouted(a.outcome, duration)
 	}
 	refused := !a.proven && answers[a.outcome].status >= http.StatusBadRequest
-	if refused && !trusted || hr.ProtoMajor < 2 && s.pool.yielded(held) {
+	if refused && !trusted || hr.ProtoMajor < 2 && s.pool.isEvicted(request) {
 		// A sender that has not authenticated does not keep the connection. The
 		// connection of a trusted proxy is shared and stays open, unless the pool has
 		// already returned its bytes.
@@ -326,7 +328,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	// ends when the handler returns. Send the answer here, so that the stream counts
 	// until then.
 	_ = hr.Body.Close() // frees the unread part of the body
-	s.pool.answered(held)
+	s.pool.answered(request)
 	if err := http.NewResponseController(w).Flush(); err != nil {
 		log().Debug("the sender did not take the answer", zap.Error(err))
 	}
@@ -366,7 +368,7 @@ func (s *Server) find(u *url.URL) (rt *route, token string) {
 	if parent == "" {
 		parent = "/"
 	}
-	if rt := routes[parent]; rt != nil && rt.now.Load().proof.PathToken {
+	if rt := routes[parent]; rt != nil && rt.current.Load().proof.PathToken {
 		return rt, u.Path[slash+1:]
 	}
 	return nil, ""
@@ -374,7 +376,7 @@ func (s *Server) find(u *url.URL) (rt *route, token string) {
 
 // receive handles a request: read, verify, normalize, append. Each step may refuse the
 // request.
-func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip.Addr, held *holding, came time.Time, log func() *zap.Logger) (a answer) {
+func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip.Addr, request *allocation, came time.Time, log func() *zap.Logger) (a answer) {
 	if hr.Method == http.MethodOptions {
 		return s.consent(hr, rt, token, remote)
 	}
@@ -384,23 +386,23 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip
 	if s.closing.Load() {
 		return refuse(outcomeUnavailable)
 	}
-	in := bodyReader{pool: s.pool, holding: held, limit: rt.maxBody}
+	in := bodyReader{pool: s.pool, request: request, limit: rt.maxBody}
 	if err := in.read(hr); err != nil {
-		if s.pool.yielded(held) {
+		if s.pool.isEvicted(request) {
 			return refuse(outcomeOverloaded)
 		}
 		return bodyOutcome(err)
 	}
 	req := s.request(hr, token, remote, in.body)
-	src, err := s.verify(hr.Context(), rt, req, held)
+	src, err := s.verify(hr.Context(), rt, req, request)
 	if err != nil {
-		if s.pool.yielded(held) {
+		if s.pool.isEvicted(request) {
 			return refuse(outcomeOverloaded)
 		}
 		log().Warn("request refused", zap.Stringer("remote", req.Remote), zap.Error(err))
 		return unverified(err)
 	}
-	if !s.pool.settle(held, src.proof.Required) {
+	if !s.pool.verify(request, src.proof.Required) {
 		return refuse(outcomeOverloaded)
 	}
 	defer func() { a.proven = src.proof.Required }()
@@ -415,13 +417,13 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip
 	if now := s.opts.Now(); !rt.limiter.AllowN(now, 1) {
 		return refuse(outcomeRateLimited).after(retryAfter(rt.limiter))
 	}
-	if err := rt.underWay.take(1); errors.Is(err, errShare) {
+	if err := rt.inFlight.acquire(1); errors.Is(err, errSourceQuota) {
 		return refuse(outcomeRateLimited)
 	} else if err != nil {
 		return refuse(outcomeOverloaded)
 	}
-	defer rt.underWay.give(1)
-	if err := s.pool.more(held, int64(len(in.body))); err != nil { // its events copy the body
+	defer rt.inFlight.release(1)
+	if err := s.pool.grow(request, int64(len(in.body))); err != nil { // its events copy the body
 		return refuse(outcomeOverloaded)
 	}
 	ctx = s.deadlines.bound(ctx)
@@ -438,7 +440,7 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip
 	appended(err)
 	s.opts.Metrics.appended(s.opts.Now().Sub(start))
 	if err != nil {
-		return s.unstored(err, log)
+		return s.notStored(err, log)
 	}
 	rt.metrics.events(events, receipts)
 	if s.log.Core().Enabled(zap.DebugLevel) {
@@ -450,8 +452,8 @@ func (s *Server) receive(hr *http.Request, rt *route, token string, remote netip
 // verify verifies a request. A request whose signature matches no secret waits while the
 // secrets are refreshed: a sender uses a rotated secret at once, and does not repeat a
 // refused webhook.
-func (s *Server) verify(ctx context.Context, rt *route, req *source.Request, held *holding) (*opened, error) {
-	src := rt.now.Load()
+func (s *Server) verify(ctx context.Context, rt *route, req *source.Request, request *allocation) (*sourceVersion, error) {
+	src := rt.current.Load()
 	err := src.Verify(req)
 	if !errors.Is(err, source.ErrWrongSecret) || s.opts.OnUnknownSecret == nil {
 		return src, err
@@ -460,7 +462,7 @@ func (s *Server) verify(ctx context.Context, rt *route, req *source.Request, hel
 	if hold <= 0 {
 		return src, err
 	}
-	yields := s.pool.hold(held)
+	yields := s.pool.wait(request)
 	over := time.NewTimer(hold)
 	defer over.Stop()
 	for errors.Is(err, source.ErrWrongSecret) {
@@ -473,7 +475,7 @@ func (s *Server) verify(ctx context.Context, rt *route, req *source.Request, hel
 		case <-ctx.Done():
 			return src, err
 		}
-		src = rt.now.Load()
+		src = rt.current.Load()
 		err = src.Verify(req)
 	}
 	return src, err
@@ -485,12 +487,12 @@ func (s *Server) consent(hr *http.Request, rt *route, token string, remote netip
 	if s.closing.Load() {
 		return refuse(outcomeUnavailable)
 	}
-	header, ok := rt.now.Load().Options(s.request(hr, token, remote, nil))
+	header, ok := rt.current.Load().Options(s.request(hr, token, remote, nil))
 	if !ok {
 		return refuse(outcomeMethod)
 	}
-	if now := s.opts.Now(); !rt.asked.AllowN(now, 1) {
-		return refuse(outcomeRateLimited).after(retryAfter(rt.asked))
+	if now := s.opts.Now(); !rt.handshakeLimiter.AllowN(now, 1) {
+		return refuse(outcomeRateLimited).after(retryAfter(rt.handshakeLimiter))
 	}
 	return answer{outcome: outcomeConsented, header: header}
 }
@@ -503,18 +505,18 @@ func (s *Server) malformed(ctx context.Context, name string, proof source.Proof,
 		return refuse(outcomeMalformed)
 	}
 	public := proof.Public(req)
-	id, err := s.opts.Journal.Quarantine(ctx, journal.Rejected{
+	id, err := s.opts.Journal.Quarantine(ctx, journal.QuarantinedRequest{
 		Source: name, Received: public.Received, Method: public.Method, Path: public.Path, RawQuery: public.RawQuery,
 		Header: public.Header, Body: public.Body, Reason: reason.Error(),
 	})
 	if err != nil {
-		return s.unstored(err, log)
+		return s.notStored(err, log)
 	}
 	log().Warn("request not understood, it was set aside", zap.String("id", id), zap.Error(reason))
 	return answer{outcome: outcomeQuarantined, id: id}
 }
 
-func (s *Server) unstored(err error, log func() *zap.Logger) answer {
+func (s *Server) notStored(err error, log func() *zap.Logger) answer {
 	log().Error("request not stored", zap.Error(err))
 	return refuse(outcomeUnavailable)
 }

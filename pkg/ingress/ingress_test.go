@@ -57,7 +57,9 @@ func (b broken) Append(context.Context, ...event.Event) ([]journal.Receipt, erro
 	return nil, b.err
 }
 
-func (b broken) Quarantine(context.Context, journal.Rejected) (string, error) { return "", b.err }
+func (b broken) Quarantine(context.Context, journal.QuarantinedRequest) (string, error) {
+	return "", b.err
+}
 
 // panicking is a source with a defect.
 type panicking struct{ source.Source }

@@ -194,68 +194,68 @@ func TestRequestsAtOnce(t *testing.T) {
 func TestBudget(t *testing.T) {
 	const sources, total = 3, 120 // 60 for whoever comes first, 20 each
 	rng := rand.New(rand.NewPCG(1, 2))
-	b := newBudget(total, sources)
+	b := newQuotaPool(total, sources)
 	var accounts []*quota
 	for range sources {
-		accounts = append(accounts, b.account(0))
+		accounts = append(accounts, b.quotaOf(0))
 	}
 	for range 10000 {
 		a := accounts[rng.IntN(sources)]
 		n := rng.Int64N(30)
 		if rng.IntN(2) == 0 {
-			a.give(min(n, a.taken))
+			a.release(min(n, a.used))
 		} else {
 			others, common := int64(0), int64(0)
 			for _, o := range accounts {
 				if o != a {
-					others += o.taken
-					common += max(0, o.taken-20)
+					others += o.used
+					common += max(0, o.used-20)
 				}
 			}
-			fits := max(0, a.taken+n-20)+common <= 60
-			if err := a.take(n); (err == nil) != fits {
-				t.Fatalf("take(%d) = %v with %d taken and %d by others", n, err, a.taken, others)
-			} else if err != nil && !errors.Is(err, errSpent) {
+			fits := max(0, a.used+n-20)+common <= 60
+			if err := a.acquire(n); (err == nil) != fits {
+				t.Fatalf("take(%d) = %v with %d taken and %d by others", n, err, a.used, others)
+			} else if err != nil && !errors.Is(err, errExhausted) {
 				t.Fatal(err)
 			}
 		}
 	}
 	for _, a := range accounts {
-		a.give(a.taken)
+		a.release(a.used)
 	}
-	if b.left != 60 {
-		t.Errorf("%d are left at the end, want 60", b.left)
+	if b.free != 60 {
+		t.Errorf("%d are left at the end, want 60", b.free)
 	}
 }
 
 // A budget is divided anew while it is in use: what is taken counts on, whether
 // its source stays or goes, and all is there again in the end.
 func TestBudgetIsDividedAnew(t *testing.T) {
-	b := newBudget(120, 3)
-	stays, goes := b.account(0), b.account(0)
+	b := newQuotaPool(120, 3)
+	stays, goes := b.quotaOf(0), b.quotaOf(0)
 	for _, take := range []struct {
 		a *quota
 		n int64
 	}{{stays, 30}, {goes, 50}} {
-		if err := take.a.take(take.n); err != nil {
+		if err := take.a.acquire(take.n); err != nil {
 			t.Fatal(err)
 		}
 	}
 	b.divide(1, map[*quota]bool{stays: true}) // 60 for whoever comes first, 60 of its own
-	if err := stays.take(91); !errors.Is(err, errSpent) {
+	if err := stays.acquire(91); !errors.Is(err, errExhausted) {
 		t.Errorf("121 of 120 are taken: %v", err)
 	}
-	if err := stays.take(90); err != nil {
+	if err := stays.acquire(90); err != nil {
 		t.Error(err)
 	}
-	goes.give(50)
+	goes.release(50)
 	b.divide(12, map[*quota]bool{stays: true})
-	if len(b.accounts) != 1 {
-		t.Errorf("%d accounts are kept", len(b.accounts))
+	if len(b.quotas) != 1 {
+		t.Errorf("%d accounts are kept", len(b.quotas))
 	}
-	stays.give(120)
-	if b.left != 60 {
-		t.Errorf("%d are left at the end, want 60", b.left)
+	stays.release(120)
+	if b.free != 60 {
+		t.Errorf("%d are left at the end, want 60", b.free)
 	}
 }
 
@@ -264,29 +264,29 @@ func TestBudgetIsDividedAnew(t *testing.T) {
 // TestBudgetOfALateRequest: a request that comes to a source which a reload has just
 // removed is in the books, also over the next reload.
 func TestBudgetOfALateRequest(t *testing.T) {
-	b := newBudget(100, 2)
-	stays, goes := b.account(0), b.account(0)
+	b := newQuotaPool(100, 2)
+	stays, goes := b.quotaOf(0), b.quotaOf(0)
 	used := map[*quota]bool{stays: true}
 	b.divide(1, used)
-	if err := goes.take(60); err != nil {
+	if err := goes.acquire(60); err != nil {
 		t.Fatal(err)
 	}
 	b.divide(1, used)
-	goes.give(60)
+	goes.release(60)
 	b.divide(1, used)
-	if b.left != 50 || b.used != 0 || len(b.accounts) != 1 {
-		t.Errorf("with nothing taken %d are for whoever comes first, %d are used, of %d accounts", b.left, b.used, len(b.accounts))
+	if b.free != 50 || b.used != 0 || len(b.quotas) != 1 {
+		t.Errorf("with nothing taken %d are for whoever comes first, %d are used, of %d accounts", b.free, b.used, len(b.quotas))
 	}
-	if err := goes.take(60); err != nil {
+	if err := goes.acquire(60); err != nil {
 		t.Fatal(err)
 	}
 	b.divide(1, used)
-	if want := int64(50 - 10); b.left != want {
-		t.Errorf("%d are left, want %d", b.left, want)
+	if want := int64(50 - 10); b.free != want {
+		t.Errorf("%d are left, want %d", b.free, want)
 	}
-	goes.give(60)
-	if b.left != 50 {
-		t.Errorf("with nothing taken %d are for whoever comes first", b.left)
+	goes.release(60)
+	if b.free != 50 {
+		t.Errorf("with nothing taken %d are for whoever comes first", b.free)
 	}
 }
 
@@ -324,10 +324,10 @@ func TestExchange(t *testing.T) {
 // TestMemoryIsTakenAsBytesArrive: who announces much and sends little takes
 // nothing, and what is taken is given back.
 func TestMemoryIsTakenAsBytesArrive(t *testing.T) {
-	b := newBudget(1<<20, 1)
-	memory := b.account(0)
+	b := newQuotaPool(1<<20, 1)
+	memory := b.quotaOf(0)
 	p := newPool(b, 10, 64<<10, false, NewMetrics(prometheus.NewRegistry()))
-	var requests []*holding
+	var requests []*allocation
 	read := func(body io.Reader, length int64) error {
 		r := httptest.NewRequest(http.MethodPost, "/", body)
 		r.ContentLength = length
@@ -336,24 +336,24 @@ func TestMemoryIsTakenAsBytesArrive(t *testing.T) {
 			t.Fatal(err)
 		}
 		requests = append(requests, h)
-		p.settle(h, false) // it does not yield to the next one
-		in := &bodyReader{pool: p, holding: h, limit: 4 << 20}
+		p.verify(h, false) // it does not yield to the next one
+		in := &bodyReader{pool: p, request: h, limit: 4 << 20}
 		return in.read(r)
 	}
-	if err := read(strings.NewReader("few"), 3<<20); err != nil || memory.taken != 0 {
-		t.Errorf("of an announced body %d bytes are taken: %v", memory.taken, err)
+	if err := read(strings.NewReader("few"), 3<<20); err != nil || memory.used != 0 {
+		t.Errorf("of an announced body %d bytes are taken: %v", memory.used, err)
 	}
-	if err := read(bytes.NewReader(make([]byte, 600<<10)), 600<<10); err != nil || memory.taken < 500<<10 || memory.taken > 610<<10 {
-		t.Errorf("of a body of 600 KiB %d bytes are taken: %v", memory.taken, err)
+	if err := read(bytes.NewReader(make([]byte, 600<<10)), 600<<10); err != nil || memory.used < 500<<10 || memory.used > 610<<10 {
+		t.Errorf("of a body of 600 KiB %d bytes are taken: %v", memory.used, err)
 	}
-	if err := read(bytes.NewReader(make([]byte, 600<<10)), -1); !errors.Is(err, errSpent) {
+	if err := read(bytes.NewReader(make([]byte, 600<<10)), -1); !errors.Is(err, errExhausted) {
 		t.Errorf("more than there is was taken: %v", err)
 	}
 	for _, h := range requests {
 		p.end(h, false)
 	}
-	if memory.taken != 0 {
-		t.Errorf("%d bytes are not given back", memory.taken)
+	if memory.used != 0 {
+		t.Errorf("%d bytes are not given back", memory.used)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // Metrics of the ingress.
 type Metrics struct {
 	requests *prometheus.CounterVec
-	took     *prometheus.HistogramVec
+	duration *prometheus.HistogramVec
 	latency  prometheus.Histogram
 	stored   *prometheus.CounterVec
 	repeats  *prometheus.CounterVec
@@ -36,7 +36,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "postwire_received_total",
 			Help: "Requests received, by source and what became of them. The source is empty for unknown paths.",
 		}, []string{"source", "outcome"}),
-		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "postwire_request_seconds",
 			Help:    "Time from a request's header until its answer was known, by source and what became of it.",
 			Buckets: []float64{.001, .005, .025, .1, .5, 2.5, 10}, NativeHistogramBucketFactor: 1.1,
@@ -78,13 +78,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Help: "Requests that were answered 503 before they were verified, to make room at server.max_buffered_bytes: those that had been arriving for the longest, strangers first.",
 		}),
 	}
-	r.MustRegister(m.requests, m.took, m.latency, m.stored, m.repeats, m.timeless, m.shared, m.connections, m.evicted, m.evictedRequests)
+	r.MustRegister(m.requests, m.duration, m.latency, m.stored, m.repeats, m.timeless, m.shared, m.connections, m.evicted, m.evictedRequests)
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "postwire_ingress_memory_bytes",
 		Help: "Memory that connections, headers and bodies are counted for, of server.max_buffered_bytes.",
 	}, func() float64 {
 		if memory := m.memory.Load(); memory != nil {
-			return float64(memory.taken())
+			return float64(memory.inUse())
 		}
 		return 0
 	}))
@@ -106,7 +106,7 @@ type sourceMetrics struct {
 	all      *Metrics
 	source   string
 	accepted prometheus.Counter
-	took     prometheus.Observer // of those that were accepted
+	duration prometheus.Observer // of those that were accepted
 	stored   prometheus.Counter
 	repeats  prometheus.Counter
 	timeless prometheus.Counter
@@ -125,7 +125,7 @@ func (m *Metrics) of(source string) *sourceMetrics {
 		all: m, source: source,
 		accepted: m.requests.WithLabelValues(source, string(outcomeAccepted)),
 		// The others are rare, and a histogram has many series.
-		took:     m.took.WithLabelValues(source, string(outcomeAccepted)),
+		duration: m.duration.WithLabelValues(source, string(outcomeAccepted)),
 		stored:   m.stored.WithLabelValues(source),
 		repeats:  m.repeats.WithLabelValues(source),
 		timeless: m.timeless.WithLabelValues(source),
@@ -133,33 +133,33 @@ func (m *Metrics) of(source string) *sourceMetrics {
 	}
 }
 
-// forget lets go of the series of a source that is no more.
-func (m *Metrics) forget(source string) {
-	gone := prometheus.Labels{"source": source}
+// deleteSource lets go of the series of a source that is no more.
+func (m *Metrics) deleteSource(source string) {
+	labels := prometheus.Labels{"source": source}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.requests, m.took, m.stored, m.repeats, m.timeless, m.shared} {
-		vec.DeletePartialMatch(gone)
+	}{m.requests, m.duration, m.stored, m.repeats, m.timeless, m.shared} {
+		vec.DeletePartialMatch(labels)
 	}
 }
 
 // unrouted counts a request to a path that leads nowhere.
-func (m *Metrics) unrouted(o outcome, took time.Duration) {
+func (m *Metrics) unrouted(o outcome, duration time.Duration) {
 	m.requests.WithLabelValues("", string(o)).Inc()
-	m.took.WithLabelValues("", string(o)).Observe(max(0, took.Seconds()))
+	m.duration.WithLabelValues("", string(o)).Observe(max(0, duration.Seconds()))
 }
 
-func (m *sourceMetrics) received(o outcome, took time.Duration) {
+func (m *sourceMetrics) received(o outcome, duration time.Duration) {
 	if o == outcomeAccepted {
 		m.accepted.Inc()
-		m.took.Observe(max(0, took.Seconds()))
+		m.duration.Observe(max(0, duration.Seconds()))
 		return
 	}
 	m.all.requests.WithLabelValues(m.source, string(o)).Inc()
-	m.all.took.WithLabelValues(m.source, string(o)).Observe(max(0, took.Seconds()))
+	m.all.duration.WithLabelValues(m.source, string(o)).Observe(max(0, duration.Seconds()))
 }
 
-func (m *Metrics) appended(took time.Duration) { m.latency.Observe(took.Seconds()) }
+func (m *Metrics) appended(duration time.Duration) { m.latency.Observe(duration.Seconds()) }
 
 func (m *sourceMetrics) events(events []event.Event, receipts []journal.Receipt) {
 	repeats := 0

@@ -35,8 +35,8 @@ const acceptedHeader = 4 << 10
 type class int
 
 const (
-	stranger class = iota // neither the connection nor its address has authenticated
-	known                 // the connection or its address has authenticated, or the peer is a trusted proxy
+	stranger      class = iota // neither the connection nor its address has authenticated
+	authenticated              // the connection or its address has authenticated, or the peer is a trusted proxy
 	classes
 )
 
@@ -56,24 +56,24 @@ const (
 // An evicted holding is gone: it has no memory and cannot take memory. The methods may
 // be called concurrently.
 type pool struct {
-	metrics   *Metrics
-	most      int   // connections
-	header    int64 // largest header, in bytes
-	connBytes int64 // of each connection
+	metrics        *Metrics
+	maxConnections int   // connections
+	header         int64 // largest header, in bytes
+	connBytes      int64 // of each connection
 
-	mu        sync.Mutex
-	memory    *quotaPool
-	unrouted  *quota // connections, and requests without a source
-	open      int    // connections
-	waiting   bool   // Accept waits for room
-	freed     chan struct{}
-	queues    [classes]queue // holdings that can be evicted
-	addresses map[netip.Prefix]*address
-	proven    [2]map[netip.Prefix]struct{} // authenticated addresses in two generations, the newer one first
+	mu            sync.Mutex
+	memory        *quotaPool
+	unrouted      *quota // connections, and requests without a source
+	open          int    // connections
+	waiting       bool   // Accept waits for room
+	freed         chan struct{}
+	queues        [classes]queue // holdings that can be evicted
+	addresses     map[netip.Prefix]*address
+	authenticated [2]map[netip.Prefix]struct{} // authenticated addresses in two generations, the newer one first
 }
 
-// mostProven is the largest number of authenticated addresses in a generation.
-const mostProven = 4096
+// maxAuthenticated is the largest number of authenticated addresses in a generation.
+const maxAuthenticated = 4096
 
 // address is a remote address with its connections and unverified requests.
 type address struct {
@@ -84,28 +84,28 @@ type address struct {
 	queue       queue // holdings that can be evicted
 }
 
-// holding is the memory of one connection or one request. pool.mu guards its fields.
-type holding struct {
-	account *quota
-	address *address // nil for the connection of a trusted proxy: the quarter does not apply
-	conn    *connection
-	writer  http.ResponseWriter // nil for a connection
-	wake    chan struct{}       // closed on eviction while the request waits for newer secrets
-	bytes   int64
-	since   time.Time
-	class   class
-	queued  bool // can be evicted
-	gone    bool
-	settled bool // the request is verified
+// allocation is the memory of one connection or one request. pool.mu guards its fields.
+type allocation struct {
+	quota    *quota
+	address  *address // nil for the connection of a trusted proxy: the quarter does not apply
+	conn     *connection
+	writer   http.ResponseWriter // nil for a connection
+	wake     chan struct{}       // closed on eviction while the request waits for newer secrets
+	bytes    int64
+	since    time.Time
+	class    class
+	queued   bool // can be evicted
+	evicted  bool
+	verified bool // the request is verified
 
 	links [2]links
 }
 
-func newPool(memory *quotaPool, most int, maxHeader int64, tls bool, m *Metrics) *pool {
+func newPool(memory *quotaPool, maxConnections int, maxHeader int64, tls bool, m *Metrics) *pool {
 	p := &pool{
-		metrics: m, most: most, header: maxHeader + 4096, connBytes: connectionBytes, memory: memory, unrouted: memory.withoutPart(),
+		metrics: m, maxConnections: maxConnections, header: maxHeader + 4096, connBytes: connectionBytes, memory: memory, unrouted: memory.sharedQuota(),
 		freed: make(chan struct{}, 1), addresses: map[netip.Prefix]*address{},
-		proven: [2]map[netip.Prefix]struct{}{{}, {}},
+		authenticated: [2]map[netip.Prefix]struct{}{{}, {}},
 	}
 	if tls {
 		p.connBytes += tlsBytes
@@ -114,8 +114,8 @@ func newPool(memory *quotaPool, most int, maxHeader int64, tls bool, m *Metrics)
 	return p
 }
 
-// refer returns the entry of an address and counts one more reference to the entry.
-func (p *pool) refer(prefix netip.Prefix) *address {
+// retain returns the entry of an address and counts one more reference to the entry.
+func (p *pool) retain(prefix netip.Prefix) *address {
 	a := p.addresses[prefix]
 	if a == nil {
 		a = &address{prefix: prefix, queue: queue{link: byAddress}}
@@ -125,7 +125,7 @@ func (p *pool) refer(prefix netip.Prefix) *address {
 	return a
 }
 
-func (p *pool) unrefer(a *address) {
+func (p *pool) unref(a *address) {
 	if a == nil {
 		return
 	}
@@ -139,15 +139,15 @@ func (p *pool) unrefer(a *address) {
 func (p *pool) enter(c *connection, trusted bool) (entered bool, again time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	h := &c.holding
-	if h.account == nil {
-		h.account, h.conn = p.unrouted, c
+	h := &c.own
+	if h.quota == nil {
+		h.quota, h.conn = p.unrouted, c
 		prefix := forwarded.Network(c.remote)
-		if trusted || p.isProven(prefix) {
-			h.class = known
+		if trusted || p.isAuthenticated(prefix) {
+			h.class = authenticated
 		}
 		if !trusted {
-			h.address = p.refer(prefix)
+			h.address = p.retain(prefix)
 		}
 	}
 	now := time.Now()
@@ -156,7 +156,7 @@ func (p *pool) enter(c *connection, trusted bool) (entered bool, again time.Dura
 		return false, acceptedFor
 	}
 	h.since = now // before take: the new connection is the youngest
-	if err := p.take(h, p.connBytes); err != nil {
+	if err := p.acquire(h, p.connBytes); err != nil {
 		p.waiting = true
 		return false, acceptedFor
 	}
@@ -173,15 +173,15 @@ func (p *pool) enter(c *connection, trusted bool) (entered bool, again time.Dura
 }
 
 // makeRoom reports whether one more connection fits, after an eviction if necessary.
-func (p *pool) makeRoom(h *holding, now time.Time) bool {
-	frees := func(h *holding) bool { return h.conn.open && (h.writer == nil || !h.conn.http2) }
+func (p *pool) makeRoom(h *allocation, now time.Time) bool {
+	frees := func(h *allocation) bool { return h.conn.open && (h.writer == nil || !h.conn.http2) }
 	// An address with a quarter of the connections gets a new one in place of its oldest.
-	if a := h.address; h.class == stranger && p.open > p.most/2 && a.connections >= max(1, p.most/4) {
-		if victim := a.queue.find(func(h *holding) bool { return h.class == stranger && frees(h) }); victim != nil {
+	if a := h.address; h.class == stranger && p.open > p.maxConnections/2 && a.connections >= max(1, p.maxConnections/4) {
+		if victim := a.queue.find(func(h *allocation) bool { return h.class == stranger && frees(h) }); victim != nil {
 			p.evictConnection(victim)
 		}
 	}
-	if p.open < p.most {
+	if p.open < p.maxConnections {
 		return true
 	}
 	for class := range p.queues {
@@ -199,19 +199,19 @@ func (p *pool) makeRoom(h *holding, now time.Time) bool {
 // leave removes a connection from the pool. Further calls do nothing.
 func (p *pool) leave(c *connection) {
 	if !c.open {
-		if c.holding.account != nil && !c.holding.gone { // never admitted
-			p.unrefer(c.holding.address)
-			c.holding.gone = true
+		if c.own.quota != nil && !c.own.evicted { // never admitted
+			p.unref(c.own.address)
+			c.own.evicted = true
 		}
 		return
 	}
 	c.open = false
-	h := &c.holding
+	h := &c.own
 	p.drop(h)
 	if h.class == stranger {
 		h.address.connections--
 	}
-	p.unrefer(h.address)
+	p.unref(h.address)
 	p.open--
 	p.metrics.connections.Dec()
 	if p.waiting {
@@ -223,8 +223,8 @@ func (p *pool) leave(c *connection) {
 }
 
 // push makes a holding a candidate for eviction, as the youngest.
-func (p *pool) push(h *holding, now time.Time) {
-	if h.queued || h.gone {
+func (p *pool) push(h *allocation, now time.Time) {
+	if h.queued || h.evicted {
 		return
 	}
 	h.queued, h.since = true, now
@@ -236,7 +236,7 @@ func (p *pool) push(h *holding, now time.Time) {
 }
 
 // pull ends the candidacy of a holding for eviction.
-func (p *pool) pull(h *holding) {
+func (p *pool) pull(h *allocation) {
 	if !h.queued {
 		return
 	}
@@ -248,28 +248,28 @@ func (p *pool) pull(h *holding) {
 	}
 }
 
-// take adds n bytes to a holding, and evicts other holdings if memory is short. take
+// acquire adds n bytes to a holding, and evicts other holdings if memory is short. take
 // returns errSpent if no other holding can be evicted, or if h itself was evicted.
-func (p *pool) take(h *holding, n int64) error {
+func (p *pool) acquire(h *allocation, n int64) error {
 	for {
-		if h.gone {
-			return errSpent
+		if h.evicted {
+			return errExhausted
 		}
-		var victim *holding
+		var victim *allocation
 		switch limited := h.queued && h.address != nil; {
 		case limited && p.memory.scarce() && h.address.bytes+n > p.memory.total/4:
 			victim = h.address.queue.first // may be h
-			if other := h.address.queue.find(func(o *holding) bool { return p.mayYield(o, h) }); other != nil {
+			if other := h.address.queue.find(func(o *allocation) bool { return p.mayEvict(o, h) }); other != nil {
 				victim = other
 			}
-		case h.account.take(n) == nil:
+		case h.quota.acquire(n) == nil:
 			h.bytes += n
 			if limited {
 				h.address.bytes += n
 			}
 			return nil
 		default:
-			frees := func(o *holding) bool { return p.mayYield(o, h) && p.makesRoom(o, h) }
+			frees := func(o *allocation) bool { return p.mayEvict(o, h) && p.makesRoom(o, h) }
 			for class := range p.queues {
 				if victim = p.queues[class].find(frees); victim != nil {
 					break
@@ -277,15 +277,15 @@ func (p *pool) take(h *holding, n int64) error {
 			}
 		}
 		if victim == nil || victim == h {
-			return errSpent
+			return errExhausted
 		}
 		p.evict(victim)
 	}
 }
 
-// mayYield reports whether the eviction of victim can make room for h. The connection of h
+// mayEvict reports whether the eviction of victim can make room for h. The connection of h
 // cannot, and a connection that was just accepted and holds little cannot.
-func (p *pool) mayYield(victim, h *holding) bool {
+func (p *pool) mayEvict(victim, h *allocation) bool {
 	if victim == h || victim.freeable() == 0 || victim.writer == nil && victim.conn == h.conn {
 		return false
 	}
@@ -294,28 +294,28 @@ func (p *pool) mayYield(victim, h *holding) bool {
 
 // makesRoom reports whether the quota of h, or the half that all sources share, has more
 // room after the eviction of victim.
-func (p *pool) makesRoom(victim, h *holding) bool {
-	frees := func(o *holding) bool {
-		return o.bytes > 0 && (o.account == h.account || o.account.takesCommon())
+func (p *pool) makesRoom(victim, h *allocation) bool {
+	frees := func(o *allocation) bool {
+		return o.bytes > 0 && (o.quota == h.quota || o.quota.usesShared())
 	}
-	return frees(victim) || victim.endsConnection() && frees(&victim.conn.holding)
+	return frees(victim) || victim.endsConnection() && frees(&victim.conn.own)
 }
 
 // endsConnection reports whether the eviction of a request also ends its connection.
-func (h *holding) endsConnection() bool { return h.writer != nil && !h.conn.http2 }
+func (h *allocation) endsConnection() bool { return h.writer != nil && !h.conn.http2 }
 
 // freeable returns the bytes that the eviction of a holding frees.
-func (h *holding) freeable() int64 {
+func (h *allocation) freeable() int64 {
 	if h.endsConnection() {
-		return h.bytes + h.conn.holding.bytes
+		return h.bytes + h.conn.own.bytes
 	}
 	return h.bytes
 }
 
-// give returns n bytes of a holding.
-func (p *pool) give(h *holding, n int64) {
+// release returns n bytes of a holding.
+func (p *pool) release(h *allocation, n int64) {
 	n = min(n, h.bytes)
-	h.account.give(n)
+	h.quota.release(n)
 	h.bytes -= n
 	if h.queued && h.address != nil {
 		h.address.bytes -= n
@@ -323,22 +323,22 @@ func (p *pool) give(h *holding, n int64) {
 }
 
 // drop ends a holding: the holding returns all of its bytes and takes none from now on.
-func (p *pool) drop(h *holding) {
+func (p *pool) drop(h *allocation) {
 	p.pull(h)
-	p.give(h, h.bytes)
-	h.gone = true
+	p.release(h, h.bytes)
+	h.evicted = true
 }
 
 // evict evicts a holding. The bytes of the holding count as free at once, although its
 // handler or its connection ends a moment later.
-func (p *pool) evict(h *holding) {
+func (p *pool) evict(h *allocation) {
 	if h.writer == nil {
 		p.evictConnection(h)
 		return
 	}
 	p.drop(h)
 	if h.endsConnection() {
-		p.give(&h.conn.holding, h.conn.holding.bytes)
+		p.release(&h.conn.own, h.conn.own.bytes)
 	}
 	p.metrics.evictedRequests.Inc()
 	if h.wake != nil {
@@ -350,7 +350,7 @@ func (p *pool) evict(h *holding) {
 }
 
 // evictConnection closes the connection of a holding.
-func (p *pool) evictConnection(h *holding) {
+func (p *pool) evictConnection(h *allocation) {
 	if h.writer != nil {
 		p.drop(h)
 	}
@@ -367,118 +367,118 @@ func (p *pool) arrive(c *connection, n int) error {
 	if !c.heading.Load() {
 		return nil
 	}
-	c.arrived += int64(n)
-	want := min(c.arrived, p.header) * headerFactor
-	if want <= c.charged {
+	c.headerBytes += int64(n)
+	want := min(c.headerBytes, p.header) * headerFactor
+	if want <= c.headerMemory {
 		return nil
 	}
-	if err := p.take(&c.holding, want-c.charged); err != nil {
+	if err := p.acquire(&c.own, want-c.headerMemory); err != nil {
 		return err
 	}
-	c.charged = want
+	c.headerMemory = want
 	return nil
 }
 
 // begin starts the handling of request r from address remote, answered through w. The
 // quota is that of the source, nil for a request without a source. The returned holding
 // has n bytes unless err is set. The caller calls end in either case.
-func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remote netip.Addr, to *quota, n int64) (h *holding, err error) {
+func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remote netip.Addr, to *quota, n int64) (h *allocation, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if to == nil {
 		to = p.unrouted
 	}
-	own := &c.holding
-	if own.account == nil { // not from a listener
-		own.account, own.conn = p.unrouted, c
+	own := &c.own
+	if own.quota == nil { // not from a listener
+		own.quota, own.conn = p.unrouted, c
 	}
 	c.heading.Store(false)
-	p.give(own, c.charged)
-	c.arrived, c.charged = 0, 0
+	p.release(own, c.headerMemory)
+	c.headerBytes, c.headerMemory = 0, 0
 	if r.ProtoMajor < 2 {
 		h = &c.request
 		p.pull(own)
 	} else {
-		h = new(holding)
+		h = new(allocation)
 		n += streamBytes
 	}
 	prefix := forwarded.Network(remote)
-	*h = holding{account: to, conn: c, writer: w}
-	if p.isProven(prefix) {
-		h.class = known
+	*h = allocation{quota: to, conn: c, writer: w}
+	if p.isAuthenticated(prefix) {
+		h.class = authenticated
 	}
-	h.address = p.refer(prefix)
+	h.address = p.retain(prefix)
 	c.requests++
 	p.push(h, time.Now())
 	if r.ProtoMajor == 2 && !c.http2 {
 		c.http2 = true
-		if err := p.take(own, http2Bytes); err != nil {
+		if err := p.acquire(own, http2Bytes); err != nil {
 			return h, err
 		}
 	}
-	return h, p.take(h, n)
+	return h, p.acquire(h, n)
 }
 
-// more adds n bytes to a request.
-func (p *pool) more(h *holding, n int64) error {
+// grow adds n bytes to a request.
+func (p *pool) grow(h *allocation, n int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.take(h, n)
+	return p.acquire(h, n)
 }
 
-// less returns n bytes of a request.
-func (p *pool) less(h *holding, n int64) {
+// shrink returns n bytes of a request.
+func (p *pool) shrink(h *allocation, n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.give(h, n)
+	p.release(h, n)
 }
 
-// hold returns a channel that the pool closes when it evicts a waiting request.
-func (p *pool) hold(h *holding) <-chan struct{} {
+// wait returns a channel that the pool closes when it evicts a waiting request.
+func (p *pool) wait(h *allocation) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if h.wake == nil {
 		h.wake = make(chan struct{})
-		if h.gone {
+		if h.evicted {
 			close(h.wake)
 		}
 	}
 	return h.wake
 }
 
-// settle marks a request as verified; proof says whether the sender authenticated. settle
+// verify marks a request as verified; proof says whether the sender authenticated. settle
 // returns false if the pool has evicted the request.
-func (p *pool) settle(h *holding, proof bool) bool {
+func (p *pool) verify(h *allocation, proof bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if h.gone {
+	if h.evicted {
 		return false
 	}
 	p.pull(h)
-	h.settled = true
+	h.verified = true
 	c := h.conn
 	c.verified++
-	p.pull(&c.holding)
+	p.pull(&c.own)
 	if !proof {
 		return true
 	}
-	p.prove(h.address.prefix)
-	if own := &c.holding; own.class == stranger && c.open {
-		own.class = known
+	p.rememberSender(h.address.prefix)
+	if own := &c.own; own.class == stranger && c.open {
+		own.class = authenticated
 		own.address.connections--
 	}
 	return true
 }
 
-// yielded reports whether the pool has evicted a request.
-func (p *pool) yielded(h *holding) bool {
+// isEvicted reports whether the pool has evicted a request.
+func (p *pool) isEvicted(h *allocation) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return h.gone
+	return h.evicted
 }
 
 // cut closes the connection of a request, and so ends all requests of the connection.
-func (p *pool) cut(h *holding) {
+func (p *pool) cut(h *allocation) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if h.conn.open {
@@ -488,19 +488,19 @@ func (p *pool) cut(h *holding) {
 
 // answered marks an HTTP/2 request whose answer is written but not yet sent. The request
 // keeps the bytes of its stream, and its connection can be evicted.
-func (p *pool) answered(h *holding) {
+func (p *pool) answered(h *allocation) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.pull(h)
-	p.give(h, h.bytes-min(h.bytes, streamBytes))
+	p.release(h, h.bytes-min(h.bytes, streamBytes))
 	p.unverify(h)
 	p.rest(h.conn)
 }
 
 // unverify removes a request from the verified requests of its connection.
-func (p *pool) unverify(h *holding) {
-	if h.settled {
-		h.settled = false
+func (p *pool) unverify(h *allocation) {
+	if h.verified {
+		h.verified = false
 		h.conn.verified--
 	}
 }
@@ -508,19 +508,19 @@ func (p *pool) unverify(h *holding) {
 // rest makes a connection without verified requests a candidate for eviction.
 func (p *pool) rest(c *connection) {
 	if c.open && c.verified == 0 && (c.http2 || c.requests == 0) {
-		p.pull(&c.holding)
-		p.push(&c.holding, time.Now())
+		p.pull(&c.own)
+		p.push(&c.own, time.Now())
 	}
 }
 
 // end returns the bytes of a request. The connection then waits for the next request,
 // unless last is set.
-func (p *pool) end(h *holding, last bool) {
+func (p *pool) end(h *allocation, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.drop(h)
 	h.writer = nil
-	p.unrefer(h.address)
+	p.unref(h.address)
 	c := h.conn
 	c.requests--
 	p.unverify(h)
@@ -531,20 +531,20 @@ func (p *pool) end(h *holding, last bool) {
 	p.rest(c)
 }
 
-// prove remembers an authenticated address. Beyond mostProven addresses the older
+// rememberSender remembers an authenticated address. Beyond mostProven addresses the older
 // generation is dropped.
-func (p *pool) prove(prefix netip.Prefix) {
-	if _, ok := p.proven[0][prefix]; ok {
+func (p *pool) rememberSender(prefix netip.Prefix) {
+	if _, ok := p.authenticated[0][prefix]; ok {
 		return
 	}
-	if len(p.proven[0]) >= mostProven {
-		p.proven[1], p.proven[0] = p.proven[0], make(map[netip.Prefix]struct{})
+	if len(p.authenticated[0]) >= maxAuthenticated {
+		p.authenticated[1], p.authenticated[0] = p.authenticated[0], make(map[netip.Prefix]struct{})
 	}
-	p.proven[0][prefix] = struct{}{}
+	p.authenticated[0][prefix] = struct{}{}
 }
 
-func (p *pool) isProven(prefix netip.Prefix) bool {
-	for _, generation := range p.proven {
+func (p *pool) isAuthenticated(prefix netip.Prefix) bool {
+	for _, generation := range p.authenticated {
 		if _, ok := generation[prefix]; ok {
 			return true
 		}

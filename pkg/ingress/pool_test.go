@@ -47,8 +47,8 @@ type players struct {
 }
 
 func newPlayers(t *testing.T, total int64, most int) *players {
-	b := newBudget(total, 1)
-	return &players{t, newPool(b, most, 64<<10, false, NewMetrics(prometheus.NewRegistry())), b.account(0)}
+	b := newQuotaPool(total, 1)
+	return &players{t, newPool(b, most, 64<<10, false, NewMetrics(prometheus.NewRegistry())), b.quotaOf(0)}
 }
 
 // connection returns one that is not let in yet, of the address 192.0.2.n.
@@ -67,7 +67,7 @@ func (p *players) connect(n int) *connection {
 }
 
 // ask begins a request on c that holds n bytes.
-func (p *players) ask(c *connection, n int64) (*holding, error) {
+func (p *players) ask(c *connection, n int64) (*allocation, error) {
 	r := httptest.NewRequest(http.MethodPost, "/", nil)
 	return p.begin(c, &reader{ResponseRecorder: httptest.NewRecorder()}, r, c.remote, p.source, n)
 }
@@ -80,7 +80,7 @@ func TestWhoYields(t *testing.T) {
 	const total = 8 << 20 // half of it is the source's own, the rest is for whoever comes first
 	synctest.Test(t, func(t *testing.T) {
 		p := newPlayers(t, total, 100)
-		hold := func(address int, n int64) *holding {
+		hold := func(address int, n int64) *allocation {
 			t.Helper()
 			time.Sleep(time.Second)
 			h, err := p.ask(p.connect(address), n)
@@ -90,17 +90,17 @@ func TestWhoYields(t *testing.T) {
 			return h
 		}
 		verified := hold(1, 1<<20)
-		if !p.settle(verified, true) {
+		if !p.verify(verified, true) {
 			t.Fatal("it had to yield")
 		}
 		proven := hold(1, 1<<20) // of an address that has proven itself
-		var strangers []*holding
+		var strangers []*allocation
 		for address := range 5 {
 			strangers = append(strangers, hold(10+address, 1<<20))
 		}
 		gone := func() (names []string) {
-			for i, h := range append([]*holding{verified, proven}, strangers...) {
-				if p.yielded(h) {
+			for i, h := range append([]*allocation{verified, proven}, strangers...) {
+				if p.isEvicted(h) {
 					names = append(names, []string{"verified", "proven", "0", "1", "2", "3", "4"}[i])
 				}
 			}
@@ -115,11 +115,11 @@ func TestWhoYields(t *testing.T) {
 		if w := strangers[0].writer.(*reader); w.cut != 1 {
 			t.Error("the request that had to yield reads on")
 		}
-		if err := p.more(strangers[0], 1); err == nil {
+		if err := p.grow(strangers[0], 1); err == nil {
 			t.Error("one that had to yield takes more")
 		}
 		// One of whom everybody else is verified or too much for.
-		if err := p.more(verified, total); err == nil {
+		if err := p.grow(verified, total); err == nil {
 			t.Error("more than there is was taken")
 		}
 		if got := gone(); slices.Contains(got, "verified") {
@@ -134,7 +134,7 @@ func TestAnAddressHasAQuarter(t *testing.T) {
 	const total = 64 << 20
 	synctest.Test(t, func(t *testing.T) {
 		p := newPlayers(t, total, 1000)
-		ask := func(address int) *holding {
+		ask := func(address int) *allocation {
 			t.Helper()
 			time.Sleep(time.Second)
 			h, err := p.ask(p.connect(address), total/64)
@@ -150,7 +150,7 @@ func TestAnAddressHasAQuarter(t *testing.T) {
 		if mine.bytes < total*31/64 {
 			t.Errorf("an address that is alone holds %d of %d", mine.bytes, total)
 		}
-		var others []*holding
+		var others []*allocation
 		for address := range 20 {
 			others = append(others, ask(2+address))
 		}
@@ -170,7 +170,7 @@ func TestAnAddressHasAQuarter(t *testing.T) {
 			t.Errorf("an address holds %d of %d, and others hold more than a half", mine.bytes, total)
 		}
 		for i, h := range others {
-			if p.yielded(h) {
+			if p.isEvicted(h) {
 				t.Errorf("request %d of another address had to yield", i)
 			}
 		}
@@ -202,12 +202,12 @@ func TestConnectionsWait(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.settle(busy, true)
+		p.verify(busy, true)
 		h, err := p.ask(all[2], 100)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.settle(h, true)
+		p.verify(h, true)
 		p.end(h, false)
 		for address := range 20 {
 			time.Sleep(time.Second)
@@ -261,7 +261,7 @@ func TestHeadersAreCounted(t *testing.T) {
 				}
 			}
 		}
-		if used := p.memory.taken(); used > 32<<20 || used < 28<<20 {
+		if used := p.memory.inUse(); used > 32<<20 || used < 28<<20 {
 			t.Errorf("%d bytes are taken of a half of 32 MiB", used)
 		}
 		last := all[len(all)-1]
@@ -269,8 +269,8 @@ func TestHeadersAreCounted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if last.holding.bytes != connectionBytes || h.bytes != 100 {
-			t.Errorf("with its header read, the connection holds %d bytes and the request %d", last.holding.bytes, h.bytes)
+		if last.own.bytes != connectionBytes || h.bytes != 100 {
+			t.Errorf("with its header read, the connection holds %d bytes and the request %d", last.own.bytes, h.bytes)
 		}
 		if !closed(all[0]) {
 			t.Error("the oldest one did not yield")
@@ -316,7 +316,7 @@ func TestConnectionsOfStalledRequests(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newPlayers(t, 8<<20, 10000)
-				var all []*holding
+				var all []*allocation
 				for i := range 600 { // the shared half has room for 256 connections
 					time.Sleep(time.Millisecond)
 					h, err := p.ask(p.connect(1+i%addresses), 100)
@@ -327,12 +327,12 @@ func TestConnectionsOfStalledRequests(t *testing.T) {
 					p.audit(t)
 				}
 				for i, h := range all {
-					if want := i < 600-256; p.yielded(h) != want {
+					if want := i < 600-256; p.isEvicted(h) != want {
 						t.Fatalf("request %d: evicted is %v", i, !want)
 					}
 				}
 				for _, h := range all {
-					evicted := p.yielded(h)
+					evicted := p.isEvicted(h)
 					p.end(h, evicted)
 					if evicted {
 						_ = h.conn.Close()
@@ -356,7 +356,7 @@ func TestPool(t *testing.T) {
 func play(t *testing.T, rng *rand.Rand) {
 	p := newPlayers(t, 4<<20, 30)
 	type asked struct {
-		h        *holding
+		h        *allocation
 		http     int
 		answered bool
 	}
@@ -401,13 +401,13 @@ func play(t *testing.T, rng *rand.Rand) {
 			}
 			switch what {
 			case 0:
-				_ = p.more(h, rng.Int64N(300<<10))
+				_ = p.grow(h, rng.Int64N(300<<10))
 			case 1:
-				if !h.settled {
-					p.settle(h, rng.IntN(2) == 0)
+				if !h.verified {
+					p.verify(h, rng.IntN(2) == 0)
 				}
 			case 2:
-				p.less(h, rng.Int64N(1+h.bytes))
+				p.shrink(h, rng.Int64N(1+h.bytes))
 			case 3:
 				if r.answered = r.http == 2; r.answered {
 					p.answered(h)
@@ -432,8 +432,8 @@ func play(t *testing.T, rng *rand.Rand) {
 		_ = c.Close()
 	}
 	p.audit(t)
-	if p.memory.taken() != 0 || p.open != 0 || len(p.addresses) != 0 {
-		t.Errorf("at the end %d bytes, %d connections, %d addresses are in the books", p.memory.taken(), p.open, len(p.addresses))
+	if p.memory.inUse() != 0 || p.open != 0 || len(p.addresses) != 0 {
+		t.Errorf("at the end %d bytes, %d connections, %d addresses are in the books", p.memory.inUse(), p.open, len(p.addresses))
 	}
 }
 
@@ -442,10 +442,10 @@ func (p *players) audit(t *testing.T) {
 	t.Helper()
 	queued, bytes := 0, map[*address]int64{}
 	for class := range classes {
-		var before *holding
+		var before *allocation
 		for h := p.queues[class].first; h != nil; before, h = h, h.links[byClass].behind {
 			switch {
-			case !h.queued || h.gone || h.settled || h.class != class:
+			case !h.queued || h.evicted || h.verified || h.class != class:
 				t.Fatalf("%+v can yield", h)
 			case before != nil && h.since.Before(before.since):
 				t.Fatal("the queue is not in order")
@@ -468,7 +468,7 @@ func (p *players) audit(t *testing.T) {
 			t.Fatalf("an address counts %+v", a)
 		}
 	}
-	if p.open > p.most || p.memory.taken() > p.memory.total || inAddresses > queued {
-		t.Fatalf("%d connections, %d bytes, %d of %d holdings", p.open, p.memory.taken(), inAddresses, queued)
+	if p.open > p.maxConnections || p.memory.inUse() > p.memory.total || inAddresses > queued {
+		t.Fatalf("%d connections, %d bytes, %d of %d holdings", p.open, p.memory.inUse(), inAddresses, queued)
 	}
 }

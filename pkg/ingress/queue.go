@@ -5,7 +5,7 @@ package ingress
 // field link selects the links that the queue uses.
 type queue struct {
 	link        int
-	first, last *holding
+	first, last *allocation
 }
 
 // Indexes into the links of a holding.
@@ -14,10 +14,10 @@ const (
 	byAddress
 )
 
-type links struct{ before, behind *holding }
+type links struct{ before, behind *allocation }
 
 // push adds h at the end.
-func (q *queue) push(h *holding) {
+func (q *queue) push(h *allocation) {
 	h.links[q.link] = links{before: q.last}
 	if q.last == nil {
 		q.first = h
@@ -28,7 +28,7 @@ func (q *queue) push(h *holding) {
 }
 
 // remove removes h, which must be in the queue.
-func (q *queue) remove(h *holding) {
+func (q *queue) remove(h *allocation) {
 	l := h.links[q.link]
 	if l.before == nil {
 		q.first = l.behind
@@ -44,7 +44,7 @@ func (q *queue) remove(h *holding) {
 }
 
 // find returns the oldest holding for which fits is true, or nil.
-func (q *queue) find(fits func(*holding) bool) *holding {
+func (q *queue) find(fits func(*allocation) bool) *allocation {
 	for h := q.first; h != nil; h = h.links[q.link].behind {
 		if fits(h) {
 			return h

@@ -78,12 +78,12 @@ func TestAnswersThatAreNotTaken(t *testing.T) {
 			p := w.server.pool
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			if got, least := p.memory.taken(), p.connBytes+http2Bytes+int64(answers)*streamBytes; got < least || got > least+streams*(streamBytes+1<<10) {
+			if got, least := p.memory.inUse(), p.connBytes+http2Bytes+int64(answers)*streamBytes; got < least || got > least+streams*(streamBytes+1<<10) {
 				t.Errorf("%d bytes are counted for %d answers that are not taken, want %d", got, answers, least)
 			}
 			own := p.queues[stranger].first
 			if own == nil {
-				own = p.queues[known].first
+				own = p.queues[authenticated].first
 			}
 			if own == nil || own.writer != nil {
 				t.Fatal("the connection cannot be closed to make room")
@@ -91,9 +91,9 @@ func TestAnswersThatAreNotTaken(t *testing.T) {
 			p.evict(own)
 			p.mu.Unlock()
 			defer p.mu.Lock()
-			for until := time.Now().Add(5 * time.Second); p.memory.taken() > 0; time.Sleep(time.Millisecond) {
+			for until := time.Now().Add(5 * time.Second); p.memory.inUse() > 0; time.Sleep(time.Millisecond) {
 				if time.Now().After(until) {
-					t.Fatalf("%d bytes are counted after the connection was closed", p.memory.taken())
+					t.Fatalf("%d bytes are counted after the connection was closed", p.memory.inUse())
 				}
 			}
 		})

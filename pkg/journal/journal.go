@@ -25,9 +25,9 @@ var (
 	ErrUnavailable = errors.New("journal is unavailable")
 	// ErrClosed is wrapped by every method after Close.
 	ErrClosed = errors.New("journal is closed")
-	// ErrMoved is wrapped by Cursor.Commit where another process reads in this
+	// ErrOwnershipLost is wrapped by Cursor.Commit where another process reads in this
 	// one's place by now: what Next returned last is its business.
-	ErrMoved = errors.New("another process reads for this sink now")
+	ErrOwnershipLost = errors.New("another process reads for this sink now")
 	// ErrNotFound is wrapped where there is no entry of that name.
 	ErrNotFound = errors.New("not in the journal")
 )
@@ -59,7 +59,7 @@ type Appender interface {
 	// engine discards those that were not received for the longest time, but
 	// never the one that it was just given. Retention, where there is one,
 	// discards those that were last received before it.
-	Quarantine(ctx context.Context, r Rejected) (id string, err error)
+	Quarantine(ctx context.Context, r QuarantinedRequest) (id string, err error)
 }
 
 // Journal is the durable log between the two halves of the relay. It may be
@@ -67,8 +67,8 @@ type Appender interface {
 type Journal interface {
 	Appender
 	Log
-	Aside
-	Notes
+	DeadLetterStore
+	KV
 
 	// Reader opens the cursor of that name. A cursor seen for the first
 	// time stands at start; a known one stands where Commit left it. The
@@ -78,13 +78,13 @@ type Journal interface {
 	// Cursors returns the durable position of every cursor, open or not, by name.
 	Cursors(ctx context.Context) ([]Position, error)
 
-	// Forget removes the cursor of that name, which must not be open.
-	Forget(ctx context.Context, name string) error
+	// DeleteCursor removes the cursor of that name, which must not be open.
+	DeleteCursor(ctx context.Context, name string) error
 
-	// Lead reports whether this process, of all that share the journal, is the
+	// AcquireLease reports whether this process, of all that share the journal, is the
 	// one to do the work of that name for as long as until: the first to ask
 	// is, and stays it as long as it asks again before the time is over.
-	Lead(ctx context.Context, name string, until time.Duration) (bool, error)
+	AcquireLease(ctx context.Context, name string, until time.Duration) (bool, error)
 
 	// Check returns nil if an append would be tried, and otherwise why not:
 	// an error that wraps ErrFull, ErrUnavailable or ErrClosed.
@@ -127,34 +127,34 @@ type Log interface {
 	Wait(ctx context.Context, s Seq) error
 }
 
-// Aside is what was set aside: dead letters, which a sink could not take, and
+// DeadLetterStore is what was set aside: dead letters, which a sink could not take, and
 // quarantined requests, which no source could understand. Dead letters stay until
 // an operator retries or drops them, and quarantined requests until then, or until
 // Quarantine's limits discard them.
-type Aside interface {
+type DeadLetterStore interface {
 	// DeadLetters yields those behind a place, by sink and then by Seq; the
 	// zero place is before the first.
-	DeadLetters(ctx context.Context, after DeadID) iter.Seq2[Dead, error]
+	DeadLetters(ctx context.Context, after DeliveryID) iter.Seq2[Dead, error]
 
 	// DeadLetter returns one, or an error that wraps ErrNotFound.
-	DeadLetter(ctx context.Context, id DeadID) (Dead, error)
+	DeadLetter(ctx context.Context, id DeliveryID) (Dead, error)
 
-	// Retry appends the event of a dead letter again, for its sink only, and
+	// Redeliver appends the event of a dead letter again, for its sink only, and
 	// removes the dead letter, as one act. It returns the new place.
-	Retry(ctx context.Context, id DeadID) (Seq, error)
+	Redeliver(ctx context.Context, id DeliveryID) (Seq, error)
 
 	// Drop removes a dead letter, and keeps in mind that it was.
-	Drop(ctx context.Context, id DeadID) error
+	Drop(ctx context.Context, id DeliveryID) error
 
-	// Lost returns why the sink was never given the event at s though its
+	// Disposition returns why the sink was never given the event at s though its
 	// cursor has passed it, or an error that wraps ErrNotFound.
-	Lost(ctx context.Context, id DeadID) (GivenUp, error)
+	Disposition(ctx context.Context, id DeliveryID) (Disposition, error)
 
 	// Quarantined yields what Quarantine kept behind an id, oldest first.
-	Quarantined(ctx context.Context, after string) iter.Seq2[Rejected, error]
+	Quarantined(ctx context.Context, after string) iter.Seq2[QuarantinedRequest, error]
 
-	// Rejected returns one, or an error that wraps ErrNotFound.
-	Rejected(ctx context.Context, id string) (Rejected, error)
+	// QuarantinedRequest returns one, or an error that wraps ErrNotFound.
+	QuarantinedRequest(ctx context.Context, id string) (QuarantinedRequest, error)
 
 	// Release appends the events that a quarantined request was found to
 	// hold, as Append does, and removes the request, as one act. Without
@@ -163,19 +163,19 @@ type Aside interface {
 	Release(ctx context.Context, id string, events ...event.Event) ([]Receipt, error)
 }
 
-// Notes are small values that outlive the process: what operators decided.
-type Notes interface {
-	// Note keeps a value under a name; nil removes it.
-	Note(ctx context.Context, name string, value []byte) error
+// KV are small values that outlive the process: what operators decided.
+type KV interface {
+	// PutValue keeps a value under a name; nil removes it.
+	PutValue(ctx context.Context, name string, value []byte) error
 
-	// Noted yields the names that begin with prefix, in order, and their
+	// Values yields the names that begin with prefix, in order, and their
 	// values.
-	Noted(ctx context.Context, prefix string) iter.Seq2[Noted, error]
+	Values(ctx context.Context, prefix string) iter.Seq2[KVEntry, error]
 }
 
-// Noted is one note.
-type Noted struct {
-	Name  string
+// KVEntry is one note.
+type KVEntry struct {
+	Key   string
 	Value []byte
 }
 
@@ -213,44 +213,44 @@ type Cursor interface {
 	// Committed is the durable place.
 	Committed() Seq
 
-	// Began is the place at which the cursor stood when it was first seen.
-	Began() Seq
+	// StartSeq is the place at which the cursor stood when it was first seen.
+	StartSeq() Seq
 
-	// Behind is how many events stand behind the durable place, as of a
+	// Lag is how many events stand behind the durable place, as of a
 	// moment ago.
-	Behind() uint64
+	Lag() uint64
 
-	// Moved returns a channel that is closed when another process is given
+	// OwnershipLost returns a channel that is closed when another process is given
 	// what Next returned last; nil where there can be none.
-	Moved() <-chan struct{}
+	OwnershipLost() <-chan struct{}
 
-	// Holder is who is given the records, as of a moment ago.
-	Holder() Holder
+	// Owner is who is given the records, as of a moment ago.
+	Owner() Owner
 
 	io.Closer
 }
 
-// Holder is the process that reads for a sink.
-type Holder struct {
+// Owner is the process that reads for a sink.
+type Owner struct {
 	Name  string    // of the process; empty is none
 	Since time.Time // zero where it cannot be told
-	Here  bool      // it is this one
+	Local bool      // it is this one
 }
 
 // Undelivered is what a cursor passes without its sink having taken it.
 type Undelivered struct {
-	Sink    string // whose dead letters Dead are; empty is the sink of the cursor's name
-	Dead    []DeadLetter
-	GivenUp []GivenUp
+	Sink      string // whose dead letters Dead are; empty is the sink of the cursor's name
+	Dead      []DeadLetter
+	Discarded []Disposition
 }
 
 // Position is a cursor as it is stored.
 type Position struct {
 	Name      string
 	Committed Seq
-	Began     Seq    // where the cursor stood when it was first opened
-	Behind    uint64 // stored events after Committed
-	Read      bool   // a process reads by the cursor now
+	StartSeq  Seq    // where the cursor stood when it was first opened
+	Lag       uint64 // stored events after Committed
+	InUse     bool   // a process reads by the cursor now
 }
 
 // Start says where a cursor that is seen for the first time stands: behind the
@@ -278,13 +278,13 @@ type Record struct {
 	Event    event.Event
 
 	// A retried dead letter is stored again for one sink.
-	Only string // the sink it is for; empty is every sink
-	Of   Seq    // where the event was first; 0 is here
+	TargetSink string // the sink it is for; empty is every sink
+	OriginSeq  Seq    // where the event was first; 0 is here
 }
 
-// Rejected is a request that was genuine but made no sense. Its JSON is what does
+// QuarantinedRequest is a request that was genuine but made no sense. Its JSON is what does
 // not change while it is kept, less the body.
-type Rejected struct {
+type QuarantinedRequest struct {
 	ID       string      `json:"id"` // given by Quarantine
 	Source   string      `json:"source"`
 	Received time.Time   `json:"received"` // the first time
@@ -303,7 +303,7 @@ type Rejected struct {
 // body. Whoever repeats a request that was signed can change what no signature
 // covers, so that header, path and query do not count; only where there is no
 // body they, less the header, are all that it says.
-func (r Rejected) Identity() [sha256.Size]byte {
+func (r QuarantinedRequest) Identity() [sha256.Size]byte {
 	h := sha256.New()
 	parts := []string{r.Source}
 	if len(r.Body) == 0 {
@@ -318,9 +318,9 @@ func (r Rejected) Identity() [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// Counted returns the request with its count and times as Quarantine takes them:
+// WithDefaults returns the request with its count and times as Quarantine takes them:
 // received once, at now, where it does not say otherwise.
-func (r Rejected) Counted(now time.Time) Rejected {
+func (r QuarantinedRequest) WithDefaults(now time.Time) QuarantinedRequest {
 	r.Count = max(r.Count, 1)
 	if r.LastReceived.IsZero() {
 		r.LastReceived = r.Received
@@ -333,12 +333,12 @@ func (r Rejected) Counted(now time.Time) Rejected {
 
 // Reasons for which quarantined requests are discarded.
 const (
-	DiscardedSize = "max_bytes" // their source's share was used up
-	DiscardedAge  = "retention" // they were last received before it
+	QuarantineMaxBytes  = "max_bytes" // their source's share was used up
+	QuarantineRetention = "retention" // they were last received before it
 )
 
-// Discarded says how many quarantined requests of a source were discarded.
-type Discarded struct {
+// QuarantineDiscards says how many quarantined requests of a source were discarded.
+type QuarantineDiscards struct {
 	Source, Reason string
 	Requests       uint64
 }
@@ -353,8 +353,8 @@ func DefaultQuarantine(maxBytes uint64) uint64 {
 	return min(maxBytes/20, limit)
 }
 
-// DeadID names a dead letter: the sink, and the place of the event.
-type DeadID struct {
+// DeliveryID names a dead letter: the sink, and the place of the event.
+type DeliveryID struct {
 	Sink string
 	Seq  Seq
 }
@@ -378,22 +378,22 @@ type Dead struct {
 }
 
 // ID names the dead letter.
-func (d Dead) ID() DeadID { return DeadID{d.Sink, d.Letter.Seq} }
+func (d Dead) ID() DeliveryID { return DeliveryID{d.Sink, d.Letter.Seq} }
 
-// GivenUp says that a sink was never given the events from one place through
+// Disposition says that a sink was never given the events from one place through
 // another, less those that its filter did not take.
-type GivenUp struct {
-	From   Seq       `json:"from"`
-	To     Seq       `json:"to"`
-	Reason string    `json:"reason"` // after, beyond, dropped, or redelivered
-	At     time.Time `json:"at"`
-	As     Seq       `json:"as,omitempty"` // where a retried event stands now
+type Disposition struct {
+	From          Seq       `json:"from"`
+	To            Seq       `json:"to"`
+	Reason        string    `json:"reason"` // after, beyond, dropped, or redelivered
+	At            time.Time `json:"at"`
+	RedeliveredAs Seq       `json:"as,omitempty"` // where a retried event stands now
 }
 
 // Why a sink was never given an event.
 const (
-	GivenUpAge     = "after"
-	GivenUpBacklog = "beyond"
-	GivenUpDropped = "dropped"     // an operator dropped the dead letter
-	GivenUpRetried = "redelivered" // it stands behind As
+	DiscardedAfter    = "after"
+	DiscardedBeyond   = "beyond"
+	DroppedByOperator = "dropped"     // an operator dropped the dead letter
+	Redelivered       = "redelivered" // it stands behind As
 )

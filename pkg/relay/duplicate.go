@@ -17,7 +17,7 @@ import (
 // no journal ever copied or restored from a backup: then sequences are given again,
 // and the time of acceptance tells the events apart. A replay is meant to repeat,
 // so a replay has IDs of its own.
-func (o *outlet) messageID(r journal.Record) string {
+func (o *sinkHandle) messageID(r journal.Record) string {
 	var b strings.Builder
 	b.WriteString(o.journal())
 	b.WriteByte('/')
@@ -33,8 +33,8 @@ func (o *outlet) messageID(r journal.Record) string {
 	return b.String()
 }
 
-// never is the place from which on events are unsent where that cannot be told.
-const never journal.Seq = math.MaxUint64
+// unknownSeq is the place from which on events are unsent where that cannot be told.
+const unknownSeq journal.Seq = math.MaxUint64
 
 // duplicates are the events of one attempt that the broker says it had before.
 type duplicates struct {
@@ -47,11 +47,11 @@ type duplicateCounters struct{ lost, repeat prometheus.Counter }
 // judgeDuplicates counts the events of an attempt that the broker says it had
 // before. Of an event that was not sent before, that means that the broker has
 // discarded it.
-func (o *outlet) judgeDuplicates(records []held) {
+func (o *sinkHandle) judgeDuplicates(records []pendingRecord) {
 	if len(o.duplicates.ids) == 0 {
 		return
 	}
-	byID := make(map[string]held, len(records))
+	byID := make(map[string]pendingRecord, len(records))
 	for _, r := range records {
 		byID[o.messageID(r.Record)] = r
 	}

@@ -70,7 +70,7 @@ func TestEachStoredEventHasAMessageID(t *testing.T) {
 	d.broker.mu.Lock()
 	refuse = false
 	d.broker.mu.Unlock()
-	if _, err := b.journal.Retry(t.Context(), journal.DeadID{Sink: "sink0", Seq: 3}); err != nil {
+	if _, err := b.journal.Redeliver(t.Context(), journal.DeliveryID{Sink: "sink0", Seq: 3}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 4 })

@@ -19,8 +19,8 @@ type Metrics struct {
 	delivered, retries, matched, filtered, filterErrors *prometheus.CounterVec
 	dead, discarded                                     *prometheus.CounterVec
 	replayed, unreadable, duplicates, opaque            *prometheus.CounterVec
-	up, open, held, unconfigured                        *prometheus.GaugeVec
-	took, attempts                                      *prometheus.HistogramVec
+	up, open, paused, unconfigured                      *prometheus.GaugeVec
+	latency, attempts                                   *prometheus.HistogramVec
 }
 
 // NewMetrics registers the metrics of the relay.
@@ -53,16 +53,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		unreadable:   counter("postwire_sink_unreadable_total", "Attempts to read the journal for the sink that failed; it gets nothing while they do.", "sink"),
 		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last attempt to deliver was taken, 0 while the sink fails."}, []string{"sink"}),
 		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while nothing arrives at the sink and it is probed with one event at a time, otherwise 0."}, []string{"sink"}),
-		held:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while nothing is sent to the sink because an operator has paused it, otherwise 0."}, []string{"sink"}),
+		paused:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while nothing is sent to the sink because an operator has paused it, otherwise 0."}, []string{"sink"}),
 	}
 	m.unconfigured = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "postwire_sink_unconfigured_lag_events", Help: "Pending events of a sink that is in the journal and not in the configuration. They are not delivered until another sink adopts them. 0 for configured sinks.",
 	}, []string{"sink"})
-	m.took = histogram("postwire_sink_latency_seconds", "Time from an event's acceptance to the broker's acknowledgement. Replays are not in it.",
+	m.latency = histogram("postwire_sink_latency_seconds", "Time from an event's acceptance to the broker's acknowledgement. Replays are not in it.",
 		.005, .025, .1, .5, 1, 5, 15, 60, 300, 1800, 3600)
 	m.attempts = histogram("postwire_sink_attempt_seconds", "Time that one attempt to deliver a batch took, whatever came of it.",
 		.001, .005, .025, .1, .5, 2.5, 10, 30)
-	r.MustRegister(m.up, m.open, m.held, m.unconfigured, &m.lag)
+	r.MustRegister(m.up, m.open, m.paused, m.unconfigured, &m.lag)
 	return m
 }
 
@@ -71,10 +71,10 @@ type sinkMetrics struct {
 	delivered, retries, matched, filtered, filterErrors prometheus.Counter
 	unreadable, opaque                                  prometheus.Counter
 
-	dead, discarded *prometheus.CounterVec
-	duplicates      duplicateCounters
-	gauge, open     prometheus.Gauge
-	took, attempts  prometheus.Observer
+	dead, discarded   *prometheus.CounterVec
+	duplicates        duplicateCounters
+	upGauge, open     prometheus.Gauge
+	latency, attempts prometheus.Observer
 
 	head atomic.Int64 // when the oldest event in hand was accepted, nanoseconds since 1970; 0 is none
 }
@@ -91,21 +91,21 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 		dead:         m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
 		discarded:    m.discarded.MustCurryWith(prometheus.Labels{"sink": name}),
 		duplicates:   duplicateCounters{lost: m.duplicates.WithLabelValues(name, "lost"), repeat: m.duplicates.WithLabelValues(name, "repeat")},
-		gauge:        m.up.WithLabelValues(name),
+		upGauge:      m.up.WithLabelValues(name),
 		open:         m.open.WithLabelValues(name),
-		took:         m.took.WithLabelValues(name),
+		latency:      m.latency.WithLabelValues(name),
 		attempts:     m.attempts.WithLabelValues(name),
 	}
-	m.held.WithLabelValues(name)
+	m.paused.WithLabelValues(name)
 	s.up(true)
-	for _, reason := range []string{journal.GivenUpAge, journal.GivenUpBacklog} {
+	for _, reason := range []string{journal.DiscardedAfter, journal.DiscardedBeyond} {
 		s.discarded.WithLabelValues(reason)
 	}
 	for _, reason := range sinks.Reasons() {
 		s.dead.WithLabelValues(string(reason))
 	}
 	m.replayed.WithLabelValues(name)
-	m.lag.set(name, lag{events: c.Behind, seconds: func() float64 {
+	m.lag.set(name, lag{events: c.Lag, seconds: func() float64 {
 		head := s.head.Load()
 		if head == 0 {
 			return 0
@@ -115,24 +115,24 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 	return s
 }
 
-// forget lets go of the series of a sink that is no more.
-func (m *Metrics) forget(name string) {
+// deleteSeries lets go of the series of a sink that is no more.
+func (m *Metrics) deleteSeries(name string) {
 	m.lag.set(name, lag{})
-	gone := prometheus.Labels{"sink": name}
+	labels := prometheus.Labels{"sink": name}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.discarded, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.held, m.took, m.attempts} {
-		vec.DeletePartialMatch(gone)
+	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.discarded, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.paused, m.latency, m.attempts} {
+		vec.DeletePartialMatch(labels)
 	}
 }
 
-// paused tells whether a sink is.
-func (m *Metrics) paused(sink string, paused bool) {
+// setPaused tells whether a sink is.
+func (m *Metrics) setPaused(sink string, paused bool) {
 	value := 0.
 	if paused {
 		value = 1
 	}
-	m.held.WithLabelValues(sink).Set(value)
+	m.paused.WithLabelValues(sink).Set(value)
 }
 
 // lags tells how far each sink is behind, when it is asked. It is a
@@ -177,9 +177,9 @@ func (l *lags) Collect(metrics chan<- prometheus.Metric) {
 }
 
 func (s *sinkMetrics) up(up bool) {
-	s.gauge.Set(0)
+	s.upGauge.Set(0)
 	if up {
-		s.gauge.Set(1)
+		s.upGauge.Set(1)
 	}
 }
 
@@ -192,11 +192,11 @@ func (s *sinkMetrics) breaker(open bool) {
 
 func (s *sinkMetrics) countDiscarded(reason string) { s.discarded.WithLabelValues(reason).Inc() }
 
-func (s *sinkMetrics) holding(since time.Time) { s.head.Store(since.UnixNano()) }
+func (s *sinkMetrics) setOldest(since time.Time) { s.head.Store(since.UnixNano()) }
 
-func (s *sinkMetrics) idle() { s.head.Store(0) }
+func (s *sinkMetrics) clearOldest() { s.head.Store(0) }
 
-func (s *sinkMetrics) buried(dead []journal.DeadLetter) {
+func (s *sinkMetrics) countDeadLetters(dead []journal.DeadLetter) {
 	for _, d := range dead {
 		s.dead.WithLabelValues(d.Reason).Inc()
 	}

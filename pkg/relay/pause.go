@@ -19,8 +19,8 @@ type Pause struct {
 	Since time.Time `json:"since"`
 }
 
-// pausing is a pause that is in effect.
-type pausing struct {
+// activePause is a pause that is in effect.
+type activePause struct {
 	Pause
 	over chan struct{} // closed when it is not
 }
@@ -33,9 +33,9 @@ func (r *Relay) PauseSink(ctx context.Context, sink string) (Pause, error) {
 	if err != nil {
 		return Pause{}, err
 	}
-	r.pausing.Lock()
-	defer r.pausing.Unlock()
-	if now := p.past.pause.Load(); now != nil {
+	r.pauseMu.Lock()
+	defer r.pauseMu.Unlock()
+	if now := p.history.pause.Load(); now != nil {
 		return now.Pause, nil
 	}
 	pause := Pause{Sink: sink, Since: r.opts.Now().UTC()}
@@ -43,10 +43,10 @@ func (r *Relay) PauseSink(ctx context.Context, sink string) (Pause, error) {
 	if err != nil {
 		return Pause{}, err
 	}
-	if err := r.opts.Journal.Note(ctx, pausePrefix+sink, text); err != nil {
+	if err := r.opts.Journal.PutValue(ctx, pausePrefix+sink, text); err != nil {
 		return Pause{}, err
 	}
-	r.effect(p.past, sink, &pause)
+	r.setPause(p.history, sink, &pause)
 	return pause, nil
 }
 
@@ -57,18 +57,18 @@ func (r *Relay) ResumeSink(ctx context.Context, sink string) error {
 	if err != nil {
 		return err
 	}
-	r.pausing.Lock()
-	defer r.pausing.Unlock()
-	if err := r.opts.Journal.Note(ctx, pausePrefix+sink, nil); err != nil {
+	r.pauseMu.Lock()
+	defer r.pauseMu.Unlock()
+	if err := r.opts.Journal.PutValue(ctx, pausePrefix+sink, nil); err != nil {
 		return err
 	}
-	r.effect(p.past, sink, nil)
+	r.setPause(p.history, sink, nil)
 	return nil
 }
 
-// effect puts a pause into effect, or the end of one where it is nil. The lock
+// setPause puts a pause into effect, or the end of one where it is nil. The lock
 // is held.
-func (r *Relay) effect(past *past, sink string, pause *Pause) {
+func (r *Relay) setPause(past *deliveryHistory, sink string, pause *Pause) {
 	before := past.pause.Load()
 	switch {
 	case pause == nil && before != nil:
@@ -76,57 +76,57 @@ func (r *Relay) effect(past *past, sink string, pause *Pause) {
 		close(before.over)
 		r.opts.Log.Warn("a sink is resumed", zap.String("sink", sink))
 	case pause != nil && before == nil:
-		past.pause.Store(&pausing{*pause, make(chan struct{})})
+		past.pause.Store(&activePause{*pause, make(chan struct{})})
 		r.opts.Log.Warn("a sink is paused; its events wait in the journal", zap.String("sink", sink), zap.Time("since", pause.Since))
 	}
-	r.opts.Metrics.paused(sink, pause != nil)
+	r.opts.Metrics.setPaused(sink, pause != nil)
 }
 
-// notes reads what has been noted of replays, and puts into effect what has been
+// readDecisions reads what has been noted of replays, and puts into effect what has been
 // noted of pauses. From the first time on it is known which sinks are paused,
 // and pumps may begin.
-func (r *Relay) notes(ctx context.Context) (replays map[string]Replay, err error) {
-	r.pausing.Lock() // what is read here may not be older than what is in effect
-	defer r.pausing.Unlock()
+func (r *Relay) readDecisions(ctx context.Context) (replays map[string]Replay, err error) {
+	r.pauseMu.Lock() // what is read here may not be older than what is in effect
+	defer r.pauseMu.Unlock()
 	replays, pauses := map[string]Replay{}, map[string]Pause{}
-	for n, err := range r.opts.Journal.Noted(ctx, replayPrefix) {
+	for n, err := range r.opts.Journal.Values(ctx, replayPrefix) {
 		var re Replay
 		if err == nil {
 			err = json.Unmarshal(n.Value, &re)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", n.Name, err)
+			return nil, fmt.Errorf("reading %s: %w", n.Key, err)
 		}
 		replays[re.ID] = re
 	}
-	for n, err := range r.opts.Journal.Noted(ctx, pausePrefix) {
+	for n, err := range r.opts.Journal.Values(ctx, pausePrefix) {
 		var pause Pause
 		if err == nil {
 			err = json.Unmarshal(n.Value, &pause)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", n.Name, err)
+			return nil, fmt.Errorf("reading %s: %w", n.Key, err)
 		}
 		pauses[pause.Sink] = pause
 	}
-	for sink, past := range r.pasts.all() {
+	for sink, past := range r.histories.all() {
 		if pause, ok := pauses[sink]; ok {
-			r.effect(past, sink, &pause)
+			r.setPause(past, sink, &pause)
 		} else {
-			r.effect(past, sink, nil)
+			r.setPause(past, sink, nil)
 		}
 	}
-	r.known.Do(func() { close(r.noted) })
+	r.pausesLoadedOnce.Do(func() { close(r.pausesLoaded) })
 	return replays, nil
 }
 
-// pass returns when the sink is not paused, or with the error of ctx.
-func (p *past) pass(ctx context.Context) error {
+// waitResumed returns when the sink is not paused, or with the error of ctx.
+func (p *deliveryHistory) waitResumed(ctx context.Context) error {
 	select {
-	case <-p.noted:
+	case <-p.pausesLoaded:
 	default:
 		select {
-		case <-p.noted:
+		case <-p.pausesLoaded:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -37,7 +37,7 @@ func TestPauseHoldsUntilResume(t *testing.T) {
 	if s[0].State != SinkPaused || s[0].Paused == nil || !s[0].Paused.Equal(pause.Since) || s[0].LagEvents != 2 || s[1].State != SinkUp {
 		t.Errorf("Status = %+v", s)
 	}
-	if got := testutil.ToFloat64(b.metrics.held.WithLabelValues("sink0")); got != 1 {
+	if got := testutil.ToFloat64(b.metrics.paused.WithLabelValues("sink0")); got != 1 {
 		t.Errorf("the metric says %v", got)
 	}
 	b.restart(t)
@@ -70,19 +70,19 @@ func TestPauseHoldsUntilResume(t *testing.T) {
 func TestPauseHoldsForAllThatShareTheJournal(t *testing.T) {
 	broker := &broker{}
 	b := start(t, nil, broker)
-	if err := b.journal.Note(t.Context(), pausePrefix+"sink0", []byte(`{"sink":"sink0","since":"2026-01-02T03:04:05Z"}`)); err != nil {
+	if err := b.journal.PutValue(t.Context(), pausePrefix+"sink0", []byte(`{"sink":"sink0","since":"2026-01-02T03:04:05Z"}`)); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.relay.agree(t.Context()); err != nil {
+	if err := b.relay.syncFromJournal(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if s := b.relay.Status()[0]; s.State != SinkPaused {
 		t.Errorf("paused elsewhere: %+v", s)
 	}
-	if err := b.journal.Note(t.Context(), pausePrefix+"sink0", nil); err != nil {
+	if err := b.journal.PutValue(t.Context(), pausePrefix+"sink0", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.relay.agree(t.Context()); err != nil {
+	if err := b.relay.syncFromJournal(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.put(t, "a")
@@ -197,9 +197,9 @@ func TestFatesSayWhenAndInHowManyAttempts(t *testing.T) {
 	if f := b.fate(t, 2); f.State != Delivered || f.At != nil || f.After == nil || f.After.Before(began.Truncate(time.Millisecond)) || f.Before == nil || f.Before.After(time.Now().Add(time.Millisecond)) || f.Attempts != 0 {
 		t.Errorf("after a restart it is known when, less exactly: %+v", f)
 	}
-	for n, err := range b.journal.Noted(t.Context(), markPrefix) {
+	for n, err := range b.journal.Values(t.Context(), checkpointPrefix) {
 		if err == nil {
-			err = b.journal.Note(t.Context(), n.Name, nil)
+			err = b.journal.PutValue(t.Context(), n.Key, nil)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -212,26 +212,26 @@ func TestFatesSayWhenAndInHowManyAttempts(t *testing.T) {
 }
 
 func TestThePastIsBounded(t *testing.T) {
-	p := &past{}
+	p := &deliveryHistory{}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	for i := range 3*mostRuns/2 + 10 {
+	for i := range 3*maxAckRanges/2 + 10 {
 		s := journal.Seq(2*i + 1)
-		p.took([]run{{s, s + 1, at.Add(time.Duration(i) * time.Second), 1}})
+		p.add([]ackRange{{s, s + 1, at.Add(time.Duration(i) * time.Second), 1}})
 	}
-	if len(p.runs) != mostRuns {
-		t.Errorf("%d runs are kept", len(p.runs))
+	if len(p.acked) != maxAckRanges {
+		t.Errorf("%d runs are kept", len(p.acked))
 	}
-	oldest := mostRuns/2 + 10
-	if when, _, _ := p.when(journal.Seq(2*oldest + 2)); !when.Equal(at.Add(time.Duration(oldest) * time.Second)) {
+	oldest := maxAckRanges/2 + 10
+	if when, _, _ := p.deliveredAt(journal.Seq(2*oldest + 2)); !when.Equal(at.Add(time.Duration(oldest) * time.Second)) {
 		t.Errorf("the oldest one that is kept was at %v", when)
 	}
-	if when, before, _ := p.when(1); !when.IsZero() || !before.Equal(at.Add(time.Duration(oldest)*time.Second)) {
+	if when, before, _ := p.deliveredAt(1); !when.IsZero() || !before.Equal(at.Add(time.Duration(oldest)*time.Second)) {
 		t.Errorf("one that is not kept was at %v, before %v", when, before)
 	}
-	for i := range 2 * mostTroubles {
-		p.trouble(fmt.Errorf("trouble %d", i), at)
+	for i := range 2 * maxRecentErrors {
+		p.recordError(fmt.Errorf("trouble %d", i), at)
 	}
-	if told := p.told(); len(told) != mostTroubles || told[0].Error != fmt.Sprintf("trouble %d", 2*mostTroubles-1) {
+	if told := p.recentErrors(); len(told) != maxRecentErrors || told[0].Error != fmt.Sprintf("trouble %d", 2*maxRecentErrors-1) {
 		t.Errorf("told: %+v", told)
 	}
 }

@@ -36,16 +36,16 @@ type Pump struct {
 	settings sinks.Settings
 	filter   *sinkFilter
 	cursor   journal.Cursor
-	moved    func()               // called when the cursor has moved
-	last     func() journal.Seq   // of the journal
-	owned    time.Time            // since when this process is given the records; zero is always
-	ways     *atomic.Pointer[way] // to the sink, as it is configured now
-	out      outlet
+	moved    func()                    // called when the cursor has moved
+	last     func() journal.Seq        // of the journal
+	owned    time.Time                 // since when this process is given the records; zero is always
+	spec     *atomic.Pointer[sinkSpec] // to the sink, as it is configured now
+	handle   sinkHandle
 	log      *zap.Logger
 	metrics  *sinkMetrics
 	kind     string // of the sink
 	traces   *telemetry.Traces
-	past     *past
+	history  *deliveryHistory
 
 	configured sinks.Configured // as it is now; guarded by the relay's exchanging
 
@@ -54,13 +54,13 @@ type Pump struct {
 
 	failing atomic.Bool // the last attempt failed, and the log says so
 	// failingSince is when attempts began to fail; it means nothing unless failing.
-	failingSince atomic.Pointer[time.Time]
-	reason       failureReason // that the log has told last
-	open         atomic.Bool   // the breaker
-	window       window
-	discarded    discardRun // not logged yet
-	passed       uint64     // of the batch in hand: records that the cursor has passed
-	ahead        ahead
+	failingSince     atomic.Pointer[time.Time]
+	reason           failureReason // that the log has told last
+	breakerOpen      atomic.Bool   // the breaker
+	window           window
+	discarded        discardRun // not logged yet
+	committedInBatch uint64     // of the batch in hand: records that the cursor has passed
+	background       background
 }
 
 // discardRun is a run of consecutive events that the discard policy discarded.
@@ -78,7 +78,7 @@ type discardRun struct {
 // what comes in is stored all the same. Run returns an error when the cursor
 // cannot be moved.
 func (p *Pump) Run(ctx, hard context.Context) (err error) {
-	defer p.out.close()
+	defer p.handle.close()
 	defer p.logDiscarded()
 	defer func() {
 		// What the broker has taken must not be sent again by the next one.
@@ -89,7 +89,7 @@ func (p *Pump) Run(ctx, hard context.Context) (err error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = time.Second, time.Minute
 	for {
-		if err := p.join(); err != nil {
+		if err := p.waitPrefetch(); err != nil {
 			return fmt.Errorf("sink %s: %w", p.name, err)
 		}
 		records, err, unsettled := p.next(ctx, hard)
@@ -107,35 +107,35 @@ func (p *Pump) Run(ctx, hard context.Context) (err error) {
 			continue
 		}
 		wait.Reset()
-		p.noteOwner(records)
-		p.metrics.holding(records[0].Accepted)
-		p.runAhead(ctx, hard, len(records))
+		p.recordOwnership(records)
+		p.metrics.setOldest(records[0].Accepted)
+		p.startPrefetch(ctx, hard, len(records))
 		err = p.deliverWhileOwner(ctx, hard, records)
 		switch {
 		case ctx.Err() != nil || hard.Err() != nil:
 			return nil
-		case errors.Is(err, journal.ErrMoved):
+		case errors.Is(err, journal.ErrOwnershipLost):
 			p.log.Info("another process delivers to this sink now")
-			p.metrics.idle()
+			p.metrics.clearOldest()
 		case err != nil:
 			return fmt.Errorf("sink %s: %w", p.name, err)
 		}
 	}
 }
 
-// noteOwner notes which events another process may have sent before this one was
+// recordOwnership notes which events another process may have sent before this one was
 // given the cursor: all that were stored by then.
-func (p *Pump) noteOwner(records []journal.Record) {
-	if since := p.cursor.Holder().Since; !since.Equal(p.owned) {
+func (p *Pump) recordOwnership(records []journal.Record) {
+	if since := p.cursor.Owner().Since; !since.Equal(p.owned) {
 		p.owned = since
-		p.out.unsent = max(p.last(), records[len(records)-1].Seq) + 1
+		p.handle.unsent = max(p.last(), records[len(records)-1].Seq) + 1
 	}
 }
 
 // deliverWhileOwner carries as long as the records are this process's business: its
 // error wraps journal.ErrMoved when they are another one's.
 func (p *Pump) deliverWhileOwner(ctx, hard context.Context, records []journal.Record) error {
-	moved := p.cursor.Moved()
+	moved := p.cursor.OwnershipLost()
 	if moved == nil {
 		return p.deliverBatch(ctx, hard, records)
 	}
@@ -148,7 +148,7 @@ func (p *Pump) deliverWhileOwner(ctx, hard context.Context, records []journal.Re
 		defer close(watched)
 		select {
 		case <-moved:
-			cut(journal.ErrMoved)
+			cut(journal.ErrOwnershipLost)
 			cancel()
 		case <-hard.Done():
 		}
@@ -156,8 +156,8 @@ func (p *Pump) deliverWhileOwner(ctx, hard context.Context, records []journal.Re
 	err := p.deliverBatch(ctx, hard, records)
 	cut(nil)
 	<-watched
-	if errors.Is(context.Cause(hard), journal.ErrMoved) {
-		return journal.ErrMoved
+	if errors.Is(context.Cause(hard), journal.ErrOwnershipLost) {
+		return journal.ErrOwnershipLost
 	}
 	return err
 }
@@ -169,27 +169,27 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 	wait := backoff.NewExponentialBackOff() // with jitter
 	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
 	pending := p.wanted(records)
-	p.passed = 0
+	p.committedInBatch = 0
 	through := records[len(records)-1].Seq
 	var undelivered journal.Undelivered
 	for {
-		if p.past.pause.Load() != nil { // it may be long
+		if p.history.pause.Load() != nil { // it may be long
 			if err := p.finish(hard); err != nil {
 				return err
 			}
 		}
-		if err := p.past.pass(ctx); err != nil {
+		if err := p.history.waitResumed(ctx); err != nil {
 			return err
 		}
-		var ranges []journal.GivenUp
+		var ranges []journal.Disposition
 		pending, ranges = p.discard(pending)
-		undelivered.GivenUp = append(undelivered.GivenUp, ranges...)
+		undelivered.Discarded = append(undelivered.Discarded, ranges...)
 
-		var outcome verdicts
+		var result attemptResult
 		if len(pending) > 0 {
-			outcome, pending = p.attempt(hard, pending)
-			undelivered.Dead = append(undelivered.Dead, outcome.dead...)
-			p.report(outcome, len(pending))
+			result, pending = p.attempt(hard, pending)
+			undelivered.Dead = append(undelivered.Dead, result.dead...)
+			p.reportResult(result, len(pending))
 		}
 		done := through
 		if len(pending) > 0 {
@@ -198,38 +198,38 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 		if done > p.cursor.Committed() {
 			// What stands behind the line is kept when the line gets there.
 			now, later := divide(undelivered, done)
-			if err := p.join(); err != nil {
+			if err := p.waitPrefetch(); err != nil {
 				return err
 			}
-			if len(pending) == 0 && len(now.Dead) == 0 && len(now.GivenUp) == 0 && p.mayRunAhead() {
-				p.reached(done)
-				p.metrics.idle()
+			if len(pending) == 0 && len(now.Dead) == 0 && len(now.Discarded) == 0 && p.mayPrefetch() {
+				p.markDone(done)
+				p.metrics.clearOldest()
 				return nil
 			}
 			if err := p.cursor.Commit(hard, done, now); err != nil {
 				return err
 			}
-			p.ahead.due = 0 // it is behind done
-			for p.passed < uint64(len(records)) && records[p.passed].Seq <= done {
-				p.passed++
+			p.background.uncommitted = 0 // it is behind done
+			for p.committedInBatch < uint64(len(records)) && records[p.committedInBatch].Seq <= done {
+				p.committedInBatch++
 			}
-			p.metrics.buried(now.Dead)
+			p.metrics.countDeadLetters(now.Dead)
 			p.moved()
 			undelivered = later
 		}
 		if len(pending) == 0 {
-			p.metrics.idle()
+			p.metrics.clearOldest()
 			return nil
 		}
-		p.metrics.holding(pending[0].Accepted)
-		if outcome.taken > 0 {
+		p.metrics.setOldest(pending[0].Accepted)
+		if result.delivered > 0 {
 			wait.Reset() // a broker that is slow, or loses connections, gets on all the same
 		}
-		if outcome.failure == nil {
+		if result.failure == nil {
 			continue // the rest of the batch is due
 		}
 		p.metrics.retries.Inc()
-		if err := sleep.For(ctx, max(wait.NextBackOff(), outcome.wait)); err != nil {
+		if err := sleep.For(ctx, max(wait.NextBackOff(), result.wait)); err != nil {
 			return err
 		}
 	}
@@ -237,31 +237,31 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 
 // attempt hands the sink what is pending, or as much of it as the window lets
 // pass, and returns what came of it and what is still pending.
-func (p *Pump) attempt(ctx context.Context, pending []held) (verdicts, []held) {
+func (p *Pump) attempt(ctx context.Context, pending []pendingRecord) (attemptResult, []pendingRecord) {
 	n := min(len(pending), p.window.size)
-	now := p.out.env.Now()
+	current := p.handle.env.Now()
 	for i := range pending[:n] {
 		if pending[i].attempts++; pending[i].attempts == 1 {
-			pending[i].first = now
+			pending[i].first = current
 		}
 	}
-	each, err := p.traced(ctx, &p.out, pending[:n])
-	p.metrics.attempts.Observe(max(0, p.out.env.Now().Sub(now).Seconds()))
-	v := p.out.judge(pending[:n], each, err, p.settings.Retry.DeadLetterAfter)
-	p.metrics.delivered.Add(float64(v.taken))
-	switch len(v.again) {
+	each, err := p.traced(ctx, &p.handle, pending[:n])
+	p.metrics.attempts.Observe(max(0, p.handle.env.Now().Sub(current).Seconds()))
+	v := p.handle.judge(pending[:n], each, err, p.settings.Retry.DeadLetterAfter)
+	p.metrics.delivered.Add(float64(v.delivered))
+	switch len(v.retry) {
 	case n:
 		p.window.failed(n)
 	case 0:
-		p.window.arrived(n)
+		p.window.succeeded(n)
 	}
-	p.breaker(len(v.again) == n)
-	return v, slices.Concat(v.again, pending[n:])
+	p.breaker(len(v.retry) == n)
+	return v, slices.Concat(v.retry, pending[n:])
 }
 
 // traced is an attempt of an outlet, the pump's own or that of a replay, with a
 // span for each record whose trace is sent.
-func (p *Pump) traced(ctx context.Context, out *outlet, records []held) (sinks.BatchError, error) {
+func (p *Pump) traced(ctx context.Context, out *sinkHandle, records []pendingRecord) (sinks.BatchError, error) {
 	if p.traces == nil {
 		return out.attempt(ctx, records)
 	}
@@ -287,37 +287,37 @@ func (p *Pump) traced(ctx context.Context, out *outlet, records []held) (sinks.B
 
 // breaker opens or closes the breaker.
 func (p *Pump) breaker(open bool) {
-	if p.open.Swap(open) != open {
+	if p.breakerOpen.Swap(open) != open {
 		p.metrics.breaker(open)
 	}
 }
 
 // discard takes away what is too old, or too far behind, by the operator's will.
-func (p *Pump) discard(pending []held) (rest []held, ranges []journal.GivenUp) {
-	age, most := p.settings.Discard.After, p.settings.Discard.Beyond
-	if age == 0 && most == 0 || len(pending) == 0 {
+func (p *Pump) discard(pending []pendingRecord) (rest []pendingRecord, ranges []journal.Disposition) {
+	age, maxPending := p.settings.Discard.After, p.settings.Discard.Beyond
+	if age == 0 && maxPending == 0 || len(pending) == 0 {
 		return pending, nil
 	}
-	now, behind := p.out.env.Now(), uint64(0)
-	if most > 0 {
-		behind = p.cursor.Behind() + p.passed
+	now, lag := p.handle.env.Now(), uint64(0)
+	if maxPending > 0 {
+		lag = p.cursor.Lag() + p.committedInBatch
 	}
 	n := 0 // both grow with Seq, so that it is always the first that are given up
 	for ; n < len(pending); n++ {
 		r, reason := pending[n], ""
 		switch {
 		case age > 0 && now.Sub(r.Accepted) >= age:
-			reason = journal.GivenUpAge
-		case most > 0 && behind > uint64(r.nth)+uint64(most):
-			reason = journal.GivenUpBacklog
+			reason = journal.DiscardedAfter
+		case maxPending > 0 && lag > uint64(r.batchIndex)+uint64(maxPending):
+			reason = journal.DiscardedBeyond
 		}
 		if reason == "" {
 			break
 		}
-		if k := len(ranges) - 1; k >= 0 && ranges[k].Reason == reason && pending[n-1].place+1 == r.place {
+		if k := len(ranges) - 1; k >= 0 && ranges[k].Reason == reason && pending[n-1].matchIndex+1 == r.matchIndex {
 			ranges[k].To = r.Seq
 		} else {
-			ranges = append(ranges, journal.GivenUp{From: r.Seq, To: r.Seq, Reason: reason, At: now})
+			ranges = append(ranges, journal.Disposition{From: r.Seq, To: r.Seq, Reason: reason, At: now})
 		}
 		p.metrics.countDiscarded(reason)
 		if p.discarded.reason != reason {
@@ -347,14 +347,14 @@ func divide(u journal.Undelivered, at journal.Seq) (now, later journal.Undeliver
 	slices.SortFunc(u.Dead, func(a, b journal.DeadLetter) int { return cmp.Compare(a.Seq, b.Seq) })
 	n, _ := slices.BinarySearchFunc(u.Dead, at+1, func(d journal.DeadLetter, s journal.Seq) int { return cmp.Compare(d.Seq, s) })
 	// Given up is always the first of what is pending, so it is at the line.
-	return journal.Undelivered{Dead: u.Dead[:n], GivenUp: u.GivenUp}, journal.Undelivered{Dead: u.Dead[n:]}
+	return journal.Undelivered{Dead: u.Dead[:n], Discarded: u.Discarded}, journal.Undelivered{Dead: u.Dead[n:]}
 }
 
 // wanted returns the records that the sink is to get.
-func (p *Pump) wanted(records []journal.Record) []held {
-	wanted := make([]held, 0, len(records))
+func (p *Pump) wanted(records []journal.Record) []pendingRecord {
+	wanted := make([]pendingRecord, 0, len(records))
 	for i, r := range records {
-		switch r.Only {
+		switch r.TargetSink {
 		case "":
 			if !p.filter.selects(r.Event) {
 				continue
@@ -363,24 +363,24 @@ func (p *Pump) wanted(records []journal.Record) []held {
 		default:
 			continue
 		}
-		wanted = append(wanted, held{Record: r, nth: i, place: len(wanted)})
+		wanted = append(wanted, pendingRecord{Record: r, batchIndex: i, matchIndex: len(wanted)})
 	}
 	return wanted
 }
 
-// report says that a sink fails, for which reason whenever that is another one,
+// reportResult says that a sink fails, for which reason whenever that is another one,
 // and that it works again.
-func (p *Pump) report(v verdicts, waiting int) {
-	now := p.out.env.Now().UTC()
+func (p *Pump) reportResult(v attemptResult, waiting int) {
+	now := p.handle.env.Now().UTC()
 	if v.failure != nil {
-		p.past.trouble(v.failure, now)
+		p.history.recordError(v.failure, now)
 	}
 	switch {
 	case v.failure != nil && p.failing.Load() && p.reason.changed(v.failure, now):
 		p.log.Warn("the sink fails for another reason now", zap.Error(v.failure))
 	case v.failure != nil && !p.failing.Load():
 		p.log.Warn("the sink does not take events; they wait in the journal and are tried again, one at a time where none is taken",
-			zap.Bool("breaker_open", p.open.Load()), zap.Error(v.failure))
+			zap.Bool("breaker_open", p.breakerOpen.Load()), zap.Error(v.failure))
 		p.reason = failureReason{v.failure.Error(), now}
 		p.failingSince.Store(&now)
 	case v.failure != nil:

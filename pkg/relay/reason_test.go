@@ -48,7 +48,7 @@ func TestTheReasonOfAFailingSinkIsTheCurrentOne(t *testing.T) {
 	if got := logged(); len(got) != 0 {
 		t.Errorf("the log tells %v already", got)
 	}
-	ahead.Store(int64(reasonEvery))
+	ahead.Store(int64(reasonInterval))
 	eventually(t, "the log names the new reason", func() bool { return slices.Equal(logged(), []string{"the password is wrong"}) })
 	// A reason that is another one each time does not flood the log.
 	var n atomic.Int64

@@ -39,18 +39,18 @@ type Options struct {
 // Relay is the pumps of all sinks, and the replays beside them. Its methods
 // may be called concurrently.
 type Relay struct {
-	opts    Options
-	changes broadcast
-	replays replays
-	pasts   pasts
+	opts      Options
+	changes   broadcast
+	replays   replays
+	histories histories
 
 	unconfigured unconfigured
 
-	pausing sync.Mutex    // held while pauses change
-	noted   chan struct{} // closed when it is known which sinks are paused
-	known   sync.Once     // for noted
+	pauseMu          sync.Mutex    // held while pauses change
+	pausesLoaded     chan struct{} // closed when it is known which sinks are paused
+	pausesLoadedOnce sync.Once     // for noted
 
-	exchanging sync.Mutex // held for all of an exchange
+	setSinksMu sync.Mutex // held for all of an exchange
 	mu         sync.Mutex
 	pumps      []*Pump // never changed, only exchanged
 	start      func(*Pump)
@@ -65,7 +65,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	if opts.Dial == nil {
 		opts.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	}
-	r := &Relay{opts: opts, replays: replays{all: map[string]*replay{}}, noted: make(chan struct{}), unconfigured: unconfigured{logged: map[string]bool{}}}
+	r := &Relay{opts: opts, replays: replays{all: map[string]*replay{}}, pausesLoaded: make(chan struct{}), unconfigured: unconfigured{logged: map[string]bool{}}}
 	for _, out := range opts.Sinks {
 		p, err := r.open(ctx, out, nil)
 		if err != nil {
@@ -77,7 +77,7 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	// it: then they are read when it is there.
 	soon, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	err := r.agree(soon)
+	err := r.syncFromJournal(soon)
 	if err == nil {
 		err = r.readUnconfigured(soon) // before anything is accepted that an unconfigured sink was never meant to get
 	}
@@ -106,18 +106,18 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 	p := &Pump{
 		name: out.Name, configured: out, settings: out.Settings, filter: &sinkFilter{Filter: selects, log: log}, cursor: cursor, log: log,
 		kind: out.Kind, traces: r.opts.Traces, moved: r.changes.send, window: newWindow(out.Settings.Batch),
-		metrics: r.opts.Metrics.sink(out.Name, cursor, r.opts.Now), ways: &atomic.Pointer[way]{},
+		metrics: r.opts.Metrics.sink(out.Name, cursor, r.opts.Now), spec: &atomic.Pointer[sinkSpec]{},
 	}
 	p.filter.metrics = p.metrics
 	if before != nil {
-		p.ways = before.ways // replays that run go by it
+		p.spec = before.spec // replays that run go by it
 	}
-	p.ways.Store(wayOf(out))
-	p.past = r.pasts.of(out.Name, func() *past {
-		return &past{noted: r.noted, sink: out.Name, since: r.opts.Now(), stood: cursor.Committed()}
+	p.spec.Store(specOf(out))
+	p.history = r.histories.of(out.Name, func() *deliveryHistory {
+		return &deliveryHistory{pausesLoaded: r.pausesLoaded, sink: out.Name, since: r.opts.Now(), startSeq: cursor.Committed()}
 	})
-	p.out = outlet{
-		past: p.past, ways: p.ways, timeout: out.Settings.Timeout, took: p.metrics.took, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now, Opaque: p.metrics.opaque.Inc},
+	p.handle = sinkHandle{
+		history: p.history, spec: p.spec, timeout: out.Settings.Timeout, latency: p.metrics.latency, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now, Opaque: p.metrics.opaque.Inc},
 		journal: r.opts.Journal.ID, unsent: r.opts.Journal.Last() + 1, duplicates: duplicates{counters: p.metrics.duplicates},
 	}
 	p.last = r.opts.Journal.Last
@@ -131,9 +131,9 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 func (r *Relay) Run(ctx, hard context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var replays, pumps, marks sync.WaitGroup
-	quiet := make(chan struct{})
-	marks.Go(func() { r.writeMarks(ctx, hard, quiet) })
+	var replays, pumps, checkpoints sync.WaitGroup
+	delivered := make(chan struct{})
+	checkpoints.Go(func() { r.runCheckpoints(ctx, hard, delivered) })
 	replays.Go(func() { r.runReplays(ctx, hard) })
 	replays.Go(func() { r.watchUnconfigured(ctx) })
 	var failed []error
@@ -163,8 +163,8 @@ func (r *Relay) Run(ctx, hard context.Context) error {
 	r.start = nil
 	r.mu.Unlock()
 	pumps.Wait()
-	close(quiet)
-	marks.Wait()
+	close(delivered)
+	checkpoints.Wait()
 	replays.Wait()
 	r.replays.wait()
 	return errors.Join(failed...)

@@ -195,7 +195,7 @@ func (b *bench) committed(i int) journal.Seq { return b.relay.pumps[i].cursor.Co
 func (b *bench) dead(t *testing.T) map[string]journal.DeadLetter {
 	t.Helper()
 	letters := map[string]journal.DeadLetter{}
-	for d, err := range b.journal.DeadLetters(t.Context(), journal.DeadID{}) {
+	for d, err := range b.journal.DeadLetters(t.Context(), journal.DeliveryID{}) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -458,7 +458,7 @@ func TestLag(t *testing.T) {
 	<-broker.entered
 	m := NewMetrics(registry)
 	s := m.sink("x", b.relay.pumps[0].cursor, func() time.Time { return now })
-	s.holding(now.Add(-90 * time.Second))
+	s.setOldest(now.Add(-90 * time.Second))
 	want := `
 # HELP postwire_sink_lag_events Events in the journal behind the sink's cursor.
 # TYPE postwire_sink_lag_events gauge

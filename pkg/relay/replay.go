@@ -74,7 +74,7 @@ var (
 const (
 	replayPrefix  = "replay/"
 	replayBatch   = 256
-	agreeEvery    = 2 * time.Second
+	syncInterval  = 2 * time.Second
 	replaysToKeep = 50 // that have ended
 )
 
@@ -88,11 +88,11 @@ type replays struct {
 
 // replay is one with what runs it.
 type replay struct {
-	Replay // guarded by replays.mu
-	stop   context.CancelFunc
-	here   bool          // this process is the one that sends
-	begun  bool          // some of it may have been sent
-	ended  chan struct{} // closed when it does not run any more; nil before it ran
+	Replay  // guarded by replays.mu
+	stop    context.CancelFunc
+	local   bool          // this process is the one that sends
+	started bool          // some of it may have been sent
+	ended   chan struct{} // closed when it does not run any more; nil before it ran
 }
 
 func (rs *replays) wait() {
@@ -108,10 +108,10 @@ func (r *Relay) runReplays(ctx, hard context.Context) {
 	r.replays.mu.Lock()
 	r.replays.launch = func(re *replay) { r.launch(ctx, hard, re) }
 	for _, re := range r.replays.all { // those started before Run
-		r.replays.set(re)
+		r.replays.startIfRunning(re)
 	}
 	r.replays.mu.Unlock()
-	tick := time.NewTicker(agreeEvery)
+	tick := time.NewTicker(syncInterval)
 	defer tick.Stop()
 	for first := true; ; first = false {
 		if !first {
@@ -121,20 +121,20 @@ func (r *Relay) runReplays(ctx, hard context.Context) {
 				return
 			}
 		}
-		if err := r.agree(ctx); err != nil && ctx.Err() == nil {
+		if err := r.syncFromJournal(ctx); err != nil && ctx.Err() == nil {
 			r.opts.Log.Warn("reading what operators have decided of replays and pauses", zap.Error(err))
 		}
 	}
 }
 
-// agree takes over what other processes that share the journal have noted of
+// syncFromJournal takes over what other processes that share the journal have noted of
 // pauses and of replays: every process runs all of them, and the journal gives the events to
 // one.
-func (r *Relay) agree(ctx context.Context) error {
+func (r *Relay) syncFromJournal(ctx context.Context) error {
 	r.replays.mu.Lock()
 	before := slices.Collect(maps.Keys(r.replays.all))
 	r.replays.mu.Unlock()
-	noted, err := r.notes(ctx)
+	noted, err := r.readDecisions(ctx)
 	if err != nil {
 		return err
 	}
@@ -150,10 +150,10 @@ func (r *Relay) agree(ctx context.Context) error {
 		re, known := r.replays.all[id]
 		switch {
 		case !known:
-			re = &replay{Replay: now, begun: true}
+			re = &replay{Replay: now, started: true}
 			r.replays.all[id] = re
-			r.replays.set(re)
-		case !now.Updated.After(re.Updated) || re.here && now.State == ReplayRunning:
+			r.replays.startIfRunning(re)
+		case !now.Updated.After(re.Updated) || re.local && now.State == ReplayRunning:
 		case now.State != ReplayRunning:
 			re.Replay = now
 			if re.stop != nil {
@@ -169,31 +169,31 @@ func (r *Relay) agree(ctx context.Context) error {
 				}
 			}
 			if re.Replay = now; began {
-				r.replays.set(re)
+				r.replays.startIfRunning(re)
 			}
 		}
 	}
 	return nil
 }
 
-// takeOver is called when the journal has given this process events of a replay:
+// becomeOwner is called when the journal has given this process events of a replay:
 // it goes on from what the one before has noted, and reports false where that has
 // ended it.
-func (r *Relay) takeOver(ctx context.Context, re *replay) (bool, error) {
-	if re.here {
+func (r *Relay) becomeOwner(ctx context.Context, re *replay) (bool, error) {
+	if re.local {
 		return true, nil
 	}
-	if err := r.agree(ctx); err != nil {
+	if err := r.syncFromJournal(ctx); err != nil {
 		return false, err
 	}
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
-	re.here = re.State == ReplayRunning
-	return re.here, nil
+	re.local = re.State == ReplayRunning
+	return re.local, nil
 }
 
-// outletFor makes the sink of a replay.
-func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, filter.Filter, error) {
+// handleFor makes the sink of a replay.
+func (r *Relay) handleFor(spec ReplaySpec, id string) (*sinkHandle, *Pump, filter.Filter, error) {
 	p, err := r.pump(spec.Sink)
 	if err != nil {
 		return nil, nil, filter.Filter{}, err
@@ -202,9 +202,9 @@ func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, filter.Fi
 	if err != nil {
 		return nil, nil, filter.Filter{}, fmt.Errorf("%w: filter: %w", ErrInvalid, err)
 	}
-	out := &outlet{
-		ways: p.ways, timeout: p.settings.Timeout, env: p.out.env,
-		journal: r.opts.Journal.ID, replay: id, unsent: never, duplicates: duplicates{counters: p.metrics.duplicates},
+	out := &sinkHandle{
+		spec: p.spec, timeout: p.settings.Timeout, env: p.handle.env,
+		journal: r.opts.Journal.ID, replay: id, unsent: unknownSeq, duplicates: duplicates{counters: p.metrics.duplicates},
 	}
 	if len(spec.Keys) > 0 {
 		if r.opts.Redirect == nil {
@@ -214,8 +214,8 @@ func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, filter.Fi
 		if err != nil {
 			return nil, nil, filter.Filter{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
-		out.ways = &atomic.Pointer[way]{}
-		out.ways.Store(&way{open, p.ways.Load().redact})
+		out.spec = &atomic.Pointer[sinkSpec]{}
+		out.spec.Store(&sinkSpec{open, p.spec.Load().redact})
 	}
 	out.env.Log = p.log.With(zap.String("replay", id))
 	if spec.Adopts != "" {
@@ -226,7 +226,7 @@ func (r *Relay) outletFor(spec ReplaySpec, id string) (*outlet, *Pump, filter.Fi
 
 // PlanReplay says what a replay would send, without sending it.
 func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error) {
-	_, p, selects, err := r.outletFor(spec, "")
+	_, p, selects, err := r.handleFor(spec, "")
 	if err != nil {
 		return Replay{}, err
 	}
@@ -311,14 +311,14 @@ func (r *Relay) Record(ctx context.Context, place journal.Seq) (journal.Record, 
 
 // sends reports whether the replay is to send a record.
 func (re *Replay) sends(p *Pump, selects filter.Filter, record journal.Record) bool {
-	switch record.Only {
+	switch record.TargetSink {
 	case "":
 		if ok, _ := p.filter.Matches(record.Event); !ok {
 			return false
 		}
 	case re.Adopts: // a dead letter of the adopted sink that was redelivered
 	case p.name:
-		if record.Of >= re.First {
+		if record.OriginSeq >= re.First {
 			return false // its first place is in the range too
 		}
 	default:
@@ -339,7 +339,7 @@ func (r *Relay) StartReplay(ctx context.Context, spec ReplaySpec) (Replay, error
 
 // startReplay starts a replay of the events from one sequence through another.
 func (r *Relay) startReplay(ctx context.Context, spec ReplaySpec, first, last journal.Seq) (Replay, error) {
-	_, p, selects, err := r.outletFor(spec, "")
+	_, p, selects, err := r.handleFor(spec, "")
 	if err != nil {
 		return Replay{}, err
 	}
@@ -360,14 +360,14 @@ func (r *Relay) launchPlanned(ctx context.Context, planned Replay) (Replay, erro
 	re := &replay{Replay: planned}
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
-	if err := r.note(ctx, &re.Replay); err != nil {
+	if err := r.saveReplay(ctx, &re.Replay); err != nil {
 		return planned, err
 	}
 	if err := r.prune(ctx); err != nil {
 		return planned, err
 	}
 	r.replays.all[re.ID] = re
-	r.replays.set(re)
+	r.replays.startIfRunning(re)
 	return re.Replay, nil
 }
 
@@ -381,7 +381,7 @@ func (r *Relay) prune(ctx context.Context) error {
 	}
 	slices.Sort(ended) // by age: their ids are UUIDs of version 7
 	for _, id := range ended[:max(0, len(ended)-replaysToKeep)] {
-		if err := r.opts.Journal.Note(ctx, replayPrefix+id, nil); err != nil {
+		if err := r.opts.Journal.PutValue(ctx, replayPrefix+id, nil); err != nil {
 			return err
 		}
 		delete(r.replays.all, id)
@@ -389,14 +389,14 @@ func (r *Relay) prune(ctx context.Context) error {
 	return nil
 }
 
-// note keeps a replay as it is.
-func (r *Relay) note(ctx context.Context, re *Replay) error {
+// saveReplay keeps a replay as it is.
+func (r *Relay) saveReplay(ctx context.Context, re *Replay) error {
 	re.Updated = r.opts.Now().UTC()
 	b, err := json.Marshal(re)
 	if err != nil {
 		return err
 	}
-	return r.opts.Journal.Note(ctx, replayPrefix+re.ID, b)
+	return r.opts.Journal.PutValue(ctx, replayPrefix+re.ID, b)
 }
 
 // Replays returns all there are, the newest first.
@@ -449,7 +449,7 @@ func (r *Relay) StopReplay(ctx context.Context, id string) (Replay, error) {
 		return Replay{}, err
 	}
 	re.State = ReplayStopped
-	err = r.note(ctx, &re.Replay)
+	err = r.saveReplay(ctx, &re.Replay)
 	re.stop()
 	ended := re.ended
 	r.replays.mu.Unlock()
@@ -481,10 +481,10 @@ func (r *Relay) ContinueReplay(ctx context.Context, id string) (Replay, error) {
 		return Replay{}, fmt.Errorf("replay %s is still stopping: %w", id, ErrState)
 	}
 	re.State = ReplayRunning
-	if err := r.note(ctx, &re.Replay); err != nil {
+	if err := r.saveReplay(ctx, &re.Replay); err != nil {
 		return Replay{}, err
 	}
-	r.replays.set(re)
+	r.replays.startIfRunning(re)
 	return re.copy(), nil
 }
 
@@ -493,14 +493,14 @@ func (re *replay) over() <-chan struct{} {
 	if re.ended != nil {
 		return re.ended
 	}
-	never := make(chan struct{})
-	close(never)
-	return never
+	done := make(chan struct{})
+	close(done)
+	return done
 }
 
-// set sets a running replay going; before the relay runs, Run does it. The lock
+// startIfRunning sets a running replay going; before the relay runs, Run does it. The lock
 // is held.
-func (rs *replays) set(re *replay) {
+func (rs *replays) startIfRunning(re *replay) {
 	if rs.launch != nil && re.State == ReplayRunning {
 		rs.launch(re)
 	}
@@ -514,7 +514,7 @@ func (r *Relay) launch(ctx, hard context.Context, re *replay) {
 	r.replays.busy.Go(func() {
 		defer close(ended)
 		defer stop()
-		err := r.carryReplay(ctx, hard, re)
+		err := r.runReplay(ctx, hard, re)
 		if err == nil || ctx.Err() != nil || hard.Err() != nil {
 			return // done, or to go on later
 		}
@@ -522,23 +522,23 @@ func (r *Relay) launch(ctx, hard context.Context, re *replay) {
 		r.replays.mu.Lock()
 		defer r.replays.mu.Unlock()
 		re.State, re.Error = ReplayFailed, err.Error()
-		if err := r.note(hard, &re.Replay); err != nil {
+		if err := r.saveReplay(hard, &re.Replay); err != nil {
 			r.opts.Log.Warn("keeping the state of a replay", zap.String("replay", re.ID), zap.Error(err))
 		}
 	})
 }
 
-// carryReplay sends what a replay is to send, from where it stands.
-func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
+// runReplay sends what a replay is to send, from where it stands.
+func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 	r.replays.mu.Lock()
-	spec, first, last, begun := re.ReplaySpec, re.First, re.Last, re.begun
-	re.begun = true
+	spec, first, last, begun := re.ReplaySpec, re.First, re.Last, re.started
+	re.started = true
 	r.replays.mu.Unlock()
-	out, p, selects, err := r.outletFor(spec, re.ID)
+	out, p, selects, err := r.handleFor(spec, re.ID)
 	if err != nil {
 		return err
 	}
-	if p.cursor.Moved() == nil && !begun { // no other process shares the journal
+	if p.cursor.OwnershipLost() == nil && !begun { // no other process shares the journal
 		out.unsent = first
 	}
 	defer out.close()
@@ -550,7 +550,7 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 	}
 	defer func() {
 		r.replays.mu.Lock()
-		re.here = false
+		re.local = false
 		r.replays.mu.Unlock()
 		err = errors.Join(err, cursor.Close())
 	}()
@@ -560,14 +560,14 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 		if err != nil {
 			return err
 		}
-		if here, err := r.takeOver(ctx, re); err != nil || !here {
+		if here, err := r.becomeOwner(ctx, re); err != nil || !here {
 			return err
 		}
-		var pending []held
+		var pending []pendingRecord
 		through := min(records[len(records)-1].Seq, last)
 		for _, record := range records {
 			if record.Seq <= last && re.sends(p, selects, record) {
-				pending = append(pending, held{Record: record})
+				pending = append(pending, pendingRecord{Record: record})
 			}
 		}
 		left, dead, err := r.sendReplay(ctx, hard, re, out, p, limiter, pending)
@@ -579,9 +579,9 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 			undelivered.Dead = slices.DeleteFunc(dead, func(d journal.DeadLetter) bool { return d.Seq > through })
 		}
 		moved := cursor.Commit(hard, through, undelivered)
-		if errors.Is(moved, journal.ErrMoved) {
+		if errors.Is(moved, journal.ErrOwnershipLost) {
 			r.replays.mu.Lock()
-			re.here = false
+			re.local = false
 			r.replays.mu.Unlock()
 			continue
 		}
@@ -589,7 +589,7 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 			return err
 		}
 		r.replays.mu.Lock()
-		err = r.note(hard, &re.Replay)
+		err = r.saveReplay(hard, &re.Replay)
 		r.replays.mu.Unlock()
 		if err != nil {
 			return err
@@ -605,12 +605,12 @@ func (r *Relay) carryReplay(ctx, hard context.Context, re *replay) (err error) {
 	defer r.replays.mu.Unlock()
 	re.State, re.Expired = ReplayDone, max(0, re.Total-re.Sent-re.Refused)
 	out.env.Log.Info("a replay is done", zap.Int("sent", re.Sent), zap.Int("refused", re.Refused), zap.Int("expired", re.Expired))
-	return errors.Join(r.note(hard, &re.Replay), r.opts.Journal.Forget(hard, name))
+	return errors.Join(r.saveReplay(hard, &re.Replay), r.opts.Journal.DeleteCursor(hard, name))
 }
 
 // sendReplay sends records at the replay's rate, each until it is acknowledged
 // or refused for good, and returns those that are left when ctx ends.
-func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p *Pump, limiter *rate.Limiter, pending []held) (left []held, dead []journal.DeadLetter, err error) {
+func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *sinkHandle, p *Pump, limiter *rate.Limiter, pending []pendingRecord) (left []pendingRecord, dead []journal.DeadLetter, err error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
 	failing := false
@@ -624,14 +624,14 @@ func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p
 				pending[i].first = out.env.Now()
 			}
 		}
-		if err := p.past.pass(ctx); err != nil {
+		if err := p.history.waitResumed(ctx); err != nil {
 			return pending, dead, err
 		}
 		each, err := p.traced(hard, out, pending[:n])
 		v := out.judge(pending[:n], each, err, 0)
-		r.opts.Metrics.replayed.WithLabelValues(p.name).Add(float64(v.taken))
+		r.opts.Metrics.replayed.WithLabelValues(p.name).Add(float64(v.delivered))
 		r.replays.mu.Lock()
-		re.Sent += v.taken
+		re.Sent += v.delivered
 		re.Refused += len(v.dead)
 		if v.failure != nil {
 			re.Error = v.failure.Error()
@@ -641,7 +641,7 @@ func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *outlet, p
 		}
 		dead = append(dead, v.dead...)
 		r.replays.mu.Unlock()
-		pending = slices.Concat(v.again, pending[n:])
+		pending = slices.Concat(v.retry, pending[n:])
 		if v.failure == nil {
 			wait.Reset()
 			failing = false

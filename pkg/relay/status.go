@@ -60,35 +60,35 @@ func (r *Relay) Status() []SinkStatus {
 }
 
 func (p *Pump) status() SinkStatus {
-	h := p.cursor.Holder()
-	s := SinkStatus{Sink: p.name, Kind: p.kind, Filter: p.settings.Filter, FilterCounts: p.filter.counts(), RecentErrors: p.past.told(), State: SinkUp, Owner: h.Name, Local: h.Here, LagEvents: p.cursor.Behind(), Committed: p.cursor.Committed()}
+	h := p.cursor.Owner()
+	s := SinkStatus{Sink: p.name, Kind: p.kind, Filter: p.settings.Filter, FilterCounts: p.filter.counts(), RecentErrors: p.history.recentErrors(), State: SinkUp, Owner: h.Name, Local: h.Local, LagEvents: p.cursor.Lag(), Committed: p.cursor.Committed()}
 	if !h.Since.IsZero() {
 		s.Since = &h.Since
 	}
-	if pause := p.past.pause.Load(); pause != nil {
+	if pause := p.history.pause.Load(); pause != nil {
 		s.Paused = &pause.Since
 	}
 	switch {
 	case s.Paused != nil:
 		s.State = SinkPaused
-	case h.Here && p.failing.Load():
+	case h.Local && p.failing.Load():
 		s.State = SinkFailing
-	case h.Here:
+	case h.Local:
 	case h.Name == "" && h.Since.IsZero():
 		s.State = SinkUnassigned
 	default:
 		s.State = SinkRemote
 	}
-	if h.Here {
+	if h.Local {
 		s.Breaker = BreakerClosed
-		if p.open.Load() {
+		if p.breakerOpen.Load() {
 			s.Breaker = BreakerOpen
 		}
 	}
-	if since := p.failingSince.Load(); h.Here && p.failing.Load() && since != nil && len(s.RecentErrors) > 0 {
+	if since := p.failingSince.Load(); h.Local && p.failing.Load() && since != nil && len(s.RecentErrors) > 0 {
 		s.Error, s.Failing = s.RecentErrors[0].Error, since
 	}
-	if head := p.metrics.head.Load(); head != 0 && h.Here {
+	if head := p.metrics.head.Load(); head != 0 && h.Local {
 		oldest := time.Unix(0, head).UTC()
 		s.Oldest = &oldest
 	}

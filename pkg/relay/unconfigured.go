@@ -47,26 +47,26 @@ const removalPrefix = "removed/"
 // removals reads the notes of sinks that were found unconfigured, by sink.
 func (r *Relay) removals(ctx context.Context) (map[string]removal, error) {
 	all := map[string]removal{}
-	for n, err := range r.opts.Journal.Noted(ctx, removalPrefix) {
+	for n, err := range r.opts.Journal.Values(ctx, removalPrefix) {
 		var note removal
 		if err == nil {
 			err = json.Unmarshal(n.Value, &note)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", n.Name, err)
+			return nil, fmt.Errorf("reading %s: %w", n.Key, err)
 		}
-		all[strings.TrimPrefix(n.Name, removalPrefix)] = note
+		all[strings.TrimPrefix(n.Key, removalPrefix)] = note
 	}
 	return all, nil
 }
 
-// noteRemoval keeps how many events were pending for a sink that is found
+// saveRemoval keeps how many events were pending for a sink that is found
 // unconfigured for the first time.
-func (r *Relay) noteRemoval(ctx context.Context, c journal.Position) (removal, error) {
-	note := removal{Events: c.Behind, Last: r.opts.Journal.Last(), Since: r.opts.Now().UTC()}
+func (r *Relay) saveRemoval(ctx context.Context, c journal.Position) (removal, error) {
+	note := removal{Events: c.Lag, Last: r.opts.Journal.Last(), Since: r.opts.Now().UTC()}
 	value, err := json.Marshal(note)
 	if err == nil {
-		err = r.opts.Journal.Note(ctx, removalPrefix+c.Name, value)
+		err = r.opts.Journal.PutValue(ctx, removalPrefix+c.Name, value)
 	}
 	if err != nil {
 		return note, fmt.Errorf("noting that sink %s is not configured: %w", c.Name, err)
@@ -74,12 +74,12 @@ func (r *Relay) noteRemoval(ctx context.Context, c journal.Position) (removal, e
 	return note, nil
 }
 
-// readUnconfiguredEvery is how often the cursors of the journal are listed.
-const readUnconfiguredEvery = 30 * time.Second
+// unconfiguredInterval is how often the cursors of the journal are listed.
+const unconfiguredInterval = 30 * time.Second
 
 // watchUnconfigured keeps the list of unconfigured sinks until ctx is done.
 func (r *Relay) watchUnconfigured(ctx context.Context) {
-	tick := time.NewTicker(readUnconfiguredEvery)
+	tick := time.NewTicker(unconfiguredInterval)
 	defer tick.Stop()
 	for {
 		if err := r.readUnconfigured(ctx); err != nil && ctx.Err() == nil {
@@ -109,20 +109,20 @@ func (r *Relay) readUnconfigured(ctx context.Context) error {
 	}
 	all := []UnconfiguredSink{}
 	for _, c := range cursors {
-		if strings.HasPrefix(c.Name, replayPrefix) || r.Has(c.Name) == nil || c.Read {
+		if strings.HasPrefix(c.Name, replayPrefix) || r.Has(c.Name) == nil || c.InUse {
 			continue // a replay's, a configured sink's, or another relay delivers to the sink
 		}
 		note, known := removals[c.Name]
 		delete(removals, c.Name)
 		if !known {
-			if note, err = r.noteRemoval(ctx, c); err != nil {
+			if note, err = r.saveRemoval(ctx, c); err != nil {
 				return err
 			}
 		}
-		all = append(all, UnconfiguredSink{Sink: c.Name, Committed: c.Committed, LagEvents: min(note.Events, c.Behind), Since: note.Since, Replay: adoptions[c.Name]})
+		all = append(all, UnconfiguredSink{Sink: c.Name, Committed: c.Committed, LagEvents: min(note.Events, c.Lag), Since: note.Since, Replay: adoptions[c.Name]})
 	}
 	for sink := range removals { // configured again, adopted or deleted
-		if err := r.opts.Journal.Note(ctx, removalPrefix+sink, nil); err != nil {
+		if err := r.opts.Journal.PutValue(ctx, removalPrefix+sink, nil); err != nil {
 			return fmt.Errorf("removing the note that sink %s is not configured: %w", sink, err)
 		}
 	}
@@ -182,7 +182,7 @@ func (r *Relay) orphan(ctx context.Context, sink string) (journal.Position, erro
 	switch {
 	case i < 0:
 		return journal.Position{}, fmt.Errorf("sink %q: %w", sink, journal.ErrNotFound)
-	case cursors[i].Read:
+	case cursors[i].InUse:
 		return journal.Position{}, fmt.Errorf("%w: another relay delivers to sink %q", ErrInvalid, sink)
 	}
 	if id, adopted := r.adoptions()[sink]; adopted {
@@ -233,13 +233,13 @@ func (r *Relay) DeleteSink(ctx context.Context, sink string) (discarded uint64, 
 	if err != nil {
 		return 0, err
 	}
-	discarded = position.Behind
+	discarded = position.Lag
 	for _, s := range r.Unconfigured() {
 		if s.Sink == sink {
 			discarded = s.LagEvents
 		}
 	}
-	if err := r.opts.Journal.Forget(ctx, sink); err != nil {
+	if err := r.opts.Journal.DeleteCursor(ctx, sink); err != nil {
 		return 0, err
 	}
 	r.opts.Log.Warn("sink deleted by an operator, its pending events are discarded", zap.String("sink", sink), zap.Uint64("events", discarded))
@@ -255,7 +255,7 @@ func (r *Relay) adopted(ctx context.Context, spec ReplaySpec) error {
 		r.opts.Log.Warn("sink is in the configuration again, so that two sinks got its pending events", zap.String("sink", spec.Adopts), zap.String("adopted_by", spec.Sink))
 		return nil
 	}
-	if err := r.opts.Journal.Forget(ctx, spec.Adopts); err != nil && !errors.Is(err, journal.ErrNotFound) {
+	if err := r.opts.Journal.DeleteCursor(ctx, spec.Adopts); err != nil && !errors.Is(err, journal.ErrNotFound) {
 		return fmt.Errorf("deleting the cursor of sink %s, whose events sink %s has adopted: %w", spec.Adopts, spec.Sink, err)
 	}
 	r.opts.Log.Info("sink adopted", zap.String("sink", spec.Sink), zap.String("adopted", spec.Adopts))

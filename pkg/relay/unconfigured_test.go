@@ -88,7 +88,7 @@ func TestAdoptedEventsBecomeDeadLetters(t *testing.T) {
 	if done := b.replayed(t, re.ID); done.Sent != 2 || done.Refused != 1 {
 		t.Errorf("the replay is %+v", done)
 	}
-	dead, err := b.journal.DeadLetter(t.Context(), journal.DeadID{Sink: "other", Seq: 2})
+	dead, err := b.journal.DeadLetter(t.Context(), journal.DeliveryID{Sink: "other", Seq: 2})
 	if err != nil || dead.Letter.Reason != "too_large" || dead.Letter.Attempts != 1 || dead.Letter.First.IsZero() {
 		t.Errorf("the dead letter is %+v, %v", dead.Letter, err)
 	}

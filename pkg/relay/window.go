@@ -9,10 +9,10 @@ package relay
 // from there on a little more each time.
 type window struct {
 	size, threshold int
-	most            int // the sink's batch
+	max             int // the sink's batch
 }
 
-func newWindow(most int) window { return window{size: most, threshold: most, most: most} }
+func newWindow(maxSize int) window { return window{size: maxSize, threshold: maxSize, max: maxSize} }
 
 // failed notes that nothing arrived of n events.
 func (w *window) failed(n int) {
@@ -22,13 +22,13 @@ func (w *window) failed(n int) {
 	w.size = 1
 }
 
-// arrived notes that n events arrived.
-func (w *window) arrived(n int) {
+// succeeded notes that n events arrived.
+func (w *window) succeeded(n int) {
 	switch {
 	case n < w.size: // there were no more: that tells nothing
 	case w.size < w.threshold:
 		w.size = min(2*w.size, w.threshold)
 	default:
-		w.size = min(w.size+max(1, w.most/16), w.most)
+		w.size = min(w.size+max(1, w.max/16), w.max)
 	}
 }

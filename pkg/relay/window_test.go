@@ -18,20 +18,20 @@ func TestWindow(t *testing.T) {
 	var sizes []int
 	for range 12 {
 		sizes = append(sizes, w.size)
-		w.arrived(w.size)
+		w.succeeded(w.size)
 	}
 	if diff := cmp.Diff([]int{1, 2, 4, 8, 16, 32, 36, 40, 44, 48, 52, 56}, sizes); diff != "" {
 		t.Errorf("sizes (-want +got):\n%s", diff)
 	}
 	for range 12 {
-		w.arrived(w.size)
+		w.succeeded(w.size)
 	}
 	if w.size != 64 {
 		t.Errorf("it grows to %d, want 64", w.size)
 	}
 	w.failed(64)
-	w.arrived(1)
-	w.arrived(1) // there was no more to hand over
+	w.succeeded(1)
+	w.succeeded(1) // there was no more to hand over
 	if w.size != 2 {
 		t.Errorf("an unfilled window grows to %d, want 2", w.size)
 	}

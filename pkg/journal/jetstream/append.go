@@ -83,18 +83,18 @@ func fitting(events []*staged) [][]*staged {
 
 // request is what is stored as one act, or not at all.
 type request struct {
-	events   []*staged
-	taken    *entry            // an entry that goes with it, and must still be there
-	with     []string          // subjects of entries that go with that one, whatever they are
-	receipts []journal.Receipt // of the events
-	done     chan error        // gets the outcome, once
-	gone     atomic.Bool       // the caller has not waited for it
+	events    []*staged
+	entry     *entry            // an entry that goes with it, and must still be there
+	with      []string          // subjects of entries that go with that one, whatever they are
+	receipts  []journal.Receipt // of the events
+	done      chan error        // gets the outcome, once
+	abandoned atomic.Bool       // the caller has not waited for it
 }
 
-// leave says that nobody waits for the request any more. There may be none.
-func (r *request) leave() {
+// abandon says that nobody waits for the request any more. There may be none.
+func (r *request) abandon() {
 	if r != nil {
-		r.gone.Store(true)
+		r.abandoned.Store(true)
 	}
 }
 
@@ -114,7 +114,7 @@ func (r *request) messages() (n, size int) {
 		n += e.messages()
 		size += len(e.record)
 	}
-	if r.taken != nil {
+	if r.entry != nil {
 		n += 2 + len(r.with)
 	}
 	return n, size
@@ -135,10 +135,10 @@ func (r *request) messages() (n, size int) {
 //  4. Only the cluster's acknowledgement, or a claim that the cluster has stored,
 //     answers a request.
 type publisher struct {
-	j        *Journal
-	requests chan *request
-	left     *request // did not fit the group before
-	twins    bool     // the last group had some, so that looking first is cheaper
+	j           *Journal
+	requests    chan *request
+	deferred    *request // did not fit the group before
+	sawConflict bool     // the last group had some, so that looking first is cheaper
 }
 
 func newPublisher(j *Journal) *publisher {
@@ -147,8 +147,8 @@ func newPublisher(j *Journal) *publisher {
 
 func (p *publisher) run(ctx context.Context) {
 	for {
-		r := p.left
-		p.left = nil
+		r := p.deferred
+		p.deferred = nil
 		for r == nil {
 			select {
 			case r = <-p.requests:
@@ -157,7 +157,7 @@ func (p *publisher) run(ctx context.Context) {
 				return
 			}
 		}
-		p.settle(ctx, p.gather(r))
+		p.store(ctx, p.gather(r))
 	}
 }
 
@@ -183,7 +183,7 @@ func (p *publisher) gather(first *request) []*request {
 		case r := <-p.requests:
 			more, bytes := r.messages()
 			if n, size = n+more, size+bytes; n > maxGroupMessages || size > maxGroupBytes {
-				p.left = r
+				p.deferred = r
 				return group
 			}
 			group = append(group, r)
@@ -200,23 +200,23 @@ func newWait() *backoff.ExponentialBackOff {
 	return wait
 }
 
-// settle stores a group, however long the cluster is away, and answers it.
-func (p *publisher) settle(ctx context.Context, group []*request) {
-	known := map[string]claim{} // by subject
-	look := p.twins
-	p.twins = false
+// store stores a group, however long the cluster is away, and answers it.
+func (p *publisher) store(ctx context.Context, group []*request) {
+	claims := map[string]claim{} // by subject
+	readFirst := p.sawConflict
+	p.sawConflict = false
 	wait := newWait()
 	for {
 		if group = waiting(group); len(group) == 0 {
 			return
 		}
-		err := p.j.settled(ctx)
-		if err == nil && look {
-			group, err = p.lookUp(ctx, group, known)
+		err := p.j.waitReady(ctx)
+		if err == nil && readFirst {
+			group, err = p.readClaims(ctx, group, claims)
 		}
 		if err == nil {
-			look = true // whatever comes of it: the next attempt must know
-			err = p.publish(ctx, group, known)
+			readFirst = true // whatever comes of it: the next attempt must know
+			err = p.publish(ctx, group, claims)
 		}
 		switch {
 		case err == nil:
@@ -247,7 +247,7 @@ func answer(group []*request, err error) {
 func waiting(group []*request) []*request {
 	rest := group[:0]
 	for _, r := range group {
-		if !r.gone.Load() {
+		if !r.abandoned.Load() {
 			rest = append(rest, r)
 		}
 	}
@@ -262,24 +262,24 @@ var (
 	errBroken = errors.New("cannot be stored")
 )
 
-// lookUp asks for the claims of all keys of the group, and answers those
+// readClaims asks for the claims of all keys of the group, and answers those
 // requests whose entry somebody else has taken.
-func (p *publisher) lookUp(ctx context.Context, group []*request, known map[string]claim) ([]*request, error) {
+func (p *publisher) readClaims(ctx context.Context, group []*request, claims map[string]claim) ([]*request, error) {
 	var subjects []string
 	rest := group[:0]
 	for _, r := range group {
-		if r.taken != nil {
-			now, err := p.j.entry(ctx, r.taken.subject)
+		if r.entry != nil {
+			now, err := p.j.entry(ctx, r.entry.subject)
 			if err != nil && !errors.Is(err, journal.ErrNotFound) {
 				return append(rest, group[len(rest):]...), err
 			}
-			if err != nil || now.at != r.taken.at {
+			if err != nil || now.at != r.entry.at {
 				// Gone, perhaps by an attempt of ours that was not answered.
-				if !p.ours(ctx, r, known) {
-					r.done <- fmt.Errorf("%s: %w", last(r.taken.subject), journal.ErrNotFound)
+				if !p.alreadyStored(ctx, r, claims) {
+					r.done <- fmt.Errorf("%s: %w", last(r.entry.subject), journal.ErrNotFound)
 					continue
 				}
-				r.taken = nil
+				r.entry = nil
 			}
 		}
 		rest = append(rest, r)
@@ -292,10 +292,10 @@ func (p *publisher) lookUp(ctx context.Context, group []*request, known map[stri
 	if len(subjects) == 0 {
 		return rest, nil
 	}
-	return rest, p.lookUpKeys(ctx, subjects, known)
+	return rest, p.readKeyClaims(ctx, subjects, claims)
 }
 
-func (p *publisher) lookUpKeys(ctx context.Context, subjects []string, known map[string]claim) error {
+func (p *publisher) readKeyClaims(ctx context.Context, subjects []string, claims map[string]claim) error {
 	messages, err := p.j.lastOf(ctx, subjects)
 	if err != nil {
 		return err
@@ -305,13 +305,13 @@ func (p *publisher) lookUpKeys(ctx context.Context, subjects []string, known map
 		if err != nil {
 			return fmt.Errorf("%w: %s: %w", errBroken, m.subject, err)
 		}
-		known[m.subject] = c
+		claims[m.subject] = c
 	}
 	return nil
 }
 
-// ours reports whether an earlier attempt has stored the request's events.
-func (p *publisher) ours(ctx context.Context, r *request, known map[string]claim) bool {
+// alreadyStored reports whether an earlier attempt has stored the request's events.
+func (p *publisher) alreadyStored(ctx context.Context, r *request, claims map[string]claim) bool {
 	if len(r.events) == 0 || r.events[0].token == 0 {
 		return false
 	}
@@ -319,44 +319,44 @@ func (p *publisher) ours(ctx context.Context, r *request, known map[string]claim
 	for _, k := range r.events[0].event.Keys {
 		subjects = append(subjects, p.j.names.key(k))
 	}
-	if p.lookUpKeys(ctx, subjects, known) != nil {
+	if p.readKeyClaims(ctx, subjects, claims) != nil {
 		return false
 	}
 	for _, s := range subjects {
-		if known[s].token == r.events[0].token {
+		if claims[s].token == r.events[0].token {
 			return true
 		}
 	}
 	return false
 }
 
-// making is a claim that the group makes, and the place in the batch of the event
+// newClaim is a claim that the group makes, and the place in the batch of the event
 // that it stands for; 0 is an event that is stored already.
-type making struct {
+type newClaim struct {
 	claim
-	place int
+	batchIndex int
 }
 
 // plan is a group as an atomic batch.
 type plan struct {
 	messages []*nats.Msg
-	made     map[string]making // by subject
-	places   [][]int           // in the batch, of each request's events; 0 is a duplicate
-	twins    bool
+	made     map[string]newClaim // by subject
+	indexes  [][]int             // in the batch, of each request's events; 0 is a duplicate
+	conflict bool
 }
 
 // plan decides what of the group is stored.
-func (p *publisher) plan(group []*request, known map[string]claim) plan {
-	pl := plan{made: map[string]making{}, places: make([][]int, len(group))}
+func (p *publisher) plan(group []*request, claims map[string]claim) plan {
+	pl := plan{made: map[string]newClaim{}, indexes: make([][]int, len(group))}
 	now := p.j.now()
 	for i, r := range group {
 		r.receipts = make([]journal.Receipt, len(r.events))
-		pl.places[i] = make([]int, len(r.events))
+		pl.indexes[i] = make([]int, len(r.events))
 		for n, e := range r.events {
-			pl.places[i][n] = p.add(&pl, e, known, now, &r.receipts[n])
+			pl.indexes[i][n] = p.add(&pl, e, claims, now, &r.receipts[n])
 		}
-		if r.taken != nil {
-			pl.messages = append(pl.messages, p.j.removals(*r.taken)...)
+		if r.entry != nil {
+			pl.messages = append(pl.messages, p.j.removals(*r.entry)...)
 			for _, subject := range r.with {
 				pl.messages = append(pl.messages, removing(subject))
 			}
@@ -368,7 +368,7 @@ func (p *publisher) plan(group []*request, known map[string]claim) plan {
 // add puts an event into the batch with the claims of its keys, or fills in its
 // receipt where it is a duplicate. It returns its place in the batch; that of a
 // duplicate is the place of the first one, or 0 where that is stored already.
-func (p *publisher) add(pl *plan, e *staged, known map[string]claim, now int64, receipt *journal.Receipt) (place int) {
+func (p *publisher) add(pl *plan, e *staged, claims map[string]claim, now int64, receipt *journal.Receipt) (place int) {
 	if e.token == 0 {
 		e.token = p.j.tokens.Add(1)
 	}
@@ -376,14 +376,14 @@ func (p *publisher) add(pl *plan, e *staged, known map[string]claim, now int64, 
 	if accepted == 0 {
 		accepted = now
 	}
-	var original making
+	var original newClaim
 	var unseen []event.Key
 	duplicate := false
 	for _, k := range e.event.Keys {
 		subject := p.j.names.key(k)
 		m, ok := pl.made[subject]
 		if !ok {
-			m.claim, ok = known[subject]
+			m.claim, ok = claims[subject]
 			ok = ok && m.within(p.j.opts.Window, accepted)
 		}
 		switch {
@@ -399,16 +399,16 @@ func (p *publisher) add(pl *plan, e *staged, known map[string]claim, now int64, 
 		binary.BigEndian.PutUint64(value, uint64(accepted))
 		place = len(pl.messages) + 1
 		pl.messages = append(pl.messages, p.j.messages(p.j.names.event(), value)...)
-		original = making{claim{first: accepted, token: e.token, id: e.event.CloudEvent.ID()}, place}
+		original = newClaim{claim{first: accepted, token: e.token, id: e.event.CloudEvent.ID()}, place}
 	}
 	*receipt = journal.Receipt{Seq: original.seq, ID: original.id, Duplicate: duplicate && original.token != e.token}
-	pl.twins = pl.twins || receipt.Duplicate
+	pl.conflict = pl.conflict || receipt.Duplicate
 	// A duplicate may bring a key that its original did not have. It is
 	// remembered as seen with the original: a duplicate extends nothing.
 	for _, k := range unseen {
 		subject, back := p.j.names.key(k), 0
-		if original.place > 0 {
-			back = len(pl.messages) + 1 - original.place
+		if original.batchIndex > 0 {
+			back = len(pl.messages) + 1 - original.batchIndex
 		}
 		pl.made[subject] = original
 		m := nats.NewMsg(subject)
@@ -416,14 +416,14 @@ func (p *publisher) add(pl *plan, e *staged, known map[string]claim, now int64, 
 		if duplicate {
 			setKey(m, k)
 		}
-		m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(known[subject].at, 10))
-		if known[subject].at > 0 { // it has had its time
+		m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(claims[subject].at, 10))
+		if claims[subject].at > 0 { // it has had its time
 			m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
 		}
 		m.Header.Set(jetstream.MsgTTLHeader, seconds(p.j.opts.Window+slack))
 		pl.messages = append(pl.messages, m)
 	}
-	return original.place
+	return original.batchIndex
 }
 
 func seconds(d time.Duration) string { return strconv.Itoa(int(d/time.Second)+1) + "s" }
@@ -441,7 +441,7 @@ func (p *publisher) publish(ctx context.Context, group []*request, known map[str
 	}
 	newest := journal.Seq(0)
 	for i, r := range group {
-		for n, place := range pl.places[i] {
+		for n, place := range pl.indexes[i] {
 			if place > 0 {
 				r.receipts[n].Seq = journal.Seq(first + uint64(place) - 1)
 				newest = max(newest, r.receipts[n].Seq)
@@ -449,7 +449,7 @@ func (p *publisher) publish(ctx context.Context, group []*request, known map[str
 		}
 	}
 	p.j.stored(newest)
-	p.twins = pl.twins
+	p.sawConflict = pl.conflict
 	answer(group, nil)
 	return nil
 }
@@ -504,13 +504,13 @@ func judged(err error) error {
 // partsHeader says in how many further messages, right behind it, a value goes on.
 const partsHeader = "Postwire-Parts"
 
-// most is how many bytes of a value one message takes.
-func (j *Journal) most() int { return max(int(j.conn.MaxPayload())-16<<10, 1<<10) } // less the headers
+// maxChunk is how many bytes of a value one message takes.
+func (j *Journal) maxChunk() int { return max(int(j.conn.MaxPayload())-16<<10, 1<<10) } // less the headers
 
 // messages are what a value is stored in: one message, or where the server does
 // not take one so large, several.
 func (j *Journal) messages(subject string, value []byte) []*nats.Msg {
-	most := j.most()
+	most := j.maxChunk()
 	head := nats.NewMsg(subject)
 	if len(value) <= most {
 		head.Data = value

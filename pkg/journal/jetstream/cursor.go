@@ -68,24 +68,24 @@ type cursor struct {
 	changed   chan struct{} // closed, and made anew, when any of these change
 	bound     bool          // the consumer is there
 	broken    error         // what is stored where the cursor stands cannot be read
-	tenure    *tenure       // nil while another process reads
+	ownership *ownership    // nil while another process reads
 	committed journal.Seq
-	began     journal.Seq
-	behind    uint64
-	holder    journal.Holder
+	startSeq  journal.Seq
+	lag       uint64
+	owner     journal.Owner
 	closed    bool
 }
 
-// tenure is the time from one pinning of this process to its end.
-type tenure struct {
-	pin   string
-	ack   []string      // the parts of the subject of an acknowledgement
-	read  journal.Seq   // newest event read
-	seen  uint64        // newest delivery
-	queue []delivery    // read, and not yet given to Next
-	bytes int           // of the queue
-	out   []delivery    // given to Next, and not yet committed
-	over  chan struct{} // closed when it is
+// ownership is the time from one pinning of this process to its end.
+type ownership struct {
+	pin       string
+	ack       []string      // the parts of the subject of an acknowledgement
+	read      journal.Seq   // newest event read
+	delivered uint64        // newest delivery
+	queue     []delivery    // read, and not yet given to Next
+	bytes     int           // of the queue
+	out       []delivery    // given to Next, and not yet committed
+	done      chan struct{} // closed when it is
 }
 
 // delivery is an event in hand.
@@ -116,7 +116,7 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 	}
 	err := j.retry(ctx, c.bind)
 	if err == nil {
-		err = c.note(ctx)
+		err = c.recordOpen(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close()) //nolint:contextcheck // it is closed even if ctx is done
@@ -151,7 +151,7 @@ func (c *cursor) bind(ctx context.Context) error {
 	}
 	consumer, err := s.Consumer(ctx, c.durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		if err = c.j.look(ctx); err != nil {
+		if err = c.j.poll(ctx); err != nil {
 			return err
 		}
 		c.j.mu.Lock()
@@ -175,8 +175,8 @@ func (c *cursor) bind(ctx context.Context) error {
 		return &refusal{fmt.Sprintf("the consumer %s of the stream %s was not made by Postwire: remove it, or give the sink another name", c.durable, c.j.opts.Stream)}
 	}
 	c.mu.Lock()
-	c.bound, c.began = true, journal.Seq(began)
-	c.committed = max(c.committed, c.began)
+	c.bound, c.startSeq = true, journal.Seq(began)
+	c.committed = max(c.committed, c.startSeq)
 	c.mu.Unlock()
 	c.take(info)
 	return nil
@@ -189,32 +189,32 @@ func (c *cursor) take(info *jetstream.ConsumerInfo) {
 	floor := journal.Seq(info.AckFloor.Stream)
 	moved := floor > c.committed
 	c.committed = max(c.committed, floor)
-	c.behind = info.NumPending + uint64(info.NumAckPending)
-	c.holder.Since = time.Time{}
+	c.lag = info.NumPending + uint64(info.NumAckPending)
+	c.owner.Since = time.Time{}
 	pinned := ""
 	if len(info.PriorityGroups) > 0 {
-		pinned, c.holder.Since = info.PriorityGroups[0].PinnedClientID, info.PriorityGroups[0].PinnedTS
+		pinned, c.owner.Since = info.PriorityGroups[0].PinnedClientID, info.PriorityGroups[0].PinnedTS
 	}
 	switch {
-	case c.tenure != nil:
-		c.holder.Name, c.holder.Here = c.j.opts.Name, true
+	case c.ownership != nil:
+		c.owner.Name, c.owner.Local = c.j.opts.Name, true
 	case pinned == "":
-		c.holder = journal.Holder{}
+		c.owner = journal.Owner{}
 	default:
-		c.holder.Here = false
+		c.owner.Local = false
 	}
 	if moved {
 		c.notify()
 	}
 }
 
-// look asks the cluster how the consumer stands. What cannot be asked now is
+// poll asks the cluster how the consumer stands. What cannot be asked now is
 // asked the next time.
-func (c *cursor) look(ctx context.Context) {
+func (c *cursor) poll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	c.mu.Lock()
-	bound, here := c.bound, c.tenure != nil
+	bound, local := c.bound, c.ownership != nil
 	c.mu.Unlock()
 	if !bound {
 		return
@@ -225,15 +225,15 @@ func (c *cursor) look(ctx context.Context) {
 		return
 	}
 	c.take(info)
-	if here || len(info.PriorityGroups) == 0 || info.PriorityGroups[0].PinnedClientID == "" {
+	if local || len(info.PriorityGroups) == 0 || info.PriorityGroups[0].PinnedClientID == "" {
 		return
 	}
-	if e, err := c.j.entry(ctx, c.j.names.holder(c.name)); err == nil {
-		var h holding
+	if e, err := c.j.entry(ctx, c.j.names.owner(c.name)); err == nil {
+		var h ownerRecord
 		if json.Unmarshal(e.value, &h) == nil && h.Pin == info.PriorityGroups[0].PinnedClientID {
 			c.mu.Lock()
-			if c.tenure == nil {
-				c.holder.Name = h.Name
+			if c.ownership == nil {
+				c.owner.Name = h.Name
 			}
 			c.mu.Unlock()
 		}
@@ -248,17 +248,17 @@ func (c *cursor) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	return consumer.CachedInfo(), nil
 }
 
-// holding is what a process leaves behind when it is pinned.
-type holding struct {
+// ownerRecord is what a process leaves behind when it is pinned.
+type ownerRecord struct {
 	Name string `json:"name"`
 	Pin  string `json:"pin"`
 }
 
-// hold tells the others who is pinned.
-func (c *cursor) hold(ctx context.Context, pin string) {
-	b, err := json.Marshal(holding{c.j.opts.Name, pin})
+// saveOwner tells the others who is pinned.
+func (c *cursor) saveOwner(ctx context.Context, pin string) {
+	b, err := json.Marshal(ownerRecord{c.j.opts.Name, pin})
 	if err == nil {
-		_, err = c.j.store(ctx, c.j.messagesFor(c.j.names.holder(c.name), b))
+		_, err = c.j.store(ctx, c.j.messagesFor(c.j.names.owner(c.name), b))
 	}
 	if err != nil {
 		c.j.log.Debug("saying who reads", zap.String("sink", c.name), zap.Error(err))
@@ -275,8 +275,8 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 		}
 		changed, closed, broken := c.changed, c.closed || c.life.Err() != nil, c.broken
 		var records []journal.Record
-		if t := c.tenure; t != nil && len(t.queue) > 0 && !closed {
-			if records, broken = t.give(limit); len(records) > 0 {
+		if t := c.ownership; t != nil && len(t.queue) > 0 && !closed {
+			if records, broken = t.take(limit); len(records) > 0 {
 				c.notify()
 			}
 		}
@@ -298,9 +298,9 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 	}
 }
 
-// give moves records from the queue out, at most limit. One that cannot be read
+// take moves records from the queue out, at most limit. One that cannot be read
 // stays where it is, and with it all behind it.
-func (t *tenure) give(limit int) (records []journal.Record, err error) {
+func (t *ownership) take(limit int) (records []journal.Record, err error) {
 	var decoder record.Decoder
 	for len(t.queue) > 0 && len(records) < max(limit, 1) {
 		d := t.queue[0]
@@ -324,7 +324,7 @@ func (c *cursor) pull() {
 	wait := newWait()
 	for c.life.Err() == nil {
 		err := c.session(c.life, func() { wait.Reset() })
-		c.lose()
+		c.release()
 		if c.life.Err() != nil {
 			return
 		}
@@ -342,14 +342,14 @@ func (c *cursor) pull() {
 	}
 }
 
-// lose ends the tenure: what is in hand is somebody else's business.
-func (c *cursor) lose() {
+// release ends the tenure: what is in hand is somebody else's business.
+func (c *cursor) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.tenure != nil {
-		close(c.tenure.over)
-		c.tenure = nil
-		c.holder = journal.Holder{}
+	if c.ownership != nil {
+		close(c.ownership.done)
+		c.ownership = nil
+		c.owner = journal.Owner{}
 		c.notify()
 	}
 }
@@ -361,7 +361,7 @@ var errUnpinned = errors.New("another process is pinned")
 func (c *cursor) session(ctx context.Context, well func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if err := c.j.settled(ctx); err != nil {
+	if err := c.j.waitReady(ctx); err != nil {
 		return err
 	}
 	consumer, err := c.j.js.Consumer(ctx, c.j.opts.Stream, c.durable)
@@ -388,7 +388,7 @@ func (c *cursor) session(ctx context.Context, well func()) error {
 		}
 		pin := m.Headers().Get("Nats-Pin-Id")
 		c.mu.Lock()
-		t := c.tenure
+		t := c.ownership
 		c.mu.Unlock()
 		switch {
 		case t == nil:
@@ -400,7 +400,7 @@ func (c *cursor) session(ctx context.Context, well func()) error {
 		case t.pin != pin:
 			return errUnpinned // and pinned again: from the durable place on
 		}
-		if err := c.offer(ctx, t, m, meta); err != nil {
+		if err := c.ingest(ctx, t, m, meta); err != nil {
 			return err
 		}
 		if err := c.room(ctx, t); err != nil {
@@ -411,28 +411,28 @@ func (c *cursor) session(ctx context.Context, well func()) error {
 
 // begin begins a tenure with all that stands behind the durable place and was
 // delivered before, to whomever.
-func (c *cursor) begin(ctx context.Context, pin, reply string) (*tenure, error) {
+func (c *cursor) begin(ctx context.Context, pin, reply string) (*ownership, error) {
 	ack, err := ackSubject(reply)
 	if err != nil {
 		return nil, err
 	}
-	t := &tenure{pin: pin, ack: ack, over: make(chan struct{})}
+	t := &ownership{pin: pin, ack: ack, done: make(chan struct{})}
 	if err := c.catchUp(ctx, t); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
-	c.tenure, c.broken = t, nil
-	c.holder = journal.Holder{Name: c.j.opts.Name, Since: time.Now().UTC(), Here: true}
+	c.ownership, c.broken = t, nil
+	c.owner = journal.Owner{Name: c.j.opts.Name, Since: time.Now().UTC(), Local: true}
 	c.notify()
 	c.mu.Unlock()
-	c.hold(ctx, pin)
+	c.saveOwner(ctx, pin)
 	c.j.log.Info("this process reads for the sink now", zap.String("sink", c.name))
 	return t, nil
 }
 
 // catchUp reads from the stream what was delivered and not read: from the durable
 // place, or the newest event read, through the newest delivery.
-func (c *cursor) catchUp(ctx context.Context, t *tenure) error {
+func (c *cursor) catchUp(ctx context.Context, t *ownership) error {
 	info, err := c.info(ctx)
 	if err != nil {
 		return err
@@ -459,24 +459,24 @@ func (c *cursor) catchUp(ctx context.Context, t *tenure) error {
 	defer c.mu.Unlock()
 	t.push(queue...)
 	t.read = max(t.read, delivered, floor)
-	t.seen = max(t.seen, info.Delivered.Consumer)
+	t.delivered = max(t.delivered, info.Delivered.Consumer)
 	c.notify()
 	return nil
 }
 
-func (t *tenure) push(ds ...delivery) {
+func (t *ownership) push(ds ...delivery) {
 	for _, d := range ds {
 		t.bytes += len(d.value)
 	}
 	t.queue = append(t.queue, ds...)
 }
 
-// offer takes an event that the server offers, where it follows on the one
+// ingest takes an event that the server offers, where it follows on the one
 // before; where it does not, the gap is read from the stream.
-func (c *cursor) offer(ctx context.Context, t *tenure, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+func (c *cursor) ingest(ctx context.Context, t *ownership, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
 	seq, number := journal.Seq(meta.Sequence.Stream), meta.Sequence.Consumer
-	follows := number == t.seen+1 && meta.NumDelivered == 1
-	t.seen = max(t.seen, number)
+	follows := number == t.delivered+1 && meta.NumDelivered == 1
+	t.delivered = max(t.delivered, number)
 	if seq <= t.read {
 		return nil // offered again, or read already
 	}
@@ -501,7 +501,7 @@ func (c *cursor) offer(ctx context.Context, t *tenure, m jetstream.Msg, meta *je
 }
 
 // room waits until there is room for another event in hand.
-func (c *cursor) room(ctx context.Context, t *tenure) error {
+func (c *cursor) room(ctx context.Context, t *ownership) error {
 	for {
 		c.mu.Lock()
 		full, changed := t.bytes > pullBytes, c.changed
@@ -565,7 +565,7 @@ func ackSubject(reply string) ([]string, error) {
 
 // acknowledgement is the subject at which a delivery, and all before it, is
 // acknowledged.
-func (t *tenure) acknowledgement(d delivery) string {
+func (t *ownership) acknowledgement(d delivery) string {
 	parts := slices.Clone(t.ack)
 	at := 5
 	if len(parts) > 9 {
@@ -578,7 +578,7 @@ func (t *tenure) acknowledgement(d delivery) string {
 // Commit implements journal.Cursor.
 func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered journal.Undelivered) error {
 	c.mu.Lock()
-	t, closed := c.tenure, c.closed || c.life.Err() != nil
+	t, closed := c.ownership, c.closed || c.life.Err() != nil
 	var done []delivery
 	if t != nil {
 		n, _ := slices.BinarySearchFunc(t.out, through+1, func(d delivery, s journal.Seq) int { return cmp.Compare(d.seq, s) })
@@ -590,7 +590,7 @@ func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered jo
 	case closed:
 		return fmt.Errorf("committing: %w", journal.ErrClosed)
 	case t == nil && through > committed:
-		return fmt.Errorf("committing: %w", journal.ErrMoved)
+		return fmt.Errorf("committing: %w", journal.ErrOwnershipLost)
 	case len(done) == 0:
 		return nil
 	}
@@ -604,8 +604,8 @@ func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered jo
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		select {
-		case <-t.over:
-			cancel(journal.ErrMoved)
+		case <-t.done:
+			cancel(journal.ErrOwnershipLost)
 		case <-stop:
 		}
 	})
@@ -623,7 +623,7 @@ func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered jo
 	defer c.mu.Unlock()
 	t.out = t.out[min(len(done), len(t.out)):]
 	c.committed = max(c.committed, done[len(done)-1].seq)
-	c.behind -= min(c.behind, uint64(len(done)))
+	c.lag -= min(c.lag, uint64(len(done)))
 	c.notify()
 	return nil
 }
@@ -647,9 +647,9 @@ func (c *cursor) aside(undelivered journal.Undelivered, done []delivery) (messag
 		if err != nil {
 			return nil, err
 		}
-		messages = append(messages, c.j.messagesFor(c.j.names.dead(journal.DeadID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: letter.Seq}), value)...)
+		messages = append(messages, c.j.messagesFor(c.j.names.dead(journal.DeliveryID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: letter.Seq}), value)...)
 	}
-	for _, u := range undelivered.GivenUp {
+	for _, u := range undelivered.Discarded {
 		m, err := c.j.lostMessage(c.name, u)
 		if err != nil {
 			return nil, err
@@ -660,7 +660,7 @@ func (c *cursor) aside(undelivered journal.Undelivered, done []delivery) (messag
 }
 
 // acknowledge moves the floor of the consumer, and waits until that is stored.
-func (c *cursor) acknowledge(ctx context.Context, t *tenure, d delivery) error {
+func (c *cursor) acknowledge(ctx context.Context, t *ownership, d delivery) error {
 	subject := t.acknowledgement(d)
 	return c.j.retry(ctx, func(ctx context.Context) error {
 		try, cancel := c.j.ask(ctx)
@@ -689,43 +689,43 @@ func (c *cursor) Committed() journal.Seq {
 	return c.committed
 }
 
-// Began implements journal.Cursor.
-func (c *cursor) Began() journal.Seq {
+// StartSeq implements journal.Cursor.
+func (c *cursor) StartSeq() journal.Seq {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.began
+	return c.startSeq
 }
 
-// Behind implements journal.Cursor.
-func (c *cursor) Behind() uint64 {
+// Lag implements journal.Cursor.
+func (c *cursor) Lag() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.behind
+	return c.lag
 }
 
-// Moved implements journal.Cursor.
-func (c *cursor) Moved() <-chan struct{} {
+// OwnershipLost implements journal.Cursor.
+func (c *cursor) OwnershipLost() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.tenure == nil {
+	if c.ownership == nil {
 		over := make(chan struct{})
 		close(over)
 		return over
 	}
-	return c.tenure.over
+	return c.ownership.done
 }
 
-// Holder implements journal.Cursor.
-func (c *cursor) Holder() journal.Holder {
+// Owner implements journal.Cursor.
+func (c *cursor) Owner() journal.Owner {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.holder
+	return c.owner
 }
 
 // Close implements io.Closer.
 func (c *cursor) Close() error {
 	c.mu.Lock()
-	t := c.tenure
+	t := c.ownership
 	again := c.closed
 	c.closed = true
 	c.notify()
@@ -749,7 +749,7 @@ func (c *cursor) Close() error {
 // handOver lets another process take over at once: the server pins another one,
 // and offers it the first event that is in hand here. Where that fails, it takes
 // as long as if this process had died.
-func (c *cursor) handOver(t *tenure) {
+func (c *cursor) handOver(t *ownership) {
 	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout/2)
 	defer cancel()
 	s, err := c.j.js.Stream(ctx, c.j.opts.Stream)
@@ -793,16 +793,16 @@ func positions(ctx context.Context, js jetstream.JetStream, name string) (all []
 			return nil, fmt.Errorf("%w: consumer %s: %w", errBroken, info.Name, err)
 		}
 		all = append(all, journal.Position{
-			Name: name, Began: journal.Seq(began), Committed: journal.Seq(max(began, info.AckFloor.Stream)), Behind: info.NumPending + uint64(info.NumAckPending),
-			Read: slices.ContainsFunc(info.PriorityGroups, func(g jetstream.PriorityGroupState) bool { return g.PinnedClientID != "" }),
+			Name: name, StartSeq: journal.Seq(began), Committed: journal.Seq(max(began, info.AckFloor.Stream)), Lag: info.NumPending + uint64(info.NumAckPending),
+			InUse: slices.ContainsFunc(info.PriorityGroups, func(g jetstream.PriorityGroupState) bool { return g.PinnedClientID != "" }),
 		})
 	}
 	slices.SortFunc(all, func(a, b journal.Position) int { return strings.Compare(a.Name, b.Name) })
 	return all, consumers.Err()
 }
 
-// Forget implements journal.Journal.
-func (j *Journal) Forget(ctx context.Context, name string) error {
+// DeleteCursor implements journal.Journal.
+func (j *Journal) DeleteCursor(ctx context.Context, name string) error {
 	j.mu.Lock()
 	_, open := j.cursors[name]
 	j.mu.Unlock()
@@ -816,7 +816,7 @@ func (j *Journal) Forget(ctx context.Context, name string) error {
 		}
 		return err
 	})
-	for _, subject := range []string{j.names.note(seenPrefix + name), j.names.holder(name)} {
+	for _, subject := range []string{j.names.value(openPrefix + name), j.names.owner(name)} {
 		if err == nil {
 			err = j.put(ctx, []*nats.Msg{removing(subject)})
 		}

@@ -171,7 +171,7 @@ const maxPageBytes = 1 << 20
 // pages yields the last messages of those subjects under a prefix that are wanted,
 // by subject and some at a time.
 func (j *Journal) pages(ctx context.Context, prefix string, wanted func(subject string) bool) iter.Seq2[[]message, error] {
-	const most = 64
+	const maxPage = 64
 	return func(yield func([]message, error) bool) {
 		subjects, err := j.subjects(ctx, prefix+">")
 		if err != nil {
@@ -179,7 +179,7 @@ func (j *Journal) pages(ctx context.Context, prefix string, wanted func(subject 
 			return
 		}
 		subjects = slices.DeleteFunc(subjects, func(subject string) bool { return !wanted(subject) })
-		for n := most; len(subjects) > 0; {
+		for n := maxPage; len(subjects) > 0; {
 			some := subjects[:min(n, len(subjects))]
 			var messages []message
 			var all bool
@@ -202,7 +202,7 @@ func (j *Journal) pages(ctx context.Context, prefix string, wanted func(subject 
 				size += len(m.data)
 			}
 			if size < maxPageBytes/4 {
-				n = min(2*n, most)
+				n = min(2*n, maxPage)
 			}
 			subjects = subjects[len(some):]
 			slices.SortFunc(messages, func(a, b message) int { return strings.Compare(a.subject, b.subject) })
@@ -213,13 +213,13 @@ func (j *Journal) pages(ctx context.Context, prefix string, wanted func(subject 
 	}
 }
 
-// Note implements journal.Notes.
-func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
+// PutValue implements journal.Notes.
+func (j *Journal) PutValue(ctx context.Context, name string, value []byte) error {
 	var messages []*nats.Msg
 	if value == nil {
-		messages = []*nats.Msg{removing(j.names.note(name))}
+		messages = []*nats.Msg{removing(j.names.value(name))}
 	} else {
-		messages = j.messagesFor(j.names.note(name), value)
+		messages = j.messagesFor(j.names.value(name), value)
 	}
 	if err := j.put(ctx, messages); err != nil {
 		return fmt.Errorf("noting %s: %w", name, err)
@@ -227,13 +227,13 @@ func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
 	return nil
 }
 
-// Noted implements journal.Notes.
-func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.Noted, error] {
-	return func(yield func(journal.Noted, error) bool) {
-		var all []journal.Noted
+// Values implements journal.Notes.
+func (j *Journal) Values(ctx context.Context, prefix string) iter.Seq2[journal.KVEntry, error] {
+	return func(yield func(journal.KVEntry, error) bool) {
+		var all []journal.KVEntry
 		begins := func(subject string) bool { return strings.HasPrefix(last(subject), prefix) }
-		for n, err := range scanIf(ctx, j, j.opts.Stream+".note.", begins, func(e entry) (journal.Noted, error) {
-			return journal.Noted{Name: last(e.subject), Value: e.value}, nil
+		for n, err := range scanIf(ctx, j, j.opts.Stream+".note.", begins, func(e entry) (journal.KVEntry, error) {
+			return journal.KVEntry{Key: last(e.subject), Value: e.value}, nil
 		}) {
 			if err != nil {
 				yield(n, err)
@@ -241,7 +241,7 @@ func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.No
 			}
 			all = append(all, n)
 		}
-		slices.SortFunc(all, func(a, b journal.Noted) int { return strings.Compare(a.Name, b.Name) })
+		slices.SortFunc(all, func(a, b journal.KVEntry) int { return strings.Compare(a.Key, b.Key) })
 		for _, n := range all {
 			if !yield(n, nil) {
 				return
@@ -250,9 +250,9 @@ func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.No
 	}
 }
 
-// Lead implements journal.Journal: whoever has written the last message under the
+// AcquireLease implements journal.Journal: whoever has written the last message under the
 // name leads until the message's time is over.
-func (j *Journal) Lead(ctx context.Context, name string, until time.Duration) (bool, error) {
+func (j *Journal) AcquireLease(ctx context.Context, name string, until time.Duration) (bool, error) {
 	subject := j.names.lead(name)
 	now, err := j.entry(ctx, subject)
 	switch {

@@ -20,30 +20,30 @@ const (
 	trimTo = 75
 )
 
-// trimEvery is between two looks at whether there is room.
-const trimEvery = 2 * time.Second
+// trimInterval is between two looks at whether there is room.
+const trimInterval = 2 * time.Second
 
-// absence is how long nobody may have opened a cursor before what it has not
+// unusedCursorTTL is how long nobody may have opened a cursor before what it has not
 // passed is not kept for it any more: its sink is in no configuration.
-const absence = time.Hour
+const unusedCursorTTL = time.Hour
 
-// seenPrefix is where the notes begin that say when a cursor was last open.
-const seenPrefix = "cursor/"
+// openPrefix is where the notes begin that say when a cursor was last open.
+const openPrefix = "cursor/"
 
-// note says that the cursor is open.
-func (c *cursor) note(ctx context.Context) error {
+// recordOpen says that the cursor is open.
+func (c *cursor) recordOpen(ctx context.Context) error {
 	b, err := json.Marshal(c.j.opts.Clock().UTC())
 	if err != nil {
 		return err
 	}
-	return c.j.Note(ctx, seenPrefix+c.name, b)
+	return c.j.PutValue(ctx, openPrefix+c.name, b)
 }
 
 // expireAll removes what is old, now and then; of all processes one does.
 func (j *Journal) expireAll() {
 	tick := time.NewTicker(j.opts.Every)
 	defer tick.Stop()
-	near := time.NewTicker(trimEvery)
+	near := time.NewTicker(trimInterval)
 	defer near.Stop()
 	for {
 		select {
@@ -68,21 +68,21 @@ func (j *Journal) Expire(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, max(j.opts.Every, 10*time.Second))
 	defer cancel()
 	for _, c := range j.openCursors() {
-		if err := c.note(ctx); err != nil {
+		if err := c.recordOpen(ctx); err != nil {
 			return err
 		}
 	}
-	leads, err := j.Lead(ctx, "expire", 2*j.opts.Every)
+	leads, err := j.AcquireLease(ctx, "expire", 2*j.opts.Every)
 	if err != nil || !leads {
 		return err
 	}
-	if err := j.settled(ctx); err != nil {
+	if err := j.waitReady(ctx); err != nil {
 		return err
 	}
 	if err := j.expireQuarantine(ctx); err != nil {
 		return err
 	}
-	if err := j.look(ctx); err != nil {
+	if err := j.poll(ctx); err != nil {
 		return err
 	}
 	j.mu.Lock()
@@ -118,15 +118,15 @@ func (j *Journal) Expire(ctx context.Context) error {
 // has had not long ago.
 func (j *Journal) passed(ctx context.Context, last journal.Seq) (journal.Seq, error) {
 	seen := map[string]time.Time{}
-	for n, err := range j.Noted(ctx, seenPrefix) {
+	for n, err := range j.Values(ctx, openPrefix) {
 		if err != nil {
 			return 0, err
 		}
 		var at time.Time
 		if err := json.Unmarshal(n.Value, &at); err != nil {
-			return 0, fmt.Errorf("note %s: %w", n.Name, err)
+			return 0, fmt.Errorf("note %s: %w", n.Key, err)
 		}
-		seen[n.Name[len(seenPrefix):]] = at
+		seen[n.Key[len(openPrefix):]] = at
 	}
 	s, err := j.js.Stream(ctx, j.opts.Stream)
 	if err != nil {
@@ -136,7 +136,7 @@ func (j *Journal) passed(ctx context.Context, last journal.Seq) (journal.Seq, er
 	consumers := s.ListConsumers(ctx)
 	for info := range consumers.Info() {
 		name, ok := info.Config.Metadata[nameKey]
-		if !ok || j.opts.Clock().Sub(seen[name]) > absence {
+		if !ok || j.opts.Clock().Sub(seen[name]) > unusedCursorTTL {
 			continue
 		}
 		passed = min(passed, journal.Seq(info.AckFloor.Stream))
@@ -182,7 +182,7 @@ func (j *Journal) remove(ctx context.Context, through journal.Seq) (uint64, erro
 	if err != nil {
 		return 0, fmt.Errorf("removing events: %w", err)
 	}
-	if err := j.look(ctx); err != nil {
+	if err := j.poll(ctx); err != nil {
 		return 0, err
 	}
 	return before - min(before, j.Usage().Events), nil

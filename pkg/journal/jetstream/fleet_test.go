@@ -145,8 +145,8 @@ func TestSinksChangeHands(t *testing.T) {
 	}
 	cancel()
 	within(t, "each knows who reads", func() bool {
-		h := cb.Holder()
-		return h.Name == "a" && !h.Here && ca.Holder().Here && cb.Behind() == 10
+		h := cb.Owner()
+		return h.Name == "a" && !h.Local && ca.Owner().Local && cb.Lag() == 10
 	})
 
 	records, err := a.Read(t.Context(), 0, 4)
@@ -167,7 +167,7 @@ func TestSinksChangeHands(t *testing.T) {
 	if took := time.Since(began); took > pinnedTTL {
 		t.Errorf("handing over took %v", took)
 	}
-	if d, err := b.DeadLetter(t.Context(), journal.DeadID{Sink: "sink", Seq: records[1].Seq}); err != nil || d.Event.CloudEvent.ID() != "1" {
+	if d, err := b.DeadLetter(t.Context(), journal.DeliveryID{Sink: "sink", Seq: records[1].Seq}); err != nil || d.Event.CloudEvent.ID() != "1" {
 		t.Errorf("DeadLetter = %v, %v", d, err)
 	}
 
@@ -175,11 +175,11 @@ func TestSinksChangeHands(t *testing.T) {
 	if ca, err = a.Reader(t.Context(), "sink", journal.Earliest); err != nil {
 		t.Fatal(err)
 	}
-	moved := cb.Moved()
+	moved := cb.OwnershipLost()
 	go func() { _, _ = ca.Next(t.Context(), 0) }() // it stands by
 	die(b)
 	mustAppend(t, a, numbered(10, 12)...)
-	within(t, "the one that is left reads", func() bool { return ca.Holder().Here })
+	within(t, "the one that is left reads", func() bool { return ca.Owner().Local })
 	ids, last := read(t, ca, 7)
 	if got := strings.Join(ids, " "); got != "5 6 7 8 9 10 11" { // the one that stood by has 4
 		t.Errorf("after the other one died: %s", got)
@@ -187,7 +187,7 @@ func TestSinksChangeHands(t *testing.T) {
 	if err := ca.Commit(t.Context(), last, journal.Undelivered{}); err != nil {
 		t.Errorf("Commit: %v", err)
 	}
-	within(t, "nothing is left", func() bool { return ca.Behind() == 0 })
+	within(t, "nothing is left", func() bool { return ca.Lag() == 0 })
 	select {
 	case <-moved:
 	case <-time.After(20 * time.Second):
@@ -216,13 +216,13 @@ func TestCommitOfWhatHasMoved(t *testing.T) {
 		if err := s.UnpinConsumer(t.Context(), "sink", group); err != nil {
 			t.Fatal(err)
 		}
-		return cb.Holder().Here
+		return cb.Owner().Local
 	})
 	if err := <-stood; err != nil {
 		t.Fatal(err)
 	}
-	within(t, "the first one has noticed", func() bool { return !ca.Holder().Here })
-	if err := ca.Commit(t.Context(), last, journal.Undelivered{}); !errors.Is(err, journal.ErrMoved) {
+	within(t, "the first one has noticed", func() bool { return !ca.Owner().Local })
+	if err := ca.Commit(t.Context(), last, journal.Undelivered{}); !errors.Is(err, journal.ErrOwnershipLost) {
 		t.Errorf("Commit = %v", err)
 	}
 }
@@ -234,7 +234,7 @@ func TestLead(t *testing.T) {
 	a, b := process(t, url, "a"), process(t, url, "b")
 	lead := func(j *Journal, until time.Duration) bool {
 		t.Helper()
-		ok, err := j.Lead(t.Context(), "work/1", until)
+		ok, err := j.AcquireLease(t.Context(), "work/1", until)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -271,18 +271,18 @@ func TestLargeEvents(t *testing.T) {
 	if err := c.Commit(t.Context(), last, journal.Undelivered{Dead: []journal.DeadLetter{{Seq: last, Reason: "too_large"}}}); err != nil {
 		t.Fatal(err)
 	}
-	at, err := j.Retry(t.Context(), journal.DeadID{Sink: "sink", Seq: last})
+	at, err := j.Redeliver(t.Context(), journal.DeliveryID{Sink: "sink", Seq: last})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if ids, again := read(t, c, 1); ids[0] != "large" || again != at {
 		t.Errorf("retried: %s at %d, want %d", ids[0], again, at)
 	}
-	id, err := j.Quarantine(t.Context(), journal.Rejected{Source: "s", Body: large.CloudEvent.DataEncoded})
+	id, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "s", Body: large.CloudEvent.DataEncoded})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := j.Rejected(t.Context(), id); err != nil || string(r.Body) != string(large.CloudEvent.DataEncoded) {
+	if r, err := j.QuarantinedRequest(t.Context(), id); err != nil || string(r.Body) != string(large.CloudEvent.DataEncoded) {
 		t.Errorf("Rejected: %d bytes, %v", len(r.Body), err)
 	}
 }

@@ -38,7 +38,7 @@ func TestFormat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rejected := journal.Rejected{
+	rejected := journal.QuarantinedRequest{
 		ID: "0190", Source: "a/b", Received: at, Method: "POST", Path: "/in", RawQuery: "q", Header: http.Header{"A": {"b"}}, Reason: "odd", Body: []byte("{"),
 		Count: 2, LastReceived: at.Add(time.Second),
 	}
@@ -59,12 +59,12 @@ func TestFormat(t *testing.T) {
 		{n.event(), s.record},
 		{n.key(e.Keys[0]), made.encode(1)},
 		{n.key(e.Keys[1]), made.encode(0)},
-		{n.dead(journal.DeadID{Sink: "a/b", Seq: 7}), dead},
+		{n.dead(journal.DeliveryID{Sink: "a/b", Seq: 7}), dead},
 		{n.lost("a/b"), nil},
 		{n.rejected("0190"), kept[0].Data},
 		{n.receipts("a/b", identity(rejected.Identity())), kept[1].Data},
-		{n.note("replay/1"), nil},
-		{n.holder("nats"), nil},
+		{n.value("replay/1"), nil},
+		{n.owner("nats"), nil},
 		{n.lead("expire"), nil},
 		{n.part(n.event()), nil},
 	} {

@@ -43,7 +43,7 @@ type Options struct {
 	Quarantine uint64
 	// Discarded is told of quarantined requests that this process has discarded,
 	// by several goroutines; nil is not told.
-	Discarded func(journal.Discarded)
+	Discarded func(journal.QuarantineDiscards)
 
 	// Hold is how long an append waits for the cluster before it is kept by
 	// Spill, or fails where there is none. 0 is three seconds.
@@ -65,12 +65,12 @@ type Journal struct {
 	conn  *nats.Conn
 	js    jetstream.JetStream
 
-	life context.Context // until Close
-	end  context.CancelFunc
-	done sync.WaitGroup
-	link atomic.Pointer[link]
+	life  context.Context // until Close
+	end   context.CancelFunc
+	done  sync.WaitGroup
+	epoch atomic.Pointer[connEpoch]
 
-	doubt chan struct{} // asks for a look at the cluster
+	pollNow chan struct{} // asks for a look at the cluster
 
 	publishers []*publisher
 	spill      *spill        // nil where nothing is kept here
@@ -80,15 +80,15 @@ type Journal struct {
 	repeats    repeats
 	shares     shares
 
-	mu      sync.Mutex
-	changed chan struct{} // closed, and made anew, when any of these change
-	ready   bool          // the stream is as it must be, and the cursors have their consumers
-	refused error         // why it is not, where only an operator can help
-	unheard error         // why the cluster was not heard at the last look; nil is that it was
-	id      string        // empty until the stream was seen
-	state   state
-	cursors map[string]*cursor
-	closed  bool
+	mu           sync.Mutex
+	changed      chan struct{} // closed, and made anew, when any of these change
+	ready        bool          // the stream is as it must be, and the cursors have their consumers
+	permanentErr error         // why it is not, where only an operator can help
+	lastPollErr  error         // why the cluster was not heard at the last look; nil is that it was
+	id           string        // empty until the stream was seen
+	state        state
+	cursors      map[string]*cursor
+	closed       bool
 }
 
 var _ journal.Journal = (*Journal)(nil)
@@ -108,10 +108,10 @@ const (
 	// apiTimeout is for one request to the cluster: one that has no leader
 	// does not answer.
 	apiTimeout = 2 * time.Second
-	// setUpFor is how long the start waits for the cluster.
-	setUpFor = 3 * time.Second
-	// lookEvery is between two looks at the stream.
-	lookEvery = 500 * time.Millisecond
+	// setUpTimeout is how long the start waits for the cluster.
+	setUpTimeout = 3 * time.Second
+	// pollInterval is between two looks at the stream.
+	pollInterval = 500 * time.Millisecond
 	// leaveAfter is after how long without the cluster a connection is made to
 	// another server: sooner than a new leader is elected, so that this process
 	// is among those who see it.
@@ -128,11 +128,11 @@ func Open(ctx context.Context, opts Options) (*Journal, error) {
 	opts = opts.withDefaults()
 	j := &Journal{
 		opts: opts, log: opts.Log, names: names{opts.Stream},
-		changed: make(chan struct{}), doubt: make(chan struct{}, 1), shares: newShares(), cursors: map[string]*cursor{}, state: state{oldest: 1},
+		changed: make(chan struct{}), pollNow: make(chan struct{}, 1), shares: newShares(), cursors: map[string]*cursor{}, state: state{oldest: 1},
 	}
 	j.tokens.Store(randomToken())
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
-	j.relink()
+	j.newEpoch()
 	if err := j.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close()) //nolint:contextcheck // it is closed even if ctx is done
 	}
@@ -157,7 +157,7 @@ func (o Options) withDefaults() Options {
 		o.Quarantine = journal.DefaultQuarantine(o.MaxBytes)
 	}
 	if o.Discarded == nil {
-		o.Discarded = func(journal.Discarded) {}
+		o.Discarded = func(journal.QuarantineDiscards) {}
 	}
 	return o
 }
@@ -168,7 +168,7 @@ func (j *Journal) open(ctx context.Context) error {
 	}
 	err := j.setUp(ctx)
 	// A stream that another process has just made is not there for everybody yet.
-	for wait, end := newWait(), time.Now().Add(setUpFor); err != nil && ctx.Err() == nil && time.Now().Before(end); err = j.setUp(ctx) {
+	for wait, end := newWait(), time.Now().Add(setUpTimeout); err != nil && ctx.Err() == nil && time.Now().Before(end); err = j.setUp(ctx) {
 		if _, permanent := errors.AsType[*refusal](err); permanent || sleep.For(ctx, wait.NextBackOff()) != nil {
 			break
 		}
@@ -178,7 +178,7 @@ func (j *Journal) open(ctx context.Context) error {
 			return err
 		}
 		j.log.Warn("the cluster does not answer; what comes in is kept here until it does", zap.Error(err))
-		j.unheard = err
+		j.lastPollErr = err
 	}
 	for range publishers {
 		p := newPublisher(j)
@@ -212,7 +212,7 @@ func (j *Journal) connect() error {
 		// hold of an append is over.
 		nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			j.relink()
+			j.newEpoch()
 			if j.life.Err() == nil {
 				j.log.Warn("disconnected from the journal's cluster", zap.Error(err))
 			}
@@ -231,18 +231,18 @@ func (j *Journal) connect() error {
 	return err
 }
 
-// link is the time of one connection: an answer that it has not brought, none
+// connEpoch is the time of one connection: an answer that it has not brought, none
 // will bring.
-type link struct {
+type connEpoch struct {
 	context.Context
-	lost context.CancelFunc
+	cancel context.CancelFunc
 }
 
-// relink ends the time of the connection before.
-func (j *Journal) relink() {
+// newEpoch ends the time of the connection before.
+func (j *Journal) newEpoch() {
 	ctx, lost := context.WithCancel(j.life)
-	if before := j.link.Swap(&link{ctx, lost}); before != nil {
-		before.lost()
+	if before := j.epoch.Swap(&connEpoch{ctx, lost}); before != nil {
+		before.cancel()
 	}
 }
 
@@ -250,7 +250,7 @@ func (j *Journal) relink() {
 // more.
 func (j *Journal) ask(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	stop := context.AfterFunc(j.link.Load(), cancel)
+	stop := context.AfterFunc(j.epoch.Load(), cancel)
 	return ctx, func() {
 		stop()
 		cancel()
@@ -264,10 +264,10 @@ func (j *Journal) setUp(ctx context.Context) error {
 	if err := j.connected(ctx); err != nil {
 		return err
 	}
-	if err := j.settleStream(ctx); err != nil {
+	if err := j.configureStream(ctx); err != nil {
 		return err
 	}
-	if err := j.look(ctx); err != nil {
+	if err := j.poll(ctx); err != nil {
 		return err
 	}
 	for _, c := range j.openCursors() {
@@ -277,7 +277,7 @@ func (j *Journal) setUp(ctx context.Context) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.ready, j.refused, j.unheard = true, nil, nil
+	j.ready, j.permanentErr, j.lastPollErr = true, nil, nil
 	j.notify()
 	return nil
 }
@@ -335,22 +335,22 @@ func (j *Journal) await(ctx context.Context, done func() bool) error {
 	}
 }
 
-// settled waits until the stream is as it must be.
-func (j *Journal) settled(ctx context.Context) error {
+// waitReady waits until the stream is as it must be.
+func (j *Journal) waitReady(ctx context.Context) error {
 	return j.await(ctx, func() bool { return j.ready })
 }
 
 // watch looks at the stream, sets up what could not be set up when the journal
 // was opened, and leaves a server behind which does not find the cluster.
 func (j *Journal) watch() {
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	var left time.Time // a server, for another one
-	heard := time.Now()
+	lastAnswer := time.Now()
 	for {
 		select {
 		case <-tick.C:
-		case <-j.doubt:
+		case <-j.pollNow:
 		case <-j.life.Done():
 			return
 		}
@@ -359,25 +359,25 @@ func (j *Journal) watch() {
 		j.mu.Unlock()
 		var err error
 		if ready {
-			err = j.look(j.life)
+			err = j.poll(j.life)
 		} else {
 			err = j.setUp(j.life)
 		}
 		if j.life.Err() != nil {
 			return
 		}
-		j.heard(err)
+		j.onPoll(err)
 		now := time.Now()
 		if err == nil {
-			heard = now
+			lastAnswer = now
 		}
 		// A server without a leader may have one soon; a leader that is cut off
 		// from the others will not be theirs.
-		patience := leaveAfter
+		timeout := leaveAfter
 		if errors.Is(err, errAlone) {
-			patience = lookEvery
+			timeout = pollInterval
 		}
-		if j.conn.IsConnected() && now.Sub(heard) > patience && now.Sub(left) > patience {
+		if j.conn.IsConnected() && now.Sub(lastAnswer) > timeout && now.Sub(left) > timeout {
 			left = now
 			if err := j.conn.ForceReconnect(); err != nil {
 				j.log.Debug("looking for another server", zap.Error(err))
@@ -386,37 +386,37 @@ func (j *Journal) watch() {
 	}
 }
 
-// heard notes how a look at the cluster ended.
-func (j *Journal) heard(err error) {
+// onPoll notes how a look at the cluster ended.
+func (j *Journal) onPoll(err error) {
 	j.mu.Lock()
-	was, refused := j.unheard, j.refused
-	j.unheard = err
+	was, refused := j.lastPollErr, j.permanentErr
+	j.lastPollErr = err
 	if _, permanent := errors.AsType[*refusal](err); permanent {
-		j.refused = err
+		j.permanentErr = err
 	}
 	if (was == nil) != (err == nil) {
 		j.notify()
 	}
-	news := err != nil && (was == nil || refused == nil && j.refused != nil)
+	report := err != nil && (was == nil || refused == nil && j.permanentErr != nil)
 	j.mu.Unlock()
 	switch {
 	case err == nil && was != nil:
 		j.log.Info("the journal's cluster answers again")
 		if j.spill != nil {
-			j.spill.listen()
+			j.spill.extendGrace()
 		}
-	case news:
+	case report:
 		j.log.Error("the journal's cluster does not take events", zap.Error(err))
 	}
 	if err == nil {
 		for _, c := range j.openCursors() {
-			c.look(j.life)
+			c.poll(j.life)
 		}
 	}
 }
 
-// look reads the state of the stream.
-func (j *Journal) look(ctx context.Context) error {
+// poll reads the state of the stream.
+func (j *Journal) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	s, err := j.readState(ctx)
@@ -464,7 +464,7 @@ func (j *Journal) Check() error {
 		return err
 	}
 	j.mu.Lock()
-	unheard := j.unheard
+	unheard := j.lastPollErr
 	j.mu.Unlock()
 	switch {
 	case unheard == nil:
@@ -482,8 +482,8 @@ func (j *Journal) check() error {
 	switch {
 	case j.closed:
 		return journal.ErrClosed
-	case j.refused != nil:
-		return fmt.Errorf("%w: %w", journal.ErrUnavailable, j.refused)
+	case j.permanentErr != nil:
+		return fmt.Errorf("%w: %w", journal.ErrUnavailable, j.permanentErr)
 	case j.opts.MaxBytes > 0 && j.state.bytes >= j.opts.MaxBytes:
 		return fmt.Errorf("%w: the stream takes %d bytes, journal.max_bytes is %d", journal.ErrFull, j.state.bytes, j.opts.MaxBytes)
 	}
@@ -533,51 +533,51 @@ func (j *Journal) appendPart(ctx context.Context, events []*staged) ([]journal.R
 	if j.spill != nil {
 		return j.spill.append(ctx, events)
 	}
-	return j.settle(ctx, &request{events: events})
+	return j.submitWithin(ctx, &request{events: events})
 }
 
-// settle hands a request to its publisher and waits for the outcome, but no
+// submitWithin hands a request to its publisher and waits for the outcome, but no
 // longer than the hold.
-func (j *Journal) settle(ctx context.Context, r *request) ([]journal.Receipt, error) {
+func (j *Journal) submitWithin(ctx context.Context, r *request) ([]journal.Receipt, error) {
 	hold := time.NewTimer(j.opts.Hold)
 	defer hold.Stop()
 	receipts, err := j.submit(ctx, r, hold.C)
-	if errors.Is(err, errHeld) {
+	if errors.Is(err, errHoldTimeout) {
 		return nil, fmt.Errorf("%w: %w", journal.ErrUnavailable, err)
 	}
 	return receipts, err
 }
 
-// errHeld is returned for what the cluster did not settle within the hold: it
+// errHoldTimeout is returned for what the cluster did not settle within the hold: it
 // may have stored it, or not.
-var errHeld = errors.New("the cluster has not answered in time")
+var errHoldTimeout = errors.New("the cluster has not answered in time")
 
 // submit hands a request to its publisher and waits for the outcome until ctx is
 // done or give fires. What became of it after that is not known.
-func (j *Journal) submit(ctx context.Context, r *request, give <-chan time.Time) ([]journal.Receipt, error) {
-	if err := j.enqueue(ctx, r, give); err != nil {
+func (j *Journal) submit(ctx context.Context, r *request, timeout <-chan time.Time) ([]journal.Receipt, error) {
+	if err := j.enqueue(ctx, r, timeout); err != nil {
 		return nil, err
 	}
 	select {
 	case err := <-r.done:
 		return r.receipts, err
-	case <-give:
-		r.leave()
-		return nil, errHeld
+	case <-timeout:
+		r.abandon()
+		return nil, errHoldTimeout
 	case <-ctx.Done():
-		r.leave()
+		r.abandon()
 		return nil, ctx.Err()
 	}
 }
 
 // enqueue hands a request to its publisher, which answers at done.
-func (j *Journal) enqueue(ctx context.Context, r *request, give <-chan time.Time) error {
+func (j *Journal) enqueue(ctx context.Context, r *request, timeout <-chan time.Time) error {
 	r.done = make(chan error, 1)
 	select {
 	case j.publishers[r.publisher()].requests <- r:
 		return nil
-	case <-give:
-		return errHeld
+	case <-timeout:
+		return errHoldTimeout
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-j.life.Done():
@@ -586,11 +586,11 @@ func (j *Journal) enqueue(ctx context.Context, r *request, give <-chan time.Time
 }
 
 // Quarantine implements journal.Appender.
-func (j *Journal) Quarantine(ctx context.Context, r journal.Rejected) (string, error) {
+func (j *Journal) Quarantine(ctx context.Context, r journal.QuarantinedRequest) (string, error) {
 	if err := j.check(); err != nil {
 		return "", fmt.Errorf("quarantining: %w", err)
 	}
-	r = r.Counted(j.opts.Clock())
+	r = r.WithDefaults(j.opts.Clock())
 	if j.spill != nil {
 		return j.spill.quarantine(ctx, r)
 	}

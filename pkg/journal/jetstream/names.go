@@ -42,19 +42,19 @@ func (n names) part(subject string) string {
 	return n.stream + ".part." + strings.TrimPrefix(subject, n.prefix())
 }
 
-func (n names) dead(id journal.DeadID) string {
+func (n names) dead(id journal.DeliveryID) string {
 	return fmt.Sprintf("%s.dead.%s.%020d", n.stream, token(id.Sink), id.Seq)
 }
 
 // deadID reads what dead wrote.
-func (n names) deadID(subject string) (journal.DeadID, error) {
+func (n names) deadID(subject string) (journal.DeliveryID, error) {
 	rest := strings.TrimPrefix(subject, n.stream+".dead.")
 	sink, place, _ := strings.Cut(rest, ".")
 	s, err := strconv.ParseUint(place, 10, 64)
 	if err != nil {
-		return journal.DeadID{}, fmt.Errorf("subject %s: %w", subject, err)
+		return journal.DeliveryID{}, fmt.Errorf("subject %s: %w", subject, err)
 	}
-	return journal.DeadID{Sink: untoken(sink), Seq: journal.Seq(s)}, nil
+	return journal.DeliveryID{Sink: untoken(sink), Seq: journal.Seq(s)}, nil
 }
 
 func (n names) lost(sink string) string   { return n.stream + ".lost." + token(sink) }
@@ -71,9 +71,9 @@ func (n names) sourceOf(subject string) string {
 	return untoken(source)
 }
 
-func (n names) note(name string) string   { return n.stream + ".note." + token(name) }
-func (n names) holder(name string) string { return n.stream + ".holder." + token(name) }
-func (n names) lead(name string) string   { return n.stream + ".lead." + token(name) }
+func (n names) value(name string) string { return n.stream + ".note." + token(name) }
+func (n names) owner(name string) string { return n.stream + ".holder." + token(name) }
+func (n names) lead(name string) string  { return n.stream + ".lead." + token(name) }
 
 // last is the name that token made the last token of a subject.
 func last(subject string) string {

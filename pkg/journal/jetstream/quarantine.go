@@ -101,7 +101,7 @@ type repeating struct {
 
 // round is what is sent as one.
 type round struct {
-	journal.Rejected
+	journal.QuarantinedRequest
 	sent bool
 	done chan struct{} // closed when id and err are there
 	id   string
@@ -109,7 +109,7 @@ type round struct {
 }
 
 // join adds a request to those of its identity that wait.
-func (rs *repeats) join(i identity, r journal.Rejected) (*repeating, *round) {
+func (rs *repeats) join(i identity, r journal.QuarantinedRequest) (*repeating, *round) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	if rs.all == nil {
@@ -123,7 +123,7 @@ func (rs *repeats) join(i identity, r journal.Rejected) (*repeating, *round) {
 	}
 	all.users++
 	if all.next == nil {
-		all.next = &round{Rejected: r, done: make(chan struct{})}
+		all.next = &round{QuarantinedRequest: r, done: make(chan struct{})}
 		return all, all.next
 	}
 	all.next.Count += r.Count
@@ -155,7 +155,7 @@ func (rs *repeats) leave(i identity, all *repeating) {
 // quarantine keeps a request in the cluster, under the ID that it has, or a new
 // one, or counts it with the one that is kept. It makes attempts until the hold is
 // over.
-func (j *Journal) quarantine(ctx context.Context, r journal.Rejected) (string, error) {
+func (j *Journal) quarantine(ctx context.Context, r journal.QuarantinedRequest) (string, error) {
 	if r.ID == "" {
 		id, err := uuid.NewV7()
 		if err != nil {
@@ -171,7 +171,7 @@ func (j *Journal) quarantine(ctx context.Context, r journal.Rejected) (string, e
 		if j.repeats.take(all, mine) {
 			// Not with ctx: others wait for the outcome, too.
 			hold, cancel := context.WithTimeout(j.life, j.opts.Hold)
-			mine.id, mine.err = j.keep(hold, i, mine.Rejected) //nolint:contextcheck // see above
+			mine.id, mine.err = j.keep(hold, i, mine.QuarantinedRequest) //nolint:contextcheck // see above
 			cancel()
 			close(mine.done)
 		}
@@ -188,7 +188,7 @@ func (j *Journal) quarantine(ctx context.Context, r journal.Rejected) (string, e
 }
 
 // keep stores a request, or one receipt more of the one that is kept.
-func (j *Journal) keep(ctx context.Context, i identity, r journal.Rejected) (id string, err error) {
+func (j *Journal) keep(ctx context.Context, i identity, r journal.QuarantinedRequest) (id string, err error) {
 	value, err := record.AppendRejected(nil, r)
 	if err != nil {
 		return "", err
@@ -237,7 +237,7 @@ func (j *Journal) keep(ctx context.Context, i identity, r journal.Rejected) (id 
 }
 
 // kept are the messages of a request as it was in another journal.
-func (j *Journal) kept(r journal.Rejected) ([]*nats.Msg, error) {
+func (j *Journal) kept(r journal.QuarantinedRequest) ([]*nats.Msg, error) {
 	value, err := record.AppendRejected(nil, r)
 	if err != nil {
 		return nil, err
@@ -255,15 +255,15 @@ func (j *Journal) kept(r journal.Rejected) ([]*nats.Msg, error) {
 
 // counted adds its receipts to a request. Those of a request that is removed at this
 // moment may be gone.
-func counted(r journal.Rejected, kept *receipts) journal.Rejected {
+func counted(r journal.QuarantinedRequest, kept *receipts) journal.QuarantinedRequest {
 	if kept != nil && kept.ID == r.ID {
 		r.Count, r.LastReceived = kept.Count, kept.Last
 	}
-	return r.Counted(r.Received)
+	return r.WithDefaults(r.Received)
 }
 
 // decodeRejected decodes the entry of a quarantined request, and adds its receipts.
-func (j *Journal) decodeRejected(ctx context.Context, e entry) (journal.Rejected, error) {
+func (j *Journal) decodeRejected(ctx context.Context, e entry) (journal.QuarantinedRequest, error) {
 	r, err := record.DecodeRejected(e.value)
 	if err != nil {
 		return r, err
@@ -277,14 +277,14 @@ func (j *Journal) decodeRejected(ctx context.Context, e entry) (journal.Rejected
 }
 
 // Quarantined implements journal.Aside.
-func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.Rejected, error] {
+func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.QuarantinedRequest, error] {
 	from := ""
 	if after != "" {
 		from = j.names.rejected(after)
 	}
-	return func(yield func(journal.Rejected, error) bool) {
+	return func(yield func(journal.QuarantinedRequest, error) bool) {
 		for e, err := range scan(ctx, j, j.opts.Stream+".rejected.", from, func(e entry) (entry, error) { return e, nil }) {
-			var r journal.Rejected
+			var r journal.QuarantinedRequest
 			if err == nil {
 				r, err = j.decodeRejected(ctx, e)
 			}
@@ -295,14 +295,14 @@ func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journ
 	}
 }
 
-// Rejected implements journal.Aside.
-func (j *Journal) Rejected(ctx context.Context, id string) (r journal.Rejected, err error) {
+// QuarantinedRequest implements journal.Aside.
+func (j *Journal) QuarantinedRequest(ctx context.Context, id string) (r journal.QuarantinedRequest, err error) {
 	e, err := j.mustEntry(ctx, j.names.rejected(id))
 	if err == nil {
 		r, err = j.decodeRejected(ctx, e)
 	}
 	if err != nil {
-		return journal.Rejected{}, fmt.Errorf("quarantined request %s: %w", id, err)
+		return journal.QuarantinedRequest{}, fmt.Errorf("quarantined request %s: %w", id, err)
 	}
 	return r, nil
 }
@@ -320,7 +320,7 @@ func (j *Journal) Release(ctx context.Context, id string, events ...event.Event)
 	}
 	parts := fitting(staged)
 	var answers []journal.Receipt
-	var rejected journal.Rejected
+	var rejected journal.QuarantinedRequest
 	e, err := j.mustEntry(ctx, j.names.rejected(id))
 	if err == nil {
 		rejected, err = record.DecodeRejected(e.value)
@@ -328,10 +328,10 @@ func (j *Journal) Release(ctx context.Context, id string, events ...event.Event)
 	for i := 0; err == nil && i < len(parts); i++ {
 		r := &request{events: parts[i]}
 		if i == len(parts)-1 { // the request goes with its last events, and its receipts with it
-			r.taken, r.with = &e, []string{j.names.receipts(rejected.Source, identity(rejected.Identity()))}
+			r.entry, r.with = &e, []string{j.names.receipts(rejected.Source, identity(rejected.Identity()))}
 		}
 		var some []journal.Receipt
-		some, err = j.settle(ctx, r)
+		some, err = j.submitWithin(ctx, r)
 		answers = append(answers, some...)
 	}
 	if err != nil {
@@ -483,7 +483,7 @@ func (j *Journal) receiptsUnder(ctx context.Context, prefix string) iter.Seq2[li
 // more than its share, or one request. Of all processes one does so at a time: two
 // would take the same requests, and each have the other's acts refused.
 func (j *Journal) shrink(ctx context.Context, source string) error {
-	switch leads, err := j.Lead(ctx, "quarantine", 2*time.Second); {
+	switch leads, err := j.AcquireLease(ctx, "quarantine", 2*time.Second); {
 	case err != nil:
 		return err
 	case !leads:
@@ -500,7 +500,7 @@ func (j *Journal) shrink(ctx context.Context, source string) error {
 		requests++
 	}
 	if bytes > j.opts.Quarantine {
-		freed, err := j.discard(ctx, prefix, journal.DiscardedSize, func(r listed) bool {
+		freed, err := j.discard(ctx, prefix, journal.QuarantineMaxBytes, func(r listed) bool {
 			if bytes <= j.opts.Quarantine || requests <= 1 {
 				return false
 			}
@@ -526,7 +526,7 @@ func (j *Journal) expireQuarantine(ctx context.Context) error {
 		return nil
 	}
 	cutoff := j.opts.Clock().Add(-j.opts.Retention)
-	_, err := j.discard(ctx, j.opts.Stream+".receipts.", journal.DiscardedAge, func(r listed) bool { return r.Last.Before(cutoff) })
+	_, err := j.discard(ctx, j.opts.Stream+".receipts.", journal.QuarantineRetention, func(r listed) bool { return r.Last.Before(cutoff) })
 	return err
 }
 
@@ -538,7 +538,7 @@ func (j *Journal) discard(ctx context.Context, prefix, reason string, old func(l
 	defer func() {
 		for source, n := range discarded {
 			j.log.Warn("the journal discards quarantined requests", zap.String("source", source), zap.String("reason", reason), zap.Uint64("requests", n))
-			j.opts.Discarded(journal.Discarded{Source: source, Reason: reason, Requests: n})
+			j.opts.Discarded(journal.QuarantineDiscards{Source: source, Reason: reason, Requests: n})
 		}
 	}()
 	whole = true

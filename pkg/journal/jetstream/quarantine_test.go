@@ -13,8 +13,8 @@ import (
 	"github.com/postwire/postwire/pkg/journal/journaltest"
 )
 
-func rejected(source string, number, size int) journal.Rejected {
-	return journal.Rejected{Source: source, Received: newClock().Now(), Body: fmt.Appendf(bytes.Repeat([]byte("x"), size), " %d", number), Reason: "odd"}
+func rejected(source string, number, size int) journal.QuarantinedRequest {
+	return journal.QuarantinedRequest{Source: source, Received: newClock().Now(), Body: fmt.Appendf(bytes.Repeat([]byte("x"), size), " %d", number), Reason: "odd"}
 }
 
 // A list of large requests holds few of them at once, whatever the caller wants of
@@ -122,7 +122,7 @@ func TestRemovedRequestsLeaveTheStream(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := j.Drop(t.Context(), journal.DeadID{Sink: "sink", Seq: at}); err != nil {
+	if err := j.Drop(t.Context(), journal.DeliveryID{Sink: "sink", Seq: at}); err != nil {
 		t.Fatal(err)
 	}
 	if now := bytes(); now > before+10<<10 {
@@ -163,7 +163,7 @@ func TestProcessesShareTheQuarantine(t *testing.T) {
 		}
 	}
 	senders.Wait()
-	var repeated []journal.Rejected
+	var repeated []journal.QuarantinedRequest
 	flood := func() (n int) {
 		repeated = nil
 		for r, err := range all[0].Quarantined(t.Context(), "") {
@@ -184,7 +184,7 @@ func TestProcessesShareTheQuarantine(t *testing.T) {
 		t.Errorf("what was received %d times is kept as %+v", 4*each, repeated)
 	}
 	// Whoever has discarded one tells of it, and nobody else.
-	within(t, "what was discarded is told of", func() bool { return seen.Of("flood", journal.DiscardedSize)+uint64(flood()) == 4*each })
+	within(t, "what was discarded is told of", func() bool { return seen.Of("flood", journal.QuarantineMaxBytes)+uint64(flood()) == 4*each })
 }
 
 // What a spill keeps of repeats is one request, and its count is carried on.
@@ -207,7 +207,7 @@ func TestSpilledRepeatsAreCounted(t *testing.T) {
 	}
 	b.Restart(t)
 	within(t, "it is forwarded", func() bool { return j.Usage().Spilled == 0 })
-	if r, err := j.Rejected(t.Context(), id); err != nil || r.Count != 4 {
+	if r, err := j.QuarantinedRequest(t.Context(), id); err != nil || r.Count != 4 {
 		t.Errorf("Rejected = %+v, %v", r, err)
 	}
 }

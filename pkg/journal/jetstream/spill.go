@@ -36,21 +36,21 @@ type Spill struct {
 // partition key: while one of them is here, or in the spill of another process
 // that announces it, those that come after it wait, or come here too.
 type spill struct {
-	j       *Journal
-	journal *pebble.Journal
-	cursor  journal.Cursor
-	peers   *nats.Subscription // their announcements
-	say     chan struct{}      // asks for one of ours
+	j            *Journal
+	journal      *pebble.Journal
+	cursor       journal.Cursor
+	subscription *nats.Subscription // their announcements
+	announceC    chan struct{}      // asks for one of ours
 
-	mu      sync.Mutex
-	changed chan struct{} // closed, and made anew, when any of these change
-	down    bool          // the cluster did not answer within the hold; it is asked by the forwarder alone
-	events  uint64        // that are here
-	here    lanes         // when the events that are here were accepted, by lane, in order
-	oldest  time.Time     // of all that is here; zero is none
-	there   map[string]announced
-	blind   time.Time // until when there may be announcements that were not heard
-	said    bool      // the last announcement of ours said that something is here
+	mu                sync.Mutex
+	changed           chan struct{} // closed, and made anew, when any of these change
+	down              bool          // the cluster did not answer within the hold; it is asked by the forwarder alone
+	events            uint64        // that are here
+	local             shards        // when the events that are here were accepted, by lane, in order
+	oldest            time.Time     // of all that is here; zero is none
+	peers             map[string]peerSpill
+	peersUnknownUntil time.Time // until when there may be announcements that were not heard
+	announcedNonEmpty bool      // the last announcement of ours said that something is here
 }
 
 const forwarder = "forward"
@@ -64,9 +64,9 @@ func openSpill(j *Journal) (*spill, error) {
 	if err != nil {
 		return nil, fmt.Errorf("spill: %w", err)
 	}
-	s := &spill{j: j, journal: own, say: make(chan struct{}, 1), changed: make(chan struct{}), there: map[string]announced{}, blind: time.Now().Add(deaf)}
+	s := &spill{j: j, journal: own, announceC: make(chan struct{}, 1), changed: make(chan struct{}), peers: map[string]peerSpill{}, peersUnknownUntil: time.Now().Add(startGrace)}
 	if err = s.recover(j.life); err == nil {
-		s.peers, err = j.conn.Subscribe(j.announcements(), s.hear)
+		s.subscription, err = j.conn.Subscribe(j.announcements(), s.onAnnouncement)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("spill: %w", err), own.Close())
@@ -91,23 +91,23 @@ func (s *spill) recover(ctx context.Context) (err error) {
 			if len(r.Event.Keys) == 0 {
 				return fmt.Errorf("event %d in %s has no identity key: the folder is a journal of another kind, whose events would go nowhere; set journal.spill.dir to a folder of its own, and carry that journal with 'postwire journal migrate'", r.Seq, s.j.opts.Spill.Dir)
 			}
-			s.enter(r.Event, r.Accepted)
+			s.count(r.Event, r.Accepted)
 			next = r.Seq + 1
 		}
 	}
-	if n := s.events + s.journal.Held(); n > 0 {
+	if n := s.events + s.journal.QuarantineCount(); n > 0 {
 		s.j.log.Warn("events that the cluster did not take are still here, and are forwarded now", zap.Uint64("events", n))
 	}
 	return nil
 }
 
-// enter counts an event that is here. The caller holds mu, or is alone.
-func (s *spill) enter(e event.Event, accepted time.Time) {
+// count counts an event that is here. The caller holds mu, or is alone.
+func (s *spill) count(e event.Event, accepted time.Time) {
 	s.events++
 	if s.oldest.IsZero() {
 		s.oldest = accepted
 	}
-	s.here.enter(laneOf(e), accepted)
+	s.local.push(shardOf(e), accepted)
 }
 
 // notify wakes all who wait for a change. The caller holds mu.
@@ -124,19 +124,19 @@ func (s *spill) append(ctx context.Context, events []*staged) ([]journal.Receipt
 	for {
 		s.mu.Lock()
 		down := s.isDown()
-		first, blind, changed := s.first(events), time.Now().Before(s.blind), s.changed
+		bypass, peersUnknown, changed := s.mayBypass(events), time.Now().Before(s.peersUnknownUntil), s.changed
 		s.mu.Unlock()
 		var done chan error
 		switch {
-		case down, r != nil && !first:
+		case down, r != nil && !bypass:
 			// What it must not overtake has been kept since it was sent.
-			r.leave()
-			return s.take(ctx, events)
-		case r == nil && first && !blind:
+			r.abandon()
+			return s.spillEvents(ctx, events)
+		case r == nil && bypass && !peersUnknown:
 			r = &request{events: events}
-			if err := s.j.enqueue(ctx, r, hold.C); errors.Is(err, errHeld) {
-				s.turn(true, "the cluster did not take an event in time")
-				return s.take(ctx, events)
+			if err := s.j.enqueue(ctx, r, hold.C); errors.Is(err, errHoldTimeout) {
+				s.setDown(true, "the cluster did not take an event in time")
+				return s.spillEvents(ctx, events)
 			} else if err != nil {
 				return nil, err
 			}
@@ -150,30 +150,30 @@ func (s *spill) append(ctx context.Context, events []*staged) ([]journal.Receipt
 		case <-changed:
 		case <-hold.C:
 			if r != nil {
-				s.turn(true, "the cluster did not take an event in time")
+				s.setDown(true, "the cluster did not take an event in time")
 			}
-			r.leave()
-			return s.take(ctx, events)
+			r.abandon()
+			return s.spillEvents(ctx, events)
 		case <-ctx.Done():
-			r.leave()
+			r.abandon()
 			return nil, ctx.Err()
 		}
 	}
 }
 
-// first reports whether no event is here, or known to be in another process's
+// mayBypass reports whether no event is here, or known to be in another process's
 // spill, that one of these must not overtake. The caller holds mu.
-func (s *spill) first(events []*staged) bool {
+func (s *spill) mayBypass(events []*staged) bool {
 	for _, e := range events {
-		if n := laneOf(e.event); n >= 0 && (len(s.here.times[n]) > 0 || s.lowest(n) != 0) {
+		if n := shardOf(e.event); n >= 0 && (len(s.local.times[n]) > 0 || s.lowWatermark(n) != 0) {
 			return false
 		}
 	}
 	return true
 }
 
-// take keeps events here.
-func (s *spill) take(ctx context.Context, events []*staged) ([]journal.Receipt, error) {
+// spillEvents keeps events here.
+func (s *spill) spillEvents(ctx context.Context, events []*staged) ([]journal.Receipt, error) {
 	all := make([]event.Event, len(events))
 	for i, e := range events {
 		all[i] = e.event
@@ -181,20 +181,20 @@ func (s *spill) take(ctx context.Context, events []*staged) ([]journal.Receipt, 
 	// Counted before they are stored: the forwarder may be faster.
 	s.mu.Lock()
 	for _, e := range all {
-		s.enter(e, s.j.opts.Clock())
+		s.count(e, s.j.opts.Clock())
 	}
 	s.mu.Unlock()
 	receipts, err := s.journal.Append(ctx, all...)
 	s.mu.Lock()
 	for i, e := range all {
 		if err != nil || receipts[i].Duplicate {
-			s.here.takeBack(laneOf(e))
-			s.left()
+			s.local.popNewest(shardOf(e))
+			s.decrement()
 		}
 	}
 	s.notify()
 	s.mu.Unlock()
-	s.sayNow()
+	s.requestAnnouncement()
 	if err != nil {
 		return nil, fmt.Errorf("the cluster does not answer, and the spill: %w", err)
 	}
@@ -204,15 +204,15 @@ func (s *spill) take(ctx context.Context, events []*staged) ([]journal.Receipt, 
 	return receipts, nil
 }
 
-// left counts an event that is not here any more. The caller holds mu.
-func (s *spill) left() {
+// decrement counts an event that is not here any more. The caller holds mu.
+func (s *spill) decrement() {
 	if s.events--; s.events == 0 {
 		s.oldest = time.Time{}
 	}
 }
 
-// turn notes whether the cluster answers.
-func (s *spill) turn(down bool, why string) {
+// setDown notes whether the cluster answers.
+func (s *spill) setDown(down bool, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.down != down {
@@ -220,7 +220,7 @@ func (s *spill) turn(down bool, why string) {
 		s.notify()
 		s.j.log.Warn(why, zap.Bool("spilling", down))
 		select {
-		case s.j.doubt <- struct{}{}:
+		case s.j.pollNow <- struct{}{}:
 		default: // it is asked for already
 		}
 	}
@@ -229,10 +229,10 @@ func (s *spill) turn(down bool, why string) {
 // isDown reports whether the cluster is asked by the forwarder alone, which finds
 // out when it answers: without anything to forward nobody would. The caller holds
 // mu.
-func (s *spill) isDown() bool { return s.down && s.events+s.journal.Held() > 0 }
+func (s *spill) isDown() bool { return s.down && s.events+s.journal.QuarantineCount() > 0 }
 
 // quarantine keeps a request in the cluster, or here.
-func (s *spill) quarantine(ctx context.Context, r journal.Rejected) (string, error) {
+func (s *spill) quarantine(ctx context.Context, r journal.QuarantinedRequest) (string, error) {
 	s.mu.Lock()
 	down := s.isDown()
 	s.mu.Unlock()
@@ -246,7 +246,7 @@ func (s *spill) quarantine(ctx context.Context, r journal.Rejected) (string, err
 		if err == nil || ctx.Err() != nil || errors.Is(err, journal.ErrFull) || errors.Is(err, errBroken) {
 			return id, err
 		}
-		s.turn(true, "the cluster did not take a request in time")
+		s.setDown(true, "the cluster did not take a request in time")
 	}
 	kept, err := s.journal.Quarantine(ctx, r)
 	if err != nil {
@@ -270,20 +270,20 @@ func (s *spill) run(ctx context.Context) {
 // forwardEvents stores what is here in the cluster, however long that takes: of
 // each partition key in order.
 func (s *spill) forwardEvents(ctx context.Context) {
-	const most = 256
+	const maxPending = 256
 	wait := newWait()
 	var pending []journal.Record // read, and not yet committed; those without keys are stored
 	for {
 		s.mu.Lock()
 		changed := s.changed
 		s.mu.Unlock()
-		if len(pending) < most {
+		if len(pending) < maxPending {
 			read := ctx
 			stop := func() {}
 			if len(pending) > 0 { // those that wait for another process must not wait for more of ours
 				read, stop = context.WithTimeout(ctx, 20*time.Millisecond)
 			}
-			more, err := s.cursor.Next(read, most-len(pending))
+			more, err := s.cursor.Next(read, maxPending-len(pending))
 			stop()
 			switch {
 			case ctx.Err() != nil || errors.Is(err, journal.ErrClosed):
@@ -306,7 +306,7 @@ func (s *spill) forwardEvents(ctx context.Context) {
 				return
 			}
 			continue
-		case n == 0 && len(pending) == most:
+		case n == 0 && len(pending) == maxPending:
 			select {
 			case <-changed:
 			case <-ctx.Done():
@@ -315,7 +315,7 @@ func (s *spill) forwardEvents(ctx context.Context) {
 			continue
 		case n > 0:
 			wait.Reset()
-			s.turn(false, "the cluster takes events again")
+			s.setDown(false, "the cluster takes events again")
 		}
 		stored := 0
 		for stored < len(pending) && pending[stored].Event.Keys == nil {
@@ -343,16 +343,16 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	blocked := map[int]bool{}
 	taken := map[int]int{} // of each lane
 	s.mu.Lock()
-	blind := time.Now().Before(s.blind)
+	blind := time.Now().Before(s.peersUnknownUntil)
 	for i, r := range records {
 		if r.Event.Keys == nil {
 			continue
 		}
-		if n := laneOf(r.Event); n >= 0 {
+		if n := shardOf(r.Event); n >= 0 {
 			// By the times that are announced: of two processes that hold each
 			// other up, one is let go first.
-			low := s.lowest(n)
-			if blocked[n] || low != 0 && low < s.here.times[n][taken[n]] {
+			low := s.lowWatermark(n)
+			if blocked[n] || low != 0 && low < s.local.times[n][taken[n]] {
 				blocked[n] = true
 				continue
 			}
@@ -368,7 +368,7 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	}
 	s.mu.Unlock()
 	if blind {
-		return 0, sleep.For(ctx, deaf/4)
+		return 0, sleep.For(ctx, startGrace/4)
 	}
 	if len(all) == 0 {
 		return 0, nil
@@ -379,8 +379,8 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	}
 	s.mu.Lock()
 	for n, e := range part {
-		s.here.leave(laneOf(e.event))
-		s.left()
+		s.local.popOldest(shardOf(e.event))
+		s.decrement()
 		records[which[n]].Event.Keys = nil
 	}
 	for _, r := range records {
@@ -391,7 +391,7 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	}
 	s.notify()
 	s.mu.Unlock()
-	s.sayNow()
+	s.requestAnnouncement()
 	return len(part), nil
 }
 
@@ -402,7 +402,7 @@ func (s *spill) forwardRequests(ctx context.Context) {
 		s.mu.Lock()
 		changed := s.changed
 		s.mu.Unlock()
-		if s.journal.Held() == 0 {
+		if s.journal.QuarantineCount() == 0 {
 			clear(carried)
 			select {
 			case <-changed:
@@ -437,7 +437,7 @@ func (s *spill) forwardRequests(ctx context.Context) {
 				}
 				break
 			}
-			s.turn(false, "the cluster takes requests again")
+			s.setDown(false, "the cluster takes requests again")
 			s.mu.Lock()
 			s.notify()
 			s.mu.Unlock()
@@ -451,9 +451,9 @@ func (s *spill) check() error { return s.journal.Check() }
 func (s *spill) depth() (uint64, time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.events + s.journal.Held(), s.oldest
+	return s.events + s.journal.QuarantineCount(), s.oldest
 }
 
 func (s *spill) close() error {
-	return errors.Join(s.peers.Unsubscribe(), s.cursor.Close(), s.journal.Close())
+	return errors.Join(s.subscription.Unsubscribe(), s.cursor.Close(), s.journal.Close())
 }

@@ -56,7 +56,7 @@ func TestSpill(t *testing.T) {
 	mustAppend(t, other, of("k", "3"))
 	mustAppend(t, a, of("k", "4"))
 	mustAppend(t, other, of("k", "5"), of("j", "6"))
-	id, err := a.Quarantine(t.Context(), journal.Rejected{Source: "s", Body: []byte("{")})
+	id, err := a.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "s", Body: []byte("{")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestSpill(t *testing.T) {
 	if got := strings.Join(ids, " "); got != "1 2 3 4 5" {
 		t.Errorf("forwarded: %s", got)
 	}
-	if r, err := other.Rejected(t.Context(), id); err != nil || string(r.Body) != "{" {
+	if r, err := other.QuarantinedRequest(t.Context(), id); err != nil || string(r.Body) != "{" {
 		t.Errorf("Rejected = %v, %v", r, err)
 	}
 	if r := mustAppend(t, other, of("k", "4"))[0]; !r.Duplicate {

@@ -64,8 +64,8 @@ func (j *Journal) config() jetstream.StreamConfig {
 	}
 }
 
-// settleStream creates the stream, or checks it.
-func (j *Journal) settleStream(ctx context.Context) error {
+// configureStream creates the stream, or checks it.
+func (j *Journal) configureStream(ctx context.Context) error {
 	if err := checkVersion(j.conn.ConnectedServerVersion()); err != nil {
 		return err
 	}
@@ -238,9 +238,9 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 // other servers to store anything.
 var errAlone = errors.New("the stream's leader is cut off from the other servers")
 
-// quiet is how long a server of the stream may not have been heard of by the
+// replicaTimeout is how long a server of the stream may not have been heard of by the
 // leader, which asks every second.
-const quiet = 1500 * time.Millisecond
+const replicaTimeout = 1500 * time.Millisecond
 
 func alone(c *jetstream.ClusterInfo) bool {
 	if c == nil || len(c.Replicas) == 0 {
@@ -248,7 +248,7 @@ func alone(c *jetstream.ClusterInfo) bool {
 	}
 	heard := 1 // itself
 	for _, r := range c.Replicas {
-		if r.Active < quiet && !r.Offline {
+		if r.Active < replicaTimeout && !r.Offline {
 			heard++
 		}
 	}
@@ -410,7 +410,7 @@ func collect(answers func(func(*jetstream.RawStreamMsg, error) bool), err error)
 func (j *Journal) retry(ctx context.Context, do func(context.Context) error) error {
 	wait := newWait()
 	for {
-		if err := j.settled(ctx); err != nil {
+		if err := j.waitReady(ctx); err != nil {
 			return err
 		}
 		err := do(ctx)

@@ -490,11 +490,11 @@ func independent(t *testing.T, h Harness) {
 	records := mustRead(t, a, 2)
 	mustCommit(t, a, records[1].Seq)
 	wantIDs(t, mustRead(t, b, 2), "1", "2")
-	if b.Committed() != b.Began() {
+	if b.Committed() != b.StartSeq() {
 		t.Errorf("b was committed at %d", b.Committed())
 	}
-	within(t, "a is 0 and b is 2 behind", func() bool { return a.Behind() == 0 && b.Behind() == 2 })
-	within(t, "both are read here", func() bool { return a.Holder().Here && b.Holder().Here })
+	within(t, "a is 0 and b is 2 behind", func() bool { return a.Lag() == 0 && b.Lag() == 2 })
+	within(t, "both are read here", func() bool { return a.Owner().Local && b.Owner().Local })
 	if _, err := j.Reader(t.Context(), "a", journal.Latest); err == nil {
 		t.Error("one cursor was opened twice")
 	}
@@ -517,7 +517,7 @@ func deadLetters(t *testing.T, h Harness) {
 	mustClose(t, j)
 	j = h.Open(t)
 	var got []journal.Dead
-	for d, err := range j.DeadLetters(t.Context(), journal.DeadID{}) {
+	for d, err := range j.DeadLetters(t.Context(), journal.DeliveryID{}) {
 		if err != nil {
 			t.Fatalf("DeadLetters: %v", err)
 		}
@@ -530,32 +530,32 @@ func deadLetters(t *testing.T, h Harness) {
 		t.Errorf("dead letter (-want +got):\n%s", diff)
 	}
 	wantIDs(t, []journal.Record{got[0].Record}, "b")
-	if got[0].ID() != (journal.DeadID{Sink: "sink", Seq: records[1].Seq}) {
+	if got[0].ID() != (journal.DeliveryID{Sink: "sink", Seq: records[1].Seq}) {
 		t.Errorf("ID = %+v", got[0].ID())
 	}
 	one, err := j.DeadLetter(t.Context(), got[0].ID())
 	if err != nil || one.Letter != got[0].Letter {
 		t.Errorf("DeadLetter = %+v, %v", one, err)
 	}
-	if _, err := j.DeadLetter(t.Context(), journal.DeadID{Sink: "sink2", Seq: records[1].Seq}); !errors.Is(err, journal.ErrNotFound) {
+	if _, err := j.DeadLetter(t.Context(), journal.DeliveryID{Sink: "sink2", Seq: records[1].Seq}); !errors.Is(err, journal.ErrNotFound) {
 		t.Errorf("DeadLetter of the other sink = %v", err)
 	}
 }
 
 // bury makes dead letters of events, and returns their ids.
-func bury(t *testing.T, sink string, c journal.Cursor, n int) (buried []journal.DeadID) {
+func bury(t *testing.T, sink string, c journal.Cursor, n int) (buried []journal.DeliveryID) {
 	t.Helper()
 	var dead []journal.DeadLetter
 	records := mustRead(t, c, n)
 	for _, r := range records {
 		dead = append(dead, journal.DeadLetter{Seq: r.Seq, Reason: "invalid"})
-		buried = append(buried, journal.DeadID{Sink: sink, Seq: r.Seq})
+		buried = append(buried, journal.DeliveryID{Sink: sink, Seq: r.Seq})
 	}
 	mustCommit(t, c, records[n-1].Seq, dead...)
 	return buried
 }
 
-func deadOf(t *testing.T, j journal.Journal, after journal.DeadID) (ids []journal.DeadID) {
+func deadOf(t *testing.T, j journal.Journal, after journal.DeliveryID) (ids []journal.DeliveryID) {
 	t.Helper()
 	for d, err := range j.DeadLetters(t.Context(), after) {
 		if err != nil {
@@ -571,7 +571,7 @@ func deadPages(t *testing.T, h Harness) {
 	a, b := mustReader(t, j, "a", journal.Latest), mustReader(t, j, "b", journal.Latest)
 	mustAppend(t, j, Event("1"), Event("2"), Event("3"))
 	all := append(bury(t, "a", a, 3), bury(t, "b", b, 2)...)
-	if diff := cmp.Diff(all, deadOf(t, j, journal.DeadID{})); diff != "" {
+	if diff := cmp.Diff(all, deadOf(t, j, journal.DeliveryID{})); diff != "" {
 		t.Errorf("dead letters (-want +got):\n%s", diff)
 	}
 	for i := range all {
@@ -590,7 +590,7 @@ func retryDead(t *testing.T, h Harness) {
 	var wg sync.WaitGroup
 	for range 8 { // two operators at once
 		wg.Go(func() {
-			s, err := j.Retry(t.Context(), ids[0])
+			s, err := j.Redeliver(t.Context(), ids[0])
 			if err == nil {
 				once.Store(s, true)
 			} else if !errors.Is(err, journal.ErrNotFound) {
@@ -609,24 +609,24 @@ func retryDead(t *testing.T, h Harness) {
 		t.Fatalf("retried %d times", n)
 	}
 	records := mustRead(t, c, 1)
-	if r := records[0]; r.Event.CloudEvent.ID() != "a" || r.Only != "sink" || r.Of != ids[0].Seq || r.Seq != at {
+	if r := records[0]; r.Event.CloudEvent.ID() != "a" || r.TargetSink != "sink" || r.OriginSeq != ids[0].Seq || r.Seq != at {
 		t.Errorf("record = %+v", r)
 	}
-	lost, err := j.Lost(t.Context(), ids[0])
-	if err != nil || lost.Reason != journal.GivenUpRetried || lost.As != at {
+	lost, err := j.Disposition(t.Context(), ids[0])
+	if err != nil || lost.Reason != journal.Redelivered || lost.RedeliveredAs != at {
 		t.Errorf("Lost = %+v, %v", lost, err)
 	}
 	// Refused again, it is still the event of its first place.
 	mustCommit(t, c, at, journal.DeadLetter{Seq: at, Reason: "invalid"})
 	mustClose(t, j)
 	j = h.Open(t)
-	if s, err := j.Retry(t.Context(), journal.DeadID{Sink: "sink", Seq: at}); err != nil || s <= at {
+	if s, err := j.Redeliver(t.Context(), journal.DeliveryID{Sink: "sink", Seq: at}); err != nil || s <= at {
 		t.Fatalf("Retry = %d, %v", s, err)
 	}
-	if r := mustRead(t, mustReader(t, j, "sink", journal.Latest), 1)[0]; r.Of != ids[0].Seq || r.Only != "sink" {
+	if r := mustRead(t, mustReader(t, j, "sink", journal.Latest), 1)[0]; r.OriginSeq != ids[0].Seq || r.TargetSink != "sink" {
 		t.Errorf("record = %+v", r)
 	}
-	if diff := cmp.Diff(ids[1:], deadOf(t, j, journal.DeadID{})); diff != "" {
+	if diff := cmp.Diff(ids[1:], deadOf(t, j, journal.DeliveryID{})); diff != "" {
 		t.Errorf("dead letters (-want +got):\n%s", diff)
 	}
 }
@@ -642,10 +642,10 @@ func dropDead(t *testing.T, h Harness) {
 	if err := j.Drop(t.Context(), id); !errors.Is(err, journal.ErrNotFound) {
 		t.Errorf("the second Drop = %v", err)
 	}
-	if got := deadOf(t, j, journal.DeadID{}); len(got) != 0 {
+	if got := deadOf(t, j, journal.DeliveryID{}); len(got) != 0 {
 		t.Errorf("dead letters: %v", got)
 	}
-	if lost, err := j.Lost(t.Context(), id); err != nil || lost.Reason != journal.GivenUpDropped {
+	if lost, err := j.Disposition(t.Context(), id); err != nil || lost.Reason != journal.DroppedByOperator {
 		t.Errorf("Lost = %+v, %v", lost, err)
 	}
 }
@@ -658,27 +658,27 @@ func givenUp(t *testing.T, h Harness) {
 	}
 	records := mustRead(t, c, 12)
 	seq := func(n int) journal.Seq { return records[n-1].Seq }
-	give := func(through journal.Seq, ranges ...journal.GivenUp) {
+	give := func(through journal.Seq, ranges ...journal.Disposition) {
 		t.Helper()
-		if err := c.Commit(t.Context(), through, journal.Undelivered{GivenUp: ranges}); err != nil {
+		if err := c.Commit(t.Context(), through, journal.Undelivered{Discarded: ranges}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	give(seq(4), journal.GivenUp{From: seq(2), To: seq(4), Reason: journal.GivenUpAge, At: at})
-	give(seq(6), journal.GivenUp{From: seq(5), To: seq(6), Reason: journal.GivenUpAge, At: at})
-	give(seq(10), journal.GivenUp{From: seq(8), To: seq(8), Reason: journal.GivenUpBacklog, At: at}, journal.GivenUp{From: seq(10), To: seq(10), Reason: journal.GivenUpBacklog, At: at})
+	give(seq(4), journal.Disposition{From: seq(2), To: seq(4), Reason: journal.DiscardedAfter, At: at})
+	give(seq(6), journal.Disposition{From: seq(5), To: seq(6), Reason: journal.DiscardedAfter, At: at})
+	give(seq(10), journal.Disposition{From: seq(8), To: seq(8), Reason: journal.DiscardedBeyond, At: at}, journal.Disposition{From: seq(10), To: seq(10), Reason: journal.DiscardedBeyond, At: at})
 	check := func(want string) {
 		t.Helper()
 		var got strings.Builder
 		for _, r := range records {
-			switch lost, err := j.Lost(t.Context(), journal.DeadID{Sink: "sink", Seq: r.Seq}); {
+			switch lost, err := j.Disposition(t.Context(), journal.DeliveryID{Sink: "sink", Seq: r.Seq}); {
 			case errors.Is(err, journal.ErrNotFound):
 				got.WriteString(".")
 			case err != nil:
 				t.Fatal(err)
 			default:
-				got.WriteString(map[string]string{journal.GivenUpAge: "a", journal.GivenUpBacklog: "e"}[lost.Reason])
+				got.WriteString(map[string]string{journal.DiscardedAfter: "a", journal.DiscardedBeyond: "e"}[lost.Reason])
 			}
 		}
 		if got := got.String(); got != want {
@@ -686,7 +686,7 @@ func givenUp(t *testing.T, h Harness) {
 		}
 	}
 	check(".aaaaa.e.e..")
-	if _, err := j.Lost(t.Context(), journal.DeadID{Sink: "other", Seq: seq(3)}); !errors.Is(err, journal.ErrNotFound) {
+	if _, err := j.Disposition(t.Context(), journal.DeliveryID{Sink: "other", Seq: seq(3)}); !errors.Is(err, journal.ErrNotFound) {
 		t.Errorf("Lost of another sink = %v", err)
 	}
 	// What was kept goes with the events.
@@ -703,7 +703,7 @@ func release(t *testing.T, h Harness) {
 	c := mustReader(t, j, "sink", journal.Latest)
 	var kept []string
 	for _, body := range []string{"1", "2", "{"} {
-		id, err := j.Quarantine(t.Context(), journal.Rejected{Source: "s", Body: []byte(body)})
+		id, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "s", Body: []byte(body)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -730,10 +730,10 @@ func release(t *testing.T, h Harness) {
 	for r, err := range j.Quarantined(t.Context(), kept[2]) {
 		t.Errorf("behind the last: %v, %v", r, err)
 	}
-	if r, err := j.Rejected(t.Context(), kept[2]); err != nil || r.ID != kept[2] || string(r.Body) != "{" {
+	if r, err := j.QuarantinedRequest(t.Context(), kept[2]); err != nil || r.ID != kept[2] || string(r.Body) != "{" {
 		t.Errorf("Rejected = %+v, %v", r, err)
 	}
-	if _, err := j.Rejected(t.Context(), kept[1]); !errors.Is(err, journal.ErrNotFound) {
+	if _, err := j.QuarantinedRequest(t.Context(), kept[1]); !errors.Is(err, journal.ErrNotFound) {
 		t.Errorf("Rejected of what is gone = %v", err)
 	}
 }
@@ -793,20 +793,20 @@ func logAccess(t *testing.T, h Harness) {
 
 func notes(t *testing.T, h Harness) {
 	j := h.Open(t)
-	for _, n := range []journal.Noted{{Name: "a/1", Value: []byte("x")}, {Name: "a/2", Value: []byte("y")}, {Name: "b/1", Value: []byte("z")}, {Name: "a/2", Value: nil}, {Name: "a/1", Value: []byte("new")}} {
-		if err := j.Note(t.Context(), n.Name, n.Value); err != nil {
+	for _, n := range []journal.KVEntry{{Key: "a/1", Value: []byte("x")}, {Key: "a/2", Value: []byte("y")}, {Key: "b/1", Value: []byte("z")}, {Key: "a/2", Value: nil}, {Key: "a/1", Value: []byte("new")}} {
+		if err := j.PutValue(t.Context(), n.Key, n.Value); err != nil {
 			t.Fatal(err)
 		}
 	}
 	mustClose(t, j)
-	var got []journal.Noted
-	for n, err := range h.Open(t).Noted(t.Context(), "a/") {
+	var got []journal.KVEntry
+	for n, err := range h.Open(t).Values(t.Context(), "a/") {
 		if err != nil {
 			t.Fatal(err)
 		}
 		got = append(got, n)
 	}
-	if diff := cmp.Diff([]journal.Noted{{Name: "a/1", Value: []byte("new")}}, got); diff != "" {
+	if diff := cmp.Diff([]journal.KVEntry{{Key: "a/1", Value: []byte("new")}}, got); diff != "" {
 		t.Errorf("notes (-want +got):\n%s", diff)
 	}
 }
@@ -815,18 +815,18 @@ func startAt(t *testing.T, h Harness) {
 	j := h.Open(t)
 	r := mustAppend(t, j, Event("a"), Event("b"), Event("c"))
 	c := mustReader(t, j, "at", journal.Start(r[0].Seq))
-	if c.Began() != r[0].Seq {
-		t.Errorf("Began = %d", c.Began())
+	if c.StartSeq() != r[0].Seq {
+		t.Errorf("Began = %d", c.StartSeq())
 	}
 	mustCommit(t, c, mustRead(t, c, 2)[0].Seq)
-	if err := j.Forget(t.Context(), "at"); err == nil {
+	if err := j.DeleteCursor(t.Context(), "at"); err == nil {
 		t.Error("an open cursor was forgotten")
 	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if c = mustReader(t, j, "at", journal.Earliest); c.Began() != r[0].Seq || c.Committed() != r[1].Seq {
-		t.Errorf("began at %d, stands at %d", c.Began(), c.Committed())
+	if c = mustReader(t, j, "at", journal.Earliest); c.StartSeq() != r[0].Seq || c.Committed() != r[1].Seq {
+		t.Errorf("began at %d, stands at %d", c.StartSeq(), c.Committed())
 	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
@@ -836,12 +836,12 @@ func startAt(t *testing.T, h Harness) {
 		t.Fatal(err)
 	}
 	for i := range all {
-		all[i].Read = false // another process may not have noticed the end yet
+		all[i].InUse = false // another process may not have noticed the end yet
 	}
-	if diff := cmp.Diff([]journal.Position{{Name: "at", Committed: r[1].Seq, Began: r[0].Seq, Behind: 1}}, all); diff != "" {
+	if diff := cmp.Diff([]journal.Position{{Name: "at", Committed: r[1].Seq, StartSeq: r[0].Seq, Lag: 1}}, all); diff != "" {
 		t.Errorf("cursors (-want +got):\n%s", diff)
 	}
-	if err := j.Forget(t.Context(), "at"); err != nil {
+	if err := j.DeleteCursor(t.Context(), "at"); err != nil {
 		t.Fatal(err)
 	}
 	wantIDs(t, mustRead(t, mustReader(t, j, "at", journal.Earliest), 3), "a", "b", "c")
@@ -853,7 +853,7 @@ func startAt(t *testing.T, h Harness) {
 func quarantine(t *testing.T, h Harness) {
 	j := h.Open(t)
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	want := []journal.Rejected{
+	want := []journal.QuarantinedRequest{
 		{Source: "s", Received: at, Method: "POST", Path: "/in", RawQuery: "a=b&a=c", Header: http.Header{"A": {"b"}}, Body: []byte("\xff{"), Reason: "not JSON"},
 		{Source: "s", Received: at, Body: []byte("2"), Reason: "no event"},
 		{Source: "t", Received: at, Body: bytes.Repeat([]byte("large"), 500<<10), Reason: "no event"},
@@ -865,11 +865,11 @@ func quarantine(t *testing.T, h Harness) {
 		if err != nil || id == "" {
 			t.Fatalf("Quarantine = %q, %v", id, err)
 		}
-		want[i] = want[i].Counted(at)
+		want[i] = want[i].WithDefaults(at)
 		want[i].ID = id
 	}
 	mustClose(t, j)
-	var got []journal.Rejected
+	var got []journal.QuarantinedRequest
 	for r, err := range h.Open(t).Quarantined(t.Context(), "") {
 		if err != nil {
 			t.Fatalf("Quarantined: %v", err)
@@ -931,7 +931,7 @@ func closed(t *testing.T, h Harness) {
 	if _, err := j.Append(t.Context(), Event("a")); !errors.Is(err, journal.ErrClosed) {
 		t.Errorf("Append: %v", err)
 	}
-	if _, err := j.Quarantine(t.Context(), journal.Rejected{}); !errors.Is(err, journal.ErrClosed) {
+	if _, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{}); !errors.Is(err, journal.ErrClosed) {
 		t.Errorf("Quarantine: %v", err)
 	}
 	if err := c.Commit(t.Context(), 1, journal.Undelivered{}); !errors.Is(err, journal.ErrClosed) {
@@ -969,16 +969,16 @@ func sourced(t *testing.T, h Harness) {
 		t.Fatal(err)
 	}
 	check("read after it was opened again", records)
-	id := journal.DeadID{Sink: "s", Seq: first}
+	id := journal.DeliveryID{Sink: "s", Seq: first}
 	if d, err := j.DeadLetter(t.Context(), id); err != nil || d.Event.SourceName != "shop" {
 		t.Errorf("the dead letter is of %q, %v", d.Event.SourceName, err)
 	}
 	c = mustReader(t, j, "s", journal.Earliest)
-	if _, err := j.Retry(t.Context(), id); err != nil {
+	if _, err := j.Redeliver(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	if r := mustRead(t, c, 1)[0]; r.Event.SourceName != "shop" || r.Of != first {
-		t.Errorf("what is retried is of %q, first at %d", r.Event.SourceName, r.Of)
+	if r := mustRead(t, c, 1)[0]; r.Event.SourceName != "shop" || r.OriginSeq != first {
+		t.Errorf("what is retried is of %q, first at %d", r.Event.SourceName, r.OriginSeq)
 	}
 }
 

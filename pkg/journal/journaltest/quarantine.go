@@ -18,29 +18,29 @@ import (
 // several goroutines.
 type Discarded struct {
 	mu  sync.Mutex
-	all map[journal.Discarded]uint64
+	all map[journal.QuarantineDiscards]uint64
 }
 
 // Add is for an engine's option Discarded.
-func (d *Discarded) Add(one journal.Discarded) {
+func (d *Discarded) Add(one journal.QuarantineDiscards) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.all == nil {
-		d.all = map[journal.Discarded]uint64{}
+		d.all = map[journal.QuarantineDiscards]uint64{}
 	}
-	d.all[journal.Discarded{Source: one.Source, Reason: one.Reason}] += one.Requests
+	d.all[journal.QuarantineDiscards{Source: one.Source, Reason: one.Reason}] += one.Requests
 }
 
 // Of returns how many requests of a source were discarded for a reason.
 func (d *Discarded) Of(source, reason string) uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.all[journal.Discarded{Source: source, Reason: reason}]
+	return d.all[journal.QuarantineDiscards{Source: source, Reason: reason}]
 }
 
 var received = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-func mustQuarantine(t *testing.T, j journal.Journal, r journal.Rejected) string {
+func mustQuarantine(t *testing.T, j journal.Journal, r journal.QuarantinedRequest) string {
 	t.Helper()
 	id, err := j.Quarantine(t.Context(), r)
 	if err != nil || id == "" {
@@ -60,7 +60,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 }
 
 // quarantined lists what of a source is kept.
-func quarantined(t *testing.T, j journal.Journal, source string) (all []journal.Rejected) {
+func quarantined(t *testing.T, j journal.Journal, source string) (all []journal.QuarantinedRequest) {
 	t.Helper()
 	for r, err := range j.Quarantined(t.Context(), "") {
 		if err != nil {
@@ -73,7 +73,7 @@ func quarantined(t *testing.T, j journal.Journal, source string) (all []journal.
 	return all
 }
 
-func rejectedIDs(all []journal.Rejected) (ids []string) {
+func rejectedIDs(all []journal.QuarantinedRequest) (ids []string) {
 	for _, r := range all {
 		ids = append(ids, r.ID)
 	}
@@ -82,9 +82,9 @@ func rejectedIDs(all []journal.Rejected) (ids []string) {
 
 func repeats(t *testing.T, h Harness) {
 	j := h.Open(t)
-	first := journal.Rejected{Source: "s", Received: received, Method: "POST", Path: "/in", Body: []byte("{"), Reason: "not JSON"}
+	first := journal.QuarantinedRequest{Source: "s", Received: received, Method: "POST", Path: "/in", Body: []byte("{"), Reason: "not JSON"}
 	id := mustQuarantine(t, j, first)
-	other := mustQuarantine(t, j, journal.Rejected{Source: "s", Received: received, Body: []byte("[")})
+	other := mustQuarantine(t, j, journal.QuarantinedRequest{Source: "s", Received: received, Body: []byte("[")})
 	again := first
 	again.Received, again.Path, again.Reason = received.Add(time.Minute), "/in?captured", "not JSON at all"
 	if got := mustQuarantine(t, j, again); got != id || got == other {
@@ -99,7 +99,7 @@ func repeats(t *testing.T, h Harness) {
 	}
 	want := first
 	want.ID, want.Count, want.LastReceived = id, 3, received.Add(time.Minute) // the order of arrival is not that of the clocks
-	got, err := j.Rejected(t.Context(), id)
+	got, err := j.QuarantinedRequest(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func concurrentRepeats(t *testing.T, h Harness) {
 		all.Go(func() {
 			for range each {
 				for _, body := range []string{"a", "b"} { // one that alternates, too
-					if _, err := j.Quarantine(t.Context(), journal.Rejected{Source: "s", Received: received, Body: []byte(body)}); err != nil {
+					if _, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "s", Received: received, Body: []byte(body)}); err != nil {
 						t.Errorf("sender %d: %v", n, err)
 						return
 					}
@@ -138,7 +138,7 @@ func concurrentRepeats(t *testing.T, h Harness) {
 func identities(t *testing.T, h Harness) {
 	j := h.Open(t)
 	seen := map[string]string{}
-	for _, r := range []journal.Rejected{
+	for _, r := range []journal.QuarantinedRequest{
 		{Source: "s", Body: []byte("body")},
 		{Source: "s", Body: []byte("bodz")},
 		{Source: "sb", Body: []byte("ody")},
@@ -159,7 +159,7 @@ func identities(t *testing.T, h Harness) {
 
 func repeatAnew(t *testing.T, h Harness) {
 	j := h.Open(t)
-	r := journal.Rejected{Source: "s", Received: received, Body: []byte("{")}
+	r := journal.QuarantinedRequest{Source: "s", Received: received, Body: []byte("{")}
 	for n := range 3 {
 		id := mustQuarantine(t, j, r)
 		mustQuarantine(t, j, r)
@@ -179,7 +179,7 @@ func repeatAnew(t *testing.T, h Harness) {
 func repeatBesideRelease(t *testing.T, h Harness) {
 	j := h.Open(t)
 	const rounds = 40
-	r := journal.Rejected{Source: "s", Received: received, Body: []byte("{")}
+	r := journal.QuarantinedRequest{Source: "s", Received: received, Body: []byte("{")}
 	var released uint64
 	for range rounds {
 		id := mustQuarantine(t, j, r)
@@ -217,8 +217,8 @@ func repeatBesideRelease(t *testing.T, h Harness) {
 
 func sourceShare(t *testing.T, h Harness) {
 	j := h.Open(t)
-	body := func(source string, n int) journal.Rejected {
-		return journal.Rejected{Source: source, Received: received, Body: fmt.Appendf(bytes.Repeat([]byte("x"), int(h.Quarantine/8)), "%d", n)}
+	body := func(source string, n int) journal.QuarantinedRequest {
+		return journal.QuarantinedRequest{Source: source, Received: received, Body: fmt.Appendf(bytes.Repeat([]byte("x"), int(h.Quarantine/8)), "%d", n)}
 	}
 	honest := mustQuarantine(t, j, body("honest", 0))
 	var all []string
@@ -244,8 +244,8 @@ func sourceShare(t *testing.T, h Harness) {
 		t.Errorf("of the other source %v is kept, want %s", got, honest)
 	}
 	n := uint64(len(all) - len(kept))
-	eventually(t, "what was discarded is told of", func() bool { return h.Discarded.Of("s", journal.DiscardedSize) == n })
-	if got := h.Discarded.Of("honest", journal.DiscardedSize); got != 0 {
+	eventually(t, "what was discarded is told of", func() bool { return h.Discarded.Of("s", journal.QuarantineMaxBytes) == n })
+	if got := h.Discarded.Of("honest", journal.QuarantineMaxBytes); got != 0 {
 		t.Errorf("%d requests of the other source were discarded", got)
 	}
 	mustClose(t, j)
@@ -257,7 +257,7 @@ func sourceShare(t *testing.T, h Harness) {
 	if kept := rejectedIDs(quarantined(t, j, "s")); kept[len(kept)-1] != newest {
 		t.Errorf("kept %v, want %s last", kept, newest)
 	}
-	if _, err := j.Rejected(t.Context(), all[0]); !errors.Is(err, journal.ErrNotFound) {
+	if _, err := j.QuarantinedRequest(t.Context(), all[0]); !errors.Is(err, journal.ErrNotFound) {
 		t.Errorf("Rejected of what was discarded: %v", err)
 	}
 	// What was discarded is kept anew.
@@ -268,15 +268,15 @@ func sourceShare(t *testing.T, h Harness) {
 
 func largerThanShare(t *testing.T, h Harness) {
 	j := h.Open(t)
-	small := mustQuarantine(t, j, journal.Rejected{Source: "s", Received: received, Body: []byte("small")})
-	large := journal.Rejected{Source: "s", Received: received, Body: bytes.Repeat([]byte("x"), int(h.Quarantine)*2)}
+	small := mustQuarantine(t, j, journal.QuarantinedRequest{Source: "s", Received: received, Body: []byte("small")})
+	large := journal.QuarantinedRequest{Source: "s", Received: received, Body: bytes.Repeat([]byte("x"), int(h.Quarantine)*2)}
 	id := mustQuarantine(t, j, large)
 	eventually(t, "the older one is gone", func() bool { return len(quarantined(t, j, "s")) == 1 })
 	h.Expire(t, j)
-	if r, err := j.Rejected(t.Context(), id); err != nil || !bytes.Equal(r.Body, large.Body) {
+	if r, err := j.QuarantinedRequest(t.Context(), id); err != nil || !bytes.Equal(r.Body, large.Body) {
 		t.Errorf("Rejected: %d bytes, %v", len(r.Body), err)
 	}
-	next := mustQuarantine(t, j, journal.Rejected{Source: "s", Received: received, Body: []byte("small")})
+	next := mustQuarantine(t, j, journal.QuarantinedRequest{Source: "s", Received: received, Body: []byte("small")})
 	eventually(t, "the large one makes room", func() bool { return slices.Equal(rejectedIDs(quarantined(t, j, "s")), []string{next}) })
 	if next == small {
 		t.Errorf("%s was discarded, and is there again", small)
@@ -287,7 +287,7 @@ func quarantineRetention(t *testing.T, h Harness) {
 	j := h.Open(t)
 	now := received
 	put := func(body string) string {
-		return mustQuarantine(t, j, journal.Rejected{Source: "s", Received: now, Body: []byte(body)})
+		return mustQuarantine(t, j, journal.QuarantinedRequest{Source: "s", Received: now, Body: []byte(body)})
 	}
 	old, repeated := put("old"), put("repeated")
 	advance := func(d time.Duration) {
@@ -307,7 +307,7 @@ func quarantineRetention(t *testing.T, h Harness) {
 	if kept := rejectedIDs(quarantined(t, j, "s")); !slices.Equal(kept, []string{repeated, young}) {
 		t.Errorf("kept %v, want %v", kept, []string{repeated, young})
 	}
-	if n := h.Discarded.Of("s", journal.DiscardedAge); n != 1 {
+	if n := h.Discarded.Of("s", journal.QuarantineRetention); n != 1 {
 		t.Errorf("%d requests were discarded", n)
 	}
 	// A clock that is set back discards nothing, and nothing stays for ever.

@@ -49,12 +49,12 @@ type request struct {
 // A duplicate's answer therefore comes no earlier than its original's: the
 // original is in the same group or in an earlier one.
 type group struct {
-	st        *store
-	batch     *pebble.Batch
-	now       int64 // nanoseconds since 1970; never less than in the group before
-	last      journal.Seq
-	sightings map[event.Key]sighting // made by this group
-	taken     map[string]bool        // entries removed by this group
+	st            *store
+	batch         *pebble.Batch
+	now           int64 // nanoseconds since 1970; never less than in the group before
+	last          journal.Seq
+	dedupeEntries map[event.Key]dedupeEntry // made by this group
+	removed       map[string]bool           // entries removed by this group
 	quarantined
 	lookups  *pebble.Iterator // over those of earlier groups; nil until the first
 	appended []sized          // for the tail
@@ -66,29 +66,29 @@ type group struct {
 }
 
 // find looks a key up in the group and in the store.
-func (g *group) find(key event.Key) (sighting, bool, error) {
-	if s, ok := g.sightings[key]; ok {
+func (g *group) find(key event.Key) (dedupeEntry, bool, error) {
+	if s, ok := g.dedupeEntries[key]; ok {
 		return s, true, nil
 	}
 	if g.lookups == nil {
 		var err error
 		if g.lookups, err = g.st.window.lookups(g.st.db); err != nil {
-			return sighting{}, false, err
+			return dedupeEntry{}, false, err
 		}
 	}
 	return g.st.window.find(g.lookups, key, g.now)
 }
 
 // put remembers a key.
-func (g *group) put(key event.Key, s sighting) error {
-	g.sightings[key] = s
+func (g *group) put(key event.Key, s dedupeEntry) error {
+	g.dedupeEntries[key] = s
 	return g.st.window.put(g.batch, key, s, g.now)
 }
 
 // appendEvent stages one encoded event: eight bytes that are free for the time
 // of acceptance, then the event.
 func (g *group) appendEvent(e event.Event, value []byte) (journal.Receipt, error) {
-	var original sighting
+	var original dedupeEntry
 	unseen := make([]event.Key, 0, 4)
 	duplicate := false
 	for _, key := range e.Keys {
@@ -107,7 +107,7 @@ func (g *group) appendEvent(e event.Event, value []byte) (journal.Receipt, error
 		if err := g.set(value); err != nil {
 			return journal.Receipt{}, err
 		}
-		original = sighting{first: g.now, seq: g.last, id: e.CloudEvent.ID()}
+		original = dedupeEntry{first: g.now, seq: g.last, id: e.CloudEvent.ID()}
 		e.SourceName = e.Keys[0].Source()
 		if !g.st.keepKeys {
 			e.Keys = nil
@@ -199,11 +199,11 @@ func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced f
 // gather makes a group of the first request and of all that wait behind it.
 // There is no timer: while one group is synced, the next one collects.
 func (st *store) gather(first *request, requests <-chan *request) *group {
-	clear(st.sightings)
+	clear(st.dedupeEntries)
 	g := &group{
 		st: st, batch: st.db.NewBatch(), last: st.last,
-		now:       max(st.clock().UnixNano(), st.accepted),
-		sightings: st.sightings,
+		now:           max(st.clock().UnixNano(), st.accepted),
+		dedupeEntries: st.dedupeEntries,
 	}
 	for r := first; ; {
 		if err := st.roomIn(g, r); err != nil {
@@ -307,8 +307,8 @@ type store struct {
 	last     journal.Seq // newest event applied
 	accepted int64       // when it was accepted, nanoseconds since 1970
 
-	sightings map[event.Key]sighting // of the group that is being made
+	dedupeEntries map[event.Key]dedupeEntry // of the group that is being made
 
-	holdings map[string]*holding // of each source in the quarantine
-	received uint64              // newest number of a receipt
+	quotas   map[string]*sourceQuota // of each source in the quarantine
+	received uint64                  // newest number of a receipt
 }

@@ -109,14 +109,14 @@ func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err erro
 		all = nil
 		for p, err := range entries(ctx, st, []byte{cursorSpace}, []byte{cursorSpace}, func(key, value []byte) (p journal.Position, err error) {
 			p.Name = string(key[1:])
-			p.Committed, p.Began, err = decodeCursor(value)
+			p.Committed, p.StartSeq, err = decodeCursor(value)
 			return p, err
 		}) {
 			if err != nil {
 				return err
 			}
-			p.Read = slices.Contains(open, p.Name)
-			p.Behind = uint64(last - min(last, max(p.Committed, oldest-1)))
+			p.InUse = slices.Contains(open, p.Name)
+			p.Lag = uint64(last - min(last, max(p.Committed, oldest-1)))
 			all = append(all, p)
 		}
 		return nil
@@ -127,8 +127,8 @@ func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err erro
 	return all, nil
 }
 
-// Forget implements journal.Journal.
-func (j *Journal) Forget(ctx context.Context, name string) error {
+// DeleteCursor implements journal.Journal.
+func (j *Journal) DeleteCursor(ctx context.Context, name string) error {
 	j.mu.Lock()
 	_, open := j.cursors[name]
 	j.mu.Unlock()
@@ -266,17 +266,17 @@ func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered jo
 			}
 			b := binary.AppendUvarint(nil, uint64(len(letters[i])))
 			b = append(append(b, letters[i]...), value...)
-			id := journal.DeadID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: d.Seq}
+			id := journal.DeliveryID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: d.Seq}
 			if err := errors.Join(closer.Close(), g.batch.Set(sinkKey(deadSpace, id), b, nil)); err != nil {
 				return err
 			}
 		}
-		for _, u := range undelivered.GivenUp {
-			if err := g.giveUp(c.name, u); err != nil {
+		for _, u := range undelivered.Discarded {
+			if err := g.recordDisposition(c.name, u); err != nil {
 				return err
 			}
 		}
-		return g.batch.Set(cursorKey(c.name), encodeCursor(through, c.Began()), nil)
+		return g.batch.Set(cursorKey(c.name), encodeCursor(through, c.StartSeq()), nil)
 	})
 	if err != nil {
 		return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
@@ -296,23 +296,23 @@ func decodeCursor(value []byte) (committed, began journal.Seq, err error) {
 	return committed, began, r.Err
 }
 
-// Began implements journal.Cursor.
-func (c *cursor) Began() journal.Seq { return journal.Seq(c.began.Load()) }
+// StartSeq implements journal.Cursor.
+func (c *cursor) StartSeq() journal.Seq { return journal.Seq(c.began.Load()) }
 
 // Committed implements journal.Cursor.
 func (c *cursor) Committed() journal.Seq { return journal.Seq(c.committed.Load()) }
 
-// Behind implements journal.Cursor.
-func (c *cursor) Behind() uint64 {
+// Lag implements journal.Cursor.
+func (c *cursor) Lag() uint64 {
 	committed := c.Committed() // first, so that it is never negative
 	return uint64(c.j.Last() - committed)
 }
 
-// Moved implements journal.Cursor: nobody shares this journal.
-func (c *cursor) Moved() <-chan struct{} { return nil }
+// OwnershipLost implements journal.Cursor: nobody shares this journal.
+func (c *cursor) OwnershipLost() <-chan struct{} { return nil }
 
-// Holder implements journal.Cursor.
-func (c *cursor) Holder() journal.Holder { return journal.Holder{Name: c.j.opts.Name, Here: true} }
+// Owner implements journal.Cursor.
+func (c *cursor) Owner() journal.Owner { return journal.Owner{Name: c.j.opts.Name, Local: true} }
 
 // Close implements io.Closer.
 func (c *cursor) Close() error {

@@ -56,11 +56,11 @@ func (j *Journal) Expire(ctx context.Context) error {
 // delivered is given up before what comes in is refused.
 func (j *Journal) trim(ctx context.Context, excess uint64) error {
 	var first journal.Seq
-	removed, err := j.remove(ctx, func(st *store, oldest, passed journal.Seq) (journal.Seq, error) {
-		if first = oldest; passed < oldest {
-			return passed, nil
+	removed, err := j.remove(ctx, func(st *store, oldest, committed journal.Seq) (journal.Seq, error) {
+		if first = oldest; committed < oldest {
+			return committed, nil
 		}
-		return st.weighing(excess, oldest, passed)
+		return st.weighing(excess, oldest, committed)
 	})
 	if err != nil || removed == 0 {
 		return err
@@ -77,16 +77,16 @@ func (j *Journal) trim(ctx context.Context, excess uint64) error {
 
 // remove removes the events through the place that choose finds, from the
 // oldest to the one that every open cursor has passed, and returns how many.
-func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, passed journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
+func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, committed journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
 	var through journal.Seq
 	j.mu.Lock()
-	oldest, passed := j.oldest, j.durable
+	oldest, committed := j.oldest, j.durable
 	for _, c := range j.cursors {
-		passed = min(passed, c.Committed())
+		committed = min(committed, c.Committed())
 	}
 	j.mu.Unlock()
 	err = j.read(ctx, func(st *store) (err error) {
-		through, err = choose(st, oldest, passed)
+		through, err = choose(st, oldest, committed)
 		return err
 	})
 	if err != nil {
@@ -117,15 +117,15 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, pas
 			g.batch.Set(metaFirstKey(), first, nil),
 			g.batch.Set(metaLastKey(), last, nil),
 			g.batch.DeleteRange(eventKey(oldest), eventKey(through+1), nil),
-			g.forgetGivenUp(through),
+			g.removeDispositions(through),
 		)
 	})
 	return removed, err
 }
 
-// forgetGivenUp removes what was kept of events that are removed themselves.
-func (g *group) forgetGivenUp(through journal.Seq) (err error) {
-	it, err := g.st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{givenUpSpace}, UpperBound: []byte{givenUpSpace + 1}})
+// removeDispositions removes what was kept of events that are removed themselves.
+func (g *group) removeDispositions(through journal.Seq) (err error) {
+	it, err := g.st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{dispositionSpace}, UpperBound: []byte{dispositionSpace + 1}})
 	if err != nil {
 		return err
 	}
@@ -136,12 +136,12 @@ func (g *group) forgetGivenUp(through journal.Seq) (err error) {
 			return err
 		}
 		// The last one that begins at through or before it may go beyond it.
-		first := sinkKey(givenUpSpace, id)
-		if !it.SeekLT(append(sinkKey(givenUpSpace, journal.DeadID{Sink: id.Sink, Seq: through}), 0)) || bytes.Compare(it.Key(), first) < 0 {
-			ok = it.SeekGE(after(sinkPrefix(givenUpSpace, id.Sink)))
+		first := sinkKey(dispositionSpace, id)
+		if !it.SeekLT(append(sinkKey(dispositionSpace, journal.DeliveryID{Sink: id.Sink, Seq: through}), 0)) || bytes.Compare(it.Key(), first) < 0 {
+			ok = it.SeekGE(after(sinkPrefix(dispositionSpace, id.Sink)))
 			continue
 		}
-		var u journal.GivenUp
+		var u journal.Disposition
 		if err := json.Unmarshal(it.Value(), &u); err != nil {
 			return err
 		}
@@ -152,7 +152,7 @@ func (g *group) forgetGivenUp(through journal.Seq) (err error) {
 		if err := g.batch.DeleteRange(first, end, nil); err != nil {
 			return err
 		}
-		ok = it.SeekGE(after(sinkPrefix(givenUpSpace, id.Sink)))
+		ok = it.SeekGE(after(sinkPrefix(dispositionSpace, id.Sink)))
 	}
 	return it.Error()
 }

@@ -369,7 +369,7 @@ func TestTooLittleSpaceRefusesEventsAndLetsCursorsMove(t *testing.T) {
 	if _, err := j.Append(t.Context(), journaltest.Event("b")); !errors.Is(err, journal.ErrFull) {
 		t.Errorf("Append = %v, want ErrFull", err)
 	}
-	if _, err := j.Quarantine(t.Context(), journal.Rejected{}); !errors.Is(err, journal.ErrFull) {
+	if _, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{}); !errors.Is(err, journal.ErrFull) {
 		t.Errorf("Quarantine = %v, want ErrFull", err)
 	}
 	if err := c.Commit(t.Context(), 1, journal.Undelivered{}); err != nil {

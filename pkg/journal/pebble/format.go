@@ -25,17 +25,17 @@ import (
 //	o <len><source> <number>  order of the last receipts of a source's quarantined requests: identity, size
 //	q <id>                    quarantined request: identity, then as package record encodes it
 const (
-	cursorSpace     = 'c'
-	deadSpace       = 'd'
-	eventSpace      = 'e'
-	givenUpSpace    = 'g'
-	identitySpace   = 'i'
-	keySpace        = 'k'
-	lostSpace       = 'l'
-	metaSpace       = 'm'
-	noteSpace       = 'n'
-	orderSpace      = 'o'
-	quarantineSpace = 'q'
+	cursorSpace      = 'c'
+	deadSpace        = 'd'
+	eventSpace       = 'e'
+	dispositionSpace = 'g'
+	identitySpace    = 'i'
+	keySpace         = 'k'
+	lostSpace        = 'l'
+	metaSpace        = 'm'
+	valueSpace       = 'n'
+	orderSpace       = 'o'
+	quarantineSpace  = 'q'
 )
 
 func eventKey(s journal.Seq) []byte { return appendEventKey(nil, s) }
@@ -55,17 +55,17 @@ func sinkPrefix(space byte, sink string) []byte {
 	return append(binary.AppendUvarint([]byte{space}, uint64(len(sink))), sink...)
 }
 
-func sinkKey(space byte, id journal.DeadID) []byte {
+func sinkKey(space byte, id journal.DeliveryID) []byte {
 	return binary.BigEndian.AppendUint64(sinkPrefix(space, id.Sink), uint64(id.Seq))
 }
 
 // sinkOf reads what sinkKey wrote.
-func sinkOf(key []byte) (journal.DeadID, error) {
+func sinkOf(key []byte) (journal.DeliveryID, error) {
 	r := &record.Reader{B: key}
 	r.Byte()
 	sink := r.Bytes()
 	s := r.Uint64()
-	return journal.DeadID{Sink: string(sink), Seq: journal.Seq(s)}, r.Err
+	return journal.DeliveryID{Sink: string(sink), Seq: journal.Seq(s)}, r.Err
 }
 
 func quarantineKey(id string) []byte { return append([]byte{quarantineSpace}, id...) }
@@ -75,10 +75,10 @@ func identityKey(i identity) []byte { return append([]byte{identitySpace}, i[:].
 // orderKey sorts the receipts of a source by their numbers, as sinkKey does the
 // places of a sink.
 func orderKey(source string, number uint64) []byte {
-	return sinkKey(orderSpace, journal.DeadID{Sink: source, Seq: journal.Seq(number)})
+	return sinkKey(orderSpace, journal.DeliveryID{Sink: source, Seq: journal.Seq(number)})
 }
 
-func noteKey(name string) []byte { return append([]byte{noteSpace}, name...) }
+func valueKey(name string) []byte { return append([]byte{valueSpace}, name...) }
 
 func metaFirstKey() []byte { return append([]byte{metaSpace}, "first"...) }
 

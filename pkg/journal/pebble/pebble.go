@@ -41,7 +41,7 @@ type Options struct {
 	Quarantine uint64
 	// Discarded is told of quarantined requests that were discarded, by one
 	// goroutine; nil is not told.
-	Discarded func(journal.Discarded)
+	Discarded func(journal.QuarantineDiscards)
 
 	Name     string // of this process, for those who ask who reads
 	KeepKeys bool   // give records back with their identity keys
@@ -79,7 +79,7 @@ type Journal struct {
 	// Bytes of groups since the journal was opened: written, and of those on
 	// stable storage, where the engine counts them in its size.
 	written, counted atomic.Uint64
-	held             atomic.Int64 // quarantined requests on stable storage
+	quarantineCount  atomic.Int64 // quarantined requests on stable storage
 	freed            freed
 	discards         discards
 
@@ -178,7 +178,7 @@ func (o Options) withDefaults() Options {
 		o.Quarantine = journal.DefaultQuarantine(o.MaxBytes)
 	}
 	if o.Discarded == nil {
-		o.Discarded = func(journal.Discarded) {}
+		o.Discarded = func(journal.QuarantineDiscards) {}
 	}
 	return o
 }
@@ -346,7 +346,7 @@ func (j *Journal) openFiles() (*store, error) {
 		return nil, fmt.Errorf("opening: %w", damaged(err))
 	}
 	st := &store{
-		db: db, guard: g, clock: j.opts.Clock, keepKeys: j.opts.KeepKeys, sightings: map[event.Key]sighting{}, share: j.opts.Quarantine,
+		db: db, guard: g, clock: j.opts.Clock, keepKeys: j.opts.KeepKeys, dedupeEntries: map[event.Key]dedupeEntry{}, share: j.opts.Quarantine,
 		room: j.roomFor, wrote: func(bytes uint64) { j.written.Add(bytes) },
 	}
 	err = st.load(j.opts.Window)
@@ -367,7 +367,7 @@ func (j *Journal) openFiles() (*store, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.store, j.failure, j.id, j.durable, j.oldest = st, nil, id, st.last, oldest
-	j.held.Store(st.requests())
+	j.quarantineCount.Store(st.requests())
 	j.counted.Store(j.written.Load()) // what a failure has cut off is not there
 	j.notify()
 	return st, nil
@@ -574,7 +574,7 @@ func (j *Journal) synced(g *group) {
 	}
 	j.counted.Add(g.bytes)
 	j.tail.add(g.appended)
-	j.held.Add(g.held)
+	j.quarantineCount.Add(g.added)
 	j.freed.add(g.freed)
 	j.discards.add(g.discarded)
 	for _, d := range g.discarded {
@@ -646,8 +646,10 @@ func (j *Journal) Since(ctx context.Context, t time.Time) (s journal.Seq, err er
 	return s + 1, nil
 }
 
-// Lead implements journal.Journal: nobody shares this journal.
-func (j *Journal) Lead(context.Context, string, time.Duration) (bool, error) { return true, nil }
+// AcquireLease implements journal.Journal: nobody shares this journal.
+func (j *Journal) AcquireLease(context.Context, string, time.Duration) (bool, error) {
+	return true, nil
+}
 
 // Wait implements journal.Log.
 func (j *Journal) Wait(ctx context.Context, s journal.Seq) error {

@@ -46,8 +46,8 @@ type receipts struct {
 // request: the share of a source bounds how many requests it may have, too.
 const entryBytes = 512
 
-// holding is what a source has in the quarantine.
-type holding struct {
+// sourceQuota is what a source has in the quarantine.
+type sourceQuota struct {
 	bytes    uint64
 	requests uint64
 	front    uint64 // no receipt with a lower number is in the order; those that were leave tombstones
@@ -57,9 +57,9 @@ type holding struct {
 type quarantined struct {
 	receipts  map[identity]*receipts // as the group leaves them; nil is removed
 	staged    []identity             // that are in the group's batch and not in the store, in order
-	held      int64                  // requests more than before
+	added     int64                  // requests more than before
 	freed     freeing
-	discarded []journal.Discarded
+	discarded []journal.QuarantineDiscards
 }
 
 // maxDiscards bounds how many requests one change discards, and so how long the
@@ -98,13 +98,13 @@ func splitRejected(value []byte) (i identity, rest []byte, err error) {
 // readHoldings adds up what each source has in the quarantine. It reads the order
 // alone, in which no request stands.
 func (st *store) readHoldings() error {
-	st.holdings = map[string]*holding{}
+	st.quotas = map[string]*sourceQuota{}
 	it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{orderSpace}, UpperBound: []byte{orderSpace + 1}})
 	if err != nil {
 		return err
 	}
 	for ok := it.First(); ok && err == nil; ok = it.Next() {
-		var at journal.DeadID
+		var at journal.DeliveryID
 		var bytes uint64
 		if at, err = sinkOf(it.Key()); err != nil {
 			break
@@ -122,10 +122,10 @@ func (st *store) readHoldings() error {
 
 // hold adds a request to what a source has.
 func (st *store) hold(source string, bytes uint64) {
-	h := st.holdings[source]
+	h := st.quotas[source]
 	if h == nil {
-		h = &holding{}
-		st.holdings[source] = h
+		h = &sourceQuota{}
+		st.quotas[source] = h
 	}
 	h.bytes += bytes
 	h.requests++
@@ -133,17 +133,17 @@ func (st *store) hold(source string, bytes uint64) {
 
 // requests is how many there are of all sources.
 func (st *store) requests() (n int64) {
-	for _, h := range st.holdings {
+	for _, h := range st.quotas {
 		n += int64(h.requests)
 	}
 	return n
 }
 
-// Held is how many requests are in quarantine.
-func (j *Journal) Held() uint64 { return uint64(max(j.held.Load(), 0)) }
+// QuarantineCount is how many requests are in quarantine.
+func (j *Journal) QuarantineCount() uint64 { return uint64(max(j.quarantineCount.Load(), 0)) }
 
 // Quarantine implements journal.Appender.
-func (j *Journal) Quarantine(ctx context.Context, r journal.Rejected) (id string, err error) {
+func (j *Journal) Quarantine(ctx context.Context, r journal.QuarantinedRequest) (id string, err error) {
 	if err := j.Check(); err != nil {
 		return "", fmt.Errorf("quarantining: %w", err)
 	}
@@ -159,7 +159,7 @@ func (j *Journal) Quarantine(ctx context.Context, r journal.Rejected) (id string
 	if err != nil {
 		return "", fmt.Errorf("quarantining: %w", err)
 	}
-	r = r.Counted(j.opts.Clock())
+	r = r.WithDefaults(j.opts.Clock())
 	err = j.grow(ctx, len(value), func(g *group) (err error) {
 		id, err = g.quarantine(i, r, value)
 		return err
@@ -187,13 +187,13 @@ func (g *group) receiptsOf(i identity) (*receipts, error) {
 }
 
 // quarantine stages a request, or one receipt more of the one that is kept.
-func (g *group) quarantine(i identity, r journal.Rejected, value []byte) (id string, err error) {
+func (g *group) quarantine(i identity, r journal.QuarantinedRequest, value []byte) (id string, err error) {
 	kept, err := g.receiptsOf(i)
 	switch {
 	case errors.Is(err, journal.ErrNotFound):
 		kept = &receipts{ID: r.ID, Source: r.Source, Bytes: uint64(len(value)) + entryBytes, Count: r.Count, Last: r.LastReceived}
 		g.st.hold(r.Source, kept.Bytes)
-		g.held++
+		g.added++
 		err = g.batch.Set(quarantineKey(r.ID), value, nil)
 	case err == nil:
 		again := *kept
@@ -212,14 +212,14 @@ func (g *group) quarantine(i identity, r journal.Rejected, value []byte) (id str
 	if err := g.putReceipts(i, kept); err != nil {
 		return "", err
 	}
-	h := g.st.holdings[r.Source]
-	_, err = g.discard(r.Source, journal.DiscardedSize, func(old *receipts) bool { return h.bytes > g.st.share && old.Number != kept.Number })
+	h := g.st.quotas[r.Source]
+	_, err = g.discard(r.Source, journal.QuarantineMaxBytes, func(old *receipts) bool { return h.bytes > g.st.share && old.Number != kept.Number })
 	return kept.ID, err
 }
 
 // putRejected stages a request as it was in another journal, in the place of what a
 // transfer that was cut short has put.
-func (g *group) putRejected(i identity, r journal.Rejected, value []byte) error {
+func (g *group) putRejected(i identity, r journal.QuarantinedRequest, value []byte) error {
 	before, err := g.receiptsOf(i)
 	if err == nil {
 		err = g.removeRejected(i, before)
@@ -251,7 +251,7 @@ func (g *group) discard(source, reason string, old func(*receipts) bool) (more b
 	n := 0
 	defer func() {
 		if n > 0 {
-			g.discarded = append(g.discarded, journal.Discarded{Source: source, Reason: reason, Requests: uint64(n)})
+			g.discarded = append(g.discarded, journal.QuarantineDiscards{Source: source, Reason: reason, Requests: uint64(n)})
 		}
 	}()
 	// try discards one, and reports whether to go on.
@@ -269,7 +269,7 @@ func (g *group) discard(source, reason string, old func(*receipts) bool) (more b
 		n++
 		return true, g.removeRejected(i, r)
 	}
-	h := g.st.holdings[source]
+	h := g.st.quotas[source]
 	if h == nil || !g.mayDiscard(h, reason) {
 		return false, nil
 	}
@@ -305,8 +305,8 @@ func (g *group) discard(source, reason string, old func(*receipts) bool) (more b
 }
 
 // mayDiscard spares the look where it is known to find nothing.
-func (g *group) mayDiscard(h *holding, reason string) bool {
-	return h.requests > 0 && (reason != journal.DiscardedSize || h.bytes > g.st.share)
+func (g *group) mayDiscard(h *sourceQuota, reason string) bool {
+	return h.requests > 0 && (reason != journal.QuarantineMaxBytes || h.bytes > g.st.share)
 }
 
 // removeRejected stages the removal of a request.
@@ -315,12 +315,12 @@ func (g *group) removeRejected(i identity, r *receipts) error {
 		g.receipts = map[identity]*receipts{}
 	}
 	g.receipts[i] = nil
-	h := g.st.holdings[r.Source]
+	h := g.st.quotas[r.Source]
 	h.bytes -= r.Bytes
 	if h.requests--; h.requests == 0 {
-		delete(g.st.holdings, r.Source)
+		delete(g.st.quotas, r.Source)
 	}
-	g.held--
+	g.added--
 	g.freed.add(r)
 	return errors.Join(
 		g.batch.Delete(quarantineKey(r.ID), nil),
@@ -377,15 +377,15 @@ func (j *Journal) expireQuarantine(ctx context.Context, cutoff time.Time) error 
 	for more := true; more; {
 		more = false
 		err := j.do(ctx, 64, func(g *group) error {
-			for _, source := range slices.Sorted(maps.Keys(g.st.holdings)) {
-				h := g.st.holdings[source]
-				large, err := g.discard(source, journal.DiscardedSize, func(*receipts) bool { return h.bytes > g.st.share && h.requests > 1 })
+			for _, source := range slices.Sorted(maps.Keys(g.st.quotas)) {
+				h := g.st.quotas[source]
+				large, err := g.discard(source, journal.QuarantineMaxBytes, func(*receipts) bool { return h.bytes > g.st.share && h.requests > 1 })
 				if err != nil {
 					return err
 				}
 				old := false
 				if j.opts.Retention > 0 {
-					old, err = g.discard(source, journal.DiscardedAge, func(r *receipts) bool { return r.Last.Before(cutoff) })
+					old, err = g.discard(source, journal.QuarantineRetention, func(r *receipts) bool { return r.Last.Before(cutoff) })
 				}
 				if more = more || large || old; err != nil || more {
 					return err
@@ -401,7 +401,7 @@ func (j *Journal) expireQuarantine(ctx context.Context, cutoff time.Time) error 
 }
 
 // rejected decodes a quarantined request, with its receipts.
-func (st *store) rejected(_, value []byte) (r journal.Rejected, err error) {
+func (st *store) rejected(_, value []byte) (r journal.QuarantinedRequest, err error) {
 	i, rest, err := splitRejected(value)
 	if err != nil {
 		return r, err
@@ -425,7 +425,7 @@ func (st *store) rejected(_, value []byte) (r journal.Rejected, err error) {
 }
 
 // Quarantined implements journal.Aside.
-func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.Rejected, error] {
+func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.QuarantinedRequest, error] {
 	prefix := []byte{quarantineSpace}
 	start := prefix
 	if after != "" {
@@ -434,8 +434,8 @@ func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journ
 	return scan(ctx, j, prefix, start, (*store).rejected)
 }
 
-// Rejected implements journal.Aside.
-func (j *Journal) Rejected(ctx context.Context, id string) (r journal.Rejected, err error) {
+// QuarantinedRequest implements journal.Aside.
+func (j *Journal) QuarantinedRequest(ctx context.Context, id string) (r journal.QuarantinedRequest, err error) {
 	err = j.read(ctx, func(st *store) error {
 		value, err := st.get(quarantineKey(id))
 		if err != nil {
@@ -445,7 +445,7 @@ func (j *Journal) Rejected(ctx context.Context, id string) (r journal.Rejected, 
 		return err
 	})
 	if err != nil {
-		return journal.Rejected{}, fmt.Errorf("quarantined request %s: %w", id, err)
+		return journal.QuarantinedRequest{}, fmt.Errorf("quarantined request %s: %w", id, err)
 	}
 	return r, nil
 }
@@ -587,21 +587,21 @@ func (j *Journal) reclaim() {
 // now and then, however many there are.
 type discards struct {
 	mu     sync.Mutex
-	counts map[journal.Discarded]uint64 // by source and reason
+	counts map[journal.QuarantineDiscards]uint64 // by source and reason
 	logged time.Time
 }
 
-func (d *discards) add(all []journal.Discarded) {
+func (d *discards) add(all []journal.QuarantineDiscards) {
 	if len(all) == 0 {
 		return
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.counts == nil {
-		d.counts = map[journal.Discarded]uint64{}
+		d.counts = map[journal.QuarantineDiscards]uint64{}
 	}
 	for _, one := range all {
-		d.counts[journal.Discarded{Source: one.Source, Reason: one.Reason}] += one.Requests
+		d.counts[journal.QuarantineDiscards{Source: one.Source, Reason: one.Reason}] += one.Requests
 	}
 }
 

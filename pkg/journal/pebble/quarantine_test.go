@@ -33,8 +33,8 @@ func noise(number, size int) []byte {
 	return b[:size]
 }
 
-func rejected(number, size int) journal.Rejected {
-	return journal.Rejected{Source: "s", Received: newClock().Now().Add(time.Duration(number)), Body: noise(number, size), Reason: "odd"}
+func rejected(number, size int) journal.QuarantinedRequest {
+	return journal.QuarantinedRequest{Source: "s", Received: newClock().Now().Add(time.Duration(number)), Body: noise(number, size), Reason: "odd"}
 }
 
 // released removes all that is in quarantine, one by one, as an operator does.
@@ -101,7 +101,7 @@ func TestFloodStaysWithinItsShare(t *testing.T) {
 		}
 	}
 	const fit = share / (256<<10 + 1024)
-	if n := seen.Of("s", journal.DiscardedSize); n != 200-fit {
+	if n := seen.Of("s", journal.QuarantineMaxBytes); n != 200-fit {
 		t.Errorf("%d of 200 were discarded, %d fit", n, fit)
 	}
 	eventually(t, "the disk holds little more than the share", func() bool { return j.Usage().Bytes < 2*share })
@@ -133,7 +133,7 @@ func TestTinyRequestsAreBounded(t *testing.T) {
 	for w := range 50 {
 		all.Go(func() {
 			for n := range many / 50 {
-				if _, err := j.Quarantine(t.Context(), journal.Rejected{Source: "s", Received: time.Unix(1, 0), Body: fmt.Append(nil, w, ".", n)}); err != nil {
+				if _, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "s", Received: time.Unix(1, 0), Body: fmt.Append(nil, w, ".", n)}); err != nil {
 					t.Error(err)
 					return
 				}
@@ -151,7 +151,7 @@ func TestTinyRequestsAreBounded(t *testing.T) {
 	if n == 0 || n > share/entryBytes {
 		t.Errorf("%d requests are kept", n)
 	}
-	h := j.store.holdings["s"]
+	h := j.store.quotas["s"]
 	if h.bytes > share || h.requests != uint64(n) {
 		t.Errorf("the source holds %d bytes of %d requests, %d are kept", h.bytes, h.requests, n)
 	}
@@ -160,7 +160,7 @@ func TestTinyRequestsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	j = mustOpen(t, o)
-	if again := j.store.holdings["s"]; again.bytes != h.bytes || again.requests != h.requests {
+	if again := j.store.quotas["s"]; again.bytes != h.bytes || again.requests != h.requests {
 		t.Errorf("after reopening it is %d bytes of %d requests, was %d of %d", again.bytes, again.requests, h.bytes, h.requests)
 	}
 }
@@ -190,7 +190,7 @@ func TestSmallerShare(t *testing.T) {
 			t.Errorf("kept %s, %v; want %s", r.ID, err, last)
 		}
 	}
-	if _, err := j.Rejected(t.Context(), last); err != nil {
+	if _, err := j.QuarantinedRequest(t.Context(), last); err != nil {
 		t.Error(err)
 	}
 }
@@ -209,7 +209,7 @@ func TestNoRetentionKeepsTheQuarantine(t *testing.T) {
 	if err := j.Expire(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := j.Rejected(t.Context(), id); err != nil {
+	if _, err := j.QuarantinedRequest(t.Context(), id); err != nil {
 		t.Error(err)
 	}
 }
@@ -349,7 +349,7 @@ func TestEveryOperationFailsWhileRequestsAreDiscarded(t *testing.T) {
 // against the requests that must be there.
 func checkQuarantine(t *testing.T, j *Journal, what string, from, to int) {
 	t.Helper()
-	bodies := map[string]journal.Rejected{}
+	bodies := map[string]journal.QuarantinedRequest{}
 	for r, err := range j.Quarantined(t.Context(), "") {
 		if err != nil {
 			t.Fatal(err)
@@ -376,7 +376,7 @@ func checkQuarantine(t *testing.T, j *Journal, what string, from, to int) {
 	if n := len(bodies); counts[quarantineSpace] != n || counts[identitySpace] != n || counts[orderSpace] != n {
 		t.Errorf("%s: %d requests, and of the entries of a kind: %d, %d, %d", what, n, counts[quarantineSpace], counts[identitySpace], counts[orderSpace])
 	}
-	if h := j.store.holdings["s"]; h.requests != uint64(len(bodies)) || h.bytes > 100<<10 {
+	if h := j.store.quotas["s"]; h.requests != uint64(len(bodies)) || h.bytes > 100<<10 {
 		t.Errorf("%s: the source holds %+v, %d are there", what, h, len(bodies))
 	}
 }
@@ -423,7 +423,7 @@ func TestRepairOfTheQuarantine(t *testing.T) {
 			if id, err := j.Quarantine(t.Context(), rejected(2, 100)); n != 3 || err != nil || id != all[5] {
 				t.Errorf("of %d requests a repeat of %s is %s, %v", n, all[5], id, err)
 			}
-			if h := j.store.holdings["s"]; h.requests != 3 {
+			if h := j.store.quotas["s"]; h.requests != 3 {
 				t.Errorf("the source holds %+v", h)
 			}
 		})

@@ -114,7 +114,7 @@ func repair(ctx context.Context, opts Options) (done Repaired, err error) {
 				return done, err
 			}
 		}
-		if done.Kept, err = putAside(opts); err != nil {
+		if done.Kept, err = moveOldFiles(opts); err != nil {
 			return done, err
 		}
 		if err := errors.Join(fsys.Rename(building, ready), syncDir(fsys, dir)); err != nil {
@@ -150,8 +150,8 @@ func rank(name string) int {
 	return 0
 }
 
-// putAside moves what is in the folder to where it is kept.
-func putAside(opts Options) (string, error) {
+// moveOldFiles moves what is in the folder to where it is kept.
+func moveOldFiles(opts Options) (string, error) {
 	names, err := opts.FS.List(opts.Dir)
 	if err != nil {
 		return "", err
@@ -254,7 +254,7 @@ func rebuild(ctx context.Context, opts Options, lock *pebble.Lock, to string) (c
 			err = errors.Join(err, db.Close())
 		}
 	}()
-	w := &rewriter{db: db, batch: db.NewBatch(), census: &census{receipts: map[identity]*receipts{}}}
+	w := &rewriter{db: db, batch: db.NewBatch(), scanSummary: &scanSummary{receipts: map[identity]*receipts{}}}
 	err = s.each(ctx, w.take)
 	if err == nil {
 		err = w.finish(s.damage)
@@ -274,7 +274,7 @@ func rebuild(ctx context.Context, opts Options, lock *pebble.Lock, to string) (c
 type rewriter struct {
 	db    *pebble.DB
 	batch *pebble.Batch
-	*census
+	*scanSummary
 }
 
 // take keeps an entry that makes sense.
@@ -315,7 +315,7 @@ func (w *rewriter) quarantine(key, value []byte) error {
 	switch {
 	case r == nil:
 		w.received++
-		q = q.Counted(q.Received)
+		q = q.WithDefaults(q.Received)
 		r = &receipts{ID: q.ID, Source: q.Source, Number: w.received, Bytes: uint64(len(value)) + entryBytes, Count: q.Count, Last: q.LastReceived}
 		w.receipts[i] = r
 	case r.ID != q.ID:
@@ -379,8 +379,8 @@ func (w *rewriter) finish(damage []Damage) error {
 	return w.flush()
 }
 
-// census counts what a journal holds, from its keys in order.
-type census struct {
+// scanSummary counts what a journal holds, from its keys in order.
+type scanSummary struct {
 	oldest      journal.Seq // no event before it is kept; 0 is that none was ever removed
 	last        journal.Seq // the newest place that anything speaks of
 	events      int
@@ -401,7 +401,7 @@ type position struct {
 }
 
 // count takes note of an entry, and reports whether it makes sense.
-func (c *census) count(key, value []byte) bool {
+func (c *scanSummary) count(key, value []byte) bool {
 	err := c.see(key, value)
 	if err != nil {
 		c.damage = append(c.damage, Damage{File: fmt.Sprintf("entry %q", key), Err: err, from: slices.Clone(key), to: slices.Clone(key)})
@@ -409,7 +409,7 @@ func (c *census) count(key, value []byte) bool {
 	return err == nil
 }
 
-func (c *census) see(key, value []byte) error {
+func (c *scanSummary) see(key, value []byte) error {
 	switch key[0] {
 	case eventSpace:
 		if len(key) != 9 {
@@ -441,7 +441,7 @@ func (c *census) see(key, value []byte) error {
 		if len(key) < 9 {
 			return record.ErrTruncated
 		}
-		s, err := decodeSighting(value)
+		s, err := decodeDedupeEntry(value)
 		if err != nil {
 			return err
 		}
@@ -466,8 +466,8 @@ func (c *census) see(key, value []byte) error {
 		case bytes.Equal(key, metaLastKey()):
 			c.last = max(c.last, at)
 		}
-	case givenUpSpace:
-		var g journal.GivenUp
+	case dispositionSpace:
+		var g journal.Disposition
 		return json.Unmarshal(value, &g)
 	case identitySpace:
 		r, err := decodeReceipts(value)
@@ -493,7 +493,7 @@ func (c *census) see(key, value []byte) error {
 			return err
 		}
 		c.aside++
-	case noteSpace:
+	case valueSpace:
 	default:
 		return fmt.Errorf("key of an unknown kind, %q", key[0])
 	}
@@ -501,7 +501,7 @@ func (c *census) see(key, value []byte) error {
 }
 
 // close finds what is missing, once all has been counted.
-func (c *census) close() {
+func (c *scanSummary) close() {
 	// What is removed is the oldest; every later place holds its event.
 	c.oldest = max(c.oldest, 1)
 	next := c.oldest
@@ -518,11 +518,11 @@ func (c *census) close() {
 }
 
 // unadmitted are the lost events that no repair has written down.
-func (c *census) unadmitted() []Range {
+func (c *scanSummary) unadmitted() []Range {
 	return slices.DeleteFunc(slices.Clone(c.lost), func(m Range) bool { return skip(c.admitted, m.From) == m.To+1 })
 }
 
-func (c *census) contents(damage []Damage) Contents {
+func (c *scanSummary) contents(damage []Damage) Contents {
 	out := Contents{
 		Oldest: c.oldest, Last: c.last, Events: c.events, Lost: c.lost, Dead: c.dead, Quarantined: c.aside, Damage: damage,
 	}
@@ -590,8 +590,8 @@ func inspect(ctx context.Context, opts Options, lock *pebble.Lock, all bool) (c 
 	defer func() { err = errors.Join(err, s.close()) }()
 	// What they hold together; or, if that cannot be read, what a repair would
 	// save.
-	n := &census{}
-	live, whole := censusOf(ctx, opts, lock, n)
+	n := &scanSummary{}
+	live, whole := summaryOf(ctx, opts, lock, n)
 	if live != nil { // others are what a crash left of unfinished work
 		s.damage = slices.DeleteFunc(s.damage, func(d Damage) bool { return strings.HasSuffix(d.File, ".sst") && !live[d.File] })
 	}
@@ -600,7 +600,7 @@ func inspect(ctx context.Context, opts Options, lock *pebble.Lock, all bool) (c 
 		if len(s.damage) == 0 {
 			s.damage = append(s.damage, Damage{File: "the whole", Err: whole})
 		}
-		n = &census{}
+		n = &scanSummary{}
 		err = s.each(ctx, func(key, value []byte) error { n.count(key, value); return nil })
 	}
 	if err := errors.Join(err, ctx.Err()); err != nil {
@@ -613,9 +613,9 @@ func inspect(ctx context.Context, opts Options, lock *pebble.Lock, all bool) (c 
 	return n.contents(slices.Concat(c.Damage, s.damage, n.damage)), nil
 }
 
-// censusOf counts what the engine finds, and returns which tables belong to
+// summaryOf counts what the engine finds, and returns which tables belong to
 // it, as far as it can be opened.
-func censusOf(ctx context.Context, opts Options, lock *pebble.Lock, n *census) (live map[string]bool, err error) {
+func summaryOf(ctx context.Context, opts Options, lock *pebble.Lock, n *scanSummary) (live map[string]bool, err error) {
 	o := settling(opts, lock)
 	o.ReadOnly = true
 	db, err := pebble.Open(opts.Dir, o)

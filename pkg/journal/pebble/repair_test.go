@@ -58,11 +58,11 @@ func filled(t *testing.T, o Options, closed bool, events, size int) {
 	if err := errors.Join(
 		slow.Commit(t.Context(), journal.Seq(events/3), journal.Undelivered{Dead: []journal.DeadLetter{dead}}),
 		quick.Commit(t.Context(), journal.Seq(events*2/3), journal.Undelivered{}),
-		j.Note(t.Context(), "note", []byte("text")),
+		j.PutValue(t.Context(), "note", []byte("text")),
 	); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := j.Quarantine(t.Context(), journal.Rejected{Source: "s", Body: []byte("?")}); err != nil {
+	if _, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "s", Body: []byte("?")}); err != nil {
 		t.Fatal(err)
 	}
 	if closed {

@@ -64,21 +64,21 @@ type rangeDeletion struct {
 	number     uint64
 }
 
-// strand is a sorted run of entries.
-type strand struct {
+// mergeSource is a sorted run of entries.
+type mergeSource struct {
 	head entry
 	next func() (entry, bool)
 	end  func() error // nil is nothing to close
 }
 
-// strands is a heap, the smallest head first.
-type strands []*strand
+// mergeHeap is a heap, the smallest head first.
+type mergeHeap []*mergeSource
 
-func (s strands) Len() int           { return len(s) }
-func (s strands) Less(i, j int) bool { return s[i].head.compare(s[j].head) < 0 }
-func (s strands) Swap(i, j int)      { s[i], s[j] = s[j], s[i] }
-func (s *strands) Push(x any)        { *s = append(*s, x.(*strand)) }
-func (s *strands) Pop() any {
+func (s mergeHeap) Len() int           { return len(s) }
+func (s mergeHeap) Less(i, j int) bool { return s[i].head.compare(s[j].head) < 0 }
+func (s mergeHeap) Swap(i, j int)      { s[i], s[j] = s[j], s[i] }
+func (s *mergeHeap) Push(x any)        { *s = append(*s, x.(*mergeSource)) }
+func (s *mergeHeap) Pop() any {
 	last := (*s)[len(*s)-1]
 	*s = (*s)[:len(*s)-1]
 	return last
@@ -88,7 +88,7 @@ func (s *strands) Pop() any {
 type salvage struct {
 	fs      vfs.FS
 	dir     string
-	runs    strands
+	runs    mergeHeap
 	deleted []rangeDeletion
 	damage  []Damage
 	tails   []Damage // ends of logs that are no whole records
@@ -128,7 +128,7 @@ func (s *salvage) close() error {
 
 // add takes a sorted run.
 func (s *salvage) add(next func() (entry, bool), end func() error) error {
-	r := &strand{next: next, end: end}
+	r := &mergeSource{next: next, end: end}
 	var ok bool
 	if r.head, ok = next(); !ok {
 		if end != nil {

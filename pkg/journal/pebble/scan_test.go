@@ -19,14 +19,14 @@ func TestScanIsBoundedByBytes(t *testing.T) {
 	const many = 12
 	var ids []string
 	for i := range many {
-		id, err := j.Quarantine(t.Context(), journal.Rejected{Source: "s", Received: time.Unix(1, 0), Body: append(bytes.Repeat([]byte("x"), 400<<10), byte(i))})
+		id, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "s", Received: time.Unix(1, 0), Body: append(bytes.Repeat([]byte("x"), 400<<10), byte(i))})
 		if err != nil {
 			t.Fatal(err)
 		}
 		ids = append(ids, id)
 	}
 	decoded := 0
-	decode := func(st *store, key, value []byte) (journal.Rejected, error) {
+	decode := func(st *store, key, value []byte) (journal.QuarantinedRequest, error) {
 		decoded++
 		return st.rejected(key, value)
 	}

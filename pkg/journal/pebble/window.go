@@ -34,8 +34,8 @@ type window struct {
 	key, value []byte // scratch
 }
 
-// sighting is what the window knows of a key.
-type sighting struct {
+// dedupeEntry is what the window knows of a key.
+type dedupeEntry struct {
 	first int64 // nanoseconds since 1970
 	seq   journal.Seq
 	id    string // of the CloudEvent that was stored
@@ -48,14 +48,14 @@ func appendKeyPrefix(b []byte, generation int64) []byte {
 }
 
 // appendTo encodes the sighting.
-func (s sighting) appendTo(b []byte) []byte {
+func (s dedupeEntry) appendTo(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(s.first))
 	return append(binary.BigEndian.AppendUint64(b, uint64(s.seq)), s.id...)
 }
 
-func decodeSighting(b []byte) (sighting, error) {
+func decodeDedupeEntry(b []byte) (dedupeEntry, error) {
 	r := &record.Reader{B: b}
-	s := sighting{first: int64(r.Uint64()), seq: journal.Seq(r.Uint64())}
+	s := dedupeEntry{first: int64(r.Uint64()), seq: journal.Seq(r.Uint64())}
 	s.id = string(r.B)
 	return s, r.Err
 }
@@ -126,28 +126,28 @@ func (w *window) lookups(db pebble.Reader) (*pebble.Iterator, error) {
 }
 
 // find returns the sighting of key that is inside the window at now.
-func (w *window) find(it *pebble.Iterator, key event.Key, now int64) (sighting, bool, error) {
+func (w *window) find(it *pebble.Iterator, key event.Key, now int64) (dedupeEntry, bool, error) {
 	// The newest first: the same key may stand, expired, in an older one.
 	for _, generation := range slices.Backward(w.generations) {
 		if !it.SeekPrefixGE(w.stored(generation, key)) {
 			if err := it.Error(); err != nil {
-				return sighting{}, false, err
+				return dedupeEntry{}, false, err
 			}
 			continue
 		}
-		s, err := decodeSighting(it.Value())
+		s, err := decodeDedupeEntry(it.Value())
 		if err != nil {
-			return sighting{}, false, fmt.Errorf("identity key: %w", err)
+			return dedupeEntry{}, false, fmt.Errorf("identity key: %w", err)
 		}
 		// A clock that was set back makes first lie ahead of now; that is
 		// inside.
 		return s, now-s.first < int64(w.width), nil
 	}
-	return sighting{}, false, nil
+	return dedupeEntry{}, false, nil
 }
 
 // put writes a sighting into the generation of now.
-func (w *window) put(b *pebble.Batch, key event.Key, s sighting, now int64) error {
+func (w *window) put(b *pebble.Batch, key event.Key, s dedupeEntry, now int64) error {
 	if n := len(w.generations); n == 0 || now >= w.generations[n-1]+int64(w.width) {
 		if err := w.note(b); err != nil {
 			return err

@@ -382,7 +382,7 @@ func Split(s journal.Seq, value []byte) (r journal.Record, encoded []byte, err e
 	encoded = value[8:]
 	if len(encoded) > 0 && encoded[0] == addressed {
 		head := &Reader{B: encoded[1:]}
-		r.Only, r.Of = string(head.Bytes()), journal.Seq(head.Uint64())
+		r.TargetSink, r.OriginSeq = string(head.Bytes()), journal.Seq(head.Uint64())
 		if head.Err != nil {
 			return r, nil, fmt.Errorf("event %d: %w", s, head.Err)
 		}
@@ -439,7 +439,7 @@ func SetAccepted(b []byte, t time.Time) { binary.BigEndian.PutUint64(b, uint64(t
 
 // AppendRejected encodes what does not change of a quarantined request: all but
 // the body as JSON behind its length, then the body.
-func AppendRejected(b []byte, r journal.Rejected) ([]byte, error) {
+func AppendRejected(b []byte, r journal.QuarantinedRequest) ([]byte, error) {
 	head, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("encoding a quarantined request: %w", err)
@@ -448,7 +448,7 @@ func AppendRejected(b []byte, r journal.Rejected) ([]byte, error) {
 }
 
 // DecodeRejected decodes what AppendRejected wrote, and shares no memory with it.
-func DecodeRejected(b []byte) (r journal.Rejected, err error) {
+func DecodeRejected(b []byte) (r journal.QuarantinedRequest, err error) {
 	read := &Reader{B: b}
 	head := read.Bytes()
 	if read.Err != nil {

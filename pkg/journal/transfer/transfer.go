@@ -37,8 +37,8 @@ import (
 // Source is a journal that no relay uses, to be read. It may be used by one
 // goroutine.
 type Source interface {
-	// Where says, for people, which journal it is.
-	Where() string
+	// Location says, for people, which journal it is.
+	Location() string
 
 	// Range is the place of the oldest event that is stored and of the newest,
 	// and how many there are. Where there is none, oldest is behind last.
@@ -54,9 +54,9 @@ type Source interface {
 	// The rest is yielded in the order of its names and places. Notes are those
 	// of the relay; what the engine itself notes is left out.
 	DeadLetters(ctx context.Context) iter.Seq2[Dead, error]
-	GivenUp(ctx context.Context) iter.Seq2[GivenUp, error]
-	Quarantined(ctx context.Context) iter.Seq2[journal.Rejected, error]
-	Notes(ctx context.Context) iter.Seq2[journal.Noted, error]
+	Dispositions(ctx context.Context) iter.Seq2[Disposition, error]
+	Quarantined(ctx context.Context) iter.Seq2[journal.QuarantinedRequest, error]
+	Values(ctx context.Context) iter.Seq2[journal.KVEntry, error]
 	Cursors(ctx context.Context) iter.Seq2[Cursor, error]
 
 	// Unchanged returns an error if something has been written since it was
@@ -73,8 +73,8 @@ type Source interface {
 // goroutine. Each method may be called again after an error, which leaves open
 // what was stored.
 type Target interface {
-	// Where says, for people, which journal it is.
-	Where() string
+	// Location says, for people, which journal it is.
+	Location() string
 
 	// State returns what Append was given last, or nil. It refuses a journal
 	// that holds anything which no transfer has stored, and one that a relay
@@ -97,7 +97,7 @@ type Target interface {
 	Clear(ctx context.Context) error
 
 	// Put stores things, in the place of those of the same name.
-	Put(ctx context.Context, t Things) error
+	Put(ctx context.Context, t Metadata) error
 
 	// Finish removes the rows, and lets the journal be opened.
 	Finish(ctx context.Context) error
@@ -107,18 +107,18 @@ type Target interface {
 
 // Item is what takes a place.
 type Item struct {
-	Event *Event      // nil keeps the place free, for an event that is stored no more
-	Old   journal.Seq // its place in the source
+	Event     *Event      // nil keeps the place free, for an event that is stored no more
+	SourceSeq journal.Seq // its place in the source
 }
 
 // Event is an event as it is stored.
 type Event struct {
-	Seq      journal.Seq
-	Accepted time.Time
-	Only     string      // the sink it is for; empty is every sink
-	Of       journal.Seq // where it was first; 0 is here
-	Keys     []event.Key // where the engine keeps them with their event
-	Encoded  []byte      // as package record encodes it
+	Seq        journal.Seq
+	Accepted   time.Time
+	TargetSink string      // the sink it is for; empty is every sink
+	OriginSeq  journal.Seq // where it was first; 0 is here
+	Keys       []event.Key // where the engine keeps them with their event
+	Encoded    []byte      // as package record encodes it
 }
 
 // Split takes a record apart, and shares no memory with it. What only the keys
@@ -131,14 +131,14 @@ func Split(s journal.Seq, value []byte) (Event, error) {
 	if err != nil {
 		return Event{}, fmt.Errorf("event %d: %w", s, err)
 	}
-	return Event{s, r.Accepted, r.Only, r.Of, r.Event.Keys, slices.Clone(encoded)}, nil
+	return Event{s, r.Accepted, r.TargetSink, r.OriginSeq, r.Event.Keys, slices.Clone(encoded)}, nil
 }
 
 // Record is what Split takes apart.
 func (e Event) Record() []byte {
 	b := make([]byte, 8, 64+len(e.Encoded))
-	if e.Only != "" {
-		b = record.AppendAddress(nil, e.Only, e.Of)
+	if e.TargetSink != "" {
+		b = record.AppendAddress(nil, e.TargetSink, e.OriginSeq)
 	}
 	if len(e.Keys) > 0 {
 		b = record.AppendKeys(b, e.Keys)
@@ -168,34 +168,34 @@ type Dead struct {
 	Event  Event
 }
 
-// GivenUp is what a sink was not given.
-type GivenUp struct {
+// Disposition is what a sink was not given.
+type Disposition struct {
 	Sink string
-	journal.GivenUp
+	journal.Disposition
 }
 
 // Cursor is the place of a sink, or of a replay.
 type Cursor struct {
-	Name             string
-	Committed, Began journal.Seq
+	Name                string
+	Committed, StartSeq journal.Seq
 }
 
-// Things are all that is not an event.
-type Things struct {
-	Keys        []Key
-	Dead        []Dead
-	GivenUp     []GivenUp
-	Quarantined []journal.Rejected
-	Notes       []journal.Noted
-	Cursors     []Cursor
+// Metadata are all that is not an event.
+type Metadata struct {
+	Keys         []Key
+	Dead         []Dead
+	Dispositions []Disposition
+	Quarantined  []journal.QuarantinedRequest
+	Values       []journal.KVEntry
+	Cursors      []Cursor
 }
 
 // Options of a transfer.
 type Options struct {
-	// Note makes of a note what it is to be in the target: first maps the
+	// MoveEntry makes of a note what it is to be in the target: first maps the
 	// place of the first event of a range, last that of the last one. Nil
 	// leaves notes as they are.
-	Note func(n journal.Noted, first, last func(journal.Seq) journal.Seq) (journal.Noted, error)
+	MoveEntry func(n journal.KVEntry, first, last func(journal.Seq) journal.Seq) (journal.KVEntry, error)
 	// Progress is told how far it is, every page. Nil is nobody.
 	Progress func(what string, done, total uint64)
 	// Page is the most events of one act; 0 is 500.
@@ -207,9 +207,9 @@ type Report struct {
 	Events      uint64   `json:"events"`
 	Keys        uint64   `json:"keys"`
 	Dead        uint64   `json:"dead_letters"`
-	GivenUp     uint64   `json:"given_up"`
+	Discarded   uint64   `json:"given_up"`
 	Quarantined uint64   `json:"quarantined"`
-	Notes       uint64   `json:"notes"`
+	Values      uint64   `json:"notes"`
 	Cursors     []Cursor `json:"cursors"` // their places in the target
 	Missing     []string `json:"missing,omitempty"`
 	Before      bool     `json:"before"` // it had been carried before, and nothing was done
@@ -224,9 +224,9 @@ type state struct {
 	Last    journal.Seq `json:"last"`   // place of the newest of them in the source
 	Sum     string      `json:"sum"`    // of that one
 
-	Done   bool    `json:"done"`
-	Mark   string  `json:"mark,omitempty"` // of the source, when it was done
-	Report *Report `json:"report,omitempty"`
+	Done        bool    `json:"done"`
+	Fingerprint string  `json:"mark,omitempty"` // of the source, when it was done
+	Report      *Report `json:"report,omitempty"`
 }
 
 const stateVersion = 1
@@ -240,7 +240,7 @@ type transfer struct {
 	dst    Target
 	opts   Options
 	state  state
-	places places
+	seqs   seqMap
 	report Report
 }
 
@@ -256,7 +256,7 @@ func Run(ctx context.Context, src Source, dst Target, opts Options) (Report, err
 	t := &transfer{src: src, dst: dst, opts: opts}
 	r, err := t.run(ctx)
 	if err != nil {
-		return r, fmt.Errorf("carrying %s into %s: %w", src.Where(), dst.Where(), err)
+		return r, fmt.Errorf("carrying %s into %s: %w", src.Location(), dst.Location(), err)
 	}
 	return r, nil
 }
@@ -266,16 +266,16 @@ func (t *transfer) run(ctx context.Context) (Report, error) {
 		return Report{}, err
 	}
 	if t.state.Done {
-		return t.again(ctx)
+		return t.checkUnchanged(ctx)
 	}
 	if err := t.events(ctx); err != nil {
 		return Report{}, err
 	}
 	t.report.Events = t.state.Events
-	if err := t.things(ctx); err != nil {
+	if err := t.metadata(ctx); err != nil {
 		return Report{}, err
 	}
-	mark, err := t.mark(ctx)
+	mark, err := t.fingerprint(ctx)
 	if err == nil {
 		err = t.src.Unchanged(ctx)
 	}
@@ -283,7 +283,7 @@ func (t *transfer) run(ctx context.Context) (Report, error) {
 		return Report{}, err
 	}
 	t.report.Missing = t.src.Missing()
-	t.state.Done, t.state.Mark, t.state.Report = true, mark, &t.report
+	t.state.Done, t.state.Fingerprint, t.state.Report = true, mark, &t.report
 	if err := t.dst.Append(ctx, nil, func([]journal.Seq) ([]byte, []byte) { return nil, t.state.encode() }); err != nil {
 		return Report{}, err
 	}
@@ -304,7 +304,7 @@ func (t *transfer) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.state = state{Version: stateVersion, From: t.src.Where()}
+	t.state = state{Version: stateVersion, From: t.src.Location()}
 	if b == nil {
 		return nil
 	}
@@ -319,7 +319,7 @@ func (t *transfer) resume(ctx context.Context) error {
 	}
 	for row, err := range t.dst.Rows(ctx) {
 		if err == nil {
-			err = t.places.read(row)
+			err = t.seqs.read(row)
 		}
 		if err != nil {
 			return fmt.Errorf("reading how far it is: %w", err)
@@ -351,13 +351,13 @@ func (t *transfer) sameSource(ctx context.Context) error {
 	return nil
 }
 
-// again is run when all has been carried before.
-func (t *transfer) again(ctx context.Context) (Report, error) {
-	mark, err := t.mark(ctx)
+// checkUnchanged is run when all has been carried before.
+func (t *transfer) checkUnchanged(ctx context.Context) (Report, error) {
+	mark, err := t.fingerprint(ctx)
 	if err != nil {
 		return Report{}, err
 	}
-	if mark != t.state.Mark {
+	if mark != t.state.Fingerprint {
 		return Report{}, errors.New("all was carried before, and something has been written to the source since: what is in the target may be in use, so nothing more is carried into it; begin with an empty target")
 	}
 	r := *t.state.Report
@@ -365,8 +365,8 @@ func (t *transfer) again(ctx context.Context) (Report, error) {
 	return r, t.dst.Finish(ctx)
 }
 
-// mark changes when what is stored in the source does.
-func (t *transfer) mark(ctx context.Context) (string, error) {
+// fingerprint changes when what is stored in the source does.
+func (t *transfer) fingerprint(ctx context.Context) (string, error) {
 	h := sha256.New()
 	_, last, _ := t.src.Range()
 	fmt.Fprintln(h, last)
@@ -417,13 +417,13 @@ func (t *transfer) events(ctx context.Context) error {
 		return err
 	}
 	_, _, total := t.src.Range()
-	carried := t.places.last()
+	carried := t.seqs.last()
 	t.opts.Progress("events", t.state.Events, total)
 	p := page{t: t, total: total}
 	free := func(before journal.Seq) error {
 		for len(holes) > 0 && holes[0] < before {
 			if holes[0] > carried {
-				if err := p.add(ctx, Item{Old: holes[0]}, 0); err != nil {
+				if err := p.add(ctx, Item{SourceSeq: holes[0]}, 0); err != nil {
 					return err
 				}
 			}
@@ -441,13 +441,13 @@ func (t *transfer) events(ctx context.Context) error {
 		if len(holes) > 0 && holes[0] == e.Seq {
 			holes = holes[1:]
 		}
-		if len(p.items) > 0 && e.Of >= p.items[0].Old {
+		if len(p.items) > 0 && e.OriginSeq >= p.items[0].SourceSeq {
 			if err := p.store(ctx); err != nil { // its first place must be known
 				return err
 			}
 		}
-		if e.Of != 0 {
-			e.Of = t.places.floor(e.Of)
+		if e.OriginSeq != 0 {
+			e.OriginSeq = t.seqs.floor(e.OriginSeq)
 		}
 		if err := p.add(ctx, Item{&e, e.Seq}, len(e.Encoded)); err != nil {
 			return err
@@ -511,75 +511,75 @@ func (p *page) act(ctx context.Context, items []Item) error {
 	}
 	p.t.state = next
 	p.t.opts.Progress("events", next.Events, p.total)
-	return p.t.places.read(row)
+	return p.t.seqs.read(row)
 }
 
-// things stores all that is not an event.
-func (t *transfer) things(ctx context.Context) error {
+// metadata stores all that is not an event.
+func (t *transfer) metadata(ctx context.Context) error {
 	if err := t.dst.Clear(ctx); err != nil {
 		return err
 	}
 	err := each(ctx, t, "keys", t.src.Keys(ctx), &t.report.Keys, func(k Key) (Key, error) {
-		k.Seq, _ = t.places.exact(k.Seq)
+		k.Seq, _ = t.seqs.exact(k.Seq)
 		return k, nil
-	}, func(keys []Key) Things { return Things{Keys: keys} })
+	}, func(keys []Key) Metadata { return Metadata{Keys: keys} })
 	if err != nil {
 		return err
 	}
 	err = each(ctx, t, "dead letters", t.src.DeadLetters(ctx), &t.report.Dead, func(d Dead) (Dead, error) {
-		at, ok := t.places.exact(d.Letter.Seq)
+		at, ok := t.seqs.exact(d.Letter.Seq)
 		if !ok {
 			return d, fmt.Errorf("dead letter %d of sink %s came when events had been carried that stand behind it: begin with an empty target", d.Letter.Seq, d.Sink)
 		}
 		d.Letter.Seq, d.Event.Seq = at, at
-		if d.Event.Of != 0 {
-			d.Event.Of = t.places.floor(d.Event.Of)
+		if d.Event.OriginSeq != 0 {
+			d.Event.OriginSeq = t.seqs.floor(d.Event.OriginSeq)
 		}
 		return d, nil
-	}, func(dead []Dead) Things { return Things{Dead: dead} })
+	}, func(dead []Dead) Metadata { return Metadata{Dead: dead} })
 	if err != nil {
 		return err
 	}
 	var none uint64 // of those that expired with their events
-	err = each(ctx, t, "given up", t.src.GivenUp(ctx), &none, func(g GivenUp) (GivenUp, error) {
-		g.From, g.To = t.places.ceil(g.From), t.places.floor(g.To)
-		if g.As != 0 {
-			g.As, _ = t.places.exact(g.As)
+	err = each(ctx, t, "given up", t.src.Dispositions(ctx), &none, func(g Disposition) (Disposition, error) {
+		g.From, g.To = t.seqs.ceil(g.From), t.seqs.floor(g.To)
+		if g.RedeliveredAs != 0 {
+			g.RedeliveredAs, _ = t.seqs.exact(g.RedeliveredAs)
 		}
 		return g, nil
-	}, func(all []GivenUp) Things {
-		all = slices.DeleteFunc(all, func(g GivenUp) bool { return g.From > g.To })
-		t.report.GivenUp += uint64(len(all))
-		return Things{GivenUp: all}
+	}, func(all []Disposition) Metadata {
+		all = slices.DeleteFunc(all, func(g Disposition) bool { return g.From > g.To })
+		t.report.Discarded += uint64(len(all))
+		return Metadata{Dispositions: all}
 	})
 	if err != nil {
 		return err
 	}
-	err = each(ctx, t, "quarantined", t.src.Quarantined(ctx), &t.report.Quarantined, func(q journal.Rejected) (journal.Rejected, error) {
+	err = each(ctx, t, "quarantined", t.src.Quarantined(ctx), &t.report.Quarantined, func(q journal.QuarantinedRequest) (journal.QuarantinedRequest, error) {
 		return q, nil
-	}, func(all []journal.Rejected) Things { return Things{Quarantined: all} })
+	}, func(all []journal.QuarantinedRequest) Metadata { return Metadata{Quarantined: all} })
 	if err != nil {
 		return err
 	}
-	err = each(ctx, t, "notes", t.src.Notes(ctx), &t.report.Notes, func(n journal.Noted) (journal.Noted, error) {
-		if t.opts.Note == nil {
+	err = each(ctx, t, "notes", t.src.Values(ctx), &t.report.Values, func(n journal.KVEntry) (journal.KVEntry, error) {
+		if t.opts.MoveEntry == nil {
 			return n, nil
 		}
-		return t.opts.Note(n, t.places.ceil, t.places.floor)
-	}, func(all []journal.Noted) Things { return Things{Notes: all} })
+		return t.opts.MoveEntry(n, t.seqs.ceil, t.seqs.floor)
+	}, func(all []journal.KVEntry) Metadata { return Metadata{Values: all} })
 	if err != nil {
 		return err
 	}
 	var cursors uint64
 	return each(ctx, t, "cursors", t.src.Cursors(ctx), &cursors, func(c Cursor) (Cursor, error) {
-		c.Committed, c.Began = t.places.floor(c.Committed), t.places.floor(c.Began)
+		c.Committed, c.StartSeq = t.seqs.floor(c.Committed), t.seqs.floor(c.StartSeq)
 		t.report.Cursors = append(t.report.Cursors, c)
 		return c, nil
-	}, func(all []Cursor) Things { return Things{Cursors: all} })
+	}, func(all []Cursor) Metadata { return Metadata{Cursors: all} })
 }
 
 // each stores what becomes of each thing, some at a time.
-func each[T any](ctx context.Context, t *transfer, what string, from iter.Seq2[T, error], count *uint64, become func(T) (T, error), things func([]T) Things) error {
+func each[T any](ctx context.Context, t *transfer, what string, from iter.Seq2[T, error], count *uint64, become func(T) (T, error), things func([]T) Metadata) error {
 	var some []T
 	store := func() error {
 		if len(some) == 0 {

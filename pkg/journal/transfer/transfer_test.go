@@ -145,8 +145,8 @@ type ranged struct {
 	Last  journal.Seq `json:"last"`
 }
 
-func moveNote(n journal.Noted, first, last func(journal.Seq) journal.Seq) (journal.Noted, error) {
-	if !strings.HasPrefix(n.Name, "replay/") {
+func moveNote(n journal.KVEntry, first, last func(journal.Seq) journal.Seq) (journal.KVEntry, error) {
+	if !strings.HasPrefix(n.Key, "replay/") {
 		return n, nil
 	}
 	var r ranged
@@ -155,7 +155,7 @@ func moveNote(n journal.Noted, first, last func(journal.Seq) journal.Seq) (journ
 	}
 	r.First, r.Last = first(r.First), last(r.Last)
 	b, err := json.Marshal(r)
-	return journal.Noted{Name: n.Name, Value: b}, err
+	return journal.KVEntry{Key: n.Key, Value: b}, err
 }
 
 // fill makes a journal with everything that there can be: events that have
@@ -206,23 +206,23 @@ func fill(t *testing.T, p place, c *clock, largest int) {
 	}
 	read(t, fast, 8)
 	commit(t, fast, late[3], journal.Undelivered{
-		Dead:    []journal.DeadLetter{dead(b[2]), dead(late[0]), dead(late[1])},
-		GivenUp: []journal.GivenUp{{From: b[3], To: b[3], Reason: journal.GivenUpAge, At: c.Now()}},
+		Dead:      []journal.DeadLetter{dead(b[2]), dead(late[0]), dead(late[1])},
+		Discarded: []journal.Disposition{{From: b[3], To: b[3], Reason: journal.DiscardedAfter, At: c.Now()}},
 	})
-	must(j.Retry(t.Context(), journal.DeadID{Sink: "fast", Seq: b[2]}))(t)
-	must(j.Retry(t.Context(), journal.DeadID{Sink: "fast", Seq: a[1]}))(t)
-	if err := j.Drop(t.Context(), journal.DeadID{Sink: "fast", Seq: late[0]}); err != nil {
+	must(j.Redeliver(t.Context(), journal.DeliveryID{Sink: "fast", Seq: b[2]}))(t)
+	must(j.Redeliver(t.Context(), journal.DeliveryID{Sink: "fast", Seq: a[1]}))(t)
+	if err := j.Drop(t.Context(), journal.DeliveryID{Sink: "fast", Seq: late[0]}); err != nil {
 		t.Fatal(err)
 	}
 	read(t, slow, 2)
 	commit(t, slow, b[1], journal.Undelivered{})
 	must(j.Reader(t.Context(), "newest", journal.Latest))(t)
 	for _, id := range []string{"q1", "q2"} {
-		must(j.Quarantine(t.Context(), journal.Rejected{ID: id, Source: "s", Received: c.Now(), Method: "POST", Body: []byte(id), Reason: "odd"}))(t)
+		must(j.Quarantine(t.Context(), journal.QuarantinedRequest{ID: id, Source: "s", Received: c.Now(), Method: "POST", Body: []byte(id), Reason: "odd"}))(t)
 	}
-	must(j.Quarantine(t.Context(), journal.Rejected{Source: "s", Received: c.Now().Add(time.Minute), Body: []byte("q1")}))(t) // a repeat
+	must(j.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "s", Received: c.Now().Add(time.Minute), Body: []byte("q1")}))(t) // a repeat
 	for n, v := range map[string]string{"replay/x": fmt.Sprintf(`{"first":%d,"last":%d}`, b[0], late[2]), "replay/old": fmt.Sprintf(`{"first":%d,"last":%d}`, a[0], b[1]), "other": "ünï"} {
-		if err := j.Note(t.Context(), n, []byte(v)); err != nil {
+		if err := j.PutValue(t.Context(), n, []byte(v)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -237,7 +237,7 @@ type picture struct {
 	Keys        []string
 	Dead        []string
 	GivenUp     []string
-	Quarantined []journal.Rejected
+	Quarantined []journal.QuarantinedRequest
 	Notes       []string
 	Cursors     []string
 }
@@ -288,7 +288,7 @@ func look(t *testing.T, p place) (pic picture) {
 		if data := ev.CloudEvent.DataEncoded; len(data) > 1<<10 {
 			ev.CloudEvent.DataEncoded = fmt.Appendf(nil, `"%x"`, sha256.Sum256(data))
 		}
-		return fmt.Sprintf("%s at %s by %s, only %s, %s", ev.CloudEvent.ID(), e.Accepted.Format(time.RFC3339Nano), r.Event.SourceName, e.Only, must(json.Marshal(ev.CloudEvent))(t))
+		return fmt.Sprintf("%s at %s by %s, only %s, %s", ev.CloudEvent.ID(), e.Accepted.Format(time.RFC3339Nano), r.Event.SourceName, e.TargetSink, must(json.Marshal(ev.CloudEvent))(t))
 	}
 	var ofs []journal.Seq
 	all := func() (got []transfer.Event) {
@@ -301,10 +301,10 @@ func look(t *testing.T, p place) (pic picture) {
 		ev := must(record.Decode(e.Seq, e.Record()))(t).Event
 		places = append(places, e.Seq)
 		names[e.Seq] = ev.CloudEvent.ID()
-		if e.Only != "" {
+		if e.TargetSink != "" {
 			names[e.Seq] += " again"
 		}
-		ofs = append(ofs, e.Of)
+		ofs = append(ofs, e.OriginSeq)
 	}
 	for n, e := range all {
 		pic.Events = append(pic.Events, describe(e)+" of "+name(ofs[n]))
@@ -322,34 +322,34 @@ func look(t *testing.T, p place) (pic picture) {
 		must(d, err)(t)
 		at := d.Letter.Seq
 		d.Letter.Seq = 0
-		pic.Dead = append(pic.Dead, fmt.Sprintf("%s at %s %s %v of %s", d.Sink, name(at), describe(d.Event), d.Letter, name(d.Event.Of)))
+		pic.Dead = append(pic.Dead, fmt.Sprintf("%s at %s %s %v of %s", d.Sink, name(at), describe(d.Event), d.Letter, name(d.Event.OriginSeq)))
 	}
-	for g, err := range src.GivenUp(ctx) {
+	for g, err := range src.Dispositions(ctx) {
 		must(g, err)(t)
 		if g.To < places[0] {
 			continue // it goes with its events
 		}
-		pic.GivenUp = append(pic.GivenUp, fmt.Sprintf("%s from %s to %s %s %s as %s", g.Sink, from(g.From), before(g.To), g.Reason, g.At, name(g.As)))
+		pic.GivenUp = append(pic.GivenUp, fmt.Sprintf("%s from %s to %s %s %s as %s", g.Sink, from(g.From), before(g.To), g.Reason, g.At, name(g.RedeliveredAs)))
 	}
 	slices.Sort(pic.GivenUp)
 	for q, err := range src.Quarantined(ctx) {
 		pic.Quarantined = append(pic.Quarantined, must(q, err)(t))
 	}
-	for n, err := range src.Notes(ctx) {
+	for n, err := range src.Values(ctx) {
 		must(n, err)(t)
 		text := string(n.Value)
-		if strings.HasPrefix(n.Name, "replay/") {
+		if strings.HasPrefix(n.Key, "replay/") {
 			var r ranged
 			if err := json.Unmarshal(n.Value, &r); err != nil {
 				t.Fatal(err)
 			}
 			text = "from " + from(r.First) + " to " + before(r.Last)
 		}
-		pic.Notes = append(pic.Notes, n.Name+": "+text)
+		pic.Notes = append(pic.Notes, n.Key+": "+text)
 	}
 	for c, err := range src.Cursors(ctx) {
 		must(c, err)(t)
-		pic.Cursors = append(pic.Cursors, fmt.Sprintf("%s through %s, from %s", c.Name, before(c.Committed), before(c.Began)))
+		pic.Cursors = append(pic.Cursors, fmt.Sprintf("%s through %s, from %s", c.Name, before(c.Committed), before(c.StartSeq)))
 	}
 	return pic
 }
@@ -392,7 +392,7 @@ func (f *faulty) Clear(ctx context.Context) error {
 	return f.write(func() error { return f.Target.Clear(ctx) })
 }
 
-func (f *faulty) Put(ctx context.Context, t transfer.Things) error {
+func (f *faulty) Put(ctx context.Context, t transfer.Metadata) error {
 	return f.write(func() error { return f.Target.Put(ctx, t) })
 }
 
@@ -413,7 +413,7 @@ func carry(t *testing.T, from, to place, change func(transfer.Target) transfer.T
 	if change != nil {
 		dst = change(dst)
 	}
-	return transfer.Run(t.Context(), src, dst, transfer.Options{Note: moveNote, Page: 3})
+	return transfer.Run(t.Context(), src, dst, transfer.Options{MoveEntry: moveNote, Page: 3})
 }
 
 type direction struct {
@@ -487,7 +487,7 @@ func works(t *testing.T, p place, c *clock) {
 		}
 	}
 	var dead []journal.Dead
-	for d, err := range j.DeadLetters(t.Context(), journal.DeadID{}) {
+	for d, err := range j.DeadLetters(t.Context(), journal.DeliveryID{}) {
 		dead = append(dead, must(d, err)(t))
 	}
 	if len(dead) != 2 || dead[0].Event.CloudEvent.ID() != "a3" || dead[1].Event.CloudEvent.ID() != "c2" {
@@ -498,17 +498,17 @@ func works(t *testing.T, p place, c *clock) {
 		switch {
 		case r.Event.CloudEvent.ID() == "b4":
 			b4 = r.Seq
-		case r.Only != "" && r.Event.CloudEvent.ID() == "b3":
-			u := must(j.Lost(t.Context(), journal.DeadID{Sink: "fast", Seq: r.Of}))(t)
-			if u.As != r.Seq || u.Reason != journal.GivenUpRetried {
+		case r.TargetSink != "" && r.Event.CloudEvent.ID() == "b3":
+			u := must(j.Disposition(t.Context(), journal.DeliveryID{Sink: "fast", Seq: r.OriginSeq}))(t)
+			if u.RedeliveredAs != r.Seq || u.Reason != journal.Redelivered {
 				t.Errorf("the retried event: %+v, want it as %d", u, r.Seq)
 			}
 		}
 	}
-	if u := must(j.Lost(t.Context(), journal.DeadID{Sink: "fast", Seq: b4}))(t); u.Reason != journal.GivenUpAge {
+	if u := must(j.Disposition(t.Context(), journal.DeliveryID{Sink: "fast", Seq: b4}))(t); u.Reason != journal.DiscardedAfter {
 		t.Errorf("the event given up: %+v", u)
 	}
-	must(j.Retry(t.Context(), dead[0].ID()))(t)
+	must(j.Redeliver(t.Context(), dead[0].ID()))(t)
 	c.Advance(time.Second)
 	must(j.Append(t.Context(), journaltest.Event("new")))(t)
 	for name, want := range map[string]string{
@@ -621,11 +621,11 @@ func TestAnotherSourceIsRefused(t *testing.T) {
 			// A relay that ran in between has stored more, and is the newer truth.
 			j := from.open(t)
 			must(j.Append(t.Context(), journaltest.Event("between")))(t)
-			var dead []journal.DeadID
-			for d, err := range j.DeadLetters(t.Context(), journal.DeadID{}) {
+			var dead []journal.DeliveryID
+			for d, err := range j.DeadLetters(t.Context(), journal.DeliveryID{}) {
 				dead = append(dead, must(d, err)(t).ID())
 			}
-			must(j.Retry(t.Context(), dead[0]))(t)
+			must(j.Redeliver(t.Context(), dead[0]))(t)
 			closed(t, j)
 			if _, err := carry(t, from, to, nil); err != nil {
 				t.Fatal(err)
@@ -674,7 +674,7 @@ func TestItIsInterrupted(t *testing.T) {
 			fill(t, from, c, 10)
 			src, dst := must(from.source(t))(t), must(to.target(t))(t)
 			ctx, cancel := context.WithCancel(t.Context())
-			_, err := transfer.Run(ctx, src, dst, transfer.Options{Note: moveNote, Page: 2, Progress: func(_ string, done, _ uint64) {
+			_, err := transfer.Run(ctx, src, dst, transfer.Options{MoveEntry: moveNote, Page: 2, Progress: func(_ string, done, _ uint64) {
 				if done >= 4 {
 					cancel()
 				}

@@ -37,8 +37,8 @@ type History interface {
 type Journal interface {
 	journal.Appender
 	journal.Log
-	// Lead is as in journal.Journal.
-	Lead(ctx context.Context, name string, until time.Duration) (bool, error)
+	// AcquireLease is as in journal.Journal.
+	AcquireLease(ctx context.Context, name string, until time.Duration) (bool, error)
 }
 
 // Reconciler compares the history with the journal. Its methods may be called
@@ -344,7 +344,7 @@ func (r *Reconciler) Run(ctx context.Context, s Schedule, found func(Report, err
 	tick := time.NewTicker(s.Interval)
 	defer tick.Stop()
 	for {
-		leads, err := r.opts.Journal.Lead(ctx, "reconcile/"+r.opts.Source, 2*s.Interval)
+		leads, err := r.opts.Journal.AcquireLease(ctx, "reconcile/"+r.opts.Source, 2*s.Interval)
 		if !leads && err == nil {
 			select {
 			case <-tick.C:

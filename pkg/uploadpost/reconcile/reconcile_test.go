@@ -263,7 +263,7 @@ func TestOddUploads(t *testing.T) {
 // follower is a journal that another process leads.
 type follower struct{ Journal }
 
-func (follower) Lead(context.Context, string, time.Duration) (bool, error) { return false, nil }
+func (follower) AcquireLease(context.Context, string, time.Duration) (bool, error) { return false, nil }
 
 // Of the processes that share a journal one compares.
 func TestOnlyTheLeaderCompares(t *testing.T) {

@@ -21,7 +21,7 @@ func TestReplaysMoveWithTheirEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := MoveNote(journal.Noted{Name: replayPrefix + "x", Value: b}, first, last)
+	n, err := MoveEntry(journal.KVEntry{Key: replayPrefix + "x", Value: b}, first, last)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,25 +30,25 @@ func TestReplaysMoveWithTheirEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	re.First, re.Last = 30, 81
-	if diff := cmp.Diff(re, moved); diff != "" || n.Name != replayPrefix+"x" {
-		t.Errorf("%s (-want +got):\n%s", n.Name, diff)
+	if diff := cmp.Diff(re, moved); diff != "" || n.Key != replayPrefix+"x" {
+		t.Errorf("%s (-want +got):\n%s", n.Key, diff)
 	}
-	marks := encodeMarks([]mark{{3, 8, 1, 2}, {9, 9, 3, 4}})
-	n, err = MoveNote(journal.Noted{Name: markPrefix + "s/1", Value: marks}, first, func(s journal.Seq) journal.Seq { return s*10 - s/9 }) // the ninth is gone
+	marks := encodeCheckpoints([]checkpoint{{3, 8, 1, 2}, {9, 9, 3, 4}})
+	n, err = MoveEntry(journal.KVEntry{Key: checkpointPrefix + "s/1", Value: marks}, first, func(s journal.Seq) journal.Seq { return s*10 - s/9 }) // the ninth is gone
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all, err := decodeMarks(n.Value); err != nil || !cmp.Equal(all, []mark{{30, 80, 1, 2}}, cmp.AllowUnexported(mark{})) || n.Name != markPrefix+"s/1" {
+	if all, err := decodeCheckpoints(n.Value); err != nil || !cmp.Equal(all, []checkpoint{{30, 80, 1, 2}}, cmp.AllowUnexported(checkpoint{})) || n.Key != checkpointPrefix+"s/1" {
 		t.Errorf("marks moved to %v, %v", all, err)
 	}
-	if _, err := MoveNote(journal.Noted{Name: markPrefix + "s/1"}, first, last); err == nil {
+	if _, err := MoveEntry(journal.KVEntry{Key: checkpointPrefix + "s/1"}, first, last); err == nil {
 		t.Error("marks that cannot be read were moved")
 	}
-	other := journal.Noted{Name: "other", Value: []byte("{")}
-	if n, err := MoveNote(other, first, last); err != nil || !cmp.Equal(n, other) {
+	other := journal.KVEntry{Key: "other", Value: []byte("{")}
+	if n, err := MoveEntry(other, first, last); err != nil || !cmp.Equal(n, other) {
 		t.Errorf("a note that is no replay: %v, %v", n, err)
 	}
-	if _, err := MoveNote(journal.Noted{Name: replayPrefix + "x", Value: []byte("{")}, first, last); err == nil {
+	if _, err := MoveEntry(journal.KVEntry{Key: replayPrefix + "x", Value: []byte("{")}, first, last); err == nil {
 		t.Error("a replay that cannot be read was moved")
 	}
 }

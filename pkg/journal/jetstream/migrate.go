@@ -48,13 +48,13 @@ func (j *Journal) checkFinished(have jetstream.StreamConfig) error {
 }
 
 const (
-	// patience is how long one step of a transfer waits for the cluster, and
+	// stepTimeout is how long one step of a transfer waits for the cluster, and
 	// attempt how long it waits for one answer: a cluster without a leader gives
 	// none.
-	patience = time.Minute
-	attempt  = 5 * time.Second
-	// carryPage is how many messages are read at once.
-	carryPage = 512
+	stepTimeout = time.Minute
+	attempt     = 5 * time.Second
+	// migratePage is how many messages are read at once.
+	migratePage = 512
 )
 
 // attach connects to the cluster, and starts nothing.
@@ -66,13 +66,13 @@ func attach(ctx context.Context, opts Options) (*Journal, error) {
 	opts.Every, opts.Spill = math.MaxInt64, nil
 	j := &Journal{
 		opts: opts, log: opts.Log, names: names{opts.Stream}, ready: true,
-		changed: make(chan struct{}), doubt: make(chan struct{}, 1), cursors: map[string]*cursor{}, state: state{oldest: 1},
+		changed: make(chan struct{}), pollNow: make(chan struct{}, 1), cursors: map[string]*cursor{}, state: state{oldest: 1},
 	}
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
-	j.relink()
+	j.newEpoch()
 	err := j.connect()
 	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, patience)
+		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 		defer cancel()
 		err = j.connected(ctx)
 	}
@@ -82,9 +82,9 @@ func attach(ctx context.Context, opts Options) (*Journal, error) {
 	return j, nil
 }
 
-// insist does something until the cluster has done it, but not for ever.
-func (j *Journal) insist(ctx context.Context, do func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// retryUntil does something until the cluster has done it, but not for ever.
+func (j *Journal) retryUntil(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	wait := newWait()
 	for {
@@ -151,7 +151,7 @@ func (s *source) begin(ctx context.Context) error {
 	if err := checkVersion(s.conn.ConnectedServerVersion()); err != nil {
 		return err
 	}
-	return s.insist(ctx, func(ctx context.Context) error {
+	return s.retryUntil(ctx, func(ctx context.Context) error {
 		stream, err := s.js.Stream(ctx, s.opts.Stream)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			return &refusal{err.Error()}
@@ -170,7 +170,7 @@ func (s *source) begin(ctx context.Context) error {
 			return err
 		}
 		s.end = info.State.LastSeq
-		return s.look(ctx)
+		return s.poll(ctx)
 	})
 }
 
@@ -214,19 +214,19 @@ func nothingSpilled(ctx context.Context, opts Options) (err error) {
 	return nil
 }
 
-// Where implements transfer.Source.
-func (s *source) Where() string { return s.where() }
+// Location implements transfer.Source.
+func (s *source) Location() string { return s.where() }
 
 // Range implements transfer.Source.
 func (s *source) Range() (oldest, last journal.Seq, events uint64) {
 	return s.state.oldest, s.state.last, s.state.events
 }
 
-// all yields the messages of a subject from a place through another.
-func (s *source) all(ctx context.Context, subject string, from, through uint64) iter.Seq2[message, error] {
+// scan yields the messages of a subject from a place through another.
+func (s *source) scan(ctx context.Context, subject string, from, through uint64) iter.Seq2[message, error] {
 	return func(yield func(message, error) bool) {
 		for from <= through {
-			messages, err := s.some(ctx, subject, from)
+			messages, err := s.readPage(ctx, subject, from)
 			if err != nil {
 				yield(message{}, err)
 				return
@@ -243,13 +243,13 @@ func (s *source) all(ctx context.Context, subject string, from, through uint64) 
 	}
 }
 
-// some reads messages of a subject from a place on: none if there are none, also
+// readPage reads messages of a subject from a place on: none if there are none, also
 // on the leader.
-func (s *source) some(ctx context.Context, subject string, from uint64) (messages []message, err error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (s *source) readPage(ctx context.Context, subject string, from uint64) (messages []message, err error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	err = s.retry(ctx, func(ctx context.Context) error {
-		messages, err = s.page(ctx, subject, journal.Seq(from), carryPage)
+		messages, err = s.Journal.page(ctx, subject, journal.Seq(from), migratePage)
 		if err != nil || len(messages) > 0 {
 			return err
 		}
@@ -265,7 +265,7 @@ func (s *source) some(ctx context.Context, subject string, from uint64) (message
 // Events implements transfer.Source.
 func (s *source) Events(ctx context.Context, from journal.Seq) iter.Seq2[transfer.Event, error] {
 	return func(yield func(transfer.Event, error) bool) {
-		for m, err := range s.all(ctx, s.names.event(), max(1, uint64(from)), uint64(s.state.last)) {
+		for m, err := range s.scan(ctx, s.names.event(), max(1, uint64(from)), uint64(s.state.last)) {
 			var e transfer.Event
 			if err == nil {
 				e, err = s.event(ctx, m)
@@ -306,12 +306,12 @@ func (s *source) Keys(ctx context.Context) iter.Seq2[transfer.Key, error] {
 			}
 			return true
 		}
-		for m, err := range s.all(ctx, s.opts.Stream+".key.>", 1, s.end) {
+		for m, err := range s.scan(ctx, s.opts.Stream+".key.>", 1, s.end) {
 			if err != nil {
 				yield(transfer.Key{}, err)
 				return
 			}
-			if claims = append(claims, m); len(claims) == carryPage && !flush() {
+			if claims = append(claims, m); len(claims) == migratePage && !flush() {
 				return
 			}
 		}
@@ -365,7 +365,7 @@ func (s *source) findKeys(ctx context.Context, keys []transfer.Key, wanted map[j
 		}
 		if len(page) == 0 && uint64(at) <= uint64(s.state.last) {
 			var err error
-			if page, err = s.some(ctx, s.names.event(), uint64(at)); err != nil {
+			if page, err = s.readPage(ctx, s.names.event(), uint64(at)); err != nil {
 				return err
 			}
 		}
@@ -402,16 +402,16 @@ func (s *source) DeadLetters(ctx context.Context) iter.Seq2[transfer.Dead, error
 	})
 }
 
-// GivenUp implements transfer.Source.
-func (s *source) GivenUp(ctx context.Context) iter.Seq2[transfer.GivenUp, error] {
-	return func(yield func(transfer.GivenUp, error) bool) {
-		for m, err := range s.all(ctx, s.opts.Stream+".lost.>", 1, s.end) {
-			g := transfer.GivenUp{Sink: last(m.subject)}
+// Dispositions implements transfer.Source.
+func (s *source) Dispositions(ctx context.Context) iter.Seq2[transfer.Disposition, error] {
+	return func(yield func(transfer.Disposition, error) bool) {
+		for m, err := range s.scan(ctx, s.opts.Stream+".lost.>", 1, s.end) {
+			g := transfer.Disposition{Sink: last(m.subject)}
 			if err == nil {
-				err = json.Unmarshal(m.data, &g.GivenUp)
+				err = json.Unmarshal(m.data, &g.Disposition)
 			}
-			if err == nil && g.Reason == journal.GivenUpRetried && g.As == 0 {
-				g.As, err = s.eventBefore(ctx, m.seq)
+			if err == nil && g.Reason == journal.Redelivered && g.RedeliveredAs == 0 {
+				g.RedeliveredAs, err = s.eventBefore(ctx, m.seq)
 			}
 			if !yield(g, err) || err != nil {
 				return
@@ -421,15 +421,15 @@ func (s *source) GivenUp(ctx context.Context) iter.Seq2[transfer.GivenUp, error]
 }
 
 // Quarantined implements transfer.Source.
-func (s *source) Quarantined(ctx context.Context) iter.Seq2[journal.Rejected, error] {
+func (s *source) Quarantined(ctx context.Context) iter.Seq2[journal.QuarantinedRequest, error] {
 	return s.Journal.Quarantined(ctx, "")
 }
 
-// Notes implements transfer.Source.
-func (s *source) Notes(ctx context.Context) iter.Seq2[journal.Noted, error] {
-	return func(yield func(journal.Noted, error) bool) {
-		for n, err := range s.Noted(ctx, "") {
-			if err == nil && strings.HasPrefix(n.Name, seenPrefix) {
+// Values implements transfer.Source.
+func (s *source) Values(ctx context.Context) iter.Seq2[journal.KVEntry, error] {
+	return func(yield func(journal.KVEntry, error) bool) {
+		for n, err := range s.Journal.Values(ctx, "") {
+			if err == nil && strings.HasPrefix(n.Key, openPrefix) {
 				continue
 			}
 			if !yield(n, err) {
@@ -443,7 +443,7 @@ func (s *source) Notes(ctx context.Context) iter.Seq2[journal.Noted, error] {
 func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] {
 	return func(yield func(transfer.Cursor, error) bool) {
 		var all []journal.Position
-		err := s.insist(ctx, func(ctx context.Context) (err error) {
+		err := s.retryUntil(ctx, func(ctx context.Context) (err error) {
 			all, err = positions(ctx, s.js, s.opts.Stream)
 			return err
 		})
@@ -452,7 +452,7 @@ func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] 
 			return
 		}
 		for _, p := range all {
-			if !yield(transfer.Cursor{Name: p.Name, Began: p.Began, Committed: p.Committed}, nil) {
+			if !yield(transfer.Cursor{Name: p.Name, StartSeq: p.StartSeq, Committed: p.Committed}, nil) {
 				return
 			}
 		}
@@ -461,7 +461,7 @@ func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] 
 
 // Unchanged implements transfer.Source.
 func (s *source) Unchanged(ctx context.Context) error {
-	return s.insist(ctx, func(ctx context.Context) error {
+	return s.retryUntil(ctx, func(ctx context.Context) error {
 		stream, err := s.js.Stream(ctx, s.opts.Stream)
 		if err != nil {
 			return err
@@ -497,8 +497,8 @@ func OpenTarget(ctx context.Context, opts Options) (transfer.Target, error) {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
 	j.tokens.Store(randomToken())
-	err = j.insist(ctx, func(ctx context.Context) error {
-		if err := j.settleStream(ctx); err != nil {
+	err = j.retryUntil(ctx, func(ctx context.Context) error {
+		if err := j.configureStream(ctx); err != nil {
 			return err
 		}
 		return j.idle(ctx)
@@ -509,12 +509,12 @@ func OpenTarget(ctx context.Context, opts Options) (transfer.Target, error) {
 	return &target{Journal: j}, nil
 }
 
-// Where implements transfer.Target.
-func (t *target) Where() string { return t.where() }
+// Location implements transfer.Target.
+func (t *target) Location() string { return t.where() }
 
 // State implements transfer.Target.
 func (t *target) State(ctx context.Context) (state []byte, err error) {
-	err = t.insist(ctx, func(ctx context.Context) error {
+	err = t.retryUntil(ctx, func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
 		if err != nil {
 			return err
@@ -528,7 +528,7 @@ func (t *target) State(ctx context.Context) (state []byte, err error) {
 		return state, err
 	}
 	own := false
-	err = t.insist(ctx, func(ctx context.Context) error {
+	err = t.retryUntil(ctx, func(ctx context.Context) error {
 		own, err = t.hasOwn(ctx)
 		return err
 	})
@@ -552,8 +552,8 @@ func (t *target) hasOwn(ctx context.Context) (bool, error) {
 			return false, err
 		}
 	}
-	for n, err := range t.Noted(ctx, "") {
-		if err != nil || !strings.HasPrefix(n.Name, seenPrefix) {
+	for n, err := range t.Values(ctx, "") {
+		if err != nil || !strings.HasPrefix(n.Key, openPrefix) {
 			return err == nil, err
 		}
 	}
@@ -562,7 +562,7 @@ func (t *target) hasOwn(ctx context.Context) (bool, error) {
 
 // mark marks the stream as unfinished, or as finished.
 func (t *target) mark(ctx context.Context, unfinished bool) error {
-	return t.insist(ctx, func(ctx context.Context) error {
+	return t.retryUntil(ctx, func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
 		if err != nil {
 			return err
@@ -619,7 +619,7 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]
 	}
 	messages = append(messages, t.messagesFor(t.names.carried(), state)...)
 	messages[0].Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(t.end, 10))
-	err := t.insist(ctx, func(ctx context.Context) error {
+	err := t.retryUntil(ctx, func(ctx context.Context) error {
 		end, err := t.store(ctx, messages)
 		if err == nil {
 			t.end = end
@@ -668,7 +668,7 @@ func (t *target) Fit(items []transfer.Item) int {
 	for at, i := range items {
 		n++
 		if i.Event != nil {
-			n += len(i.Event.Encoded) / t.most() // and a little more, which makes one more at most
+			n += len(i.Event.Encoded) / t.maxChunk() // and a little more, which makes one more at most
 			size += len(i.Event.Encoded)
 		}
 		if at > 0 && (n+at+1 > maxGroupMessages || size > maxGroupBytes) {
@@ -681,7 +681,7 @@ func (t *target) Fit(items []transfer.Item) int {
 // purge removes all messages of some subjects.
 func (t *target) purge(ctx context.Context, subjects ...string) error {
 	for _, subject := range subjects {
-		err := t.insist(ctx, func(ctx context.Context) error {
+		err := t.retryUntil(ctx, func(ctx context.Context) error {
 			s, err := t.js.Stream(ctx, t.opts.Stream)
 			if err != nil {
 				return err
@@ -698,7 +698,7 @@ func (t *target) purge(ctx context.Context, subjects ...string) error {
 // Clear implements transfer.Target.
 func (t *target) Clear(ctx context.Context) error {
 	var names []string
-	err := t.insist(ctx, func(ctx context.Context) error {
+	err := t.retryUntil(ctx, func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
 		if err != nil {
 			return err
@@ -713,7 +713,7 @@ func (t *target) Clear(ctx context.Context) error {
 		return consumers.Err()
 	})
 	for _, name := range names {
-		err = errors.Join(err, t.insist(ctx, func(ctx context.Context) error {
+		err = errors.Join(err, t.retryUntil(ctx, func(ctx context.Context) error {
 			err := t.js.DeleteConsumer(ctx, t.opts.Stream, name)
 			if errors.Is(err, jetstream.ErrConsumerNotFound) {
 				return nil
@@ -732,8 +732,8 @@ func (t *target) Clear(ctx context.Context) error {
 }
 
 // Put implements transfer.Target.
-func (t *target) Put(ctx context.Context, things transfer.Things) error {
-	acts, err := t.acts(things)
+func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
+	acts, err := t.batches(things)
 	if err != nil {
 		return err
 	}
@@ -743,7 +743,7 @@ func (t *target) Put(ctx context.Context, things transfer.Things) error {
 		if len(batch) == 0 {
 			return nil
 		}
-		err := t.insist(ctx, func(ctx context.Context) error {
+		err := t.retryUntil(ctx, func(ctx context.Context) error {
 			end, err := t.store(ctx, batch)
 			t.end = max(t.end, end)
 			return err
@@ -767,12 +767,12 @@ func (t *target) Put(ctx context.Context, things transfer.Things) error {
 		return err
 	}
 	for _, c := range things.Cursors {
-		if err := t.place(ctx, c); err != nil {
+		if err := t.setCursor(ctx, c); err != nil {
 			return fmt.Errorf("cursor %s: %w", c.Name, err)
 		}
 	}
 	// What was not answered may have been stored.
-	return t.insist(ctx, func(ctx context.Context) error {
+	return t.retryUntil(ctx, func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
 		if err == nil {
 			t.end = s.CachedInfo().State.LastSeq
@@ -781,8 +781,8 @@ func (t *target) Put(ctx context.Context, things transfer.Things) error {
 	})
 }
 
-// acts are the messages of things, those together that belong together.
-func (t *target) acts(things transfer.Things) (acts [][]*nats.Msg, err error) {
+// batches are the messages of things, those together that belong together.
+func (t *target) batches(things transfer.Metadata) (acts [][]*nats.Msg, err error) {
 	newest := map[event.Key]int{}
 	for n, k := range things.Keys {
 		newest[k.Key] = n
@@ -805,41 +805,41 @@ func (t *target) acts(things transfer.Things) (acts [][]*nats.Msg, err error) {
 		if err != nil {
 			return nil, err
 		}
-		acts = append(acts, t.messagesFor(t.names.dead(journal.DeadID{Sink: d.Sink, Seq: d.Letter.Seq}), value))
+		acts = append(acts, t.messagesFor(t.names.dead(journal.DeliveryID{Sink: d.Sink, Seq: d.Letter.Seq}), value))
 	}
-	for _, g := range things.GivenUp {
-		m, err := t.lostMessage(g.Sink, g.GivenUp)
+	for _, g := range things.Dispositions {
+		m, err := t.lostMessage(g.Sink, g.Disposition)
 		if err != nil {
 			return nil, err
 		}
 		acts = append(acts, []*nats.Msg{m})
 	}
 	for _, q := range things.Quarantined {
-		act, err := t.kept(q.Counted(now))
+		act, err := t.kept(q.WithDefaults(now))
 		if err != nil {
 			return nil, err
 		}
 		acts = append(acts, act)
 	}
-	for _, n := range things.Notes {
-		acts = append(acts, t.messagesFor(t.names.note(n.Name), n.Value))
+	for _, n := range things.Values {
+		acts = append(acts, t.messagesFor(t.names.value(n.Key), n.Value))
 	}
 	for _, c := range things.Cursors {
 		seen, err := json.Marshal(now.UTC()) // its events are kept until its sink has had time to come
 		if err != nil {
 			return nil, err
 		}
-		acts = append(acts, t.messagesFor(t.names.note(seenPrefix+c.Name), seen))
+		acts = append(acts, t.messagesFor(t.names.value(openPrefix+c.Name), seen))
 	}
 	return acts, nil
 }
 
-// place makes the consumer of a cursor.
-func (t *target) place(ctx context.Context, at transfer.Cursor) error {
+// setCursor makes the consumer of a cursor.
+func (t *target) setCursor(ctx context.Context, at transfer.Cursor) error {
 	c := &cursor{j: t.Journal, name: at.Name, durable: token(at.Name)}
-	config := c.consumerConfig(at.Began)
+	config := c.consumerConfig(at.StartSeq)
 	config.OptStartSeq = uint64(at.Committed) + 1
-	return t.insist(ctx, func(ctx context.Context) error {
+	return t.retryUntil(ctx, func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
 		if err == nil {
 			_, err = s.CreateConsumer(ctx, config) // the very same one may be there already

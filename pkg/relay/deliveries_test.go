@@ -165,7 +165,7 @@ func TestRetryReachesItsSinkOnly(t *testing.T) {
 		t.Errorf("the fate is %s", got)
 	}
 	close(mended)
-	if _, err := b.journal.Retry(t.Context(), journal.DeadID{Sink: "sink0", Seq: 2}); err != nil {
+	if _, err := b.journal.Redeliver(t.Context(), journal.DeliveryID{Sink: "sink0", Seq: 2}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "both are at the end", func() bool { return b.committed(0) == 4 && b.committed(1) == 4 })
@@ -420,7 +420,7 @@ func TestReplayStopsAndContinues(t *testing.T) {
 	if re.Refused < 1 || !strings.Contains(re.Error, "too large") {
 		t.Errorf("replay: %+v", re)
 	}
-	for n, err := range b.journal.Noted(t.Context(), "replay/") {
+	for n, err := range b.journal.Values(t.Context(), "replay/") {
 		if err != nil || !strings.Contains(string(n.Value), `"done"`) {
 			t.Errorf("note: %s, %v", n.Value, err)
 		}

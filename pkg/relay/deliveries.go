@@ -43,32 +43,32 @@ type DeliveryStatus struct {
 // journal later, or whose filter was changed, is judged by what it is now.
 func (r *Relay) Deliveries(ctx context.Context, record journal.Record) ([]DeliveryStatus, error) {
 	pumps := r.pumpSnapshot()
-	fates := make([]DeliveryStatus, len(pumps))
+	all := make([]DeliveryStatus, len(pumps))
 	for i, p := range pumps {
 		var err error
-		if fates[i], err = r.deliveryStatus(ctx, p, record); err != nil {
+		if all[i], err = r.deliveryStatus(ctx, p, record); err != nil {
 			return nil, err
 		}
 	}
-	return fates, nil
+	return all, nil
 }
 
 func (r *Relay) deliveryStatus(ctx context.Context, p *Pump, record journal.Record) (DeliveryStatus, error) {
 	f := DeliveryStatus{Sink: p.name, State: Delivered}
-	taken := record.Only == p.name
-	if record.Only == "" {
-		taken, _ = p.filter.Matches(record.Event)
+	matched := record.TargetSink == p.name
+	if record.TargetSink == "" {
+		matched, _ = p.filter.Matches(record.Event)
 	}
-	earlier := record.Seq <= p.cursor.Began()
+	beforeStart := record.Seq <= p.cursor.StartSeq()
 	switch {
-	case !taken && !earlier:
+	case !matched && !beforeStart:
 		f.State = Filtered
 		return f, nil
-	case record.Seq > p.cursor.Committed() && !earlier:
+	case record.Seq > p.cursor.Committed() && !beforeStart:
 		f.State = Pending
 		return f, nil
 	}
-	id := journal.DeadID{Sink: p.name, Seq: record.Seq}
+	id := journal.DeliveryID{Sink: p.name, Seq: record.Seq}
 	switch dead, err := r.opts.Journal.DeadLetter(ctx, id); {
 	case err == nil:
 		f.State, f.Reason, f.Error, f.Attempts = DeadLetter, dead.Letter.Reason, dead.Letter.Err, dead.Letter.Attempts
@@ -76,15 +76,15 @@ func (r *Relay) deliveryStatus(ctx context.Context, p *Pump, record journal.Reco
 		return f, nil
 	case !errors.Is(err, journal.ErrNotFound):
 		return f, err
-	case earlier: // an adopted event is one, too, unless it was refused
+	case beforeStart: // an adopted event is one, too, unless it was refused
 		f.State = Skipped
 		return f, nil
 	}
-	switch lost, err := r.opts.Journal.Lost(ctx, id); {
+	switch disposition, err := r.opts.Journal.Disposition(ctx, id); {
 	case errors.Is(err, journal.ErrNotFound):
-		at, before, attempts := p.past.when(record.Seq)
+		at, before, attempts := p.history.deliveredAt(record.Seq)
 		if f.At, f.Before, f.Attempts = moment(at), moment(before), attempts; f.At == nil {
-			after, by, err := r.marked(ctx, p.name, p.past, record.Seq)
+			after, by, err := r.checkpointTimes(ctx, p.name, p.history, record.Seq)
 			if err != nil {
 				return f, err
 			}
@@ -94,12 +94,12 @@ func (r *Relay) deliveryStatus(ctx context.Context, p *Pump, record journal.Reco
 		}
 	case err != nil:
 		return f, err
-	case lost.Reason == journal.GivenUpDropped:
-		f.State, f.At = Dropped, moment(lost.At)
-	case lost.Reason == journal.GivenUpRetried:
-		f.State, f.RedeliveredAs, f.At = Redelivered, lost.As, moment(lost.At)
+	case disposition.Reason == journal.DroppedByOperator:
+		f.State, f.At = Dropped, moment(disposition.At)
+	case disposition.Reason == journal.Redelivered:
+		f.State, f.RedeliveredAs, f.At = Redelivered, disposition.RedeliveredAs, moment(disposition.At)
 	default:
-		f.State, f.Reason, f.At = Discarded, lost.Reason, moment(lost.At)
+		f.State, f.Reason, f.At = Discarded, disposition.Reason, moment(disposition.At)
 	}
 	return f, nil
 }
@@ -155,28 +155,28 @@ type TailResult struct {
 }
 
 const (
-	maxWatched = 1000 // events whose fate is followed; the oldest is let go
-	idleEvery  = 10 * time.Second
-	tailPage   = 256
+	maxWatched   = 1000 // events whose fate is followed; the oldest is let go
+	idleInterval = 10 * time.Second
+	tailPage     = 256
 	// A tail that tells of the newest only, and not of all there are, lets
 	// what is further behind than this go by unread.
-	maxBehind = 4096
-	// settleWithin is how long a tail that is to end waits for the deliveries of the
+	maxTailLag = 4096
+	// drainTimeout is how long a tail that is to end waits for the deliveries of the
 	// events that it told of.
-	settleWithin = 5 * time.Second
+	drainTimeout = 5 * time.Second
 )
 
-// errSettled is why the wait for pending deliveries ends.
-var errSettled = errors.New("the tail has ended")
+// errDrained is why the wait for pending deliveries ends.
+var errDrained = errors.New("the tail has ended")
 
 // Tail tells w of the events from a place on that pass the filter, and of what
 // becomes of them at each sink, until ctx is done, w fails, or the tail is to end. It
 // reads what is stored: a slow watcher holds nobody up. It returns where it ended,
 // also with an error.
 func (r *Relay) Tail(ctx context.Context, what TailOptions, w TailHandler) (TailResult, error) {
-	t := &tail{relay: r, what: what, to: w, next: what.From, told: &rateGate{most: what.MaxRate, now: r.opts.Now}}
+	t := &tail{relay: r, options: what, handler: w, next: what.From, gate: &rateGate{max: what.MaxRate, now: r.opts.Now}}
 	err := t.run(ctx)
-	if errors.Is(err, errSettled) {
+	if errors.Is(err, errDrained) {
 		err = nil
 	}
 	return TailResult{t.next, len(t.watched)}, err
@@ -185,26 +185,26 @@ func (r *Relay) Tail(ctx context.Context, what TailOptions, w TailHandler) (Tail
 // tail is one that runs.
 type tail struct {
 	relay   *Relay
-	what    TailOptions
-	to      TailHandler
+	options TailOptions
+	handler TailHandler
 	next    journal.Seq
 	watched []TailEvent // with a fate that is not final
-	missed  uint64
-	told    *rateGate
+	dropped uint64
+	gate    *rateGate
 }
 
 func (t *tail) run(ctx context.Context) error {
 	for {
 		changed := t.relay.changes.next() // before looking, so that nothing is missed
 		if t.ending() {
-			return t.settle(ctx)
+			return t.drain(ctx)
 		}
 		n, err := t.read(ctx)
 		if err != nil {
 			return err
 		}
-		if t.missed > 0 && t.told.due() {
-			if err := t.tellMissed(); err != nil {
+		if t.dropped > 0 && t.gate.due() {
+			if err := t.sendDropped(); err != nil {
 				return err
 			}
 		}
@@ -214,19 +214,19 @@ func (t *tail) run(ctx context.Context) error {
 		if n > 0 {
 			continue
 		}
-		every := idleEvery
-		if t.missed > 0 {
+		every := idleInterval
+		if t.dropped > 0 {
 			every = time.Second
 		}
 		switch woken, err := t.await(ctx, changed, max(t.next, t.relay.opts.Journal.Last()+1), every); {
 		case err != nil:
 			return err
-		case !woken && t.missed > 0: // what came last was too much, and then it was quiet
-			if err := t.tellMissed(); err != nil {
+		case !woken && t.dropped > 0: // what came last was too much, and then it was quiet
+			if err := t.sendDropped(); err != nil {
 				return err
 			}
 		case !woken:
-			if err := t.to.OnIdle(t.next); err != nil {
+			if err := t.handler.OnIdle(t.next); err != nil {
 				return err
 			}
 		}
@@ -236,7 +236,7 @@ func (t *tail) run(ctx context.Context) error {
 // ending reports whether the tail is to end.
 func (t *tail) ending() bool {
 	select {
-	case <-t.what.End:
+	case <-t.options.End:
 		return true
 	default:
 		return false
@@ -245,8 +245,8 @@ func (t *tail) ending() bool {
 
 // read tells of the next events, and returns how many it looked at.
 func (t *tail) read(ctx context.Context) (int, error) {
-	if last := t.relay.opts.Journal.Last(); t.what.MaxRate > 0 && last > t.next && last-t.next > maxBehind {
-		t.missed += uint64(last - t.next)
+	if last := t.relay.opts.Journal.Last(); t.options.MaxRate > 0 && last > t.next && last-t.next > maxTailLag {
+		t.dropped += uint64(last - t.next)
 		t.next = last
 	}
 	records, err := t.relay.opts.Journal.Read(ctx, t.next, tailPage)
@@ -257,7 +257,7 @@ func (t *tail) read(ctx context.Context) (int, error) {
 		if t.ending() {
 			return i, nil
 		}
-		if err := t.tell(ctx, record); err != nil {
+		if err := t.send(ctx, record); err != nil {
 			return i, err
 		}
 		t.next = record.Seq + 1
@@ -265,16 +265,16 @@ func (t *tail) read(ctx context.Context) (int, error) {
 	return len(records), nil
 }
 
-// tell tells of one event, if it is meant.
-func (t *tail) tell(ctx context.Context, record journal.Record) error {
-	if t.what.Source != "" && t.what.Source != record.Event.SourceName {
+// send tells of one event, if it is meant.
+func (t *tail) send(ctx context.Context, record journal.Record) error {
+	if t.options.Source != "" && t.options.Source != record.Event.SourceName {
 		return nil
 	}
-	if ok, _ := t.what.Filter.Matches(record.Event); !ok {
+	if ok, _ := t.options.Filter.Matches(record.Event); !ok {
 		return nil
 	}
-	if !t.told.allows() {
-		t.missed++
+	if !t.gate.allows() {
+		t.dropped++
 		return nil
 	}
 	s := TailEvent{Record: record}
@@ -282,36 +282,36 @@ func (t *tail) tell(ctx context.Context, record journal.Record) error {
 	if s.Deliveries, err = t.relay.Deliveries(ctx, record); err != nil {
 		return err
 	}
-	if err := t.to.OnEvent(s); err != nil {
+	if err := t.handler.OnEvent(s); err != nil {
 		return err
 	}
-	if s.waits() {
+	if s.isPending() {
 		t.watched = append(t.watched, s)
 	}
 	return nil
 }
 
-func (t *tail) tellMissed() error {
-	n := t.missed
-	t.missed = 0
-	return t.to.OnDropped(n)
+func (t *tail) sendDropped() error {
+	n := t.dropped
+	t.dropped = 0
+	return t.handler.OnDropped(n)
 }
 
 // follow tells of what has become of the events that were told of.
 func (t *tail) follow(ctx context.Context) (err error) {
-	t.watched, err = t.relay.follow(ctx, t.watched, t.to)
+	t.watched, err = t.relay.follow(ctx, t.watched, t.handler)
 	return err
 }
 
-// settle waits until no delivery is pending of the events that were told of, but not
+// drain waits until no delivery is pending of the events that were told of, but not
 // for long.
-func (t *tail) settle(ctx context.Context) error {
-	if t.missed > 0 {
-		if err := t.tellMissed(); err != nil {
+func (t *tail) drain(ctx context.Context) error {
+	if t.dropped > 0 {
+		if err := t.sendDropped(); err != nil {
 			return err
 		}
 	}
-	waiting, cancel := context.WithTimeoutCause(ctx, settleWithin, errSettled)
+	waiting, cancel := context.WithTimeoutCause(ctx, drainTimeout, errDrained)
 	defer cancel()
 	for {
 		changed := t.relay.changes.next()
@@ -328,33 +328,33 @@ func (t *tail) settle(ctx context.Context) error {
 
 // rateGate is how much a tail may tell in each second.
 type rateGate struct {
-	most   int // 0 is no limit
-	now    func() time.Time
-	second int64
-	spent  int
-	said   int64 // the second in which it was said what is missing
+	max        int // 0 is no limit
+	now        func() time.Time
+	second     int64
+	spent      int
+	lastReport int64 // the second in which it was said what is missing
 }
 
 func (b *rateGate) allows() bool {
-	if b.most == 0 {
+	if b.max == 0 {
 		return true
 	}
 	if now := b.now().Unix(); now != b.second {
 		b.second, b.spent = now, 0
 	}
 	b.spent++
-	return b.spent <= b.most
+	return b.spent <= b.max
 }
 
 // due reports whether what is missing is to be said: once a second.
 func (b *rateGate) due() bool {
 	now := b.now().Unix()
-	due := now != b.said
-	b.said = now
+	due := now != b.lastReport
+	b.lastReport = now
 	return due
 }
 
-func (s TailEvent) waits() bool {
+func (s TailEvent) isPending() bool {
 	for _, f := range s.Deliveries {
 		if f.State == Pending {
 			return true
@@ -388,7 +388,7 @@ func (r *Relay) follow(ctx context.Context, watched []TailEvent, w TailHandler) 
 				return nil, err
 			}
 		}
-		if s.waits() {
+		if s.isPending() {
 			rest = append(rest, s)
 		}
 	}
@@ -400,13 +400,13 @@ func (r *Relay) follow(ctx context.Context, watched []TailEvent, w TailHandler) 
 func (t *tail) await(ctx context.Context, changed <-chan struct{}, next journal.Seq, every time.Duration) (bool, error) {
 	wait, cancel := context.WithTimeout(ctx, every)
 	defer cancel()
-	told := make(chan struct{})
+	stopped := make(chan struct{})
 	go func() {
-		defer close(told)
+		defer close(stopped)
 		select {
 		case <-changed:
 			cancel()
-		case <-t.what.End:
+		case <-t.options.End:
 			cancel()
 		case <-wait.Done():
 		}
@@ -414,7 +414,7 @@ func (t *tail) await(ctx context.Context, changed <-chan struct{}, next journal.
 	err := t.relay.opts.Journal.Wait(wait, next)
 	idle := errors.Is(wait.Err(), context.DeadlineExceeded)
 	cancel()
-	<-told
+	<-stopped
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}

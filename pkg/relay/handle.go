@@ -16,56 +16,56 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// outlet is a sink that is opened when it is needed, and again where that
+// sinkHandle is a sink that is opened when it is needed, and again where that
 // failed, or where the way to it is another one now.
-type outlet struct {
-	ways    *atomic.Pointer[way]
+type sinkHandle struct {
+	spec    *atomic.Pointer[sinkSpec]
 	env     sinks.Env
 	timeout time.Duration
-	took    prometheus.Observer // of events, until their acknowledgement; nil is not observed
+	latency prometheus.Observer // of events, until their acknowledgement; nil is not observed
 	journal func() string       // its ID
 	replay  string              // that the outlet works for; empty is live traffic
 	// unsent is the place from which on no other process, and no outlet before
 	// this one, can have sent an event.
 	unsent     journal.Seq
 	duplicates duplicates
-	past       *past // keeps in mind what was taken; nil is not kept
-	runs       []run // of one attempt; kept to be used again
+	history    *deliveryHistory // keeps in mind what was taken; nil is not kept
+	acked      []ackRange       // of one attempt; kept to be used again
 
-	way  *way       // that sink was opened by
-	sink sinks.Sink // nil until it could be opened
+	opened *sinkSpec  // that sink was opened by
+	sink   sinks.Sink // nil until it could be opened
 }
 
-// way is how a sink is opened, and what it is not to see.
-type way struct {
+// sinkSpec is how a sink is opened, and what it is not to see.
+type sinkSpec struct {
 	open   sinks.Opener
 	redact *redactor
 }
 
-func wayOf(s sinks.Configured) *way { return &way{s.Open, newRedactor(s.Settings.Redact)} }
+func specOf(s sinks.Configured) *sinkSpec { return &sinkSpec{s.Open, newRedactor(s.Settings.Redact)} }
 
 // attempt opens the sink if it is not open, hands it the records once, and
 // returns what became of each, or of all. It has a deadline, whatever the sink
 // does.
-func (o *outlet) attempt(ctx context.Context, records []held) (sinks.BatchError, error) {
+func (o *sinkHandle) attempt(ctx context.Context, records []pendingRecord) (sinks.BatchError, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	if now := o.ways.Load(); now != o.way {
+	if current := o.spec.Load(); current != o.opened {
 		o.close()
-		o.way = now
+		o.opened = current
 	}
 	if o.sink == nil {
 		env := o.env
 		env.Duplicate = func(e event.Event) { o.duplicates.ids = append(o.duplicates.ids, e.MessageID) }
-		sink, err := o.way.open(ctx, env)
+		sink, err := o.opened.open(ctx, env)
 		if err != nil {
 			return nil, fmt.Errorf("opening: %w", err)
 		}
 		o.sink = sink
 	}
-	batch, shaped := o.shape(records)
+	batch, results := o.redactAll(records)
 	if len(batch) == 0 {
-		return shaped, nil
+		return results, nil
 	}
 	o.duplicates.ids = o.duplicates.ids[:0]
 	err := o.sink.Deliver(ctx, batch)
@@ -78,31 +78,31 @@ func (o *outlet) attempt(ctx context.Context, records []held) (sinks.BatchError,
 		return each, nil
 	}
 	// What was handed over stands among what could not be.
-	for i, n := 0, 0; i < len(shaped); i++ {
-		if shaped[i] == nil {
+	for i, n := 0, 0; i < len(results); i++ {
+		if results[i] == nil {
 			if each != nil {
-				shaped[i] = each[n]
+				results[i] = each[n]
 			}
 			n++
 		}
 	}
-	return shaped, nil
+	return results, nil
 }
 
 // destination is where the sink puts an event; nowhere while it is not open.
-func (o *outlet) destination(e event.Event) sinks.Destination {
+func (o *sinkHandle) destination(e event.Event) sinks.Destination {
 	if o.sink == nil {
 		return sinks.Destination{}
 	}
 	return o.sink.Destination(e)
 }
 
-// shape returns the records' events as the sink may see them, and an error for
+// redactAll returns the records' events as the sink may see them, and an error for
 // each that it may not see at all.
-func (o *outlet) shape(records []held) (batch []event.Event, errs sinks.BatchError) {
+func (o *sinkHandle) redactAll(records []pendingRecord) (batch []event.Event, errs sinks.BatchError) {
 	batch, errs = make([]event.Event, 0, len(records)), make(sinks.BatchError, len(records))
 	for i, r := range records {
-		e, err := o.way.redact.apply(r.Event)
+		e, err := o.opened.redact.apply(r.Event)
 		if err != nil {
 			errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue
@@ -113,7 +113,7 @@ func (o *outlet) shape(records []held) (batch []event.Event, errs sinks.BatchErr
 	return batch, errs
 }
 
-func (o *outlet) close() {
+func (o *sinkHandle) close() {
 	if o.sink == nil {
 		return
 	}
@@ -123,32 +123,32 @@ func (o *outlet) close() {
 	o.sink = nil
 }
 
-// held is a record in the hands of a pump.
-type held struct {
+// pendingRecord is a record in the hands of a pump.
+type pendingRecord struct {
 	journal.Record
-	nth      int       // among the records of its batch
-	place    int       // among those of them that the sink is to get
-	attempts int       // so far
-	first    time.Time // of the first attempt
+	batchIndex int       // among the records of its batch
+	matchIndex int       // among those of them that the sink is to get
+	attempts   int       // so far
+	first      time.Time // of the first attempt
 }
 
-// verdicts are what one attempt came to.
-type verdicts struct {
-	again   []held // in order; to be tried again
-	taken   int    // acknowledged
-	dead    []journal.DeadLetter
-	wait    time.Duration // as long as the broker asked for
-	failure error         // why again is not empty
+// attemptResult are what one attempt came to.
+type attemptResult struct {
+	retry     []pendingRecord // in order; to be tried again
+	delivered int             // acknowledged
+	dead      []journal.DeadLetter
+	wait      time.Duration // as long as the broker asked for
+	failure   error         // why again is not empty
 }
 
 // judge sorts the records of an attempt by what became of each, or of all. A
 // failure of all judges no event: it is always tried again. An event older than
 // maxAge that fails is set aside, unless maxAge is 0.
-func (o *outlet) judge(records []held, each sinks.BatchError, all error, maxAge time.Duration) (v verdicts) {
+func (o *sinkHandle) judge(records []pendingRecord, each sinks.BatchError, all error, maxAge time.Duration) (v attemptResult) {
 	now := o.env.Now()
-	if o.past != nil {
-		o.runs = o.runs[:0]
-		defer func() { o.past.took(o.runs) }()
+	if o.history != nil {
+		o.acked = o.acked[:0]
+		defer func() { o.history.add(o.acked) }()
 	}
 	going := false // the record before was taken
 	for i, r := range records {
@@ -160,14 +160,14 @@ func (o *outlet) judge(records []held, each sinks.BatchError, all error, maxAge 
 			reason, refused = sinks.IsPermanent(err)
 		}
 		if err == nil {
-			v.taken++
-			if o.took != nil {
-				o.took.Observe(max(0, now.Sub(r.Accepted).Seconds()))
+			v.delivered++
+			if o.latency != nil {
+				o.latency.Observe(max(0, now.Sub(r.Accepted).Seconds()))
 			}
-			if last := len(o.runs) - 1; going && o.runs[last].attempts == r.attempts {
-				o.runs[last].to = r.Seq
-			} else if o.past != nil {
-				o.runs, going = append(o.runs, run{r.Seq, r.Seq, now, r.attempts}), true
+			if last := len(o.acked) - 1; going && o.acked[last].attempts == r.attempts {
+				o.acked[last].to = r.Seq
+			} else if o.history != nil {
+				o.acked, going = append(o.acked, ackRange{r.Seq, r.Seq, now, r.attempts}), true
 			}
 			continue
 		}
@@ -176,7 +176,7 @@ func (o *outlet) judge(records []held, each sinks.BatchError, all error, maxAge 
 			reason, refused = sinks.ReasonExpired, true
 		}
 		if !refused {
-			v.again = append(v.again, r)
+			v.retry = append(v.retry, r)
 			v.wait = max(v.wait, sinks.Wait(err))
 			if v.failure == nil {
 				v.failure = err

@@ -45,30 +45,30 @@ func (st *store) get(key []byte) ([]byte, error) {
 // request of the group took is not there any more, though the store still
 // shows it.
 func (g *group) take(key []byte) ([]byte, error) {
-	if g.taken[string(key)] {
+	if g.removed[string(key)] {
 		return nil, journal.ErrNotFound
 	}
 	value, err := g.st.get(key)
 	if err != nil {
 		return nil, err
 	}
-	if g.taken == nil {
-		g.taken = map[string]bool{}
+	if g.removed == nil {
+		g.removed = map[string]bool{}
 	}
-	g.taken[string(key)] = true
+	g.removed[string(key)] = true
 	return value, g.batch.Delete(key, nil)
 }
 
-// giveUp keeps in mind what a sink is not given, as one with what was given up
+// recordDisposition keeps in mind what a sink is not given, as one with what was given up
 // right before it.
-func (g *group) giveUp(sink string, u journal.GivenUp) (err error) {
-	it, err := g.st.db.NewIter(&pebble.IterOptions{LowerBound: sinkPrefix(givenUpSpace, sink), UpperBound: after(sinkPrefix(givenUpSpace, sink))})
+func (g *group) recordDisposition(sink string, u journal.Disposition) (err error) {
+	it, err := g.st.db.NewIter(&pebble.IterOptions{LowerBound: sinkPrefix(dispositionSpace, sink), UpperBound: after(sinkPrefix(dispositionSpace, sink))})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
-	if it.SeekLT(sinkKey(givenUpSpace, journal.DeadID{Sink: sink, Seq: u.From})) {
-		var before journal.GivenUp
+	if it.SeekLT(sinkKey(dispositionSpace, journal.DeliveryID{Sink: sink, Seq: u.From})) {
+		var before journal.Disposition
 		value, err := it.ValueAndErr()
 		if err != nil {
 			return err
@@ -76,7 +76,7 @@ func (g *group) giveUp(sink string, u journal.GivenUp) (err error) {
 		if err := json.Unmarshal(value, &before); err != nil {
 			return err
 		}
-		if before.To+1 == u.From && before.Reason == u.Reason && u.As == 0 {
+		if before.To+1 == u.From && before.Reason == u.Reason && u.RedeliveredAs == 0 {
 			u.From = before.From
 		}
 	}
@@ -84,12 +84,12 @@ func (g *group) giveUp(sink string, u journal.GivenUp) (err error) {
 	if err != nil {
 		return err
 	}
-	return g.batch.Set(sinkKey(givenUpSpace, journal.DeadID{Sink: sink, Seq: u.From}), value, nil)
+	return g.batch.Set(sinkKey(dispositionSpace, journal.DeliveryID{Sink: sink, Seq: u.From}), value, nil)
 }
 
 // deadOf takes the entry of a dead letter apart, and leaves the record of the
 // event as it is.
-func deadOf(key, value []byte) (id journal.DeadID, letter journal.DeadLetter, rec []byte, err error) {
+func deadOf(key, value []byte) (id journal.DeliveryID, letter journal.DeadLetter, rec []byte, err error) {
 	if id, err = sinkOf(key); err != nil {
 		return id, letter, nil, err
 	}
@@ -118,17 +118,17 @@ func splitDead(value []byte) (letter, rec []byte, err error) {
 }
 
 // DeadLetters implements journal.Aside.
-func (j *Journal) DeadLetters(ctx context.Context, after journal.DeadID) iter.Seq2[journal.Dead, error] {
+func (j *Journal) DeadLetters(ctx context.Context, after journal.DeliveryID) iter.Seq2[journal.Dead, error] {
 	prefix := []byte{deadSpace}
 	start := prefix
-	if after != (journal.DeadID{}) {
+	if after != (journal.DeliveryID{}) {
 		start = append(sinkKey(deadSpace, after), 0)
 	}
 	return scan(ctx, j, prefix, start, func(_ *store, key, value []byte) (journal.Dead, error) { return decodeDead(key, value) })
 }
 
 // DeadLetter implements journal.Aside.
-func (j *Journal) DeadLetter(ctx context.Context, id journal.DeadID) (d journal.Dead, err error) {
+func (j *Journal) DeadLetter(ctx context.Context, id journal.DeliveryID) (d journal.Dead, err error) {
 	key := sinkKey(deadSpace, id)
 	err = j.read(ctx, func(st *store) error {
 		value, err := st.get(key)
@@ -144,8 +144,8 @@ func (j *Journal) DeadLetter(ctx context.Context, id journal.DeadID) (d journal.
 	return d, nil
 }
 
-// settle takes a dead letter out and does something with it, as one act.
-func (j *Journal) settle(ctx context.Context, id journal.DeadID, do func(g *group, rec []byte) error) error {
+// resolveDeadLetter takes a dead letter out and does something with it, as one act.
+func (j *Journal) resolveDeadLetter(ctx context.Context, id journal.DeliveryID, do func(g *group, rec []byte) error) error {
 	var missing error
 	err := j.change(ctx, func(g *group) error {
 		value, err := g.take(sinkKey(deadSpace, id))
@@ -167,45 +167,45 @@ func (j *Journal) settle(ctx context.Context, id journal.DeadID, do func(g *grou
 	return nil
 }
 
-// Retry implements journal.Aside.
-func (j *Journal) Retry(ctx context.Context, id journal.DeadID) (s journal.Seq, err error) {
+// Redeliver implements journal.Aside.
+func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (s journal.Seq, err error) {
 	if err := j.Check(); err != nil {
 		return 0, fmt.Errorf("retrying: %w", err)
 	}
-	err = j.settle(ctx, id, func(g *group, rec []byte) error {
+	err = j.resolveDeadLetter(ctx, id, func(g *group, rec []byte) error {
 		r, encoded, err := record.Split(id.Seq, rec)
 		if err != nil {
 			return err
 		}
-		if r.Of == 0 {
-			r.Of = id.Seq
+		if r.OriginSeq == 0 {
+			r.OriginSeq = id.Seq
 		}
-		s, err = g.appendRecord(append(record.AppendAddress(nil, id.Sink, r.Of), encoded...))
+		s, err = g.appendRecord(append(record.AppendAddress(nil, id.Sink, r.OriginSeq), encoded...))
 		if err != nil {
 			return err
 		}
-		return g.giveUp(id.Sink, journal.GivenUp{From: id.Seq, To: id.Seq, Reason: journal.GivenUpRetried, At: g.time(), As: s})
+		return g.recordDisposition(id.Sink, journal.Disposition{From: id.Seq, To: id.Seq, Reason: journal.Redelivered, At: g.time(), RedeliveredAs: s})
 	})
 	return s, err
 }
 
 // Drop implements journal.Aside.
-func (j *Journal) Drop(ctx context.Context, id journal.DeadID) error {
-	return j.settle(ctx, id, func(g *group, _ []byte) error {
-		return g.giveUp(id.Sink, journal.GivenUp{From: id.Seq, To: id.Seq, Reason: journal.GivenUpDropped, At: g.time()})
+func (j *Journal) Drop(ctx context.Context, id journal.DeliveryID) error {
+	return j.resolveDeadLetter(ctx, id, func(g *group, _ []byte) error {
+		return g.recordDisposition(id.Sink, journal.Disposition{From: id.Seq, To: id.Seq, Reason: journal.DroppedByOperator, At: g.time()})
 	})
 }
 
-// Lost implements journal.Aside.
-func (j *Journal) Lost(ctx context.Context, id journal.DeadID) (u journal.GivenUp, err error) {
-	prefix := sinkPrefix(givenUpSpace, id.Sink)
+// Disposition implements journal.Aside.
+func (j *Journal) Disposition(ctx context.Context, id journal.DeliveryID) (u journal.Disposition, err error) {
+	prefix := sinkPrefix(dispositionSpace, id.Sink)
 	err = j.read(ctx, func(st *store) error {
 		it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
 		if err != nil {
 			return err
 		}
 		// The last one that begins at the event or before it.
-		if it.SeekLT(append(sinkKey(givenUpSpace, id), 0)) {
+		if it.SeekLT(append(sinkKey(dispositionSpace, id), 0)) {
 			err = json.Unmarshal(it.Value(), &u)
 		}
 		return errors.Join(err, it.Error(), it.Close())
@@ -214,18 +214,18 @@ func (j *Journal) Lost(ctx context.Context, id journal.DeadID) (u journal.GivenU
 		err = journal.ErrNotFound
 	}
 	if err != nil {
-		return journal.GivenUp{}, fmt.Errorf("what sink %s was not given: %w", id.Sink, err)
+		return journal.Disposition{}, fmt.Errorf("what sink %s was not given: %w", id.Sink, err)
 	}
 	return u, nil
 }
 
-// Note implements journal.Notes.
-func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
+// PutValue implements journal.Notes.
+func (j *Journal) PutValue(ctx context.Context, name string, value []byte) error {
 	err := j.change(ctx, func(g *group) error {
 		if value == nil {
-			return g.batch.Delete(noteKey(name), nil)
+			return g.batch.Delete(valueKey(name), nil)
 		}
-		return g.batch.Set(noteKey(name), value, nil)
+		return g.batch.Set(valueKey(name), value, nil)
 	})
 	if err != nil {
 		return fmt.Errorf("noting %s: %w", name, err)
@@ -233,11 +233,11 @@ func (j *Journal) Note(ctx context.Context, name string, value []byte) error {
 	return nil
 }
 
-// Noted implements journal.Notes.
-func (j *Journal) Noted(ctx context.Context, prefix string) iter.Seq2[journal.Noted, error] {
-	key := noteKey(prefix)
-	return scan(ctx, j, key, key, func(_ *store, key, value []byte) (journal.Noted, error) {
-		return journal.Noted{Name: string(key[1:]), Value: append([]byte(nil), value...)}, nil
+// Values implements journal.Notes.
+func (j *Journal) Values(ctx context.Context, prefix string) iter.Seq2[journal.KVEntry, error] {
+	key := valueKey(prefix)
+	return scan(ctx, j, key, key, func(_ *store, key, value []byte) (journal.KVEntry, error) {
+		return journal.KVEntry{Key: string(key[1:]), Value: append([]byte(nil), value...)}, nil
 	})
 }
 

@@ -14,15 +14,15 @@ const maxIdentities = 16384
 // identities remembers by which CloudEvents source and id the newest events were
 // stored. It may be used by several goroutines.
 type identities struct {
-	mu   sync.Mutex
-	seed maphash.Seed
-	ring []uint64 // in the order of storing; next is the oldest
-	next int
-	here map[uint64]int // how often each is in ring
+	mu     sync.Mutex
+	seed   maphash.Seed
+	ring   []uint64 // in the order of storing; next is the oldest
+	next   int
+	counts map[uint64]int // how often each is in ring
 }
 
 func newIdentities() *identities {
-	return &identities{seed: maphash.MakeSeed(), ring: make([]uint64, 0, maxIdentities), here: make(map[uint64]int, maxIdentities)}
+	return &identities{seed: maphash.MakeSeed(), ring: make([]uint64, 0, maxIdentities), counts: make(map[uint64]int, maxIdentities)}
 }
 
 // stored notes an event that is stored, and reports whether one of the same source
@@ -36,15 +36,15 @@ func (i *identities) stored(e event.Event) (shared bool) {
 	sum := h.Sum64()
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	shared = i.here[sum] > 0
-	i.here[sum]++
+	shared = i.counts[sum] > 0
+	i.counts[sum]++
 	if len(i.ring) < maxIdentities {
 		i.ring = append(i.ring, sum)
 		return shared
 	}
 	oldest := i.ring[i.next]
-	if i.here[oldest]--; i.here[oldest] == 0 {
-		delete(i.here, oldest)
+	if i.counts[oldest]--; i.counts[oldest] == 0 {
+		delete(i.counts, oldest)
 	}
 	i.ring[i.next] = sum
 	i.next = (i.next + 1) % maxIdentities

@@ -168,13 +168,13 @@ func (a *API) dlq(api huma.API) {
 }
 
 // asideName is the ID of a dead letter.
-func asideName(id journal.DeadID) string { return fmt.Sprintf("%d@%s", id.Seq, id.Sink) }
+func asideName(id journal.DeliveryID) string { return fmt.Sprintf("%d@%s", id.Seq, id.Sink) }
 
 // parseAside reads an ID; dead is false for that of a quarantined request.
-func parseAside(id string) (letter journal.DeadID, dead bool) {
+func parseAside(id string) (letter journal.DeliveryID, dead bool) {
 	number, sink, ok := strings.Cut(id, "@")
 	seq, err := strconv.ParseUint(number, 10, 64)
-	return journal.DeadID{Sink: sink, Seq: journal.Seq(seq)}, ok && err == nil
+	return journal.DeliveryID{Sink: sink, Seq: journal.Seq(seq)}, ok && err == nil
 }
 
 func ofDead(d journal.Dead) DLQEntry {
@@ -185,7 +185,7 @@ func ofDead(d journal.Dead) DLQEntry {
 	}
 }
 
-func ofRejected(r journal.Rejected) DLQEntry {
+func ofRejected(r journal.QuarantinedRequest) DLQEntry {
 	return DLQEntry{
 		ID: r.ID, Kind: KindQuarantine, Source: r.Source, Reason: Malformed, Error: r.Reason, Attempts: 1, Count: r.Count,
 		First: r.Received, Last: r.LastReceived, Bytes: len(r.Body),
@@ -290,7 +290,7 @@ func (a *API) show(ctx context.Context, id string, data bool) (DLQEntry, error) 
 		e.Event = &CloudEvent{text}
 		return e, err
 	}
-	r, err := a.Journal.Rejected(ctx, id)
+	r, err := a.Journal.QuarantinedRequest(ctx, id)
 	if err != nil {
 		return DLQEntry{}, err
 	}
@@ -318,13 +318,13 @@ func (a *API) retry(ctx context.Context, id string) (ActionResult, error) {
 		if err != nil {
 			return h, err
 		}
-		if _, err := a.Journal.Retry(ctx, letter); err != nil {
+		if _, err := a.Journal.Redeliver(ctx, letter); err != nil {
 			return h, err
 		}
 		h.Done, h.Events = true, []string{d.Event.CloudEvent.ID()}
 		return h, nil
 	}
-	r, err := a.Journal.Rejected(ctx, id)
+	r, err := a.Journal.QuarantinedRequest(ctx, id)
 	if err != nil {
 		return h, err
 	}

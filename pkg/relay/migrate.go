@@ -8,20 +8,20 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// MoveNote makes of a note of the relay's what it is to be in a journal where
+// MoveEntry makes of a note of the relay's what it is to be in a journal where
 // events have other places: when events were delivered is told of the same ones,
 // and a replay is of the same events there, and goes on
 // where it stood. First maps the place of the first event of a range, last that
 // of its last one.
-func MoveNote(n journal.Noted, first, last func(journal.Seq) journal.Seq) (journal.Noted, error) {
-	if strings.HasPrefix(n.Name, markPrefix) {
+func MoveEntry(n journal.KVEntry, first, last func(journal.Seq) journal.Seq) (journal.KVEntry, error) {
+	if strings.HasPrefix(n.Key, checkpointPrefix) {
 		var err error
-		if n.Value, err = moveMarks(n.Value, first, last); err != nil {
-			return n, fmt.Errorf("moving %s: %w", n.Name, err)
+		if n.Value, err = moveCheckpoints(n.Value, first, last); err != nil {
+			return n, fmt.Errorf("moving %s: %w", n.Key, err)
 		}
 		return n, nil
 	}
-	if !strings.HasPrefix(n.Name, replayPrefix) {
+	if !strings.HasPrefix(n.Key, replayPrefix) {
 		return n, nil
 	}
 	var re Replay
@@ -34,7 +34,7 @@ func MoveNote(n journal.Noted, first, last func(journal.Seq) journal.Seq) (journ
 		n.Value, err = json.Marshal(re)
 	}
 	if err != nil {
-		return n, fmt.Errorf("moving %s: %w", n.Name, err)
+		return n, fmt.Errorf("moving %s: %w", n.Key, err)
 	}
 	return n, nil
 }

@@ -31,7 +31,7 @@ const (
 
 // checkFinished refuses a journal that holds half of another one.
 func (st *store) checkFinished() error {
-	_, err := st.get(noteKey(unfinished))
+	_, err := st.get(valueKey(unfinished))
 	if errors.Is(err, journal.ErrNotFound) {
 		return nil
 	}
@@ -85,7 +85,7 @@ func openSource(opts Options) (s *source, err error) {
 	if err != nil {
 		return nil, damaged(err)
 	}
-	s.store = &store{db: db, guard: newGuard(opts.FS), clock: opts.Clock, sightings: map[event.Key]sighting{}}
+	s.store = &store{db: db, guard: newGuard(opts.FS), clock: opts.Clock, dedupeEntries: map[event.Key]dedupeEntry{}}
 	if err := errors.Join(s.store.load(opts.Window), s.store.checkFinished()); err != nil {
 		return nil, err
 	}
@@ -105,8 +105,8 @@ func (s *source) Close() error {
 	return errors.Join(err, s.lock.Close())
 }
 
-// Where implements transfer.Source.
-func (s *source) Where() string { return "the folder " + s.opts.Dir }
+// Location implements transfer.Source.
+func (s *source) Location() string { return "the folder " + s.opts.Dir }
 
 // Range implements transfer.Source.
 func (s *source) Range() (oldest, last journal.Seq, events uint64) {
@@ -174,7 +174,7 @@ func (s *source) Keys(ctx context.Context) iter.Seq2[transfer.Key, error] {
 	now := s.opts.Clock().UnixNano()
 	return func(yield func(transfer.Key, error) bool) {
 		for k, err := range entries(ctx, s.store, []byte{keySpace}, []byte{keySpace}, func(key, value []byte) (transfer.Key, error) {
-			found, err := decodeSighting(value)
+			found, err := decodeDedupeEntry(value)
 			if len(key) < 9 {
 				err = record.ErrTruncated
 			}
@@ -206,30 +206,30 @@ func (s *source) DeadLetters(ctx context.Context) iter.Seq2[transfer.Dead, error
 	})
 }
 
-// GivenUp implements transfer.Source.
-func (s *source) GivenUp(ctx context.Context) iter.Seq2[transfer.GivenUp, error] {
-	return entries(ctx, s.store, []byte{givenUpSpace}, []byte{givenUpSpace}, func(key, value []byte) (g transfer.GivenUp, err error) {
+// Dispositions implements transfer.Source.
+func (s *source) Dispositions(ctx context.Context) iter.Seq2[transfer.Disposition, error] {
+	return entries(ctx, s.store, []byte{dispositionSpace}, []byte{dispositionSpace}, func(key, value []byte) (g transfer.Disposition, err error) {
 		id, err := sinkOf(key)
 		if err != nil {
 			return g, err
 		}
 		g.Sink = id.Sink
-		return g, json.Unmarshal(value, &g.GivenUp)
+		return g, json.Unmarshal(value, &g.Disposition)
 	})
 }
 
 // Quarantined implements transfer.Source.
-func (s *source) Quarantined(ctx context.Context) iter.Seq2[journal.Rejected, error] {
+func (s *source) Quarantined(ctx context.Context) iter.Seq2[journal.QuarantinedRequest, error] {
 	return entries(ctx, s.store, []byte{quarantineSpace}, []byte{quarantineSpace}, s.store.rejected)
 }
 
-// Notes implements transfer.Source.
-func (s *source) Notes(ctx context.Context) iter.Seq2[journal.Noted, error] {
-	return func(yield func(journal.Noted, error) bool) {
-		for n, err := range entries(ctx, s.store, []byte{noteSpace}, []byte{noteSpace}, func(key, value []byte) (journal.Noted, error) {
-			return journal.Noted{Name: string(key[1:]), Value: append([]byte(nil), value...)}, nil
+// Values implements transfer.Source.
+func (s *source) Values(ctx context.Context) iter.Seq2[journal.KVEntry, error] {
+	return func(yield func(journal.KVEntry, error) bool) {
+		for n, err := range entries(ctx, s.store, []byte{valueSpace}, []byte{valueSpace}, func(key, value []byte) (journal.KVEntry, error) {
+			return journal.KVEntry{Key: string(key[1:]), Value: append([]byte(nil), value...)}, nil
 		}) {
-			if err == nil && len(n.Name) >= len(carriedPrefix) && n.Name[:len(carriedPrefix)] == carriedPrefix {
+			if err == nil && len(n.Key) >= len(carriedPrefix) && n.Key[:len(carriedPrefix)] == carriedPrefix {
 				continue
 			}
 			if !yield(n, err) {
@@ -243,7 +243,7 @@ func (s *source) Notes(ctx context.Context) iter.Seq2[journal.Noted, error] {
 func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] {
 	return entries(ctx, s.store, []byte{cursorSpace}, []byte{cursorSpace}, func(key, value []byte) (c transfer.Cursor, err error) {
 		c.Name = string(key[1:])
-		c.Committed, c.Began, err = decodeCursor(value)
+		c.Committed, c.StartSeq, err = decodeCursor(value)
 		return c, err
 	})
 }
@@ -286,14 +286,14 @@ func OpenTarget(opts Options) (transfer.Target, error) {
 	return &target{Journal: j}, nil
 }
 
-// Where implements transfer.Target.
-func (t *target) Where() string { return "the folder " + t.opts.Dir }
+// Location implements transfer.Target.
+func (t *target) Location() string { return "the folder " + t.opts.Dir }
 
 // State implements transfer.Target.
 func (t *target) State(ctx context.Context) ([]byte, error) {
 	var state []byte
 	err := t.read(ctx, func(st *store) (err error) {
-		state, err = st.get(noteKey(carriedState))
+		state, err = st.get(valueKey(carriedState))
 		if errors.Is(err, journal.ErrNotFound) {
 			state, err = nil, nil
 		}
@@ -321,7 +321,7 @@ func (t *target) State(ctx context.Context) ([]byte, error) {
 func (t *target) Rows(ctx context.Context) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		t.rows = 0
-		for n, err := range t.Noted(ctx, carriedRows) {
+		for n, err := range t.Values(ctx, carriedRows) {
 			if t.rows++; !yield(n.Value, err) {
 				return
 			}
@@ -342,7 +342,7 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]
 		places[n] = last + journal.Seq(n) + 1
 		if i.Event == nil {
 			if holes++; holes != n+1 || t.Oldest() != last+1 {
-				return fmt.Errorf("event %d is missing in the source: this engine keeps no place free between events", i.Old)
+				return fmt.Errorf("event %d is missing in the source: this engine keeps no place free between events", i.SourceSeq)
 			}
 			continue
 		}
@@ -371,9 +371,9 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]
 			t.oldest = last + journal.Seq(holes) + 1
 			t.mu.Unlock()
 		}
-		err := errors.Join(g.batch.Set(noteKey(unfinished), []byte{1}, nil), g.batch.Set(noteKey(carriedState), state, nil))
+		err := errors.Join(g.batch.Set(valueKey(unfinished), []byte{1}, nil), g.batch.Set(valueKey(carriedState), state, nil))
 		if row != nil {
-			err = errors.Join(err, g.batch.Set(noteKey(fmt.Sprintf("%s%010d", carriedRows, t.rows)), row, nil))
+			err = errors.Join(err, g.batch.Set(valueKey(fmt.Sprintf("%s%010d", carriedRows, t.rows)), row, nil))
 		}
 		return err
 	})
@@ -388,21 +388,21 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]
 func (t *target) Clear(ctx context.Context) error {
 	return t.do(ctx, 64, func(g *group) error {
 		var err error
-		for _, space := range []byte{cursorSpace, deadSpace, givenUpSpace, identitySpace, orderSpace, quarantineSpace} {
+		for _, space := range []byte{cursorSpace, deadSpace, dispositionSpace, identitySpace, orderSpace, quarantineSpace} {
 			err = errors.Join(err, g.batch.DeleteRange([]byte{space}, []byte{space + 1}, nil))
 		}
-		carried := noteKey(carriedPrefix)
-		clear(g.st.holdings)
-		return errors.Join(err, g.batch.DeleteRange([]byte{noteSpace}, carried, nil), g.batch.DeleteRange(after(carried), []byte{noteSpace + 1}, nil))
+		carried := valueKey(carriedPrefix)
+		clear(g.st.quotas)
+		return errors.Join(err, g.batch.DeleteRange([]byte{valueSpace}, carried, nil), g.batch.DeleteRange(after(carried), []byte{valueSpace + 1}, nil))
 	})
 }
 
 // Put implements transfer.Target.
-func (t *target) Put(ctx context.Context, things transfer.Things) error {
+func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
 	type entry struct{ key, value []byte }
 	type carried struct {
 		identity
-		journal.Rejected
+		journal.QuarantinedRequest
 		value []byte
 	}
 	var all []entry
@@ -420,10 +420,10 @@ func (t *target) Put(ctx context.Context, things transfer.Things) error {
 		}
 		d.Event.Keys = nil
 		value := append(record.AppendString(nil, string(letter)), d.Event.Record()...)
-		all = append(all, entry{sinkKey(deadSpace, journal.DeadID{Sink: d.Sink, Seq: d.Letter.Seq}), value})
+		all = append(all, entry{sinkKey(deadSpace, journal.DeliveryID{Sink: d.Sink, Seq: d.Letter.Seq}), value})
 	}
-	for _, u := range things.GivenUp {
-		if err := put(sinkKey(givenUpSpace, journal.DeadID{Sink: u.Sink, Seq: u.From}), u.GivenUp); err != nil {
+	for _, u := range things.Dispositions {
+		if err := put(sinkKey(dispositionSpace, journal.DeliveryID{Sink: u.Sink, Seq: u.From}), u.Disposition); err != nil {
 			return err
 		}
 	}
@@ -433,14 +433,14 @@ func (t *target) Put(ctx context.Context, things transfer.Things) error {
 		if err != nil {
 			return err
 		}
-		rejected[n] = carried{i, q.Counted(t.opts.Clock()), value}
+		rejected[n] = carried{i, q.WithDefaults(t.opts.Clock()), value}
 		size += len(value)
 	}
-	for _, n := range things.Notes {
-		all = append(all, entry{noteKey(n.Name), n.Value})
+	for _, n := range things.Values {
+		all = append(all, entry{valueKey(n.Key), n.Value})
 	}
 	for _, c := range things.Cursors {
-		all = append(all, entry{cursorKey(c.Name), encodeCursor(c.Committed, c.Began)})
+		all = append(all, entry{cursorKey(c.Name), encodeCursor(c.Committed, c.StartSeq)})
 	}
 	for _, e := range all {
 		size += len(e.value)
@@ -452,12 +452,12 @@ func (t *target) Put(ctx context.Context, things transfer.Things) error {
 			}
 		}
 		for _, q := range rejected {
-			if err := g.putRejected(q.identity, q.Rejected, q.value); err != nil {
+			if err := g.putRejected(q.identity, q.QuarantinedRequest, q.value); err != nil {
 				return err
 			}
 		}
 		for _, k := range things.Keys {
-			if err := g.put(k.Key, sighting{k.First.UnixNano(), k.Seq, k.ID}); err != nil {
+			if err := g.put(k.Key, dedupeEntry{k.First.UnixNano(), k.Seq, k.ID}); err != nil {
 				return err
 			}
 		}
@@ -468,7 +468,7 @@ func (t *target) Put(ctx context.Context, things transfer.Things) error {
 // Finish implements transfer.Target.
 func (t *target) Finish(ctx context.Context) error {
 	return t.do(ctx, 64, func(g *group) error {
-		rows := noteKey(carriedRows)
-		return errors.Join(g.batch.DeleteRange(rows, after(rows), nil), g.batch.Delete(noteKey(unfinished), nil))
+		rows := valueKey(carriedRows)
+		return errors.Join(g.batch.DeleteRange(rows, after(rows), nil), g.batch.Delete(valueKey(unfinished), nil))
 	})
 }

@@ -43,7 +43,7 @@ func items(t *testing.T, n, size int) (all []transfer.Item) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, transfer.Item{Event: &transfer.Event{Accepted: time.Unix(1, 0), Encoded: b}, Old: journal.Seq(i + 1)})
+		all = append(all, transfer.Item{Event: &transfer.Event{Accepted: time.Unix(1, 0), Encoded: b}, SourceSeq: journal.Seq(i + 1)})
 	}
 	return all
 }
@@ -70,7 +70,7 @@ func TestTheSameStateIsStoredOnce(t *testing.T) {
 	if err := unanswered.Append(t.Context(), items(t, 3, 10), noteOf("2")); !errors.Is(err, errConflict) {
 		t.Errorf("an append behind what is not the last message: %v", err)
 	}
-	if err := dst.look(t.Context()); err != nil || dst.state.events != 3 {
+	if err := dst.poll(t.Context()); err != nil || dst.state.events != 3 {
 		t.Errorf("%d events are stored, %v", dst.state.events, err)
 	}
 }
@@ -88,7 +88,7 @@ func TestWhatFitsIsStored(t *testing.T) {
 		}
 		all = all[fit:]
 	}
-	if err := dst.look(t.Context()); err != nil || dst.state.events != 500 {
+	if err := dst.poll(t.Context()); err != nil || dst.state.events != 500 {
 		t.Errorf("%d events are stored, %v", dst.state.events, err)
 	}
 }

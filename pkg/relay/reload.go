@@ -28,8 +28,8 @@ import (
 // An error that comes before anything was changed says so by wrapping
 // ErrUnchanged. Otherwise it returns when all is done, or ctx is done.
 func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
-	r.exchanging.Lock()
-	defer r.exchanging.Unlock()
+	r.setSinksMu.Lock()
+	defer r.setSinksMu.Unlock()
 	before := map[string]*Pump{}
 	for _, p := range r.pumpSnapshot() {
 		before[p.name] = p
@@ -38,20 +38,20 @@ func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
 	fresh := map[string]*Pump{}
 	for _, out := range next {
 		if _, err := filter.Parse(out.Settings.Filter); err != nil {
-			return errors.Join(fmt.Errorf("%w: sink %s: filter: %w", ErrUnchanged, out.Name, err), r.letGo(fresh))
+			return errors.Join(fmt.Errorf("%w: sink %s: filter: %w", ErrUnchanged, out.Name, err), r.closeCursors(fresh))
 		}
 		if before[out.Name] != nil {
 			continue
 		}
 		p, err := r.open(ctx, out, nil)
 		if err != nil {
-			return errors.Join(fmt.Errorf("%w: %w", ErrUnchanged, err), r.letGo(fresh))
+			return errors.Join(fmt.Errorf("%w: %w", ErrUnchanged, err), r.closeCursors(fresh))
 		}
 		fresh[out.Name] = p
 	}
 	if len(fresh) > 0 { // one that comes back may have been paused
-		if _, err := r.notes(ctx); err != nil {
-			return errors.Join(fmt.Errorf("%w: %w", ErrUnchanged, err), r.letGo(fresh))
+		if _, err := r.readDecisions(ctx); err != nil {
+			return errors.Join(fmt.Errorf("%w: %w", ErrUnchanged, err), r.closeCursors(fresh))
 		}
 	}
 	var pumps []*Pump
@@ -66,12 +66,12 @@ func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
 			p = old
 			if !reflect.DeepEqual(p.configured.Own, out.Own) || !reflect.DeepEqual(p.configured.Settings.Redact, out.Settings.Redact) {
 				p.log.Info("a sink is opened anew")
-				p.ways.Store(wayOf(out))
+				p.spec.Store(specOf(out))
 			}
 			p.configured = out
 		default:
 			var err error
-			if p, err = r.again(ctx, old, out); err != nil {
+			if p, err = r.replacePump(ctx, old, out); err != nil {
 				return err
 			}
 		}
@@ -125,8 +125,8 @@ func (r *Relay) halt(p *Pump) error {
 	return p.cursor.Close()
 }
 
-// again puts a pump in another one's place.
-func (r *Relay) again(ctx context.Context, old *Pump, out sinks.Configured) (*Pump, error) {
+// replacePump puts a pump in another one's place.
+func (r *Relay) replacePump(ctx context.Context, old *Pump, out sinks.Configured) (*Pump, error) {
 	if err := r.halt(old); err != nil {
 		old.log.Warn("letting go of the sink's place", zap.Error(err))
 	}
@@ -155,19 +155,19 @@ func (r *Relay) remove(ctx context.Context, p *Pump) {
 		}
 	}
 	err := r.halt(p)
-	p.log.Warn("a sink is removed", zap.Uint64("behind", p.cursor.Behind()), zap.Error(err))
-	r.keepMarks(ctx, map[string]*past{p.name: p.past})
-	r.pasts.forget(p.name)
-	r.opts.Metrics.forget(p.name)
+	p.log.Warn("a sink is removed", zap.Uint64("behind", p.cursor.Lag()), zap.Error(err))
+	r.saveCheckpoints(ctx, map[string]*deliveryHistory{p.name: p.history})
+	r.histories.delete(p.name)
+	r.opts.Metrics.deleteSeries(p.name)
 }
 
-// letGo closes the cursors of pumps that never ran.
-func (r *Relay) letGo(pumps map[string]*Pump) error {
+// closeCursors closes the cursors of pumps that never ran.
+func (r *Relay) closeCursors(pumps map[string]*Pump) error {
 	var errs []error
 	for name, p := range pumps {
 		errs = append(errs, p.cursor.Close())
-		r.pasts.forget(name)
-		r.opts.Metrics.forget(name)
+		r.histories.delete(name)
+		r.opts.Metrics.deleteSeries(name)
 	}
 	return errors.Join(errs...)
 }

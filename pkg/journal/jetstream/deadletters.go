@@ -35,7 +35,7 @@ func splitDead(value []byte) (letter journal.DeadLetter, rec []byte, err error) 
 
 // deadOf takes the entry of a dead letter apart, and leaves the record of the
 // event as it is.
-func (j *Journal) deadOf(e entry) (id journal.DeadID, letter journal.DeadLetter, rec []byte, err error) {
+func (j *Journal) deadOf(e entry) (id journal.DeliveryID, letter journal.DeadLetter, rec []byte, err error) {
 	if id, err = j.names.deadID(e.subject); err == nil {
 		letter, rec, err = splitDead(e.value)
 	}
@@ -53,16 +53,16 @@ func (j *Journal) decodeDead(e entry) (d journal.Dead, err error) {
 }
 
 // DeadLetters implements journal.Aside.
-func (j *Journal) DeadLetters(ctx context.Context, after journal.DeadID) iter.Seq2[journal.Dead, error] {
+func (j *Journal) DeadLetters(ctx context.Context, after journal.DeliveryID) iter.Seq2[journal.Dead, error] {
 	from := ""
-	if after != (journal.DeadID{}) {
+	if after != (journal.DeliveryID{}) {
 		from = j.names.dead(after)
 	}
 	return scan(ctx, j, j.opts.Stream+".dead.", from, j.decodeDead)
 }
 
 // DeadLetter implements journal.Aside.
-func (j *Journal) DeadLetter(ctx context.Context, id journal.DeadID) (d journal.Dead, err error) {
+func (j *Journal) DeadLetter(ctx context.Context, id journal.DeliveryID) (d journal.Dead, err error) {
 	e, err := j.mustEntry(ctx, j.names.dead(id))
 	if err == nil {
 		d, err = j.decodeDead(e)
@@ -74,7 +74,7 @@ func (j *Journal) DeadLetter(ctx context.Context, id journal.DeadID) (d journal.
 }
 
 // lostMessage is one that keeps what a sink is not given.
-func (j *Journal) lostMessage(sink string, u journal.GivenUp) (*nats.Msg, error) {
+func (j *Journal) lostMessage(sink string, u journal.Disposition) (*nats.Msg, error) {
 	b, err := json.Marshal(u)
 	if err != nil {
 		return nil, err
@@ -84,10 +84,10 @@ func (j *Journal) lostMessage(sink string, u journal.GivenUp) (*nats.Msg, error)
 	return m, nil
 }
 
-// settleDead takes a dead letter out and stores something with that, as one act.
+// resolveDeadLetter takes a dead letter out and stores something with that, as one act.
 // An attempt that was not answered is made again; where the letter is gone then,
 // done says whether it was by that attempt.
-func (j *Journal) settleDead(ctx context.Context, id journal.DeadID, with func(rec []byte) ([]*nats.Msg, error), done func(context.Context) (bool, error)) (end uint64, err error) {
+func (j *Journal) resolveDeadLetter(ctx context.Context, id journal.DeliveryID, with func(rec []byte) ([]*nats.Msg, error), done func(context.Context) (bool, error)) (end uint64, err error) {
 	unknown := false
 	err = j.retry(ctx, func(ctx context.Context) error {
 		e, err := j.entry(ctx, j.names.dead(id))
@@ -124,8 +124,8 @@ func (j *Journal) settleDead(ctx context.Context, id journal.DeadID, with func(r
 	return end, nil
 }
 
-// Retry implements journal.Aside.
-func (j *Journal) Retry(ctx context.Context, id journal.DeadID) (s journal.Seq, err error) {
+// Redeliver implements journal.Aside.
+func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (s journal.Seq, err error) {
 	if err := j.check(); err != nil {
 		return 0, fmt.Errorf("retrying: %w", err)
 	}
@@ -136,25 +136,25 @@ func (j *Journal) Retry(ctx context.Context, id journal.DeadID) (s journal.Seq, 
 		if err != nil {
 			return nil, err
 		}
-		if r.Of == 0 {
-			r.Of = id.Seq
+		if r.OriginSeq == 0 {
+			r.OriginSeq = id.Seq
 		}
-		value := append(record.AppendKeys(record.AppendAddress(nil, id.Sink, r.Of), r.Event.Keys), encoded...)
+		value := append(record.AppendKeys(record.AppendAddress(nil, id.Sink, r.OriginSeq), r.Event.Keys), encoded...)
 		binary.BigEndian.PutUint64(value, uint64(j.now()))
 		messages := j.messages(j.names.event(), value)
 		parts = len(messages)
 		// Where it stands is not known before it is stored; the event stands
 		// right before this range, which says so by As being itself.
-		lost, err := j.lostMessage(id.Sink, journal.GivenUp{From: id.Seq, To: id.Seq, Reason: journal.GivenUpRetried, At: at})
+		lost, err := j.lostMessage(id.Sink, journal.Disposition{From: id.Seq, To: id.Seq, Reason: journal.Redelivered, At: at})
 		if err != nil {
 			return nil, err
 		}
 		return append(messages, lost), nil
 	}
-	end, err := j.settleDead(ctx, id, with, func(ctx context.Context) (bool, error) {
+	end, err := j.resolveDeadLetter(ctx, id, with, func(ctx context.Context) (bool, error) {
 		u, err := j.lostRange(ctx, id)
-		s = u.As
-		return err == nil && u.Reason == journal.GivenUpRetried && u.At.Equal(at), ignoreMissing(err)
+		s = u.RedeliveredAs
+		return err == nil && u.Reason == journal.Redelivered && u.At.Equal(at), ignoreMissing(err)
 	})
 	if err != nil || s != 0 {
 		return s, err
@@ -172,20 +172,20 @@ func ignoreMissing(err error) error {
 }
 
 // Drop implements journal.Aside.
-func (j *Journal) Drop(ctx context.Context, id journal.DeadID) error {
+func (j *Journal) Drop(ctx context.Context, id journal.DeliveryID) error {
 	at := j.opts.Clock().UTC()
-	_, err := j.settleDead(ctx, id, func([]byte) ([]*nats.Msg, error) {
-		lost, err := j.lostMessage(id.Sink, journal.GivenUp{From: id.Seq, To: id.Seq, Reason: journal.GivenUpDropped, At: at})
+	_, err := j.resolveDeadLetter(ctx, id, func([]byte) ([]*nats.Msg, error) {
+		lost, err := j.lostMessage(id.Sink, journal.Disposition{From: id.Seq, To: id.Seq, Reason: journal.DroppedByOperator, At: at})
 		return []*nats.Msg{lost}, err
 	}, func(ctx context.Context) (bool, error) {
 		u, err := j.lostRange(ctx, id)
-		return err == nil && u.Reason == journal.GivenUpDropped && u.At.Equal(at), ignoreMissing(err)
+		return err == nil && u.Reason == journal.DroppedByOperator && u.At.Equal(at), ignoreMissing(err)
 	})
 	return err
 }
 
-// Lost implements journal.Aside.
-func (j *Journal) Lost(ctx context.Context, id journal.DeadID) (u journal.GivenUp, err error) {
+// Disposition implements journal.Aside.
+func (j *Journal) Disposition(ctx context.Context, id journal.DeliveryID) (u journal.Disposition, err error) {
 	if id.Seq < j.Oldest() {
 		err = journal.ErrNotFound // it goes with the events
 	} else {
@@ -195,14 +195,14 @@ func (j *Journal) Lost(ctx context.Context, id journal.DeadID) (u journal.GivenU
 		})
 	}
 	if err != nil {
-		return journal.GivenUp{}, fmt.Errorf("what sink %s was not given: %w", id.Sink, err)
+		return journal.Disposition{}, fmt.Errorf("what sink %s was not given: %w", id.Sink, err)
 	}
 	return u, nil
 }
 
 // lostRange finds the newest range that holds the event. Each is stored behind
 // the events that it is about.
-func (j *Journal) lostRange(ctx context.Context, id journal.DeadID) (found journal.GivenUp, err error) {
+func (j *Journal) lostRange(ctx context.Context, id journal.DeliveryID) (found journal.Disposition, err error) {
 	const page = 512
 	for from := id.Seq; ; {
 		messages, err := j.page(ctx, j.names.lost(id.Sink), from, page)
@@ -210,13 +210,13 @@ func (j *Journal) lostRange(ctx context.Context, id journal.DeadID) (found journ
 			return found, err
 		}
 		for _, m := range messages {
-			var u journal.GivenUp
+			var u journal.Disposition
 			if err := json.Unmarshal(m.data, &u); err != nil {
 				return found, fmt.Errorf("%w: %s at %d: %w", errBroken, m.subject, m.seq, err)
 			}
 			if u.From <= id.Seq && id.Seq <= u.To {
-				if found = u; u.Reason == journal.GivenUpRetried && u.As == 0 { // one that was carried here says it
-					if found.As, err = j.eventBefore(ctx, m.seq); err != nil {
+				if found = u; u.Reason == journal.Redelivered && u.RedeliveredAs == 0 { // one that was carried here says it
+					if found.RedeliveredAs, err = j.eventBefore(ctx, m.seq); err != nil {
 						return found, err
 					}
 				}

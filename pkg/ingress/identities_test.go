@@ -19,8 +19,8 @@ func TestIdentitiesAreBounded(t *testing.T) {
 			t.Fatalf("event %d shares its id", n)
 		}
 	}
-	if len(i.ring) != maxIdentities || len(i.here) != maxIdentities {
-		t.Errorf("%d and %d are remembered, want %d", len(i.ring), len(i.here), maxIdentities)
+	if len(i.ring) != maxIdentities || len(i.counts) != maxIdentities {
+		t.Errorf("%d and %d are remembered, want %d", len(i.ring), len(i.counts), maxIdentities)
 	}
 	newest := journaltest.Event(fmt.Sprint(3*maxIdentities - 1))
 	for range 2 {
