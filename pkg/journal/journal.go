@@ -1,7 +1,18 @@
-// Package journal is the third step (ingress, source, journal, relay, sinks):
-// the durable, deduplicating log between the two halves of the relay. What it
-// has acknowledged survives a crash; what it has seen inside the window is not
-// stored twice. Engines are packages below this one.
+// Package journal is the third step (ingress, source, journal, relay, sinks): the
+// durable, deduplicating log between the ingress and the sinks. The packages below this
+// one are its engines.
+//
+// Every engine keeps these invariants:
+//
+//  1. An append stores all of its events and their identity keys, or nothing.
+//  2. Append returns nil only after its events, and the first events of its duplicates,
+//     are on stable storage.
+//  3. Inside the dedupe window an identity key is stored once, also by concurrent
+//     appends of several processes.
+//  4. Sequences increase, and a sequence is never given to a second event.
+//  5. An event is not removed before every open cursor has passed the event.
+//  6. A cursor moves only by Commit. A crash may repeat events; it never skips one.
+//  7. Dead letters, dispositions and quarantined requests are as durable as events.
 package journal
 
 import (
@@ -19,290 +30,280 @@ import (
 )
 
 var (
-	// ErrFull is wrapped by Append when there is no room; it may pass.
+	// ErrFull is wrapped by Append when the journal has no room. A later append may
+	// succeed.
 	ErrFull = errors.New("journal is full")
-	// ErrUnavailable is wrapped by Append while storage fails; it may pass.
+	// ErrUnavailable is wrapped by Append while storage fails. A later append may
+	// succeed.
 	ErrUnavailable = errors.New("journal is unavailable")
 	// ErrClosed is wrapped by every method after Close.
 	ErrClosed = errors.New("journal is closed")
-	// ErrOwnershipLost is wrapped by Cursor.Commit where another process reads in this
-	// one's place by now: what Next returned last is its business.
+	// ErrOwnershipLost is wrapped by Cursor.Commit when another process owns the cursor.
+	// The new owner delivers the records that Next returned last.
 	ErrOwnershipLost = errors.New("another process reads for this sink now")
-	// ErrNotFound is wrapped where there is no entry of that name.
+	// ErrNotFound is wrapped when the journal has no such entry.
 	ErrNotFound = errors.New("not in the journal")
 )
 
-// Seq is a place in the journal. It only grows; zero is before the first event.
-// Between two events there may be places that no event has.
+// Seq is the sequence of an event: its position in the journal. Sequences increase and
+// may have gaps. Zero is before the first event.
 type Seq uint64
 
-// Appender is the journal as the ingress sees it. It may be used by several
-// goroutines.
+// Appender is the part of the journal that the ingress uses. The methods may be called
+// concurrently.
 type Appender interface {
-	// Append stores the events whose keys were not seen inside the dedupe
-	// window, together with their keys, as one atomic act. The window is
-	// read and written in that same act, so of two concurrent twins exactly
-	// one is stored. On a nil error every event is on stable storage, a
-	// duplicate's first one too, and the receipts stand in the order of
-	// events. On any error the caller may append again: what had been
-	// stored after all is then a duplicate.
+	// Append stores the events whose identity keys are new inside the dedupe window,
+	// with their keys, in one atomic write. Of two concurrent appends of one key exactly
+	// one stores its event. With a nil error every event is on stable storage, and so is
+	// the first event of each duplicate; the receipts are in the order of the events.
+	// With an error the events may be stored or not: the caller may append again, and a
+	// stored event is then a duplicate.
 	Append(ctx context.Context, events ...event.Event) ([]Receipt, error)
 
-	// Quarantine keeps a request that was genuine but made no sense, as
-	// durably as Append keeps an event, and returns the id to ask for it by.
-	// A request of the same Identity is kept once: a repeat adds to its Count,
-	// moves its LastReceived, and is answered with its id. Otherwise the id is
-	// the request's own, or a new one where it has none. Where an answer was
-	// lost, or a process died between two steps, a repeat may be counted twice.
+	// Quarantine stores an authenticated request that its source does not understand,
+	// as durably as Append stores an event, and returns the ID of the stored request.
+	// Requests of one Identity are stored once: a repeat increments Count, updates
+	// LastReceived and returns the ID of the stored request. The ID of a new request is
+	// its own ID if set. A crash or a lost answer may count a repeat twice.
 	//
-	// The requests of one source take a limited number of bytes; beyond it the
-	// engine discards those that were not received for the longest time, but
-	// never the one that it was just given. Retention, where there is one,
-	// discards those that were last received before it.
+	// The requests of one source have a limit in bytes. Beyond the limit the engine
+	// discards the requests with the oldest LastReceived, never the given one. The
+	// engine also discards requests whose LastReceived is older than the retention.
 	Quarantine(ctx context.Context, r QuarantinedRequest) (id string, err error)
 }
 
-// Journal is the durable log between the two halves of the relay. It may be
-// used by several goroutines; each Cursor by one.
+// Journal is the durable log between ingress and sinks. The methods may be called
+// concurrently; one goroutine at a time uses a Cursor.
 type Journal interface {
 	Appender
 	Log
 	DeadLetterStore
 	KV
 
-	// Reader opens the cursor of that name. A cursor seen for the first
-	// time stands at start; a known one stands where Commit left it. The
-	// events that an open cursor has not passed are kept, however old.
+	// Reader opens the cursor of a name. A new cursor begins at start, an existing
+	// cursor at its committed sequence. The journal keeps the events after an open
+	// cursor, also beyond the retention.
 	Reader(ctx context.Context, name string, start Start) (Cursor, error)
 
-	// Cursors returns the durable position of every cursor, open or not, by name.
+	// Cursors returns the stored position of every cursor, open or not, sorted by name.
 	Cursors(ctx context.Context) ([]Position, error)
 
-	// DeleteCursor removes the cursor of that name, which must not be open.
+	// DeleteCursor deletes a cursor. The cursor must not be open.
 	DeleteCursor(ctx context.Context, name string) error
 
-	// AcquireLease reports whether this process, of all that share the journal, is the
-	// one to do the work of that name for as long as until: the first to ask
-	// is, and stays it as long as it asks again before the time is over.
-	AcquireLease(ctx context.Context, name string, until time.Duration) (bool, error)
+	// AcquireLease reports whether this process holds the lease of a name among the
+	// processes that share the journal. A call takes a free lease, or renews the lease
+	// of the caller, for the duration ttl.
+	AcquireLease(ctx context.Context, name string, ttl time.Duration) (bool, error)
 
-	// Check returns nil if an append would be tried, and otherwise why not:
-	// an error that wraps ErrFull, ErrUnavailable or ErrClosed.
+	// Check returns nil if the journal accepts appends. Otherwise the error wraps
+	// ErrFull, ErrUnavailable or ErrClosed.
 	Check() error
 
-	// Usage tells how much room the journal takes and has.
+	// Usage returns the size of the journal and its limits.
 	Usage() Usage
 
-	// Close ends every other call with ErrClosed. It returns when all that
-	// was acknowledged is on stable storage.
+	// Close ends every other call with ErrClosed.
 	io.Closer
 }
 
-// Log is what is stored, to be looked at without a cursor.
+// Log reads the stored events without a cursor.
 type Log interface {
-	// ID identifies this journal among all others: with a Seq and a time of
-	// acceptance it names one stored event in the world. A journal that is
-	// migrated, or repaired with a loss, gets another ID. It is empty until the
-	// engine has reached its storage, which it has when Next of a Cursor has
-	// returned a record.
+	// ID identifies this journal. ID, sequence and acceptance time together identify
+	// one stored event among all journals. A migration, or a repair that lost events,
+	// changes the ID. The ID is empty until the engine has reached its storage; it is
+	// set when Cursor.Next has returned a record.
 	ID() string
 
-	// Last is the place of the newest event on stable storage.
+	// Last returns the sequence of the newest event on stable storage.
 	Last() Seq
 
-	// Oldest is the place of the oldest event that is stored, or the one
-	// after Last where there is none.
+	// Oldest returns the sequence of the oldest stored event, or Last+1 without events.
 	Oldest() Seq
 
-	// Read returns at most limit records from a place on, in Seq order and
-	// with none left out: from the oldest one, where that place has expired, and
-	// none where it is behind the last.
+	// Read returns up to limit consecutive records with a sequence of at least from.
+	// Expired records are missing; beyond Last the result is empty.
 	Read(ctx context.Context, from Seq, limit int) ([]Record, error)
 
-	// Since returns the place of the first event that was accepted at t or
-	// later, or the one after Last.
+	// Since returns the sequence of the first event accepted at t or later, or Last+1.
 	Since(ctx context.Context, t time.Time) (Seq, error)
 
-	// Wait returns when the event at s is on stable storage.
+	// Wait blocks until the event with sequence s is on stable storage.
 	Wait(ctx context.Context, s Seq) error
 }
 
-// DeadLetterStore is what was set aside: dead letters, which a sink could not take, and
-// quarantined requests, which no source could understand. Dead letters stay until
-// an operator retries or drops them, and quarantined requests until then, or until
-// Quarantine's limits discard them.
+// DeadLetterStore stores dead letters, dispositions and quarantined requests. A dead
+// letter stays until an operator redelivers or drops it. A quarantined request stays until
+// an operator releases or drops it, or until the limits of Quarantine discard it.
 type DeadLetterStore interface {
-	// DeadLetters yields those behind a place, by sink and then by Seq; the
-	// zero place is before the first.
+	// DeadLetters yields the dead letters after a delivery ID, ordered by sink and
+	// sequence. The zero ID is before the first.
 	DeadLetters(ctx context.Context, after DeliveryID) iter.Seq2[Dead, error]
 
-	// DeadLetter returns one, or an error that wraps ErrNotFound.
+	// DeadLetter returns a dead letter. Its error may wrap ErrNotFound.
 	DeadLetter(ctx context.Context, id DeliveryID) (Dead, error)
 
-	// Redeliver appends the event of a dead letter again, for its sink only, and
-	// removes the dead letter, as one act. It returns the new place.
+	// Redeliver appends the event of a dead letter again, for the sink of the dead
+	// letter only, and removes the dead letter in the same atomic write. Redeliver
+	// returns the new sequence.
 	Redeliver(ctx context.Context, id DeliveryID) (Seq, error)
 
-	// Drop removes a dead letter, and keeps in mind that it was.
+	// Drop removes a dead letter and records its disposition.
 	Drop(ctx context.Context, id DeliveryID) error
 
-	// Disposition returns why the sink was never given the event at s though its
-	// cursor has passed it, or an error that wraps ErrNotFound.
+	// Disposition returns why a sink did not get an event that its cursor has passed.
+	// Its error may wrap ErrNotFound.
 	Disposition(ctx context.Context, id DeliveryID) (Disposition, error)
 
-	// Quarantined yields what Quarantine kept behind an id, oldest first.
+	// Quarantined yields the quarantined requests after an ID, oldest first.
 	Quarantined(ctx context.Context, after string) iter.Seq2[QuarantinedRequest, error]
 
-	// QuarantinedRequest returns one, or an error that wraps ErrNotFound.
+	// QuarantinedRequest returns a quarantined request. Its error may wrap ErrNotFound.
 	QuarantinedRequest(ctx context.Context, id string) (QuarantinedRequest, error)
 
-	// Release appends the events that a quarantined request was found to
-	// hold, as Append does, and removes the request, as one act. Without
-	// events it only removes it. A repeat that is stored after that act is kept
-	// anew.
+	// Release appends the events of a quarantined request as Append does, and removes
+	// the request in the same atomic write. Without events Release only removes the
+	// request. A repeat that arrives later is quarantined again.
 	Release(ctx context.Context, id string, events ...event.Event) ([]Receipt, error)
 }
 
-// KV are small values that outlive the process: what operators decided.
+// KV stores small values, such as the decisions of operators.
 type KV interface {
-	// PutValue keeps a value under a name; nil removes it.
-	PutValue(ctx context.Context, name string, value []byte) error
+	// PutValue stores a value under a key.
+	PutValue(ctx context.Context, key string, value []byte) error
 
-	// Values yields the names that begin with prefix, in order, and their
-	// values.
+	// DeleteValue deletes a key. A missing key is no error.
+	DeleteValue(ctx context.Context, key string) error
+
+	// Values yields the entries whose keys begin with prefix, sorted by key.
 	Values(ctx context.Context, prefix string) iter.Seq2[KVEntry, error]
 }
 
-// KVEntry is one note.
+// KVEntry is a key and its value.
 type KVEntry struct {
 	Key   string
 	Value []byte
 }
 
-// Usage is in bytes where nothing else is said.
+// Usage is the size of the journal and its limits. Sizes are in bytes.
 type Usage struct {
-	Events   uint64 // that are stored, delivered or not
-	Keys     uint64 // identity keys that are remembered; 0 where it cannot be told
-	Bytes    uint64 // that the journal takes
-	MaxBytes uint64 // at which new events are refused; 0 is no limit
-	Free     uint64 // on the disk; 0 where it cannot be told
-	MinFree  uint64 // of free space below which new events are refused; 0 is no limit
+	Events   uint64 // stored events, delivered or not
+	Keys     uint64 // identity keys in the dedupe window; 0 if unknown
+	Bytes    uint64 // size of the journal
+	MaxBytes uint64 // size at which appends fail; 0 is no limit
+	Free     uint64 // free space of the disk; 0 if unknown
+	MinFree  uint64 // free space below which appends fail; 0 is no limit
 	Trimmed  uint64 // events removed before their retention, since the journal was opened
 
-	Spilled      uint64    // events and requests that are kept here until the cluster takes them
-	SpilledSince time.Time // when the oldest of them was accepted; zero where there is none
+	Spilled      uint64    // events and requests in the spill of this process
+	SpilledSince time.Time // acceptance of the oldest spilled event; zero if the spill is empty
 }
 
-// Cursor is one reader's durable place in the journal: the outbox of a sink.
+// Cursor is the durable position of one reader, such as a sink.
 type Cursor interface {
-	// Next returns the records after those it returned last, at least one
-	// and at most limit, in Seq order and with none left out. It waits for
-	// one, and while storage fails it waits for that to pass. Of the
-	// processes that share a journal one is given records, and when it ends
-	// another, from the durable place on.
+	// Next returns the 1 to limit records after the records that Next returned last. Next
+	// blocks until there is a record, and while storage fails. Of the processes that
+	// share a journal, one owns the cursor and gets records. The next owner begins after
+	// the committed sequence.
 	Next(ctx context.Context, limit int) ([]Record, error)
 
-	// Commit makes the durable place move through a place, and keeps what
-	// among the events that it passes was not delivered. All is one act
-	// where the engine can; where it cannot, the place moves last: a crash
-	// repeats, it never skips. Next goes on behind it. While storage fails
-	// it waits for that to pass. Its error wraps ErrMoved where the records
-	// have gone to another process; then Next waits until they come back.
+	// Commit moves the cursor to a sequence, and stores why the sink did not get some of
+	// the events up to there. An engine that cannot do both atomically moves the cursor
+	// last, so that a crash repeats events and never skips one. Commit blocks while
+	// storage fails. Its error wraps ErrOwnershipLost if another process owns the
+	// cursor; Next then blocks until this process is the owner again.
 	Commit(ctx context.Context, through Seq, undelivered Undelivered) error
 
-	// Committed is the durable place.
+	// Committed returns the sequence of the last Commit.
 	Committed() Seq
 
-	// StartSeq is the place at which the cursor stood when it was first seen.
+	// StartSeq returns the sequence at which the cursor was created.
 	StartSeq() Seq
 
-	// Lag is how many events stand behind the durable place, as of a
-	// moment ago.
+	// Lag returns the number of events after the committed sequence, as of a moment ago.
 	Lag() uint64
 
-	// OwnershipLost returns a channel that is closed when another process is given
-	// what Next returned last; nil where there can be none.
+	// OwnershipLost returns a channel that is closed when another process becomes the
+	// owner of the records that Next returned last. The channel is nil if no other
+	// process can share the journal.
 	OwnershipLost() <-chan struct{}
 
-	// Owner is who is given the records, as of a moment ago.
+	// Owner returns the process that gets the records, as of a moment ago.
 	Owner() Owner
 
 	io.Closer
 }
 
-// Owner is the process that reads for a sink.
+// Owner is the process that owns a cursor.
 type Owner struct {
-	Name  string    // of the process; empty is none
-	Since time.Time // zero where it cannot be told
-	Local bool      // it is this one
+	Name  string    // empty if no process owns the cursor
+	Since time.Time // zero if unknown
+	Local bool      // this process is the owner
 }
 
-// Undelivered is what a cursor passes without its sink having taken it.
+// Undelivered are the events that a cursor passes without a delivery.
 type Undelivered struct {
-	Sink      string // whose dead letters Dead are; empty is the sink of the cursor's name
+	Sink      string // sink of the dead letters; empty is the name of the cursor
 	Dead      []DeadLetter
 	Discarded []Disposition
 }
 
-// Position is a cursor as it is stored.
+// Position is the stored position of a cursor.
 type Position struct {
 	Name      string
 	Committed Seq
-	StartSeq  Seq    // where the cursor stood when it was first opened
+	StartSeq  Seq    // sequence at which the cursor was created
 	Lag       uint64 // stored events after Committed
-	InUse     bool   // a process reads by the cursor now
+	InUse     bool   // a process has opened the cursor
 }
 
-// Start says where a cursor that is seen for the first time stands: behind the
-// event at that place.
+// Start is the sequence after which a new cursor begins.
 type Start Seq
 
-// Places to start.
+// Starts of a new cursor.
 const (
-	Earliest Start = 0              // before the oldest event still stored
+	Earliest Start = 0              // before the oldest stored event
 	Latest   Start = math.MaxUint64 // after the newest event
 )
 
-// Receipt tells what became of one event.
+// Receipt is the result of the append of one event.
 type Receipt struct {
-	Seq       Seq    // where it is stored; where the first one is, if Duplicate; 0 while that is not known yet
-	ID        string // CloudEvents id; that of the first one, if Duplicate
+	Seq       Seq    // sequence of the event, of the first one for a duplicate; 0 if not known yet
+	ID        string // CloudEvents id, of the first event for a duplicate
 	Duplicate bool
 }
 
-// Record is an event as it is stored. Its Keys are read back only by an engine
-// that was told to keep them.
+// Record is a stored event. An engine reads Event.Keys back only with an option for it.
 type Record struct {
 	Seq      Seq
-	Accepted time.Time // not before that of the record before it, but for clocks that disagree and for events that a process had kept while the cluster was away
+	Accepted time.Time // increases with Seq, except between processes whose clocks differ, and for events from a spill
 	Event    event.Event
 
-	// A retried dead letter is stored again for one sink.
-	TargetSink string // the sink it is for; empty is every sink
-	OriginSeq  Seq    // where the event was first; 0 is here
+	// Set for a redelivered dead letter.
+	TargetSink string // only sink of the event; empty is every sink
+	OriginSeq  Seq    // sequence of the original event; 0 for an original
 }
 
-// QuarantinedRequest is a request that was genuine but made no sense. Its JSON is what does
-// not change while it is kept, less the body.
+// QuarantinedRequest is an authenticated request that its source does not understand. Its
+// JSON holds the fields that never change, without the body.
 type QuarantinedRequest struct {
-	ID       string      `json:"id"` // given by Quarantine
+	ID       string      `json:"id"` // assigned by Quarantine
 	Source   string      `json:"source"`
-	Received time.Time   `json:"received"` // the first time
+	Received time.Time   `json:"received"` // first receipt
 	Method   string      `json:"method,omitempty"`
 	Path     string      `json:"path,omitempty"`
 	RawQuery string      `json:"raw_query,omitempty"`
-	Header   http.Header `json:"header"` // less the secrets
-	Reason   string      `json:"reason"` // says what was wrong, and quotes nothing of the body
+	Header   http.Header `json:"header"` // without secrets
+	Reason   string      `json:"reason"` // quotes nothing of the body
 	Body     []byte      `json:"-"`
 
-	Count        uint64    `json:"-"` // how often it was received; to Quarantine, 0 is once
-	LastReceived time.Time `json:"-"` // to Quarantine, zero is Received
+	Count        uint64    `json:"-"` // receipts; as an argument of Quarantine, 0 is 1
+	LastReceived time.Time `json:"-"` // as an argument of Quarantine, zero is Received
 }
 
-// Identity is what two requests share that are kept as one: the source and the
-// body. Whoever repeats a request that was signed can change what no signature
-// covers, so that header, path and query do not count; only where there is no
-// body they, less the header, are all that it says.
+// Identity identifies repeats of a request by source and body. Method, path and query are
+// part of the identity only without a body, and the header never is: signatures often
+// cover the body alone, so that a third party can repeat a request with other values.
 func (r QuarantinedRequest) Identity() [sha256.Size]byte {
 	h := sha256.New()
 	parts := []string{r.Source}
@@ -318,8 +319,7 @@ func (r QuarantinedRequest) Identity() [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// WithDefaults returns the request with its count and times as Quarantine takes them:
-// received once, at now, where it does not say otherwise.
+// WithDefaults returns the request with a Count of at least 1 and with LastReceived set.
 func (r QuarantinedRequest) WithDefaults(now time.Time) QuarantinedRequest {
 	r.Count = max(r.Count, 1)
 	if r.LastReceived.IsZero() {
@@ -331,20 +331,20 @@ func (r QuarantinedRequest) WithDefaults(now time.Time) QuarantinedRequest {
 	return r
 }
 
-// Reasons for which quarantined requests are discarded.
+// Reasons to discard quarantined requests.
 const (
-	QuarantineMaxBytes  = "max_bytes" // their source's share was used up
-	QuarantineRetention = "retention" // they were last received before it
+	QuarantineMaxBytes  = "max_bytes" // the limit of the source is used up
+	QuarantineRetention = "retention" // the last receipt is older than the retention
 )
 
-// QuarantineDiscards says how many quarantined requests of a source were discarded.
+// QuarantineDiscards counts discarded quarantined requests of a source.
 type QuarantineDiscards struct {
 	Source, Reason string
 	Requests       uint64
 }
 
-// DefaultQuarantine is the share of a source in the quarantine of a journal of
-// maxBytes, where 0 is no limit: a twentieth, and no more than 1 GiB.
+// DefaultQuarantine returns the default limit for the quarantined requests of one source,
+// in bytes: a twentieth of maxBytes, at most 1 GiB. A maxBytes of 0 is no limit.
 func DefaultQuarantine(maxBytes uint64) uint64 {
 	const limit = 1 << 30
 	if maxBytes == 0 {
@@ -353,47 +353,47 @@ func DefaultQuarantine(maxBytes uint64) uint64 {
 	return min(maxBytes/20, limit)
 }
 
-// DeliveryID names a dead letter: the sink, and the place of the event.
+// DeliveryID identifies the delivery of one event to one sink.
 type DeliveryID struct {
 	Sink string
 	Seq  Seq
 }
 
-// DeadLetter says why a sink could not take the event at Seq.
+// DeadLetter describes why a sink refused the event with sequence Seq.
 type DeadLetter struct {
 	Seq      Seq       `json:"seq"`
-	Reason   string    `json:"reason"` // one of a closed set
-	Err      string    `json:"error"`  // what the broker said
+	Reason   string    `json:"reason"` // one of sinks.Reasons
+	Err      string    `json:"error"`  // error of the broker
 	Attempts int       `json:"attempts"`
 	First    time.Time `json:"first"` // first attempt
 	Last     time.Time `json:"last"`  // last attempt
 }
 
-// Dead is a dead letter with the event it is about, which stays as long as
-// the dead letter does.
+// Dead is a dead letter with its event. The journal keeps the event as long as the dead
+// letter.
 type Dead struct {
 	Sink   string
 	Letter DeadLetter
 	Record
 }
 
-// ID names the dead letter.
+// ID returns the delivery ID of the dead letter.
 func (d Dead) ID() DeliveryID { return DeliveryID{d.Sink, d.Letter.Seq} }
 
-// Disposition says that a sink was never given the events from one place through
-// another, less those that its filter did not take.
+// Disposition records that a sink did not get the events with sequences From to To that
+// its filter matches.
 type Disposition struct {
 	From          Seq       `json:"from"`
 	To            Seq       `json:"to"`
-	Reason        string    `json:"reason"` // after, beyond, dropped, or redelivered
+	Reason        string    `json:"reason"` // one of the constants below
 	At            time.Time `json:"at"`
-	RedeliveredAs Seq       `json:"as,omitempty"` // where a retried event stands now
+	RedeliveredAs Seq       `json:"as,omitempty"` // sequence of the redelivered event
 }
 
-// Why a sink was never given an event.
+// Reasons of a disposition.
 const (
-	DiscardedAfter    = "after"
-	DiscardedBeyond   = "beyond"
+	DiscardedAfter    = "after"       // discard policy: the event was too old
+	DiscardedBeyond   = "beyond"      // discard policy: the sink had too many pending events
 	DroppedByOperator = "dropped"     // an operator dropped the dead letter
-	Redelivered       = "redelivered" // it stands behind As
+	Redelivered       = "redelivered" // an operator redelivered the dead letter as RedeliveredAs
 )

@@ -177,7 +177,7 @@ func (r *Relay) pruneCheckpoints(ctx context.Context) error {
 	}
 	var errs []error
 	for _, name := range expired {
-		errs = append(errs, r.opts.Journal.PutValue(ctx, name, nil))
+		errs = append(errs, r.opts.Journal.DeleteValue(ctx, name))
 	}
 	return errors.Join(errs...)
 }

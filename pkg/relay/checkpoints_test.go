@@ -118,13 +118,13 @@ func TestMarksAreBounded(t *testing.T) {
 	}
 }
 
-// deaf is a journal that takes no notes for a while.
-type deaf struct {
+// unwritable is a journal that stores no checkpoints for a while.
+type unwritable struct {
 	journal.Journal
 	err error
 }
 
-func (d *deaf) PutValue(ctx context.Context, name string, value []byte) error {
+func (d *unwritable) PutValue(ctx context.Context, name string, value []byte) error {
 	if d.err != nil && strings.HasPrefix(name, checkpointPrefix) {
 		return d.err
 	}
@@ -134,7 +134,7 @@ func (d *deaf) PutValue(ctx context.Context, name string, value []byte) error {
 func TestMarksThatCouldNotBeStoredAreStoredLater(t *testing.T) {
 	b := start(t, nil, &broker{})
 	b.stop()
-	d := &deaf{b.journal, errors.New("not now")}
+	d := &unwritable{b.journal, errors.New("not now")}
 	b.relay.opts.Journal = d
 	p := &deliveryHistory{sink: "s"}
 	for i := range checkpointsPerEntry + 1 {
@@ -164,7 +164,7 @@ func TestMarksOfOtherProcesses(t *testing.T) {
 	b.relay.histories.delete("sink0") // as if it had not been this one
 	b.relay.pumps[0].history = &deliveryHistory{sink: "sink0", since: time.Now()}
 	for n := range notesOf(t, b.journal, "sink0") {
-		if err := b.journal.PutValue(t.Context(), notesOf(t, b.journal, "sink0")[n].Key, nil); err != nil {
+		if err := b.journal.DeleteValue(t.Context(), notesOf(t, b.journal, "sink0")[n].Key); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -59,7 +59,7 @@ func (r *Relay) ResumeSink(ctx context.Context, sink string) error {
 	}
 	r.pauseMu.Lock()
 	defer r.pauseMu.Unlock()
-	if err := r.opts.Journal.PutValue(ctx, pausePrefix+sink, nil); err != nil {
+	if err := r.opts.Journal.DeleteValue(ctx, pausePrefix+sink); err != nil {
 		return err
 	}
 	r.setPause(p.history, sink, nil)

@@ -79,7 +79,7 @@ func TestPauseHoldsForAllThatShareTheJournal(t *testing.T) {
 	if s := b.relay.Status()[0]; s.State != SinkPaused {
 		t.Errorf("paused elsewhere: %+v", s)
 	}
-	if err := b.journal.PutValue(t.Context(), pausePrefix+"sink0", nil); err != nil {
+	if err := b.journal.DeleteValue(t.Context(), pausePrefix+"sink0"); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.relay.syncFromJournal(t.Context()); err != nil {
@@ -199,7 +199,7 @@ func TestFatesSayWhenAndInHowManyAttempts(t *testing.T) {
 	}
 	for n, err := range b.journal.Values(t.Context(), checkpointPrefix) {
 		if err == nil {
-			err = b.journal.PutValue(t.Context(), n.Key, nil)
+			err = b.journal.DeleteValue(t.Context(), n.Key)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -381,7 +381,7 @@ func (r *Relay) prune(ctx context.Context) error {
 	}
 	slices.Sort(ended) // by age: their ids are UUIDs of version 7
 	for _, id := range ended[:max(0, len(ended)-replaysToKeep)] {
-		if err := r.opts.Journal.PutValue(ctx, replayPrefix+id, nil); err != nil {
+		if err := r.opts.Journal.DeleteValue(ctx, replayPrefix+id); err != nil {
 			return err
 		}
 		delete(r.replays.all, id)

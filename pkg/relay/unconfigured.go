@@ -122,7 +122,7 @@ func (r *Relay) readUnconfigured(ctx context.Context) error {
 		all = append(all, UnconfiguredSink{Sink: c.Name, Committed: c.Committed, LagEvents: min(note.Events, c.Lag), Since: note.Since, Replay: adoptions[c.Name]})
 	}
 	for sink := range removals { // configured again, adopted or deleted
-		if err := r.opts.Journal.PutValue(ctx, removalPrefix+sink, nil); err != nil {
+		if err := r.opts.Journal.DeleteValue(ctx, removalPrefix+sink); err != nil {
 			return fmt.Errorf("removing the note that sink %s is not configured: %w", sink, err)
 		}
 	}

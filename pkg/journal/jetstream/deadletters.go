@@ -52,7 +52,7 @@ func (j *Journal) decodeDead(e entry) (d journal.Dead, err error) {
 	return d, err
 }
 
-// DeadLetters implements journal.Aside.
+// DeadLetters implements journal.DeadLetterStore.
 func (j *Journal) DeadLetters(ctx context.Context, after journal.DeliveryID) iter.Seq2[journal.Dead, error] {
 	from := ""
 	if after != (journal.DeliveryID{}) {
@@ -61,7 +61,7 @@ func (j *Journal) DeadLetters(ctx context.Context, after journal.DeliveryID) ite
 	return scan(ctx, j, j.opts.Stream+".dead.", from, j.decodeDead)
 }
 
-// DeadLetter implements journal.Aside.
+// DeadLetter implements journal.DeadLetterStore.
 func (j *Journal) DeadLetter(ctx context.Context, id journal.DeliveryID) (d journal.Dead, err error) {
 	e, err := j.mustEntry(ctx, j.names.dead(id))
 	if err == nil {
@@ -124,7 +124,7 @@ func (j *Journal) resolveDeadLetter(ctx context.Context, id journal.DeliveryID, 
 	return end, nil
 }
 
-// Redeliver implements journal.Aside.
+// Redeliver implements journal.DeadLetterStore.
 func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (s journal.Seq, err error) {
 	if err := j.check(); err != nil {
 		return 0, fmt.Errorf("retrying: %w", err)
@@ -171,7 +171,7 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// Drop implements journal.Aside.
+// Drop implements journal.DeadLetterStore.
 func (j *Journal) Drop(ctx context.Context, id journal.DeliveryID) error {
 	at := j.opts.Clock().UTC()
 	_, err := j.resolveDeadLetter(ctx, id, func([]byte) ([]*nats.Msg, error) {
@@ -184,7 +184,7 @@ func (j *Journal) Drop(ctx context.Context, id journal.DeliveryID) error {
 	return err
 }
 
-// Disposition implements journal.Aside.
+// Disposition implements journal.DeadLetterStore.
 func (j *Journal) Disposition(ctx context.Context, id journal.DeliveryID) (u journal.Disposition, err error) {
 	if id.Seq < j.Oldest() {
 		err = journal.ErrNotFound // it goes with the events

@@ -213,21 +213,23 @@ func (j *Journal) pages(ctx context.Context, prefix string, wanted func(subject 
 	}
 }
 
-// PutValue implements journal.Notes.
-func (j *Journal) PutValue(ctx context.Context, name string, value []byte) error {
-	var messages []*nats.Msg
-	if value == nil {
-		messages = []*nats.Msg{removing(j.names.value(name))}
-	} else {
-		messages = j.messagesFor(j.names.value(name), value)
-	}
-	if err := j.put(ctx, messages); err != nil {
-		return fmt.Errorf("noting %s: %w", name, err)
+// PutValue implements journal.KV.
+func (j *Journal) PutValue(ctx context.Context, key string, value []byte) error {
+	if err := j.put(ctx, j.messagesFor(j.names.value(key), value)); err != nil {
+		return fmt.Errorf("storing %s: %w", key, err)
 	}
 	return nil
 }
 
-// Values implements journal.Notes.
+// DeleteValue implements journal.KV.
+func (j *Journal) DeleteValue(ctx context.Context, key string) error {
+	if err := j.put(ctx, []*nats.Msg{removing(j.names.value(key))}); err != nil {
+		return fmt.Errorf("deleting %s: %w", key, err)
+	}
+	return nil
+}
+
+// Values implements journal.KV.
 func (j *Journal) Values(ctx context.Context, prefix string) iter.Seq2[journal.KVEntry, error] {
 	return func(yield func(journal.KVEntry, error) bool) {
 		var all []journal.KVEntry
@@ -250,27 +252,27 @@ func (j *Journal) Values(ctx context.Context, prefix string) iter.Seq2[journal.K
 	}
 }
 
-// AcquireLease implements journal.Journal: whoever has written the last message under the
-// name leads until the message's time is over.
-func (j *Journal) AcquireLease(ctx context.Context, name string, until time.Duration) (bool, error) {
+// AcquireLease implements journal.Journal. The last message of the subject names the
+// holder of the lease; the server deletes the message after ttl.
+func (j *Journal) AcquireLease(ctx context.Context, name string, ttl time.Duration) (bool, error) {
 	subject := j.names.lead(name)
 	now, err := j.entry(ctx, subject)
 	switch {
 	case err != nil && !errors.Is(err, journal.ErrNotFound):
-		return false, fmt.Errorf("asking who leads %s: %w", name, err)
+		return false, fmt.Errorf("reading the lease %s: %w", name, err)
 	case err == nil && string(now.value) != j.opts.Name:
 		return false, nil
 	}
 	m := nats.NewMsg(subject)
 	m.Data = []byte(j.opts.Name)
-	m.Header.Set(jetstream.MsgTTLHeader, seconds(until))
+	m.Header.Set(jetstream.MsgTTLHeader, seconds(ttl))
 	m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
 	expect(m, now.at)
 	switch _, err := j.store(ctx, []*nats.Msg{m}); {
 	case errors.Is(err, errConflict):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("leading %s: %w", name, err)
+		return false, fmt.Errorf("acquiring the lease %s: %w", name, err)
 	}
 	return true, nil
 }

@@ -276,7 +276,7 @@ func (j *Journal) decodeRejected(ctx context.Context, e entry) (journal.Quaranti
 	return r, err
 }
 
-// Quarantined implements journal.Aside.
+// Quarantined implements journal.DeadLetterStore.
 func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.QuarantinedRequest, error] {
 	from := ""
 	if after != "" {
@@ -295,7 +295,7 @@ func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journ
 	}
 }
 
-// QuarantinedRequest implements journal.Aside.
+// QuarantinedRequest implements journal.DeadLetterStore.
 func (j *Journal) QuarantinedRequest(ctx context.Context, id string) (r journal.QuarantinedRequest, err error) {
 	e, err := j.mustEntry(ctx, j.names.rejected(id))
 	if err == nil {
@@ -307,7 +307,7 @@ func (j *Journal) QuarantinedRequest(ctx context.Context, id string) (r journal.
 	return r, nil
 }
 
-// Release implements journal.Aside.
+// Release implements journal.DeadLetterStore.
 func (j *Journal) Release(ctx context.Context, id string, events ...event.Event) ([]journal.Receipt, error) {
 	if len(events) > 0 {
 		if err := j.check(); err != nil {

@@ -794,7 +794,11 @@ func logAccess(t *testing.T, h Harness) {
 func notes(t *testing.T, h Harness) {
 	j := h.Open(t)
 	for _, n := range []journal.KVEntry{{Key: "a/1", Value: []byte("x")}, {Key: "a/2", Value: []byte("y")}, {Key: "b/1", Value: []byte("z")}, {Key: "a/2", Value: nil}, {Key: "a/1", Value: []byte("new")}} {
-		if err := j.PutValue(t.Context(), n.Key, n.Value); err != nil {
+		put := j.PutValue
+		if n.Value == nil {
+			put = func(ctx context.Context, key string, _ []byte) error { return j.DeleteValue(ctx, key) }
+		}
+		if err := put(t.Context(), n.Key, n.Value); err != nil {
 			t.Fatal(err)
 		}
 	}

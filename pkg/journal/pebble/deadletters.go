@@ -117,7 +117,7 @@ func splitDead(value []byte) (letter, rec []byte, err error) {
 	return letter, r.B, r.Err
 }
 
-// DeadLetters implements journal.Aside.
+// DeadLetters implements journal.DeadLetterStore.
 func (j *Journal) DeadLetters(ctx context.Context, after journal.DeliveryID) iter.Seq2[journal.Dead, error] {
 	prefix := []byte{deadSpace}
 	start := prefix
@@ -127,7 +127,7 @@ func (j *Journal) DeadLetters(ctx context.Context, after journal.DeliveryID) ite
 	return scan(ctx, j, prefix, start, func(_ *store, key, value []byte) (journal.Dead, error) { return decodeDead(key, value) })
 }
 
-// DeadLetter implements journal.Aside.
+// DeadLetter implements journal.DeadLetterStore.
 func (j *Journal) DeadLetter(ctx context.Context, id journal.DeliveryID) (d journal.Dead, err error) {
 	key := sinkKey(deadSpace, id)
 	err = j.read(ctx, func(st *store) error {
@@ -167,7 +167,7 @@ func (j *Journal) resolveDeadLetter(ctx context.Context, id journal.DeliveryID, 
 	return nil
 }
 
-// Redeliver implements journal.Aside.
+// Redeliver implements journal.DeadLetterStore.
 func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (s journal.Seq, err error) {
 	if err := j.Check(); err != nil {
 		return 0, fmt.Errorf("retrying: %w", err)
@@ -189,14 +189,14 @@ func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (s journ
 	return s, err
 }
 
-// Drop implements journal.Aside.
+// Drop implements journal.DeadLetterStore.
 func (j *Journal) Drop(ctx context.Context, id journal.DeliveryID) error {
 	return j.resolveDeadLetter(ctx, id, func(g *group, _ []byte) error {
 		return g.recordDisposition(id.Sink, journal.Disposition{From: id.Seq, To: id.Seq, Reason: journal.DroppedByOperator, At: g.time()})
 	})
 }
 
-// Disposition implements journal.Aside.
+// Disposition implements journal.DeadLetterStore.
 func (j *Journal) Disposition(ctx context.Context, id journal.DeliveryID) (u journal.Disposition, err error) {
 	prefix := sinkPrefix(dispositionSpace, id.Sink)
 	err = j.read(ctx, func(st *store) error {
@@ -219,21 +219,25 @@ func (j *Journal) Disposition(ctx context.Context, id journal.DeliveryID) (u jou
 	return u, nil
 }
 
-// PutValue implements journal.Notes.
-func (j *Journal) PutValue(ctx context.Context, name string, value []byte) error {
-	err := j.change(ctx, func(g *group) error {
-		if value == nil {
-			return g.batch.Delete(valueKey(name), nil)
-		}
-		return g.batch.Set(valueKey(name), value, nil)
-	})
+// PutValue implements journal.KV.
+func (j *Journal) PutValue(ctx context.Context, key string, value []byte) error {
+	err := j.change(ctx, func(g *group) error { return g.batch.Set(valueKey(key), value, nil) })
 	if err != nil {
-		return fmt.Errorf("noting %s: %w", name, err)
+		return fmt.Errorf("storing %s: %w", key, err)
 	}
 	return nil
 }
 
-// Values implements journal.Notes.
+// DeleteValue implements journal.KV.
+func (j *Journal) DeleteValue(ctx context.Context, key string) error {
+	err := j.change(ctx, func(g *group) error { return g.batch.Delete(valueKey(key), nil) })
+	if err != nil {
+		return fmt.Errorf("deleting %s: %w", key, err)
+	}
+	return nil
+}
+
+// Values implements journal.KV.
 func (j *Journal) Values(ctx context.Context, prefix string) iter.Seq2[journal.KVEntry, error] {
 	key := valueKey(prefix)
 	return scan(ctx, j, key, key, func(_ *store, key, value []byte) (journal.KVEntry, error) {
