@@ -72,7 +72,7 @@ type quota struct {
 	counted bool
 }
 
-func (b *quotaPool) quotaOf(most int64) *quota { return b.add(&quota{pool: b, limit: most}) }
+func (b *quotaPool) quotaOf(limit int64) *quota { return b.add(&quota{pool: b, limit: limit}) }
 
 // sharedQuota returns an account that has the half for whoever comes first only.
 func (b *quotaPool) sharedQuota() *quota { return b.add(&quota{pool: b, noReserve: true}) }
@@ -109,10 +109,10 @@ func (a *quota) usesShared() bool {
 }
 
 // setLimit sets the account's own limit.
-func (a *quota) setLimit(most int64) {
+func (a *quota) setLimit(limit int64) {
 	a.pool.mu.Lock()
 	defer a.pool.mu.Unlock()
-	a.limit = most
+	a.limit = limit
 }
 
 // acquire takes n, or returns errShare or errSpent and takes nothing.

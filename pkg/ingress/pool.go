@@ -136,7 +136,7 @@ func (p *pool) unref(a *address) {
 
 // enter admits a connection, if necessary by eviction of another holding. Without room,
 // enter returns false and the wait until the next attempt; freed can end the wait early.
-func (p *pool) enter(c *connection, trusted bool) (entered bool, again time.Duration) {
+func (p *pool) enter(c *connection, trusted bool) (entered bool, retryIn time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := &c.own

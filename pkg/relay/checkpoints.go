@@ -80,20 +80,20 @@ func (m *checkpoints) add(sink string, r ackRange) {
 }
 
 // unsavedCheckpoints is what has to be stored, and whether a note has been begun.
-func (p *deliveryHistory) unsavedCheckpoints() (notes []journal.KVEntry, begun bool) {
+func (p *deliveryHistory) unsavedCheckpoints() (entries []journal.KVEntry, begun bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m := &p.checkpoints
-	notes = slices.Clone(m.full)
+	entries = slices.Clone(m.full)
 	if m.dirty {
 		m.dirty = false
-		notes = append(notes, journal.KVEntry{Key: m.key, Value: encodeCheckpoints(m.open)})
+		entries = append(entries, journal.KVEntry{Key: m.key, Value: encodeCheckpoints(m.open)})
 	}
-	return notes, m.started
+	return entries, m.started
 }
 
 // stored says that the notes are, or that they are not and have to be again.
-func (p *deliveryHistory) checkpointsSaved(notes []journal.KVEntry, err error) {
+func (p *deliveryHistory) checkpointsSaved(entries []journal.KVEntry, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m := &p.checkpoints
@@ -103,7 +103,7 @@ func (p *deliveryHistory) checkpointsSaved(notes []journal.KVEntry, err error) {
 	}
 	m.started = false
 	m.full = slices.DeleteFunc(m.full, func(f journal.KVEntry) bool { // less those that have become full meanwhile
-		return slices.ContainsFunc(notes, func(n journal.KVEntry) bool { return n.Key == f.Key && bytes.Equal(n.Value, f.Value) })
+		return slices.ContainsFunc(entries, func(n journal.KVEntry) bool { return n.Key == f.Key && bytes.Equal(n.Value, f.Value) })
 	})
 }
 

@@ -68,15 +68,15 @@ func (r *Relay) ResumeSink(ctx context.Context, sink string) error {
 
 // setPause puts a pause into effect, or the end of one where it is nil. The lock
 // is held.
-func (r *Relay) setPause(past *deliveryHistory, sink string, pause *Pause) {
-	before := past.pause.Load()
+func (r *Relay) setPause(history *deliveryHistory, sink string, pause *Pause) {
+	before := history.pause.Load()
 	switch {
 	case pause == nil && before != nil:
-		past.pause.Store(nil)
+		history.pause.Store(nil)
 		close(before.over)
 		r.opts.Log.Warn("a sink is resumed", zap.String("sink", sink))
 	case pause != nil && before == nil:
-		past.pause.Store(&activePause{*pause, make(chan struct{})})
+		history.pause.Store(&activePause{*pause, make(chan struct{})})
 		r.opts.Log.Warn("a sink is paused; its events wait in the journal", zap.String("sink", sink), zap.Time("since", pause.Since))
 	}
 	r.opts.Metrics.setPaused(sink, pause != nil)
@@ -109,11 +109,11 @@ func (r *Relay) readDecisions(ctx context.Context) (replays map[string]Replay, e
 		}
 		pauses[pause.Sink] = pause
 	}
-	for sink, past := range r.histories.all() {
+	for sink, history := range r.histories.all() {
 		if pause, ok := pauses[sink]; ok {
-			r.setPause(past, sink, &pause)
+			r.setPause(history, sink, &pause)
 		} else {
-			r.setPause(past, sink, nil)
+			r.setPause(history, sink, nil)
 		}
 	}
 	r.pausesLoadedOnce.Do(func() { close(r.pausesLoaded) })

@@ -67,8 +67,8 @@ func (p *Pump) waitPrefetch() error {
 	return p.background.err
 }
 
-// markDone notes that everything through a place is done.
-func (p *Pump) markDone(s journal.Seq) {
+// markProcessed notes that everything through a place is done.
+func (p *Pump) markProcessed(s journal.Seq) {
 	if p.background.uncommitted == 0 {
 		p.background.since = time.Now()
 	}

@@ -202,7 +202,7 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 				return err
 			}
 			if len(pending) == 0 && len(now.Dead) == 0 && len(now.Discarded) == 0 && p.mayPrefetch() {
-				p.markDone(done)
+				p.markProcessed(done)
 				p.metrics.clearOldest()
 				return nil
 			}

@@ -429,8 +429,8 @@ func (p *publisher) add(pl *plan, e *staged, claims map[string]claim, now int64,
 func seconds(d time.Duration) string { return strconv.Itoa(int(d/time.Second)+1) + "s" }
 
 // publish stores the group as one batch and answers it.
-func (p *publisher) publish(ctx context.Context, group []*request, known map[string]claim) error {
-	pl := p.plan(group, known)
+func (p *publisher) publish(ctx context.Context, group []*request, claims map[string]claim) error {
+	pl := p.plan(group, claims)
 	var first uint64 // place of the batch's first message
 	if len(pl.messages) > 0 {
 		end, err := p.j.store(ctx, pl.messages)

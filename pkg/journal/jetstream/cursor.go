@@ -594,7 +594,7 @@ func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered jo
 	case len(done) == 0:
 		return nil
 	}
-	messages, err := c.aside(undelivered, done)
+	messages, err := c.undeliveredMessages(undelivered, done)
 	if err != nil {
 		return fmt.Errorf("committing: %w", err)
 	}
@@ -636,8 +636,8 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// aside are the messages that keep what was not delivered.
-func (c *cursor) aside(undelivered journal.Undelivered, done []delivery) (messages []*nats.Msg, err error) {
+// undeliveredMessages are the messages that keep what was not delivered.
+func (c *cursor) undeliveredMessages(undelivered journal.Undelivered, done []delivery) (messages []*nats.Msg, err error) {
 	for _, letter := range undelivered.Dead {
 		n, ok := slices.BinarySearchFunc(done, letter.Seq, func(d delivery, s journal.Seq) int { return cmp.Compare(d.seq, s) })
 		if !ok {

@@ -88,7 +88,7 @@ func (j *Journal) Expire(ctx context.Context) error {
 	j.mu.Lock()
 	oldest, last := j.state.oldest, j.state.last
 	j.mu.Unlock()
-	passed, err := j.passed(ctx, last)
+	passed, err := j.committed(ctx, last)
 	if err != nil || passed < oldest {
 		return err
 	}
@@ -114,10 +114,10 @@ func (j *Journal) Expire(ctx context.Context) error {
 	return err
 }
 
-// passed is the place that every cursor has passed which somebody has open, or
+// committed is the place that every cursor has passed which somebody has open, or
 // has had not long ago.
-func (j *Journal) passed(ctx context.Context, last journal.Seq) (journal.Seq, error) {
-	seen := map[string]time.Time{}
+func (j *Journal) committed(ctx context.Context, last journal.Seq) (journal.Seq, error) {
+	opened := map[string]time.Time{}
 	for n, err := range j.Values(ctx, openPrefix) {
 		if err != nil {
 			return 0, err
@@ -126,22 +126,22 @@ func (j *Journal) passed(ctx context.Context, last journal.Seq) (journal.Seq, er
 		if err := json.Unmarshal(n.Value, &at); err != nil {
 			return 0, fmt.Errorf("note %s: %w", n.Key, err)
 		}
-		seen[n.Key[len(openPrefix):]] = at
+		opened[n.Key[len(openPrefix):]] = at
 	}
 	s, err := j.js.Stream(ctx, j.opts.Stream)
 	if err != nil {
 		return 0, err
 	}
-	passed := last
+	committed := last
 	consumers := s.ListConsumers(ctx)
 	for info := range consumers.Info() {
 		name, ok := info.Config.Metadata[nameKey]
-		if !ok || j.opts.Clock().Sub(seen[name]) > unusedCursorTTL {
+		if !ok || j.opts.Clock().Sub(opened[name]) > unusedCursorTTL {
 			continue
 		}
-		passed = min(passed, journal.Seq(info.AckFloor.Stream))
+		committed = min(committed, journal.Seq(info.AckFloor.Stream))
 	}
-	return passed, consumers.Err()
+	return committed, consumers.Err()
 }
 
 // nearlyFull reports whether there is little room left.
@@ -152,7 +152,7 @@ func (j *Journal) nearlyFull() bool {
 }
 
 // excess is the place through which events are to go for want of room; 0 is none.
-func (j *Journal) excess(oldest, passed journal.Seq) journal.Seq {
+func (j *Journal) excess(oldest, committed journal.Seq) journal.Seq {
 	if !j.nearlyFull() {
 		return 0
 	}
@@ -164,7 +164,7 @@ func (j *Journal) excess(oldest, passed journal.Seq) journal.Seq {
 	// As if all places took the same room. Keys take some too, and stay; then
 	// the next time removes more.
 	share := float64(j.state.bytes-j.opts.MaxBytes/100*trimTo) / float64(j.state.bytes)
-	return min(passed, oldest+journal.Seq(share*float64(j.state.last-oldest)))
+	return min(committed, oldest+journal.Seq(share*float64(j.state.last-oldest)))
 }
 
 // remove removes the events through a place, what is kept about them, and returns

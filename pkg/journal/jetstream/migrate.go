@@ -249,7 +249,7 @@ func (s *source) readPage(ctx context.Context, subject string, from uint64) (mes
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	err = s.retry(ctx, func(ctx context.Context) error {
-		messages, err = s.Journal.page(ctx, subject, journal.Seq(from), migratePage)
+		messages, err = s.page(ctx, subject, journal.Seq(from), migratePage)
 		if err != nil || len(messages) > 0 {
 			return err
 		}
@@ -538,7 +538,7 @@ func (t *target) State(ctx context.Context) (state []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, t.mark(ctx, true)
+	return nil, t.setUnfinished(ctx, true)
 }
 
 // hasOwn reports whether there is anything of a journal in the stream. A relay
@@ -560,8 +560,8 @@ func (t *target) hasOwn(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// mark marks the stream as unfinished, or as finished.
-func (t *target) mark(ctx context.Context, unfinished bool) error {
+// setUnfinished marks the stream as unfinished, or as finished.
+func (t *target) setUnfinished(ctx context.Context, unfinished bool) error {
 	return t.retryUntil(ctx, func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
 		if err != nil {
@@ -602,18 +602,18 @@ func (t *target) Rows(ctx context.Context) iter.Seq2[[]byte, error] {
 // Append implements transfer.Target. The batch is refused unless it follows on the
 // last message known: so its places are known before, and of attempts that were
 // not answered one is stored.
-func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]journal.Seq) (row, state []byte)) error {
+func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func([]journal.Seq) (row, state []byte)) error {
 	var messages []*nats.Msg
-	places := make([]journal.Seq, len(items))
+	seqs := make([]journal.Seq, len(items))
 	for n, i := range items {
-		places[n] = journal.Seq(t.end + uint64(len(messages)) + 1)
+		seqs[n] = journal.Seq(t.end + uint64(len(messages)) + 1)
 		if i.Event == nil {
 			messages = append(messages, nats.NewMsg(t.names.hole()))
 		} else {
 			messages = append(messages, t.messages(t.names.event(), i.Event.Record())...)
 		}
 	}
-	row, state := note(places)
+	row, state := makeRow(seqs)
 	if row != nil {
 		messages = append(messages, t.messagesFor(t.names.carriedRow(t.rows), row)...)
 	}
@@ -853,5 +853,5 @@ func (t *target) Finish(ctx context.Context) error {
 	if err := t.purge(ctx, t.names.carriedRows(), t.names.hole()); err != nil {
 		return err
 	}
-	return t.mark(ctx, false)
+	return t.setUnfinished(ctx, false)
 }

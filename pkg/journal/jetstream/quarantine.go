@@ -95,7 +95,7 @@ type repeats struct {
 // repeating is a request that is on its way, or waits.
 type repeating struct {
 	users int
-	way   chan struct{} // holds one token: whoever has it sends
+	turn   chan struct{} // holds one token: whoever has it sends
 	next  *round        // those that have not been sent
 }
 
@@ -117,8 +117,8 @@ func (rs *repeats) join(i identity, r journal.QuarantinedRequest) (*repeating, *
 	}
 	all := rs.all[i]
 	if all == nil {
-		all = &repeating{way: make(chan struct{}, 1)}
-		all.way <- struct{}{}
+		all = &repeating{turn: make(chan struct{}, 1)}
+		all.turn <- struct{}{}
 		rs.all[i] = all
 	}
 	all.users++
@@ -167,7 +167,7 @@ func (j *Journal) quarantine(ctx context.Context, r journal.QuarantinedRequest) 
 	all, mine := j.repeats.join(i, r)
 	defer j.repeats.leave(i, all)
 	select {
-	case <-all.way:
+	case <-all.turn:
 		if j.repeats.take(all, mine) {
 			// Not with ctx: others wait for the outcome, too.
 			hold, cancel := context.WithTimeout(j.life, j.opts.Hold)
@@ -175,7 +175,7 @@ func (j *Journal) quarantine(ctx context.Context, r journal.QuarantinedRequest) 
 			cancel()
 			close(mine.done)
 		}
-		all.way <- struct{}{}
+		all.turn <- struct{}{}
 	case <-mine.done:
 	case <-ctx.Done():
 		return "", fmt.Errorf("quarantining: %w", ctx.Err())
@@ -350,7 +350,7 @@ type shares struct {
 
 type share struct {
 	counted bool
-	marked  bool
+	recount  bool
 	bytes   uint64 // found, and added
 	added   uint64 // since it was counted; other processes may have added as much
 }
@@ -380,7 +380,7 @@ func (s *shares) add(source string, bytes, limit uint64) {
 
 // ask asks for a look at a source. The lock is held.
 func (s *shares) ask(one *share) {
-	one.marked = true
+	one.recount = true
 	select {
 	case s.crowd <- struct{}{}:
 	default: // it is asked for already
@@ -392,8 +392,8 @@ func (s *shares) take() (sources []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for source, one := range s.all {
-		if one.marked {
-			one.marked, one.added = false, 0
+		if one.recount {
+			one.recount, one.added = false, 0
 			sources = append(sources, source)
 		}
 	}
@@ -420,7 +420,7 @@ func (j *Journal) keepShares() {
 		for _, source := range j.shares.take() {
 			if err := j.shrink(j.life, source); err != nil && j.life.Err() == nil {
 				j.log.Warn("discarding quarantined requests failed, it will be tried again", zap.String("source", source), zap.Error(err))
-				j.shares.mark(source)
+				j.shares.requestRecount(source)
 			}
 		}
 		if sleep.For(j.life, 250*time.Millisecond) != nil {
@@ -429,8 +429,8 @@ func (j *Journal) keepShares() {
 	}
 }
 
-// mark asks for another look at a source.
-func (s *shares) mark(source string) {
+// requestRecount asks for another look at a source.
+func (s *shares) requestRecount(source string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ask(s.all[source])
@@ -487,7 +487,7 @@ func (j *Journal) shrink(ctx context.Context, source string) error {
 	case err != nil:
 		return err
 	case !leads:
-		j.shares.mark(source)
+		j.shares.requestRecount(source)
 		return nil
 	}
 	prefix := j.names.receiptsOf(source)
@@ -512,7 +512,7 @@ func (j *Journal) shrink(ctx context.Context, source string) error {
 			return err
 		}
 		if !freed { // others were faster, or they were received again
-			defer j.shares.mark(source)
+			defer j.shares.requestRecount(source)
 		}
 	}
 	j.shares.set(source, bytes)

@@ -53,13 +53,13 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"a key that is given twice is one key", sameKeyTwice},
 		{"a duplicate teaches its other keys and extends nothing", duplicateTeaches},
 		{"events of one append are compared with each other", withinAppend},
-		{"of concurrent twins exactly one is stored", twins},
+		{"of concurrent twins exactly one is stored", conflicts},
 		{"the window ends at its edge", windowEdge},
 		{"duplicates are known after reopening", reopenedWindow},
-		{"sequence numbers have no gaps under concurrency", noGaps},
+		{"sequence numbers have no gaps under concurrency", consecutive},
 		{"a new cursor stands at latest or earliest", starts},
 		{"a known cursor stands where it was committed", committed},
-		{"what was read but not committed is read again", readAgain},
+		{"what was read but not committed is read again", rereads},
 		{"next waits for an event", waits},
 		{"next ends with its context", cancelled},
 		{"cursors are independent", independent},
@@ -67,7 +67,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"dead letters are listed from any place", deadPages},
 		{"a dead letter is retried once, for its sink", retryDead},
 		{"a dropped dead letter is remembered", dropDead},
-		{"what was given up is known until it expires", givenUp},
+		{"what was given up is known until it expires", discarded},
 		{"a record names the source that its keys are of", sourced},
 		{"the journal keeps its ID after reopening", identity},
 		{"rejected requests are kept", quarantine},
@@ -81,7 +81,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"retention discards what was not received again", quarantineRetention},
 		{"a rejected request is released once", release},
 		{"the log is read without a cursor", logAccess},
-		{"notes are kept", notes},
+		{"notes are kept", values},
 		{"a cursor starts at a place and can be forgotten", startAt},
 		{"retention spares what a cursor has not passed", retention},
 		{"sequence numbers are not given twice after everything expired", noReuse},
@@ -318,7 +318,7 @@ func withinAppend(t *testing.T, h Harness) {
 	mustBeIdle(t, c)
 }
 
-func twins(t *testing.T, h Harness) {
+func conflicts(t *testing.T, h Harness) {
 	j := h.Open(t)
 	c := mustReader(t, j, "sink", journal.Latest)
 	const n = 200
@@ -384,7 +384,7 @@ func reopenedWindow(t *testing.T, h Harness) {
 	}
 }
 
-func noGaps(t *testing.T, h Harness) {
+func consecutive(t *testing.T, h Harness) {
 	j := h.Open(t)
 	c := mustReader(t, j, "sink", journal.Latest)
 	const writers, each = 16, 50
@@ -448,7 +448,7 @@ func committed(t *testing.T, h Harness) {
 	wantIDs(t, mustRead(t, c, 1), "c")
 }
 
-func readAgain(t *testing.T, h Harness) {
+func rereads(t *testing.T, h Harness) {
 	j := h.Open(t)
 	c := mustReader(t, j, "sink", journal.Latest)
 	mustAppend(t, j, Event("a"), Event("b"))
@@ -650,7 +650,7 @@ func dropDead(t *testing.T, h Harness) {
 	}
 }
 
-func givenUp(t *testing.T, h Harness) {
+func discarded(t *testing.T, h Harness) {
 	j := h.Open(t)
 	c := mustReader(t, j, "sink", journal.Latest)
 	for i := range 12 {
@@ -791,7 +791,7 @@ func logAccess(t *testing.T, h Harness) {
 	since(time.Time{}, at[1])
 }
 
-func notes(t *testing.T, h Harness) {
+func values(t *testing.T, h Harness) {
 	j := h.Open(t)
 	for _, n := range []journal.KVEntry{{Key: "a/1", Value: []byte("x")}, {Key: "a/2", Value: []byte("y")}, {Key: "b/1", Value: []byte("z")}, {Key: "a/2", Value: nil}, {Key: "a/1", Value: []byte("new")}} {
 		put := j.PutValue

@@ -238,7 +238,7 @@ func (g *group) apply() error {
 	if err := g.st.guard.failure(); err != nil {
 		return err
 	}
-	if err := errors.Join(g.stage(), g.st.window.note(g.batch)); err != nil {
+	if err := errors.Join(g.stage(), g.st.window.record(g.batch)); err != nil {
 		return err
 	}
 	g.st.last, g.st.accepted = g.last, g.now

@@ -333,7 +333,7 @@ func (t *target) Rows(ctx context.Context) iter.Seq2[[]byte, error] {
 func (t *target) Fit(items []transfer.Item) int { return len(items) }
 
 // Append implements transfer.Target.
-func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]journal.Seq) (row, state []byte)) error {
+func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func([]journal.Seq) (row, state []byte)) error {
 	last := t.Last()
 	places := make([]journal.Seq, len(items))
 	records := make([][]byte, len(items))
@@ -351,7 +351,7 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, note func([]
 		records[n] = e.Record()
 		size += len(records[n])
 	}
-	row, state := note(places)
+	row, state := makeRow(places)
 	err := t.do(ctx, size, func(g *group) error {
 		for n, rec := range records {
 			g.last = places[n]

@@ -319,7 +319,7 @@ func (w *rewriter) quarantine(key, value []byte) error {
 		r = &receipts{ID: q.ID, Source: q.Source, Number: w.received, Bytes: uint64(len(value)) + entryBytes, Count: q.Count, Last: q.LastReceived}
 		w.receipts[i] = r
 	case r.ID != q.ID:
-		w.aside--
+		w.movedTo--
 		return nil
 	}
 	text, err := json.Marshal(r)
@@ -384,7 +384,7 @@ type scanSummary struct {
 	oldest      journal.Seq // no event before it is kept; 0 is that none was ever removed
 	last        journal.Seq // the newest place that anything speaks of
 	events      int
-	dead, aside int
+	dead, movedTo int
 	positions   []position
 	stored      []Range // runs of events that are there
 	lost        []Range // runs that should be
@@ -492,7 +492,7 @@ func (c *scanSummary) see(key, value []byte) error {
 		if _, err := record.DecodeRejected(rest); err != nil {
 			return err
 		}
-		c.aside++
+		c.movedTo++
 	case valueSpace:
 	default:
 		return fmt.Errorf("key of an unknown kind, %q", key[0])
@@ -524,7 +524,7 @@ func (c *scanSummary) unadmitted() []Range {
 
 func (c *scanSummary) contents(damage []Damage) Contents {
 	out := Contents{
-		Oldest: c.oldest, Last: c.last, Events: c.events, Lost: c.lost, Dead: c.dead, Quarantined: c.aside, Damage: damage,
+		Oldest: c.oldest, Last: c.last, Events: c.events, Lost: c.lost, Dead: c.dead, Quarantined: c.movedTo, Damage: damage,
 	}
 	for _, p := range c.positions {
 		at := Position{Name: p.name, Committed: p.committed}

@@ -248,7 +248,7 @@ func (s *salvage) readTable(ctx context.Context, name string, table *sstable.Rea
 			return entryOf(got.K.UserKey, value, uint64(got.SeqNum()), got.Kind()), true
 		}, end)
 	}
-	return errors.Join(s.add(inOrder(s.rescue(name, it)), nil), end())
+	return errors.Join(s.add(inOrder(s.recoverBlock(name, it)), nil), end())
 }
 
 // inOrder returns entries one after another.
@@ -277,10 +277,10 @@ func entryOf(key, value []byte, number uint64, kind pebble.InternalKeyKind) entr
 // rest of a table counts as unreadable. A block holds far fewer.
 const maxBlockEvents = 1 << 16
 
-// rescue reads a damaged table from the front to the first bad block, and from
+// recoverBlock reads a damaged table from the front to the first bad block, and from
 // the back to the last. Between the two lie blocks that only events can be
 // asked for, since only their keys are known.
-func (s *salvage) rescue(name string, it sstable.Iterator) []entry {
+func (s *salvage) recoverBlock(name string, it sstable.Iterator) []entry {
 	var front, back []entry
 	kv := it.First()
 	for ; kv != nil; kv = it.Next() {

@@ -107,8 +107,8 @@ func (w *window) begin(generation int64, keys uint64) {
 	w.all.Add(keys)
 }
 
-// note puts the newest count into the batch, where it has changed.
-func (w *window) note(b *pebble.Batch) error {
+// record puts the newest count into the batch, where it has changed.
+func (w *window) record(b *pebble.Batch) error {
 	if !w.uncounted {
 		return nil
 	}
@@ -149,7 +149,7 @@ func (w *window) find(it *pebble.Iterator, key event.Key, now int64) (dedupeEntr
 // put writes a sighting into the generation of now.
 func (w *window) put(b *pebble.Batch, key event.Key, s dedupeEntry, now int64) error {
 	if n := len(w.generations); n == 0 || now >= w.generations[n-1]+int64(w.width) {
-		if err := w.note(b); err != nil {
+		if err := w.record(b); err != nil {
 			return err
 		}
 		w.begin(now, 0)

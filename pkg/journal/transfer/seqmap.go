@@ -40,7 +40,7 @@ func encodeRow(items []Item, now []journal.Seq) []byte {
 
 func decodeRow(b []byte) ([]seqPair, error) {
 	r := &record.Reader{B: b}
-	var spots []seqPair
+	var pairs []seqPair
 	var at seqPair
 	for range r.Uvarint() {
 		at.src += journal.Seq(r.Uvarint())
@@ -48,18 +48,18 @@ func decodeRow(b []byte) ([]seqPair, error) {
 		if r.Err != nil {
 			return nil, r.Err
 		}
-		spots = append(spots, at)
+		pairs = append(pairs, at)
 	}
-	return spots, r.Err
+	return pairs, r.Err
 }
 
 // read adds a row behind all others.
 func (p *seqMap) read(b []byte) error {
-	spots, err := decodeRow(b)
-	if err != nil || len(spots) == 0 {
+	pairs, err := decodeRow(b)
+	if err != nil || len(pairs) == 0 {
 		return err
 	}
-	p.rows = append(p.rows, row{spots[0], spots[len(spots)-1], b})
+	p.rows = append(p.rows, row{pairs[0], pairs[len(pairs)-1], b})
 	return nil
 }
 

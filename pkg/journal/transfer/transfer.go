@@ -88,10 +88,10 @@ type Target interface {
 	Fit(items []Item) int
 
 	// Append stores items in order behind all that there are, and with them, as
-	// one act, the row and the state that note makes of their places. The same
+	// one act, the row and the state that makeRow returns for their sequences. The same
 	// state is stored once, however often it is appended. Without items there
 	// is no row.
-	Append(ctx context.Context, items []Item, note func(places []journal.Seq) (row, state []byte)) error
+	Append(ctx context.Context, items []Item, makeRow func(seqs []journal.Seq) (row, state []byte)) error
 
 	// Clear removes all but the events, the rows and the state.
 	Clear(ctx context.Context) error
