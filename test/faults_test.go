@@ -169,7 +169,7 @@ func TestBothBrokersDown(t *testing.T) {
 		t.Errorf("stopping: %v", err)
 	}
 	// One line when a sink begins to fail, one when it works again.
-	for _, line := range []string{"does not take events", "takes events again"} {
+	for _, line := range []string{"sink delivery failing", "sink delivery recovered"} {
 		if n := strings.Count(r.log.String(), line); n != 2 {
 			t.Errorf("the log says %d times %q, want once for each sink", n, line)
 		}

@@ -180,7 +180,7 @@ func TestLogTellsNothingPrivate(t *testing.T) {
 	if err := r.stop(t); err != nil {
 		t.Errorf("stopping: %v", err)
 	}
-	for _, said := range []string{`"event stored"`, `"event_id":"` + id(0, 1) + `"`, `"source":"upload-post"`, `"sink":"nats"`, "not understood", "request refused", "refused for good", "does not take events"} {
+	for _, said := range []string{`"event stored"`, `"event_id":"` + id(0, 1) + `"`, `"source":"upload-post"`, `"sink":"nats"`, "request quarantined", "request refused", "event dead-lettered", "sink delivery failing"} {
 		if !strings.Contains(r.log.String(), said) {
 			t.Errorf("the log does not say %s", said)
 		}

@@ -19,46 +19,42 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// When a broker acknowledged what is kept in the journal too, more roughly than a
-// process remembers it: in marks, of which one stands for all that was
-// acknowledged within markSpan. It outlives the process, and any process that
-// shares the journal can tell it.
-//
-// They are written every markEvery, beside the deliveries, which never wait for
-// it. A crash forgets those of the last markEvery: of the events in them it is
-// known only that they were delivered before it.
+// The journal stores delivery times as checkpoints. A checkpoint covers the events that a
+// broker acknowledged within checkpointSpan, so that delivery times outlive the process and
+// are known to every relay that shares the journal. The relay writes checkpoints every
+// checkpointInterval beside the deliveries. A crash loses the checkpoints of the last
+// interval: of their events only an upper bound of the delivery time is known.
 const (
 	checkpointSpan     = 10 * time.Second
 	checkpointInterval = 10 * time.Second
-	// A note of full length is some 20 KiB, and is written anew until it is full.
-	// So many notes are four days and more in which something was delivered in
-	// every span, and at most half a megabyte a sink.
+	// A full entry has about 20 KiB, and is rewritten until it is full. The maximum
+	// covers at least four days of uninterrupted deliveries, in half a megabyte a sink.
 	checkpointsPerEntry  = 1024
 	maxCheckpointEntries = 32
-	// checkpointCacheTTL is how long what was read of other processes' marks is used.
+	// checkpointCacheTTL is how long the checkpoints of other processes are cached.
 	checkpointCacheTTL = 10 * time.Second
 
 	checkpointPrefix = "delivered/"
 )
 
-// checkpoint says that of the events from one place through another some were
-// acknowledged between two moments, both included.
+// checkpoint records that the broker acknowledged events with sequences from to to between
+// the times first and last, inclusive.
 type checkpoint struct {
 	from, to    journal.Seq
 	first, last int64 // milliseconds since 1970
 }
 
-// checkpoints are those that this process makes of a sink, a note at a time. The zero
-// value is ready.
+// checkpoints are the checkpoints that this process makes for a sink. The zero value is
+// ready.
 type checkpoints struct {
-	key     string       // of the note; empty before its first mark
-	open    []checkpoint // of the note
-	dirty   bool         // there is what is not stored yet
-	full    []journal.KVEntry
-	started bool // a note was begun that is not stored yet
+	key     string            // key of the open entry; empty without checkpoints
+	open    []checkpoint      // checkpoints of the open entry
+	dirty   bool              // the open entry has unsaved checkpoints
+	full    []journal.KVEntry // full entries that are not saved yet
+	started bool              // a new entry is not saved yet
 }
 
-// add keeps in mind that a run was acknowledged.
+// add records an acknowledged range.
 func (m *checkpoints) add(sink string, r ackRange) {
 	at := r.at.UnixMilli()
 	if n := len(m.open); n > 0 {
@@ -73,13 +69,13 @@ func (m *checkpoints) add(sink string, r ackRange) {
 		m.key, m.open = "", m.open[:0]
 	}
 	if m.key == "" {
-		// Processes that share a journal have each its own; they sort by time.
+		// Each process has entries of its own; the keys sort by time.
 		m.key, m.started = checkpointPrefix+sink+"/"+uuid.Must(uuid.NewV7()).String(), true
 	}
 	m.open, m.dirty = append(m.open, checkpoint{r.from, r.to, at, at}), true
 }
 
-// unsavedCheckpoints is what has to be stored, and whether a note has been begun.
+// unsavedCheckpoints returns the entries to store, and whether one of them is new.
 func (p *deliveryHistory) unsavedCheckpoints() (entries []journal.KVEntry, begun bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,7 +88,8 @@ func (p *deliveryHistory) unsavedCheckpoints() (entries []journal.KVEntry, begun
 	return entries, m.started
 }
 
-// stored says that the notes are, or that they are not and have to be again.
+// checkpointsSaved records the result of storing entries. After an error the next call of
+// unsavedCheckpoints returns the entries again.
 func (p *deliveryHistory) checkpointsSaved(entries []journal.KVEntry, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -107,8 +104,8 @@ func (p *deliveryHistory) checkpointsSaved(entries []journal.KVEntry, err error)
 	})
 }
 
-// runCheckpoints stores marks now and then until ctx is done, and what is left when
-// done is closed: then nothing is delivered any more.
+// runCheckpoints stores checkpoints every checkpointInterval until ctx is done, and once
+// more when done is closed after the last delivery.
 func (r *Relay) runCheckpoints(ctx, hard context.Context, done <-chan struct{}) {
 	tick := time.NewTicker(checkpointInterval)
 	defer tick.Stop()
@@ -123,8 +120,7 @@ func (r *Relay) runCheckpoints(ctx, hard context.Context, done <-chan struct{}) 
 	}
 }
 
-// saveCheckpoints stores the marks of sinks. Where that fails, it is tried again the
-// next time.
+// saveCheckpoints stores the checkpoints of sinks. The next call repeats a failed write.
 func (r *Relay) saveCheckpoints(ctx context.Context, histories map[string]*deliveryHistory) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -154,8 +150,8 @@ func (r *Relay) saveCheckpoints(ctx context.Context, histories map[string]*deliv
 	}
 }
 
-// pruneCheckpoints removes notes whose events have expired, also of sinks that are no
-// more, and the oldest of a sink that has too many.
+// pruneCheckpoints deletes entries whose events have expired, also of removed sinks, and
+// the oldest entries of a sink beyond maxCheckpointEntries.
 func (r *Relay) pruneCheckpoints(ctx context.Context) error {
 	bySink := map[string][]string{} // sorted by time
 	var expired []string
@@ -182,15 +178,15 @@ func (r *Relay) pruneCheckpoints(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// checkpointCache is what was read of the marks of a sink.
+// checkpointCache holds the stored checkpoints of a sink.
 type checkpointCache struct {
 	mu  sync.Mutex
 	all []checkpoint
-	at  time.Time // of reading; zero before
+	at  time.Time // time of reading; zero before the first
 }
 
-// checkpointTimes says between which moments the event at a place was acknowledged; zero
-// where no mark tells.
+// checkpointTimes returns the bounds of the time at which the broker acknowledged an event,
+// or zero times without a checkpoint.
 func (r *Relay) checkpointTimes(ctx context.Context, sink string, p *deliveryHistory, s journal.Seq) (after, before time.Time, err error) {
 	p.stored.mu.Lock()
 	defer p.stored.mu.Unlock()
@@ -201,7 +197,7 @@ func (r *Relay) checkpointTimes(ctx context.Context, sink string, p *deliveryHis
 				return time.Time{}, time.Time{}, err
 			}
 			if strings.Contains(n.Key[len(checkpointPrefix+sink+"/"):], "/") {
-				continue // of a sink whose name begins alike
+				continue // a sink whose name begins with the name of this sink
 			}
 			some, err := decodeCheckpoints(n.Value)
 			if err != nil {
@@ -214,7 +210,7 @@ func (r *Relay) checkpointTimes(ctx context.Context, sink string, p *deliveryHis
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var first, last int64
-	// What was acknowledged in parts, or twice, is in several marks.
+	// Several checkpoints can cover an event: acknowledgements of parts, or repeats.
 	for _, some := range [...][]checkpoint{p.stored.all, p.checkpoints.open} {
 		for _, m := range some {
 			if m.from > s || s > m.to {
@@ -229,8 +225,9 @@ func (r *Relay) checkpointTimes(ctx context.Context, sink string, p *deliveryHis
 	return time.UnixMilli(first), time.UnixMilli(last + 1), nil
 }
 
-// Marks are a version byte, and then of each mark, as differences to the one
-// before, in varints: from, to from there, first, last from there.
+// Encoding: a version byte, then for each checkpoint the varints from, to, first, last.
+// From is relative to the previous to, to relative to from, first relative to the previous
+// last, and last relative to first.
 const checkpointsVersion = 1
 
 func encodeCheckpoints(all []checkpoint) []byte {
@@ -262,7 +259,7 @@ func decodeCheckpoints(b []byte) (all []checkpoint, err error) {
 	return all, r.Err
 }
 
-// moveCheckpoints makes of marks what they are where events have other places.
+// moveCheckpoints translates the sequences of encoded checkpoints to another journal.
 func moveCheckpoints(b []byte, first, last func(journal.Seq) journal.Seq) ([]byte, error) {
 	all, err := decodeCheckpoints(b)
 	if err != nil {

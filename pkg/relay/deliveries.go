@@ -9,22 +9,22 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// State is what became of an event at a sink. The set is closed.
+// State is the delivery status of an event at one sink. The set is closed.
 type State string
 
-// The states there are. All but Pending are final.
+// Delivery statuses. All but Pending are final.
 const (
-	Pending     State = "pending"     // in the journal, to be delivered
-	Delivered   State = "delivered"   // the broker acknowledged it
-	Filtered    State = "filtered"    // the sink's filter does not take it, or it is a retry for another sink
-	Skipped     State = "skipped"     // it was accepted before the sink began
-	DeadLetter  State = "dead_letter" // refused for good, and set aside
-	Dropped     State = "dropped"     // refused, and dropped by an operator
-	Redelivered State = "redelivered" // refused, and appended again by an operator
-	Discarded   State = "discarded"   // by discard of the sink
+	Pending     State = "pending"     // after the sink's cursor
+	Delivered   State = "delivered"   // the broker acknowledged the event
+	Filtered    State = "filtered"    // the filter does not match, or the event is a redelivery to another sink
+	Skipped     State = "skipped"     // accepted before the sink existed
+	DeadLetter  State = "dead_letter" // the sink refused the event permanently
+	Dropped     State = "dropped"     // an operator dropped the dead letter
+	Redelivered State = "redelivered" // an operator redelivered the dead letter
+	Discarded   State = "discarded"   // the discard policy of the sink discarded the event
 )
 
-// DeliveryStatus is what became of an event at one sink.
+// DeliveryStatus is the status of an event at one sink, with its details.
 type DeliveryStatus struct {
 	Sink          string      `json:"sink"`
 	State         State       `json:"state" enum:"pending,delivered,filtered,skipped,dead_letter,dropped,redelivered,discarded"`
@@ -38,9 +38,8 @@ type DeliveryStatus struct {
 	RedeliveredAs journal.Seq `json:"redelivered_as,omitempty" doc:"Sequence of the redelivered event."`
 }
 
-// Deliveries says what became of a record at each sink, in the order of the
-// configuration. It looks at what is stored: a sink that has been added to the
-// journal later, or whose filter was changed, is judged by what it is now.
+// Deliveries returns the status of a record at each sink, in the order of the
+// configuration. The status derives from the stored cursors and the current filters.
 func (r *Relay) Deliveries(ctx context.Context, record journal.Record) ([]DeliveryStatus, error) {
 	pumps := r.pumpSnapshot()
 	all := make([]DeliveryStatus, len(pumps))
@@ -76,7 +75,7 @@ func (r *Relay) deliveryStatus(ctx context.Context, p *Pump, record journal.Reco
 		return f, nil
 	case !errors.Is(err, journal.ErrNotFound):
 		return f, err
-	case beforeStart: // an adopted event is one, too, unless it was refused
+	case beforeStart: // also an adopted event, unless the sink refused the event
 		f.State = Skipped
 		return f, nil
 	}
@@ -104,7 +103,7 @@ func (r *Relay) deliveryStatus(ctx context.Context, p *Pump, record journal.Reco
 	return f, nil
 }
 
-// moment is a time to show; nil where it is not known.
+// moment returns a pointer to a time in UTC, or nil for the zero time.
 func moment(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -113,66 +112,63 @@ func moment(t time.Time) *time.Time {
 	return &t
 }
 
-// TailEvent is an event as a tail sees it first.
+// TailEvent is an event of a tail, with the status at each sink.
 type TailEvent struct {
 	Record     journal.Record
 	Deliveries []DeliveryStatus
 }
 
-// StatusChange is a fate that became final after the sighting.
+// StatusChange is a status that became final after the event was sent to the tail.
 type StatusChange struct {
 	Record journal.Record
 	Status DeliveryStatus
 	At     time.Time
 }
 
-// TailHandler is told what a tail sees. An error of its ends the tail.
+// TailHandler receives what a tail reports. An error of the handler ends the tail.
 type TailHandler interface {
 	OnEvent(TailEvent) error
 	OnStatusChange(StatusChange) error
-	OnDropped(n uint64) error      // so many more were not told of
-	OnIdle(next journal.Seq) error // now and then, when there is nothing to tell; next is where the tail is
+	OnDropped(n uint64) error      // n more events were not sent, because of MaxRate
+	OnIdle(next journal.Seq) error // every idleInterval without an event; next is the next sequence
 }
 
-// TailOptions says what a tail tells of.
+// TailOptions selects the events of a tail.
 type TailOptions struct {
 	From   journal.Seq
 	Filter filter.Filter
-	Source string // only events that the source of this name took in; empty is all
-	// MaxRate is how many events a second are told of; what comes beyond is
-	// counted only. A tail that has fallen far behind all the same goes on
-	// with what is new. 0 tells of all there are.
+	Source string // name of the source; empty is every source
+	// MaxRate is the maximum number of events per second. The tail counts further
+	// events, and skips events that are far behind the end of the journal. 0 sends
+	// every event.
 	MaxRate int
-	// End is closed when the tail is to tell of no more events. It then waits up to
-	// settleWithin for what becomes of those it told of, and ends. Nil is never.
+	// End is closed to end the tail. The tail then sends no more events, waits up to
+	// drainTimeout for the pending deliveries of sent events, and returns.
 	End <-chan struct{}
 }
 
 // TailResult is where a tail ended.
 type TailResult struct {
-	Next    journal.Seq // where a tail goes on that leaves nothing out and repeats nothing
-	Pending int         // events that were told of, and whose delivery was pending somewhere
+	Next    journal.Seq // sequence at which the next tail continues without gap and repeat
+	Pending int         // sent events with a pending delivery
 }
 
 const (
-	maxWatched   = 1000 // events whose fate is followed; the oldest is let go
+	maxWatched   = 1000 // sent events with pending deliveries; the tail forgets the oldest
 	idleInterval = 10 * time.Second
 	tailPage     = 256
-	// A tail that tells of the newest only, and not of all there are, lets
-	// what is further behind than this go by unread.
+	// maxTailLag is the lag beyond which a tail with MaxRate skips events.
 	maxTailLag = 4096
-	// drainTimeout is how long a tail that is to end waits for the deliveries of the
-	// events that it told of.
+	// drainTimeout bounds the wait for pending deliveries at the end of a tail.
 	drainTimeout = 5 * time.Second
 )
 
-// errDrained is why the wait for pending deliveries ends.
+// errDrained ends the wait for pending deliveries.
 var errDrained = errors.New("the tail has ended")
 
-// Tail tells w of the events from a place on that pass the filter, and of what
-// becomes of them at each sink, until ctx is done, w fails, or the tail is to end. It
-// reads what is stored: a slow watcher holds nobody up. It returns where it ended,
-// also with an error.
+// Tail sends the selected events and the changes of their statuses to a handler, until ctx
+// is done, the handler fails, or End is closed. Tail reads stored events, so that a slow
+// handler delays no delivery. The result is set also with an error.
 func (r *Relay) Tail(ctx context.Context, what TailOptions, w TailHandler) (TailResult, error) {
 	t := &tail{relay: r, options: what, handler: w, next: what.From, gate: &rateGate{max: what.MaxRate, now: r.opts.Now}}
 	err := t.run(ctx)
@@ -182,20 +178,20 @@ func (r *Relay) Tail(ctx context.Context, what TailOptions, w TailHandler) (Tail
 	return TailResult{t.next, len(t.watched)}, err
 }
 
-// tail is one that runs.
+// tail is a running tail.
 type tail struct {
 	relay   *Relay
 	options TailOptions
 	handler TailHandler
 	next    journal.Seq
-	watched []TailEvent // with a fate that is not final
+	watched []TailEvent // sent events with a pending delivery
 	dropped uint64
 	gate    *rateGate
 }
 
 func (t *tail) run(ctx context.Context) error {
 	for {
-		changed := t.relay.changes.next() // before looking, so that nothing is missed
+		changed := t.relay.changes.next() // before reading, so that no change is missed
 		if t.ending() {
 			return t.drain(ctx)
 		}
@@ -221,7 +217,7 @@ func (t *tail) run(ctx context.Context) error {
 		switch woken, err := t.await(ctx, changed, max(t.next, t.relay.opts.Journal.Last()+1), every); {
 		case err != nil:
 			return err
-		case !woken && t.dropped > 0: // what came last was too much, and then it was quiet
+		case !woken && t.dropped > 0: // no later event reports the dropped events
 			if err := t.sendDropped(); err != nil {
 				return err
 			}
@@ -233,7 +229,7 @@ func (t *tail) run(ctx context.Context) error {
 	}
 }
 
-// ending reports whether the tail is to end.
+// ending reports whether End is closed.
 func (t *tail) ending() bool {
 	select {
 	case <-t.options.End:
@@ -243,7 +239,7 @@ func (t *tail) ending() bool {
 	}
 }
 
-// read tells of the next events, and returns how many it looked at.
+// read sends the next events, and returns the number of events that it has read.
 func (t *tail) read(ctx context.Context) (int, error) {
 	if last := t.relay.opts.Journal.Last(); t.options.MaxRate > 0 && last > t.next && last-t.next > maxTailLag {
 		t.dropped += uint64(last - t.next)
@@ -265,7 +261,7 @@ func (t *tail) read(ctx context.Context) (int, error) {
 	return len(records), nil
 }
 
-// send tells of one event, if it is meant.
+// send sends one event if the options select the event.
 func (t *tail) send(ctx context.Context, record journal.Record) error {
 	if t.options.Source != "" && t.options.Source != record.Event.SourceName {
 		return nil
@@ -297,14 +293,13 @@ func (t *tail) sendDropped() error {
 	return t.handler.OnDropped(n)
 }
 
-// follow tells of what has become of the events that were told of.
+// follow reports the changed statuses of the watched events.
 func (t *tail) follow(ctx context.Context) (err error) {
 	t.watched, err = t.relay.follow(ctx, t.watched, t.handler)
 	return err
 }
 
-// drain waits until no delivery is pending of the events that were told of, but not
-// for long.
+// drain waits until no delivery of the watched events is pending, or drainTimeout is over.
 func (t *tail) drain(ctx context.Context) error {
 	if t.dropped > 0 {
 		if err := t.sendDropped(); err != nil {
@@ -326,13 +321,13 @@ func (t *tail) drain(ctx context.Context) error {
 	}
 }
 
-// rateGate is how much a tail may tell in each second.
+// rateGate limits the events of a tail per second.
 type rateGate struct {
 	max        int // 0 is no limit
 	now        func() time.Time
 	second     int64
 	spent      int
-	lastReport int64 // the second in which it was said what is missing
+	lastReport int64 // second of the last OnDropped
 }
 
 func (b *rateGate) allows() bool {
@@ -346,7 +341,7 @@ func (b *rateGate) allows() bool {
 	return b.spent <= b.max
 }
 
-// due reports whether what is missing is to be said: once a second.
+// due reports once per second that dropped events are to be reported.
 func (b *rateGate) due() bool {
 	now := b.now().Unix()
 	due := now != b.lastReport
@@ -363,7 +358,8 @@ func (s TailEvent) isPending() bool {
 	return false
 }
 
-// follow looks again at what is not final, and returns what still is not.
+// follow reports the pending deliveries that became final, and returns the events that
+// still have a pending delivery.
 func (r *Relay) follow(ctx context.Context, watched []TailEvent, w TailHandler) (rest []TailEvent, err error) {
 	if n := len(watched) - maxWatched; n > 0 {
 		watched = watched[n:]
@@ -375,7 +371,7 @@ func (r *Relay) follow(ctx context.Context, watched []TailEvent, w TailHandler) 
 			}
 			p, err := r.pump(f.Sink)
 			if err != nil {
-				continue // the sink is no more: it waits for ever
+				continue // the sink was removed
 			}
 			if f, err = r.deliveryStatus(ctx, p, s.Record); err != nil {
 				return nil, err
@@ -395,8 +391,8 @@ func (r *Relay) follow(ctx context.Context, watched []TailEvent, w TailHandler) 
 	return rest, nil
 }
 
-// await waits for a cursor to move, for the event at next, or for the end of the
-// tail, and reports false when none of them happened for a while.
+// await waits until a cursor moves, the event next is stored, or End is closed. Await
+// returns false if none of these happened within the duration every.
 func (t *tail) await(ctx context.Context, changed <-chan struct{}, next journal.Seq, every time.Duration) (bool, error) {
 	wait, cancel := context.WithTimeout(ctx, every)
 	defer cancel()

@@ -47,7 +47,7 @@ func TestBreakerProbesWithOneEvent(t *testing.T) {
 	if n := testutil.ToFloat64(b.metrics.open.WithLabelValues("sink0")); n != 0 {
 		t.Errorf("the breaker is %v at the end", n)
 	}
-	if n := b.logs.FilterMessageSnippet("does not take events").Len(); n != 1 {
+	if n := b.logs.FilterMessageSnippet("sink delivery failing").Len(); n != 1 {
 		t.Errorf("the failure is logged %d times", n)
 	}
 }
@@ -434,7 +434,7 @@ func TestReplayRefuses(t *testing.T) {
 		"is not an expression":     func(s *ReplaySpec) { s.Filter = "(" },
 		"is not before to":         func(s *ReplaySpec) { s.From = s.To },
 		"rate is 0":                func(s *ReplaySpec) { s.Rate = 0 },
-		"cannot be set":            func(s *ReplaySpec) { s.Keys = map[string]string{"topic": "x"} },
+		"cannot be overridden":     func(s *ReplaySpec) { s.Keys = map[string]string{"topic": "x"} },
 	} {
 		s := spec(10)
 		change(&s)

@@ -11,12 +11,10 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// messageID names the delivery of a stored event to a sink, for brokers that drop
-// repeated messages. The sink is part of the ID because several sinks may publish
-// to one stream, and the event is due to each. Journal and sequence would do, were
-// no journal ever copied or restored from a backup: then sequences are given again,
-// and the time of acceptance tells the events apart. A replay is meant to repeat,
-// so a replay has IDs of its own.
+// messageID identifies the delivery of a stored event to a sink, for brokers that drop
+// repeated messages. The ID contains the sink because several sinks may publish to one
+// stream; the acceptance time because a journal restored from a backup assigns sequences
+// again; and the replay because brokers must not drop the repeats of a replay.
 func (o *sinkHandle) messageID(r journal.Record) string {
 	var b strings.Builder
 	b.WriteString(o.journal())
@@ -33,10 +31,10 @@ func (o *sinkHandle) messageID(r journal.Record) string {
 	return b.String()
 }
 
-// unknownSeq is the place from which on events are unsent where that cannot be told.
+// unknownSeq is the value of sinkHandle.unsent if another process may have sent any event.
 const unknownSeq journal.Seq = math.MaxUint64
 
-// duplicates are the events of one attempt that the broker says it had before.
+// duplicates are the events of one attempt that the broker reported as duplicates.
 type duplicates struct {
 	ids      []string // message IDs
 	counters duplicateCounters
@@ -44,9 +42,8 @@ type duplicates struct {
 
 type duplicateCounters struct{ lost, repeat prometheus.Counter }
 
-// judgeDuplicates counts the events of an attempt that the broker says it had
-// before. Of an event that was not sent before, that means that the broker has
-// discarded it.
+// judgeDuplicates counts the events of an attempt that the broker reported as duplicates. If
+// the event was sent for the first time, the broker has discarded the event.
 func (o *sinkHandle) judgeDuplicates(records []pendingRecord) {
 	if len(o.duplicates.ids) == 0 {
 		return
@@ -62,7 +59,7 @@ func (o *sinkHandle) judgeDuplicates(records []pendingRecord) {
 			continue
 		}
 		o.duplicates.counters.lost.Inc()
-		o.env.Log.Error("the broker took an event for a repeat and discarded it, though it was sent for the first time; its consumers do not get it",
+		o.env.Log.Error("broker discarded an event as a duplicate although it was sent for the first time; consumers do not get the event",
 			zap.Uint64("seq", uint64(r.Seq)), zap.String("event_id", r.Event.CloudEvent.ID()), zap.String("message_id", id),
 			zap.String("advice", "look for another program that publishes with the same message IDs, then send the event again with postwire replay"))
 	}

@@ -129,7 +129,7 @@ func TestDuplicates(t *testing.T) {
 	if lost, repeats := b.duplicates(); lost != 1 || repeats != 1 {
 		t.Errorf("after a foreign message: %v lost, %v repeats", lost, repeats)
 	}
-	const said = "discarded it, though it was sent for the first time"
+	const said = "discarded an event as a duplicate although it was sent for the first time"
 	if logged := b.logs.FilterMessageSnippet(said).All(); len(logged) != 1 || logged[0].ContextMap()["event_id"] != "1" {
 		t.Errorf("%d lines are logged: %v", len(logged), logged)
 	}

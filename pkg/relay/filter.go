@@ -9,8 +9,8 @@ import (
 	"github.com/postwire/postwire/pkg/filter"
 )
 
-// FilterCounts is what the filter of a sink did since its relay started, or since
-// a reload changed the settings of the sink.
+// FilterCounts counts the results of a sink's filter since the relay started, or since a
+// reload changed the settings of the sink.
 type FilterCounts struct {
 	Matched   uint64 `json:"matched" doc:"Events that the filter matched."`
 	Filtered  uint64 `json:"filtered" doc:"Events that the filter did not match, events with an evaluation error included."`
@@ -21,7 +21,8 @@ type FilterCounts struct {
 // NeverMatched reports whether a filter has seen events and matched none.
 func (c FilterCounts) NeverMatched() bool { return c.Matched == 0 && c.Filtered > 0 }
 
-// sinkFilter is the filter of a sink, and counts. It may be used concurrently.
+// sinkFilter is the filter of a sink with its counts. The methods may be called
+// concurrently.
 type sinkFilter struct {
 	filter.Filter
 
@@ -29,11 +30,11 @@ type sinkFilter struct {
 	metrics *sinkMetrics
 
 	matched, filtered, errors atomic.Uint64
-	lastError                 atomic.Pointer[string] // nil while there was none
+	lastError                 atomic.Pointer[string] // nil before the first error
 }
 
-// selects reports whether the sink gets e, and counts. An event for which the
-// filter cannot be evaluated does not match.
+// selects reports whether the filter matches e, and counts the result. An evaluation error
+// is no match.
 func (f *sinkFilter) selects(e event.Event) bool {
 	matched, err := f.Matches(e)
 	if err != nil {
@@ -55,7 +56,7 @@ func (f *sinkFilter) selects(e event.Event) bool {
 	return false
 }
 
-// counts returns what the filter did so far; nil where the sink has no filter.
+// counts returns the counts of the filter, or nil without a filter.
 func (f *sinkFilter) counts() *FilterCounts {
 	if f.String() == "" {
 		return nil

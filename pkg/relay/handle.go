@@ -16,27 +16,33 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// sinkHandle is a sink that is opened when it is needed, and again where that
-// failed, or where the way to it is another one now.
+// sinkHandle opens a sink before the first attempt, after a failed attempt to open, and
+// after a change of its spec.
+//
+// | state | opened | sink | next |
+// |---|---|---|---|
+// | closed | nil or the last spec | nil | attempt opens the sink |
+// | open | the spec of the sink | set | attempt delivers |
+// | outdated | not the current spec | set | attempt closes and opens the sink |
 type sinkHandle struct {
 	spec    *atomic.Pointer[sinkSpec]
 	env     sinks.Env
 	timeout time.Duration
-	latency prometheus.Observer // of events, until their acknowledgement; nil is not observed
-	journal func() string       // its ID
-	replay  string              // that the outlet works for; empty is live traffic
-	// unsent is the place from which on no other process, and no outlet before
-	// this one, can have sent an event.
+	latency prometheus.Observer // from acceptance to acknowledgement; nil is not observed
+	journal func() string       // returns the journal ID
+	replay  string              // ID of the replay; empty for live traffic
+	// unsent is the first sequence that neither another process nor an earlier handle
+	// can have sent.
 	unsent     journal.Seq
 	duplicates duplicates
-	history    *deliveryHistory // keeps in mind what was taken; nil is not kept
-	acked      []ackRange       // of one attempt; kept to be used again
+	history    *deliveryHistory // nil records no deliveries
+	acked      []ackRange       // of one attempt; reused
 
 	opened *sinkSpec  // that sink was opened by
 	sink   sinks.Sink // nil until it could be opened
 }
 
-// sinkSpec is how a sink is opened, and what it is not to see.
+// sinkSpec opens a sink and redacts its events.
 type sinkSpec struct {
 	open   sinks.Opener
 	redact *redactor
@@ -44,9 +50,8 @@ type sinkSpec struct {
 
 func specOf(s sinks.Configured) *sinkSpec { return &sinkSpec{s.Open, newRedactor(s.Settings.Redact)} }
 
-// attempt opens the sink if it is not open, hands it the records once, and
-// returns what became of each, or of all. It has a deadline, whatever the sink
-// does.
+// attempt delivers the records once, and opens the sink before if necessary. The results
+// are per record, or one error for all records. The timeout of the sink bounds attempt.
 func (o *sinkHandle) attempt(ctx context.Context, records []pendingRecord) (sinks.BatchError, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
@@ -77,7 +82,7 @@ func (o *sinkHandle) attempt(ctx context.Context, records []pendingRecord) (sink
 	if len(batch) == len(records) {
 		return each, nil
 	}
-	// What was handed over stands among what could not be.
+	// Merge the results of the sink with the records that redaction refused.
 	for i, n := 0, 0; i < len(results); i++ {
 		if results[i] == nil {
 			if each != nil {
@@ -89,7 +94,7 @@ func (o *sinkHandle) attempt(ctx context.Context, records []pendingRecord) (sink
 	return results, nil
 }
 
-// destination is where the sink puts an event; nowhere while it is not open.
+// destination returns the topic, subject or URL of an event; empty while the sink is closed.
 func (o *sinkHandle) destination(e event.Event) sinks.Destination {
 	if o.sink == nil {
 		return sinks.Destination{}
@@ -97,8 +102,8 @@ func (o *sinkHandle) destination(e event.Event) sinks.Destination {
 	return o.sink.Destination(e)
 }
 
-// redactAll returns the records' events as the sink may see them, and an error for
-// each that it may not see at all.
+// redactAll returns the redacted events, and an error for each record that cannot be
+// redacted.
 func (o *sinkHandle) redactAll(records []pendingRecord) (batch []event.Event, errs sinks.BatchError) {
 	batch, errs = make([]event.Event, 0, len(records)), make(sinks.BatchError, len(records))
 	for i, r := range records {
@@ -123,34 +128,34 @@ func (o *sinkHandle) close() {
 	o.sink = nil
 }
 
-// pendingRecord is a record in the hands of a pump.
+// pendingRecord is a record that a pump or a replay delivers.
 type pendingRecord struct {
 	journal.Record
-	batchIndex int       // among the records of its batch
-	matchIndex int       // among those of them that the sink is to get
-	attempts   int       // so far
-	first      time.Time // of the first attempt
+	batchIndex int       // index in the batch
+	matchIndex int       // index among the records of the batch that the filter matches
+	attempts   int       // attempts so far
+	first      time.Time // time of the first attempt
 }
 
-// attemptResult are what one attempt came to.
+// attemptResult is the result of one attempt.
 type attemptResult struct {
-	retry     []pendingRecord // in order; to be tried again
-	delivered int             // acknowledged
+	retry     []pendingRecord // failed records, in order
+	delivered int             // acknowledged records
 	dead      []journal.DeadLetter
-	wait      time.Duration // as long as the broker asked for
-	failure   error         // why again is not empty
+	wait      time.Duration // delay that the broker asked for
+	failure   error         // first error of retry
 }
 
-// judge sorts the records of an attempt by what became of each, or of all. A
-// failure of all judges no event: it is always tried again. An event older than
-// maxAge that fails is set aside, unless maxAge is 0.
+// judge sorts the records of an attempt by their results. An error for all records is
+// always retried: the error says nothing about a single event. An event that fails and is
+// older than maxAge becomes a dead letter; a maxAge of 0 is no limit.
 func (o *sinkHandle) judge(records []pendingRecord, each sinks.BatchError, all error, maxAge time.Duration) (v attemptResult) {
 	now := o.env.Now()
 	if o.history != nil {
 		o.acked = o.acked[:0]
 		defer func() { o.history.add(o.acked) }()
 	}
-	going := false // the record before was taken
+	going := false // the previous record was acknowledged
 	for i, r := range records {
 		err := all
 		var reason sinks.Reason
@@ -190,7 +195,7 @@ func (o *sinkHandle) judge(records []pendingRecord, each sinks.BatchError, all e
 		if id := telemetry.TraceID(r.Event); id != "" {
 			log = log.With(zap.String("trace_id", id))
 		}
-		log.Error("the event was refused for good", zap.Uint64("seq", uint64(r.Seq)), zap.String("event_id", r.Event.CloudEvent.ID()),
+		log.Error("event dead-lettered", zap.Uint64("seq", uint64(r.Seq)), zap.String("event_id", r.Event.CloudEvent.ID()),
 			zap.String("reason", string(reason)), zap.Int("attempts", r.attempts), zap.Error(err))
 	}
 	return v

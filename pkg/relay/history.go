@@ -9,26 +9,32 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// deliveryHistory is what this process knows of a sink besides what is stored: whether it
-// is paused, what was delivered lately, and what went wrong. It outlives pumps:
-// a sink whose settings change keeps it.
+// deliveryHistory is the state of a sink in this process: its pause, recent deliveries and
+// recent errors. The history outlives the pump: a sink whose settings change keeps the
+// history.
+//
+// | state | fields | changed by |
+// |---|---|---|
+// | pauses unknown | pausesLoaded is open, pause is nil | readDecisions closes pausesLoaded |
+// | active | pause is nil | setPause |
+// | paused | pause is set | setPause |
 type deliveryHistory struct {
-	pause        atomic.Pointer[activePause] // nil while it is not paused
-	pausesLoaded <-chan struct{}             // closed when that is known
+	pause        atomic.Pointer[activePause] // nil without a pause
+	pausesLoaded <-chan struct{}             // closed when the pauses are read from the journal
 	sink         string
-	stored       checkpointCache // of what is stored
+	stored       checkpointCache
 
 	mu          sync.Mutex
-	since       time.Time   // since when it knows anything
-	startSeq    journal.Seq // where the cursor stood then
-	acked       []ackRange  // a ring; the oldest is at oldest when it is full
+	since       time.Time   // start of the history
+	startSeq    journal.Seq // cursor at the start of the history
+	acked       []ackRange  // a ring; once full, the oldest range is at oldest
 	oldest      int
-	errors      []DeliveryError // the newest last
+	errors      []DeliveryError // newest last
 	checkpoints checkpoints     // of runs, to be stored
 }
 
-// ackRange is events that a broker acknowledged in one attempt, one behind the other
-// but for those that the sink was not to get.
+// ackRange is a range of events that the broker acknowledged in one attempt. The range may
+// contain events that the filter left out.
 type ackRange struct {
 	from, to journal.Seq
 	at       time.Time
@@ -36,14 +42,13 @@ type ackRange struct {
 }
 
 const (
-	// A run is 56 bytes, and as many as a whole batch of events: what is kept
-	// is never more than half a megabyte a sink, and in a flood goes back two
-	// million events.
+	// A range has 56 bytes and covers up to one batch. The history of a sink takes at
+	// most half a megabyte, and covers two million events at full batches.
 	maxAckRanges    = 8192
 	maxRecentErrors = 10
 )
 
-// DeliveryError is why attempts to deliver failed.
+// DeliveryError is an error of consecutive attempts to deliver.
 type DeliveryError struct {
 	Error string    `json:"error" doc:"Error of the broker, or of the connection to the broker."`
 	First time.Time `json:"first"`
@@ -51,7 +56,7 @@ type DeliveryError struct {
 	Count int       `json:"count" doc:"Consecutive attempts that failed with this error."`
 }
 
-// add keeps in mind what a broker has acknowledged.
+// add records acknowledged ranges.
 func (p *deliveryHistory) add(runs []ackRange) {
 	if len(runs) == 0 {
 		return
@@ -69,9 +74,9 @@ func (p *deliveryHistory) add(runs []ackRange) {
 	}
 }
 
-// deliveredAt says when the event at a place was delivered, and in how many attempts;
-// or before which time, where that is all that is known; or nothing, where
-// another process has done it.
+// deliveredAt returns the delivery time of an event and its attempts. If only an upper
+// bound is known, before is set. If another process delivered the event, all results are
+// zero.
 func (p *deliveryHistory) deliveredAt(s journal.Seq) (at, before time.Time, attempts int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,7 +97,7 @@ func (p *deliveryHistory) deliveredAt(s journal.Seq) (at, before time.Time, atte
 	return time.Time{}, time.Time{}, 0
 }
 
-// recordError keeps in mind why an attempt failed.
+// recordError records the error of a failed attempt.
 func (p *deliveryHistory) recordError(err error, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -107,7 +112,7 @@ func (p *deliveryHistory) recordError(err error, now time.Time) {
 	p.errors = append(p.errors, DeliveryError{Error: err.Error(), First: now, Last: now, Count: 1})
 }
 
-// recentErrors returns what went wrong, the newest first.
+// recentErrors returns the recorded errors, newest first.
 func (p *deliveryHistory) recentErrors() []DeliveryError {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -118,13 +123,13 @@ func (p *deliveryHistory) recentErrors() []DeliveryError {
 	return all
 }
 
-// histories are those of all sinks.
+// histories holds the history of each sink.
 type histories struct {
 	mu    sync.Mutex
 	sinks map[string]*deliveryHistory
 }
 
-// of returns that of a sink, which first makes where there is none yet.
+// of returns the history of a sink; first makes a missing one.
 func (p *histories) of(sink string, first func() *deliveryHistory) *deliveryHistory {
 	p.mu.Lock()
 	defer p.mu.Unlock()

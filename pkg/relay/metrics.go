@@ -66,7 +66,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// sinkMetrics are those of one sink. The lag is computed when it is asked for.
+// sinkMetrics are the metrics of one sink. A scrape computes the lag.
 type sinkMetrics struct {
 	delivered, retries, matched, filtered, filterErrors prometheus.Counter
 	unreadable, opaque                                  prometheus.Counter
@@ -76,7 +76,7 @@ type sinkMetrics struct {
 	upGauge, open     prometheus.Gauge
 	latency, attempts prometheus.Observer
 
-	head atomic.Int64 // when the oldest event in hand was accepted, nanoseconds since 1970; 0 is none
+	head atomic.Int64 // acceptance of the oldest event in flight, nanoseconds since 1970; 0 without one
 }
 
 func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sinkMetrics {
@@ -115,7 +115,7 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 	return s
 }
 
-// deleteSeries lets go of the series of a sink that is no more.
+// deleteSeries deletes the time series of a removed sink.
 func (m *Metrics) deleteSeries(name string) {
 	m.lag.set(name, lag{})
 	labels := prometheus.Labels{"sink": name}
@@ -126,7 +126,7 @@ func (m *Metrics) deleteSeries(name string) {
 	}
 }
 
-// setPaused tells whether a sink is.
+// setPaused sets whether a sink is paused.
 func (m *Metrics) setPaused(sink string, paused bool) {
 	value := 0.
 	if paused {
@@ -135,8 +135,7 @@ func (m *Metrics) setPaused(sink string, paused bool) {
 	m.paused.WithLabelValues(sink).Set(value)
 }
 
-// lags tells how far each sink is behind, when it is asked. It is a
-// prometheus.Collector.
+// lags is a prometheus.Collector of the lag of each sink.
 type lags struct {
 	mu    sync.Mutex
 	sinks map[string]lag

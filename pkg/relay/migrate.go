@@ -8,11 +8,9 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// MoveEntry makes of a note of the relay's what it is to be in a journal where
-// events have other places: when events were delivered is told of the same ones,
-// and a replay is of the same events there, and goes on
-// where it stood. First maps the place of the first event of a range, last that
-// of its last one.
+// MoveEntry translates an entry of the relay for a migrated journal, in which the events
+// have other sequences. The function first translates the first sequence of a range, the
+// function last the last one. Entries without sequences stay unchanged.
 func MoveEntry(n journal.KVEntry, first, last func(journal.Seq) journal.Seq) (journal.KVEntry, error) {
 	if strings.HasPrefix(n.Key, checkpointPrefix) {
 		var err error

@@ -11,23 +11,23 @@ import (
 
 const pausePrefix = "pause/"
 
-// Pause says that nothing is sent to a sink, by an operator's will. It is kept
-// in the journal: it outlives the process, and holds for all that share the
-// journal. The events wait meanwhile, as they do for a broker that is down.
+// Pause is an operator's decision to stop delivery to a sink. The journal stores the
+// pause, so that the pause outlives the process and applies to all relays that share the
+// journal. The events of the sink wait in the journal.
 type Pause struct {
 	Sink  string    `json:"sink"`
 	Since time.Time `json:"since"`
 }
 
-// activePause is a pause that is in effect.
+// activePause is a pause in effect.
 type activePause struct {
 	Pause
-	over chan struct{} // closed when it is not
+	over chan struct{} // closed by the resume
 }
 
-// PauseSink lets nothing more be sent to a sink; what is with its broker by now
-// is still heard of. Other processes that share the journal follow within
-// seconds. A sink that is paused already stays so since then.
+// PauseSink stops delivery to a sink. Batches in flight still complete. Other relays that
+// share the journal follow within seconds. For a paused sink PauseSink returns the
+// existing pause.
 func (r *Relay) PauseSink(ctx context.Context, sink string) (Pause, error) {
 	p, err := r.pump(sink)
 	if err != nil {
@@ -50,8 +50,8 @@ func (r *Relay) PauseSink(ctx context.Context, sink string) (Pause, error) {
 	return pause, nil
 }
 
-// ResumeSink lets a sink be sent to again, from where it stands. One that is not
-// paused is left as it is.
+// ResumeSink resumes delivery to a sink at its cursor. Without a pause ResumeSink changes
+// nothing.
 func (r *Relay) ResumeSink(ctx context.Context, sink string) error {
 	p, err := r.pump(sink)
 	if err != nil {
@@ -66,27 +66,26 @@ func (r *Relay) ResumeSink(ctx context.Context, sink string) error {
 	return nil
 }
 
-// setPause puts a pause into effect, or the end of one where it is nil. The lock
-// is held.
+// setPause applies a pause, or the end of a pause if pause is nil. The caller holds
+// pauseMu.
 func (r *Relay) setPause(history *deliveryHistory, sink string, pause *Pause) {
 	before := history.pause.Load()
 	switch {
 	case pause == nil && before != nil:
 		history.pause.Store(nil)
 		close(before.over)
-		r.opts.Log.Warn("a sink is resumed", zap.String("sink", sink))
+		r.opts.Log.Warn("sink resumed", zap.String("sink", sink))
 	case pause != nil && before == nil:
 		history.pause.Store(&activePause{*pause, make(chan struct{})})
-		r.opts.Log.Warn("a sink is paused; its events wait in the journal", zap.String("sink", sink), zap.Time("since", pause.Since))
+		r.opts.Log.Warn("sink paused, its events wait in the journal", zap.String("sink", sink), zap.Time("since", pause.Since))
 	}
 	r.opts.Metrics.setPaused(sink, pause != nil)
 }
 
-// readDecisions reads what has been noted of replays, and puts into effect what has been
-// noted of pauses. From the first time on it is known which sinks are paused,
-// and pumps may begin.
+// readDecisions reads the stored replays and pauses, applies the pauses, and returns the
+// replays. The first successful call lets the pumps begin.
 func (r *Relay) readDecisions(ctx context.Context) (replays map[string]Replay, err error) {
-	r.pauseMu.Lock() // what is read here may not be older than what is in effect
+	r.pauseMu.Lock() // so that an older pause does not replace a newer one
 	defer r.pauseMu.Unlock()
 	replays, pauses := map[string]Replay{}, map[string]Pause{}
 	for n, err := range r.opts.Journal.Values(ctx, replayPrefix) {

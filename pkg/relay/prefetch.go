@@ -7,35 +7,33 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// commitInterval is how long a place that was reached waits to be made durable, so
-// that many events share one sync: at the head there is a batch an event, and
-// each sink's would have its own.
+// commitInterval is how long a commit may be deferred, so that many events share one
+// synced write.
 const commitInterval = 50 * time.Millisecond
 
-// background is what goes on beside a delivery: the place behind what was delivered is
-// made durable, now and then, and the next batch is read. One goroutine at a time
-// uses the cursor. A crash repeats what is not durable: what was delivered in the
-// last moment, and the last batch.
+// background runs beside a delivery: it commits delivered events and prefetches the next
+// batch. One goroutine at a time uses the cursor. A crash repeats the events delivered
+// since the last commit.
 //
-// Where processes share a journal, what was read ahead may be another one's by
-// the time it is due; where events are given up by their number, the durable
-// place must be exact. There nothing goes on beside.
+// The pump does not use background if several processes share the journal, because another
+// process may own the prefetched records later, or if discard.beyond is set, because the
+// policy needs an exact cursor.
 type background struct {
-	uncommitted journal.Seq      // through it everything is done, and that is not durable yet; 0 is none
-	since       time.Time        // something was due
-	prefetched  []journal.Record // that were read
+	uncommitted journal.Seq // processed up to this sequence and not committed; 0 is none
+	since       time.Time   // since when uncommitted is set
+	prefetched  []journal.Record
 
 	cancel context.CancelFunc
-	ended  chan struct{} // closed when the goroutine has ended; nil when none runs
-	err    error         // of the commit
+	ended  chan struct{} // closed when the goroutine has ended; nil without one
+	err    error         // error of the commit
 }
 
-// mayPrefetch reports whether something may go on beside a delivery.
+// mayPrefetch reports whether the pump may use background.
 func (p *Pump) mayPrefetch() bool {
 	return p.cursor.OwnershipLost() == nil && p.settings.Discard.Beyond == 0
 }
 
-// startPrefetch begins what goes on beside the delivery of so many records.
+// startPrefetch starts the goroutine beside the delivery of inHand records.
 func (p *Pump) startPrefetch(ctx, hard context.Context, inHand int) {
 	if !p.mayPrefetch() {
 		return
@@ -50,13 +48,13 @@ func (p *Pump) startPrefetch(ctx, hard context.Context, inHand int) {
 		if done := max(p.background.uncommitted, p.cursor.Committed()); p.cursor.Lag() <= uint64(done-p.cursor.Committed())+uint64(inHand) {
 			return
 		}
-		// If it fails, it fails again where its error is looked at.
+		// After an error the next read fails again and returns its error.
 		p.background.prefetched, _ = p.cursor.Next(ctx, p.settings.Batch)
 	}()
 }
 
-// waitPrefetch waits for what goes on beside, but not for events to come. Its error is
-// that of the commit.
+// waitPrefetch ends the goroutine: it waits for the commit, and cancels the read. The error
+// is the error of the commit.
 func (p *Pump) waitPrefetch() error {
 	if p.background.ended == nil {
 		return nil
@@ -67,7 +65,7 @@ func (p *Pump) waitPrefetch() error {
 	return p.background.err
 }
 
-// markProcessed notes that everything through a place is done.
+// markProcessed defers the commit of a sequence.
 func (p *Pump) markProcessed(s journal.Seq) {
 	if p.background.uncommitted == 0 {
 		p.background.since = time.Now()
@@ -75,7 +73,7 @@ func (p *Pump) markProcessed(s journal.Seq) {
 	p.background.uncommitted = s
 }
 
-// commitIfDue makes the place durable that has been due for long enough.
+// commitIfDue commits the deferred sequence after commitInterval.
 func (p *Pump) commitIfDue(hard context.Context) error {
 	if p.background.uncommitted == 0 || time.Since(p.background.since) < commitInterval {
 		return nil
@@ -83,7 +81,7 @@ func (p *Pump) commitIfDue(hard context.Context) error {
 	return p.commitDone(hard)
 }
 
-// commitDone makes the place durable that is due.
+// commitDone commits the deferred sequence.
 func (p *Pump) commitDone(hard context.Context) error {
 	if p.background.uncommitted == 0 {
 		return nil
@@ -96,9 +94,9 @@ func (p *Pump) commitDone(hard context.Context) error {
 	return nil
 }
 
-// next returns the records that were read ahead, or else waits for some. What is
-// due is made durable meanwhile; the error of that is unsettled.
-func (p *Pump) next(ctx, hard context.Context) (records []journal.Record, err, unsettled error) {
+// next returns the prefetched records, or reads records. While next waits, it commits the
+// deferred sequence; commitErr is the error of the commit.
+func (p *Pump) next(ctx, hard context.Context) (records []journal.Record, err, commitErr error) {
 	if records := p.background.prefetched; len(records) > 0 {
 		p.background.prefetched = nil
 		return records, nil, nil
@@ -118,7 +116,7 @@ func (p *Pump) next(ctx, hard context.Context) (records []journal.Record, err, u
 	return records, err, nil
 }
 
-// finish waits for what goes on beside, and makes durable what is done.
+// finish ends the goroutine and commits the deferred sequence.
 func (p *Pump) finish(hard context.Context) error {
 	if err := p.waitPrefetch(); err != nil {
 		return err

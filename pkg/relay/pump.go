@@ -18,48 +18,47 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// Pump carries events from the journal to one sink, at that sink's own pace.
+// Pump delivers events from the journal to one sink.
 //
-// Order: batches go one after another, and what of a batch could not be
-// delivered is tried again before anything behind it. A retry holds the line;
-// an event that is set aside does not.
+// Order: the pump sends one batch at a time, and retries the failed events of a batch before
+// it sends later events. A dead letter does not delay later events.
 //
-// The cursor moves only after the broker has acknowledged, or refused for
-// good, every event before it. A crash between the two repeats events with the
-// same CloudEvents id; it never skips one.
+// The cursor moves after the broker has acknowledged or permanently refused every event up
+// to its new position. A crash repeats events with the same CloudEvents id, and never skips
+// an event.
 //
-// An attempt of which nothing arrives opens the breaker: from then on the sink
-// is probed with one event at a time, until one arrives. Then it is handed more
-// at once each time, as window says.
+// An attempt without any acknowledged event opens the circuit breaker: the pump probes the
+// sink with one event at a time. After the first acknowledgement the batch size grows
+// again; see window.
 type Pump struct {
 	name     string
 	settings sinks.Settings
 	filter   *sinkFilter
 	cursor   journal.Cursor
-	moved    func()                    // called when the cursor has moved
-	last     func() journal.Seq        // of the journal
-	owned    time.Time                 // since when this process is given the records; zero is always
-	spec     *atomic.Pointer[sinkSpec] // to the sink, as it is configured now
+	moved    func()                    // called after a commit
+	last     func() journal.Seq        // returns the newest sequence of the journal
+	owned    time.Time                 // since when this process owns the cursor; zero is always
+	spec     *atomic.Pointer[sinkSpec] // current configuration; replays share the pointer
 	handle   sinkHandle
 	log      *zap.Logger
 	metrics  *sinkMetrics
-	kind     string // of the sink
+	kind     string // type of the sink
 	traces   *telemetry.Traces
 	history  *deliveryHistory
 
-	configured sinks.Configured // as it is now; guarded by the relay's exchanging
+	configured sinks.Configured // current configuration; guarded by Relay.setSinksMu
 
-	stop  context.CancelFunc // guarded by the relay's mu; nil until it runs
-	ended chan struct{}      // closed when it does not run any more
+	stop  context.CancelFunc // guarded by Relay.mu; nil before the pump runs
+	ended chan struct{}      // closed when the pump has ended
 
-	failing atomic.Bool // the last attempt failed, and the log says so
-	// failingSince is when attempts began to fail; it means nothing unless failing.
+	failing atomic.Bool // the last attempt failed and the failure is logged
+	// failingSince is the time of the first failed attempt; valid while failing is set.
 	failingSince     atomic.Pointer[time.Time]
-	reason           failureReason // that the log has told last
-	breakerOpen      atomic.Bool   // the breaker
+	reason           failureReason // last logged error
+	breakerOpen      atomic.Bool
 	window           window
 	discarded        discardRun // not logged yet
-	committedInBatch uint64     // of the batch in hand: records that the cursor has passed
+	committedInBatch uint64     // committed records of the current batch
 	background       background
 }
 
@@ -71,17 +70,15 @@ type discardRun struct {
 	since    time.Time
 }
 
-// Run carries until ctx is done, or hard is, and then returns nil. What is with the broker
-// at that moment may take until hard is done, so that its acknowledgement is
-// not lost. A broker's trouble is Run's own to wait out, and so is a journal
-// that cannot be read at this sink's place: other sinks may stand elsewhere, and
-// what comes in is stored all the same. Run returns an error when the cursor
-// cannot be moved.
+// Run delivers until ctx or hard is done, and then returns nil. A batch in flight may
+// complete until hard is done, so that its acknowledgement is not lost. Run retries after
+// errors of the broker, and after a failed read of the journal, because other sinks may be
+// able to go on. Run returns an error if a commit fails.
 func (p *Pump) Run(ctx, hard context.Context) (err error) {
 	defer p.handle.close()
 	defer p.logDiscarded()
 	defer func() {
-		// What the broker has taken must not be sent again by the next one.
+		// The next owner must not repeat acknowledged events.
 		if last := p.finish(hard); last != nil && hard.Err() == nil && !errors.Is(last, journal.ErrClosed) {
 			err = errors.Join(err, fmt.Errorf("sink %s: %w", p.name, last))
 		}
@@ -92,15 +89,15 @@ func (p *Pump) Run(ctx, hard context.Context) (err error) {
 		if err := p.waitPrefetch(); err != nil {
 			return fmt.Errorf("sink %s: %w", p.name, err)
 		}
-		records, err, unsettled := p.next(ctx, hard)
+		records, err, commitErr := p.next(ctx, hard)
 		switch {
-		case unsettled != nil && ctx.Err() == nil:
-			return fmt.Errorf("sink %s: %w", p.name, unsettled)
+		case commitErr != nil && ctx.Err() == nil:
+			return fmt.Errorf("sink %s: %w", p.name, commitErr)
 		case ctx.Err() != nil || errors.Is(err, journal.ErrClosed):
 			return nil
 		case err != nil:
 			p.metrics.unreadable.Inc()
-			p.log.Error("the journal cannot be read where this sink stands; it gets nothing until that is repaired", zap.Error(err))
+			p.log.Error("reading the journal for the sink failed, retrying; the sink gets no events meanwhile", zap.Error(err))
 			if sleep.For(ctx, wait.NextBackOff()) != nil {
 				return nil
 			}
@@ -115,7 +112,7 @@ func (p *Pump) Run(ctx, hard context.Context) (err error) {
 		case ctx.Err() != nil || hard.Err() != nil:
 			return nil
 		case errors.Is(err, journal.ErrOwnershipLost):
-			p.log.Info("another process delivers to this sink now")
+			p.log.Info("another relay delivers to the sink now")
 			p.metrics.clearOldest()
 		case err != nil:
 			return fmt.Errorf("sink %s: %w", p.name, err)
@@ -123,8 +120,8 @@ func (p *Pump) Run(ctx, hard context.Context) (err error) {
 	}
 }
 
-// recordOwnership notes which events another process may have sent before this one was
-// given the cursor: all that were stored by then.
+// recordOwnership updates handle.unsent after this process became the owner: the previous
+// owner may have sent every event that was stored by then.
 func (p *Pump) recordOwnership(records []journal.Record) {
 	if since := p.cursor.Owner().Since; !since.Equal(p.owned) {
 		p.owned = since
@@ -132,8 +129,8 @@ func (p *Pump) recordOwnership(records []journal.Record) {
 	}
 }
 
-// deliverWhileOwner carries as long as the records are this process's business: its
-// error wraps journal.ErrMoved when they are another one's.
+// deliverWhileOwner delivers records while this process owns the cursor. Its error wraps
+// journal.ErrOwnershipLost if another process becomes the owner.
 func (p *Pump) deliverWhileOwner(ctx, hard context.Context, records []journal.Record) error {
 	moved := p.cursor.OwnershipLost()
 	if moved == nil {
@@ -162,9 +159,9 @@ func (p *Pump) deliverWhileOwner(ctx, hard context.Context, records []journal.Re
 	return err
 }
 
-// deliverBatch delivers what the filter takes of the records, tries until each is
-// acknowledged, refused for good, or given up, and moves the cursor behind what
-// is done. It ends early only when ctx is done or the journal fails.
+// deliverBatch delivers the records that the filter matches, retries until each record is
+// acknowledged, permanently refused or discarded, and commits. DeliverBatch returns early
+// if ctx is done or the journal fails.
 func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record) error {
 	wait := backoff.NewExponentialBackOff() // with jitter
 	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
@@ -173,7 +170,7 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 	through := records[len(records)-1].Seq
 	var undelivered journal.Undelivered
 	for {
-		if p.history.pause.Load() != nil { // it may be long
+		if p.history.pause.Load() != nil { // commit before a wait that may be long
 			if err := p.finish(hard); err != nil {
 				return err
 			}
@@ -196,7 +193,7 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 			done = pending[0].Seq - 1
 		}
 		if done > p.cursor.Committed() {
-			// What stands behind the line is kept when the line gets there.
+			// Dead letters beyond done are stored by a later commit.
 			now, later := divide(undelivered, done)
 			if err := p.waitPrefetch(); err != nil {
 				return err
@@ -209,7 +206,7 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 			if err := p.cursor.Commit(hard, done, now); err != nil {
 				return err
 			}
-			p.background.uncommitted = 0 // it is behind done
+			p.background.uncommitted = 0 // before done
 			for p.committedInBatch < uint64(len(records)) && records[p.committedInBatch].Seq <= done {
 				p.committedInBatch++
 			}
@@ -223,10 +220,10 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 		}
 		p.metrics.setOldest(pending[0].Accepted)
 		if result.delivered > 0 {
-			wait.Reset() // a broker that is slow, or loses connections, gets on all the same
+			wait.Reset() // a slow or unstable broker still makes progress
 		}
 		if result.failure == nil {
-			continue // the rest of the batch is due
+			continue // deliver the rest of the batch
 		}
 		p.metrics.retries.Inc()
 		if err := sleep.For(ctx, max(wait.NextBackOff(), result.wait)); err != nil {
@@ -235,8 +232,8 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 	}
 }
 
-// attempt hands the sink what is pending, or as much of it as the window lets
-// pass, and returns what came of it and what is still pending.
+// attempt delivers up to window.size pending records once, and returns the result and the
+// records that are still pending.
 func (p *Pump) attempt(ctx context.Context, pending []pendingRecord) (attemptResult, []pendingRecord) {
 	n := min(len(pending), p.window.size)
 	current := p.handle.env.Now()
@@ -259,8 +256,8 @@ func (p *Pump) attempt(ctx context.Context, pending []pendingRecord) (attemptRes
 	return v, slices.Concat(v.retry, pending[n:])
 }
 
-// traced is an attempt of an outlet, the pump's own or that of a replay, with a
-// span for each record whose trace is sent.
+// traced makes an attempt through the handle of the pump or of a replay, with a span for
+// each sampled record.
 func (p *Pump) traced(ctx context.Context, out *sinkHandle, records []pendingRecord) (sinks.BatchError, error) {
 	if p.traces == nil {
 		return out.attempt(ctx, records)
@@ -285,14 +282,15 @@ func (p *Pump) traced(ctx context.Context, out *sinkHandle, records []pendingRec
 	return each, err
 }
 
-// breaker opens or closes the breaker.
+// breaker opens or closes the circuit breaker.
 func (p *Pump) breaker(open bool) {
 	if p.breakerOpen.Swap(open) != open {
 		p.metrics.breaker(open)
 	}
 }
 
-// discard takes away what is too old, or too far behind, by the operator's will.
+// discard applies the discard policy: it removes records that are too old, or too far
+// behind the end of the journal.
 func (p *Pump) discard(pending []pendingRecord) (rest []pendingRecord, ranges []journal.Disposition) {
 	age, maxPending := p.settings.Discard.After, p.settings.Discard.Beyond
 	if age == 0 && maxPending == 0 || len(pending) == 0 {
@@ -302,7 +300,7 @@ func (p *Pump) discard(pending []pendingRecord) (rest []pendingRecord, ranges []
 	if maxPending > 0 {
 		lag = p.cursor.Lag() + p.committedInBatch
 	}
-	n := 0 // both grow with Seq, so that it is always the first that are given up
+	n := 0 // age and lag increase toward the oldest record, so that the first records are discarded
 	for ; n < len(pending); n++ {
 		r, reason := pending[n], ""
 		switch {
@@ -336,21 +334,21 @@ func (p *Pump) discard(pending []pendingRecord) (rest []pendingRecord, ranges []
 // logDiscarded logs a run of discarded events.
 func (p *Pump) logDiscarded() {
 	if p.discarded.count > 0 {
-		p.log.Error("events discarded, the sink does not get them", zap.String("reason", p.discarded.reason), zap.Int("events", p.discarded.count),
+		p.log.Error("events discarded by the discard policy, not delivered", zap.String("reason", p.discarded.reason), zap.Int("events", p.discarded.count),
 			zap.Uint64("from", uint64(p.discarded.from)), zap.Uint64("to", uint64(p.discarded.to)))
 	}
 	p.discarded = discardRun{}
 }
 
-// divide parts what was not delivered at a place, which belongs to now.
+// divide splits dead letters and dispositions at a sequence; now includes the sequence.
 func divide(u journal.Undelivered, at journal.Seq) (now, later journal.Undelivered) {
 	slices.SortFunc(u.Dead, func(a, b journal.DeadLetter) int { return cmp.Compare(a.Seq, b.Seq) })
 	n, _ := slices.BinarySearchFunc(u.Dead, at+1, func(d journal.DeadLetter, s journal.Seq) int { return cmp.Compare(d.Seq, s) })
-	// Given up is always the first of what is pending, so it is at the line.
+	// Discarded events are always the first pending ones, at or before the sequence.
 	return journal.Undelivered{Dead: u.Dead[:n], Discarded: u.Discarded}, journal.Undelivered{Dead: u.Dead[n:]}
 }
 
-// wanted returns the records that the sink is to get.
+// wanted returns the records that the filter matches.
 func (p *Pump) wanted(records []journal.Record) []pendingRecord {
 	wanted := make([]pendingRecord, 0, len(records))
 	for i, r := range records {
@@ -359,7 +357,7 @@ func (p *Pump) wanted(records []journal.Record) []pendingRecord {
 			if !p.filter.selects(r.Event) {
 				continue
 			}
-		case p.name: // a retried dead letter has passed the filter before
+		case p.name: // the filter has matched the original of a redelivered dead letter
 		default:
 			continue
 		}
@@ -368,8 +366,7 @@ func (p *Pump) wanted(records []journal.Record) []pendingRecord {
 	return wanted
 }
 
-// reportResult says that a sink fails, for which reason whenever that is another one,
-// and that it works again.
+// reportResult logs that a sink begins to fail, fails with another error, or recovers.
 func (p *Pump) reportResult(v attemptResult, waiting int) {
 	now := p.handle.env.Now().UTC()
 	if v.failure != nil {
@@ -377,16 +374,16 @@ func (p *Pump) reportResult(v attemptResult, waiting int) {
 	}
 	switch {
 	case v.failure != nil && p.failing.Load() && p.reason.changed(v.failure, now):
-		p.log.Warn("the sink fails for another reason now", zap.Error(v.failure))
+		p.log.Warn("sink delivery fails with another error", zap.Error(v.failure))
 	case v.failure != nil && !p.failing.Load():
-		p.log.Warn("the sink does not take events; they wait in the journal and are tried again, one at a time where none is taken",
+		p.log.Warn("sink delivery failing, retrying; the events wait in the journal",
 			zap.Bool("breaker_open", p.breakerOpen.Load()), zap.Error(v.failure))
 		p.reason = failureReason{v.failure.Error(), now}
 		p.failingSince.Store(&now)
 	case v.failure != nil:
-		p.log.Debug("another attempt failed", zap.Int("in_hand", waiting), zap.Error(v.failure))
+		p.log.Debug("sink delivery failed again", zap.Int("pending", waiting), zap.Error(v.failure))
 	case p.failing.Load():
-		p.log.Info("the sink takes events again")
+		p.log.Info("sink delivery recovered")
 	}
 	p.failing.Store(v.failure != nil)
 	p.metrics.up(v.failure == nil)

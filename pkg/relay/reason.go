@@ -2,19 +2,18 @@ package relay
 
 import "time"
 
-// reasonInterval bounds how often the log tells of another reason for which a sink
-// fails: the text of an error may hold a port or a number that is never the same
-// twice.
+// reasonInterval is the least time between two log lines about a changed error of a sink.
+// Errors may contain a port or a counter and change with each attempt.
 const reasonInterval = 10 * time.Second
 
-// failureReason is why a sink fails, as the log has told it last.
+// failureReason is the logged error of a failing sink.
 type failureReason struct {
 	text   string
 	logged time.Time
 }
 
-// changed reports whether the log is to tell of err, and remembers that it does.
-// A reason that comes too early is told at a later attempt, if it still holds.
+// changed reports whether err is to be logged, and records err if so. An error within
+// reasonInterval is logged after a later attempt that fails with this error.
 func (r *failureReason) changed(err error, now time.Time) bool {
 	if err.Error() == r.text || now.Sub(r.logged) < reasonInterval {
 		return false

@@ -34,7 +34,7 @@ func TestTheReasonOfAFailingSinkIsTheCurrentOne(t *testing.T) {
 	}
 	logged := func() (reasons []string) {
 		for _, e := range b.logs.All() {
-			if e.Message == "the sink fails for another reason now" {
+			if e.Message == "sink delivery fails with another error" {
 				reasons = append(reasons, fmt.Sprint(e.ContextMap()["error"]))
 			}
 		}

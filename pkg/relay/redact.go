@@ -16,9 +16,8 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// redactor takes out of an event's data what a sink is not to see. What it
-// cannot read it lets nobody see. A nil redactor changes nothing. It may be used
-// concurrently.
+// redactor removes or hashes fields in the data of events. Data that the redactor cannot
+// parse is refused. A nil redactor changes nothing. The methods may be called concurrently.
 type redactor struct {
 	fields map[string]treatment // by name, or by JSON pointer
 	key    []byte
@@ -32,7 +31,7 @@ const (
 	hash
 )
 
-// newRedactor returns nil where there is nothing to do.
+// newRedactor returns nil without fields to redact.
 func newRedactor(s sinks.Redact) *redactor {
 	if len(s.Drop)+len(s.Hash) == 0 {
 		return nil
@@ -49,8 +48,7 @@ func newRedactor(s sinks.Redact) *redactor {
 
 var errNotJSON = errors.New("the data is not JSON, so that redact cannot find the fields in it")
 
-// apply returns e as the sink may see it. The error of data that cannot be
-// redacted quotes nothing of it.
+// apply returns the redacted event. Its error quotes nothing of the data.
 func (r *redactor) apply(e event.Event) (event.Event, error) {
 	if r == nil || len(e.CloudEvent.DataEncoded) == 0 {
 		return e, nil
@@ -58,8 +56,7 @@ func (r *redactor) apply(e event.Event) (event.Event, error) {
 	if !event.IsJSON(e.CloudEvent.DataContentType()) {
 		return event.Event{}, errNotJSON
 	}
-	// What is not redacted stays as it is: no string is written otherwise, and
-	// no number.
+	// Strings and numbers that are not redacted keep their bytes.
 	options := []jsontext.Options{
 		jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true), jsontext.PreserveRawStrings(true),
 	}
@@ -69,7 +66,7 @@ func (r *redactor) apply(e event.Event) (event.Event, error) {
 	if err := r.value(in, to, ""); err != nil {
 		return event.Event{}, errNotJSON // not wrapped: it may quote the data
 	}
-	if _, err := in.ReadToken(); err == nil { // something stands behind it
+	if _, err := in.ReadToken(); err == nil { // trailing data
 		return event.Event{}, errNotJSON
 	}
 	e.CloudEvent.DataEncoded = bytes.TrimSuffix(out.Bytes(), []byte{'\n'})
@@ -77,7 +74,7 @@ func (r *redactor) apply(e event.Event) (event.Event, error) {
 	return e, nil
 }
 
-// value copies the value at a place.
+// value copies the value at a JSON pointer.
 func (r *redactor) value(in *jsontext.Decoder, out *jsontext.Encoder, place string) error {
 	switch in.PeekKind() {
 	case '{':
@@ -102,7 +99,7 @@ func (r *redactor) object(in *jsontext.Decoder, out *jsontext.Encoder, place str
 			return err
 		}
 		raw = slices.Clone(raw)
-		// Of a name that is no Unicode this makes the one that readers make of it.
+		// Invalid UTF-8 becomes U+FFFD, as in most readers.
 		name, _ := jsontext.AppendUnquote(nil, raw)
 		if err := r.member(in, out, place, raw, string(name)); err != nil {
 			return err
@@ -111,7 +108,7 @@ func (r *redactor) object(in *jsontext.Decoder, out *jsontext.Encoder, place str
 	return copyToken(in, out)
 }
 
-// member copies a member whose name has been read, or does not.
+// member copies, hashes or drops an object member. The name is already read.
 func (r *redactor) member(in *jsontext.Decoder, out *jsontext.Encoder, place string, raw jsontext.Value, name string) error {
 	place += "/" + pointerEscaper.Replace(name)
 	what := r.fields[name]
@@ -134,7 +131,7 @@ func (r *redactor) member(in *jsontext.Decoder, out *jsontext.Encoder, place str
 	return out.WriteToken(r.digest(v))
 }
 
-// pointerEscaper writes a name as a part of a JSON pointer.
+// pointerEscaper escapes a name for a JSON pointer (RFC 6901).
 var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
 
 func (r *redactor) array(in *jsontext.Decoder, out *jsontext.Encoder, place string) error {
@@ -149,10 +146,10 @@ func (r *redactor) array(in *jsontext.Decoder, out *jsontext.Encoder, place stri
 	return copyToken(in, out)
 }
 
-// element copies an element of an array, which has no name, but a place.
+// element copies, hashes or drops an array element.
 func (r *redactor) element(in *jsontext.Decoder, out *jsontext.Encoder, place string) error {
 	switch r.fields[place] {
-	case drop: // its neighbors keep their places
+	case drop: // null keeps the indexes of later elements
 		if err := in.SkipValue(); err != nil {
 			return err
 		}
@@ -176,9 +173,9 @@ func copyToken(in *jsontext.Decoder, out *jsontext.Encoder) error {
 	return out.WriteToken(t)
 }
 
-// digest stands for a value: of a string the digest of its text, of anything else
-// that of its canonical form (RFC 8785, save that numbers keep their digits), and
-// of what has neither the digest of its bytes. There is nothing in a null.
+// digest returns the HMAC that replaces a value: of the text for a string, of the canonical
+// form for other values (RFC 8785, except that numbers keep their digits), and of the raw
+// bytes for a value without a canonical form. Null stays null.
 func (r *redactor) digest(v jsontext.Value) jsontext.Token {
 	if v.Kind() == 'n' {
 		return jsontext.Null

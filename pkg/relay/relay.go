@@ -1,7 +1,17 @@
-// Package relay is the fourth step (ingress, source, journal, relay, sinks): a
-// pump for each sink, which reads from its own cursor, filters, delivers,
-// retries, and sets aside what can never be delivered. One sink's trouble
-// touches neither another nor the ingress.
+// Package relay is the fourth step (ingress, source, journal, relay, sinks). A pump for
+// each sink reads events from the sink's cursor, filters them, delivers them, retries, and
+// turns events that the sink refuses permanently into dead letters.
+//
+// The relay keeps these invariants:
+//
+//  1. A sink's cursor passes an event only after the broker acknowledged or permanently
+//     refused the event, or after the discard policy or the filter left the event out.
+//  2. A crash repeats deliveries of events after the committed cursor, with the same
+//     CloudEvents id; a crash never skips an event.
+//  3. A failed event is retried before later events with the same partition key are sent.
+//  4. Dead letters and dispositions are stored before the cursor passes their events.
+//  5. A failing or slow sink delays neither another sink nor the ingress.
+//  6. Of the relays that share a journal, only the owner of a cursor delivers.
 package relay
 
 import (
@@ -27,17 +37,16 @@ type Options struct {
 	Sinks   []sinks.Configured
 	Log     *zap.Logger
 	Metrics *Metrics
-	Traces  *telemetry.Traces                                                 // nil makes none
+	Traces  *telemetry.Traces                                                 // nil disables tracing
 	Now     func() time.Time                                                  // nil is time.Now
-	Dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil is the network
+	Dial    func(ctx context.Context, network, addr string) (net.Conn, error) // nil is a net.Dialer
 
-	// Redirect opens a configured sink with some of its keys set otherwise,
-	// for a replay; nil refuses that.
+	// Redirect returns an opener of a configured sink with other values for some of
+	// its keys, for a replay. With nil a replay cannot override keys.
 	Redirect func(sink string, keys map[string]string) (sinks.Opener, error)
 }
 
-// Relay is the pumps of all sinks, and the replays beside them. Its methods
-// may be called concurrently.
+// Relay runs the pumps of all sinks, and replays. The methods may be called concurrently.
 type Relay struct {
 	opts      Options
 	changes   broadcast
@@ -47,8 +56,8 @@ type Relay struct {
 	unconfigured unconfigured
 
 	pauseMu          sync.Mutex    // held while pauses change
-	pausesLoaded     chan struct{} // closed when it is known which sinks are paused
-	pausesLoadedOnce sync.Once     // for noted
+	pausesLoaded     chan struct{} // closed when the pauses are read from the journal
+	pausesLoadedOnce sync.Once     // closes pausesLoaded
 
 	setSinksMu sync.Mutex // held for all of an exchange
 	mu         sync.Mutex
@@ -56,8 +65,8 @@ type Relay struct {
 	start      func(*Pump)
 }
 
-// New opens a cursor for each sink. From then on the journal keeps what the
-// sink has not been given.
+// New opens a cursor for each sink. From then on the journal keeps the events after the
+// cursor.
 func New(ctx context.Context, opts Options) (*Relay, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -73,8 +82,8 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 		}
 		r.pumps = append(r.pumps, p)
 	}
-	// A journal that is in a cluster may be away, and the start must not wait for
-	// it: then they are read when it is there.
+	// The cluster of the journal may be unavailable. Run reads replays and pauses when
+	// the cluster is back.
 	soon, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	err := r.syncFromJournal(soon)
@@ -87,8 +96,8 @@ func New(ctx context.Context, opts Options) (*Relay, error) {
 	return r, nil
 }
 
-// open makes the pump of a sink, in place of another one's where that is not
-// nil and has let go of its cursor.
+// open returns a new pump for a sink. A pump that is replaced has closed its cursor
+// before; replays of the sink go on with the new configuration.
 func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*Pump, error) {
 	selects, err := filter.Parse(out.Settings.Filter)
 	if err != nil {
@@ -124,10 +133,9 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 	return p, nil
 }
 
-// Run runs all pumps until ctx is done; what is with a broker at that moment
-// may take until hard is done. When a pump fails, as it does only when the
-// journal is broken, the others end too. Replays that were running when the
-// last process ended go on. It is called once.
+// Run runs all pumps and replays until ctx is done. Batches in flight may complete until
+// hard is done. A pump fails only if the journal fails; then Run ends all pumps. Run is
+// called once.
 func (r *Relay) Run(ctx, hard context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -179,15 +187,15 @@ func (r *Relay) Close() error {
 	return errors.Join(errs...)
 }
 
-// pumpSnapshot is the pumps there are.
+// pumpSnapshot returns the current pumps. The caller does not change the slice.
 func (r *Relay) pumpSnapshot() []*Pump {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.pumps
 }
 
-// Has returns nil if there is a sink of that name, and otherwise an error that
-// wraps ErrNoSink.
+// Has returns nil for the name of a configured sink, and otherwise an error that wraps
+// ErrNoSink.
 func (r *Relay) Has(sink string) error {
 	_, err := r.pump(sink)
 	return err
@@ -203,16 +211,16 @@ func (r *Relay) pump(sink string) (*Pump, error) {
 	return nil, fmt.Errorf("sink %q: %w", sink, ErrNoSink)
 }
 
-// ErrNoSink is wrapped where there is no sink of that name.
+// ErrNoSink is wrapped when no configured sink has the name.
 var ErrNoSink = errors.New("it is not in the configuration")
 
-// broadcast wakes all who wait for a change. The zero value is ready.
+// broadcast wakes all waiting goroutines. The zero value is ready.
 type broadcast struct {
 	mu sync.Mutex
-	ch chan struct{} // nil while nobody waits
+	ch chan struct{} // nil while no goroutine waits
 }
 
-// next returns a channel that is closed at the next change.
+// next returns a channel that the next send closes.
 func (b *broadcast) next() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()

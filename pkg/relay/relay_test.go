@@ -263,10 +263,10 @@ func TestBrokerThatIsDownIsRetriedAndLoggedOnce(t *testing.T) {
 		t.Errorf("delivered (-want +got):\n%s", diff)
 	}
 	b.stop()
-	if n := b.logs.FilterMessageSnippet("does not take events").Len(); n != 1 {
+	if n := b.logs.FilterMessageSnippet("sink delivery failing").Len(); n != 1 {
 		t.Errorf("the failure is logged %d times, want once", n)
 	}
-	if n := b.logs.FilterMessageSnippet("takes events again").Len(); n != 1 {
+	if n := b.logs.FilterMessageSnippet("sink delivery recovered").Len(); n != 1 {
 		t.Errorf("the recovery is logged %d times, want once", n)
 	}
 	if n := testutil.ToFloat64(b.metrics.retries.WithLabelValues("sink0")); n != 8 {

@@ -14,19 +14,18 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// SetSinks lets these sinks take the place of those there are, while the others
-// go on. Nothing is lost, because a sink's place is its cursor's:
+// SetSinks replaces the current sinks with the given ones. Unchanged sinks go on, and no
+// event is lost, because the journal keeps the cursor of each sink:
 //
-//   - One whose own keys or redaction have changed is opened anew before its next
-//     attempt.
-//   - One whose settings have changed, or whose kind, gets another pump when the
-//     one before has heard of what is with the broker.
-//   - One that is new begins where its start says.
-//   - One that is no more is let go of, with its replays. Its place is kept, for
-//     the case that it comes back; the events it still waited for are not.
+//   - A sink whose own keys or redaction changed reopens before its next attempt.
+//   - A sink whose settings or kind changed gets a new pump after its batches in flight
+//     have completed.
+//   - A new sink begins at the event that its start setting names.
+//   - A removed sink stops, with its replays. The journal keeps the cursor for a sink of
+//     the same name; the pending events are not kept beyond their retention.
 //
-// An error that comes before anything was changed says so by wrapping
-// ErrUnchanged. Otherwise it returns when all is done, or ctx is done.
+// An error before any change wraps ErrUnchanged. Otherwise SetSinks returns when all
+// changes are made, or when ctx is done.
 func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
 	r.setSinksMu.Lock()
 	defer r.setSinksMu.Unlock()
@@ -34,7 +33,7 @@ func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
 	for _, p := range r.pumpSnapshot() {
 		before[p.name] = p
 	}
-	// What may fail comes first.
+	// Do first what can fail.
 	fresh := map[string]*Pump{}
 	for _, out := range next {
 		if _, err := filter.Parse(out.Settings.Filter); err != nil {
@@ -49,7 +48,7 @@ func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
 		}
 		fresh[out.Name] = p
 	}
-	if len(fresh) > 0 { // one that comes back may have been paused
+	if len(fresh) > 0 { // a sink that is configured again may be paused
 		if _, err := r.readDecisions(ctx); err != nil {
 			return errors.Join(fmt.Errorf("%w: %w", ErrUnchanged, err), r.closeCursors(fresh))
 		}
@@ -60,12 +59,12 @@ func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
 		delete(before, out.Name)
 		switch {
 		case p != nil:
-			p.log.Info("a sink is added")
+			p.log.Info("sink added")
 			r.launchPump(p)
 		case same(old, out):
 			p = old
 			if !reflect.DeepEqual(p.configured.Own, out.Own) || !reflect.DeepEqual(p.configured.Settings.Redact, out.Settings.Redact) {
-				p.log.Info("a sink is opened anew")
+				p.log.Info("sink reopened")
 				p.spec.Store(specOf(out))
 			}
 			p.configured = out
@@ -83,7 +82,7 @@ func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
 	for _, p := range before {
 		r.remove(ctx, p)
 	}
-	if len(before) > 0 || len(fresh) > 0 { // a sink that was removed is listed at once, and one that came back no more
+	if len(before) > 0 || len(fresh) > 0 { // update the list of unconfigured sinks
 		if err := r.readUnconfigured(ctx); err != nil {
 			r.opts.Log.Warn("sinks that are not in the configuration cannot be listed", zap.Error(err))
 		}
@@ -91,11 +90,11 @@ func (r *Relay) SetSinks(ctx context.Context, next []sinks.Configured) error {
 	return nil
 }
 
-// ErrUnchanged is wrapped where an exchange has changed nothing.
+// ErrUnchanged is wrapped when SetSinks has changed nothing.
 var ErrUnchanged = errors.New("nothing was changed")
 
-// same reports whether a pump can go on with a configuration; of the settings it
-// looks at what redacts at every attempt, and at start never again.
+// same reports whether a pump can go on with a changed configuration. A changed redaction
+// takes effect at the next attempt, and start matters only for a new sink.
 func same(p *Pump, out sinks.Configured) bool {
 	was, is := p.settings, out.Settings
 	was.Redact, is.Redact = sinks.Redact{}, sinks.Redact{}
@@ -103,7 +102,7 @@ func same(p *Pump, out sinks.Configured) bool {
 	return p.kind == out.Kind && reflect.DeepEqual(was, is)
 }
 
-// launchPump sets a pump going, if the relay runs.
+// launchPump starts a pump if the relay runs.
 func (r *Relay) launchPump(p *Pump) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,40 +111,39 @@ func (r *Relay) launchPump(p *Pump) {
 	}
 }
 
-// halt returns when a pump has ended: what is with its broker has been heard of,
-// and the cursor stands behind it.
+// halt stops a pump, waits until its batches in flight complete, and closes its cursor.
 func (r *Relay) halt(p *Pump) error {
 	r.mu.Lock()
 	stop, ended := p.stop, p.ended
 	r.mu.Unlock()
 	if stop != nil {
 		stop()
-		<-ended // at most as long as an attempt may take
+		<-ended // within the timeout of one attempt
 	}
 	return p.cursor.Close()
 }
 
-// replacePump puts a pump in another one's place.
+// replacePump replaces a pump after a change of its settings.
 func (r *Relay) replacePump(ctx context.Context, old *Pump, out sinks.Configured) (*Pump, error) {
 	if err := r.halt(old); err != nil {
-		old.log.Warn("letting go of the sink's place", zap.Error(err))
+		old.log.Warn("closing sink cursor", zap.Error(err))
 	}
 	for {
 		p, err := r.open(ctx, out, old)
 		if err == nil {
-			p.log.Info("a sink goes on with other settings")
+			p.log.Info("sink restarted with new settings")
 			r.launchPump(p)
 			return p, nil
 		}
-		// It waits for the journal as a pump does.
-		old.log.Error("the sink's place cannot be opened; it gets nothing until it can", zap.Error(err))
+		// Wait for the journal, as a pump does.
+		old.log.Error("opening sink cursor failed, retrying; the sink gets no events meanwhile", zap.Error(err))
 		if sleep.For(ctx, time.Second) != nil {
 			return nil, err
 		}
 	}
 }
 
-// remove lets go of a sink.
+// remove stops a removed sink and its replays.
 func (r *Relay) remove(ctx context.Context, p *Pump) {
 	for _, re := range r.Replays() {
 		if re.Sink == p.name && re.State == ReplayRunning {
@@ -155,13 +153,13 @@ func (r *Relay) remove(ctx context.Context, p *Pump) {
 		}
 	}
 	err := r.halt(p)
-	p.log.Warn("a sink is removed", zap.Uint64("behind", p.cursor.Lag()), zap.Error(err))
+	p.log.Warn("sink removed", zap.Uint64("lag_events", p.cursor.Lag()), zap.Error(err))
 	r.saveCheckpoints(ctx, map[string]*deliveryHistory{p.name: p.history})
 	r.histories.delete(p.name)
 	r.opts.Metrics.deleteSeries(p.name)
 }
 
-// closeCursors closes the cursors of pumps that never ran.
+// closeCursors closes the cursors of pumps that were not started.
 func (r *Relay) closeCursors(pumps map[string]*Pump) error {
 	var errs []error
 	for name, p := range pumps {

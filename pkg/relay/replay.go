@@ -22,19 +22,26 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// ReplayState is how far a replay is. The set is closed.
+// ReplayState is the state of a replay. The set is closed.
+//
+// | state | next state | by |
+// |---|---|---|
+// | planned | running | StartReplay |
+// | running | stopped, done, failed | StopReplay, the last event, an error |
+// | stopped | running | ContinueReplay |
+// | done, failed | – | |
 type ReplayState string
 
-// The states there are.
+// States of a replay.
 const (
-	ReplayPlanned ReplayState = "planned" // it was only counted
+	ReplayPlanned ReplayState = "planned" // only counted
 	ReplayRunning ReplayState = "running"
-	ReplayStopped ReplayState = "stopped" // by an operator; it can be continued
+	ReplayStopped ReplayState = "stopped" // by an operator
 	ReplayDone    ReplayState = "done"
-	ReplayFailed  ReplayState = "failed" // it cannot go on; Error says why
+	ReplayFailed  ReplayState = "failed" // Replay.Error is the reason
 )
 
-// ReplaySpec says what to send again, and where.
+// ReplaySpec selects the events of a replay and the sink.
 type ReplaySpec struct {
 	Sink   string            `json:"sink"`
 	From   time.Time         `json:"from" doc:"Start of the range: events accepted at this time or later."`
@@ -46,8 +53,8 @@ type ReplaySpec struct {
 	Adopts string            `json:"adopts,omitempty" doc:"Sink that is no longer configured, whose pending events are sent, instead of a range of times."`
 }
 
-// Replay sends stored events to one sink again, beside live traffic. It
-// outlives the process.
+// Replay sends stored events to one sink again, beside live traffic. A replay outlives the
+// process.
 type Replay struct {
 	ID string `json:"id"`
 	ReplaySpec
@@ -56,7 +63,7 @@ type Replay struct {
 	Last    journal.Seq `json:"last" doc:"Sequence of the last event of the range."`
 	Total   int         `json:"total" doc:"Events of the range that are to be sent."`
 	Sent    int         `json:"sent" doc:"Events that the broker acknowledged."`
-	Refused int         `json:"refused" doc:"Events that the broker refused for good."`
+	Refused int         `json:"refused" doc:"Events that the broker refused permanently."`
 	Skipped int         `json:"skipped" doc:"Events of the range that a filter does not match, or that are for another sink; they are not sent."`
 	Expired int         `json:"expired" doc:"Events that were to be sent and had passed their retention by then; known when the replay is done."`
 	Error   string      `json:"error,omitempty" doc:"Last error of the broker, or the reason of the failed replay."`
@@ -65,9 +72,9 @@ type Replay struct {
 }
 
 var (
-	// ErrInvalid is wrapped where a request makes no sense; its text says why.
+	// ErrInvalid is wrapped when an argument is invalid; the error names the reason.
 	ErrInvalid = errors.New("invalid")
-	// ErrState is wrapped where a replay is not in a state to do that.
+	// ErrState is wrapped when the state of a replay does not permit the operation.
 	ErrState = errors.New("not possible in this state")
 )
 
@@ -75,24 +82,24 @@ const (
 	replayPrefix  = "replay/"
 	replayBatch   = 256
 	syncInterval  = 2 * time.Second
-	replaysToKeep = 50 // that have ended
+	replaysToKeep = 50 // ended replays
 )
 
-// replays are those there are, running or not.
+// replays holds all replays.
 type replays struct {
 	mu     sync.Mutex
 	all    map[string]*replay
-	launch func(*replay) // sets one going; nil while Run does not run
+	launch func(*replay) // starts a replay; nil while Run does not run
 	busy   sync.WaitGroup
 }
 
-// replay is one with what runs it.
+// replay is a replay with its goroutine.
 type replay struct {
 	Replay  // guarded by replays.mu
 	stop    context.CancelFunc
-	local   bool          // this process is the one that sends
-	started bool          // some of it may have been sent
-	ended   chan struct{} // closed when it does not run any more; nil before it ran
+	local   bool          // this process owns the cursor of the replay
+	started bool          // some events may be sent
+	ended   chan struct{} // closed when the goroutine has ended; nil before the first run
 }
 
 func (rs *replays) wait() {
@@ -102,12 +109,12 @@ func (rs *replays) wait() {
 	rs.busy.Wait()
 }
 
-// runReplays sets going those that were running, and those that other processes
-// start, until ctx is done.
+// runReplays starts the running replays, and replays that other relays start, until ctx is
+// done.
 func (r *Relay) runReplays(ctx, hard context.Context) {
 	r.replays.mu.Lock()
 	r.replays.launch = func(re *replay) { r.launch(ctx, hard, re) }
-	for _, re := range r.replays.all { // those started before Run
+	for _, re := range r.replays.all { // started before Run
 		r.replays.startIfRunning(re)
 	}
 	r.replays.mu.Unlock()
@@ -122,14 +129,13 @@ func (r *Relay) runReplays(ctx, hard context.Context) {
 			}
 		}
 		if err := r.syncFromJournal(ctx); err != nil && ctx.Err() == nil {
-			r.opts.Log.Warn("reading what operators have decided of replays and pauses", zap.Error(err))
+			r.opts.Log.Warn("reading replays and pauses failed, retrying", zap.Error(err))
 		}
 	}
 }
 
-// syncFromJournal takes over what other processes that share the journal have noted of
-// pauses and of replays: every process runs all of them, and the journal gives the events to
-// one.
+// syncFromJournal applies the pauses and replays that other relays have stored. Every relay
+// runs every replay, and the owner of the replay's cursor gets the events.
 func (r *Relay) syncFromJournal(ctx context.Context) error {
 	r.replays.mu.Lock()
 	before := slices.Collect(maps.Keys(r.replays.all))
@@ -143,7 +149,7 @@ func (r *Relay) syncFromJournal(ctx context.Context) error {
 	for _, id := range before {
 		re := r.replays.all[id]
 		if _, ok := noted[id]; !ok && re != nil && (re.State == ReplayDone || re.State == ReplayFailed) {
-			delete(r.replays.all, id) // pruned elsewhere
+			delete(r.replays.all, id) // another relay has pruned the replay
 		}
 	}
 	for id, now := range noted {
@@ -165,7 +171,7 @@ func (r *Relay) syncFromJournal(ctx context.Context) error {
 			case <-re.over():
 			default:
 				if began {
-					continue // it is still stopping here
+					continue // the goroutine is still stopping
 				}
 			}
 			if re.Replay = now; began {
@@ -176,9 +182,8 @@ func (r *Relay) syncFromJournal(ctx context.Context) error {
 	return nil
 }
 
-// becomeOwner is called when the journal has given this process events of a replay:
-// it goes on from what the one before has noted, and reports false where that has
-// ended it.
+// becomeOwner is called when this process has got events of a replay. It reads the stored
+// state of the replay, and returns false if the replay does not run any more.
 func (r *Relay) becomeOwner(ctx context.Context, re *replay) (bool, error) {
 	if re.local {
 		return true, nil
@@ -192,7 +197,7 @@ func (r *Relay) becomeOwner(ctx context.Context, re *replay) (bool, error) {
 	return re.local, nil
 }
 
-// handleFor makes the sink of a replay.
+// handleFor returns the sink handle of a replay.
 func (r *Relay) handleFor(spec ReplaySpec, id string) (*sinkHandle, *Pump, filter.Filter, error) {
 	p, err := r.pump(spec.Sink)
 	if err != nil {
@@ -208,7 +213,7 @@ func (r *Relay) handleFor(spec ReplaySpec, id string) (*sinkHandle, *Pump, filte
 	}
 	if len(spec.Keys) > 0 {
 		if r.opts.Redirect == nil {
-			return nil, nil, filter.Filter{}, fmt.Errorf("%w: keys cannot be set otherwise", ErrInvalid)
+			return nil, nil, filter.Filter{}, fmt.Errorf("%w: keys cannot be overridden", ErrInvalid)
 		}
 		open, err := r.opts.Redirect(spec.Sink, spec.Keys)
 		if err != nil {
@@ -219,12 +224,12 @@ func (r *Relay) handleFor(spec ReplaySpec, id string) (*sinkHandle, *Pump, filte
 	}
 	out.env.Log = p.log.With(zap.String("replay", id))
 	if spec.Adopts != "" {
-		out.replay = "" // the sink was never to get the event twice
+		out.replay = "" // the message IDs of live traffic, so that brokers drop repeats
 	}
 	return out, p, selects, nil
 }
 
-// PlanReplay says what a replay would send, without sending it.
+// PlanReplay counts the events of a replay without sending events.
 func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error) {
 	_, p, selects, err := r.handleFor(spec, "")
 	if err != nil {
@@ -254,8 +259,7 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 	return re, r.count(ctx, &re, p, selects, end)
 }
 
-// count counts the events that a replay sends, from its first one to the one
-// before end, and sets its last one.
+// count counts the events of a replay from re.First to before end, and sets re.Last.
 func (r *Relay) count(ctx context.Context, re *Replay, p *Pump, selects filter.Filter, end journal.Seq) error {
 	for next := re.First; next < end; {
 		records, err := r.opts.Journal.Read(ctx, next, tailPage)
@@ -280,8 +284,8 @@ func (r *Relay) count(ctx context.Context, re *Replay, p *Pump, selects filter.F
 	return nil
 }
 
-// planOne says what a replay of one event would send; its error wraps ErrInvalid
-// where that is nothing.
+// planOne plans a replay of one event. Its error wraps ErrInvalid if the sink does not get
+// the event.
 func (r *Relay) planOne(ctx context.Context, re Replay, p *Pump, selects filter.Filter) (Replay, error) {
 	record, err := r.Record(ctx, re.Seq)
 	if err != nil {
@@ -290,26 +294,25 @@ func (r *Relay) planOne(ctx context.Context, re Replay, p *Pump, selects filter.
 	re.From, re.To = record.Accepted, record.Accepted
 	re.First, re.Last = re.Seq, re.Seq
 	if !re.sends(p, selects, record) {
-		return re, fmt.Errorf("%w: the filter of sink %s does not take this event", ErrInvalid, p.name)
+		return re, fmt.Errorf("%w: the filter of sink %s does not match this event", ErrInvalid, p.name)
 	}
 	re.Total = 1
 	return re, nil
 }
 
-// Record returns the event at a place, or an error that wraps
-// journal.ErrNotFound.
-func (r *Relay) Record(ctx context.Context, place journal.Seq) (journal.Record, error) {
-	records, err := r.opts.Journal.Read(ctx, place, 1)
+// Record returns a stored event. Its error may wrap journal.ErrNotFound.
+func (r *Relay) Record(ctx context.Context, seq journal.Seq) (journal.Record, error) {
+	records, err := r.opts.Journal.Read(ctx, seq, 1)
 	if err != nil {
 		return journal.Record{}, err
 	}
-	if len(records) == 0 || records[0].Seq != place {
-		return journal.Record{}, fmt.Errorf("the event at place %d: %w: it has expired, or never was", place, journal.ErrNotFound)
+	if len(records) == 0 || records[0].Seq != seq {
+		return journal.Record{}, fmt.Errorf("event %d: %w: the event has expired or never existed", seq, journal.ErrNotFound)
 	}
 	return records[0], nil
 }
 
-// sends reports whether the replay is to send a record.
+// sends reports whether the replay sends a record.
 func (re *Replay) sends(p *Pump, selects filter.Filter, record journal.Record) bool {
 	switch record.TargetSink {
 	case "":
@@ -319,7 +322,7 @@ func (re *Replay) sends(p *Pump, selects filter.Filter, record journal.Record) b
 	case re.Adopts: // a dead letter of the adopted sink that was redelivered
 	case p.name:
 		if record.OriginSeq >= re.First {
-			return false // its first place is in the range too
+			return false // the original event is in the range, too
 		}
 	default:
 		return false
@@ -350,7 +353,7 @@ func (r *Relay) startReplay(ctx context.Context, spec ReplaySpec, first, last jo
 	return r.launchPlanned(ctx, planned)
 }
 
-// launchPlanned starts a replay that was counted.
+// launchPlanned starts a planned replay.
 func (r *Relay) launchPlanned(ctx context.Context, planned Replay) (Replay, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -371,7 +374,7 @@ func (r *Relay) launchPlanned(ctx context.Context, planned Replay) (Replay, erro
 	return re.Replay, nil
 }
 
-// prune forgets the oldest of those that have ended. The lock is held.
+// prune deletes the oldest ended replays. The caller holds replays.mu.
 func (r *Relay) prune(ctx context.Context) error {
 	var ended []string
 	for id, re := range r.replays.all {
@@ -379,7 +382,7 @@ func (r *Relay) prune(ctx context.Context) error {
 			ended = append(ended, id)
 		}
 	}
-	slices.Sort(ended) // by age: their ids are UUIDs of version 7
+	slices.Sort(ended) // by age: replay IDs are UUIDs of version 7
 	for _, id := range ended[:max(0, len(ended)-replaysToKeep)] {
 		if err := r.opts.Journal.DeleteValue(ctx, replayPrefix+id); err != nil {
 			return err
@@ -389,7 +392,7 @@ func (r *Relay) prune(ctx context.Context) error {
 	return nil
 }
 
-// saveReplay keeps a replay as it is.
+// saveReplay stores the state of a replay.
 func (r *Relay) saveReplay(ctx context.Context, re *Replay) error {
 	re.Updated = r.opts.Now().UTC()
 	b, err := json.Marshal(re)
@@ -399,7 +402,7 @@ func (r *Relay) saveReplay(ctx context.Context, re *Replay) error {
 	return r.opts.Journal.PutValue(ctx, replayPrefix+re.ID, b)
 }
 
-// Replays returns all there are, the newest first.
+// Replays returns all replays, newest first.
 func (r *Relay) Replays() []Replay {
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
@@ -417,7 +420,7 @@ func (re *replay) copy() Replay {
 	return c
 }
 
-// Replay returns one, or an error that wraps journal.ErrNotFound.
+// Replay returns a replay. Its error may wrap journal.ErrNotFound.
 func (r *Relay) Replay(id string) (Replay, error) {
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
@@ -428,7 +431,7 @@ func (r *Relay) Replay(id string) (Replay, error) {
 	return re.copy(), nil
 }
 
-// get finds one. The lock is held.
+// get returns a replay. The caller holds replays.mu.
 func (rs *replays) get(id string) (*replay, error) {
 	re, ok := rs.all[id]
 	if !ok {
@@ -437,7 +440,7 @@ func (rs *replays) get(id string) (*replay, error) {
 	return re, nil
 }
 
-// StopReplay stops a running replay, and returns when it sends nothing more.
+// StopReplay stops a running replay, and returns when the replay sends no more events.
 func (r *Relay) StopReplay(ctx context.Context, id string) (Replay, error) {
 	r.replays.mu.Lock()
 	re, err := r.replays.get(id)
@@ -464,7 +467,7 @@ func (r *Relay) StopReplay(ctx context.Context, id string) (Replay, error) {
 	return r.Replay(id)
 }
 
-// ContinueReplay lets a stopped replay go on where it stopped.
+// ContinueReplay continues a stopped replay at its cursor.
 func (r *Relay) ContinueReplay(ctx context.Context, id string) (Replay, error) {
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
@@ -488,7 +491,7 @@ func (r *Relay) ContinueReplay(ctx context.Context, id string) (Replay, error) {
 	return re.copy(), nil
 }
 
-// over is closed when the replay does not run.
+// over returns a channel that is closed while the replay does not run.
 func (re *replay) over() <-chan struct{} {
 	if re.ended != nil {
 		return re.ended
@@ -498,15 +501,15 @@ func (re *replay) over() <-chan struct{} {
 	return done
 }
 
-// startIfRunning sets a running replay going; before the relay runs, Run does it. The lock
-// is held.
+// startIfRunning starts a running replay; before Run, Run starts the replay. The caller
+// holds replays.mu.
 func (rs *replays) startIfRunning(re *replay) {
 	if rs.launch != nil && re.State == ReplayRunning {
 		rs.launch(re)
 	}
 }
 
-// launch runs a replay. The lock is held.
+// launch runs a replay in a goroutine. The caller holds replays.mu.
 func (r *Relay) launch(ctx, hard context.Context, re *replay) {
 	ctx, stop := context.WithCancel(ctx)
 	re.stop, re.ended = stop, make(chan struct{})
@@ -516,19 +519,19 @@ func (r *Relay) launch(ctx, hard context.Context, re *replay) {
 		defer stop()
 		err := r.runReplay(ctx, hard, re)
 		if err == nil || ctx.Err() != nil || hard.Err() != nil {
-			return // done, or to go on later
+			return // done, or continued later
 		}
-		r.opts.Log.Error("a replay failed", zap.String("replay", re.ID), zap.Error(err))
+		r.opts.Log.Error("replay failed", zap.String("replay", re.ID), zap.Error(err))
 		r.replays.mu.Lock()
 		defer r.replays.mu.Unlock()
 		re.State, re.Error = ReplayFailed, err.Error()
 		if err := r.saveReplay(hard, &re.Replay); err != nil {
-			r.opts.Log.Warn("keeping the state of a replay", zap.String("replay", re.ID), zap.Error(err))
+			r.opts.Log.Warn("storing the state of a replay failed", zap.String("replay", re.ID), zap.Error(err))
 		}
 	})
 }
 
-// runReplay sends what a replay is to send, from where it stands.
+// runReplay sends the events of a replay after its cursor.
 func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 	r.replays.mu.Lock()
 	spec, first, last, begun := re.ReplaySpec, re.First, re.Last, re.started
@@ -543,7 +546,7 @@ func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 	}
 	defer out.close()
 	name := replayPrefix + re.ID
-	// The cursor also keeps what is still to be sent from expiring.
+	// The open cursor also keeps the remaining events from expiring.
 	cursor, err := r.opts.Journal.Reader(ctx, name, journal.Start(first-1))
 	if err != nil {
 		return err
@@ -572,10 +575,10 @@ func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 		}
 		left, dead, err := r.sendReplay(ctx, hard, re, out, p, limiter, pending)
 		if len(left) > 0 {
-			through = left[0].Seq - 1 // it was stopped on its way
+			through = left[0].Seq - 1 // the replay was stopped in the batch
 		}
 		undelivered := journal.Undelivered{Sink: p.name}
-		if spec.Adopts != "" { // of any other replay the event was delivered before, or is a dead letter already
+		if spec.Adopts != "" { // events of other replays were delivered before, or are dead letters already
 			undelivered.Dead = slices.DeleteFunc(dead, func(d journal.DeadLetter) bool { return d.Seq > through })
 		}
 		moved := cursor.Commit(hard, through, undelivered)
@@ -604,12 +607,13 @@ func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
 	re.State, re.Expired = ReplayDone, max(0, re.Total-re.Sent-re.Refused)
-	out.env.Log.Info("a replay is done", zap.Int("sent", re.Sent), zap.Int("refused", re.Refused), zap.Int("expired", re.Expired))
+	out.env.Log.Info("replay done", zap.Int("sent", re.Sent), zap.Int("refused", re.Refused), zap.Int("expired", re.Expired))
 	return errors.Join(r.saveReplay(hard, &re.Replay), r.opts.Journal.DeleteCursor(hard, name))
 }
 
-// sendReplay sends records at the replay's rate, each until it is acknowledged
-// or refused for good, and returns those that are left when ctx ends.
+// sendReplay sends records at the rate of the replay, and retries each record until the
+// broker acknowledges the record or refuses it permanently. When ctx ends, sendReplay
+// returns the remaining records as left.
 func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *sinkHandle, p *Pump, limiter *rate.Limiter, pending []pendingRecord) (left []pendingRecord, dead []journal.DeadLetter, err error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
@@ -649,7 +653,7 @@ func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *sinkHandl
 		}
 		if !failing {
 			failing = true
-			out.env.Log.Warn("a replay has to wait; it tries again until the broker takes the events", zap.Error(v.failure))
+			out.env.Log.Warn("replay delivery failed, retrying", zap.Error(v.failure))
 		}
 		if err := sleep.For(ctx, max(wait.NextBackOff(), v.wait)); err != nil {
 			return pending, dead, err

@@ -6,10 +6,10 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// SinkState is how a sink is doing. The set is closed.
+// SinkState is the state of a sink. The set is closed.
 type SinkState string
 
-// The states there are.
+// States of a sink.
 const (
 	SinkUp         SinkState = "up"         // the last attempt succeeded
 	SinkFailing    SinkState = "failing"    // the last attempt failed
@@ -27,7 +27,7 @@ const (
 	BreakerOpen   BreakerState = "open"   // no event arrives; probes of one event
 )
 
-// SinkStatus is a sink as this process sees it.
+// SinkStatus is the status of a sink, as this process knows it.
 type SinkStatus struct {
 	Sink      string       `json:"sink"`
 	Kind      string       `json:"kind" doc:"Type of the sink in the configuration."`
@@ -49,7 +49,7 @@ type SinkStatus struct {
 	RecentErrors []DeliveryError `json:"recent_errors,omitempty" doc:"Errors of failed attempts, newest first, as far as this process remembers."`
 }
 
-// Status returns how each sink is doing, in the order of the configuration.
+// Status returns the status of each sink, in the order of the configuration.
 func (r *Relay) Status() []SinkStatus {
 	pumps := r.pumpSnapshot()
 	all := make([]SinkStatus, len(pumps))

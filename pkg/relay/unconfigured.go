@@ -15,36 +15,36 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// UnconfiguredSink is a sink that the journal has a cursor of, and the
-// configuration does not: it was removed, or renamed.
+// UnconfiguredSink is a sink with a cursor in the journal that was removed from the
+// configuration, or renamed.
 type UnconfiguredSink struct {
 	Sink      string      `json:"sink"`
 	Committed journal.Seq `json:"committed" doc:"Sequence of the last event that was delivered, or passed over, for the sink."`
 	LagEvents uint64      `json:"lag_events" doc:"Stored events that were pending for the sink when it was removed. They are not delivered unless another sink adopts them."`
-	Since     time.Time   `json:"since" doc:"When a relay first found the sink unconfigured."`
+	Since     time.Time   `json:"since" doc:"Time at which a relay first found the sink unconfigured."`
 	Replay    string      `json:"replay,omitempty" doc:"ID of the replay by which another sink adopts the events."`
 }
 
-// unconfigured is what the relay last read of sinks that are not configured.
+// unconfigured is the last list of unconfigured sinks.
 type unconfigured struct {
-	reading sync.Mutex // held while the cursors are read, so that an older list replaces no newer one
+	reading sync.Mutex // held while the cursors are read, so that an older list does not replace a newer one
 
 	mu     sync.Mutex
 	sinks  []UnconfiguredSink
-	logged map[string]bool // those whose pending events the log has named
+	logged map[string]bool // sinks whose pending events are logged
 }
 
-// removal is the note that a sink was found unconfigured. Events accepted later
-// were never meant for the sink.
+// removal is the stored entry of a sink that was found unconfigured. Events accepted later
+// are not for the sink.
 type removal struct {
-	Events uint64      `json:"events"` // that were pending
-	Last   journal.Seq `json:"last"`   // the newest stored event
+	Events uint64      `json:"events"` // pending events
+	Last   journal.Seq `json:"last"`   // newest stored event
 	Since  time.Time   `json:"since"`
 }
 
 const removalPrefix = "removed/"
 
-// removals reads the notes of sinks that were found unconfigured, by sink.
+// removals reads the entries of unconfigured sinks, by sink.
 func (r *Relay) removals(ctx context.Context) (map[string]removal, error) {
 	all := map[string]removal{}
 	for n, err := range r.opts.Journal.Values(ctx, removalPrefix) {
@@ -60,8 +60,7 @@ func (r *Relay) removals(ctx context.Context) (map[string]removal, error) {
 	return all, nil
 }
 
-// saveRemoval keeps how many events were pending for a sink that is found
-// unconfigured for the first time.
+// saveRemoval stores the number of pending events of a newly unconfigured sink.
 func (r *Relay) saveRemoval(ctx context.Context, c journal.Position) (removal, error) {
 	note := removal{Events: c.Lag, Last: r.opts.Journal.Last(), Since: r.opts.Now().UTC()}
 	value, err := json.Marshal(note)
@@ -69,7 +68,7 @@ func (r *Relay) saveRemoval(ctx context.Context, c journal.Position) (removal, e
 		err = r.opts.Journal.PutValue(ctx, removalPrefix+c.Name, value)
 	}
 	if err != nil {
-		return note, fmt.Errorf("noting that sink %s is not configured: %w", c.Name, err)
+		return note, fmt.Errorf("storing that sink %s is not configured: %w", c.Name, err)
 	}
 	return note, nil
 }
@@ -77,7 +76,7 @@ func (r *Relay) saveRemoval(ctx context.Context, c journal.Position) (removal, e
 // unconfiguredInterval is how often the cursors of the journal are listed.
 const unconfiguredInterval = 30 * time.Second
 
-// watchUnconfigured keeps the list of unconfigured sinks until ctx is done.
+// watchUnconfigured updates the list of unconfigured sinks until ctx is done.
 func (r *Relay) watchUnconfigured(ctx context.Context) {
 	tick := time.NewTicker(unconfiguredInterval)
 	defer tick.Stop()
@@ -93,8 +92,8 @@ func (r *Relay) watchUnconfigured(ctx context.Context) {
 	}
 }
 
-// readUnconfigured lists the cursors of sinks that are not configured, sets the
-// metric, and logs each sink with pending events once.
+// readUnconfigured lists the unconfigured sinks, sets the metric, and logs each
+// unconfigured sink with pending events once.
 func (r *Relay) readUnconfigured(ctx context.Context) error {
 	r.unconfigured.reading.Lock()
 	defer r.unconfigured.reading.Unlock()
@@ -110,7 +109,7 @@ func (r *Relay) readUnconfigured(ctx context.Context) error {
 	all := []UnconfiguredSink{}
 	for _, c := range cursors {
 		if strings.HasPrefix(c.Name, replayPrefix) || r.Has(c.Name) == nil || c.InUse {
-			continue // a replay's, a configured sink's, or another relay delivers to the sink
+			continue // the cursor of a replay or of a configured sink, or another relay delivers
 		}
 		note, known := removals[c.Name]
 		delete(removals, c.Name)
@@ -148,16 +147,16 @@ func (r *Relay) readUnconfigured(ctx context.Context) error {
 	return nil
 }
 
-// Unconfigured returns the sinks that the journal has a cursor of and the
-// configuration does not, by name, as of at most half a minute ago.
+// Unconfigured returns the sinks that have a cursor in the journal and are not configured,
+// sorted by name. The list is at most unconfiguredInterval old.
 func (r *Relay) Unconfigured() []UnconfiguredSink {
 	r.unconfigured.mu.Lock()
 	defer r.unconfigured.mu.Unlock()
 	return append([]UnconfiguredSink{}, r.unconfigured.sinks...)
 }
 
-// adoptions returns the IDs of the replays that adopt the events of a sink and have
-// not ended, by that sink.
+// adoptions returns the ID of the running or stopped replay that adopts the events of a
+// sink, by sink.
 func (r *Relay) adoptions() map[string]string {
 	all := map[string]string{}
 	for _, re := range r.Replays() {
@@ -191,15 +190,16 @@ func (r *Relay) orphan(ctx context.Context, sink string) (journal.Position, erro
 	return cursors[i], nil
 }
 
-// AdoptSink delivers to a configured sink the events that were pending for an
-// unconfigured one when that was removed, and then deletes the cursor of the
-// unconfigured sink. A replay does it, which outlives the process. Events that are
-// still pending for the configured sink are left to it. Events that the
-// configured sink got before are sent again, with the same message ID: what the
-// filter of the removed sink selected, and what the configured sink passed over by
-// an earlier filter, cannot be known. Events that the filter of the configured
-// sink does not match are discarded; Replay.Skipped counts them. An event that the
-// sink refuses permanently becomes a dead letter of the configured sink.
+// AdoptSink delivers the pending events of an unconfigured sink to a configured sink, and
+// then deletes the cursor of the unconfigured sink. A replay does the work, so that the
+// adoption outlives the process.
+//
+//   - Events that are pending for the configured sink are left to its pump.
+//   - Events that the configured sink already got are sent again with the same message ID:
+//     the relay does not know what the filter of the unconfigured sink matched.
+//   - AdoptSink discards events that the filter of the configured sink does not match;
+//     Replay.Skipped counts the discarded events.
+//   - An event that the configured sink refuses permanently becomes its dead letter.
 func (r *Relay) AdoptSink(ctx context.Context, from, as string, rate int) (Replay, error) {
 	p, err := r.pump(as)
 	if err != nil {
@@ -226,8 +226,8 @@ func (r *Relay) AdoptSink(ctx context.Context, from, as string, rate int) (Repla
 	return re, r.readUnconfigured(ctx)
 }
 
-// DeleteSink deletes the cursor of an unconfigured sink. It discards the events
-// that were pending for the sink, and returns how many.
+// DeleteSink deletes the cursor of an unconfigured sink. DeleteSink discards the pending
+// events of the sink, and returns their number.
 func (r *Relay) DeleteSink(ctx context.Context, sink string) (discarded uint64, err error) {
 	position, err := r.orphan(ctx, sink)
 	if err != nil {
@@ -246,12 +246,12 @@ func (r *Relay) DeleteSink(ctx context.Context, sink string) (discarded uint64, 
 	return discarded, r.readUnconfigured(ctx)
 }
 
-// adopted ends the adoption of a sink whose events a replay has sent.
+// adopted deletes the cursor of an adopted sink after its replay.
 func (r *Relay) adopted(ctx context.Context, spec ReplaySpec) error {
 	if spec.Adopts == "" {
 		return nil
 	}
-	if r.Has(spec.Adopts) == nil { // the sink came back meanwhile, and has its own pump
+	if r.Has(spec.Adopts) == nil { // the sink is configured again and has a pump
 		r.opts.Log.Warn("sink is in the configuration again, so that two sinks got its pending events", zap.String("sink", spec.Adopts), zap.String("adopted_by", spec.Sink))
 		return nil
 	}

@@ -1,31 +1,29 @@
 package relay
 
-// window is how many events a sink is handed at once. A broker that is too slow
-// for a whole batch within the timeout, or a way to it on which no connection
-// lasts that long, would otherwise be sent the same batch for ever.
+// window adapts the batch size to a slow sink. With a fixed size, a broker that cannot take
+// a batch within the timeout would get the same batch for ever.
 //
-// It grows and shrinks as TCP's congestion window does (RFC 5681): one event
-// after a failure, then twice as many each time up to half of what failed, and
-// from there on a little more each time.
+// The size follows TCP's congestion window (RFC 5681): one event after a failure, then
+// doubled up to half of the failed size, then increased in small steps.
 type window struct {
 	size, threshold int
-	max             int // the sink's batch
+	max             int // batch size of the sink
 }
 
 func newWindow(maxSize int) window { return window{size: maxSize, threshold: maxSize, max: maxSize} }
 
-// failed notes that nothing arrived of n events.
+// failed records that all n events of an attempt failed.
 func (w *window) failed(n int) {
-	if n > 1 { // a probe tells nothing of how many would be too many
+	if n > 1 { // a probe of one event says nothing about larger batches
 		w.threshold = n / 2
 	}
 	w.size = 1
 }
 
-// succeeded notes that n events arrived.
+// succeeded records that all n events of an attempt were acknowledged.
 func (w *window) succeeded(n int) {
 	switch {
-	case n < w.size: // there were no more: that tells nothing
+	case n < w.size: // no more events were pending
 	case w.size < w.threshold:
 		w.size = min(2*w.size, w.threshold)
 	default:

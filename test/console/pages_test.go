@@ -101,7 +101,7 @@ func TestFatesAfterTrouble(t *testing.T) {
 	b.shows("422 Unprocessable Entity")
 	b.shots("refused")
 	b.page("event/99", "Event")
-	b.shows("it has expired, or never was")
+	b.shows("the event has expired or never existed")
 }
 
 func TestLiveTail(t *testing.T) {
