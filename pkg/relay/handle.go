@@ -24,6 +24,8 @@ import (
 // | closed | nil or the last spec | nil | attempt opens the sink |
 // | open | the spec of the sink | set | attempt delivers |
 // | outdated | not the current spec | set | attempt closes and opens the sink |
+//
+// One goroutine at a time uses a sinkHandle.
 type sinkHandle struct {
 	spec    *atomic.Pointer[sinkSpec]
 	env     sinks.Env

@@ -18,6 +18,8 @@ import (
 // | pauses unknown | pausesLoaded is open, pause is nil | readDecisions closes pausesLoaded |
 // | active | pause is nil | setPause |
 // | paused | pause is set | setPause |
+//
+// The methods may be called concurrently.
 type deliveryHistory struct {
 	pause        atomic.Pointer[activePause] // nil without a pause
 	pausesLoaded <-chan struct{}             // closed when the pauses are read from the journal

@@ -30,6 +30,8 @@ import (
 // | running | stopped, done, failed | StopReplay, the last event, an error |
 // | stopped | running | ContinueReplay |
 // | done, failed | – | |
+//
+// The journal stores each change of the state.
 type ReplayState string
 
 // States of a replay.

@@ -95,7 +95,7 @@ type repeats struct {
 // repeating is a request that is on its way, or waits.
 type repeating struct {
 	users int
-	turn   chan struct{} // holds one token: whoever has it sends
+	turn  chan struct{} // holds one token: whoever has it sends
 	next  *round        // those that have not been sent
 }
 
@@ -350,7 +350,7 @@ type shares struct {
 
 type share struct {
 	counted bool
-	recount  bool
+	recount bool
 	bytes   uint64 // found, and added
 	added   uint64 // since it was counted; other processes may have added as much
 }

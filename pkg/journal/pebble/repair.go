@@ -381,15 +381,15 @@ func (w *rewriter) finish(damage []Damage) error {
 
 // scanSummary counts what a journal holds, from its keys in order.
 type scanSummary struct {
-	oldest      journal.Seq // no event before it is kept; 0 is that none was ever removed
-	last        journal.Seq // the newest place that anything speaks of
-	events      int
+	oldest        journal.Seq // no event before it is kept; 0 is that none was ever removed
+	last          journal.Seq // the newest place that anything speaks of
+	events        int
 	dead, movedTo int
-	positions   []position
-	stored      []Range // runs of events that are there
-	lost        []Range // runs that should be
-	admitted    []Range // of the lost, what an earlier repair wrote down
-	damage      []Damage
+	positions     []position
+	stored        []Range // runs of events that are there
+	lost          []Range // runs that should be
+	admitted      []Range // of the lost, what an earlier repair wrote down
+	damage        []Damage
 
 	receipts map[identity]*receipts // of quarantined requests; nil is that nobody wants them
 	received uint64                 // the newest of them

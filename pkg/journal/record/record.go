@@ -1,6 +1,5 @@
-// Package record is how engines of the journal write down what they store: an
-// event with the time of its acceptance, in bytes that any version from this one
-// on can read.
+// Package record encodes stored events and quarantined requests for the engines of the
+// journal.
 package record
 
 import (
@@ -19,40 +18,40 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// ErrTruncated is returned for bytes that end too early.
+// ErrTruncated is returned for encoded bytes that end too early.
 var ErrTruncated = errors.New("record is truncated")
 
-// An encoded event is a version byte, a flag, the attributes behind their
-// length, and the data to the end. The flag says whether the data is bytes
-// rather than text: structured mode writes bytes in base64.
+// An encoded event is a version byte, a flag, the length of the attributes, the attributes,
+// and the data up to the end. The flag is 1 for binary data, which structured mode writes in
+// base64.
 //
 //	1 | binary | length | id source type subject datacontenttype dataschema time | n (kind name value)… [name] | data
 //
-// Behind the extensions, and within the length, may stand the name of the source
-// that the event came by, which is no attribute. Versions that know nothing of it
-// pass over it.
+// The last name is the configured source, which is not an attribute. It is optional and
+// part of the length.
 //
-// Strings are length-prefixed by uvarints, and so is their number; the length of
-// the attributes is 4 bytes. An absent attribute is an empty string, which
-// CloudEvents does not allow as a value.
+// A string has its length before it, as a uvarint; n is a uvarint; the length of the
+// attributes has 4 bytes. An absent attribute is an empty string, which CloudEvents does
+// not allow as a value.
 const version = 1
 
-// AppendString appends a string behind its length, a uvarint.
+// AppendString appends the length of a string, as a uvarint, and the string.
 func AppendString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
-// AppendEvent appends the encoded event. It fails for attributes that CloudEvents
-// does not have. Its record keeps its keys, or else nobody knows its source.
+// AppendEvent appends an encoded event without the name of its source, for a record that
+// stores the identity keys: the keys contain the name. AppendEvent fails for extension types
+// that CloudEvents does not have.
 func AppendEvent(b []byte, e event.Event) ([]byte, error) { return appendEvent(b, e, "") }
 
-// AppendSourced is AppendEvent for a record that does not keep the event's keys:
-// the source that they are of is written down with the event.
+// AppendSourced is AppendEvent for a record without identity keys: the encoded event
+// contains the name of the source.
 func AppendSourced(b []byte, e event.Event) ([]byte, error) {
 	return appendEvent(b, e, sourceOf(e.Keys))
 }
 
-// sourceOf is the source that the keys of an event are of: all of one.
+// sourceOf returns the name of the source in the keys of an event.
 func sourceOf(keys []event.Key) string {
 	if len(keys) == 0 {
 		return ""
@@ -60,8 +59,8 @@ func sourceOf(keys []event.Key) string {
 	return keys[0].Source()
 }
 
-// Sourced returns an encoded event with the source that these keys are of, for a
-// record that is to keep the keys no more. It does not change encoded.
+// Sourced adds the name of the source in the keys to an encoded event, for a record
+// without identity keys. Sourced does not change encoded.
 func Sourced(encoded []byte, keys []event.Key) ([]byte, error) {
 	name := sourceOf(keys)
 	_, known, err := new(Decoder).event(encoded)
@@ -145,7 +144,7 @@ func appendExtension(b []byte, name string, value any) ([]byte, error) {
 	return AppendString(AppendString(append(b, kind), name), text), nil
 }
 
-// appendTime appends a time as RFC 3339 has it, in UTC, as AppendString would.
+// appendTime appends a time in RFC 3339 format, in UTC, as AppendString does.
 func appendTime(b []byte, t time.Time) []byte {
 	var text [len(time.RFC3339Nano)]byte
 	short := t.UTC().AppendFormat(text[:0], time.RFC3339Nano)
@@ -183,7 +182,7 @@ func orNil[T any](v *T, text string) (any, error) {
 	return *v, nil
 }
 
-// Reader takes encoded bytes apart; the first error stays.
+// Reader reads encoded bytes. Err keeps the first error.
 type Reader struct {
 	B   []byte // what has not been read yet
 	Err error
@@ -224,7 +223,7 @@ func (r *Reader) Varint() int64 {
 	return n
 }
 
-// Bytes reads what stands behind its length; it shares memory with B.
+// Bytes reads a length and as many bytes. The result shares memory with B.
 func (r *Reader) Bytes() []byte {
 	n := r.Uvarint()
 	if r.Err != nil || n > uint64(len(r.B)) {
@@ -236,7 +235,7 @@ func (r *Reader) Bytes() []byte {
 	return s
 }
 
-// string is bytes out of text: many strings, one allocation.
+// string is Bytes as a part of text: one allocation for many strings.
 func (r *Reader) string() string {
 	n := len(r.Bytes())
 	end := len(r.text) - len(r.B)
@@ -254,17 +253,17 @@ func (r *Reader) Uint64() uint64 {
 	return n
 }
 
-// Decoder reads records, and remembers the URIs in them: those of a backlog are
-// few, and taking one apart costs more than all else in an event. The zero value
-// is ready. It is used by one goroutine, for as many records as are read at once.
+// Decoder decodes records. It caches parsed URIs, because parsing the few distinct URIs of a
+// backlog costs more than the rest of a record. The zero value is ready. One goroutine at a
+// time uses a Decoder.
 type Decoder struct {
-	uris map[string]*types.URIRef // by their text; never changed
+	uris map[string]*types.URIRef // the values are never changed
 }
 
-// maxURIs bounds what a Decoder remembers.
+// maxURIs limits the cache of a Decoder.
 const maxURIs = 1024
 
-// uri takes a URI reference apart; nil where it is none.
+// uri parses a URI reference, and returns nil for an invalid one.
 func (d *Decoder) uri(text string) *types.URIRef {
 	ref, known := d.uris[text]
 	if known {
@@ -274,12 +273,12 @@ func (d *Decoder) uri(text string) *types.URIRef {
 	if d.uris == nil || len(d.uris) == maxURIs {
 		d.uris = make(map[string]*types.URIRef)
 	}
-	d.uris[strings.Clone(text)] = ref // text is part of an event, which it would keep
+	d.uris[strings.Clone(text)] = ref // text shares memory with an event
 	return ref
 }
 
-// event reads what AppendEvent wrote, and the name of the source, where it was
-// written down. The event does not share memory with b.
+// event decodes an event, and the name of the source if encoded. The event does not share
+// memory with b.
 func (d *Decoder) event(b []byte) (e event.Event, name string, err error) {
 	if len(b) < 6 {
 		return e, "", ErrTruncated
@@ -347,16 +346,16 @@ func (d *Decoder) event(b []byte) (e event.Event, name string, err error) {
 	return e, name, nil
 }
 
-// A record is the time of acceptance, in nanoseconds since 1970, and then the
-// encoded event. Between the two a record that is for one sink has the byte
-// addressed, the sink's length and name, and where the event was first; and one
-// that keeps its keys has the byte keyed, their number, and each length-prefixed.
+// A record is the acceptance time in nanoseconds since 1970, optional parts, and the encoded
+// event. The part of a redelivered dead letter is the byte addressed, the name of the sink
+// as a string, and the sequence of the original event. The part of identity keys is the
+// byte keyed, the number of keys, and the keys as strings.
 const (
-	addressed = 0xff // neither is ever the version of an event
+	addressed = 0xff // not a version of an encoded event
 	keyed     = 0xfe
 )
 
-// AppendKeys puts the identity keys into a record, before the event.
+// AppendKeys appends the identity keys of a record.
 func AppendKeys(b []byte, keys []event.Key) []byte {
 	b = binary.AppendUvarint(append(b, keyed), uint64(len(keys)))
 	for _, k := range keys {
@@ -365,14 +364,13 @@ func AppendKeys(b []byte, keys []event.Key) []byte {
 	return b
 }
 
-// AppendAddress begins a record that is for one sink; the first eight bytes
-// are free for the time of acceptance.
+// AppendAddress begins a record for one sink. SetAccepted sets the first eight bytes later.
 func AppendAddress(b []byte, sink string, of journal.Seq) []byte {
 	b = append(append(b, make([]byte, 8)...), addressed)
 	return binary.BigEndian.AppendUint64(AppendString(b, sink), uint64(of))
 }
 
-// Split takes a record apart and leaves the event encoded, less its keys.
+// Split decodes a record except for its event, and returns the encoded event.
 func Split(s journal.Seq, value []byte) (r journal.Record, encoded []byte, err error) {
 	accepted, err := Accepted(value)
 	if err != nil {
@@ -404,12 +402,12 @@ func Split(s journal.Seq, value []byte) (r journal.Record, encoded []byte, err e
 	return r, encoded, nil
 }
 
-// Decode reads one record, which was stored at s.
+// Decode decodes the record with sequence s.
 func Decode(s journal.Seq, value []byte) (journal.Record, error) {
 	return new(Decoder).Record(s, value)
 }
 
-// Record reads a whole record, which was stored at s.
+// Record decodes the record with sequence s.
 func (d *Decoder) Record(s journal.Seq, value []byte) (journal.Record, error) {
 	r, encoded, err := Split(s, value)
 	if err != nil {
@@ -426,7 +424,7 @@ func (d *Decoder) Record(s journal.Seq, value []byte) (journal.Record, error) {
 	return r, nil
 }
 
-// Accepted is when the event of a record was accepted.
+// Accepted returns the acceptance time of a record.
 func Accepted(value []byte) (time.Time, error) {
 	if len(value) < 8 {
 		return time.Time{}, ErrTruncated
@@ -434,11 +432,11 @@ func Accepted(value []byte) (time.Time, error) {
 	return time.Unix(0, int64(binary.BigEndian.Uint64(value))).UTC(), nil
 }
 
-// SetAccepted sets the time of acceptance of a record.
+// SetAccepted sets the acceptance time of a record.
 func SetAccepted(b []byte, t time.Time) { binary.BigEndian.PutUint64(b, uint64(t.UnixNano())) }
 
-// AppendRejected encodes what does not change of a quarantined request: all but
-// the body as JSON behind its length, then the body.
+// AppendRejected encodes the constant fields of a quarantined request: the length of their
+// JSON, the JSON, and the body.
 func AppendRejected(b []byte, r journal.QuarantinedRequest) ([]byte, error) {
 	head, err := json.Marshal(r)
 	if err != nil {
@@ -447,7 +445,8 @@ func AppendRejected(b []byte, r journal.QuarantinedRequest) ([]byte, error) {
 	return append(AppendString(b, string(head)), r.Body...), nil
 }
 
-// DecodeRejected decodes what AppendRejected wrote, and shares no memory with it.
+// DecodeRejected decodes the bytes of AppendRejected. The result shares no memory with
+// the bytes.
 func DecodeRejected(b []byte) (r journal.QuarantinedRequest, err error) {
 	read := &Reader{B: b}
 	head := read.Bytes()

@@ -8,16 +8,16 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// seqMap maps places of the source to places of the target. Both grow, so that
-// the differences to the place before are kept, in two or three bytes an event.
+// seqMap maps sequences of the source to sequences of the target. It stores differences, in
+// two or three bytes per event.
 type seqMap struct {
 	rows []row
 
-	open  int // the row that is spread out, plus one
+	open  int // index of the decoded row, plus one
 	pairs []seqPair
 }
 
-// row is one page of events.
+// row is a page of events.
 type row struct {
 	first, last seqPair // of its items
 	encoded     []byte
@@ -25,8 +25,8 @@ type row struct {
 
 type seqPair struct{ src, dst journal.Seq }
 
-// A row is how many items there are, and then of each how much further it stands
-// than the one before, in both journals.
+// An encoded row is the number of items, and for each item the differences of its two
+// sequences to the previous item.
 func encodeRow(items []Item, now []journal.Seq) []byte {
 	b := binary.AppendUvarint(nil, uint64(len(items)))
 	var before seqPair
@@ -53,7 +53,7 @@ func decodeRow(b []byte) ([]seqPair, error) {
 	return pairs, r.Err
 }
 
-// read adds a row behind all others.
+// read appends a row.
 func (p *seqMap) read(b []byte) error {
 	pairs, err := decodeRow(b)
 	if err != nil || len(pairs) == 0 {
@@ -63,7 +63,7 @@ func (p *seqMap) read(b []byte) error {
 	return nil
 }
 
-// last is the newest place of the source that has one in the target.
+// last returns the newest mapped sequence of the source.
 func (p *seqMap) last() journal.Seq {
 	if len(p.rows) == 0 {
 		return 0
@@ -71,7 +71,7 @@ func (p *seqMap) last() journal.Seq {
 	return p.rows[len(p.rows)-1].last.src
 }
 
-// find returns the last item that stands at old or before it.
+// find returns the last item whose source sequence is at most old.
 func (p *seqMap) find(old journal.Seq) (seqPair, bool) {
 	n, exact := slices.BinarySearchFunc(p.rows, old, func(r row, old journal.Seq) int {
 		switch {
@@ -93,7 +93,7 @@ func (p *seqMap) find(old journal.Seq) (seqPair, bool) {
 	}
 	if p.open != n+1 {
 		p.open = n + 1
-		p.pairs, _ = decodeRow(p.rows[n].encoded) // it was, in read
+		p.pairs, _ = decodeRow(p.rows[n].encoded) // read has decoded the row without error
 	}
 	at, exact := slices.BinarySearchFunc(p.pairs, old, func(s seqPair, old journal.Seq) int {
 		switch {
@@ -110,7 +110,7 @@ func (p *seqMap) find(old journal.Seq) (seqPair, bool) {
 	return p.pairs[at], true
 }
 
-// exact returns the place of the very event, if it has one.
+// exact returns the target sequence of an event, if mapped.
 func (p *seqMap) exact(old journal.Seq) (journal.Seq, bool) {
 	s, ok := p.find(old)
 	if !ok || s.src != old {
@@ -119,8 +119,8 @@ func (p *seqMap) exact(old journal.Seq) (journal.Seq, bool) {
 	return s.dst, true
 }
 
-// floor returns a place behind all events that stood at old or before it, and
-// before all others: that of the last one, where there is one.
+// floor returns the target sequence of the last event whose source sequence is at most old,
+// or a sequence before all events.
 func (p *seqMap) floor(old journal.Seq) journal.Seq {
 	if s, ok := p.find(old); ok {
 		return s.dst
@@ -131,8 +131,8 @@ func (p *seqMap) floor(old journal.Seq) journal.Seq {
 	return p.rows[0].first.dst - 1
 }
 
-// ceil returns the place of the first event that stood at old or behind it, or
-// the one behind the last.
+// ceil returns the target sequence of the first event whose source sequence is at least old,
+// or the sequence after the last event.
 func (p *seqMap) ceil(old journal.Seq) journal.Seq {
 	if old == 0 {
 		old = 1

@@ -1,20 +1,19 @@
-// Package transfer carries a journal from one engine into another: events that
-// are stored, the window, cursors, and what was set aside.
+// Package transfer migrates a journal from one engine to another: events, the dedupe window,
+// cursors, dead letters, dispositions, quarantined requests and values.
 //
-// A transfer may break off at any point, and ends the same when it is run again:
+// A transfer can be interrupted at any point, and run again until it is complete:
 //
-//  1. Events are stored in pages, and with each page, as one act, where the page
-//     stands in both journals and how far the transfer is. A page that is stored
-//     is therefore known as stored, and none is stored twice.
-//  2. Places differ between the journals. Everything else names events by their
-//     places, so it follows when all events have theirs.
-//  3. It is little beside the events: of a transfer that broke off in it, it is
-//     cleared and written anew, so that nothing of it is there twice or is older
-//     than the source.
-//  4. Until the end the target is marked as unfinished, and its engine does not
-//     open it: no relay can work on half of a journal.
+//  1. The target stores events in pages. The write of a page also stores the sequences of
+//     the page in both journals and the progress of the transfer, atomically, so that no
+//     page is stored twice.
+//  2. The two journals have different sequences. All other data refers to events by
+//     sequence, so it is migrated after the events.
+//  3. All other data is small. A transfer that was interrupted there deletes the data from
+//     the target and writes it again, so that the data is neither repeated nor outdated.
+//  4. Until the end the target is marked as unfinished, and its engine refuses to open it,
+//     so that no relay uses a partial journal.
 //
-// The source is only read.
+// A transfer never changes the source.
 package transfer
 
 import (
@@ -34,95 +33,92 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// Source is a journal that no relay uses, to be read. It may be used by one
-// goroutine.
+// Source is the journal that a transfer reads. No relay uses the journal meanwhile. One
+// goroutine at a time uses a Source.
 type Source interface {
-	// Location says, for people, which journal it is.
+	// Location describes the journal for users.
 	Location() string
 
-	// Range is the place of the oldest event that is stored and of the newest,
-	// and how many there are. Where there is none, oldest is behind last.
+	// Range returns the sequences of the oldest and newest stored event and the number
+	// of events. Without events oldest is greater than last.
 	Range() (oldest, last journal.Seq, events uint64)
 
-	// Events yields the events from a place on, in order and with none left out.
+	// Events yields all events with a sequence of at least from, in order.
 	Events(ctx context.Context, from journal.Seq) iter.Seq2[Event, error]
 
-	// Keys yields the identity keys inside the dedupe window. The last one
-	// counts where one is yielded again.
+	// Keys yields the identity keys in the dedupe window. If a key is yielded twice, the
+	// last one is valid.
 	Keys(ctx context.Context) iter.Seq2[Key, error]
 
-	// The rest is yielded in the order of its names and places. Notes are those
-	// of the relay; what the engine itself notes is left out.
+	// The following methods yield in the order of names and sequences. Values leaves out
+	// the values of the engine itself.
 	DeadLetters(ctx context.Context) iter.Seq2[Dead, error]
 	Dispositions(ctx context.Context) iter.Seq2[Disposition, error]
 	Quarantined(ctx context.Context) iter.Seq2[journal.QuarantinedRequest, error]
 	Values(ctx context.Context) iter.Seq2[journal.KVEntry, error]
 	Cursors(ctx context.Context) iter.Seq2[Cursor, error]
 
-	// Unchanged returns an error if something has been written since it was
-	// opened, or a relay uses it.
+	// Unchanged returns an error if the journal was written since the Source was opened,
+	// or if a relay uses the journal.
 	Unchanged(ctx context.Context) error
 
-	// Missing says what there is that cannot be carried, as far as was read.
+	// Missing describes the data that cannot be migrated, as far as read.
 	Missing() []string
 
 	io.Closer
 }
 
-// Target is the journal that a transfer goes into. It may be used by one
-// goroutine. Each method may be called again after an error, which leaves open
-// what was stored.
+// Target is the journal that a transfer writes. One goroutine at a time uses a Target.
+// After an error the data may be stored or not, and the method may be called again.
 type Target interface {
-	// Location says, for people, which journal it is.
+	// Location describes the journal for users.
 	Location() string
 
-	// State returns what Append was given last, or nil. It refuses a journal
-	// that holds anything which no transfer has stored, and one that a relay
-	// uses.
+	// State returns the state of the last Append, or nil. State returns an error if the
+	// journal holds data that is not from a transfer, or if a relay uses the journal.
 	State(ctx context.Context) ([]byte, error)
 
-	// Rows yields the rows that Append was given, in order.
+	// Rows yields the rows of all Appends, in order.
 	Rows(ctx context.Context) iter.Seq2[[]byte, error]
 
-	// Fit is how many of the first of items one act can take, and at least one.
+	// Fit returns how many of the first items one Append can store, at least one.
 	Fit(items []Item) int
 
-	// Append stores items in order behind all that there are, and with them, as
-	// one act, the row and the state that makeRow returns for their sequences. The same
-	// state is stored once, however often it is appended. Without items there
-	// is no row.
+	// Append stores items after all stored items, and in the same atomic write the row and
+	// the state that makeRow returns for the new sequences. An Append of a stored state
+	// does nothing. Without items Append stores no row.
 	Append(ctx context.Context, items []Item, makeRow func(seqs []journal.Seq) (row, state []byte)) error
 
-	// Clear removes all but the events, the rows and the state.
+	// Clear removes all data except events, rows and state.
 	Clear(ctx context.Context) error
 
-	// Put stores things, in the place of those of the same name.
-	Put(ctx context.Context, t Metadata) error
+	// Put stores metadata, and replaces entries of the same name.
+	Put(ctx context.Context, m Metadata) error
 
-	// Finish removes the rows, and lets the journal be opened.
+	// Finish removes the rows and the mark of an unfinished journal.
 	Finish(ctx context.Context) error
 
 	io.Closer
 }
 
-// Item is what takes a place.
+// Item is an event, or a reserved sequence.
 type Item struct {
-	Event     *Event      // nil keeps the place free, for an event that is stored no more
-	SourceSeq journal.Seq // its place in the source
+	Event     *Event      // nil reserves a sequence for an expired event
+	SourceSeq journal.Seq // sequence in the source
 }
 
-// Event is an event as it is stored.
+// Event is a stored event.
 type Event struct {
 	Seq        journal.Seq
 	Accepted   time.Time
-	TargetSink string      // the sink it is for; empty is every sink
-	OriginSeq  journal.Seq // where it was first; 0 is here
-	Keys       []event.Key // where the engine keeps them with their event
-	Encoded    []byte      // as package record encodes it
+	TargetSink string      // only sink of the event; empty is every sink
+	OriginSeq  journal.Seq // sequence of the original event; 0 for an original
+	Keys       []event.Key // set if the engine stores keys with their event
+	Encoded    []byte      // encoding of package record
 }
 
-// Split takes a record apart, and shares no memory with it. What only the keys
-// tell, the source, stands in Encoded too: a target may keep no keys.
+// Split decodes a record, and shares no memory with the record. Encoded contains the name of
+// the source, because the target may store no keys.
 func Split(s journal.Seq, value []byte) (Event, error) {
 	r, encoded, err := record.Split(s, value)
 	if err == nil {
@@ -134,7 +130,7 @@ func Split(s journal.Seq, value []byte) (Event, error) {
 	return Event{s, r.Accepted, r.TargetSink, r.OriginSeq, r.Event.Keys, slices.Clone(encoded)}, nil
 }
 
-// Record is what Split takes apart.
+// Record encodes the event as a record.
 func (e Event) Record() []byte {
 	b := make([]byte, 8, 64+len(e.Encoded))
 	if e.TargetSink != "" {
@@ -147,40 +143,40 @@ func (e Event) Record() []byte {
 	return append(b, e.Encoded...)
 }
 
-// sum tells events apart that stand at the same place of two journals.
+// sum distinguishes events with the same sequence in two journals.
 func (e Event) sum() string {
 	h := sha256.Sum256(append(fmt.Appendf(nil, "%d ", e.Accepted.UnixNano()), e.Encoded...))
 	return hex.EncodeToString(h[:16])
 }
 
-// Key is an identity key that counts.
+// Key is an identity key in the dedupe window.
 type Key struct {
 	Key   event.Key
-	First time.Time   // when it was seen first
-	Seq   journal.Seq // the event that it stands for; 0 is none that is stored
-	ID    string      // of its CloudEvent
+	First time.Time   // first receipt
+	Seq   journal.Seq // event of the key; 0 if the event has expired
+	ID    string      // CloudEvents id of the event
 }
 
-// Dead is a dead letter with its event, which may be stored no more.
+// Dead is a dead letter with its event. The journal may have removed the event itself.
 type Dead struct {
 	Sink   string
 	Letter journal.DeadLetter
 	Event  Event
 }
 
-// Disposition is what a sink was not given.
+// Disposition is a disposition of a sink.
 type Disposition struct {
 	Sink string
 	journal.Disposition
 }
 
-// Cursor is the place of a sink, or of a replay.
+// Cursor is the cursor of a sink or of a replay.
 type Cursor struct {
 	Name                string
 	Committed, StartSeq journal.Seq
 }
 
-// Metadata are all that is not an event.
+// Metadata is all data except events.
 type Metadata struct {
 	Keys         []Key
 	Dead         []Dead
@@ -192,49 +188,48 @@ type Metadata struct {
 
 // Options of a transfer.
 type Options struct {
-	// MoveEntry makes of a note what it is to be in the target: first maps the
-	// place of the first event of a range, last that of the last one. Nil
-	// leaves notes as they are.
+	// MoveEntry translates a value for the target: first translates the first sequence
+	// of a range, last the last one. Nil leaves values unchanged.
 	MoveEntry func(n journal.KVEntry, first, last func(journal.Seq) journal.Seq) (journal.KVEntry, error)
-	// Progress is told how far it is, every page. Nil is nobody.
+	// Progress is called after every page. Nil reports no progress.
 	Progress func(what string, done, total uint64)
-	// Page is the most events of one act; 0 is 500.
+	// Page is the maximum number of events of one Append; 0 is 500.
 	Page int
 }
 
-// Report says what was carried.
+// Report counts the migrated data.
 type Report struct {
 	Events      uint64   `json:"events"`
 	Keys        uint64   `json:"keys"`
 	Dead        uint64   `json:"dead_letters"`
-	Discarded   uint64   `json:"given_up"`
+	Discarded   uint64   `json:"dispositions"`
 	Quarantined uint64   `json:"quarantined"`
-	Values      uint64   `json:"notes"`
-	Cursors     []Cursor `json:"cursors"` // their places in the target
+	Values      uint64   `json:"values"`
+	Cursors     []Cursor `json:"cursors"` // positions in the target
 	Missing     []string `json:"missing,omitempty"`
-	Before      bool     `json:"before"` // it had been carried before, and nothing was done
+	Before      bool     `json:"before"` // an earlier run has completed the transfer
 }
 
-// state is what a target keeps of a transfer.
+// state is the progress of a transfer, stored in the target.
 type state struct {
 	Version int         `json:"version"`
 	From    string      `json:"from"`
 	Page    int         `json:"page"`   // pages stored
 	Events  uint64      `json:"events"` // events stored
-	Last    journal.Seq `json:"last"`   // place of the newest of them in the source
-	Sum     string      `json:"sum"`    // of that one
+	Last    journal.Seq `json:"last"`   // sequence of the newest stored event in the source
+	Sum     string      `json:"sum"`    // sum of the newest stored event
 
 	Done        bool    `json:"done"`
-	Fingerprint string  `json:"mark,omitempty"` // of the source, when it was done
+	Fingerprint string  `json:"fingerprint,omitempty"` // of the source at the end of the transfer
 	Report      *Report `json:"report,omitempty"`
 }
 
 const stateVersion = 1
 
-// pageBytes bounds one act.
+// pageBytes limits the size of one Append.
 const pageBytes = 2 << 20
 
-// transfer is one run.
+// transfer is one run of a transfer.
 type transfer struct {
 	src    Source
 	dst    Target
@@ -244,8 +239,8 @@ type transfer struct {
 	report Report
 }
 
-// Run carries src into dst. It may be run again after it has failed, or has been
-// killed, and goes on; when all has been carried it does nothing more.
+// Run migrates src to dst. After an error or a crash Run continues the transfer. Run does
+// nothing if the transfer is complete.
 func Run(ctx context.Context, src Source, dst Target, opts Options) (Report, error) {
 	if opts.Page <= 0 {
 		opts.Page = 500
@@ -256,7 +251,7 @@ func Run(ctx context.Context, src Source, dst Target, opts Options) (Report, err
 	t := &transfer{src: src, dst: dst, opts: opts}
 	r, err := t.run(ctx)
 	if err != nil {
-		return r, fmt.Errorf("carrying %s into %s: %w", src.Location(), dst.Location(), err)
+		return r, fmt.Errorf("migrating %s to %s: %w", src.Location(), dst.Location(), err)
 	}
 	return r, nil
 }
@@ -298,7 +293,7 @@ func (s state) encode() []byte {
 	return b
 }
 
-// resume reads how far an earlier run has got.
+// resume reads the progress of an earlier run.
 func (t *transfer) resume(ctx context.Context) error {
 	b, err := t.dst.State(ctx)
 	if err != nil {
@@ -312,7 +307,7 @@ func (t *transfer) resume(ctx context.Context) error {
 		return fmt.Errorf("reading how far it is: %w", err)
 	}
 	if t.state.Version != stateVersion {
-		return fmt.Errorf("it was begun by another version of postwire (%d, this one is %d): go on with that one, or begin with an empty target", t.state.Version, stateVersion)
+		return fmt.Errorf("another version of postwire began the migration (format %d, this version has %d): continue with that version, or begin with an empty target", t.state.Version, stateVersion)
 	}
 	if err := t.sameSource(ctx); err != nil || t.state.Done {
 		return err
@@ -328,13 +323,12 @@ func (t *transfer) resume(ctx context.Context) error {
 	return nil
 }
 
-// sameSource makes sure that what has been carried came out of this source: the
-// newest event of it must be there.
+// sameSource returns an error unless the newest event of the target is in the source.
 func (t *transfer) sameSource(ctx context.Context) error {
 	if t.state.Events == 0 {
 		return nil
 	}
-	other := fmt.Errorf("what it holds was carried out of another journal (%s): begin with an empty target", t.state.From)
+	other := fmt.Errorf("the target holds events of another journal (%s): begin with an empty target", t.state.From)
 	oldest, last, _ := t.src.Range()
 	if t.state.Last < oldest || t.state.Last > last {
 		return other
@@ -351,21 +345,21 @@ func (t *transfer) sameSource(ctx context.Context) error {
 	return nil
 }
 
-// checkUnchanged is run when all has been carried before.
+// checkUnchanged runs if the transfer is already complete: the source must be unchanged.
 func (t *transfer) checkUnchanged(ctx context.Context) (Report, error) {
 	mark, err := t.fingerprint(ctx)
 	if err != nil {
 		return Report{}, err
 	}
 	if mark != t.state.Fingerprint {
-		return Report{}, errors.New("all was carried before, and something has been written to the source since: what is in the target may be in use, so nothing more is carried into it; begin with an empty target")
+		return Report{}, errors.New("the migration is complete, and the source was written after it: the target may be in use and is not changed; begin with an empty target")
 	}
 	r := *t.state.Report
 	r.Before = true
 	return r, t.dst.Finish(ctx)
 }
 
-// fingerprint changes when what is stored in the source does.
+// fingerprint changes when the stored data of the source changes.
 func (t *transfer) fingerprint(ctx context.Context) (string, error) {
 	h := sha256.New()
 	_, last, _ := t.src.Range()
@@ -391,9 +385,8 @@ func (t *transfer) fingerprint(ctx context.Context) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)[:16]), nil
 }
 
-// holes are the places that are to be kept free before and between the events:
-// those of events that are stored no more and have a dead letter, and the first
-// one, which is before all of them: no event is ever without a place to name.
+// holes returns the sequences to reserve: those of expired events with a dead letter, and
+// the first sequence, so that a sequence exists before every event.
 func (t *transfer) holes(ctx context.Context) ([]journal.Seq, error) {
 	oldest, _, _ := t.src.Range()
 	var holes []journal.Seq
@@ -404,13 +397,13 @@ func (t *transfer) holes(ctx context.Context) ([]journal.Seq, error) {
 		if err != nil {
 			return nil, err
 		}
-		holes = append(holes, d.Letter.Seq) // and left out below where its event is there
+		holes = append(holes, d.Letter.Seq) // events leaves out the sequences of stored events
 	}
 	slices.Sort(holes)
 	return slices.Compact(holes), nil
 }
 
-// events stores those that are not stored yet.
+// events stores the events that are not stored yet.
 func (t *transfer) events(ctx context.Context) error {
 	holes, err := t.holes(ctx)
 	if err != nil {
@@ -442,7 +435,7 @@ func (t *transfer) events(ctx context.Context) error {
 			holes = holes[1:]
 		}
 		if len(p.items) > 0 && e.OriginSeq >= p.items[0].SourceSeq {
-			if err := p.store(ctx); err != nil { // its first place must be known
+			if err := p.store(ctx); err != nil { // the sequence of the original must be known
 				return err
 			}
 		}
@@ -461,7 +454,7 @@ func (t *transfer) events(ctx context.Context) error {
 	return p.store(ctx)
 }
 
-// page is what is stored next, as one act.
+// page is the next page of items.
 type page struct {
 	t     *transfer
 	items []Item
@@ -514,7 +507,7 @@ func (p *page) act(ctx context.Context, items []Item) error {
 	return p.t.seqs.read(row)
 }
 
-// metadata stores all that is not an event.
+// metadata stores all data except events.
 func (t *transfer) metadata(ctx context.Context) error {
 	if err := t.dst.Clear(ctx); err != nil {
 		return err
@@ -529,7 +522,7 @@ func (t *transfer) metadata(ctx context.Context) error {
 	err = each(ctx, t, "dead letters", t.src.DeadLetters(ctx), &t.report.Dead, func(d Dead) (Dead, error) {
 		at, ok := t.seqs.exact(d.Letter.Seq)
 		if !ok {
-			return d, fmt.Errorf("dead letter %d of sink %s came when events had been carried that stand behind it: begin with an empty target", d.Letter.Seq, d.Sink)
+			return d, fmt.Errorf("dead letter %d of sink %s is newer than the migrated events after it: begin with an empty target", d.Letter.Seq, d.Sink)
 		}
 		d.Letter.Seq, d.Event.Seq = at, at
 		if d.Event.OriginSeq != 0 {
@@ -540,8 +533,8 @@ func (t *transfer) metadata(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var none uint64 // of those that expired with their events
-	err = each(ctx, t, "given up", t.src.Dispositions(ctx), &none, func(g Disposition) (Disposition, error) {
+	var none uint64 // also counts dispositions of expired events
+	err = each(ctx, t, "dispositions", t.src.Dispositions(ctx), &none, func(g Disposition) (Disposition, error) {
 		g.From, g.To = t.seqs.ceil(g.From), t.seqs.floor(g.To)
 		if g.RedeliveredAs != 0 {
 			g.RedeliveredAs, _ = t.seqs.exact(g.RedeliveredAs)
@@ -561,7 +554,7 @@ func (t *transfer) metadata(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = each(ctx, t, "notes", t.src.Values(ctx), &t.report.Values, func(n journal.KVEntry) (journal.KVEntry, error) {
+	err = each(ctx, t, "values", t.src.Values(ctx), &t.report.Values, func(n journal.KVEntry) (journal.KVEntry, error) {
 		if t.opts.MoveEntry == nil {
 			return n, nil
 		}
@@ -578,7 +571,7 @@ func (t *transfer) metadata(ctx context.Context) error {
 	}, func(all []Cursor) Metadata { return Metadata{Cursors: all} })
 }
 
-// each stores what becomes of each thing, some at a time.
+// each converts and stores items, one page at a time.
 func each[T any](ctx context.Context, t *transfer, what string, from iter.Seq2[T, error], count *uint64, become func(T) (T, error), things func([]T) Metadata) error {
 	var some []T
 	store := func() error {

@@ -236,7 +236,7 @@ type picture struct {
 	Events      []string
 	Keys        []string
 	Dead        []string
-	GivenUp     []string
+	Dispositions     []string
 	Quarantined []journal.QuarantinedRequest
 	Notes       []string
 	Cursors     []string
@@ -329,9 +329,9 @@ func look(t *testing.T, p place) (pic picture) {
 		if g.To < places[0] {
 			continue // it goes with its events
 		}
-		pic.GivenUp = append(pic.GivenUp, fmt.Sprintf("%s from %s to %s %s %s as %s", g.Sink, from(g.From), before(g.To), g.Reason, g.At, name(g.RedeliveredAs)))
+		pic.Dispositions = append(pic.Dispositions, fmt.Sprintf("%s from %s to %s %s %s as %s", g.Sink, from(g.From), before(g.To), g.Reason, g.At, name(g.RedeliveredAs)))
 	}
-	slices.Sort(pic.GivenUp)
+	slices.Sort(pic.Dispositions)
 	for q, err := range src.Quarantined(ctx) {
 		pic.Quarantined = append(pic.Quarantined, must(q, err)(t))
 	}
@@ -443,8 +443,8 @@ func TestAllIsCarried(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(want.Events) != 12 || len(want.Keys) != 13 || len(want.Dead) != 2 || len(want.GivenUp) != 3 || len(want.Cursors) != 4 {
-				t.Errorf("the source is not as it should be: %d events, %d keys, %d dead, %d given up, %d cursors", len(want.Events), len(want.Keys), len(want.Dead), len(want.GivenUp), len(want.Cursors))
+			if len(want.Events) != 12 || len(want.Keys) != 13 || len(want.Dead) != 2 || len(want.Dispositions) != 3 || len(want.Cursors) != 4 {
+				t.Errorf("the source is not as it should be: %d events, %d keys, %d dead, %d dispositions, %d cursors", len(want.Events), len(want.Keys), len(want.Dead), len(want.Dispositions), len(want.Cursors))
 			}
 			compare(t, want, look(t, to))
 			if report.Events != 12 || report.Keys != 13 || report.Dead != 2 || report.Quarantined != 2 || len(report.Cursors) != 4 || report.Before || len(report.Missing) > 0 {
