@@ -66,15 +66,15 @@ type connection struct {
 
 	// Guarded by pool.mu.
 	own          allocation
-	request      allocation // of the request that is handled, over HTTP/1
-	open         bool       // it is in the pool
+	request      allocation // of the HTTP/1 request in progress
+	open         bool       // admitted to the pool
 	http2        bool
 	headerBytes  int64 // bytes since heading was set
-	headerMemory int64 // bytes of memory for them
-	requests     int   // that are handled
-	verified     int   // of them
+	headerMemory int64 // memory for headerBytes
+	requests     int   // requests in progress
+	verified     int   // verified requests in progress
 
-	heading atomic.Bool // what is read is a header, or comes before one; changed under pool.mu
+	heading atomic.Bool // the connection reads a header, or waits for one; changed under pool.mu
 }
 
 type connectionKey struct{}

@@ -7,26 +7,26 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 )
 
-// maxIdentities is how many of the newest events a process remembers the source
-// and id of: about half a megabyte.
+// maxIdentities is the number of newest events whose source and id are remembered: about
+// half a megabyte.
 const maxIdentities = 16384
 
-// identities remembers by which CloudEvents source and id the newest events were
-// stored. It may be used by several goroutines.
+// identities remembers the CloudEvents source and id of the newest events. The methods may
+// be called concurrently.
 type identities struct {
 	mu     sync.Mutex
 	seed   maphash.Seed
-	ring   []uint64 // in the order of storing; next is the oldest
+	ring   []uint64 // hashes in the order of storage; next is the oldest
 	next   int
-	counts map[uint64]int // how often each is in ring
+	counts map[uint64]int // occurrences in ring, by hash
 }
 
 func newIdentities() *identities {
 	return &identities{seed: maphash.MakeSeed(), ring: make([]uint64, 0, maxIdentities), counts: make(map[uint64]int, maxIdentities)}
 }
 
-// stored notes an event that is stored, and reports whether one of the same source
-// and id is among the newest ones.
+// stored records a stored event, and reports whether an earlier event had the same source and
+// id.
 func (i *identities) stored(e event.Event) (shared bool) {
 	var h maphash.Hash
 	h.SetSeed(i.seed)

@@ -344,8 +344,8 @@ func (s *Server) warn(peer netip.Addr, trusted bool, hr *http.Request) {
 		return
 	}
 	if s.warned.CompareAndSwap(false, true) {
-		s.log.Warn("a private address forwards requests and is not in server.trusted_proxies: all who send through it count as one sender, and their addresses are not seen",
-			zap.Stringer("remote", peer), zap.String("advice", "if a load balancer or ingress controller of yours has this address, add its network to server.trusted_proxies"))
+		s.log.Warn("an untrusted private address forwards requests: all senders behind the address count as one sender",
+			zap.Stringer("remote", peer), zap.String("advice", "if the address belongs to your load balancer or ingress controller, add its network to server.trusted_proxies"))
 	}
 }
 
@@ -501,7 +501,7 @@ func (s *Server) consent(hr *http.Request, rt *route, token string, remote netip
 // refusal would count against the sender's channel, and the event would be lost.
 func (s *Server) malformed(ctx context.Context, name string, proof source.Proof, req *source.Request, reason error, log func() *zap.Logger) answer {
 	if !proof.Required {
-		log().Warn("request not understood", zap.Error(reason))
+		log().Warn("malformed request refused", zap.Error(reason))
 		return refuse(outcomeMalformed)
 	}
 	public := proof.Public(req)
@@ -512,7 +512,7 @@ func (s *Server) malformed(ctx context.Context, name string, proof source.Proof,
 	if err != nil {
 		return s.notStored(err, log)
 	}
-	log().Warn("request not understood, it was set aside", zap.String("id", id), zap.Error(reason))
+	log().Warn("request quarantined", zap.String("id", id), zap.Error(reason))
 	return answer{outcome: outcomeQuarantined, id: id}
 }
 
@@ -561,5 +561,5 @@ func unverified(err error) answer {
 	return refuse(outcomeUnauthenticated)
 }
 
-// proxies are those whose word is taken for who sent a request.
+// proxies returns the trusted proxies, whose forwarding headers name the sender.
 func (s *Server) proxies() forwarded.Proxies { return s.opts.Config.TrustedProxies }

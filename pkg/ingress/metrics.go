@@ -100,21 +100,20 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// sourceMetrics are the series of one source that nearly every request
-// touches, found once.
+// sourceMetrics caches the series of one source that most requests update.
 type sourceMetrics struct {
 	all      *Metrics
 	source   string
 	accepted prometheus.Counter
-	duration prometheus.Observer // of those that were accepted
+	duration prometheus.Observer // of accepted requests
 	stored   prometheus.Counter
 	repeats  prometheus.Counter
 	timeless prometheus.Counter
 	shared   prometheus.Counter
 }
 
-// of makes the series of a source exist before its first request, so that a
-// rate over them is right from the start.
+// of creates the series of a source before the first request, so that a rate is right from
+// the start.
 func (m *Metrics) of(source string) *sourceMetrics {
 	for o := range answers {
 		if o != outcomeNotFound {
@@ -124,7 +123,7 @@ func (m *Metrics) of(source string) *sourceMetrics {
 	return &sourceMetrics{
 		all: m, source: source,
 		accepted: m.requests.WithLabelValues(source, string(outcomeAccepted)),
-		// The others are rare, and a histogram has many series.
+		// Other outcomes are rare, and a histogram has many series.
 		duration: m.duration.WithLabelValues(source, string(outcomeAccepted)),
 		stored:   m.stored.WithLabelValues(source),
 		repeats:  m.repeats.WithLabelValues(source),
@@ -133,7 +132,7 @@ func (m *Metrics) of(source string) *sourceMetrics {
 	}
 }
 
-// deleteSource lets go of the series of a source that is no more.
+// deleteSource deletes the series of a removed source.
 func (m *Metrics) deleteSource(source string) {
 	labels := prometheus.Labels{"source": source}
 	for _, vec := range []interface {
@@ -143,7 +142,7 @@ func (m *Metrics) deleteSource(source string) {
 	}
 }
 
-// unrouted counts a request to a path that leads nowhere.
+// unrouted counts a request to an unknown path.
 func (m *Metrics) unrouted(o outcome, duration time.Duration) {
 	m.requests.WithLabelValues("", string(o)).Inc()
 	m.duration.WithLabelValues("", string(o)).Observe(max(0, duration.Seconds()))

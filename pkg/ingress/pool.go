@@ -43,17 +43,17 @@ const (
 // pool limits the connections of the ingress, and the memory of connections, headers and
 // bodies. Below half of a limit the pool restricts nobody. Above half, the unverified
 // requests and stranger connections of one address get at most a quarter. At the limit
-// the pool evicts the oldest holding, strangers first: an honest sender sends a whole
-// request at once, so the holding of an honest sender is young.
+// the pool evicts the oldest allocation, strangers first: an honest sender sends a whole
+// request at once, so the allocation of an honest sender is young.
 //
-// | holding | state | ends with | on eviction |
+// | allocation | state | ends with | on eviction |
 // |---|---|---|---|
 // | connection | waiting: no request is handled; with HTTP/2 also while requests are unverified or answered | begin, settle | the pool closes the connection |
 // | connection | busy: a request (HTTP/1) or a verified request (HTTP/2) is handled | end | never evicted |
 // | request | unverified: the body arrives, or the request waits for newer secrets | settle, end | the sender gets 503; with HTTP/1 the connection then ends |
 // | request | verified: the event is stored; with HTTP/2 also answered: the sender reads the answer | end | never evicted |
 //
-// An evicted holding is gone: it has no memory and cannot take memory. The methods may
+// An evicted allocation has no memory and cannot take memory. The methods may
 // be called concurrently.
 type pool struct {
 	metrics        *Metrics
@@ -67,7 +67,7 @@ type pool struct {
 	open          int    // connections
 	waiting       bool   // Accept waits for room
 	freed         chan struct{}
-	queues        [classes]queue // holdings that can be evicted
+	queues        [classes]queue // allocations that can be evicted
 	addresses     map[netip.Prefix]*address
 	authenticated [2]map[netip.Prefix]struct{} // authenticated addresses in two generations, the newer one first
 }
@@ -81,7 +81,7 @@ type address struct {
 	holdings    int   // references to the address
 	connections int   // of class stranger
 	bytes       int64 // sum over queue
-	queue       queue // holdings that can be evicted
+	queue       queue // allocations that can be evicted
 }
 
 // allocation is the memory of one connection or one request. pool.mu guards its fields.
@@ -134,7 +134,7 @@ func (p *pool) unref(a *address) {
 	}
 }
 
-// enter admits a connection, if necessary by eviction of another holding. Without room,
+// enter admits a connection, if necessary by eviction of another allocation. Without room,
 // enter returns false and the wait until the next attempt; freed can end the wait early.
 func (p *pool) enter(c *connection, trusted bool) (entered bool, retryIn time.Duration) {
 	p.mu.Lock()
@@ -222,7 +222,7 @@ func (p *pool) leave(c *connection) {
 	}
 }
 
-// push makes a holding a candidate for eviction, as the youngest.
+// push makes a allocation a candidate for eviction, as the youngest.
 func (p *pool) push(h *allocation, now time.Time) {
 	if h.queued || h.evicted {
 		return
@@ -235,7 +235,7 @@ func (p *pool) push(h *allocation, now time.Time) {
 	}
 }
 
-// pull ends the candidacy of a holding for eviction.
+// pull ends the candidacy of a allocation for eviction.
 func (p *pool) pull(h *allocation) {
 	if !h.queued {
 		return
@@ -248,8 +248,8 @@ func (p *pool) pull(h *allocation) {
 	}
 }
 
-// acquire adds n bytes to a holding, and evicts other holdings if memory is short. take
-// returns errSpent if no other holding can be evicted, or if h itself was evicted.
+// acquire adds n bytes to a allocation, and evicts other allocations if memory is short. take
+// returns errSpent if no other allocation can be evicted, or if h itself was evicted.
 func (p *pool) acquire(h *allocation, n int64) error {
 	for {
 		if h.evicted {
@@ -304,7 +304,7 @@ func (p *pool) makesRoom(victim, h *allocation) bool {
 // endsConnection reports whether the eviction of a request also ends its connection.
 func (h *allocation) endsConnection() bool { return h.writer != nil && !h.conn.http2 }
 
-// freeable returns the bytes that the eviction of a holding frees.
+// freeable returns the bytes that the eviction of a allocation frees.
 func (h *allocation) freeable() int64 {
 	if h.endsConnection() {
 		return h.bytes + h.conn.own.bytes
@@ -312,7 +312,7 @@ func (h *allocation) freeable() int64 {
 	return h.bytes
 }
 
-// release returns n bytes of a holding.
+// release returns n bytes of a allocation.
 func (p *pool) release(h *allocation, n int64) {
 	n = min(n, h.bytes)
 	h.quota.release(n)
@@ -322,14 +322,14 @@ func (p *pool) release(h *allocation, n int64) {
 	}
 }
 
-// drop ends a holding: the holding returns all of its bytes and takes none from now on.
+// drop ends a allocation: the allocation returns all of its bytes and takes none from now on.
 func (p *pool) drop(h *allocation) {
 	p.pull(h)
 	p.release(h, h.bytes)
 	h.evicted = true
 }
 
-// evict evicts a holding. The bytes of the holding count as free at once, although its
+// evict evicts a allocation. The bytes of the allocation count as free at once, although its
 // handler or its connection ends a moment later.
 func (p *pool) evict(h *allocation) {
 	if h.writer == nil {
@@ -349,7 +349,7 @@ func (p *pool) evict(h *allocation) {
 	_ = http.NewResponseController(h.writer).SetReadDeadline(time.Unix(1, 0))
 }
 
-// evictConnection closes the connection of a holding.
+// evictConnection closes the connection of a allocation.
 func (p *pool) evictConnection(h *allocation) {
 	if h.writer != nil {
 		p.drop(h)
@@ -380,7 +380,7 @@ func (p *pool) arrive(c *connection, n int) error {
 }
 
 // begin starts the handling of request r from address remote, answered through w. The
-// quota is that of the source, nil for a request without a source. The returned holding
+// quota is that of the source, nil for a request without a source. The returned allocation
 // has n bytes unless err is set. The caller calls end in either case.
 func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remote netip.Addr, to *quota, n int64) (h *allocation, err error) {
 	p.mu.Lock()

@@ -1,6 +1,6 @@
 package ingress
 
-// queue is a linked list of holdings in the order of their time, oldest first. A holding
+// queue is a linked list of allocations in the order of their time, oldest first. A allocation
 // can be in two queues and has links for both, so that a queue allocates nothing. The
 // field link selects the links that the queue uses.
 type queue struct {
@@ -8,7 +8,7 @@ type queue struct {
 	first, last *allocation
 }
 
-// Indexes into the links of a holding.
+// Indexes into the links of a allocation.
 const (
 	byClass = iota
 	byAddress
@@ -43,7 +43,7 @@ func (q *queue) remove(h *allocation) {
 	h.links[q.link] = links{}
 }
 
-// find returns the oldest holding for which fits is true, or nil.
+// find returns the oldest allocation for which fits is true, or nil.
 func (q *queue) find(fits func(*allocation) bool) *allocation {
 	for h := q.first; h != nil; h = h.links[q.link].behind {
 		if fits(h) {

@@ -11,15 +11,16 @@ var (
 	errExhausted   = errors.New("there is no room for more at the moment")
 )
 
-// quotaPool divides a limit among sources: memory, or requests under way. All sources
-// share one half of the limit. The other half is reserved in equal parts, one for each
-// source, so that a flooded source can slow other sources down but not starve them.
+// quotaPool divides a limit among sources: a limit of memory, or of requests in flight. All
+// sources share one half of the limit. The other half is reserved in equal parts, one part
+// for each source, so that a flooded source can slow other sources down but not starve
+// other sources.
 type quotaPool struct {
 	total int64
 
 	mu      sync.Mutex
 	used    int64
-	free    int64 // of the shared half; negative while sources hold more than a new division allows
+	free    int64 // free part of the shared half; negative while sources use more than a new division allows
 	reserve int64 // reserved for each source
 	quotas  []*quota
 }
@@ -30,8 +31,8 @@ func newQuotaPool(total int64, sources int) *quotaPool {
 	return b
 }
 
-// divide divides the limit among this number of sources. A quota that is not in use any
-// more counts until all of it is returned.
+// divide divides the limit among a number of sources. The quota of a removed source counts
+// until all of the quota is released.
 func (b *quotaPool) divide(sources int, used map[*quota]bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -53,28 +54,28 @@ func (b *quotaPool) inUse() int64 {
 	return b.used
 }
 
-// scarce reports whether more than half of the limit, or of its shared half, is taken.
+// scarce reports whether more than half of the limit, or of its shared half, is in use.
 func (b *quotaPool) scarce() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.used > b.total/2 || b.free < (b.total-b.total/2)/2
 }
 
-// quota is what one source has taken.
+// quota is the use of a limit by one source.
 type quota struct {
 	pool      *quotaPool
-	noReserve bool // it is no source's, and has no part of its own
-	// Guarded by budget.mu.
-	limit int64 // 0 is no limit of its own
+	noReserve bool // the quota of no source, without a reserved part
+	// Guarded by pool.mu.
+	limit int64 // limit of the source; 0 is none
 	used  int64
-	// counted says that it is among the accounts of the budget. One that is not used any
-	// more is, while something is taken: a request may come to it late.
+	// counted is set while pool.quotas contains the quota. The quota of a removed source
+	// stays there while requests use the quota.
 	counted bool
 }
 
 func (b *quotaPool) quotaOf(limit int64) *quota { return b.add(&quota{pool: b, limit: limit}) }
 
-// sharedQuota returns an account that has the half for whoever comes first only.
+// sharedQuota returns a quota without a reserved part.
 func (b *quotaPool) sharedQuota() *quota { return b.add(&quota{pool: b, noReserve: true}) }
 
 func (b *quotaPool) add(a *quota) *quota {
@@ -84,7 +85,7 @@ func (b *quotaPool) add(a *quota) *quota {
 	return a
 }
 
-// count lets an account be among those of the budget. The lock is held.
+// count adds a quota to the pool. The caller holds mu.
 func (b *quotaPool) count(a *quota) {
 	if !a.counted {
 		a.counted = true
@@ -92,7 +93,7 @@ func (b *quotaPool) count(a *quota) {
 	}
 }
 
-// shared returns what of n goes beyond the account's own part. The lock is held.
+// shared returns the part of n beyond the reserved part. The caller holds pool.mu.
 func (a *quota) shared(n int64) int64 {
 	if a.noReserve {
 		return n
@@ -100,22 +101,21 @@ func (a *quota) shared(n int64) int64 {
 	return max(0, n-a.pool.reserve)
 }
 
-// usesShared reports whether the account has taken of the half for whoever comes
-// first.
+// usesShared reports whether the quota uses the shared half.
 func (a *quota) usesShared() bool {
 	a.pool.mu.Lock()
 	defer a.pool.mu.Unlock()
 	return a.shared(a.used) > 0
 }
 
-// setLimit sets the account's own limit.
+// setLimit sets the limit of the source.
 func (a *quota) setLimit(limit int64) {
 	a.pool.mu.Lock()
 	defer a.pool.mu.Unlock()
 	a.limit = limit
 }
 
-// acquire takes n, or returns errShare or errSpent and takes nothing.
+// acquire acquires n, or returns errSourceQuota or errExhausted and acquires nothing.
 func (a *quota) acquire(n int64) error {
 	b := a.pool
 	b.mu.Lock()
@@ -123,7 +123,7 @@ func (a *quota) acquire(n int64) error {
 	if a.limit > 0 && a.used+n > a.limit {
 		return errSourceQuota
 	}
-	// What goes beyond the source's own part comes out of the common one.
+	// The part beyond the reserved part comes from the shared half.
 	beyond := a.shared(a.used+n) - a.shared(a.used)
 	if beyond > b.free {
 		return errExhausted
@@ -135,7 +135,7 @@ func (a *quota) acquire(n int64) error {
 	return nil
 }
 
-// release gives n back.
+// release releases n.
 func (a *quota) release(n int64) {
 	if n == 0 {
 		return
