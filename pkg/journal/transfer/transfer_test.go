@@ -233,13 +233,13 @@ func fill(t *testing.T, p place, c *clock, largest int) {
 
 // picture is what is in a journal, with the event's names in the place of places.
 type picture struct {
-	Events      []string
-	Keys        []string
-	Dead        []string
-	Dispositions     []string
-	Quarantined []journal.QuarantinedRequest
-	Notes       []string
-	Cursors     []string
+	Events       []string
+	Keys         []string
+	Dead         []string
+	Dispositions []string
+	Quarantined  []journal.QuarantinedRequest
+	Notes        []string
+	Cursors      []string
 }
 
 func look(t *testing.T, p place) (pic picture) {
