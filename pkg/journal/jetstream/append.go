@@ -23,19 +23,19 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// Limits of one group, which is one atomic batch. A server takes 1,000 messages.
+// Limits of one group. A group is one atomic batch; a server takes up to 1,000 messages.
 const (
 	maxGroupMessages = 900
 	maxGroupBytes    = 4 << 20
 )
 
-// staged is an event on its way: its record, whose first eight bytes are the time
-// of its acceptance, or zero for now.
+// staged is an event to append, as an encoded record. Zero in the first eight bytes means
+// that the acceptance time is the time of the write.
 type staged struct {
 	event     event.Event
-	partition string // its partition key; empty is none
+	partition string // partition key; empty is none
 	record    []byte
-	token     uint64 // given at the first attempt
+	token     uint64 // assigned at the first attempt
 }
 
 // stage encodes events.
@@ -63,10 +63,10 @@ func stageOne(e event.Event) (*staged, error) {
 	return &staged{event: e, partition: partition, record: b}, nil
 }
 
-// messages is at most how many an event takes.
+// messages returns the maximum number of messages of an event.
 func (s *staged) messages() int { return 1 + len(s.event.Keys) + len(s.record)>>19 }
 
-// fitting divides events into runs that each fit one group.
+// fitting splits events into parts that each fit one group.
 func fitting(events []*staged) [][]*staged {
 	var parts [][]*staged
 	n, size, from := 0, 0, 0
@@ -81,17 +81,17 @@ func fitting(events []*staged) [][]*staged {
 	return append(parts, events[from:])
 }
 
-// request is what is stored as one act, or not at all.
+// request is a set of events that is stored atomically.
 type request struct {
 	events    []*staged
-	entry     *entry            // an entry that goes with it, and must still be there
-	with      []string          // subjects of entries that go with that one, whatever they are
-	receipts  []journal.Receipt // of the events
-	done      chan error        // gets the outcome, once
-	abandoned atomic.Bool       // the caller has not waited for it
+	entry     *entry            // entry to remove with the write; the entry must be unchanged
+	with      []string          // subjects of further entries to remove
+	receipts  []journal.Receipt // receipts of the events
+	done      chan error        // receives the result, once
+	abandoned atomic.Bool       // the caller no longer waits
 }
 
-// abandon says that nobody waits for the request any more. There may be none.
+// abandon records that no caller waits for the request. A nil request is allowed.
 func (r *request) abandon() {
 	if r != nil {
 		r.abandoned.Store(true)
@@ -100,8 +100,9 @@ func (r *request) abandon() {
 
 var publisherSeed = maphash.MakeSeed()
 
-// publisher is which one a request goes to. Twins have the same one, so that they meet
-// before the cluster has to tell them apart.
+// publisher returns the index of the publisher of the request. Requests with equal first
+// keys have one publisher, so that the publisher finds the conflict before the cluster
+// does.
 func (r *request) publisher() int {
 	if len(r.events) == 0 {
 		return 0
@@ -120,25 +121,22 @@ func (r *request) messages() (n, size int) {
 	return n, size
 }
 
-// publisher stores groups of requests, one group after another.
+// publisher stores groups of requests, one group after another. It keeps these invariants:
 //
-// What makes the promise hold:
-//
-//  1. An event and the claims of its keys are one atomic batch: neither is ever
-//     without the other.
-//  2. A claim is refused where the key has one: of twins, in whichever processes,
-//     one is stored, and the batch of any other is refused whole. Its publisher
-//     then looks the keys up, leaves out what is known, and publishes the rest.
-//  3. An attempt that was not answered may have been stored. It is made again
-//     with the same keys, after looking them up: a claim that bears the token of
-//     this very append says that it was.
-//  4. Only the cluster's acknowledgement, or a claim that the cluster has stored,
-//     answers a request.
+//  1. One atomic batch stores an event and the claims of its identity keys.
+//  2. The cluster rejects a batch with a claim whose key already has a claim. So of
+//     concurrent appends of one key, in any process, one succeeds. After a rejection the
+//     publisher reads the claims, leaves out duplicates, and stores the rest.
+//  3. An attempt without an answer may be stored. Before the next attempt the publisher
+//     reads the claims: a claim with the token of the append proves that an earlier
+//     attempt succeeded.
+//  4. A request is answered only after the acknowledgement of the cluster, or after a
+//     stored claim.
 type publisher struct {
 	j           *Journal
 	requests    chan *request
-	deferred    *request // did not fit the group before
-	sawConflict bool     // the last group had some, so that looking first is cheaper
+	deferred    *request // did not fit the previous group
+	sawConflict bool     // the previous group had a conflict: read the claims before the first attempt
 }
 
 func newPublisher(j *Journal) *publisher {
@@ -161,7 +159,7 @@ func (p *publisher) run(ctx context.Context) {
 	}
 }
 
-// refuse answers what still waits when the journal is closed.
+// refuse answers the waiting requests when the journal is closed.
 func (p *publisher) refuse() {
 	for {
 		select {
@@ -173,8 +171,8 @@ func (p *publisher) refuse() {
 	}
 }
 
-// gather makes a group of the first request and of all that wait behind it.
-// There is no timer: while one group is on its way, the next one collects.
+// gather makes a group of the first request and all waiting requests. Gather uses no timer:
+// requests collect while the previous group is in flight.
 func (p *publisher) gather(first *request) []*request {
 	n, size := first.messages()
 	group := []*request{first}
@@ -200,7 +198,7 @@ func newWait() *backoff.ExponentialBackOff {
 	return wait
 }
 
-// store stores a group, however long the cluster is away, and answers it.
+// store stores a group and answers its requests. Store retries until the cluster answers.
 func (p *publisher) store(ctx context.Context, group []*request) {
 	claims := map[string]claim{} // by subject
 	readFirst := p.sawConflict
@@ -215,7 +213,7 @@ func (p *publisher) store(ctx context.Context, group []*request) {
 			group, err = p.readClaims(ctx, group, claims)
 		}
 		if err == nil {
-			readFirst = true // whatever comes of it: the next attempt must know
+			readFirst = true // the attempt may be stored
 			err = p.publish(ctx, group, claims)
 		}
 		switch {
@@ -243,7 +241,7 @@ func answer(group []*request, err error) {
 	}
 }
 
-// waiting returns the requests whose callers still wait.
+// waiting returns the requests that are not abandoned.
 func waiting(group []*request) []*request {
 	rest := group[:0]
 	for _, r := range group {
@@ -255,15 +253,15 @@ func waiting(group []*request) []*request {
 }
 
 var (
-	// errConflict is wrapped where somebody else has written first.
+	// errConflict is wrapped when another process has written first.
 	errConflict = errors.New("somebody else was first")
-	// errBroken is wrapped where what is stored cannot be read, or what is to be
-	// stored cannot be written: trying again does not help.
+	// errBroken is wrapped when stored data cannot be decoded, or new data cannot be
+	// encoded. A retry does not help.
 	errBroken = errors.New("cannot be stored")
 )
 
-// readClaims asks for the claims of all keys of the group, and answers those
-// requests whose entry somebody else has taken.
+// readClaims reads the claims of all keys of a group. It answers the requests whose entry
+// another request has removed.
 func (p *publisher) readClaims(ctx context.Context, group []*request, claims map[string]claim) ([]*request, error) {
 	var subjects []string
 	rest := group[:0]
@@ -274,7 +272,7 @@ func (p *publisher) readClaims(ctx context.Context, group []*request, claims map
 				return append(rest, group[len(rest):]...), err
 			}
 			if err != nil || now.at != r.entry.at {
-				// Gone, perhaps by an attempt of ours that was not answered.
+				// removed, perhaps by an earlier attempt without an answer
 				if !p.alreadyStored(ctx, r, claims) {
 					r.done <- fmt.Errorf("%s: %w", last(r.entry.subject), journal.ErrNotFound)
 					continue
@@ -310,7 +308,7 @@ func (p *publisher) readKeyClaims(ctx context.Context, subjects []string, claims
 	return nil
 }
 
-// alreadyStored reports whether an earlier attempt has stored the request's events.
+// alreadyStored reports whether an earlier attempt has stored the events of a request.
 func (p *publisher) alreadyStored(ctx context.Context, r *request, claims map[string]claim) bool {
 	if len(r.events) == 0 || r.events[0].token == 0 {
 		return false
@@ -330,22 +328,22 @@ func (p *publisher) alreadyStored(ctx context.Context, r *request, claims map[st
 	return false
 }
 
-// newClaim is a claim that the group makes, and the place in the batch of the event
-// that it stands for; 0 is an event that is stored already.
+// newClaim is a claim of the group, with the batch index of its event. Index 0 is a stored
+// event.
 type newClaim struct {
 	claim
 	batchIndex int
 }
 
-// plan is a group as an atomic batch.
+// plan is the atomic batch of a group.
 type plan struct {
 	messages []*nats.Msg
 	made     map[string]newClaim // by subject
-	indexes  [][]int             // in the batch, of each request's events; 0 is a duplicate
+	indexes  [][]int             // batch indexes of the events of each request; 0 is a duplicate
 	conflict bool
 }
 
-// plan decides what of the group is stored.
+// plan decides which events of a group to store.
 func (p *publisher) plan(group []*request, claims map[string]claim) plan {
 	pl := plan{made: map[string]newClaim{}, indexes: make([][]int, len(group))}
 	now := p.j.now()
@@ -365,9 +363,9 @@ func (p *publisher) plan(group []*request, claims map[string]claim) plan {
 	return pl
 }
 
-// add puts an event into the batch with the claims of its keys, or fills in its
-// receipt where it is a duplicate. It returns its place in the batch; that of a
-// duplicate is the place of the first one, or 0 where that is stored already.
+// add adds an event and its claims to the batch, or fills in the receipt of a duplicate. It
+// returns the batch index of the event, or of the first event for a duplicate; 0 if the
+// first event is already stored.
 func (p *publisher) add(pl *plan, e *staged, claims map[string]claim, now int64, receipt *journal.Receipt) (place int) {
 	if e.token == 0 {
 		e.token = p.j.tokens.Add(1)
@@ -389,7 +387,7 @@ func (p *publisher) add(pl *plan, e *staged, claims map[string]claim, now int64,
 		switch {
 		case !ok && !slices.Contains(unseen, k):
 			unseen = append(unseen, k)
-		case !ok: // given twice: two claims of one key would refuse each other
+		case !ok: // a key may occur twice in one event; two claims of one key would conflict
 		case !duplicate:
 			original, duplicate = m, true
 		}
@@ -403,8 +401,8 @@ func (p *publisher) add(pl *plan, e *staged, claims map[string]claim, now int64,
 	}
 	*receipt = journal.Receipt{Seq: original.seq, ID: original.id, Duplicate: duplicate && original.token != e.token}
 	pl.conflict = pl.conflict || receipt.Duplicate
-	// A duplicate may bring a key that its original did not have. It is
-	// remembered as seen with the original: a duplicate extends nothing.
+	// A duplicate may have a key that the first event does not have. The key gets a claim
+	// with the time of the first event, so that a duplicate does not extend the window.
 	for _, k := range unseen {
 		subject, back := p.j.names.key(k), 0
 		if original.batchIndex > 0 {
@@ -417,7 +415,7 @@ func (p *publisher) add(pl *plan, e *staged, claims map[string]claim, now int64,
 			setKey(m, k)
 		}
 		m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(claims[subject].at, 10))
-		if claims[subject].at > 0 { // it has had its time
+		if claims[subject].at > 0 { // expired claim
 			m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
 		}
 		m.Header.Set(jetstream.MsgTTLHeader, seconds(p.j.opts.Window+slack))
@@ -428,10 +426,10 @@ func (p *publisher) add(pl *plan, e *staged, claims map[string]claim, now int64,
 
 func seconds(d time.Duration) string { return strconv.Itoa(int(d/time.Second)+1) + "s" }
 
-// publish stores the group as one batch and answers it.
+// publish stores a group as one batch and answers its requests.
 func (p *publisher) publish(ctx context.Context, group []*request, claims map[string]claim) error {
 	pl := p.plan(group, claims)
-	var first uint64 // place of the batch's first message
+	var first uint64 // sequence of the first message of the batch
 	if len(pl.messages) > 0 {
 		end, err := p.j.store(ctx, pl.messages)
 		if err != nil {
@@ -454,9 +452,9 @@ func (p *publisher) publish(ctx context.Context, group []*request, claims map[st
 	return nil
 }
 
-// store writes messages as one atomic batch and returns the place of the last
-// one. It makes one attempt; unless its error wraps errConflict, ErrFull or
-// errBroken, they may have been stored or not.
+// store writes messages as one atomic batch and returns the sequence of the last message.
+// It makes one attempt. Unless the error wraps errConflict, ErrFull or errBroken, the
+// messages may be stored or not.
 func (j *Journal) store(ctx context.Context, messages []*nats.Msg) (uint64, error) {
 	ctx, cancel := j.ask(ctx)
 	defer cancel()
@@ -467,17 +465,17 @@ func (j *Journal) store(ctx context.Context, messages []*nats.Msg) (uint64, erro
 	return ack.Sequence, nil
 }
 
-// Error codes of the server that nats.go has no name for.
+// Error codes of the server without a name in nats.go.
 const (
-	codeWrongLastSequence        jetstream.ErrorCode = 10164 // as JSErrCodeStreamWrongLastSequence, of what is in process
-	codeStoreFailed              jetstream.ErrorCode = 10077 // for a reason that it says in words
+	codeWrongLastSequence        jetstream.ErrorCode = 10164 // like JSErrCodeStreamWrongLastSequence, for messages in process
+	codeStoreFailed              jetstream.ErrorCode = 10077 // the text of the error has the reason
 	codeInsufficientStorage      jetstream.ErrorCode = 10047
 	codeAccountResourcesExceeded jetstream.ErrorCode = 10002
 	codeMessageExceedsMaximum    jetstream.ErrorCode = 10054
 	codeHeaderExceedsMaximum     jetstream.ErrorCode = 10097
 )
 
-// judged sorts the errors of the cluster.
+// judged classifies the errors of the cluster.
 func judged(err error) error {
 	var api *jetstream.APIError
 	if errors.Is(err, nats.ErrMaxPayload) {
@@ -501,14 +499,14 @@ func judged(err error) error {
 	return err
 }
 
-// partsHeader says in how many further messages, right behind it, a value goes on.
+// partsHeader is the number of following messages that continue a value.
 const partsHeader = "Postwire-Parts"
 
-// maxChunk is how many bytes of a value one message takes.
-func (j *Journal) maxChunk() int { return max(int(j.conn.MaxPayload())-16<<10, 1<<10) } // less the headers
+// maxChunk returns the maximum number of bytes of a value in one message.
+func (j *Journal) maxChunk() int { return max(int(j.conn.MaxPayload())-16<<10, 1<<10) } // headroom for headers
 
-// messages are what a value is stored in: one message, or where the server does
-// not take one so large, several.
+// messages encodes a value as one message, or as several messages if the value is larger
+// than the server allows.
 func (j *Journal) messages(subject string, value []byte) []*nats.Msg {
 	most := j.maxChunk()
 	head := nats.NewMsg(subject)

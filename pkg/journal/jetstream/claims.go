@@ -13,36 +13,35 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// claim is the message under an identity key: whose key it is, and since when.
-// It is written with its event in one atomic batch, and only if nobody else has
-// written one: that is what makes a twin a duplicate, in whichever process it
-// comes in.
+// claim is the message of an identity key: the event of the key, and the time of the first
+// receipt. One atomic batch stores an event and its claims, and only if no claim of the
+// keys exists. So an event with an equal key is a duplicate in every process.
 //
-//	1 | first seen, 8 bytes | token, 8 bytes | back | seq, 8 bytes, if back is 0 | CloudEvents id
+//	1 | first receipt, 8 bytes | token, 8 bytes | back | seq, 8 bytes, if back is 0 | CloudEvents id
 //
-// A claim stands in its event's batch, so that how far back the event is says
-// where, before either has a place; that of a key learned from a duplicate says
-// it outright.
+// The sequences of a batch are not known when it is written, so that a claim refers to the
+// event by back, the number of messages between claim and event. The claim of a key learned
+// from a duplicate has the sequence instead.
 type claim struct {
-	at    uint64 // place of the claim itself; 0 is one that is being made
+	at    uint64 // sequence of the claim itself; 0 before it is stored
 	first int64  // nanoseconds since 1970
-	token uint64 // of the append that made it
+	token uint64 // token of the append that made the claim
 	seq   journal.Seq
-	id    string // of the CloudEvent
+	id    string // CloudEvents id
 }
 
 const claimVersion = 1
 
-// keyHeader is the key itself, in base64, of a claim whose event does not have it:
-// one learned from a duplicate, or carried here. It is for carrying it elsewhere.
+// keyHeader holds the identity key, in base64, of a claim whose event does not contain the
+// key: a key learned from a duplicate, or a migrated key. A migration reads the header.
 const keyHeader = "Postwire-Key"
 
 func setKey(m *nats.Msg, k event.Key) {
 	m.Header.Set(keyHeader, base64.RawStdEncoding.EncodeToString([]byte(k)))
 }
 
-// encode writes a claim whose event is back places before it, or, if back is 0,
-// at its seq.
+// encode encodes a claim whose event is back messages before the claim, or has the sequence
+// seq if back is 0.
 func (c claim) encode(back int) []byte {
 	b := binary.BigEndian.AppendUint64([]byte{claimVersion}, uint64(c.first))
 	b = binary.BigEndian.AppendUint64(b, c.token)
@@ -68,12 +67,12 @@ func decodeClaim(m message) (claim, error) {
 	return c, r.Err
 }
 
-// within reports whether the claim still counts at now. A clock that was set back
-// makes first lie ahead of now; that is inside.
+// within reports whether the dedupe window contains the claim. After a clock was set back,
+// first may be later than now; the claim is then inside the window.
 func (c claim) within(window time.Duration, now int64) bool { return now-c.first < int64(window) }
 
-// slack is how much longer a claim is stored than it counts: the clocks of
-// servers and processes differ.
+// slack is how much longer than the window a claim is stored, because the clocks of servers
+// and processes differ.
 const slack = 10 * time.Minute
 
 func randomToken() uint64 { return rand.Uint64() } //nolint:gosec // it tells appends apart, and is no secret

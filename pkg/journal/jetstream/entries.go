@@ -17,33 +17,33 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// entry is a value under a subject of its own, of which the last one counts: a
-// dead letter, a quarantined request, a note.
+// entry is a value with a subject of its own, such as a dead letter, a quarantined request
+// or a value of the KV. The last message of the subject is valid.
 type entry struct {
 	subject string
-	at      uint64 // place of its message
+	at      uint64 // sequence of the message
 	value   []byte
-	parts   bool // it goes on in other messages
+	parts   bool // further messages continue the value
 }
 
-// removedHeader marks the message that takes an entry's place when it is removed.
-// It goes by itself a minute later.
+// removedHeader marks the message that replaces a removed entry. The server deletes the
+// message after a minute.
 const removedHeader = "Postwire-Removed"
 
-// messagesFor are those that put an entry, in the place of any before it.
+// messagesFor returns the messages that store an entry and replace an existing entry.
 func (j *Journal) messagesFor(subject string, value []byte) []*nats.Msg {
 	all := j.messages(subject, value)
 	all[0].Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
 	return all
 }
 
-// expect makes a message be refused unless the one before it under its subject
-// stands at a place; 0 is that there is none.
+// expect makes the server reject a message unless the previous message of its subject has
+// the sequence at. 0 expects no message.
 func expect(m *nats.Msg, at uint64) {
 	m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(at, 10))
 }
 
-// removal is the message that removes the entry, if it still is what it was.
+// removal returns the message that removes an unchanged entry.
 func (e entry) removal() *nats.Msg {
 	m := nats.NewMsg(e.subject)
 	m.Header.Set(removedHeader, "1")
@@ -53,7 +53,7 @@ func (e entry) removal() *nats.Msg {
 	return m
 }
 
-// removals are the messages that remove the entry whole, if it still is what it was.
+// removals returns the messages that remove an unchanged entry and its further messages.
 func (j *Journal) removals(e entry) []*nats.Msg {
 	all := []*nats.Msg{e.removal()}
 	if e.parts {
@@ -62,14 +62,14 @@ func (j *Journal) removals(e entry) []*nats.Msg {
 	return all
 }
 
-// removing is the message that removes the entry under a subject, whatever it is.
+// removing returns the message that removes the entry of a subject unconditionally.
 func removing(subject string) *nats.Msg {
 	m := entry{subject: subject}.removal()
 	m.Header.Del(jetstream.ExpectedLastSubjSeqHeader)
 	return m
 }
 
-// entry reads the entry under a subject.
+// entry reads the entry of a subject.
 func (j *Journal) entry(ctx context.Context, subject string) (entry, error) {
 	m, err := j.leaderGet(ctx, getRequest{LastFor: subject})
 	if err != nil {
@@ -87,8 +87,7 @@ func (j *Journal) entryOf(ctx context.Context, m message) (e entry, err error) {
 	return e, err
 }
 
-// mustEntry reads an entry, and while the cluster does not answer waits for that
-// to pass.
+// mustEntry reads an entry, and retries until the cluster answers.
 func (j *Journal) mustEntry(ctx context.Context, subject string) (e entry, err error) {
 	err = j.retry(ctx, func(ctx context.Context) error {
 		e, err = j.entry(ctx, subject)
@@ -97,8 +96,7 @@ func (j *Journal) mustEntry(ctx context.Context, subject string) (e entry, err e
 	return e, err
 }
 
-// put stores entries as one act. While the cluster does not answer it waits for
-// that to pass.
+// put stores entries atomically, and retries until the cluster answers.
 func (j *Journal) put(ctx context.Context, messages []*nats.Msg) error {
 	return j.retry(ctx, func(ctx context.Context) error {
 		_, err := j.store(ctx, messages)
@@ -106,7 +104,7 @@ func (j *Journal) put(ctx context.Context, messages []*nats.Msg) error {
 	})
 }
 
-// subjects lists the subjects under a prefix, sorted.
+// subjects lists the subjects with a prefix, sorted.
 func (j *Journal) subjects(ctx context.Context, filter string) (subjects []string, err error) {
 	err = j.retry(ctx, func(ctx context.Context) error {
 		s, err := j.js.Stream(ctx, j.opts.Stream)
@@ -127,14 +125,12 @@ func (j *Journal) subjects(ctx context.Context, filter string) (subjects []strin
 	return subjects, err
 }
 
-// scan yields what decode makes of each entry under a prefix behind a subject, by
-// subject.
+// scan yields the decoded entries with a prefix, after a subject, ordered by subject.
 func scan[T any](ctx context.Context, j *Journal, prefix, after string, decode func(entry) (T, error)) iter.Seq2[T, error] {
 	return scanIf(ctx, j, prefix, func(subject string) bool { return subject > after }, decode)
 }
 
-// scanIf is scan of those subjects under a prefix that are wanted. The others are
-// not read.
+// scanIf is scan of the wanted subjects. The other entries are not read.
 func scanIf[T any](ctx context.Context, j *Journal, prefix string, wanted func(subject string) bool, decode func(entry) (T, error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var zero T
@@ -146,7 +142,7 @@ func scanIf[T any](ctx context.Context, j *Journal, prefix string, wanted func(s
 			for _, m := range messages {
 				e, err := j.entryOf(ctx, m)
 				if errors.Is(err, journal.ErrNotFound) && ctx.Err() == nil {
-					continue // it was removed
+					continue // removed
 				}
 				var item T
 				if err = cmp.Or(ctx.Err(), err); err == nil {
@@ -164,12 +160,12 @@ func scanIf[T any](ctx context.Context, j *Journal, prefix string, wanted func(s
 	}
 }
 
-// maxPageBytes bounds the messages that pages holds at once, but for one that is
-// larger: a quarantined request holds a whole body.
+// maxPageBytes limits the bytes of one page, except for a single larger message: a
+// quarantined request contains a whole body.
 const maxPageBytes = 1 << 20
 
-// pages yields the last messages of those subjects under a prefix that are wanted,
-// by subject and some at a time.
+// pages yields the last messages of the wanted subjects with a prefix, ordered by subject,
+// in pages.
 func (j *Journal) pages(ctx context.Context, prefix string, wanted func(subject string) bool) iter.Seq2[[]message, error] {
 	const maxPage = 64
 	return func(yield func([]message, error) bool) {
@@ -191,8 +187,8 @@ func (j *Journal) pages(ctx context.Context, prefix string, wanted func(subject 
 				yield(nil, err)
 				return
 			}
-			// They are answered by place, not by subject: without all of them it is
-			// not known which is next.
+			// The answer is ordered by sequence, not by subject. A partial answer does not
+			// tell the next subject.
 			if !all && len(some) > 1 {
 				n = max(1, min(len(messages), len(some)-1))
 				continue

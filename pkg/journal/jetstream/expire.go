@@ -13,24 +13,23 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// Parts of journal.max_bytes, in percent. History is trimmed well before new
-// events are refused.
+// Percentages of journal.max_bytes. Delivered events are removed well before appends fail.
 const (
-	trimAt = 80 // from here on
+	trimAt = 80 // start of removal
 	trimTo = 75
 )
 
-// trimInterval is between two looks at whether there is room.
+// trimInterval is the interval between two checks of the size.
 const trimInterval = 2 * time.Second
 
-// unusedCursorTTL is how long nobody may have opened a cursor before what it has not
-// passed is not kept for it any more: its sink is in no configuration.
+// unusedCursorTTL is how long the engine keeps the events after a cursor that no process
+// opens: the sink is in no configuration.
 const unusedCursorTTL = time.Hour
 
-// openPrefix is where the notes begin that say when a cursor was last open.
+// openPrefix is the prefix of the values with the time at which a cursor was last open.
 const openPrefix = "cursor/"
 
-// recordOpen says that the cursor is open.
+// recordOpen stores that the cursor is open.
 func (c *cursor) recordOpen(ctx context.Context) error {
 	b, err := json.Marshal(c.j.opts.Clock().UTC())
 	if err != nil {
@@ -39,7 +38,7 @@ func (c *cursor) recordOpen(ctx context.Context) error {
 	return c.j.PutValue(ctx, openPrefix+c.name, b)
 }
 
-// expireAll removes what is old, now and then; of all processes one does.
+// expireAll removes expired data periodically. One of the processes does the work.
 func (j *Journal) expireAll() {
 	tick := time.NewTicker(j.opts.Every)
 	defer tick.Stop()
@@ -61,9 +60,9 @@ func (j *Journal) expireAll() {
 	}
 }
 
-// Expire notes which cursors are open here, and, if this process is the one to do
-// it, removes the events that have passed their retention and every cursor, and the
-// quarantined requests that were last received before it.
+// Expire stores which cursors are open in this process. If this process holds the lease,
+// Expire removes the events that are older than the retention and that every cursor has
+// passed, and the quarantined requests whose last receipt is older than the retention.
 func (j *Journal) Expire(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, max(j.opts.Every, 10*time.Second))
 	defer cancel()
@@ -114,8 +113,8 @@ func (j *Journal) Expire(ctx context.Context) error {
 	return err
 }
 
-// committed is the place that every cursor has passed which somebody has open, or
-// has had not long ago.
+// committedByAll returns the lowest committed sequence of the cursors that are or recently
+// were open.
 func (j *Journal) committed(ctx context.Context, last journal.Seq) (journal.Seq, error) {
 	opened := map[string]time.Time{}
 	for n, err := range j.Values(ctx, openPrefix) {
@@ -144,14 +143,14 @@ func (j *Journal) committed(ctx context.Context, last journal.Seq) (journal.Seq,
 	return committed, consumers.Err()
 }
 
-// nearlyFull reports whether there is little room left.
+// nearlyFull reports whether the stream is larger than trimAt percent of its limit.
 func (j *Journal) nearlyFull() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.opts.MaxBytes > 0 && j.state.bytes > j.opts.MaxBytes/100*trimAt
 }
 
-// excess is the place through which events are to go for want of room; 0 is none.
+// excess returns the sequence through which to remove events to make room; 0 is none.
 func (j *Journal) excess(oldest, committed journal.Seq) journal.Seq {
 	if !j.nearlyFull() {
 		return 0
@@ -161,21 +160,21 @@ func (j *Journal) excess(oldest, committed journal.Seq) journal.Seq {
 	if j.state.last < oldest {
 		return 0
 	}
-	// As if all places took the same room. Keys take some too, and stay; then
-	// the next time removes more.
+	// Assume an equal size for all sequences. Keys take space too and stay; then the next
+	// check removes more.
 	share := float64(j.state.bytes-j.opts.MaxBytes/100*trimTo) / float64(j.state.bytes)
 	return min(committed, oldest+journal.Seq(share*float64(j.state.last-oldest)))
 }
 
-// remove removes the events through a place, what is kept about them, and returns
-// how many there were.
+// remove removes the events through a sequence with their dispositions, and returns their
+// number.
 func (j *Journal) remove(ctx context.Context, through journal.Seq) (uint64, error) {
 	s, err := j.js.Stream(ctx, j.opts.Stream)
 	if err != nil {
 		return 0, err
 	}
 	before := j.Usage().Events
-	// What a sink was not given is stored behind the events that it is about.
+	// Dispositions are stored after their events.
 	for _, subject := range []string{j.names.event(), j.names.part(j.names.event()), j.opts.Stream + ".lost.>"} {
 		err = errors.Join(err, s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(uint64(through)+1)))
 	}

@@ -1,7 +1,7 @@
-// Package jetstream is the engine of the journal for more than one machine: the
-// log, its identity keys, what was set aside and the cursors are in one stream of
-// a NATS JetStream cluster. Any number of processes share it, and any of them may
-// die.
+// Package jetstream is the engine of the journal for several machines. One stream of a NATS
+// JetStream cluster holds the events, identity keys, dead letters, quarantined requests and
+// cursors. Any number of processes share the stream, and each of them may crash at any
+// time.
 package jetstream
 
 import (
@@ -30,31 +30,31 @@ type Options struct {
 	URL      config.URL // servers of the cluster, separated by commas
 	Login    natsclient.Login
 	Stream   string
-	Replicas int    // servers that keep a copy; 0 is 1
-	Update   bool   // change a stream whose settings differ, rather than refuse it
-	Name     string // of this process; no other one that shares the stream has it
+	Replicas int    // copies of the stream; 0 is 1
+	Update   bool   // change a stream with other settings instead of refusing it
+	Name     string // name of this process, unique among the processes that share the stream
 
-	Window    time.Duration // dedupe: from the first sight of a key
-	Retention time.Duration // how long events stay that every cursor has passed
-	MaxBytes  uint64        // size of the stream at which appends are refused; 0 is no limit
+	Window    time.Duration // dedupe window, from the first receipt of a key
+	Retention time.Duration // how long the journal keeps events that every cursor has passed
+	MaxBytes  uint64        // size of the stream at which appends fail; 0 is no limit
 
-	// Quarantine is how many bytes the quarantined requests of one source take
-	// before the oldest are discarded; 0 is journal.DefaultQuarantine.
+	// Quarantine is the limit of the quarantined requests of one source, in bytes. Beyond
+	// the limit the engine discards the oldest; 0 is journal.DefaultQuarantine.
 	Quarantine uint64
-	// Discarded is told of quarantined requests that this process has discarded,
-	// by several goroutines; nil is not told.
+	// Discarded is called when this process has discarded quarantined requests, also
+	// concurrently. Nil is allowed.
 	Discarded func(journal.QuarantineDiscards)
 
-	// Hold is how long an append waits for the cluster before it is kept by
-	// Spill, or fails where there is none. 0 is three seconds.
+	// Hold is how long an append waits for the cluster before the spill stores the events,
+	// or before the append fails without a spill. 0 is three seconds.
 	Hold  time.Duration
 	Spill *Spill
 
-	Log   *zap.Logger      // nil is silent
-	Clock func() time.Time // nil is time.Now; clocks of processes that share a stream must agree
-	Every time.Duration    // between two removals of what is old; 0 is a minute
+	Log   *zap.Logger      // nil logs nothing
+	Clock func() time.Time // nil is time.Now; the clocks of processes that share a stream must agree
+	Every time.Duration    // interval between two removals of expired data; 0 is a minute
 
-	filling bool // by a transfer, which may not be finished
+	filling bool // a migration writes the stream and may be unfinished
 }
 
 // Journal implements journal.Journal.
@@ -70,22 +70,22 @@ type Journal struct {
 	done  sync.WaitGroup
 	epoch atomic.Pointer[connEpoch]
 
-	pollNow chan struct{} // asks for a look at the cluster
+	pollNow chan struct{} // requests a poll
 
 	publishers []*publisher
-	spill      *spill        // nil where nothing is kept here
-	accepted   atomic.Int64  // newest time of acceptance given, nanoseconds since 1970
-	tokens     atomic.Uint64 // tells our own events from another process's twins
+	spill      *spill        // nil without a spill
+	accepted   atomic.Int64  // newest assigned acceptance time, nanoseconds since 1970
+	tokens     atomic.Uint64 // distinguishes appends of this process from those of other processes
 	trimmed    atomic.Uint64
 	repeats    repeats
 	shares     shares
 
 	mu           sync.Mutex
-	changed      chan struct{} // closed, and made anew, when any of these change
-	ready        bool          // the stream is as it must be, and the cursors have their consumers
-	permanentErr error         // why it is not, where only an operator can help
-	lastPollErr  error         // why the cluster was not heard at the last look; nil is that it was
-	id           string        // empty until the stream was seen
+	changed      chan struct{} // closed and replaced when one of the following changes
+	ready        bool          // the stream is configured, and the cursors have consumers
+	permanentErr error         // why the stream is not ready, if only an operator can help
+	lastPollErr  error         // error of the last poll; nil after a successful poll
+	id           string        // empty before the first poll
 	state        state
 	cursors      map[string]*cursor
 	closed       bool
@@ -93,34 +93,34 @@ type Journal struct {
 
 var _ journal.Journal = (*Journal)(nil)
 
-// state is the stream as of a moment ago.
+// state is the state of the stream at the last poll.
 type state struct {
 	bytes  uint64
 	events uint64
-	oldest journal.Seq // no event before it is stored
-	last   journal.Seq // newest event, or a place behind all that there were
+	oldest journal.Seq // no event before this sequence is stored
+	last   journal.Seq // newest event, or a later sequence
 }
 
 const (
-	// publishers is how many groups may be on their way at once. Each server
-	// takes 50 of a stream's, so that a dozen processes fit.
+	// publishers is the maximum number of groups in flight. Each server takes 50 batches of
+	// a stream, enough for a dozen processes.
 	publishers = 4
-	// apiTimeout is for one request to the cluster: one that has no leader
-	// does not answer.
+	// apiTimeout bounds one request to the cluster, because a cluster without a leader does
+	// not answer.
 	apiTimeout = 2 * time.Second
-	// setUpTimeout is how long the start waits for the cluster.
+	// setUpTimeout bounds the wait for the cluster at the start.
 	setUpTimeout = 3 * time.Second
-	// pollInterval is between two looks at the stream.
+	// pollInterval is the interval between two polls of the stream.
 	pollInterval = 500 * time.Millisecond
-	// leaveAfter is after how long without the cluster a connection is made to
-	// another server: sooner than a new leader is elected, so that this process
-	// is among those who see it.
+	// leaveAfter is how long a connection may not reach the cluster before the process
+	// connects to another server. It is shorter than the election of a new leader, so that
+	// this process reaches the new leader.
 	leaveAfter = 2500 * time.Millisecond
 )
 
-// Open connects to the cluster and creates or checks the stream. A cluster that
-// does not answer is an error only where there is no Spill to keep events in
-// until it does: a process must be able to start while the cluster is away.
+// Open connects to the cluster and creates or checks the stream. Without a spill, a cluster
+// that does not answer is an error. With a spill it is not, because a process must be able
+// to start while the cluster is unavailable.
 func Open(ctx context.Context, opts Options) (*Journal, error) {
 	if opts.Window <= 0 {
 		return nil, fmt.Errorf("journal: the dedupe window is %v, it must be longer than 0", opts.Window)
@@ -134,7 +134,7 @@ func Open(ctx context.Context, opts Options) (*Journal, error) {
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
 	j.newEpoch()
 	if err := j.open(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close()) //nolint:contextcheck // it is closed even if ctx is done
+		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close()) //nolint:contextcheck // close it even if ctx is done
 	}
 	return j, nil
 }
@@ -167,7 +167,7 @@ func (j *Journal) open(ctx context.Context) error {
 		return err
 	}
 	err := j.setUp(ctx)
-	// A stream that another process has just made is not there for everybody yet.
+	// Some servers do not know a stream yet that another process has just created.
 	for wait, end := newWait(), time.Now().Add(setUpTimeout); err != nil && ctx.Err() == nil && time.Now().Before(end); err = j.setUp(ctx) {
 		if _, permanent := errors.AsType[*refusal](err); permanent || sleep.For(ctx, wait.NextBackOff()) != nil {
 			break
@@ -198,7 +198,7 @@ func (j *Journal) open(ctx context.Context) error {
 	return nil
 }
 
-// connect makes the connection, which looks for the cluster for ever.
+// connect connects to the cluster, and retries for ever.
 func (j *Journal) connect() error {
 	opts, err := j.opts.Login.Options()
 	if err != nil {
@@ -208,8 +208,7 @@ func (j *Journal) connect() error {
 		nats.Name("postwire/"+j.opts.Name),
 		nats.Timeout(apiTimeout),
 		nats.RetryOnFailedConnect(true),
-		// A connection that is dead without saying so is given up before the
-		// hold of an append is over.
+		// Detect a dead connection before the hold of an append is over.
 		nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			j.newEpoch()
@@ -231,14 +230,14 @@ func (j *Journal) connect() error {
 	return err
 }
 
-// connEpoch is the time of one connection: an answer that it has not brought, none
-// will bring.
+// connEpoch is the lifetime of one connection. A request without an answer at its end gets
+// no answer any more.
 type connEpoch struct {
 	context.Context
 	cancel context.CancelFunc
 }
 
-// newEpoch ends the time of the connection before.
+// newEpoch ends the epoch of the previous connection.
 func (j *Journal) newEpoch() {
 	ctx, lost := context.WithCancel(j.life)
 	if before := j.epoch.Swap(&connEpoch{ctx, lost}); before != nil {
@@ -246,8 +245,7 @@ func (j *Journal) newEpoch() {
 	}
 }
 
-// ask is for one request to the cluster: it ends when there can be no answer any
-// more.
+// ask returns the context of one request to the cluster. The context ends with the epoch.
 func (j *Journal) ask(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	stop := context.AfterFunc(j.epoch.Load(), cancel)
@@ -257,7 +255,7 @@ func (j *Journal) ask(ctx context.Context) (context.Context, context.CancelFunc)
 	}
 }
 
-// setUp makes the stream, or checks it, and gives the cursors their consumers.
+// setUp creates or checks the stream, and binds the cursors to their consumers.
 func (j *Journal) setUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*apiTimeout)
 	defer cancel()
@@ -282,14 +280,14 @@ func (j *Journal) setUp(ctx context.Context) error {
 	return nil
 }
 
-// openCursors are those that are open in this process.
+// openCursors returns the open cursors of this process.
 func (j *Journal) openCursors() []*cursor {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return slices.Collect(maps.Values(j.cursors))
 }
 
-// connected waits until there is a connection.
+// connected waits for a connection.
 func (j *Journal) connected(ctx context.Context) error {
 	changes := j.conn.StatusChanged(nats.CONNECTED)
 	defer j.conn.RemoveStatusListener(changes)
@@ -309,13 +307,13 @@ func (j *Journal) connected(ctx context.Context) error {
 	return nil
 }
 
-// notify wakes all who wait for a change. The caller holds mu.
+// notify wakes all waiting goroutines. The caller holds mu.
 func (j *Journal) notify() {
 	close(j.changed)
 	j.changed = make(chan struct{})
 }
 
-// await waits until done, which is called with mu held, reports true.
+// await waits until done returns true. Await calls done with mu held.
 func (j *Journal) await(ctx context.Context, done func() bool) error {
 	for {
 		j.mu.Lock()
@@ -335,17 +333,17 @@ func (j *Journal) await(ctx context.Context, done func() bool) error {
 	}
 }
 
-// waitReady waits until the stream is as it must be.
+// waitReady waits until the stream is ready.
 func (j *Journal) waitReady(ctx context.Context) error {
 	return j.await(ctx, func() bool { return j.ready })
 }
 
-// watch looks at the stream, sets up what could not be set up when the journal
-// was opened, and leaves a server behind which does not find the cluster.
+// watch polls the stream, retries a failed set-up, and leaves a server that does not reach
+// the cluster.
 func (j *Journal) watch() {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	var left time.Time // a server, for another one
+	var left time.Time // time of the last reconnect to another server
 	lastAnswer := time.Now()
 	for {
 		select {
@@ -371,8 +369,8 @@ func (j *Journal) watch() {
 		if err == nil {
 			lastAnswer = now
 		}
-		// A server without a leader may have one soon; a leader that is cut off
-		// from the others will not be theirs.
+		// A server without a leader may get one soon. A leader that is cut off from the
+		// other servers will not be the leader of the cluster.
 		timeout := leaveAfter
 		if errors.Is(err, errAlone) {
 			timeout = pollInterval
@@ -386,7 +384,7 @@ func (j *Journal) watch() {
 	}
 }
 
-// onPoll notes how a look at the cluster ended.
+// onPoll records the result of a poll.
 func (j *Journal) onPoll(err error) {
 	j.mu.Lock()
 	was, refused := j.lastPollErr, j.permanentErr
@@ -434,7 +432,7 @@ func (j *Journal) poll(ctx context.Context) error {
 	return nil
 }
 
-// stored notes that the cluster has stored an event.
+// stored records that the cluster has stored an event.
 func (j *Journal) stored(s journal.Seq) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -444,7 +442,7 @@ func (j *Journal) stored(s journal.Seq) {
 	}
 }
 
-// now is the time of acceptance of what is appended now.
+// now returns the acceptance time of an append.
 func (j *Journal) now() int64 {
 	now := j.opts.Clock().UnixNano()
 	for {
@@ -475,7 +473,7 @@ func (j *Journal) Check() error {
 	return j.spill.check()
 }
 
-// check says why nothing is taken, whether the cluster answers or not.
+// check returns why appends fail, also while the cluster does not answer.
 func (j *Journal) check() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -508,8 +506,8 @@ func (j *Journal) Usage() journal.Usage {
 	return u
 }
 
-// Append implements journal.Appender. More events than fit one act are several,
-// one after another.
+// Append implements journal.Appender. Append splits events that do not fit one batch into
+// several batches, one after another.
 func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.Receipt, error) {
 	if err := j.check(); err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
@@ -536,8 +534,8 @@ func (j *Journal) appendPart(ctx context.Context, events []*staged) ([]journal.R
 	return j.submitWithin(ctx, &request{events: events})
 }
 
-// submitWithin hands a request to its publisher and waits for the outcome, but no
-// longer than the hold.
+// submitWithin passes a request to its publisher and waits for the result, at most for
+// Hold.
 func (j *Journal) submitWithin(ctx context.Context, r *request) ([]journal.Receipt, error) {
 	hold := time.NewTimer(j.opts.Hold)
 	defer hold.Stop()
@@ -548,12 +546,12 @@ func (j *Journal) submitWithin(ctx context.Context, r *request) ([]journal.Recei
 	return receipts, err
 }
 
-// errHoldTimeout is returned for what the cluster did not settle within the hold: it
-// may have stored it, or not.
+// errHoldTimeout is returned if the cluster did not answer within the hold. The request may
+// be stored or not.
 var errHoldTimeout = errors.New("the cluster has not answered in time")
 
-// submit hands a request to its publisher and waits for the outcome until ctx is
-// done or give fires. What became of it after that is not known.
+// submit passes a request to its publisher and waits for the result until ctx is done or
+// timeout fires. Then the request may be stored or not.
 func (j *Journal) submit(ctx context.Context, r *request, timeout <-chan time.Time) ([]journal.Receipt, error) {
 	if err := j.enqueue(ctx, r, timeout); err != nil {
 		return nil, err
@@ -570,7 +568,7 @@ func (j *Journal) submit(ctx context.Context, r *request, timeout <-chan time.Ti
 	}
 }
 
-// enqueue hands a request to its publisher, which answers at done.
+// enqueue passes a request to its publisher. The publisher answers at done.
 func (j *Journal) enqueue(ctx context.Context, r *request, timeout <-chan time.Time) error {
 	r.done = make(chan error, 1)
 	select {
@@ -611,7 +609,7 @@ func (j *Journal) Close() error {
 	j.closed = true
 	j.notify()
 	j.mu.Unlock()
-	for _, c := range j.openCursors() { // they hand over while there is a connection
+	for _, c := range j.openCursors() { // release the cursors while the process is connected
 		if err := c.Close(); err != nil {
 			j.log.Warn("closing a cursor", zap.Error(err))
 		}

@@ -11,8 +11,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// Last implements journal.Log. What other processes append is seen half a second
-// later.
+// Last implements journal.Log. Events of other processes appear up to pollInterval later.
 func (j *Journal) Last() journal.Seq {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -42,7 +41,7 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 	var messages []message
 	err = j.retry(ctx, func(ctx context.Context) error {
 		messages, err = j.page(ctx, j.names.event(), from, max(limit, 1))
-		// A server that lags behind knows less than was acknowledged.
+		// A server may lag behind the acknowledged messages.
 		if err == nil && len(messages) == 0 && from <= j.Last() && from >= j.Oldest() {
 			if _, err := j.leaderGet(ctx, getRequest{Seq: uint64(from), NextFor: j.names.event()}); err == nil {
 				return errLag
@@ -68,10 +67,10 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 	return records, nil
 }
 
-// errLag is returned while a server does not have what the leader has.
+// errLag is returned while a server lags behind the leader.
 var errLag = errors.New("the server lags behind the stream's leader")
 
-// eventsBetween reads the messages of all events from a place through another.
+// eventsBetween reads the messages of all events in a range of sequences.
 func (j *Journal) eventsBetween(ctx context.Context, from, through journal.Seq) ([]message, error) {
 	var all []message
 	for from <= through {
@@ -87,7 +86,7 @@ func (j *Journal) eventsBetween(ctx context.Context, from, through journal.Seq) 
 		if len(messages) > 0 {
 			continue
 		}
-		// There are no more, or the server lags behind: the leader knows.
+		// Ask the leader whether the range has no more events or the server lags behind.
 		next, err := j.leaderGet(ctx, getRequest{Seq: uint64(from), NextFor: j.names.event()})
 		switch {
 		case errors.Is(err, journal.ErrNotFound) || err == nil && journal.Seq(next.seq) > through:
@@ -117,15 +116,15 @@ func (j *Journal) Since(ctx context.Context, t time.Time) (s journal.Seq, err er
 	return s, nil
 }
 
-// since returns the place of the first event, from one place through another,
-// that was accepted at t or later, or the place behind the last.
+// since returns the sequence of the first event in a range that was accepted at t or later,
+// or the sequence after the range.
 func (j *Journal) since(ctx context.Context, t time.Time, oldest, last journal.Seq) (journal.Seq, error) {
-	low, high := oldest, last+1 // all events before low are older, the first from high on is not
+	low, high := oldest, last+1 // events before low are older than t; the first event from high on is not
 	for low < high {
 		mid := low + (high-low)/2
 		m, err := j.leaderGet(ctx, getRequest{Seq: uint64(mid), NextFor: j.names.event()})
 		if errors.Is(err, journal.ErrNotFound) || err == nil && journal.Seq(m.seq) >= high {
-			high = mid // there is no event from mid on that is before high
+			high = mid // no event from mid on is before high
 			continue
 		}
 		if err != nil {
@@ -141,7 +140,7 @@ func (j *Journal) since(ctx context.Context, t time.Time, oldest, last journal.S
 			high = mid
 		}
 	}
-	// High is where the search ended; the event stands there or behind it.
+	// The first event of the result is at high or later.
 	m, err := j.leaderGet(ctx, getRequest{Seq: uint64(max(high, 1)), NextFor: j.names.event()})
 	switch {
 	case errors.Is(err, journal.ErrNotFound):

@@ -12,32 +12,32 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// names are the subjects of the stream, which all begin with its name:
+// names are the subjects of the stream. Each subject begins with the name of the stream:
 //
 //	event                 an event
-//	part.>                the rest of a value too long for one message
-//	key.<hash>            an identity key: first seen, and the event it stands for
+//	part.>                continuation of a long value
+//	key.<hash>            the claim of an identity key
 //	dead.<sink>.<seq>     a dead letter
-//	lost.<sink>           what a sink was not given, range by range
-//	rejected.<id>         a quarantined request, which does not change
+//	lost.<sink>           dispositions of a sink, by range
+//	rejected.<id>         the constant part of a quarantined request
 //	receipts.<source>.<identity>
-//	                      how often such a request was received, and when last
-//	note.<name>           a note
-//	holder.<cursor>       who reads
-//	lead.<name>           who leads, until the message's time is over
+//	                      count and last receipt of a quarantined request
+//	note.<key>            a value of the KV
+//	holder.<cursor>       owner of a cursor
+//	lead.<name>           holder of a lease, until the message expires
 type names struct{ stream string }
 
 func (n names) all() string    { return n.stream + ".>" }
 func (n names) event() string  { return n.stream + ".event" }
 func (n names) prefix() string { return n.stream + "." }
 
-// key is the subject of an identity key: the first 128 bits of its SHA-256.
+// key returns the subject of an identity key: the first 128 bits of its SHA-256.
 func (n names) key(k event.Key) string {
 	sum := sha256.Sum256([]byte(k))
 	return n.stream + ".key." + base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
-// part is the subject of what does not fit the message of another subject.
+// part returns the subject that continues a long value of another subject.
 func (n names) part(subject string) string {
 	return n.stream + ".part." + strings.TrimPrefix(subject, n.prefix())
 }
@@ -46,7 +46,7 @@ func (n names) dead(id journal.DeliveryID) string {
 	return fmt.Sprintf("%s.dead.%s.%020d", n.stream, token(id.Sink), id.Seq)
 }
 
-// deadID reads what dead wrote.
+// deadID parses a subject of dead.
 func (n names) deadID(subject string) (journal.DeliveryID, error) {
 	rest := strings.TrimPrefix(subject, n.stream+".dead.")
 	sink, place, _ := strings.Cut(rest, ".")
@@ -65,7 +65,7 @@ func (n names) receipts(source string, i identity) string {
 
 func (n names) receiptsOf(source string) string { return n.stream + ".receipts." + token(source) + "." }
 
-// sourceOf reads what receipts wrote.
+// sourceOf parses a subject of receipts.
 func (n names) sourceOf(subject string) string {
 	source, _, _ := strings.Cut(strings.TrimPrefix(subject, n.stream+".receipts."), ".")
 	return untoken(source)
@@ -75,14 +75,14 @@ func (n names) value(name string) string { return n.stream + ".note." + token(na
 func (n names) owner(name string) string { return n.stream + ".holder." + token(name) }
 func (n names) lead(name string) string  { return n.stream + ".lead." + token(name) }
 
-// last is the name that token made the last token of a subject.
+// last returns the name in the last token of a subject.
 func last(subject string) string {
 	return untoken(subject[strings.LastIndexByte(subject, '.')+1:])
 }
 
-// token makes any name one token of a subject, or the name of a consumer, and no
-// two names the same one: whatever is not a letter, a digit or a dash becomes an
-// underscore and its two hexadecimal digits.
+// token encodes a name as one token of a subject or as the name of a consumer, injectively:
+// each character except letters, digits and dashes becomes an underscore and two
+// hexadecimal digits.
 func token(name string) string {
 	var b strings.Builder
 	for i := range len(name) {
@@ -99,7 +99,7 @@ func token(name string) string {
 	return b.String()
 }
 
-// untoken reads what token wrote.
+// untoken decodes a token.
 func untoken(t string) string {
 	var b strings.Builder
 	for i := 0; i < len(t); i++ {

@@ -22,31 +22,31 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// A quarantined request is two entries, which one atomic batch writes and one
-// removes: the request itself, which may be large and does not change; and its
-// receipts, under a subject that is made of its source and its identity. There a
-// repeat finds it, in whichever process it comes in, and writes the receipts anew if
-// nobody has changed them meanwhile. The order of the receipts in the stream is that
-// in which the requests were last received.
+// A quarantined request has two entries, written and removed by one atomic batch: the
+// request itself, which may be large and never changes, and its receipts, whose subject
+// contains source and identity. A repeat, in any process, finds the receipts and updates
+// them if they are unchanged. The order of the receipts in the stream is the order of the
+// last receipts.
 
-// identity is that of a request.
+// identity is the Identity of a request.
 type identity [sha256.Size]byte
 
-// receipts is what is known of a quarantined request without reading it.
+// receipts describes a quarantined request without its body.
 type receipts struct {
 	ID    string    `json:"id"`
-	Bytes uint64    `json:"bytes"` // that it counts for
+	Bytes uint64    `json:"bytes"` // bytes that the request counts for
 	Parts bool      `json:"parts,omitempty"`
 	Count uint64    `json:"count"`
 	Last  time.Time `json:"last"`
-	Token uint64    `json:"token"` // of who has written them
+	Token uint64    `json:"token"` // token of the writer
 }
 
-// entryBytes is what the subjects and receipts of a request count for, beside the
-// request: a list of them holds all subjects, and the servers do in memory.
+// entryBytes is what the subjects and receipts of a request count for, besides the request:
+// the servers hold all subjects in memory.
 const entryBytes = 4 << 10
 
-// message is what keeps receipts, in the place of those at a place; 0 is none.
+// message returns the message that stores receipts and replaces the receipts at a sequence;
+// 0 is none.
 func (r receipts) message(subject string, at uint64) (*nats.Msg, error) {
 	m := nats.NewMsg(subject)
 	var err error
@@ -56,8 +56,7 @@ func (r receipts) message(subject string, at uint64) (*nats.Msg, error) {
 	return m, err
 }
 
-// receiptsAt reads receipts, or nil where there are none, and the place of the last
-// message under their subject.
+// receiptsAt reads receipts, or nil, and the sequence of the last message of their subject.
 func (j *Journal) receiptsAt(ctx context.Context, subject string) (r *receipts, at uint64, err error) {
 	m, err := j.leaderGet(ctx, getRequest{LastFor: subject})
 	if errors.Is(err, journal.ErrNotFound) {
@@ -72,8 +71,7 @@ func (j *Journal) receiptsAt(ctx context.Context, subject string) (r *receipts, 
 	return r, m.seq, err
 }
 
-// decodeReceipts returns an error that wraps journal.ErrNotFound where they were
-// removed.
+// decodeReceipts returns an error that wraps journal.ErrNotFound for removed receipts.
 func decodeReceipts(m message) (r *receipts, err error) {
 	if m.header.Get(removedHeader) != "" {
 		return nil, journal.ErrNotFound
@@ -84,31 +82,31 @@ func decodeReceipts(m message) (r *receipts, err error) {
 	return r, nil
 }
 
-// repeats makes of the same request that comes in again and again, while it is on
-// its way to the cluster, one that was received as often: each alone would have the
-// others' attempts refused.
+// repeats combines concurrent repeats of one request: while one write is in flight, further
+// repeats become one write with their number. Separate writes would conflict with each
+// other.
 type repeats struct {
 	mu  sync.Mutex
 	all map[identity]*repeating
 }
 
-// repeating is a request that is on its way, or waits.
+// repeating is the state of a request with repeats.
 type repeating struct {
 	users int
-	turn  chan struct{} // holds one token: whoever has it sends
-	next  *round        // those that have not been sent
+	turn  chan struct{} // holds one token; its taker sends the round
+	next  *round        // repeats that are not sent yet
 }
 
-// round is what is sent as one.
+// round is one write of several repeats.
 type round struct {
 	journal.QuarantinedRequest
 	sent bool
-	done chan struct{} // closed when id and err are there
+	done chan struct{} // closed when id and err are set
 	id   string
 	err  error
 }
 
-// join adds a request to those of its identity that wait.
+// join adds a request to the round of its identity.
 func (rs *repeats) join(i identity, r journal.QuarantinedRequest) (*repeating, *round) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -133,7 +131,7 @@ func (rs *repeats) join(i identity, r journal.QuarantinedRequest) (*repeating, *
 	return all, all.next
 }
 
-// take returns whether the round is still to be sent, which nobody else does then.
+// take reports whether the round is not sent yet. The caller then sends it.
 func (rs *repeats) take(all *repeating, mine *round) bool {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -152,9 +150,8 @@ func (rs *repeats) leave(i identity, all *repeating) {
 	}
 }
 
-// quarantine keeps a request in the cluster, under the ID that it has, or a new
-// one, or counts it with the one that is kept. It makes attempts until the hold is
-// over.
+// quarantine stores a request in the cluster, under its ID or a new one, or counts it as a
+// repeat. It retries until the hold is over.
 func (j *Journal) quarantine(ctx context.Context, r journal.QuarantinedRequest) (string, error) {
 	if r.ID == "" {
 		id, err := uuid.NewV7()
@@ -169,7 +166,7 @@ func (j *Journal) quarantine(ctx context.Context, r journal.QuarantinedRequest) 
 	select {
 	case <-all.turn:
 		if j.repeats.take(all, mine) {
-			// Not with ctx: others wait for the outcome, too.
+			// Without ctx, because other callers wait for the result.
 			hold, cancel := context.WithTimeout(j.life, j.opts.Hold)
 			mine.id, mine.err = j.keep(hold, i, mine.QuarantinedRequest) //nolint:contextcheck // see above
 			cancel()
@@ -180,14 +177,14 @@ func (j *Journal) quarantine(ctx context.Context, r journal.QuarantinedRequest) 
 	case <-ctx.Done():
 		return "", fmt.Errorf("quarantining: %w", ctx.Err())
 	}
-	<-mine.done // by now whoever has sent it knows
+	<-mine.done // another caller has sent the round
 	if mine.err != nil {
 		return "", fmt.Errorf("quarantining: %w", mine.err)
 	}
 	return mine.id, nil
 }
 
-// keep stores a request, or one receipt more of the one that is kept.
+// keep stores a request, or counts a repeat of a stored request.
 func (j *Journal) keep(ctx context.Context, i identity, r journal.QuarantinedRequest) (id string, err error) {
 	value, err := record.AppendRejected(nil, r)
 	if err != nil {
@@ -208,9 +205,9 @@ func (j *Journal) keep(ctx context.Context, i identity, r journal.QuarantinedReq
 			bytes = uint64(len(value)) + entryBytes
 			kept = &receipts{ID: r.ID, Bytes: bytes, Parts: len(messages) > 1, Count: r.Count, Last: r.LastReceived}
 		case kept.Token == token:
-			return nil // by an attempt that was not answered
+			return nil // stored by an earlier attempt without an answer
 		case kept.ID == r.ID && kept.Count >= r.Count:
-			return nil // it is carried here once more
+			return nil // migrated a second time
 		default:
 			id = kept.ID
 			kept.Count += r.Count
@@ -225,7 +222,7 @@ func (j *Journal) keep(ctx context.Context, i identity, r journal.QuarantinedReq
 		}
 		_, err = j.store(ctx, append(messages, m))
 		if errors.Is(err, errConflict) {
-			return errors.New("the receipts have changed") // look again
+			return errors.New("the receipts have changed") // retry with the new receipts
 		}
 		return err
 	})
@@ -236,7 +233,7 @@ func (j *Journal) keep(ctx context.Context, i identity, r journal.QuarantinedReq
 	return id, nil
 }
 
-// kept are the messages of a request as it was in another journal.
+// kept returns the messages that store a migrated request.
 func (j *Journal) kept(r journal.QuarantinedRequest) ([]*nats.Msg, error) {
 	value, err := record.AppendRejected(nil, r)
 	if err != nil {
@@ -253,8 +250,8 @@ func (j *Journal) kept(r journal.QuarantinedRequest) ([]*nats.Msg, error) {
 	return append(messages, m), nil
 }
 
-// counted adds its receipts to a request. Those of a request that is removed at this
-// moment may be gone.
+// counted adds the receipts to a request. The receipts of a request that is being removed
+// may be missing.
 func counted(r journal.QuarantinedRequest, kept *receipts) journal.QuarantinedRequest {
 	if kept != nil && kept.ID == r.ID {
 		r.Count, r.LastReceived = kept.Count, kept.Last
@@ -327,7 +324,7 @@ func (j *Journal) Release(ctx context.Context, id string, events ...event.Event)
 	}
 	for i := 0; err == nil && i < len(parts); i++ {
 		r := &request{events: parts[i]}
-		if i == len(parts)-1 { // the request goes with its last events, and its receipts with it
+		if i == len(parts)-1 { // the last batch removes the request and its receipts
 			r.entry, r.with = &e, []string{j.names.receipts(rejected.Source, identity(rejected.Identity()))}
 		}
 		var some []journal.Receipt
@@ -340,25 +337,24 @@ func (j *Journal) Release(ctx context.Context, id string, events ...event.Event)
 	return answers, nil
 }
 
-// shares is what sources have in the quarantine, as far as this process knows:
-// what it found when it counted last, and what it has added since.
+// shares is the size of the quarantine of each source, as this process knows it: the last
+// count plus the additions since.
 type shares struct {
 	mu    sync.Mutex
 	all   map[string]*share
-	crowd chan struct{} // asks for a look at those that are marked
+	crowd chan struct{} // requests a recount of the marked sources
 }
 
 type share struct {
 	counted bool
 	recount bool
-	bytes   uint64 // found, and added
-	added   uint64 // since it was counted; other processes may have added as much
+	bytes   uint64 // counted size plus additions
+	added   uint64 // additions since the last count; other processes may have added as much
 }
 
 func newShares() shares { return shares{all: map[string]*share{}, crowd: make(chan struct{}, 1)} }
 
-// add counts what was added to what a source has, and asks for a look where that
-// may be too much.
+// add records an addition, and requests a recount if the source may exceed its limit.
 func (s *shares) add(source string, bytes, limit uint64) {
 	if bytes == 0 {
 		return
@@ -378,16 +374,16 @@ func (s *shares) add(source string, bytes, limit uint64) {
 	s.ask(one)
 }
 
-// ask asks for a look at a source. The lock is held.
+// ask requests a recount of a source. The caller holds mu.
 func (s *shares) ask(one *share) {
 	one.recount = true
 	select {
 	case s.crowd <- struct{}{}:
-	default: // it is asked for already
+	default: // already requested
 	}
 }
 
-// take returns the sources that are to be looked at.
+// take returns the sources to recount.
 func (s *shares) take() (sources []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -400,7 +396,7 @@ func (s *shares) take() (sources []string) {
 	return sources
 }
 
-// set notes what a source was found to have. What was added meanwhile may be in it.
+// set records the counted size of a source. The count may contain concurrent additions.
 func (s *shares) set(source string, bytes uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -408,8 +404,7 @@ func (s *shares) set(source string, bytes uint64) {
 	one.counted, one.bytes = true, bytes+one.added
 }
 
-// keepShares discards what is beyond the share of a source, until Close. It does so
-// beside the requests, which do not wait for it.
+// keepShares discards requests beyond the limit of a source, in the background until Close.
 func (j *Journal) keepShares() {
 	for {
 		select {
@@ -429,22 +424,21 @@ func (j *Journal) keepShares() {
 	}
 }
 
-// requestRecount asks for another look at a source.
+// requestRecount requests a recount of a source.
 func (s *shares) requestRecount(source string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ask(s.all[source])
 }
 
-// listed is a request by its receipts.
+// listed is a quarantined request by its receipts.
 type listed struct {
 	receipts
 	subject string
 	at      uint64
 }
 
-// receiptsUnder yields the receipts under a prefix, those first that were written
-// first, and from a place on.
+// receiptsUnder yields the receipts with a prefix from a sequence on, oldest write first.
 func (j *Journal) receiptsUnder(ctx context.Context, prefix string) iter.Seq2[listed, error] {
 	const page = 512
 	return func(yield func(listed, error) bool) {
@@ -479,9 +473,9 @@ func (j *Journal) receiptsUnder(ctx context.Context, prefix string) iter.Seq2[li
 	}
 }
 
-// shrink counts what a source has, and discards the oldest of it until that is no
-// more than its share, or one request. Of all processes one does so at a time: two
-// would take the same requests, and each have the other's acts refused.
+// shrink counts the requests of a source, and discards the oldest until the source is
+// within its limit or has one request. One process at a time does so, because concurrent
+// batches would conflict.
 func (j *Journal) shrink(ctx context.Context, source string) error {
 	switch leads, err := j.AcquireLease(ctx, "quarantine", 2*time.Second); {
 	case err != nil:
@@ -511,7 +505,7 @@ func (j *Journal) shrink(ctx context.Context, source string) error {
 		if err != nil {
 			return err
 		}
-		if !freed { // others were faster, or they were received again
+		if !freed { // other processes were faster, or the requests were received again
 			defer j.shares.requestRecount(source)
 		}
 	}
@@ -519,8 +513,8 @@ func (j *Journal) shrink(ctx context.Context, source string) error {
 	return nil
 }
 
-// expireQuarantine discards the requests that were last received before the
-// retention. A retention of 0 says nothing about them.
+// expireQuarantine discards the requests whose last receipt is older than the retention. A
+// retention of 0 is no limit.
 func (j *Journal) expireQuarantine(ctx context.Context) error {
 	if j.opts.Retention <= 0 {
 		return nil
@@ -530,10 +524,10 @@ func (j *Journal) expireQuarantine(ctx context.Context) error {
 	return err
 }
 
-// discard removes the requests that were written first, as long as old reports
-// true, and reports whether all of them were there unchanged.
+// discard removes the oldest requests while old returns true, and reports whether all of
+// them were unchanged.
 func (j *Journal) discard(ctx context.Context, prefix, reason string, old func(listed) bool) (whole bool, err error) {
-	const act = 200 // of up to three messages each
+	const act = 200 // up to three messages each
 	discarded := map[string]uint64{}
 	defer func() {
 		for source, n := range discarded {
@@ -575,8 +569,8 @@ func (j *Journal) discard(ctx context.Context, prefix, reason string, old func(l
 	return whole, err
 }
 
-// removeListed removes requests, as one act where nobody has changed any of them
-// meanwhile, otherwise half by half, and returns how many of each source.
+// removeListed removes requests, in one batch if all are unchanged, otherwise by halves,
+// and returns the number removed per source.
 func (j *Journal) removeListed(ctx context.Context, all []listed) (map[string]uint64, error) {
 	var messages []*nats.Msg
 	for _, r := range all {

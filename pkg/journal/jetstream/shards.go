@@ -12,22 +12,22 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 )
 
-// shardCount is in how many lanes partition keys are divided. Events of one key
-// are in one lane, and a lane keeps its order.
+// shardCount is the number of shards of partition keys. The events of one key are in one
+// shard, and a shard keeps its order.
 const shardCount = 256
 
-// shardOf is the lane of an event; -1 is one that has no order to keep.
+// shardOf returns the shard of an event; -1 for an event without a partition key.
 func shardOf(e event.Event) int {
 	key, ok := e.Attribute(event.PartitionKey)
 	if !ok {
 		return -1
 	}
 	h := fnv.New32a()
-	_, _ = h.Write([]byte(key)) // a hash takes everything
+	_, _ = h.Write([]byte(key)) // a hash never fails
 	return int(h.Sum32() % shardCount)
 }
 
-// shards are the times at which events were accepted, in nanoseconds since 1970.
+// shards are the acceptance times of the events in each shard, in nanoseconds since 1970.
 type shards struct {
 	times [shardCount][]int64
 }
@@ -38,7 +38,7 @@ func (l *shards) push(shard int, at time.Time) {
 	}
 }
 
-// popOldest takes out the oldest of a lane.
+// popOldest removes the oldest time of a shard.
 func (l *shards) popOldest(shard int) {
 	if shard >= 0 && len(l.times[shard]) > 0 {
 		if l.times[shard] = l.times[shard][1:]; len(l.times[shard]) == 0 {
@@ -47,14 +47,14 @@ func (l *shards) popOldest(shard int) {
 	}
 }
 
-// popNewest takes out the newest of a lane.
+// popNewest removes the newest time of a shard.
 func (l *shards) popNewest(shard int) {
 	if shard >= 0 && len(l.times[shard]) > 0 {
 		l.times[shard] = l.times[shard][:len(l.times[shard])-1]
 	}
 }
 
-// lowWatermarks are the oldest of each lane that has any.
+// lowWatermarks returns the oldest time of each shard that is not empty.
 func (l *shards) lowWatermarks() map[int]int64 {
 	lows := map[int]int64{}
 	for n, times := range l.times {
@@ -65,15 +65,14 @@ func (l *shards) lowWatermarks() map[int]int64 {
 	return lows
 }
 
-// announcement is what a process says of its spill to the others. It goes over
-// the servers as it is said, and is not stored: a cluster without a leader, which
-// stores nothing, still carries it.
+// announcement tells other processes about the spill of a process. Announcements are core
+// NATS messages and not stored, so that a cluster without a leader also carries them.
 type announcement struct {
 	Name          string        `json:"name"`
-	LowWatermarks map[int]int64 `json:"lows"` // when the oldest event of each lane was accepted
+	LowWatermarks map[int]int64 `json:"lows"` // oldest acceptance time of each shard
 }
 
-// peerSpill is what another process has said.
+// peerSpill is the last announcement of another process.
 type peerSpill struct {
 	lowWatermarks map[int]int64
 	at            time.Time
@@ -81,21 +80,20 @@ type peerSpill struct {
 
 const (
 	announceInterval = 100 * time.Millisecond
-	// startGrace is how long after the start something may not have been heard that
-	// another process keeps, and apart how long after a connection was made
-	// again: the others make theirs again a moment later.
+	// startGrace is how long after the start an announcement of a peer may be missing, and
+	// reconnectGrace how long after a reconnect, because peers reconnect a moment later.
 	startGrace     = 3 * announceInterval
 	reconnectGrace = time.Second
-	// peerTTL is after how long without a word a process that has said that it
-	// keeps something is taken to be gone.
+	// peerTTL is how long a peer with a spill may be silent before the peer counts as gone.
 	peerTTL = 2 * time.Second
 )
 
-// announcements is the subject for them, which is not one of the stream's.
+// announcements returns the subject of announcements. The stream does not store the
+// subject.
 func (j *Journal) announcements() string { return "_postwire." + j.opts.Stream + ".spill" }
 
-// announce tells the others what is here, and says once that there is nothing any
-// more.
+// announce announces the spill of this process, and announces once that the spill has
+// become empty.
 func (s *spill) announce() {
 	s.mu.Lock()
 	a := announcement{Name: s.j.opts.Name, LowWatermarks: s.local.lowWatermarks()}
@@ -109,7 +107,7 @@ func (s *spill) announce() {
 	if err == nil {
 		err = s.j.conn.Publish(s.j.announcements(), b)
 	}
-	if err != nil { // nobody hears us; it is said again
+	if err != nil { // announced again later
 		s.j.log.Debug("announcing the spill", zap.Error(err))
 		s.mu.Lock()
 		s.announcedNonEmpty = true
@@ -117,16 +115,16 @@ func (s *spill) announce() {
 	}
 }
 
-// requestAnnouncement asks for an announcement. It does not wait: a client that connects again
-// holds up whoever uses it.
+// requestAnnouncement requests an announcement without waiting: a client that reconnects
+// blocks its callers.
 func (s *spill) requestAnnouncement() {
 	select {
 	case s.announceC <- struct{}{}:
-	default: // it is asked for already
+	default: // already requested
 	}
 }
 
-// keepAnnouncing announces again and again, and forgets those who have gone.
+// keepAnnouncing announces every announceInterval, and forgets peers after peerTTL.
 func (s *spill) keepAnnouncing(ctx context.Context) {
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
@@ -139,8 +137,7 @@ func (s *spill) keepAnnouncing(ctx context.Context) {
 			return
 		}
 		s.announce()
-		// Asked before the lock is taken: a client that connects again holds up
-		// whoever asks it.
+		// Before the lock: a client that reconnects blocks its callers.
 		was := connected
 		connected = s.j.conn.IsConnected()
 		now := time.Now()
@@ -153,20 +150,20 @@ func (s *spill) keepAnnouncing(ctx context.Context) {
 				delete(s.peers, name)
 			}
 		}
-		s.notify() // also for whoever waits for the end of being blind
+		s.notify() // also wakes waiters for peersUnknownUntil
 		s.mu.Unlock()
 	}
 }
 
-// extendGrace waits a moment for what others announce: a cluster that was away is whole
-// again a moment after it answers.
+// extendGrace waits for announcements of peers: after the cluster answers again, peers
+// reconnect a moment later.
 func (s *spill) extendGrace() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.peersUnknownUntil = time.Now().Add(reconnectGrace)
 }
 
-// onAnnouncement takes an announcement.
+// onAnnouncement handles an announcement.
 func (s *spill) onAnnouncement(m *nats.Msg) {
 	var a announcement
 	if err := json.Unmarshal(m.Data, &a); err != nil {
@@ -186,8 +183,8 @@ func (s *spill) onAnnouncement(m *nats.Msg) {
 	s.notify()
 }
 
-// lowWatermark is when the oldest event of a lane was accepted that another process
-// keeps; 0 is that there is none. The caller holds mu.
+// lowWatermark returns the oldest acceptance time of a shard in the spills of peers; 0 is
+// none. The caller holds mu.
 func (s *spill) lowWatermark(shard int) int64 {
 	var lowest int64
 	for _, a := range s.peers {

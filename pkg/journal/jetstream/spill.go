@@ -18,44 +18,52 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// Spill says where events are kept while the cluster does not take them. Dir is
-// needed; it belongs to one process.
+// Spill configures where a process stores events while the cluster does not accept them.
+// Dir is needed and belongs to one process.
 type Spill struct {
 	Dir      string
-	MaxBytes uint64 // size at which appends are refused; 0 is no limit
-	MinFree  uint64 // bytes of free disk space below which appends are refused
+	MaxBytes uint64 // size at which appends fail; 0 is no limit
+	MinFree  uint64 // bytes of free disk space below which appends fail
 }
 
-// spill is a small synced journal of this process's own. The sender gives up on
-// an answer after ten seconds, and a cluster whose leader has died takes about as
-// long to have another one: what it has not taken after the hold is kept here,
-// answered, and forwarded when the cluster is back.
+// spill is a synced journal on the disk of this process. Senders wait ten seconds for an
+// answer, and the election of a leader takes about as long. Events that the cluster does
+// not store within the hold go to the spill. The spill answers the sender, and forwards the
+// events when the cluster is back.
 //
-// Forwarding is an append with the same keys: what the cluster has stored after
-// all, or another process has, is a duplicate then. Order holds for events of one
-// partition key: while one of them is here, or in the spill of another process
-// that announces it, those that come after it wait, or come here too.
+// Forwarding appends the events with their identity keys, so that an event that the cluster
+// or another process has stored becomes a duplicate. Order per partition key holds: while
+// an event is in the spill, or in the spill of a peer that announces it, later events of
+// the key wait or go to the spill, too.
+//
+// | state | fields | changed by |
+// |---|---|---|
+// | up | down is false | forwardEvents, after an event was forwarded |
+// | down | down is true: appends go to the spill while it is not empty | append and quarantine, after the hold |
+// | peers unknown | peersUnknownUntil is in the future: appends wait | start, reconnect, extendGrace |
+//
+// Mu guards the fields after it.
 type spill struct {
 	j            *Journal
 	journal      *pebble.Journal
 	cursor       journal.Cursor
-	subscription *nats.Subscription // their announcements
-	announceC    chan struct{}      // asks for one of ours
+	subscription *nats.Subscription // of the announcements of peers
+	announceC    chan struct{}      // requests an announcement
 
 	mu                sync.Mutex
-	changed           chan struct{} // closed, and made anew, when any of these change
-	down              bool          // the cluster did not answer within the hold; it is asked by the forwarder alone
-	events            uint64        // that are here
-	local             shards        // when the events that are here were accepted, by lane, in order
-	oldest            time.Time     // of all that is here; zero is none
+	changed           chan struct{} // closed and replaced when one of the following changes
+	down              bool          // the cluster did not answer within the hold; only the forwarder asks the cluster
+	events            uint64        // events in the spill
+	local             shards        // acceptance times of the spilled events by shard
+	oldest            time.Time     // oldest acceptance time in the spill; zero if empty
 	peers             map[string]peerSpill
-	peersUnknownUntil time.Time // until when there may be announcements that were not heard
-	announcedNonEmpty bool      // the last announcement of ours said that something is here
+	peersUnknownUntil time.Time // until then announcements of peers may be missing
+	announcedNonEmpty bool      // the last announcement named spilled events
 }
 
 const forwarder = "forward"
 
-// openSpill opens the journal of what has not been forwarded.
+// openSpill opens the journal of spilled events.
 func openSpill(j *Journal) (*spill, error) {
 	own, err := pebble.Open(pebble.Options{
 		Dir: j.opts.Spill.Dir, Window: j.opts.Window, MaxBytes: j.opts.Spill.MaxBytes, MinFree: j.opts.Spill.MinFree, KeepKeys: true,
@@ -74,7 +82,7 @@ func openSpill(j *Journal) (*spill, error) {
 	return s, nil
 }
 
-// recover counts what the process before has left behind.
+// recover counts the events that an earlier process has spilled.
 func (s *spill) recover(ctx context.Context) (err error) {
 	if s.cursor, err = s.journal.Reader(ctx, forwarder, journal.Earliest); err != nil {
 		return err
@@ -101,7 +109,7 @@ func (s *spill) recover(ctx context.Context) (err error) {
 	return nil
 }
 
-// count counts an event that is here. The caller holds mu, or is alone.
+// count counts a spilled event. The caller holds mu or is the only user.
 func (s *spill) count(e event.Event, accepted time.Time) {
 	s.events++
 	if s.oldest.IsZero() {
@@ -110,17 +118,17 @@ func (s *spill) count(e event.Event, accepted time.Time) {
 	s.local.push(shardOf(e), accepted)
 }
 
-// notify wakes all who wait for a change. The caller holds mu.
+// notify wakes all waiting goroutines. The caller holds mu.
 func (s *spill) notify() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
-// append stores events in the cluster, or here.
+// append stores events in the cluster or in the spill.
 func (s *spill) append(ctx context.Context, events []*staged) ([]journal.Receipt, error) {
 	hold := time.NewTimer(s.j.opts.Hold)
 	defer hold.Stop()
-	var r *request // on its way; nil while it must wait
+	var r *request // request in flight; nil while it must wait
 	for {
 		s.mu.Lock()
 		down := s.isDown()
@@ -129,7 +137,7 @@ func (s *spill) append(ctx context.Context, events []*staged) ([]journal.Receipt
 		var done chan error
 		switch {
 		case down, r != nil && !bypass:
-			// What it must not overtake has been kept since it was sent.
+			// The request must not overtake events that were spilled since it was sent.
 			r.abandon()
 			return s.spillEvents(ctx, events)
 		case r == nil && bypass && !peersUnknown:
@@ -161,8 +169,9 @@ func (s *spill) append(ctx context.Context, events []*staged) ([]journal.Receipt
 	}
 }
 
-// mayBypass reports whether no event is here, or known to be in another process's
-// spill, that one of these must not overtake. The caller holds mu.
+// mayBypass reports whether the events may go to the cluster directly: no event of their
+// shards is in the spill of this process or in an announced spill of a peer. The caller
+// holds mu.
 func (s *spill) mayBypass(events []*staged) bool {
 	for _, e := range events {
 		if n := shardOf(e.event); n >= 0 && (len(s.local.times[n]) > 0 || s.lowWatermark(n) != 0) {
@@ -172,13 +181,13 @@ func (s *spill) mayBypass(events []*staged) bool {
 	return true
 }
 
-// spillEvents keeps events here.
+// spillEvents stores events in the spill.
 func (s *spill) spillEvents(ctx context.Context, events []*staged) ([]journal.Receipt, error) {
 	all := make([]event.Event, len(events))
 	for i, e := range events {
 		all[i] = e.event
 	}
-	// Counted before they are stored: the forwarder may be faster.
+	// Count before storing, because the forwarder may be faster.
 	s.mu.Lock()
 	for _, e := range all {
 		s.count(e, s.j.opts.Clock())
@@ -199,19 +208,19 @@ func (s *spill) spillEvents(ctx context.Context, events []*staged) ([]journal.Re
 		return nil, fmt.Errorf("the cluster does not answer, and the spill: %w", err)
 	}
 	for i := range receipts {
-		receipts[i].Seq = 0 // its place in the cluster is not known yet
+		receipts[i].Seq = 0 // the sequence in the cluster is not known yet
 	}
 	return receipts, nil
 }
 
-// decrement counts an event that is not here any more. The caller holds mu.
+// decrement counts an event that left the spill. The caller holds mu.
 func (s *spill) decrement() {
 	if s.events--; s.events == 0 {
 		s.oldest = time.Time{}
 	}
 }
 
-// setDown notes whether the cluster answers.
+// setDown records whether the cluster answers.
 func (s *spill) setDown(down bool, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -221,17 +230,16 @@ func (s *spill) setDown(down bool, why string) {
 		s.j.log.Warn(why, zap.Bool("spilling", down))
 		select {
 		case s.j.pollNow <- struct{}{}:
-		default: // it is asked for already
+		default: // already requested
 		}
 	}
 }
 
-// isDown reports whether the cluster is asked by the forwarder alone, which finds
-// out when it answers: without anything to forward nobody would. The caller holds
-// mu.
+// isDown reports whether appends go to the spill without asking the cluster. Only the
+// forwarder asks the cluster then, so the spill must not be empty. The caller holds mu.
 func (s *spill) isDown() bool { return s.down && s.events+s.journal.QuarantineCount() > 0 }
 
-// quarantine keeps a request in the cluster, or here.
+// quarantine stores a request in the cluster or in the spill.
 func (s *spill) quarantine(ctx context.Context, r journal.QuarantinedRequest) (string, error) {
 	s.mu.Lock()
 	down := s.isDown()
@@ -258,7 +266,7 @@ func (s *spill) quarantine(ctx context.Context, r journal.QuarantinedRequest) (s
 	return kept, nil
 }
 
-// run forwards what is here until ctx is done.
+// run forwards the spill until ctx is done.
 func (s *spill) run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { s.forwardEvents(ctx) })
@@ -267,12 +275,12 @@ func (s *spill) run(ctx context.Context) {
 	all.Wait()
 }
 
-// forwardEvents stores what is here in the cluster, however long that takes: of
-// each partition key in order.
+// forwardEvents stores the spilled events in the cluster, in order per partition key, and
+// retries for ever.
 func (s *spill) forwardEvents(ctx context.Context) {
 	const maxPending = 256
 	wait := newWait()
-	var pending []journal.Record // read, and not yet committed; those without keys are stored
+	var pending []journal.Record // read and not yet committed; records without keys are already stored
 	for {
 		s.mu.Lock()
 		changed := s.changed
@@ -280,7 +288,7 @@ func (s *spill) forwardEvents(ctx context.Context) {
 		if len(pending) < maxPending {
 			read := ctx
 			stop := func() {}
-			if len(pending) > 0 { // those that wait for another process must not wait for more of ours
+			if len(pending) > 0 { // events that wait for a peer must not wait for more events of this process
 				read, stop = context.WithTimeout(ctx, 20*time.Millisecond)
 			}
 			more, err := s.cursor.Next(read, maxPending-len(pending))
@@ -334,14 +342,14 @@ func (s *spill) forwardEvents(ctx context.Context) {
 	}
 }
 
-// forward stores those records in the cluster whose turn it is, as many as fit one
-// act, takes their keys away, and returns how many that were. It is an event's
-// turn when no other process has kept one of its lane before it was kept here.
+// forward stores records in the cluster whose shards have no older event in the spill of a
+// peer, as many as fit one batch. It removes the keys of the stored records and returns
+// their number.
 func (s *spill) forward(ctx context.Context, records []journal.Record) (int, error) {
 	var all []*staged
 	var which []int
 	blocked := map[int]bool{}
-	taken := map[int]int{} // of each lane
+	taken := map[int]int{} // by shard
 	s.mu.Lock()
 	blind := time.Now().Before(s.peersUnknownUntil)
 	for i, r := range records {
@@ -349,8 +357,8 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 			continue
 		}
 		if n := shardOf(r.Event); n >= 0 {
-			// By the times that are announced: of two processes that hold each
-			// other up, one is let go first.
+			// Compare the announced times, so that of two processes that wait for each
+			// other one goes first.
 			low := s.lowWatermark(n)
 			if blocked[n] || low != 0 && low < s.local.times[n][taken[n]] {
 				blocked[n] = true
@@ -395,9 +403,9 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	return len(part), nil
 }
 
-// forwardRequests does the same with quarantined requests.
+// forwardRequests stores the spilled quarantined requests in the cluster.
 func (s *spill) forwardRequests(ctx context.Context) {
-	carried := map[string]bool{} // which may be here still, with later receipts
+	carried := map[string]bool{} // forwarded requests that may get later receipts
 	for {
 		s.mu.Lock()
 		changed := s.changed
@@ -414,18 +422,18 @@ func (s *spill) forwardRequests(ctx context.Context) {
 		for r, err := range s.journal.Quarantined(ctx, "") {
 			own := r.ID
 			if carried[own] {
-				r.ID = "" // the cluster has it under that ID, and would take this for the same once more
+				r.ID = "" // a second request of the same ID would count as the first one
 			}
 			if err == nil {
 				_, err = s.j.quarantine(ctx, r)
 			}
 			if err == nil {
-				// It may have been received again while the cluster was away.
+				// The request may have been received again meanwhile.
 				carried[own] = true
 				err = s.journal.Carried(ctx, own, r.Count)
 			}
 			if errors.Is(err, journal.ErrNotFound) {
-				continue // the spill has discarded it meanwhile
+				continue // the spill has discarded the request
 			}
 			if ctx.Err() != nil {
 				return
@@ -447,7 +455,7 @@ func (s *spill) forwardRequests(ctx context.Context) {
 
 func (s *spill) check() error { return s.journal.Check() }
 
-// depth is how many events and requests are here, and since when.
+// depth returns the number of spilled events and requests, and the oldest acceptance time.
 func (s *spill) depth() (uint64, time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

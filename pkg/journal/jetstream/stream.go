@@ -23,31 +23,29 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// The format of what is in the stream, which is the only one that this version
-// reads.
+// Format of the stream. This version reads no other format.
 const (
 	formatKey = "postwire.format"
 	format    = 3
 )
 
-// idKey holds the ID of the journal. Whoever creates the stream chooses it.
+// idKey holds the ID of the journal. The process that creates the stream chooses the ID.
 const idKey = "postwire.id"
 
-// The oldest server with atomic batches and times to live of messages.
+// The oldest server version with atomic batches and a TTL per message.
 const needMajor, needMinor = 2, 12
 
-// refusal is a reason that only an operator can do something about.
+// refusal is an error that only an operator can resolve.
 type refusal struct{ what string }
 
 func (r *refusal) Error() string { return r.what }
 
-// reserve is the part of the stream's size, beyond max_bytes, that is kept for
-// what must be stored though no new event is taken: dead letters and notes.
+// reserve is the size of the stream beyond max_bytes for writes that are allowed while
+// appends fail: dead letters and values.
 func reserve(maxBytes uint64) uint64 { return max(maxBytes/16, 16<<20) }
 
-// config is how the stream must be. Nothing in it is ever removed for its age or
-// its number: what is old is removed by this engine, which knows what every sink
-// has been given.
+// config returns the configuration of the stream. The server removes no message by age or
+// number, because only this engine knows the cursors of all sinks.
 func (j *Journal) config() jetstream.StreamConfig {
 	limit := int64(-1)
 	if j.opts.MaxBytes > 0 {
@@ -64,7 +62,7 @@ func (j *Journal) config() jetstream.StreamConfig {
 	}
 }
 
-// configureStream creates the stream, or checks it.
+// configureStream creates or checks the stream.
 func (j *Journal) configureStream(ctx context.Context) error {
 	if err := checkVersion(j.conn.ConnectedServerVersion()); err != nil {
 		return err
@@ -79,7 +77,7 @@ func (j *Journal) configureStream(ctx context.Context) error {
 		if err == nil {
 			j.log.Info("the stream was created", zap.String("stream", want.Name), zap.Int("replicas", want.Replicas))
 		}
-		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster, with an ID of its own
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process has created the stream, with its own ID
 			s, err = j.js.Stream(ctx, j.opts.Stream)
 		}
 	}
@@ -119,7 +117,7 @@ func (j *Journal) configureStream(ctx context.Context) error {
 	return nil
 }
 
-// checkVersion refuses a server that lacks what this engine is built on.
+// checkVersion rejects a server without the needed features.
 func checkVersion(version string) error {
 	var major, minor int
 	if _, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor); err != nil {
@@ -145,7 +143,7 @@ func checkFormat(have jetstream.StreamConfig) error {
 	return nil
 }
 
-// differences says in words what of a stream is not as it must be.
+// differences describes how the configuration of a stream differs from the expected one.
 func differences(have, want jetstream.StreamConfig) []string {
 	var wrong []string
 	differ := func(what string, has, needs any) {
@@ -176,14 +174,14 @@ func differences(have, want jetstream.StreamConfig) []string {
 	return wrong
 }
 
-// Error codes of the server that waiting does not change.
+// Error codes of the server that do not go away by waiting.
 const (
 	codeInvalidStream        jetstream.ErrorCode = 10052
 	codeSubjectOverlap       jetstream.ErrorCode = 10065
 	codeReplicasNotSupported jetstream.ErrorCode = 10074
 )
 
-// explained makes an error of the cluster a refusal where waiting cannot help.
+// explained turns an error of the cluster into a refusal if waiting cannot help.
 func explained(err error) error {
 	var api *jetstream.APIError
 	if !errors.As(err, &api) {
@@ -200,10 +198,10 @@ func explained(err error) error {
 	case codeInvalidStream, codeSubjectOverlap, codeInsufficientStorage:
 		return &refusal{err.Error()}
 	}
-	return err // a cluster that has just been started has no peers for a while
+	return err // a new cluster has no peers for a while
 }
 
-// readState asks for the state of the stream.
+// readState reads the state of the stream.
 func (j *Journal) readState(ctx context.Context) (state, error) {
 	s, err := j.js.Stream(ctx, j.opts.Stream)
 	if err != nil {
@@ -234,19 +232,18 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	return st, nil
 }
 
-// errAlone is returned where the stream's leader does not hear from enough of the
-// other servers to store anything.
+// errAlone is returned if the leader of the stream hears from too few servers to store
+// anything.
 var errAlone = errors.New("the stream's leader is cut off from the other servers")
 
-// replicaTimeout is how long a server of the stream may not have been heard of by the
-// leader, which asks every second.
+// replicaTimeout is how long a replica may be silent. The leader asks every second.
 const replicaTimeout = 1500 * time.Millisecond
 
 func alone(c *jetstream.ClusterInfo) bool {
 	if c == nil || len(c.Replicas) == 0 {
 		return false
 	}
-	heard := 1 // itself
+	heard := 1 // the leader itself
 	for _, r := range c.Replicas {
 		if r.Active < replicaTimeout && !r.Offline {
 			heard++
@@ -255,7 +252,7 @@ func alone(c *jetstream.ClusterInfo) bool {
 	return heard*2 <= len(c.Replicas)+1
 }
 
-// message is one of the stream.
+// message is a message of the stream.
 type message struct {
 	subject string
 	seq     uint64
@@ -269,9 +266,8 @@ type getRequest struct {
 	NextFor string `json:"next_by_subj,omitempty"`
 }
 
-// leaderGet reads one message from the stream's leader, which knows of all that
-// was acknowledged; the other servers may lag behind. Its error wraps
-// journal.ErrNotFound where there is none.
+// leaderGet reads one message from the leader of the stream, which has every acknowledged
+// message; other servers may lag behind. Its error may wrap journal.ErrNotFound.
 func (j *Journal) leaderGet(ctx context.Context, get getRequest) (message, error) {
 	body, err := json.Marshal(get)
 	if err != nil {
@@ -316,10 +312,9 @@ func (j *Journal) leaderGet(ctx context.Context, get getRequest) (message, error
 	return found, nil
 }
 
-// lastOf reads the last message of each subject that has one. The answer may
-// come from a server that lags behind.
+// lastOf reads the last message of each subject. A server that lags behind may answer.
 func (j *Journal) lastOf(ctx context.Context, subjects []string) ([]message, error) {
-	const most = 512 // the server allows 1024 answers
+	const most = 512 // the server allows 1,024 answers
 	var found []message
 	ctx, cancel := j.ask(ctx)
 	defer cancel()
@@ -333,8 +328,8 @@ func (j *Journal) lastOf(ctx context.Context, subjects []string) ([]message, err
 	return found, nil
 }
 
-// lastWithin is lastOf of few subjects whose messages may be large: it stops behind
-// the message with which they are as many bytes, and reports whether that was all.
+// lastWithin is lastOf for a few subjects with large messages. It stops after the message
+// that reaches the given number of bytes, and reports whether the answer is complete.
 func (j *Journal) lastWithin(ctx context.Context, subjects []string, bytes int) (found []message, all bool, err error) {
 	body, err := json.Marshal(struct {
 		LastFor  []string `json:"multi_last"`
@@ -377,8 +372,8 @@ func (j *Journal) lastWithin(ctx context.Context, subjects []string, bytes int) 
 	return found, pending == "" || pending == "0", nil
 }
 
-// page reads messages of a subject from a place on. The answer may come from a
-// server that lags behind.
+// page reads messages of a subject from a sequence on. A server that lags behind may
+// answer.
 func (j *Journal) page(ctx context.Context, subject string, from journal.Seq, limit int) ([]message, error) {
 	const maxBytes = 8 << 20
 	ctx, cancel := j.ask(ctx)
@@ -387,7 +382,7 @@ func (j *Journal) page(ctx context.Context, subject string, from journal.Seq, li
 		jetstreamext.GetBatchSubject(subject), jetstreamext.GetBatchMaxBytes(maxBytes)))
 }
 
-// collect takes what a request for several messages is answered with.
+// collect receives the answers to a request for several messages.
 func collect(answers func(func(*jetstream.RawStreamMsg, error) bool), err error) ([]message, error) {
 	if err != nil {
 		return nil, err
@@ -405,8 +400,8 @@ func collect(answers func(func(*jetstream.RawStreamMsg, error) bool), err error)
 	return found, nil
 }
 
-// retry calls do until it succeeds, says that there is nothing, or ctx is done.
-// While the cluster does not answer it waits for that to pass.
+// retry calls do until do succeeds, do returns ErrNotFound, or ctx is done. Retry waits
+// while the cluster does not answer.
 func (j *Journal) retry(ctx context.Context, do func(context.Context) error) error {
 	wait := newWait()
 	for {
