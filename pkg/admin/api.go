@@ -30,6 +30,7 @@ type API struct {
 	Journal interface {
 		journal.Log
 		journal.DeadLetterStore
+		journal.QuarantineStore
 		Usage() journal.Usage
 		Check() error
 	}

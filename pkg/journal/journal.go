@@ -78,6 +78,7 @@ type Journal interface {
 	Appender
 	Log
 	DeadLetterStore
+	QuarantineStore
 	KV
 
 	// Reader opens the cursor of a name. A new cursor begins at start, an existing
@@ -132,9 +133,8 @@ type Log interface {
 	Wait(ctx context.Context, s Seq) error
 }
 
-// DeadLetterStore stores dead letters, dispositions and quarantined requests. A dead
-// letter stays until an operator redelivers or drops it. A quarantined request stays until
-// an operator releases or drops it, or until the limits of Quarantine discard it.
+// DeadLetterStore stores dead letters and dispositions. A dead letter stays until an
+// operator redelivers or drops the dead letter.
 type DeadLetterStore interface {
 	// DeadLetters yields the dead letters after a delivery ID, ordered by sink and
 	// sequence. The zero ID is before the first.
@@ -154,7 +154,11 @@ type DeadLetterStore interface {
 	// Disposition returns why a sink did not get an event that its cursor has passed.
 	// Its error may wrap ErrNotFound.
 	Disposition(ctx context.Context, id DeliveryID) (Disposition, error)
+}
 
+// QuarantineStore stores quarantined requests. A request stays until an operator releases or
+// drops the request, or until the limits of Appender.Quarantine discard the request.
+type QuarantineStore interface {
 	// Quarantined yields the quarantined requests after an ID, oldest first.
 	Quarantined(ctx context.Context, after string) iter.Seq2[QuarantinedRequest, error]
 

@@ -273,7 +273,7 @@ func (j *Journal) decodeRejected(ctx context.Context, e entry) (journal.Quaranti
 	return r, err
 }
 
-// Quarantined implements journal.DeadLetterStore.
+// Quarantined implements journal.QuarantineStore.
 func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.QuarantinedRequest, error] {
 	from := ""
 	if after != "" {
@@ -292,7 +292,7 @@ func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journ
 	}
 }
 
-// QuarantinedRequest implements journal.DeadLetterStore.
+// QuarantinedRequest implements journal.QuarantineStore.
 func (j *Journal) QuarantinedRequest(ctx context.Context, id string) (r journal.QuarantinedRequest, err error) {
 	e, err := j.mustEntry(ctx, j.names.rejected(id))
 	if err == nil {
@@ -304,7 +304,7 @@ func (j *Journal) QuarantinedRequest(ctx context.Context, id string) (r journal.
 	return r, nil
 }
 
-// Release implements journal.DeadLetterStore.
+// Release implements journal.QuarantineStore.
 func (j *Journal) Release(ctx context.Context, id string, events ...event.Event) ([]journal.Receipt, error) {
 	if len(events) > 0 {
 		if err := j.check(); err != nil {

@@ -424,7 +424,7 @@ func (st *store) rejected(_, value []byte) (r journal.QuarantinedRequest, err er
 	return r, nil
 }
 
-// Quarantined implements journal.DeadLetterStore.
+// Quarantined implements journal.QuarantineStore.
 func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journal.QuarantinedRequest, error] {
 	prefix := []byte{quarantineSpace}
 	start := prefix
@@ -434,7 +434,7 @@ func (j *Journal) Quarantined(ctx context.Context, after string) iter.Seq2[journ
 	return scan(ctx, j, prefix, start, (*store).rejected)
 }
 
-// QuarantinedRequest implements journal.DeadLetterStore.
+// QuarantinedRequest implements journal.QuarantineStore.
 func (j *Journal) QuarantinedRequest(ctx context.Context, id string) (r journal.QuarantinedRequest, err error) {
 	err = j.read(ctx, func(st *store) error {
 		value, err := st.get(quarantineKey(id))
@@ -450,7 +450,7 @@ func (j *Journal) QuarantinedRequest(ctx context.Context, id string) (r journal.
 	return r, nil
 }
 
-// Release implements journal.DeadLetterStore.
+// Release implements journal.QuarantineStore.
 func (j *Journal) Release(ctx context.Context, id string, events ...event.Event) ([]journal.Receipt, error) {
 	hand := j.do
 	if len(events) > 0 {
