@@ -231,7 +231,7 @@ const where = `namespace="relay"`
 // situations are what each alert is to fire in, and one that is near and not it.
 var situations = map[string][]situation{
 	"PostwireGone": {
-		{`postwire_build_info{` + where + `,pod="a"} 1x30 stale`, 150 * time.Minute, "has been scraped for minutes"},
+		{`postwire_build_info{` + where + `,pod="a"} 1x30 stale`, 150 * time.Minute, "has scraped no relay in relay"},
 		{`postwire_build_info{` + where + `,pod="a"} 1x200`, 150 * time.Minute, ""},
 	},
 	"PostwireNotAccepting": {
@@ -239,7 +239,7 @@ var situations = map[string][]situation{
 		{`postwire_journal_full{` + where + `,pod="a"} 0x20`, 10 * time.Minute, ""},
 	},
 	"PostwireRefusing": {
-		{`postwire_received_total{` + where + `,source="s",outcome="unavailable"} 0+3x20`, 10 * time.Minute, "end as unavailable"},
+		{`postwire_received_total{` + where + `,source="s",outcome="unavailable"} 0+3x20`, 10 * time.Minute, "the outcome unavailable"},
 		{`postwire_received_total{` + where + `,source="s",outcome="unauthenticated"} 0+3x20`, 10 * time.Minute, ""},
 	},
 	"PostwireJournalFilling": {
@@ -260,7 +260,7 @@ var situations = map[string][]situation{
 		{"postwire_journal_free_bytes{" + where + `,pod="a"} 50000-20x100` + "\npostwire_journal_min_free_bytes{" + where + `,pod="a"} 64x100`, 90 * time.Minute, ""},
 	},
 	"PostwireSpilled": {
-		{`postwire_journal_spilled_seconds{` + where + `,pod="a"} 0x10 60+60x20`, 25 * time.Minute, "relay/a has kept events for"},
+		{`postwire_journal_spilled_seconds{` + where + `,pod="a"} 0x10 60+60x20`, 25 * time.Minute, "relay/a has kept events in its spill for"},
 		{`postwire_journal_spilled_seconds{` + where + `,pod="a"} 0x10 60 120 180 0x20`, 25 * time.Minute, ""},
 	},
 	"PostwireAppendSlow": {
@@ -268,9 +268,9 @@ var situations = map[string][]situation{
 		{"postwire_journal_append_seconds_bucket{" + where + `,le="0.512"} 0+100x30` + "\npostwire_journal_append_seconds_bucket{" + where + `,le="+Inf"} 0+100x30`, 25 * time.Minute, ""},
 	},
 	"PostwireSinkDown": {
-		{`postwire_sink_up{` + where + `,sink="nats",pod="a"} 1x5 0x20`, 20 * time.Minute, "Sink nats in relay"},
+		{`postwire_sink_up{` + where + `,sink="nats",pod="a"} 1x5 0x20`, 20 * time.Minute, "to sink nats in relay"},
 		{"postwire_sink_up{" + where + `,sink="nats",pod="a"} 0x30` + "\npostwire_sink_up{" + where + `,sink="nats",pod="b"} 1x30`, 20 * time.Minute, ""},
-		{"postwire_sink_up{" + where + `,sink="nats"} 0x30` + "\npostwire_sink_paused{" + where + `,sink="nats"} 0x30`, 20 * time.Minute, "Sink nats in relay"},
+		{"postwire_sink_up{" + where + `,sink="nats"} 0x30` + "\npostwire_sink_paused{" + where + `,sink="nats"} 0x30`, 20 * time.Minute, "to sink nats in relay"},
 		{"postwire_sink_up{" + where + `,sink="nats"} 0x30` + "\npostwire_sink_paused{" + where + `,sink="nats"} 1x30`, 20 * time.Minute, ""},
 	},
 	"PostwireSinkLagging": {
@@ -280,14 +280,14 @@ var situations = map[string][]situation{
 		{"postwire_sink_lag_seconds{" + where + `,sink="nats"} 0+60x60` + "\npostwire_sink_paused{" + where + `,sink="other"} 1x60`, 40 * time.Minute, "is 40m 0s old"},
 	},
 	"PostwireSinkLagGrowing": {
-		{`postwire_sink_lag_events{` + where + `,sink="nats"} 0+600x120`, 80 * time.Minute, "it is 10 a second behind"},
+		{`postwire_sink_lag_events{` + where + `,sink="nats"} 0+600x120`, 80 * time.Minute, "grows by 10 events per second"},
 		{`postwire_sink_lag_events{` + where + `,sink="nats"} 90000-600x120`, 80 * time.Minute, ""},
 		{`postwire_sink_lag_events{` + where + `,sink="nats"} 0+1x120`, 80 * time.Minute, ""},
 		{"postwire_sink_lag_events{" + where + `,sink="nats"} 0+600x120` + "\npostwire_sink_paused{" + where + `,sink="nats"} 1x120`, 80 * time.Minute, ""},
 	},
 	"PostwireSinkPaused": {
-		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x5 1x120` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0+7x120`, 100 * time.Minute, "700 events wait"},
-		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x5 1x120` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0x120`, 100 * time.Minute, "0 events wait"},
+		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x5 1x120` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0+7x120`, 100 * time.Minute, "700 events are pending"},
+		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x5 1x120` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0x120`, 100 * time.Minute, "0 events are pending"},
 		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x5 1x40 0x80` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0+7x120`, 100 * time.Minute, ""},
 		{"postwire_sink_paused{" + where + `,sink="nats",pod="a"} 0x120` + "\npostwire_sink_lag_events{" + where + `,sink="nats",pod="a"} 0+7x120`, 100 * time.Minute, ""},
 	},
@@ -331,11 +331,11 @@ var situations = map[string][]situation{
 		{`postwire_quarantine_discarded_total{` + where + `,source="s",reason="retention"} 0x5 1x10`, 10 * time.Minute, ""},
 	},
 	"PostwireUnauthenticated": {
-		{"postwire_received_total{" + where + `,source="s",outcome="unauthenticated"} 0+6x60` + "\npostwire_received_total{" + where + `,source="s",outcome="accepted"} 0+1x60`, 40 * time.Minute, "prove nothing"},
+		{"postwire_received_total{" + where + `,source="s",outcome="unauthenticated"} 0+6x60` + "\npostwire_received_total{" + where + `,source="s",outcome="accepted"} 0+1x60`, 40 * time.Minute, "fail authentication"},
 		{"postwire_received_total{" + where + `,source="s",outcome="unauthenticated"} 0+1x60` + "\npostwire_received_total{" + where + `,source="s",outcome="accepted"} 0+6x60`, 40 * time.Minute, ""},
 	},
 	"PostwireSilent": {
-		{`postwire_received_total{` + where + `,source="s",outcome="accepted"} 0+1x1440 1440x600`, 33 * time.Hour, "silent for six hours"},
+		{`postwire_received_total{` + where + `,source="s",outcome="accepted"} 0+1x1440 1440x600`, 33 * time.Hour, "no webhook for six hours"},
 		{`postwire_received_total{` + where + `,source="s",outcome="accepted"} 0x720 1x1320`, 33 * time.Hour, ""},
 		{`postwire_received_total{` + where + `,source="s",outcome="accepted"} 0+1x2100`, 33 * time.Hour, ""},
 	},
@@ -348,7 +348,7 @@ var situations = map[string][]situation{
 		{`postwire_config_last_reload_successful{` + where + `,pod="a"} 1x5 0x3 1x10`, 10 * time.Minute, ""},
 	},
 	"PostwireCertificateExpiring": {
-		{`postwire_tls_certificate_expiry_timestamp_seconds{` + where + `,pod="a"} 86400x10`, 5 * time.Minute, "ends in 23h 55m"},
+		{`postwire_tls_certificate_expiry_timestamp_seconds{` + where + `,pod="a"} 86400x10`, 5 * time.Minute, "expires in 23h 55m"},
 		{`postwire_tls_certificate_expiry_timestamp_seconds{` + where + `,pod="a"} 8640000x10`, 5 * time.Minute, ""},
 		{`postwire_tls_certificate_expiry_timestamp_seconds{` + where + `,pod="a"} 0x10`, 5 * time.Minute, ""},
 	},

@@ -1,4 +1,4 @@
-{{/* Names. 52 characters leave room for what Kubernetes appends to the name of a StatefulSet in a label. */}}
+{{/* Names. 52 characters leave room for the suffix that Kubernetes appends to the name of a StatefulSet in a label. */}}
 {{- define "postwire.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 52 | trimSuffix "-" }}
 {{- end }}
@@ -24,7 +24,7 @@
 {{- end }}
 {{- end }}
 
-{{/* The Service of the NATS project's chart, named as that chart does. */}}
+{{/* The Service of the NATS project's chart, with the naming rules of that chart. */}}
 {{- define "postwire.natsName" -}}
 {{- $nats := .Values.nats }}
 {{- $name := default "nats" $nats.nameOverride }}
@@ -47,7 +47,7 @@
 {{- end }}
 {{- end }}
 
-{{/* The port of the collector of traces: 80 or 443 where its URL has none. Of an expression nobody knows: empty. */}}
+{{/* The port of the collector of traces: 80 or 443 for a URL without a port; empty for an expression. */}}
 {{- define "postwire.collectorPort" -}}
 {{- $endpoint := .Values.config.telemetry.traces.endpoint }}
 {{- $protocol := dig "protocol" "http" .Values.config.telemetry.traces }}
@@ -63,7 +63,7 @@
 {{- end }}
 {{- end }}
 
-{{/* Labels. What selects must never change: it is fixed in a workload for its life. */}}
+{{/* Labels. Selector labels must never change: Kubernetes refuses to change the selector of a workload. */}}
 {{- define "postwire.selector" -}}
 app.kubernetes.io/name: {{ include "postwire.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -78,7 +78,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{/* The metadata of an object: (dict "root" $ "name" … "component" … "labels" … "annotations" …). What comes later counts. */}}
+{{/* The metadata of an object: (dict "root" $ "name" … "component" … "labels" … "annotations" …). A later entry overrides an earlier entry. */}}
 {{- define "postwire.metadata" -}}
 {{- $labels := mergeOverwrite (dict) .root.Values.commonLabels (default dict .labels) (include "postwire.labels" .root | fromYaml) (dict "app.kubernetes.io/component" (default "relay" .component)) }}
 {{- $annotations := mergeOverwrite (dict) .root.Values.commonAnnotations (default dict .annotations) -}}
@@ -92,7 +92,7 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* The configuration, with what the chart knows and its reader need not: where the volume is, and how large. */}}
+{{/* The configuration, with defaults from the chart: path and size of the volume. */}}
 {{- define "postwire.config" -}}
 {{- $config := deepCopy .Values.config }}
 {{- $journal := $config.journal }}
@@ -146,7 +146,7 @@ annotations:
 {{- if include "postwire.adminTLS" . }}https{{ else }}http{{ end }}
 {{- end }}
 
-{{/* How a kubelet asks the admin port: it checks no certificate, and has none. */}}
+{{/* The scheme of a kubelet's probe on the admin port. A kubelet verifies no certificate, and presents none. */}}
 {{- define "postwire.probe" -}}
 {{- $get := dict "path" .path "port" "admin" }}
 {{- if include "postwire.adminTLS" .root }}
@@ -155,7 +155,7 @@ annotations:
 {{- toYaml (dict "httpGet" $get) }}
 {{- end }}
 
-{{/* How Prometheus scrapes the admin port over TLS, unless tlsConfig of the monitor says otherwise: by the pod's address, which no certificate bears. */}}
+{{/* TLS of the scrape, unless tlsConfig of the monitor is set. Prometheus connects to the IP address of a pod, and no certificate contains this address. */}}
 {{- define "postwire.scrape" -}}
 {{- if include "postwire.adminTLS" .root }}
 scheme: https
@@ -164,7 +164,7 @@ tlsConfig:
 {{- end }}
 {{- end }}
 
-{{/* Where senders post to, as {paths: [{path: …, prefix: …}]}: below a path with a token, the token is part of it. */}}
+{{/* The paths for senders, as {paths: [{path: …, prefix: …}]}. With path_token, the path is a prefix, and the token follows. */}}
 {{- define "postwire.paths" -}}
 {{- $paths := list }}
 {{- range $source := .Values.config.sources }}
@@ -182,7 +182,7 @@ tlsConfig:
 {{- toYaml (dict "paths" $paths) }}
 {{- end }}
 
-{{/* What runs: pebble is a StatefulSet of one, jetstream a StatefulSet while its spill is kept, otherwise a Deployment. */}}
+{{/* The kind of the workload: for pebble a StatefulSet with one pod; for jetstream a StatefulSet with persistent spills, otherwise a Deployment. */}}
 {{- define "postwire.kind" -}}
 {{- if and (eq .Values.config.journal.engine "jetstream") (not .Values.spill.persistence.enabled) }}Deployment{{ else }}StatefulSet{{ end }}
 {{- end }}
@@ -199,7 +199,7 @@ tlsConfig:
 {{- if or .Values.autoscaling.enabled .Values.autoscaling.keda.enabled }}true{{ end }}
 {{- end }}
 
-{{/* A duration of the configuration in seconds, rounded up; empty where it is not written out. */}}
+{{/* A duration of the configuration in seconds, rounded up; empty for an expression. */}}
 {{- define "postwire.seconds" -}}
 {{- $text := toString . }}
 {{- if regexMatch "^([0-9.]+(ms|s|m|h))+$" $text }}
@@ -212,7 +212,7 @@ tlsConfig:
 {{- end }}
 {{- end }}
 
-{{/* The source that helm test posts to: the one that is named, else the first whose senders `postwire send` can play. */}}
+{{/* The source for helm test: tests.source, or the first source for which `postwire send` can make a sample. */}}
 {{- define "postwire.testSource" -}}
 {{- $found := dict }}
 {{- range $source := .Values.config.sources }}

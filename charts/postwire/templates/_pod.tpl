@@ -1,4 +1,4 @@
-{{/* The pod, of a StatefulSet and of a Deployment alike; (dict "root" $ "claim" NAME): the volume that comes from a template. */}}
+{{/* The pod of a StatefulSet or a Deployment; (dict "root" $ "claim" NAME), where NAME is the claim from a claim template. */}}
 {{- define "postwire.pod" -}}
 {{- $root := .root }}
 {{- $claim := .claim }}
@@ -119,7 +119,7 @@ spec:
 {{- end }}
 {{- end }}
 
-{{/* What ${NAME} may name. The test has it too: it reads the same configuration. */}}
+{{/* The environment for ${NAME}. The test pod needs the environment, too, because the test reads the configuration. */}}
 {{- define "postwire.environment" -}}
 {{- $env := .Values.extraEnv }}
 {{- if .Values.nats.enabled }}
@@ -139,7 +139,7 @@ envFrom:
 {{- end }}
 {{- end }}
 
-{{/* Folders, not files in them: so what is mounted follows a change. */}}
+{{/* Mounts of folders, not of single files: the kubelet updates only mounted folders. */}}
 {{- define "postwire.mounts" -}}
 - name: config
   mountPath: /etc/postwire
