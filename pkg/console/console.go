@@ -1,6 +1,5 @@
-// Package console is the page on which operators see the relay and repair it.
-// It holds files only: whatever the page shows or does goes through the admin
-// API, which scripts use as well.
+// Package console serves the web console for operators. The console is a set of
+// static files, and uses only the public admin API.
 package console
 
 import (
@@ -14,19 +13,20 @@ import (
 	"time"
 )
 
-// Path is where the console is on the admin port.
+// Path is the URL path of the console on the admin port.
 const Path = "/console"
 
 //go:embed static
 var files embed.FS
 
-// policy lets the page load what is its own, and ask the relay that served it.
-// It makes no HTML of text: where a script tried to, the browser would refuse.
+// policy is the Content-Security-Policy of the console: files and requests of the
+// serving relay only. With require-trusted-types-for, the browser refuses a script
+// that parses text as HTML.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-// Handler serves the console. The files hold nothing of the relay's, so that
-// they are for anybody who reaches the port.
+// Handler serves the console without authentication: the files contain no data of
+// the relay.
 func Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := strings.TrimPrefix(r.URL.Path, Path+"/")
@@ -41,7 +41,8 @@ func Handler() http.Handler {
 		h := w.Header()
 		h.Set("Content-Security-Policy", policy)
 		h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")
-		// A file of the version before would not fit the API of this one.
+		// The browser must revalidate files: after an upgrade, a cached file would
+		// not match the API.
 		h.Set("Cache-Control", "no-cache")
 		sum := sha256.Sum256(text)
 		h.Set("ETag", `"`+base64.RawURLEncoding.EncodeToString(sum[:12])+`"`)

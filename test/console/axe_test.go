@@ -37,7 +37,7 @@ func TestAccessibility(t *testing.T) {
 	if err := w.service.Tell(t.Context(), []byte(`{"event":"upload_completed"}`)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all is aside", func() bool {
+	eventually(t, "all entries are in the DLQ", func() bool {
 		count, err := w.client.Count(t.Context(), nil)
 		return err == nil && count.Total == 5
 	})
@@ -72,10 +72,10 @@ func TestAccessibility(t *testing.T) {
 		{"events", "Events", "upload_completed"},
 		{"event/1", "upload_completed", "dead letter"},
 		{"sinks", "Sinks", "503"},
-		{"aside", "Dead letters", "invalid for the broker"},
+		{"dlq", "Dead letters", "invalid for the broker"},
 		{"entry/1%40shaky", "upload_completed", "invalid for the broker"},
-		{"replays", "Replay", "There was none yet"},
-		{"sources", "Sources", "With the sender"},
+		{"replays", "Replay", "No replay yet"},
+		{"sources", "Sources", "Reconcile"},
 		{"configuration", "Configuration", "retention"},
 		{"nowhere", "There is no such page", ""},
 	} {

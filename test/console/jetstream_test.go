@@ -59,7 +59,7 @@ func TestOnJetStream(t *testing.T) {
 	eventually(t, "they arrive", func() bool { return w.shaky.Load()+other.shaky.Load() == 6 })
 	b.until(`!document.querySelector('[data-key="shaky"]').innerText.includes("paused")`)
 	b.page("overview", "Overview")
-	b.shows("Nothing. All sinks take events")
+	b.shows("Nothing. Every sink accepts events")
 	b.shots("overview")
 
 	// What the one has delivered, the other one knows when.

@@ -15,7 +15,7 @@ func TestOverviewSaysWhatNeedsAttention(t *testing.T) {
 	w := start(t)
 	b := open(t, w.admin)
 	b.signIn(operatorToken)
-	b.shows("Nothing. All sinks take events")
+	b.shows("Nothing. Every sink accepts events")
 	w.uploads(6)
 	eventually(t, "both sinks have them", func() bool { return w.taken.Load() == 6 && w.shaky.Load() == 6 })
 	b.until(`document.querySelector('[data-node="source"][data-key="upload-post"]').innerText.includes("Stored\n6")`)
@@ -24,13 +24,13 @@ func TestOverviewSaysWhatNeedsAttention(t *testing.T) {
 
 	w.down.Store(true)
 	w.uploads(3)
-	b.shows("shaky takes no events")
+	b.shows("Delivery to shaky fails")
 	b.shows("503 Service Unavailable")
 	b.until(`document.querySelector('[data-node="sink"][data-key="shaky"]').innerText.includes("breaker open")`)
 	b.until(`document.querySelector('[data-node="sink"][data-key="steady"] .state').innerText.includes("up")`)
 	b.shots("trouble")
 	w.down.Store(false)
-	b.shows("Nothing. All sinks take events")
+	b.shows("Nothing. Every sink accepts events")
 }
 
 func TestEventsAreFoundAndTheirFateIsTold(t *testing.T) {
@@ -62,7 +62,7 @@ func TestEventsAreFoundAndTheirFateIsTold(t *testing.T) {
 		t.Error("personal data is shown that nobody asked for")
 	}
 	var came string
-	b.js(&came, `[...document.querySelectorAll("dt")].find((t) => t.innerText === "Came by")?.nextElementSibling.innerText ?? "nothing"`)
+	b.js(&came, `[...document.querySelectorAll("dt")].find((t) => t.innerText === "Received by")?.nextElementSibling.innerText ?? "nothing"`)
 	if came != "raw" {
 		t.Errorf("the event came by %q", came)
 	}
@@ -73,7 +73,7 @@ func TestEventsAreFoundAndTheirFateIsTold(t *testing.T) {
 	b.until(`!document.body.innerText.includes("A private")`)
 
 	b.click(`button[data-sink="shaky"]`)
-	b.shows("Send it to shaky again?")
+	b.shows("Send this event to shaky again?")
 	b.confirm()
 	eventually(t, "it arrives again", func() bool { return w.shaky.Load() == 4 })
 	if ids := w.delivered(); ids[3] != "upload_completed%2Ftiktok%2F222%2Fsuccess" && ids[3] != "upload_completed/tiktok/222/success" {
@@ -164,7 +164,7 @@ func TestPauseOutlivesARestart(t *testing.T) {
 	}
 	b.shots("paused")
 	b.click(`[data-key="shaky"] [data-act="resume"]`)
-	b.shows("3 events that wait are sent")
+	b.shows("3 pending events will be delivered")
 	b.confirm()
 	eventually(t, "they arrive", func() bool { return w.shaky.Load() == 3 })
 	b.until(`document.querySelector('[data-key="shaky"] .state').innerText.includes("up")`)
@@ -178,7 +178,7 @@ func TestSinksTellTheirErrors(t *testing.T) {
 	w.uploads(2)
 	b.page("sinks", "Sinks")
 	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("503 Service Unavailable")`)
-	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("the relay probes with one event at a time")`)
+	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("the relay probes the sink with one event at a time")`)
 	b.until(`/attempts from/.test(document.querySelector('[data-key="shaky"] .troubles').innerText)`)
 	b.shots("errors")
 }
@@ -192,21 +192,21 @@ func TestDeadLettersAreRetriedAndDropped(t *testing.T) {
 	if err := w.service.Tell(t.Context(), []byte(`{"event":"upload_completed","title":"A private title"}`)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all is aside", func() bool {
+	eventually(t, "all entries are in the DLQ", func() bool {
 		count, err := w.client.Count(t.Context(), nil)
 		return err == nil && count.Total == 6
 	})
 	b.signIn(operatorToken)
 	b.shows("5 dead letters of shaky: invalid for the broker")
-	b.page("aside", "Dead letters and quarantine")
+	b.page("dlq", "Dead letters and quarantine")
 	b.until(`document.querySelectorAll("section:last-of-type tbody tr").length === 6`)
 	b.shots("list")
 
 	// One is read.
-	b.page("aside?kind=quarantine", "Dead letters and quarantine")
+	b.page("dlq?kind=quarantine", "Dead letters and quarantine")
 	b.until(`document.querySelectorAll("section:last-of-type tbody tr").length === 1`)
 	b.click("section:last-of-type tbody a")
-	b.shows("not understood by its source")
+	b.shows("malformed for the source")
 	var shown string
 	b.js(&shown, "document.body.innerText")
 	if strings.Contains(shown, "A private") {
@@ -221,10 +221,10 @@ func TestDeadLettersAreRetriedAndDropped(t *testing.T) {
 	b.click(`dialog button[type="button"]`)
 	b.click(`[data-act="drop"]`)
 	b.confirm()
-	b.shows("It is dropped.")
+	b.shows("The entry is dropped.")
 
 	// Some are dropped, after it was said how many.
-	b.page("aside?kind=dead_letter", "Dead letters and quarantine")
+	b.page("dlq?kind=dead_letter", "Dead letters and quarantine")
 	b.until(`document.querySelectorAll("section:last-of-type tbody tr").length === 5`)
 	for range 2 {
 		b.click("section:last-of-type tbody input:not(:checked)")
@@ -243,7 +243,7 @@ func TestDeadLettersAreRetriedAndDropped(t *testing.T) {
 	b.confirm()
 	b.shows("3 entries retried.")
 	eventually(t, "they arrive", func() bool { return w.shaky.Load() == 3 })
-	b.shows("Nothing was set aside.")
+	b.shows("No dead letters and no quarantined requests.")
 	b.shots("empty")
 }
 
@@ -298,8 +298,8 @@ func TestSourcesAndTheirSender(t *testing.T) {
 	w.uploads(1)
 	b.signIn(operatorToken)
 	b.page("sources", "Sources")
-	b.until(`/1\s+duplicate/.test(document.querySelector('[data-key="raw"]').innerText) && /1\s+refused: not understood/.test(document.querySelector('[data-key="raw"]').innerText)`)
-	b.until(`document.querySelector('[data-key="raw"]').innerText.includes("anybody may send")`)
+	b.until(`/1\s+duplicate/.test(document.querySelector('[data-key="raw"]').innerText) && /1\s+refused: malformed/.test(document.querySelector('[data-key="raw"]').innerText)`)
+	b.until(`document.querySelector('[data-key="raw"]').innerText.includes("no authentication")`)
 	b.until(`document.querySelector('[data-key="upload-post"]').innerText.includes("read from the sender’s API")`)
 	b.click(`[data-act="registration"]`)
 	b.shows("http://127.0.0.1:1/webhooks/upload-post")
@@ -308,8 +308,8 @@ func TestSourcesAndTheirSender(t *testing.T) {
 	b.confirm()
 	b.shows("1 is missing.")
 	b.confirm()
-	b.shows("1 event entered.")
-	b.until(`document.querySelector('[data-key="upload-post"]').innerText.includes("1 event that no webhook told of")`)
+	b.shows("1 event backfilled.")
+	b.until(`document.querySelector('[data-key="upload-post"]').innerText.includes("1 event without a webhook")`)
 }
 
 func TestConfigurationIsShownWithoutSecrets(t *testing.T) {
@@ -317,7 +317,7 @@ func TestConfigurationIsShownWithoutSecrets(t *testing.T) {
 	b := open(t, w.admin)
 	b.signIn(operatorToken)
 	b.page("configuration", "Configuration")
-	b.shows("Nothing has changed since the process began")
+	b.shows("No reload since the start of the process")
 	b.shows("retention: 168h")
 	b.shots("configuration")
 	var shown string
@@ -328,9 +328,9 @@ func TestConfigurationIsShownWithoutSecrets(t *testing.T) {
 		}
 	}
 	b.click(`[data-act="reload"]`)
-	b.shows("Nothing was different.")
+	b.shows("The configuration had no change.")
 	b.js(nil, `(document.querySelector("#level").value = "debug", document.querySelector("#level").dispatchEvent(new Event("change")))`)
-	b.shows("The log has level debug now")
+	b.shows("The log level is debug now")
 	if l, err := w.client.LogLevel(t.Context()); err != nil || l.Level != "debug" {
 		t.Errorf("the level is %v, %v", l, err)
 	}

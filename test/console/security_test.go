@@ -163,7 +163,7 @@ func TestMarkupStaysText(t *testing.T) {
 	b.shows("window.pwned=1</script>")
 	harmless("event")
 	b.shot("event")
-	b.page("aside", "Dead letters")
+	b.page("dlq", "Dead letters")
 	b.shows("<img src=x onerror=")
 	harmless("aside")
 	for _, e := range page.Entries {

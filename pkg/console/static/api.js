@@ -1,5 +1,5 @@
-// The admin API, as any script uses it; a browser shows its session's cookie
-// and, where something changes, the token that other sites do not know.
+// Client of the admin API. The browser sends the session cookie; a request that
+// changes something also carries the CSRF token, unknown to other sites.
 const base = "/api/v1";
 
 export const session = { role: "nobody", name: "", csrf: "", unlocked: false };
@@ -12,11 +12,11 @@ export class Refused extends Error {
   constructor(status, text) { super(text); this.status = status; }
 }
 
-// exact reads JSON whose numbers are shown as they were sent; they are not to be
-// calculated with. A browser without JSON.rawJSON rounds them to doubles.
+// exact parses JSON and keeps the digits of numbers, for display only, not for
+// arithmetic. A browser without JSON.rawJSON rounds numbers to doubles.
 const exact = (text) => (JSON.rawJSON ? JSON.parse(text, (_, v, at) => (typeof v === "number" ? JSON.rawJSON(at.source) : v)) : JSON.parse(text));
 
-// withData gives an event the data as it was sent.
+// withData replaces the data of an event by the data with the digits as sent.
 function withData(value, text) {
   if (value && value.event && value.event.data !== undefined) value.event.data = exact(text).event.data;
   return value;
@@ -35,7 +35,7 @@ async function call(method, path, body, signal) {
   }
   const text = await answer.text();
   let value = null;
-  try { value = text ? withData(JSON.parse(text), text) : null; } catch { /* it is said below */ }
+  try { value = text ? withData(JSON.parse(text), text) : null; } catch { /* not JSON; reported below */ }
   if (answer.ok) return value;
   if (answer.status === 401 && path !== "/session") signedOut();
   const details = ((value && value.errors) || []).map((e) => e.message);
@@ -52,49 +52,49 @@ export const remove = (path) => call("DELETE", path);
 
 export const name = (id) => encodeURIComponent(id);
 
-async function take(now) {
-  Object.assign(session, { role: "nobody", name: "", csrf: "", unlocked: false, ends: null }, await now);
+async function setSession(answer) {
+  Object.assign(session, { role: "nobody", name: "", csrf: "", unlocked: false, ends: null }, await answer);
   return session;
 }
-export const whoAmI = () => take(call("GET", "/session"));
-export const signIn = (token) => take(call("POST", "/session", { token }));
-export const signOut = () => take(call("DELETE", "/session"));
+export const whoAmI = () => setSession(call("GET", "/session"));
+export const signIn = (token) => setSession(call("POST", "/session", { token }));
+export const signOut = () => setSession(call("DELETE", "/session"));
 
-const firstWait = 1000, longestWait = 8000; // milliseconds until a tail that was cut off is opened again
+const firstWait = 1000, longestWait = 8000; // milliseconds between connections of a tail
 
-// follow opens a tail, and opens it again where it was when its connection ends: for
-// its age, because the relay stops, or for a fault on the way. No event is left out or
-// shown twice. The tail is closed by what is returned.
+// follow opens a tail, and reconnects at the next sequence when the connection ends: at
+// the maximum age, because the relay stops, or after a network failure. No event is
+// missed or shown twice. The returned function closes the tail.
 export function follow(query, on) {
   const set = Object.entries(query).filter(([, v]) => v !== "" && v !== undefined);
   let source = null, next = 0, timer = 0, wait = firstWait, closed = false;
-  const again = (after) => {
+  const reconnect = (after) => {
     source.close();
     if (!closed) timer = setTimeout(open, after);
   };
-  const heard = {
+  const position = {
     event: (m) => { next = m.seq + 1; },
     heartbeat: (m) => { next = m.next; },
-    end: (m) => { next = m.next; again(m.reason === "connection_age" ? 0 : wait); },
+    end: (m) => { next = m.next; reconnect(m.reason === "connection_age" ? 0 : wait); },
   };
   function open() {
     const at = next ? [...set.filter(([k]) => k !== "from"), ["seq", next]] : set;
     source = new EventSource(`${base}/events/tail?${new URLSearchParams(at)}`);
-    for (const what of new Set([...Object.keys(heard), ...Object.keys(on)])) {
-      if (what === "error") continue;
-      source.addEventListener(what, (e) => {
+    for (const type of new Set([...Object.keys(position), ...Object.keys(on)])) {
+      if (type === "error") continue;
+      source.addEventListener(type, (e) => {
         const m = JSON.parse(e.data);
         wait = firstWait;
-        if (on[what]) on[what](m);
-        if (heard[what]) heard[what](m);
+        if (on[type]) on[type](m);
+        if (position[type]) position[type](m);
       });
     }
     source.addEventListener("error", async () => {
       const refused = source.readyState === EventSource.CLOSED;
-      again(wait);
+      reconnect(wait);
       wait = Math.min(2 * wait, longestWait);
       if (on.error) on.error();
-      // Why a tail is refused is not told: it may be that the session has ended.
+      // EventSource does not report the reason of a refusal. Check whether the session has ended.
       if (refused && !closed) await call("GET", "/session").then((s) => { if (s.role === "nobody") signedOut(); }, () => {});
     });
   }

@@ -1,10 +1,10 @@
-// Elements, made of text only: nothing that a sender wrote is ever read as HTML.
+// DOM elements from text nodes only: text from a sender is never parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 const drawn = new Set(["svg", "path", "line", "polyline", "polygon", "circle", "rect", "g", "text", "title"]);
 
-// h makes an element. Handlers are set as properties (onclick), so that morph
-// can hand them on; false, null and undefined leave an attribute or child out.
+// h creates an element. Event handlers are properties (onclick), so that morph can
+// copy handlers; false, null and undefined omit an attribute or a child.
 export function h(tag, props, ...children) {
   const el = drawn.has(tag) && tag !== "title" ? document.createElementNS(SVG, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(props || {})) {
@@ -27,8 +27,8 @@ function append(el, children) {
   }
 }
 
-// morph makes one element what another one is, and keeps what needs no change:
-// the focus, what was typed, and where one has scrolled to.
+// morph changes the element from into a copy of the element to, and keeps unchanged
+// nodes, so that focus, typed text and scroll position survive.
 export function morph(from, to) {
   if (from.nodeType !== to.nodeType || from.nodeName !== to.nodeName || key(from) !== key(to)) {
     from.replaceWith(to);
@@ -38,7 +38,7 @@ export function morph(from, to) {
     if (from.data !== to.data) from.data = to.data;
     return from;
   }
-  if (from.hasAttribute("data-kept")) return from; // it sees to itself
+  if (from.hasAttribute("data-kept")) return from; // the page updates this element itself
   for (const { name } of [...from.attributes]) {
     if (!to.hasAttribute(name) && !(name === "open" && from.nodeName === "DETAILS")) from.removeAttribute(name);
   }
@@ -53,7 +53,7 @@ export function morph(from, to) {
   return from;
 }
 
-// children makes those of one element what those of another one are.
+// children changes the children of from into copies of the children of to.
 function children(from, to) {
   const old = [...from.childNodes], fresh = [...to.childNodes];
   const keyed = new Map(old.filter((n) => key(n)).map((n) => [key(n), n]));
@@ -63,7 +63,7 @@ function children(from, to) {
     if (same && same !== at) from.insertBefore(same, at);
     if (same) at = same;
     if (!at) { from.append(child); continue; }
-    if (!same && key(at)) { from.insertBefore(child, at); continue; } // another one's place
+    if (!same && key(at)) { from.insertBefore(child, at); continue; } // at belongs to a later child
     const next = at.nextSibling;
     morph(at, child);
     at = next;
@@ -77,25 +77,26 @@ function children(from, to) {
 
 const key = (n) => (n.nodeType === Node.ELEMENT_NODE ? n.getAttribute("data-key") : null);
 
-// fill puts these children in the place of what an element has. One that is there
-// already, and sees to itself, is not moved: it would lose the focus.
+// fill replaces the children of an element. A child that is already in place, and has
+// data-kept, is not moved, because moving an element loses the focus.
 export function fill(el, ...what) {
   const next = el.cloneNode(false);
   append(next, what.flat(9).map((child) => (child instanceof Element && child.parentNode === el ? child.cloneNode(false) : child)));
   children(el, next);
 }
 
-// say tells of what came of an act, for eyes and for screen readers.
-let silence;
+// say shows the result of an action as a message, also to screen readers.
+let hideTimer;
 export function say(text, bad) {
-  const said = document.getElementById("said");
-  said.replaceChildren(h("p", { className: bad ? "bad" : "good" }, text, h("button", { type: "button", className: "plain", onclick: () => said.replaceChildren(), "aria-label": "Close this message" }, "×")));
-  clearTimeout(silence);
-  silence = setTimeout(() => said.replaceChildren(), bad ? 20000 : 8000);
+  const message = document.getElementById("said");
+  message.replaceChildren(h("p", { className: bad ? "bad" : "good" }, text, h("button", { type: "button", className: "plain", onclick: () => message.replaceChildren(), "aria-label": "Close this message" }, "×")));
+  clearTimeout(hideTimer);
+  hideTimer = setTimeout(() => message.replaceChildren(), bad ? 20000 : 8000);
 }
 
-// ask opens a dialog and resolves when it is closed: true where it was confirmed.
-// act may be given to be done while the dialog is open; what it throws is shown.
+// ask opens a dialog and resolves when the dialog closes: to true if the user
+// confirmed. The optional act runs while the dialog is open; an error of act is shown
+// in the dialog.
 export function ask({ title, body, confirm, dangerous, act }) {
   return new Promise((resolve) => {
     const trouble = h("p", { className: "error", role: "alert", hidden: true });

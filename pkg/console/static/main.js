@@ -1,4 +1,4 @@
-// The console: it signs in, knows its pages, and shows the one of the address.
+// Entry point of the console: sign-in, and the page for the URL fragment.
 import { h, fill, say } from "./dom.js";
 import * as api from "./api.js";
 import { time, zone } from "./text.js";
@@ -7,7 +7,7 @@ import overview from "./pages/overview.js";
 import events from "./pages/events.js";
 import event from "./pages/event.js";
 import sinks from "./pages/sinks.js";
-import aside from "./pages/aside.js";
+import deadLetters from "./pages/deadletters.js";
 import entry from "./pages/entry.js";
 import replays from "./pages/replays.js";
 import sources from "./pages/sources.js";
@@ -17,18 +17,18 @@ const pages = [
   ["overview", "Overview", overview],
   ["events", "Events", events],
   ["sinks", "Sinks", sinks],
-  ["aside", "Dead letters", aside],
+  ["dlq", "Dead letters", deadLetters],
   ["replays", "Replay", replays],
   ["sources", "Sources", sources],
   ["configuration", "Configuration", configuration],
 ];
-const within = { event: ["events", "Event", event], entry: ["aside", "Set aside", entry] };
+const within = { event: ["events", "Event", event], entry: ["dlq", "Dead letter", entry] };
 
 const app = document.getElementById("app");
 let leave = new AbortController();
 
-// where is the page of the address: #/name/what?query.
-function where() {
+// route parses the URL fragment: #/name/what?query.
+function route() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   const [name, ...what] = path.split("/");
   return { name: name || "overview", what: what.map(decodeURIComponent).join("/"), query: new URLSearchParams(query || "") };
@@ -43,9 +43,9 @@ function frame(current) {
       h("nav", { "aria-label": "Pages" }, pages.map(([name, title]) =>
         h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : null }, title))),
       h("div", { className: "who" },
-        s.unlocked ? h("p", null, "No token is set: whoever is on this machine may do everything.")
+        s.unlocked ? h("p", null, "No token is configured: every user of this machine has full access.")
           : h("p", null, "Signed in as ", h("strong", null, s.role), s.name && ` (${s.name})`, s.ends && [" until ", time(s.ends)]),
-        h("p", { className: "zone" }, `Times are of ${zone}`),
+        h("p", { className: "zone" }, `Time zone: ${zone}`),
         !s.unlocked && h("button", { type: "button", className: "plain", onclick: () => api.signOut().catch((err) => say(err.message, true)).finally(show) }, "Sign out"))),
     h("main", { id: "main", tabindex: "-1", "data-key": location.hash }),
   ];
@@ -57,9 +57,9 @@ async function show() {
   const here = leave;
   document.querySelectorAll("dialog").forEach((d) => d.close());
   if (api.session.role === "nobody") return door();
-  const at = where();
+  const at = route();
   const found = pages.find(([name]) => name === at.name);
-  const [current, title, page] = found || within[at.name] || ["", "Not found", lost];
+  const [current, title, page] = found || within[at.name] || ["", "Not found", notFound];
   document.title = `${title} · Postwire`;
   app.className = "inside";
   app.replaceChildren(...frame(current));
@@ -76,11 +76,11 @@ async function show() {
   if (!here.signal.aborted) main.querySelector("h1")?.focus({ preventScroll: true });
 }
 
-async function lost(page) {
+async function notFound(page) {
   page.show(header("There is no such page"), h("p", null, h("a", { href: "#/overview" }, "To the overview")));
 }
 
-// door is where one signs in.
+// door shows the sign-in form.
 function door(why) {
   document.title = "Sign in · Postwire";
   app.className = "";
@@ -105,7 +105,7 @@ function door(why) {
     h("h1", null, "Postwire"),
     h("input", { type: "text", name: "username", autocomplete: "username", value: "postwire", hidden: true }), // for password managers
     h("label", { for: "token" }, "Token"), token,
-    h("p", { className: "hint" }, "A token of the relay’s configuration: admin.token, admin.viewer_token to look only, or yours of admin.tokens."),
+    h("p", { className: "hint" }, "A token from the relay’s configuration: admin.token, your token in admin.tokens, or admin.viewer_token for read-only access."),
     trouble,
     h("button", { type: "submit", className: "primary" }, "Sign in"))));
   token.focus();

@@ -1,8 +1,8 @@
-// What several pages are made of.
+// Components for pages.
 import { h } from "./dom.js";
 
-// table keeps its meaning where the screen is narrow and rows are stacked:
-// there each cell shows the name of its column.
+// table is a table that stays readable on a narrow screen: rows are stacked, and each
+// cell shows the title of its column.
 export function table({ caption, columns, rows, empty }) {
   if (!rows.length) return h("p", { className: "empty" }, empty);
   return h("div", { className: "scroll" },
@@ -13,7 +13,7 @@ export function table({ caption, columns, rows, empty }) {
         row.cells.map((cell, i) => h("td", { role: "cell", className: (columns[i].number ? "number " : "") + (columns[i].className || ""), "data-label": columns[i].unseen ? null : columns[i].title }, h("div", { className: "cell" }, cell))))))));
 }
 
-// field is a labelled control.
+// field is a labelled form control.
 export function field(label, control, hint) {
   const id = control.id;
   if (hint) control.setAttribute("aria-describedby", `${id}-hint`);
@@ -25,27 +25,27 @@ export const input = (id, props) => h("input", { id, name: id, type: "text", aut
 export const select = (id, options, chosen, props) => h("select", { id, name: id, ...props },
   options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
 
-// facts are names and values.
+// facts is a list of names and values.
 export const facts = (pairs) => h("dl", { className: "facts" },
   pairs.filter((p) => p && p[1] !== null && p[1] !== undefined && p[1] !== "").map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))));
 
 export const note = (tone, ...what) => h("div", { className: `note ${tone}`, role: tone === "bad" ? "alert" : null }, ...what);
 
-// header begins a page; its heading takes the focus when the page is opened.
+// header is the header of a page; the heading gets the focus when the page opens.
 export const header = (title, ...more) => h("header", { className: "page" }, h("h1", { tabindex: "-1" }, title), more);
 
-// poll asks again and again while its page is open and can be seen, and one
-// question at a time.
-export function poll(page, every, ask) {
+// poll runs ask every given number of milliseconds while the page is open and visible,
+// one call at a time.
+export function poll(page, interval, ask) {
   let timer;
-  const again = async () => {
+  const run = async () => {
     clearTimeout(timer);
     if (page.gone.aborted) return;
     if (!document.hidden) await ask();
-    if (!page.gone.aborted) timer = setTimeout(again, every);
+    if (!page.gone.aborted) timer = setTimeout(run, interval);
   };
-  const wake = () => { if (!document.hidden) again(); };
+  const wake = () => { if (!document.hidden) run(); };
   document.addEventListener("visibilitychange", wake, { signal: page.gone });
   page.gone.addEventListener("abort", () => clearTimeout(timer));
-  return again();
+  return run();
 }

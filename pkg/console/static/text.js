@@ -1,4 +1,4 @@
-// Numbers, times and words, as people read them.
+// Formats of numbers, times and states for readers.
 import { h } from "./dom.js";
 
 const grouped = new Intl.NumberFormat("en-GB");
@@ -40,7 +40,7 @@ const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-dig
 const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const full = new Intl.DateTimeFormat("en-GB", { dateStyle: "full", timeStyle: "long" });
 
-// time is a moment: the clock alone where it was today.
+// time formats a time; of today, without the date.
 export function time(t, long) {
   const at = new Date(t);
   const today = at.toDateString() === new Date().toDateString();
@@ -52,11 +52,11 @@ export const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
 const reasons = {
   too_large: "too large for the broker", no_destination: "no such destination", invalid: "invalid for the broker",
-  unauthorized: "not allowed there", refused: "refused by the broker", expired: "too old to be tried again", malformed: "not understood by its source",
+  unauthorized: "no permission for the destination", refused: "refused by the broker", expired: "not delivered within retry.dead_letter_after", malformed: "malformed for the source",
 };
 export const reason = (r) => reasons[r] || r.replaceAll("_", " ");
 
-// States have a mark besides their colour.
+// Every state has a mark besides the colour, for readers who cannot see colours.
 const states = {
   up: ["good", "✓", "up"], failing: ["warn", "!", "failing"], breaker_open: ["bad", "✕", "breaker open"],
   paused: ["held", "‖", "paused"], remote: ["good", "→", "another relay delivers"], unassigned: ["quiet", "·", "unassigned"],
@@ -72,8 +72,8 @@ export function state(name, words) {
   return h("span", { className: `state ${tone}` }, h("span", { className: "mark", "aria-hidden": "true" }, mark), words || text);
 }
 
-// sinkState shows the state of a sink, or of its circuit breaker while that is open.
+// sinkState shows the state of a sink; of a failing sink with an open circuit breaker, the breaker.
 export const sinkState = (s) => state(s.state === "failing" && s.breaker === "open" ? "breaker_open" : s.state);
 
-// brief is an id whose digest, which tells a person nothing, is cut.
+// brief shortens the digest in an ID.
 export const brief = (id) => id.replace(/(sha256:[0-9a-f]{8})[0-9a-f]{50,}([0-9a-f]{4})$/, "$1…$2");

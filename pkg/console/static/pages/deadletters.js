@@ -1,4 +1,4 @@
-// What was set aside: counted by reason, read, retried, dropped.
+// Dead letters and quarantined requests: count by reason, list, retry, drop.
 import { h, say, ask } from "../dom.js";
 import * as api from "../api.js";
 import { header, field, input, select, table, note } from "../parts.js";
@@ -7,23 +7,23 @@ import { brief, bytes, count, plural, reason, time } from "../text.js";
 const names = ["kind", "sink", "source", "reason", "since", "until"];
 const reasons = ["too_large", "no_destination", "invalid", "unauthorized", "refused", "expired", "malformed"];
 
-export default async function aside(page) {
+export default async function deadLetters(page) {
   const value = (n) => page.query.get(n) || "";
   const chosen = new Set();
   let pages = [];
   const filter = () => Object.fromEntries(names.map((n) => [n, value(n)]).filter(([, v]) => v));
-  const go = (query) => { location.hash = `#/aside?${new URLSearchParams(Object.entries(query).filter(([, v]) => v))}`; };
+  const go = (query) => { location.hash = `#/dlq?${new URLSearchParams(Object.entries(query).filter(([, v]) => v))}`; };
 
   const form = h("form", {
-    className: "filter", role: "search", "aria-label": "What was set aside", "data-kept": "",
+    className: "filter", role: "search", "aria-label": "Dead letters and quarantine", "data-kept": "",
     onsubmit: (e) => { e.preventDefault(); go(Object.fromEntries(names.map((n) => [n, form.elements[n].value.trim()]))); },
   },
   h("div", { className: "fields" },
-    field("Kind", select("kind", [["", "both"], ["dead_letter", "dead letters"], ["quarantine", "quarantine"]], value("kind"))),
+    field("Kind", select("kind", [["", "any"], ["dead_letter", "dead letters"], ["quarantine", "quarantine"]], value("kind"))),
     field("Sink", input("sink", { value: value("sink") })), field("Source", input("source", { value: value("source") })),
     field("Reason", select("reason", [["", "any"], ...reasons.map((r) => [r, reason(r)])], value("reason"))),
-    field("From", input("since", { value: value("since"), placeholder: "2h" }), "How long ago, or 2026-01-31T12:00:00Z."), field("Before", input("until", { value: value("until"), placeholder: "now" }))),
-  h("div", { className: "actions" }, h("button", { type: "submit", className: "primary" }, "Filter"), Object.keys(filter()).length > 0 && h("a", { href: "#/aside" }, "Show all")));
+    field("From", input("since", { value: value("since"), placeholder: "2h" }), "Age such as 2h, or a time such as 2026-01-31T12:00:00Z."), field("Before", input("until", { value: value("until"), placeholder: "now" }))),
+  h("div", { className: "actions" }, h("button", { type: "submit", className: "primary" }, "Filter"), Object.keys(filter()).length > 0 && h("a", { href: "#/dlq" }, "Show all")));
 
   const load = async () => {
     const [counts, first] = await Promise.all([api.get("/dlq-count", filter(), page.gone), api.get("/dlq", { ...filter(), limit: 50 }, page.gone)]);
@@ -37,7 +37,7 @@ export default async function aside(page) {
     const last = pages[pages.length - 1];
     const redraw = () => draw(counts);
     page.show(
-      header("Dead letters and quarantine", h("p", { className: "aside" }, "what a sink could not take, and what no source could understand")),
+      header("Dead letters and quarantine", h("p", { className: "aside" }, "events that a sink refused permanently, and authenticated requests that a source could not convert")),
       h("section", { "aria-labelledby": "why" }, h("h2", { id: "why" }, "By reason"), groups(counts)),
       form,
       h("section", { "aria-labelledby": "entries" },
@@ -49,10 +49,10 @@ export default async function aside(page) {
           h("button", { type: "button", "data-act": "retry-all", onclick: () => all("retry", filter()) }, `Retry all ${count(counts.total)}`),
           h("button", { type: "button", "data-act": "drop-all", className: "danger", onclick: () => all("drop", filter()) }, `Drop all ${count(counts.total)}`)),
         table({
-          caption: "What was set aside", empty: Object.keys(filter()).length ? "Nothing matches." : "Nothing was set aside. What a sink refuses for good, and what no source understands, waits here for you.",
+          caption: "Dead letters and quarantined requests", empty: Object.keys(filter()).length ? "No entry matches." : "No dead letters and no quarantined requests.",
           columns: [
             ...(api.operator() ? [{ title: "Select", unseen: true }] : []),
-            { title: "Last" }, { title: "What" }, { title: "Where" }, { title: "Why" }, { title: "Times", number: true }, { title: "Size", number: true, className: "wide" },
+            { title: "Last" }, { title: "Event" }, { title: "Sink or source" }, { title: "Reason" }, { title: "Count", number: true }, { title: "Size", number: true, className: "wide" },
           ],
           rows: entries.map((e) => ({
             key: e.id,
@@ -69,14 +69,14 @@ export default async function aside(page) {
   };
 
   const groups = (counts) => table({
-    caption: "How much was set aside, by reason", empty: "Nothing was set aside.",
-    columns: [{ title: "Count", number: true }, { title: "Kind" }, { title: "Where" }, { title: "Reason" }, { title: "Act", unseen: true }],
+    caption: "Number of entries by reason", empty: "No dead letters and no quarantined requests.",
+    columns: [{ title: "Count", number: true }, { title: "Kind" }, { title: "Sink or source" }, { title: "Reason" }, { title: "Action", unseen: true }],
     rows: counts.groups.map((g) => {
       const only = { kind: g.kind, sink: g.sink, source: g.source, reason: g.reason, since: value("since"), until: value("until") };
       return {
         key: `${g.kind}${g.sink || g.source}${g.reason}`,
         cells: [count(g.count), g.kind === "quarantine" ? "quarantine" : "dead letters", g.sink || g.source,
-          h("a", { href: `#/aside?${new URLSearchParams(Object.entries(only).filter(([, v]) => v))}` }, reason(g.reason)),
+          h("a", { href: `#/dlq?${new URLSearchParams(Object.entries(only).filter(([, v]) => v))}` }, reason(g.reason)),
           api.operator() && h("span", { className: "actions" },
             h("button", { type: "button", className: "small", "data-act": "retry-reason", onclick: () => all("retry", only) }, "Retry all", h("span", { className: "unseen" }, ` of ${g.sink || g.source}, ${reason(g.reason)}`)),
             h("button", { type: "button", className: "small danger", "data-act": "drop-reason", onclick: () => all("drop", only) }, "Drop all", h("span", { className: "unseen" }, ` of ${g.sink || g.source}, ${reason(g.reason)}`)))],
@@ -84,13 +84,13 @@ export default async function aside(page) {
     }),
   });
 
-  const told = (what, done, kept) => {
+  const report = (what, done, kept) => {
     const verb = what === "retry" ? "retried" : "dropped";
-    say(`${plural(done, "entry", "entries")} ${verb}.` + (kept.length ? ` ${plural(kept.length, "entry", "entries")} stayed: ${kept[0].error}` : ""), kept.length > 0);
+    say(`${plural(done, "entry", "entries")} ${verb}.` + (kept.length ? ` ${plural(kept.length, "entry", "entries")} could not be ${verb}: ${kept[0].error}` : ""), kept.length > 0);
   };
 
-  // all acts on what a filter means, as it is counted at this moment: what is
-  // set aside meanwhile is left alone.
+  // all retries or drops every entry that matches a filter now. Entries that arrive
+  // later are not affected.
   const all = async (what, only) => {
     only = Object.fromEntries(Object.entries(only).filter(([, v]) => v));
     let counts;
@@ -98,10 +98,10 @@ export default async function aside(page) {
     let done = 0;
     const kept = [];
     const acted = await ask({
-      title: `${what === "retry" ? "Retry" : "Drop"} ${plural(counts.total, "entry", "entries")}?`, confirm: what === "retry" ? "Retry them" : "Drop them for good", dangerous: what === "drop",
+      title: `${what === "retry" ? "Retry" : "Drop"} ${plural(counts.total, "entry", "entries")}?`, confirm: what === "retry" ? "Retry" : "Drop permanently", dangerous: what === "drop",
       body: [
         h("ul", { className: "preview" }, counts.groups.map((g) => h("li", null, h("b", null, count(g.count)), ` ${g.kind === "quarantine" ? "in quarantine" : "dead letters"} of ${g.sink || g.source}: ${reason(g.reason)}`))),
-        h("p", null, what === "retry" ? "Dead letters go to their sink once more, behind what waits there. Requests in quarantine are read again by their source." : "They are removed, and no sink ever gets them."),
+        h("p", null, what === "retry" ? "Dead letters are delivered to their sink again, after the events that are pending there. Quarantined requests are converted again by their source." : "The entries are removed permanently, and no sink gets the events."),
       ],
       act: async (progress) => {
         let after = "", until = only.until || counts.until;
@@ -115,7 +115,7 @@ export default async function aside(page) {
         } while (after && !page.gone.aborted);
       },
     });
-    if (acted) told(what, done, kept);
+    if (acted) report(what, done, kept);
     if (acted || done) await load();
   };
 
@@ -124,8 +124,8 @@ export default async function aside(page) {
     let done = 0;
     const kept = [];
     const acted = await ask({
-      title: `${what === "retry" ? "Retry" : "Drop"} ${plural(ids.length, "entry", "entries")}?`, confirm: what === "retry" ? "Retry" : "Drop for good", dangerous: what === "drop",
-      body: h("p", null, what === "retry" ? "What you selected enters the normal way again." : "What you selected is removed, and no sink ever gets it."),
+      title: `${what === "retry" ? "Retry" : "Drop"} ${plural(ids.length, "entry", "entries")}?`, confirm: what === "retry" ? "Retry" : "Drop permanently", dangerous: what === "drop",
+      body: h("p", null, what === "retry" ? "The selected dead letters are delivered to their sink again, and the selected requests are converted again by their source." : "The selected entries are removed permanently, and no sink gets the events."),
       act: async (progress) => {
         for (const id of ids) {
           try {
@@ -139,7 +139,7 @@ export default async function aside(page) {
         }
       },
     });
-    if (acted) { told(what, done, kept); await load(); }
+    if (acted) { report(what, done, kept); await load(); }
   };
 
   try {

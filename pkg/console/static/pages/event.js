@@ -1,32 +1,32 @@
-// One event: what it is, where it came from, and what became of it.
+// One event: attributes, source, and delivery status at every sink.
 import { h, say, ask } from "../dom.js";
 import * as api from "../api.js";
 import { header, facts, poll, table } from "../parts.js";
 import { bytes, count, duration, reason, state, time } from "../text.js";
 
 const titles = {
-  source: "Source", subject: "Subject", type: "Type", time: "When it happened", profile: "Profile", platform: "Platform", mediatype: "Media",
+  source: "Source", subject: "Subject", type: "Type", time: "Event time", profile: "Profile", platform: "Platform", mediatype: "Media",
   outcome: "Outcome", publishid: "Publish id", correlationid: "Job", deliveryid: "Delivery", recordedtime: "Recorded", traceparent: "Trace",
-  partitionkey: "Ordered by", dataschema: "Schema", datacontenttype: "Content type", specversion: "CloudEvents", id: "Id",
+  partitionkey: "Partition key", dataschema: "Schema", datacontenttype: "Content type", specversion: "CloudEvents", id: "Id",
 };
 
 export default async function event(page) {
   let shown = false;
-  const ask5 = async () => {
+  const refresh = async () => {
     const s = await api.get(`/events/${api.name(page.what)}`, { data: shown }, page.gone);
-    page.show(...draw(s, shown, () => { shown = !shown; return ask5().catch((err) => say(err.message, true)); }, ask5));
+    page.show(...draw(s, shown, () => { shown = !shown; return refresh().catch((err) => say(err.message, true)); }, refresh));
   };
-  await ask5();
-  poll(page, 5000, () => ask5().catch(() => {}));
+  await refresh();
+  poll(page, 5000, () => refresh().catch(() => {}));
 }
 
-// when says when an event was delivered, or what is known of it.
+// when formats the delivery time, exact or as a range.
 function when(f) {
   if (f.at) return time(f.at, true);
   if (f.after && new Date(f.before) - new Date(f.after) <= 1000) return ["about ", time(f.before, true)];
   if (f.after) return ["between ", time(f.after, true), " and ", time(f.before, true)];
   if (f.before) return ["before ", time(f.before, true)];
-  if (f.state === "delivered") return "time not known here";
+  if (f.state === "delivered") return "time unknown on this relay";
   return "–";
 }
 
@@ -43,44 +43,44 @@ function why(f) {
   return parts.length ? parts : "–";
 }
 
-function draw(s, shown, toggle, again) {
+function draw(s, shown, toggle, refresh) {
   const { data, data_base64: binary, ...attributes } = s.event;
   const order = Object.keys(titles);
   const rank = (n) => (order.includes(n) ? order.indexOf(n) : order.length);
   const known = Object.entries(attributes).sort(([a], [b]) => rank(a) - rank(b));
   return [
-    header(h("span", { className: "id" }, attributes.id), h("p", { className: "aside" }, h("a", { href: "#/events" }, "Events"), ` · place ${count(s.seq)}`)),
+    header(h("span", { className: "id" }, attributes.id), h("p", { className: "aside" }, h("a", { href: "#/events" }, "Events"), ` · sequence ${count(s.seq)}`)),
     h("section", { "aria-labelledby": "deliveries" }, h("h2", { id: "deliveries" }, "Delivery status"),
       table({
-        caption: "What became of the event at each sink", empty: "There is no sink.",
-        columns: [{ title: "Sink" }, { title: "State" }, { title: "When" }, { title: "After", number: true }, { title: "Attempts", number: true }, { title: "Why" }, { title: "Send again", unseen: true }],
+        caption: "Delivery status of the event at each sink", empty: "No sink is configured.",
+        columns: [{ title: "Sink" }, { title: "State" }, { title: "Delivered" }, { title: "Latency", number: true }, { title: "Attempts", number: true }, { title: "Reason" }, { title: "Send again", unseen: true }],
         rows: s.deliveries.map((f) => ({
           key: f.sink,
           cells: [
             h("a", { href: "#/sinks" }, f.sink), state(f.state), when(f), after(f, s), f.attempts ? count(f.attempts) : "–", why(f),
             h("span", { className: "actions" },
-              f.state === "dead_letter" && h("a", { href: `#/entry/${api.name(`${s.seq}@${f.sink}`)}` }, "See it"),
-              api.operator() && ["delivered", "dropped", "discarded", "skipped", "dead_letter"].includes(f.state) && h("button", { type: "button", className: "small", "data-sink": f.sink, onclick: () => resend(s, f.sink, again) }, "Send again", h("span", { className: "unseen" }, ` to ${f.sink}`))),
+              f.state === "dead_letter" && h("a", { href: `#/entry/${api.name(`${s.seq}@${f.sink}`)}` }, "Show dead letter"),
+              api.operator() && ["delivered", "dropped", "discarded", "skipped", "dead_letter"].includes(f.state) && h("button", { type: "button", className: "small", "data-sink": f.sink, onclick: () => resend(s, f.sink, refresh) }, "Send again", h("span", { className: "unseen" }, ` to ${f.sink}`))),
           ],
         })),
       })),
     h("section", { "aria-labelledby": "what" }, h("h2", { id: "what" }, "The event"),
-      facts([["Accepted", time(s.accepted, true)], ["Came by", s.source ? h("a", { href: "#/sources" }, s.source) : "not written down"], ["Size", bytes(s.bytes)], s.origin_seq && ["Redelivery of", h("a", { href: `#/event/${s.origin_seq}` }, `event ${s.origin_seq}`)], s.target_sink && ["Only for", s.target_sink],
+      facts([["Accepted", time(s.accepted, true)], ["Received by", s.source ? h("a", { href: "#/sources" }, s.source) : "unknown source"], ["Size", bytes(s.bytes)], s.origin_seq && ["Redelivery of", h("a", { href: `#/event/${s.origin_seq}` }, `event ${s.origin_seq}`)], s.target_sink && ["Redelivered to", s.target_sink],
         ...known.map(([name, value]) => [titles[name] || name, /time$/.test(name) ? time(value, true) : h("span", { className: "id" }, String(value))])])),
     h("section", { "aria-labelledby": "content" }, h("h2", { id: "content" }, "Content"),
       api.operator()
-        ? [h("p", { className: "muted" }, "It may hold personal data, such as an address or a caption."),
+        ? [h("p", { className: "muted" }, "The content may be personal data, such as an address or a caption."),
           h("button", { type: "button", id: "content-toggle", "aria-expanded": String(shown), "aria-controls": "data", onclick: toggle }, shown ? "Hide the content" : "Show the content")]
-        : h("p", { className: "muted" }, "It may hold personal data: only operators may see it."),
-      shown && h("pre", { id: "data", tabindex: "0", "aria-label": "Content of the event" }, data !== undefined ? JSON.stringify(data, null, 2) : binary || "It has none.")),
+        : h("p", { className: "muted" }, "The content may be personal data: only operators can see the content."),
+      shown && h("pre", { id: "data", tabindex: "0", "aria-label": "Content of the event" }, data !== undefined ? JSON.stringify(data, null, 2) : binary || "(empty)")),
   ];
 }
 
-async function resend(s, sink, again) {
+async function resend(s, sink, refresh) {
   const done = await ask({
-    title: `Send it to ${sink} again?`, confirm: "Send again",
-    body: h("p", null, `The broker of ${sink} gets this one event once more, as a replay of its own. Who reads there sees the same id twice.`),
+    title: `Send this event to ${sink} again?`, confirm: "Send again",
+    body: h("p", null, `A replay delivers this event to ${sink} again. Consumers get a second event with the same id.`),
     act: () => api.post(`/events/${s.seq}/send`, { sink }),
   });
-  if (done) { say(`It is sent to ${sink} again; Replay says how that goes.`); again().catch(() => {}); }
+  if (done) { say(`The replay to ${sink} has started; the page Replay shows the progress.`); refresh().catch(() => {}); }
 }

@@ -1,4 +1,4 @@
-// Search, and the live tail.
+// Search, and live tail.
 import { h, fill, say } from "../dom.js";
 import * as api from "../api.js";
 import { header, field, input, select, table } from "../parts.js";
@@ -6,7 +6,7 @@ import { brief, count, plural, rate, state, time } from "../text.js";
 
 const names = ["id", "publish_id", "profile", "platform", "type", "outcome", "source", "from", "to", "filter"];
 const kept = 200; // rows of the live tail
-const maxRate = 25; // events a second that a person may still read
+const maxRate = 25; // events per second in the live tail, for readability
 
 export default async function events(page) {
   const value = (name) => page.query.get(name) || "";
@@ -20,8 +20,8 @@ export default async function events(page) {
       field("Platform", input("platform", { value: value("platform"), placeholder: "instagram" })),
       field("Type", input("type", { value: value("type"), placeholder: "upload_completed" })),
       field("Outcome", select("outcome", [["", "any"], ["success", "success"], ["failure", "failure"], ["connected", "connected"], ["disconnected", "disconnected"], ["reauth_required", "reauth_required"]], value("outcome"))),
-      field("Source", input("source", { value: value("source"), placeholder: "upload-post" }), "Its name in the configuration."),
-      field("Accepted from", input("from", { value: value("from"), placeholder: "2h" }), "How long ago, or 2026-01-31T12:00:00Z."),
+      field("Source", input("source", { value: value("source"), placeholder: "upload-post" }), "Name in the configuration."),
+      field("Accepted from", input("from", { value: value("from"), placeholder: "2h" }), "Age such as 2h, or a time such as 2026-01-31T12:00:00Z."),
       field("Accepted before", input("to", { value: value("to"), placeholder: "now" })),
       field("Filter (CEL)", input("filter", { value: value("filter"), placeholder: 'mediatype == "video"' }))),
     h("div", { className: "actions" }, h("button", { type: "submit", className: "primary" }, "Search"), live));
@@ -30,7 +30,7 @@ export default async function events(page) {
   const query = () => Object.fromEntries(names.map((n) => [n, form.elements[n].value.trim()]).filter(([, v]) => v));
   let stop = null, looking = new AbortController();
   const look = () => {
-    looking.abort(); // of two searches the later one counts
+    looking.abort(); // a new search cancels the previous search
     looking = new AbortController();
     return search(AbortSignal.any([page.gone, looking.signal]), results, query());
   };
@@ -59,7 +59,7 @@ export default async function events(page) {
 
 const columns = [
   { title: "Accepted" }, { title: "Event" }, { title: "Profile", className: "wide" }, { title: "Platform", className: "wide" },
-  { title: "Outcome" }, { title: "At the sinks" },
+  { title: "Outcome" }, { title: "Delivery status" },
 ];
 
 const short = (type) => type.replace(/^com\.upload-post\./, "");
@@ -81,19 +81,19 @@ function row(s) {
 async function search(signal, results, query) {
   let found = [], scanned = 0;
   const more = async (before) => {
-    // What was found before stays until there is something to put in its place.
-    const said = results.querySelector("[role=status]");
-    if (said) said.textContent = "Looking…";
-    else fill(results, h("p", { className: "muted", role: "status" }, "Looking…"));
+    // Keep the previous results until the new results arrive.
+    const status = results.querySelector("[role=status]");
+    if (status) status.textContent = "Searching…";
+    else fill(results, h("p", { className: "muted", role: "status" }, "Searching…"));
     results.setAttribute("aria-busy", "true");
     const answer = await api.get("/events", { ...query, before }, signal);
     results.removeAttribute("aria-busy");
     found = found.concat(answer.events);
     scanned += answer.scanned;
     fill(results,
-      table({ caption: "Events, the newest first", columns, rows: found.map(row), empty: answer.next ? "None so far." : Object.keys(query).length ? "No event matches." : "No event is stored yet. It appears here as soon as a webhook is taken." }),
+      table({ caption: "Events, the newest first", columns, rows: found.map(row), empty: answer.next ? "No match so far." : Object.keys(query).length ? "No event matches." : "No event is stored yet. Events appear here when the relay accepts a webhook." }),
       h("div", { className: "more" },
-        h("p", { className: "muted", role: "status" }, `${plural(found.length, "event")}; ${count(scanned)} were looked at`, answer.reached && answer.next ? [", back to ", time(answer.reached, true)] : ""),
+        h("p", { className: "muted", role: "status" }, `${plural(found.length, "event")}; ${count(scanned)} examined`, answer.reached && answer.next ? [", back to ", time(answer.reached, true)] : ""),
         answer.next && h("button", { type: "button", id: "more", onclick: () => more(answer.next).catch(trouble) }, "Look further back")));
   };
   const trouble = (err) => {
@@ -104,9 +104,9 @@ async function search(signal, results, query) {
   await more().catch(trouble);
 }
 
-// filterOf returns one CEL expression for all fields of the form. A CEL string is
-// written as a JSON string. The fields name attributes by index, which is allowed
-// whatever the sources set.
+// filterOf returns one CEL expression for all fields of the form. A JSON string is a
+// valid CEL string. attributes.NAME is valid for every name, even if no source sets
+// the attribute.
 function filterOf(query) {
   const text = JSON.stringify;
   const parts = [];
@@ -119,14 +119,14 @@ function filterOf(query) {
   return parts.join(" && ");
 }
 
-// tail shows what comes, at a rate that a person can read, and counts the rest.
-// It draws once a frame at most, however much comes.
+// tail shows new events, up to maxRate per second, and counts the remaining events.
+// The page is drawn at most once per animation frame.
 function tail(results, query, still) {
   let rows = [], seen = 0, dropped = 0, drawing = false, recent = [];
   const shown = new Map();
   const status = h("p", { className: "muted tally", role: "status" }, "Connecting…");
   const body = h("tbody", { role: "rowgroup" });
-  const shell = table({ caption: "Events as they come, the newest first", columns, rows: [{ cells: columns.map(() => "") }], empty: "" });
+  const shell = table({ caption: "Live events, the newest first", columns, rows: [{ cells: columns.map(() => "") }], empty: "" });
   shell.querySelector("tbody").replaceWith(body);
   results.replaceChildren(status, shell);
   const frame = () => {
@@ -134,7 +134,7 @@ function tail(results, query, still) {
     const now = Date.now();
     recent = recent.filter(([at]) => now - at < 5000);
     const perSecond = recent.reduce((n, [, k]) => n + k, 0) / 5;
-    status.textContent = `${plural(seen, "event")} shown` + (dropped ? `, ${count(dropped)} more went by unshown: at most ${maxRate} a second are shown` : "") + ` · ${rate(perSecond)} a second`;
+    status.textContent = `${plural(seen, "event")} shown` + (dropped ? `, ${count(dropped)} not shown (maximum ${maxRate} per second)` : "") + ` · ${rate(perSecond)} per second`;
     status.dataset.seen = seen;
     status.dataset.dropped = dropped;
     for (const s of rows) {
@@ -161,10 +161,10 @@ function tail(results, query, still) {
     },
     heartbeat: () => { if (!seen) status.textContent = "Waiting for the next event…"; },
     error: () => {
-      if (status.isConnected) status.textContent = "The relay does not answer; trying again…";
+      if (status.isConnected) status.textContent = "The relay does not answer; retrying…";
     },
   });
-  // A tail that is refused says nothing of why: a search does.
+  // EventSource does not report why a tail is refused. A search with the filter reports the error.
   if (query.filter) api.get("/events", { filter: query.filter, limit: 1 }).catch((err) => { still(); say(err.message, true); });
   return close;
 }

@@ -1,4 +1,4 @@
-// Send stored events to a sink again: count first, then start, watch, stop.
+// Replays: count the events first, then start, watch, stop and continue.
 import { h, say } from "../dom.js";
 import * as api from "../api.js";
 import { header, field, input, select, table, poll, note } from "../parts.js";
@@ -8,7 +8,7 @@ export default async function replays(page) {
   let planned = null, trouble = "", sinks = [];
   const status = await api.get("/status", null, page.gone);
   sinks = status.sinks.map((s) => s.sink);
-  const said = h("div", { id: "planned", role: "status", "data-kept": "" });
+  const plannedBox = h("div", { id: "planned", role: "status", "data-kept": "" });
 
   const wanted = () => {
     const v = (n) => form.elements[n].value.trim();
@@ -16,13 +16,13 @@ export default async function replays(page) {
     if (v("rate")) body.rate = Number(v("rate"));
     return Object.fromEntries(Object.entries(body).filter(([, x]) => x !== ""));
   };
-  const tell = () => {
-    said.replaceChildren(...[
+  const showPlan = () => {
+    plannedBox.replaceChildren(...[
       trouble && note("bad", trouble),
       planned && note(planned.total ? "good" : "warn",
         h("p", null, planned.total
-          ? ["This sends ", h("b", null, plural(planned.total, "event")), ` to ${planned.sink} again, accepted from `, time(planned.from, true), " to ", time(planned.to, true), `, at most ${count(planned.rate)} a second.`]
-          : "No event is in this range that the sink’s own filter and yours let through."),
+          ? ["This sends ", h("b", null, plural(planned.total, "event")), ` to ${planned.sink} again, accepted from `, time(planned.from, true), " to ", time(planned.to, true), `, at most ${count(planned.rate)} per second.`]
+          : "No event of this range matches the sink’s filter and your filter."),
         planned.total > 0 && h("button", { type: "button", id: "start", className: "primary", onclick: start }, `Start the replay of ${plural(planned.total, "event")}`)),
     ].filter(Boolean));
   };
@@ -31,39 +31,39 @@ export default async function replays(page) {
     planned = null;
     trouble = "";
     try { planned = await api.post("/replays", { ...wanted(), dry_run: true }); } catch (err) { trouble = err.message; }
-    tell();
+    showPlan();
   };
   const start = async () => {
     try {
-      // The range that was counted, not the one that "2h ago" means by now.
+      // Use the counted range: "2h" would now mean a later range.
       await api.post("/replays", { ...wanted(), from: planned.from, to: planned.to });
       planned = null;
-      say("The replay has begun.");
-      tell();
-      await again();
-    } catch (err) { trouble = err.message; tell(); }
+      say("The replay has started.");
+      showPlan();
+      await refresh();
+    } catch (err) { trouble = err.message; showPlan(); }
   };
-  const form = h("form", { className: "filter", "aria-label": "A replay", "data-kept": "", onsubmit: plan, oninput: () => { if (planned) { planned = null; tell(); } } },
+  const form = h("form", { className: "filter", "aria-label": "A replay", "data-kept": "", onsubmit: plan, oninput: () => { if (planned) { planned = null; showPlan(); } } },
     h("div", { className: "fields" },
       field("Sink", select("sink", sinks.map((s) => [s, s]), page.query.get("sink"))),
-      field("Accepted from", input("from", { value: "2h", required: true }), "How long ago, or 2026-01-31T12:00:00Z."),
+      field("Accepted from", input("from", { value: "2h", required: true }), "Age such as 2h, or a time such as 2026-01-31T12:00:00Z."),
       field("Accepted before", input("to", { placeholder: "now" })),
       field("Filter (CEL)", input("filter", { placeholder: 'platform == "instagram"' })),
-      field("Most a second", input("rate", { placeholder: "1000", inputmode: "numeric", pattern: "[0-9]+" })),
-      field("Other subject", input("subject"), "For NATS; empty is the sink’s."), field("Other topic", input("topic"), "For Kafka; empty is the sink’s.")),
+      field("Maximum rate per second", input("rate", { placeholder: "1000", inputmode: "numeric", pattern: "[0-9]+" })),
+      field("Different subject", input("subject"), "For NATS. Empty: the subject of the sink."), field("Different topic", input("topic"), "For Kafka. Empty: the topic of the sink.")),
     h("div", { className: "actions" }, h("button", { type: "submit", className: "primary" }, "Count")));
 
   const steer = (id, what) => async () => {
     try { await api.post(`/replays/${api.name(id)}/${what}`); } catch (err) { say(err.message, true); }
-    await again();
+    await refresh();
   };
   const draw = (all) => page.show(
-    header("Replay", h("p", { className: "aside" }, "stored events, sent to one sink again beside live traffic")),
-    api.operator() ? [form, said] : h("p", { className: "muted" }, "Only operators may start one."),
+    header("Replay", h("p", { className: "aside" }, "deliver stored events to one sink again, beside live traffic")),
+    api.operator() ? [form, plannedBox] : h("p", { className: "muted" }, "Only operators can start a replay."),
     h("section", { "aria-labelledby": "all" }, h("h2", { id: "all" }, "Replays"),
       table({
-        caption: "Replays, the newest first", empty: "There was none yet.",
-        columns: [{ title: "Begun" }, { title: "Sink" }, { title: "State" }, { title: "What" }, { title: "Progress" }, { title: "Act", unseen: true }],
+        caption: "Replays, the newest first", empty: "No replay yet.",
+        columns: [{ title: "Started" }, { title: "Sink" }, { title: "State" }, { title: "Events" }, { title: "Progress" }, { title: "Action", unseen: true }],
         rows: all.map((r) => ({
           key: r.id,
           cells: [
@@ -76,8 +76,8 @@ export default async function replays(page) {
           ],
         })),
       })));
-  const again = async () => {
+  const refresh = async () => {
     try { draw((await api.get("/replays", null, page.gone)).replays); } catch (err) { if (err.name !== "AbortError" && err.status !== 401) say(err.message, true); }
   };
-  await poll(page, 2000, again);
+  await poll(page, 2000, refresh);
 }

@@ -1,4 +1,4 @@
-// Each sink: how it is doing, what went wrong, pause and resume.
+// Sinks: state, lag, recent errors, pause and resume.
 import { h, say, ask } from "../dom.js";
 import * as api from "../api.js";
 import { header, facts, poll, note } from "../parts.js";
@@ -6,32 +6,32 @@ import { chart, latest } from "../plot.js";
 import { age, count, duration, plural, rate, short, sinkState, time } from "../text.js";
 
 export default async function sinks(page) {
-  const again = async () => {
+  const refresh = async () => {
     try {
       const [status, figures] = await Promise.all([api.get("/status", null, page.gone), api.get("/stats", { points: 240 }, page.gone)]);
-      page.show(header("Sinks", h("p", { className: "aside" }, "plots of the last hour, as this process has seen it")),
-        status.sinks.length ? null : h("p", { className: "empty" }, "There is no sink."), ...status.sinks.map((s, i) => draw(s, i, figures, again)));
+      page.show(header("Sinks", h("p", { className: "aside" }, "charts of the last hour, as observed by this relay")),
+        status.sinks.length ? null : h("p", { className: "empty" }, "No sink is configured."), ...status.sinks.map((s, i) => draw(s, i, figures, refresh)));
     } catch (err) {
       if (err.name !== "AbortError") page.show(header("Sinks"), note("bad", err.message));
     }
   };
-  await poll(page, 5000, again);
+  await poll(page, 5000, refresh);
 }
 
-const breaker = { failing: "closed; attempts fail and are repeated", paused: "–", remote: "known to the relay that delivers", unassigned: "–" };
+const breaker = { failing: "closed; failed attempts are retried", paused: "–", remote: "known to the delivering relay only", unassigned: "–" };
 
-function draw(s, i, figures, again) {
+function draw(s, i, figures, refresh) {
   const f = figures.sinks[s.sink] || { lag_events: [], age: [], delivered: [] };
   const steer = (what) => async () => {
     const pausing = what === "pause";
     const done = await ask({
       title: pausing ? `Pause ${s.sink}?` : `Resume ${s.sink}?`, confirm: pausing ? "Pause" : "Resume",
       body: h("p", null, pausing
-        ? "Nothing is sent to it until it is resumed, replays included. Its events wait in the journal. The pause outlives a restart, and holds for every process that shares the journal."
-        : `${plural(s.lag_events, "event")} that wait are sent, in order.`),
+        ? "Delivery to this sink stops until you resume the sink, replays included. The events stay pending in the journal. The pause outlives a restart, and applies to every relay of the journal. If the sink has discard.after or discard.beyond, events beyond the limit are discarded on resume."
+        : `${plural(s.lag_events, "pending event")} will be delivered in order, except events beyond discard.after or discard.beyond of the sink.`),
       act: () => api.post(`/sinks/${api.name(s.sink)}/${what}`),
     });
-    if (done) { say(pausing ? `${s.sink} is paused.` : `${s.sink} is resumed.`); again(); }
+    if (done) { say(pausing ? `${s.sink} is paused.` : `${s.sink} is resumed.`); refresh(); }
   };
   return h("section", { className: "panel", "data-key": s.sink, "aria-labelledby": `sink-${i}` },
     h("header", null, h("h2", { id: `sink-${i}` }, s.sink), h("span", { className: "kind" }, s.kind), sinkState(s),
@@ -40,13 +40,13 @@ function draw(s, i, figures, again) {
         : h("button", { type: "button", "data-act": "pause", onclick: steer("pause") }, "Pause", h("span", { className: "unseen" }, ` ${s.sink}`)))),
     h("div", { className: "charts" },
       chart(figures.times, f.lag_events, { id: `behind-${i}`, label: "Lag in events", format: short }),
-      chart(figures.times, f.age, { id: `age-${i}`, label: "Age of the oldest", format: duration }),
-      chart(figures.times, f.delivered, { id: `delivered-${i}`, label: "Delivered a second", tone: "good", format: rate })),
+      chart(figures.times, f.age, { id: `age-${i}`, label: "Age of the oldest pending event", format: duration }),
+      chart(figures.times, f.delivered, { id: `delivered-${i}`, label: "Delivered per second", tone: "good", format: rate })),
     facts([
-      ["Lag", count(s.lag_events)], ["Delivered now", `${rate(latest(f.delivered))}/s`], ["Circuit breaker", s.breaker === "open" ? "open: the relay probes with one event at a time" : breaker[s.state] || "closed"], ["Paused", s.paused && [time(s.paused, true), ` (${age(s.paused)})`]],
-      ["Oldest in hand", s.oldest && s.lag_events ? [time(s.oldest, true), ` (${age(s.oldest)})`] : null],
+      ["Lag", count(s.lag_events)], ["Delivered now", `${rate(latest(f.delivered))}/s`], ["Circuit breaker", s.breaker === "open" ? "open: the relay probes the sink with one event at a time" : breaker[s.state] || "closed"], ["Paused", s.paused && [time(s.paused, true), ` (${age(s.paused)})`]],
+      ["Oldest pending event", s.oldest && s.lag_events ? [time(s.oldest, true), ` (${age(s.oldest)})`] : null],
       ["Delivered by", s.owner ? [s.owner, s.local ? " (this relay)" : "", s.since ? [" since ", time(s.since, true)] : ""] : null],
-      ["Done up to", `place ${count(s.committed)}`], ["Filter", s.filter && h("code", null, s.filter)],
+      ["Cursor", `sequence ${count(s.committed)}`], ["Filter", s.filter && h("code", null, s.filter)],
       ["Filter matched", s.filter_counts && `${count(s.filter_counts.matched)} of ${plural(s.filter_counts.matched + s.filter_counts.filtered, "event")}`],
       ["Filter errors", s.filter_counts && s.filter_counts.errors ? `${count(s.filter_counts.errors)}: ${s.filter_counts.last_error}` : null],
     ]),
@@ -55,5 +55,5 @@ function draw(s, i, figures, again) {
       ? h("ul", { className: "troubles" }, s.recent_errors.map((t) => h("li", null,
         h("p", { className: "words" }, t.error),
         h("p", { className: "under" }, t.count > 1 ? [`${plural(t.count, "attempt")} from `, time(t.first, true), " to ", time(t.last, true)] : time(t.last, true)))))
-      : h("p", { className: "muted" }, s.state === "remote" ? "The relay that delivers knows them." : "None since this process began."));
+      : h("p", { className: "muted" }, s.state === "remote" ? "Only the delivering relay knows the errors." : "No error since the start of this process."));
 }
