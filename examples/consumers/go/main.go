@@ -1,4 +1,4 @@
-// Command consumer reads events that Postwire has sent, and prints each once.
+// Command consumer reads events from Postwire, and prints every event once.
 //
 //	consumer kafka BROKER TOPIC GROUP
 //	consumer nats URL STREAM DURABLE SUBJECT
@@ -44,10 +44,10 @@ func run(ctx context.Context, args []string) error {
 	return errors.New("usage: consumer kafka BROKER TOPIC GROUP, or consumer nats URL STREAM DURABLE SUBJECT")
 }
 
-// handler prints events. An event may come again: after a crash, or by a
-// replay. Source and id name it. In memory that is enough for repeats that come
-// soon; where none may ever pass, keep the pair where the work is kept, in the
-// same transaction.
+// handler prints events and drops duplicates. Delivery is at-least-once: after a
+// crash or a replay, an event arrives again with the same source and ID. This
+// program keeps recent pairs of source and ID in memory. To drop every duplicate,
+// store the pair in the same transaction as the result of the work.
 type handler struct {
 	seen  map[[2]string]bool
 	order [][2]string
@@ -82,16 +82,17 @@ func fromKafka(ctx context.Context, broker, topic, group string) error {
 		return err
 	}
 	claims := &claims{handler: handler{seen: map[[2]string]bool{}}}
-	for ctx.Err() == nil { // it returns when the group is balanced anew
+	for ctx.Err() == nil { // Consume returns after a rebalance of the group
 		if err := consumer.Consume(ctx, []string{topic}, claims); err != nil {
 			return errors.Join(err, consumer.Close())
 		}
 	}
-	return consumer.Close() // commits what is marked
+	return consumer.Close() // commits marked offsets
 }
 
-// claims implements sarama.ConsumerGroupHandler, for a topic of one partition:
-// claims of several are consumed at once.
+// claims implements sarama.ConsumerGroupHandler for a topic with one partition:
+// sarama calls ConsumeClaim concurrently for several partitions, and handler is not
+// safe for concurrent use.
 type claims struct{ handler handler }
 
 func (*claims) Setup(sarama.ConsumerGroupSession) error   { return nil }
@@ -106,7 +107,7 @@ func (c *claims) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.
 		if err := c.handler.handle(e); err != nil {
 			return err
 		}
-		session.MarkMessage(message, "") // after the work: what is not marked comes again
+		session.MarkMessage(message, "") // after the work: an unmarked message is delivered again
 	}
 	return nil
 }
@@ -146,13 +147,13 @@ func fromNATS(ctx context.Context, servers, stream, durable, subject string) err
 		if err := h.handle(e); err != nil {
 			return err
 		}
-		if err := m.Ack(); err != nil { // after the work: what is not acknowledged comes again
+		if err := m.Ack(); err != nil { // after the work: an unacknowledged message is delivered again
 			return err
 		}
 	}
 }
 
-// natsEvent decodes the values of attributes, which the SDK leaves to its caller.
+// natsEvent percent-decodes the values of attributes, because the SDK does not.
 func natsEvent(ctx context.Context, m jetstream.Msg) (*cloudevents.Event, error) {
 	header := nats.Header{}
 	for name, values := range m.Headers() {

@@ -1,12 +1,13 @@
-// Reads events that Postwire has sent, and prints each once.
+// Reads events from Postwire, and prints every event once.
 //
 //   node consumer.mjs kafka BROKER TOPIC GROUP
 //   node consumer.mjs nats URL STREAM DURABLE SUBJECT
 import { HTTP, Kafka } from 'cloudevents';
 
-// An event may come again: after a crash, or by a replay. Source and id name it.
-// In memory that is enough for repeats that come soon; where none may ever pass,
-// keep the pair where the work is kept, in the same transaction.
+// Delivery is at-least-once: after a crash or a replay, an event arrives again with
+// the same source and id. This program keeps recent pairs of source and id in memory.
+// To drop every duplicate, store the pair in the same transaction as the result of
+// the work.
 const seen = new Set();
 
 function handle(event) {
@@ -20,7 +21,7 @@ function handle(event) {
 async function kafka([broker, topic, groupId]) {
   const { Kafka: Client, logLevel } = await import('kafkajs');
   const consumer = new Client({ brokers: [broker], logLevel: logLevel.ERROR }).consumer({ groupId });
-  process.once('SIGTERM', () => consumer.disconnect()); // it waits for the work under way, and commits
+  process.once('SIGTERM', () => consumer.disconnect()); // waits for the message in progress, and commits
   const stopped = new Promise((resolve) => consumer.on('consumer.disconnect', resolve));
   await consumer.connect();
   await consumer.subscribe({ topic, fromBeginning: true });
@@ -33,8 +34,8 @@ async function kafka([broker, topic, groupId]) {
   await stopped;
 }
 
-// The SDK's binding for Kafka cannot read a whole event in JSON that has no time,
-// which not every event has; that for HTTP can.
+// The SDK's Kafka binding cannot read a structured event without time. The SDK's HTTP
+// binding can.
 function kafkaEvent(headers, key, value) {
   const structured = headers['content-type']?.startsWith('application/cloudevents');
   return structured ? HTTP.toEvent({ headers, body: value }) : Kafka.toEvent({ headers, key, value });
@@ -50,13 +51,13 @@ async function nats([servers, stream, durable, subject]) {
   process.once('SIGTERM', () => messages.close());
   for await (const message of messages) {
     handle(natsEvent(message));
-    message.ack(); // after the work: what is not acknowledged comes again
+    message.ack(); // after the work: an unacknowledged message is delivered again
   }
   await connection.drain();
 }
 
-// The SDK has no binding for NATS. That for HTTP spells attributes alike; values
-// are percent-encoded in both, which this SDK leaves to its caller.
+// The SDK has no NATS binding. The HTTP binding has equal header names. NATS values are
+// percent-encoded, and the SDK does not decode values.
 function natsEvent(message) {
   const headers = {};
   for (const [name, [value]] of message.headers) {

@@ -1,4 +1,4 @@
-"""Reads events that Postwire has sent, and prints each once.
+"""Reads events from Postwire, and prints every event once.
 
 python consumer.py kafka BROKER TOPIC GROUP
 python consumer.py nats URL STREAM DURABLE SUBJECT
@@ -12,9 +12,10 @@ from collections import OrderedDict
 
 from cloudevents.core.bindings import http, kafka
 
-# An event may come again: after a crash, or by a replay. Source and id name it.
-# In memory that is enough for repeats that come soon; where none may ever pass,
-# keep the pair where the work is kept, in the same transaction.
+# Delivery is at-least-once: after a crash or a replay, an event arrives again with
+# the same source and id. This program keeps recent pairs of source and id in memory.
+# To drop every duplicate, store the pair in the same transaction as the result of
+# the work.
 seen = OrderedDict()
 
 
@@ -43,7 +44,7 @@ async def from_kafka(stop, broker, topic, group):
                 for r in records:
                     handle(kafka.from_kafka_event(kafka.KafkaMessage(dict(r.headers), r.key, r.value)))
             if batches:
-                await consumer.commit()  # after the work: what is not committed comes again
+                await consumer.commit()  # after the work: an uncommitted record is delivered again
     finally:
         await consumer.stop()
 
@@ -59,11 +60,11 @@ async def from_nats(stop, url, stream, durable, subject):
         except nats.errors.TimeoutError:
             continue
         for m in messages:
-            # The SDK has no binding for NATS. That for HTTP spells attributes
-            # alike, and decodes them alike.
+            # The SDK has no NATS binding. The HTTP binding has equal header names
+            # and an equal encoding of values.
             handle(http.from_http_event(http.HTTPMessage(m.headers, m.data)))
-            await m.ack()  # after the work: what is not acknowledged comes again
-    await connection.flush()  # the last acknowledgements
+            await m.ack()  # after the work: an unacknowledged message is delivered again
+    await connection.flush()  # sends the last acknowledgements
     await connection.close()
 
 

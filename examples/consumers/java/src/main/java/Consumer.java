@@ -26,7 +26,7 @@ import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.common.serialization.StringDeserializer;
 
 /**
- * Reads events that Postwire has sent, and prints each once.
+ * Reads events from Postwire, and prints every event once.
  *
  * <pre>
  * java -cp 'target/classes:target/lib/*' Consumer kafka BROKER TOPIC GROUP
@@ -37,9 +37,10 @@ public class Consumer {
   private static final ObjectMapper JSON = new ObjectMapper();
   private static volatile boolean stop;
 
-  // An event may come again: after a crash, or by a replay. Source and id name it.
-  // In memory that is enough for repeats that come soon; where none may ever pass,
-  // keep the pair where the work is kept, in the same transaction.
+  // Delivery is at-least-once: after a crash or a replay, an event arrives again with
+  // the same source and id. This program keeps recent pairs of source and id in memory.
+  // To drop every duplicate, store the pair in the same transaction as the result of
+  // the work.
   private static final Set<List<String>> SEEN = Collections.newSetFromMap(new LinkedHashMap<>() {
     @Override
     protected boolean removeEldestEntry(Map.Entry<List<String>, Boolean> eldest) {
@@ -67,7 +68,7 @@ public class Consumer {
         for (var record : consumer.poll(Duration.ofMillis(500))) {
           handle(record.value());
         }
-        consumer.commitSync(); // after the work: what is not committed comes again
+        consumer.commitSync(); // after the work: an uncommitted record is delivered again
       }
     }
   }
@@ -79,14 +80,14 @@ public class Consumer {
       while (!stop) {
         for (Message m : subscription.fetch(64, Duration.ofMillis(500))) {
           handle(event(m));
-          m.ack(); // after the work: what is not acknowledged comes again
+          m.ack(); // after the work: an unacknowledged message is delivered again
         }
       }
       connection.drain(Duration.ofSeconds(5)).get();
     }
   }
 
-  // The SDK has no binding for NATS: it is told where attributes are.
+  // The SDK has no NATS binding: this reader maps NATS headers to attributes.
   static CloudEvent event(Message m) {
     Headers h = m.getHeaders();
     return MessageUtils.parseStructuredOrBinaryMessage(
@@ -125,7 +126,7 @@ public class Consumer {
     }
 
     @Override
-    protected String toCloudEventsValue(String value) { // it is percent-encoded
+    protected String toCloudEventsValue(String value) { // the value is percent-encoded
       return URLDecoder.decode(value.replace("+", "%2B"), StandardCharsets.UTF_8);
     }
   }
