@@ -31,20 +31,20 @@ func TestBacklog(t *testing.T) {
 	var alone float64
 	for _, n := range []int{pick(2_000, 100_000), pick(20_000, 1_000_000)} {
 		alone = l.rate(t, func() { l.more(t, n-l.acks()) })
-		row(fmt.Sprint(n), alone, "both brokers away")
+		row(fmt.Sprint(n), alone, "NATS and Kafka unavailable")
 	}
 	r.kill(t)
 	began := time.Now()
 	r.start(t)
 	took := time.Since(began)
 	full := l.acks()
-	row(fmt.Sprint(full), 0, fmt.Sprintf("started again in %s after `kill -9`", ms(took)))
+	row(fmt.Sprint(full), 0, fmt.Sprintf("restarted in %s after `kill -9`", ms(took)))
 	for _, way := range []*proxy{w.toNATS, w.toKafka} {
 		way.set(t, weather{})
 	}
 	began = time.Now()
 	draining := l.rate(t, func() { l.more(t, full/4) })
-	row(fmt.Sprint(full), draining, fmt.Sprintf("while it drains: %.2f of what is accepted alone", draining/alone))
+	row(fmt.Sprint(full), draining, fmt.Sprintf("during the drain: %.2f of the accept rate without a drain", draining/alone))
 	l.stop()
 	drained := map[string]time.Duration{}
 	for _, sink := range []string{"nats", "kafka"} {
@@ -53,7 +53,7 @@ func TestBacklog(t *testing.T) {
 		})
 		drained[sink] = time.Since(began)
 	}
-	row("0", 0, fmt.Sprintf("drained: %.0f events/s to NATS, %.0f to Kafka at least", float64(l.acks())/drained["nats"].Seconds(), float64(l.acks())/drained["kafka"].Seconds()))
+	row("0", 0, fmt.Sprintf("drained: at least %.0f events/s to NATS, %.0f to Kafka", float64(l.acks())/drained["nats"].Seconds(), float64(l.acks())/drained["kafka"].Seconds()))
 	w.settle(t, r.endpoint, l, fmt.Sprintf("a backlog of %d, `kill -9` on it", full))
 }
 

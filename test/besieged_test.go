@@ -34,7 +34,7 @@ const (
 )
 
 var hostileResults = figures.NewBook(map[string]string{
-	tableHostile: "| attack | memory, most | honest webhooks | refused | p50, without → with the attack | p99, without → with the attack | idle again | ended on SIGTERM |\n|---|---|---|---|---|---|---|---|",
+	tableHostile: "| attack | peak memory | honest webhooks | refused | p50, without → with the attack | p99, without → with the attack | idle again | ended on SIGTERM |\n|---|---|---|---|---|---|---|---|",
 })
 
 // dialerFrom connects from one of many addresses of this machine, by its number; -1

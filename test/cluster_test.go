@@ -228,7 +228,7 @@ func (f *fleet) calm(t *testing.T) {
 const (
 	alone  = "a relay is cut off from the cluster"
 	split  = "the cluster is split, the leader alone"
-	killed = "all servers are killed, and a relay with what it keeps"
+	killed = "all servers are killed, and a relay with its spill"
 )
 
 // TestCluster breaks a fleet of three relays on a cluster of three servers in

@@ -48,7 +48,7 @@ func TestPowerLoss(t *testing.T) {
 		l.flip()
 	}
 	l.more(t, 200)
-	w.settle(t, r.endpoint, l, fmt.Sprintf("power loss, %d times; none, half or all of what was not synced survives", seeds))
+	w.settle(t, r.endpoint, l, fmt.Sprintf("power loss, %d times; none, half or all of the unsynced data survives", seeds))
 	if err := r.stop(); err != nil {
 		t.Error(err)
 	}

@@ -125,7 +125,7 @@ func survive(t *testing.T, storm storm, at string) (changes []change) {
 	l.more(t, 50)
 	fault := at + " " + storm.name
 	if at == "both" {
-		fault = "each of them " + storm.name
+		fault = "each broker " + storm.name
 	}
 	nats, kafka := w.settle(t, r.endpoint, l, fault)
 
@@ -164,7 +164,7 @@ func TestBothBrokersDown(t *testing.T) {
 	}
 	w.nats.Restart(t)
 	w.toKafka.set(t, weather{})
-	w.settle(t, r.endpoint, l, "both away from the start")
+	w.settle(t, r.endpoint, l, "NATS and Kafka unavailable from the start")
 	if err := r.stop(t); err != nil {
 		t.Errorf("stopping: %v", err)
 	}
@@ -299,7 +299,7 @@ func TestDestinationsVanish(t *testing.T) {
 	createStream(t, js)
 	w.kafka.CreateTopic(t, w.topic, 3)
 	l.more(t, 100)
-	w.settle(t, r.endpoint, l, "stream and topic deleted, and made again", before...)
+	w.settle(t, r.endpoint, l, "stream and topic deleted, and created again", before...)
 }
 
 func createStream(t *testing.T, js jetstream.JetStream) {
@@ -331,7 +331,7 @@ func TestCredentialsExpire(t *testing.T) {
 	w.nats.Change(func(o *server.Options) { o.Username, o.Password = "", "" })
 	w.nats.Restart(t)
 	l.more(t, 100)
-	w.settle(t, r.endpoint, l, "NATS takes the credentials no longer, then again")
+	w.settle(t, r.endpoint, l, "NATS refuses the credentials, then accepts the credentials again")
 	if err := r.stop(t); err != nil { // the log is whole then
 		t.Errorf("stopping: %v", err)
 	}
