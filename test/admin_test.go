@@ -234,7 +234,7 @@ func TestAdminTLS(t *testing.T) {
 		"without a client certificate": {[]string{"-c", r.config}, 1, "client certificate is needed"},
 		"without the authority":        {[]string{"--admin", "https://" + r.admin}, 1, "--ca-file"},
 		"without TLS":                  {[]string{"--admin", "http://" + r.admin}, 1, "use https://"},
-		"with a file that is none":     {[]string{"--admin", "https://" + r.admin, "--ca-file", key}, 2, "holds no certificate"},
+		"with a file that is none":     {[]string{"--admin", "https://" + r.admin, "--ca-file", key}, 2, "contains no PEM certificate"},
 		"with half a pair":             {[]string{"-c", r.config, "--cert-file", clientCert}, 2, "--key-file"},
 	} {
 		out, errs, code := command(t, dir, append([]string{"status"}, tt.args...)...)

@@ -155,7 +155,7 @@ sinks:
 	arrived(19, 0)
 	aside(1)
 	refused("--from pebble --to jetstream", "another process uses this folder", 1)
-	refused("--from pebble --to pebble", "one is to be pebble, and the other jetstream", 2)
+	refused("--from pebble --to pebble", "use two different engines of pebble and jetstream", 2)
 	if err := r.stop(t); err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ sinks:
 	const bulk = 6000 // enough that it takes a while
 	fillJournal(t, dir, bulk, "first", "second")
 	carried(t, r, "pebble", "jetstream", 20+bulk)
-	if out, errs, code := migrate("--from pebble --to jetstream"); code != 0 || !strings.Contains(out, "all was carried before") {
+	if out, errs, code := migrate("--from pebble --to jetstream"); code != 0 || !strings.Contains(out, "the journal was migrated before") {
 		t.Errorf("once more it ended with %d:\n%s%s", code, out, errs)
 	}
 

@@ -94,7 +94,7 @@ func TestOperate(t *testing.T) {
 	if len(aside) != 1 || aside[0].ID != request.ID {
 		t.Errorf("malformed are %+v", aside)
 	}
-	if out := r.must(t, nil, "dlq", "list", "--sink", "nats"); !strings.Contains(out, "nothing is set aside") {
+	if out := r.must(t, nil, "dlq", "list", "--sink", "nats"); !strings.Contains(out, "no dead letters and no quarantined requests") {
 		t.Errorf("of nats: %s", out)
 	}
 	out := r.must(t, nil, "dlq", "show", request.ID)
@@ -197,7 +197,7 @@ func TestOperate(t *testing.T) {
 	if got := len(w.onNATS(t)); got != before {
 		t.Errorf("a paused sink was sent %d events", got-before)
 	}
-	if out := r.must(t, nil, "sinks", "resume", "nats"); out != "nats is not paused; events behind: 1\n" && out != "nats is not paused; events behind: 0\n" {
+	if out := r.must(t, nil, "sinks", "resume", "nats"); out != "nats is not paused; pending events: 1\n" && out != "nats is not paused; pending events: 0\n" {
 		t.Errorf("resume printed %s", out)
 	}
 	eventually(t, "the resumed sink has it", func() bool { return len(w.onNATS(t)) == before+1 })

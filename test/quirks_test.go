@@ -296,7 +296,7 @@ func (a *account) register(t *testing.T, r *postwire) {
 	if a.settings == "" {
 		a.secrets = append(a.secrets, a.files(t)["secret"])
 		out := a.command(t, append(args, "--dry-run")...)
-		if strings.Count(out, "(as it is)") != 5 {
+		if strings.Count(out, "(unchanged)") != 5 {
 			t.Errorf("what was set is read back as\n%s", out)
 		}
 		a.command(t, "unregister", "--profile", "retro games")

@@ -85,7 +85,7 @@ func TestGapsClose(t *testing.T) {
 		return len(onNATS) >= len(uploads) && len(onKafka) >= len(uploads)
 	})
 	// Two more comparisons change nothing.
-	if out := r.must(t, nil, "reconcile", "--from", "1h"); !strings.Contains(out, " 0 recovered") {
+	if out := r.must(t, nil, "reconcile", "--from", "1h"); !strings.Contains(out, " 0 backfilled") {
 		t.Errorf("reconcile says %s", out)
 	}
 	w.settled(t, r.endpoint)

@@ -67,19 +67,19 @@ func TestRegister(t *testing.T) {
 		return n
 	}
 
-	run(0, "nothing was changed", "register", "--url", url, "--dry-run")
+	run(0, "no change applied", "register", "--url", url, "--dry-run")
 	if n := settings(); n.WebhookURL != "" || n.Channels["webhook"] {
 		t.Errorf("after a dry run: %+v", n)
 	}
-	run(1, "signature does not fit", "register", "--url", url, "--events", "upload_completed", "--test", "--test-patience", "6s", "--admin", "http://"+r.admin)
+	run(1, "wrong signature", "register", "--url", url, "--events", "upload_completed", "--test", "--test-timeout", "6s", "--admin", "http://"+r.admin)
 	if n := settings(); n.WebhookURL != url || !n.Channels["webhook"] || !n.Channels["telegram"] || strings.Join(n.WebhookEvents.Names(), " ") != "upload_completed" {
 		t.Errorf("registered: %+v", n)
 	}
-	run(1, "nothing has come to the relay", "register", "--url", "http://"+natstest.FreeAddr(t)+"/x", "--test", "--test-patience", "1s", "--admin", "http://"+r.admin)
-	run(1, "a path where there is no source", "register", "--url", "http://"+r.addr+"/elsewhere", "--test", "--test-patience", "2s", "--admin", "http://"+r.admin)
-	run(0, "the relay has it: source upload-post, accepted", "register", "--url", url, "--secret-file", secretFile, "--test", "--admin", "http://"+r.admin)
+	run(1, "the relay received no request", "register", "--url", "http://"+natstest.FreeAddr(t)+"/x", "--test", "--test-timeout", "1s", "--admin", "http://"+r.admin)
+	run(1, "a path without a source", "register", "--url", "http://"+r.addr+"/elsewhere", "--test", "--test-timeout", "2s", "--admin", "http://"+r.admin)
+	run(0, "the relay received the test notification: source upload-post, accepted", "register", "--url", url, "--secret-file", secretFile, "--test", "--admin", "http://"+r.admin)
 
-	run(0, "webhooks of profile marta-cooks go to", "register", "--url", url, "--profile", "marta-cooks")
+	run(0, "webhooks of profile marta-cooks to", "register", "--url", url, "--profile", "marta-cooks")
 	run(0, "unregistered", "unregister", "--profile", "marta-cooks")
 	if p, err := client.ProfileWebhook(context.Background(), "marta-cooks"); err != nil || p.WebhookURL != "" {
 		t.Errorf("the profile's webhook is %+v: %v", p, err)

@@ -158,7 +158,7 @@ func TestReloadIsRefused(t *testing.T) {
 	r.config = filepath.Join(dir, "postwire.yaml")
 	r.start(t)
 
-	if out := r.must(t, nil, "reload"); !strings.Contains(out, "nothing has changed") {
+	if out := r.must(t, nil, "reload"); !strings.Contains(out, "reloaded; no change") {
 		t.Errorf("reload printed %q", out)
 	}
 	for i, wrong := range []struct{ from, to, says string }{

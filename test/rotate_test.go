@@ -190,9 +190,9 @@ func TestRotationWithoutAnswer(t *testing.T) {
 	}{
 		{"which took effect", func(int) int { return 502 }, true, false, 0, "rotated", 1},
 		{"which took none at first", func(n int) int { return []int{503, 503, 0}[n-1] }, false, false, 0, "rotated", 3},
-		{"which never took any", func(int) int { return 503 }, false, false, 1, "the service still shows the present one", 3},
+		{"which never took any", func(int) int { return 503 }, false, false, 1, "Upload-Post still returns the present secret", 3},
 		{"which is not allowed", func(int) int { return 403 }, false, false, 1, "may it do that?", 1},
-		{"of which nothing can be known", func(int) int { return 502 }, true, true, 1, "It may have taken effect", 1},
+		{"of which nothing can be known", func(int) int { return 502 }, true, true, 1, "may have taken effect", 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			service := simulator.New(simulator.Options{APIKey: "key"})

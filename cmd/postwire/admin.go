@@ -23,20 +23,20 @@ import (
 	"github.com/postwire/postwire/pkg/app"
 )
 
-// adminFlags say which relay a command asks, and how it proves itself.
+// adminFlags are the address of a relay's admin port, and the credentials for it.
 type adminFlags struct{ url, tokenFile, config, caFile, certFile, keyFile string }
 
 func (f *adminFlags) register(cmd *cobra.Command) {
 	p := cmd.PersistentFlags()
-	p.StringVar(&f.url, "admin", "", "URL of the relay's admin port (default $POSTWIRE_ADMIN, else http://127.0.0.1:9090)")
-	p.StringVar(&f.tokenFile, "token-file", "", "file with your token of the relay's admin API (default $POSTWIRE_ADMIN_TOKEN)")
-	p.StringVar(&f.caFile, "ca-file", "", "file with the authorities, PEM, that the certificate of the admin port is checked by (default $POSTWIRE_ADMIN_CA_FILE, else those of the system; with -c the admin port's own certificate)")
-	p.StringVar(&f.certFile, "cert-file", "", "file with the client certificate, PEM, where the admin port asks for one (default $POSTWIRE_ADMIN_CERT_FILE)")
-	p.StringVar(&f.keyFile, "key-file", "", "file with the private key of the client certificate, PEM (default $POSTWIRE_ADMIN_KEY_FILE)")
+	p.StringVar(&f.url, "admin", "", "URL of the relay's admin port (default $POSTWIRE_ADMIN or http://127.0.0.1:9090)")
+	p.StringVar(&f.tokenFile, "token-file", "", "file with your token for the admin API (default $POSTWIRE_ADMIN_TOKEN)")
+	p.StringVar(&f.caFile, "ca-file", "", "PEM file with certificate authorities for the certificate of the admin port (default $POSTWIRE_ADMIN_CA_FILE or the system's authorities; with -c, exactly the certificate in admin.tls.cert_file)")
+	p.StringVar(&f.certFile, "cert-file", "", "PEM file with the client certificate, for an admin port with admin.tls.client_ca_file (default $POSTWIRE_ADMIN_CERT_FILE)")
+	p.StringVar(&f.keyFile, "key-file", "", "PEM file with the private key of the client certificate (default $POSTWIRE_ADMIN_KEY_FILE)")
 	p.StringVarP(&f.config, "config", "c", "", "read the admin URL and admin.token from this configuration file of the relay")
 }
 
-// client makes a client of what the flags and the environment say.
+// client creates a client of the admin API from the flags and the environment.
 func (f *adminFlags) client() (*admin.Client, error) {
 	c := &admin.Client{URL: "http://127.0.0.1:9090", HTTP: &http.Client{}}
 	named := false
@@ -87,13 +87,13 @@ func (f *adminFlags) client() (*admin.Client, error) {
 		return nil, fmt.Errorf("%w: %w", errUsage, err)
 	}
 	if c.Token == "" && named {
-		return nil, fmt.Errorf("%w: %s has tokens of named persons only: give yours by --token-file or POSTWIRE_ADMIN_TOKEN", errUsage, f.config)
+		return nil, fmt.Errorf("%w: %s has only named tokens (admin.tokens): set your token by --token-file or POSTWIRE_ADMIN_TOKEN", errUsage, f.config)
 	}
 	return c, nil
 }
 
-// transport makes a transport that speaks TLS as the flags and the environment say.
-// served is the certificate file of the admin port, where its configuration is known.
+// transport creates a transport with the TLS settings of the flags and the
+// environment. served is the certificate file of the admin port, or "" without -c.
 func (f *adminFlags) transport(served string) (*http.Transport, error) {
 	var c tls.Config
 	caFile := cmp.Or(f.caFile, os.Getenv("POSTWIRE_ADMIN_CA_FILE"))
@@ -105,8 +105,9 @@ func (f *adminFlags) transport(served string) (*http.Transport, error) {
 		}
 		c.RootCAs = pool(authorities...)
 	case served != "":
-		// Whoever can read the configuration knows the very certificate. It need not
-		// bear the name by which this machine, or a Service, is asked.
+		// The configuration names the certificate file: trust exactly this certificate,
+		// whatever its names, because the URL may have the name of this machine or of a
+		// Service.
 		own, err := readCertificates(served)
 		if err != nil {
 			return nil, fmt.Errorf("admin.tls.cert_file: %w", err)
@@ -141,7 +142,8 @@ func pool(authorities ...*x509.Certificate) *x509.CertPool {
 	return p
 }
 
-// readCertificates reads the certificates of a file; there is at least one.
+// readCertificates reads the certificates of a file. A file without a certificate is
+// an error.
 func readCertificates(path string) (all []*x509.Certificate, err error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -158,27 +160,27 @@ func readCertificates(path string) (all []*x509.Certificate, err error) {
 		all = append(all, one)
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("%s holds no certificate in PEM form", path)
+		return nil, fmt.Errorf("%s contains no PEM certificate", path)
 	}
 	return all, nil
 }
 
-// explain adds what to do to an error of the client.
+// explain adds advice to an error of the client.
 func explain(err error) error {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return fmt.Errorf("%w\nName the authority of the relay's certificate by --ca-file or POSTWIRE_ADMIN_CA_FILE", err)
+		return fmt.Errorf("%w\nSet the certificate authority of the relay's certificate by --ca-file or POSTWIRE_ADMIN_CA_FILE", err)
 	}
 	if errors.Is(err, admin.ErrUnreachable) {
-		return fmt.Errorf("%w\nIs 'postwire serve' running? Name its admin port by --admin, POSTWIRE_ADMIN, or -c with its configuration", err)
+		return fmt.Errorf("%w\nIs 'postwire serve' running? Set the URL of the admin port by --admin or POSTWIRE_ADMIN, or name the relay's configuration by -c", err)
 	}
 	if r, ok := errors.AsType[*admin.RefusedError](err); ok && r.Status == http.StatusUnauthorized {
-		return fmt.Errorf("%w\nGive it by POSTWIRE_ADMIN_TOKEN, --token-file, or -c with the relay's configuration", err)
+		return fmt.Errorf("%w\nSet the token by POSTWIRE_ADMIN_TOKEN or --token-file, or name the relay's configuration by -c", err)
 	}
 	return err
 }
 
-// asking is a command that asks a relay.
-func asking(f *adminFlags, do func(cmd *cobra.Command, c *admin.Client, args []string) error) func(*cobra.Command, []string) error {
+// withAdmin is the RunE of a command that calls the admin API.
+func withAdmin(f *adminFlags, do func(cmd *cobra.Command, c *admin.Client, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		c, err := f.client()
 		if err != nil {
@@ -188,11 +190,11 @@ func asking(f *adminFlags, do func(cmd *cobra.Command, c *admin.Client, args []s
 	}
 }
 
-// output is how a list is printed.
+// output is the output format of a command.
 type output string
 
 func (o *output) register(cmd *cobra.Command, def string) {
-	cmd.Flags().StringVarP((*string)(o), "output", "o", def, def+" or json")
+	cmd.Flags().StringVarP((*string)(o), "output", "o", def, "output format: "+def+" or json")
 }
 
 func (o *output) check(def string) error {
@@ -209,7 +211,7 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// table prints rows under a header.
+// table prints aligned rows below a header.
 func table(w io.Writer, header string, rows func(row func(cells ...any)) error) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, strings.ReplaceAll(header, " ", "\t"))
@@ -223,7 +225,7 @@ func table(w io.Writer, header string, rows func(row func(cells ...any)) error) 
 	return errors.Join(err, t.Flush())
 }
 
-// oneLine makes a text from outside one cell, or one part of a line.
+// oneLine escapes line breaks and control characters of a text from outside.
 func oneLine(s string) string {
 	if s == "" {
 		return "-"

@@ -12,10 +12,10 @@ func asyncapiCommand() *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "asyncapi",
-		Short: "Describe what a configuration sends, for those who read it",
-		Long: `Prints an AsyncAPI 3.0 document of a configuration: the servers, subjects and
-topics of its sinks, and the events that come there, with their schemas. It
-holds no secret. A running relay serves the same at /api/asyncapi.`,
+		Short: "Print an AsyncAPI document of a configuration",
+		Long: `Print an AsyncAPI 3.0 document of a configuration, for consumers: the servers,
+subjects and topics of the sinks, and the events with schemas. The document
+contains no secret. A running relay serves the document at /api/asyncapi.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check("yaml"); err != nil {

@@ -11,7 +11,7 @@ import (
 func configCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "Check, try, describe or print a configuration",
+		Short: "Validate, test, describe or print a configuration",
 		Args:  cobra.NoArgs,
 	}
 	cmd.AddCommand(validateCommand(), testCommand(), schemaCommand(), printCommand())
@@ -22,7 +22,7 @@ func validateCommand() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "validate",
-		Short: "Say everything that is wrong with a configuration, and warn of what is hardly meant",
+		Short: "Report every error and every warning of a configuration",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			plan, err := app.Load(path)
@@ -62,7 +62,7 @@ func printCommand() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "print",
-		Short: "Print a configuration with its defaults filled in and its secrets hidden",
+		Short: "Print a configuration with every default and without secrets",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			plan, err := app.Load(path)

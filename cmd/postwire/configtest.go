@@ -20,14 +20,14 @@ import (
 	"github.com/postwire/postwire/pkg/source"
 )
 
-// trial is a webhook that is only tried.
+// trial is a webhook for config test.
 type trial struct {
 	source, file, path string
 	headers, query     []string
 }
 
-// tried is what came of it: events, or a text to be answered with, or the
-// reason why the webhook is malformed.
+// tried is the result of a trial: events, or the answer to a challenge, or the
+// reason of a malformed webhook.
 type tried struct {
 	Events    []triedEvent    `json:"events,omitempty"`
 	Challenge string          `json:"challenge,omitempty"`
@@ -36,12 +36,12 @@ type tried struct {
 
 type triedEvent struct {
 	Event json.RawMessage `json:"event"`
-	Keys  [][]string      `json:"keys"` // the parts of each
+	Keys  [][]string      `json:"keys"` // parts of every identity key
 	Sinks []app.Routed    `json:"sinks"`
 }
 
 type triedMalformed struct {
-	Field  string `json:"field"` // "" is the body
+	Field  string `json:"field"` // "" for the body
 	Reason string `json:"reason"`
 }
 
@@ -51,11 +51,11 @@ func testCommand() *cobra.Command {
 	t := &trial{}
 	cmd := &cobra.Command{
 		Use:   "test",
-		Short: "Show the events that a source would make of a webhook, and the sinks that match",
-		Long: `Show the events that a source would make of a webhook: their attributes, their
-data, the keys by which a repeat is recognized, and the sinks whose filter
-matches, with the subject or topic. Nothing is sent or stored,
-and the source asks for no proof. A webhook that is malformed ends with 1.`,
+		Short: "Convert a webhook to events without a relay, and show matching sinks",
+		Long: `Convert a webhook to events by a source of the configuration, and show attributes,
+data and identity keys of every event, and the sinks with a matching filter, with
+subject or topic. The command sends and stores nothing, and skips authentication.
+The exit code is 1 if the webhook is malformed.`,
 		Example: `  postwire config test --source orders --file order.json
   postwire config test --source github --file push.json --header 'X-GitHub-Event: push' --header 'X-GitHub-Delivery: 1'
   postwire config test --source orders --file - --path /webhooks/orders --query region=eu -o json < order.json`,
@@ -85,16 +85,16 @@ and the source asks for no proof. A webhook that is malformed ends with 1.`,
 	}
 	configFlag(cmd, &path)
 	f := cmd.Flags()
-	f.StringVar(&t.source, "source", "", "name of the source; needed where there are several")
-	f.StringVar(&t.file, "file", "", "file with the body; - is standard input")
-	f.StringVar(&t.path, "path", "", "path that is posted to (default the first of the source)")
-	f.StringArrayVar(&t.headers, "header", nil, "a header, 'Name: value'; may be given several times")
-	f.StringArrayVar(&t.query, "query", nil, "a parameter of the query, name=value; may be given several times")
+	f.StringVar(&t.source, "source", "", "name of the source; required if the configuration has several sources")
+	f.StringVar(&t.file, "file", "", "file with the body; - for standard input")
+	f.StringVar(&t.path, "path", "", "request path (default the first path of the source)")
+	f.StringArrayVar(&t.headers, "header", nil, "request header as 'Name: value'; repeatable")
+	f.StringArrayVar(&t.query, "query", nil, "query parameter as name=value; repeatable")
 	out.register(cmd, "text")
 	return cmd
 }
 
-// run makes the request and has it understood.
+// run builds the request, and converts the request to events.
 func (t *trial) run(plan *app.Plan, stdin io.Reader) (tried, error) {
 	s, err := t.sourceOf(plan)
 	if err != nil {
@@ -167,7 +167,7 @@ func (t *trial) request(s source.Configured) (*source.Request, error) {
 	return r, nil
 }
 
-// body reads the file, within the limit that the relay would hold it to.
+// body reads the file, up to limit, which is server.max_body_bytes.
 func (t *trial) body(stdin io.Reader, limit config.Size) ([]byte, error) {
 	in := stdin
 	switch t.file {
@@ -187,7 +187,7 @@ func (t *trial) body(stdin io.Reader, limit config.Size) ([]byte, error) {
 		return nil, fmt.Errorf("reading the body: %w", err)
 	}
 	if int64(len(body)) > int64(limit) {
-		return nil, fmt.Errorf("the body is larger than server.max_body_bytes, %v: it would be answered 413", limit)
+		return nil, fmt.Errorf("the body is larger than server.max_body_bytes, %v: a relay would answer 413", limit)
 	}
 	return body, nil
 }
@@ -204,7 +204,7 @@ func triedOf(plan *app.Plan, e event.Event) (triedEvent, error) {
 	return one, nil
 }
 
-// routedText is one sink for a person.
+// routedText formats the result of one sink.
 func routedText(s app.Routed) string {
 	switch {
 	case s.Error != "":
@@ -217,14 +217,13 @@ func routedText(s app.Routed) string {
 	return fmt.Sprintf("%s: %s %s", s.Sink, s.Noun, oneLine(s.Destination))
 }
 
-// print writes what came of it for a person. What is malformed is the error of
-// the command.
+// print prints the result as text. The caller reports a malformed webhook as an error.
 func (t tried) print(w io.Writer) error {
 	switch {
 	case t.Malformed != nil:
 		return nil
 	case t.Challenge != "":
-		_, err := fmt.Fprintf(w, "a challenge, which is answered 200 with: %s\n", t.Challenge)
+		_, err := fmt.Fprintf(w, "challenge, answered 200 with: %s\n", t.Challenge)
 		return err
 	case len(t.Events) == 0:
 		_, err := fmt.Fprintln(w, "no events")

@@ -30,7 +30,7 @@ func devCommand() *cobra.Command {
 	sim := simulation{breaker: simulator.DefaultBreaker(), level: "warn"}
 	cmd := &cobra.Command{
 		Use:   "dev",
-		Short: "Run a relay with a NATS server inside, to try things out",
+		Short: "Run a relay with an embedded NATS server, for development",
 		Example: `  postwire dev
   postwire dev --simulate --rate 5`,
 		Args: cobra.NoArgs,
@@ -69,7 +69,7 @@ func devCommand() *cobra.Command {
 			if err := greet(cmd.OutOrStdout(), world); err != nil {
 				return err
 			}
-			a, err := app.New(cmd.Context(), plan, log) // from here on it is listened to
+			a, err := app.New(cmd.Context(), plan, log) // the relay listens from here on
 			if err != nil {
 				return err
 			}
@@ -92,19 +92,19 @@ func devCommand() *cobra.Command {
 		},
 	}
 	sim.register(cmd)
-	cmd.Flags().BoolVar(&simulate, "simulate", false, "let uploads take place, as 'postwire simulate' does, with the flags below")
-	cmd.Flags().StringVar(&dir, "dir", ".postwire", "where events are stored")
-	cmd.Flags().IntVar(&port, "port", 8080, "port for webhooks, or the next free one")
-	cmd.Flags().IntVar(&natsPort, "nats-port", 4222, "port of the NATS server, or the next free one")
+	cmd.Flags().BoolVar(&simulate, "simulate", false, "also simulate Upload-Post, as 'postwire simulate' does; the flags --rate, --burst, --failures, --accounts and --per-profile-webhooks apply")
+	cmd.Flags().StringVar(&dir, "dir", ".postwire", "folder for stored events")
+	cmd.Flags().IntVar(&port, "port", 8080, "port for webhooks; if the port is in use, the next free port")
+	cmd.Flags().IntVar(&natsPort, "nats-port", 4222, "port of the NATS server; if the port is in use, the next free port")
 	return cmd
 }
 
-// greeting says what to try next.
-const greeting = `Postwire takes webhooks at  http://{{.INGRESS}}/webhooks/upload-post
-NATS with JetStream runs at {{.NATS}}  (stream EVENTS)
-The console is at           http://{{.ADMIN}}/console/
-Health and metrics are at   http://{{.ADMIN}}/readyz and /metrics
-Events are stored in        {{.DIR}}
+// greeting lists addresses and commands to try.
+const greeting = `Postwire accepts webhooks at http://{{.INGRESS}}/webhooks/upload-post
+NATS with JetStream runs at  {{.NATS}}  (stream EVENTS)
+The console is at            http://{{.ADMIN}}/console/
+Health and metrics are at    http://{{.ADMIN}}/readyz and /metrics
+Events are stored in         {{.DIR}}
 
 Try, in another terminal:
 
@@ -117,8 +117,8 @@ Try, in another terminal:
 
   go run ./cmd/postwire send --url http://{{.INGRESS}}/webhooks/upload-post --count 20 --duplicates 0.2
 
-Send the curl line twice: the second is answered "duplicate" and goes nowhere.
-Each event shows below as it passes. Ctrl-C stops.
+Send the curl line twice: the second webhook is answered "duplicate", and is not delivered.
+Every delivered event is printed below. Ctrl-C stops the relay.
 
 `
 

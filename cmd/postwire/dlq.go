@@ -17,34 +17,35 @@ func dlqCommand() *cobra.Command {
 	var f adminFlags
 	cmd := &cobra.Command{
 		Use:   "dlq",
-		Short: "See, retry or drop what could not be delivered or understood",
-		Long: `Dead letters are events that a sink refused for good; quarantined are requests
-that no source understood, those with the same body once. Both wait in the
-journal of a running relay, which these commands ask through its admin port.`,
+		Short: "List, show, retry or drop dead letters and quarantined requests",
+		Long: `Manage the dead-letter queue of a running relay. A dead letter is an event that a
+sink refused permanently. A quarantined request is an authenticated webhook that
+its source could not convert to an event; requests of one source with equal bodies
+are stored once.`,
 		Args: cobra.NoArgs,
 	}
 	f.register(cmd)
 	cmd.AddCommand(dlqListCommand(&f), dlqShowCommand(&f),
-		dlqHandleCommand(&f, "retry", "Let entries enter the normal way again", "retried",
-			`An event goes to the sink that refused it, with the same id. A quarantined
-request is read again, which a newer version may understand.`),
-		dlqHandleCommand(&f, "drop", "Remove entries for good", "dropped", "What is dropped cannot be brought back."))
+		dlqHandleCommand(&f, "retry", "Redeliver dead letters, and convert quarantined requests again", "retried",
+			`A dead letter is delivered to its sink again, with an unchanged id. A quarantined
+request is converted again by its source, for example after a change of the mapping.`),
+		dlqHandleCommand(&f, "drop", "Remove entries permanently", "dropped", "The events of dropped entries are never delivered."))
 	return cmd
 }
 
-// asideFlags choose entries.
-type asideFlags struct{ kind, sink, source, reason, since string }
+// dlqFlags select entries of the dead-letter queue.
+type dlqFlags struct{ kind, sink, source, reason, since string }
 
-func (f *asideFlags) register(cmd *cobra.Command) {
+func (f *dlqFlags) register(cmd *cobra.Command) {
 	p := cmd.Flags()
-	p.StringVar(&f.kind, "kind", "", "only dead_letter, or only quarantine")
-	p.StringVar(&f.sink, "sink", "", "only dead letters of this sink")
-	p.StringVar(&f.source, "source", "", "only quarantined requests of this source")
-	p.StringVar(&f.reason, "reason", "", "only with this reason, such as too_large")
-	p.StringVar(&f.since, "since", "", "only set aside since then: 2h, or 2026-01-31T12:00:00Z")
+	p.StringVar(&f.kind, "kind", "", "select only this kind of entry: dead_letter or quarantine")
+	p.StringVar(&f.sink, "sink", "", "select only dead letters of this sink")
+	p.StringVar(&f.source, "source", "", "select only quarantined requests of this source")
+	p.StringVar(&f.reason, "reason", "", "select only entries with this reason, such as too_large")
+	p.StringVar(&f.since, "since", "", "select only entries from this time on: an age such as 2h, or a time such as 2026-01-31T12:00:00Z")
 }
 
-func (f *asideFlags) set() map[string]string {
+func (f *dlqFlags) set() map[string]string {
 	set := map[string]string{"kind": f.kind, "sink": f.sink, "source": f.source, "reason": f.reason, "since": f.since}
 	for name, value := range set {
 		if value == "" {
@@ -55,14 +56,14 @@ func (f *asideFlags) set() map[string]string {
 }
 
 func dlqListCommand(a *adminFlags) *cobra.Command {
-	var f asideFlags
+	var f dlqFlags
 	var out output
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List what was set aside",
+		Short: "List dead letters and quarantined requests",
 		Args:  cobra.NoArgs,
-		RunE: asking(a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
+		RunE: withAdmin(a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
 			if err := out.check("table"); err != nil {
 				return err
 			}
@@ -83,16 +84,16 @@ func dlqListCommand(a *adminFlags) *cobra.Command {
 				query.Set("after", page.Next)
 				more = page.Next != ""
 			}
-			left := len(entries) > limit || query.Get("after") != ""
+			more := len(entries) > limit || query.Get("after") != ""
 			entries = entries[:min(limit, len(entries))]
 			if out == "json" {
 				return printJSON(cmd.OutOrStdout(), entries)
 			}
 			if len(entries) == 0 {
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), "nothing is set aside")
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), "no dead letters and no quarantined requests")
 				return err
 			}
-			err := table(cmd.OutOrStdout(), "ID OF REASON ATTEMPTS RECEIVED LAST EVENT ERROR", func(row func(...any)) error {
+			err := table(cmd.OutOrStdout(), "ID SINK/SOURCE REASON ATTEMPTS RECEIVED LAST EVENT ERROR", func(row func(...any)) error {
 				for _, e := range entries {
 					of, attempts, received := "sink "+e.Sink, strconv.Itoa(e.Attempts), ""
 					if e.Kind == admin.KindQuarantine {
@@ -102,15 +103,15 @@ func dlqListCommand(a *adminFlags) *cobra.Command {
 				}
 				return nil
 			})
-			if left {
-				fmt.Fprintf(cmd.ErrOrStderr(), "there are more; --limit is %d\n", limit)
+			if more {
+				fmt.Fprintf(cmd.ErrOrStderr(), "more entries exist; --limit is %d\n", limit)
 			}
 			return err
 		}),
 	}
 	f.register(cmd)
 	out.register(cmd, "table")
-	cmd.Flags().IntVar(&limit, "limit", 1000, "most entries to list; 0 is all")
+	cmd.Flags().IntVar(&limit, "limit", 1000, "maximum number of entries to list; 0 for all")
 	return cmd
 }
 
@@ -118,9 +119,9 @@ func dlqShowCommand(a *adminFlags) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "show ID",
-		Short: "Show one entry whole: the event, or the request with its body",
+		Short: "Show one entry with the event, or the request with its body",
 		Args:  cobra.ExactArgs(1),
-		RunE: asking(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
+		RunE: withAdmin(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
 			if err := out.check("table"); err != nil {
 				return err
 			}
@@ -131,14 +132,14 @@ func dlqShowCommand(a *adminFlags) *cobra.Command {
 			if out == "json" {
 				return printJSON(cmd.OutOrStdout(), e)
 			}
-			return showAside(cmd, e)
+			return showEntry(cmd, e)
 		}),
 	}
 	out.register(cmd, "table")
 	return cmd
 }
 
-func showAside(cmd *cobra.Command, e admin.DLQEntry) error {
+func showEntry(cmd *cobra.Command, e admin.DLQEntry) error {
 	w := cmd.OutOrStdout()
 	err := table(w, "FIELD VALUE", func(row func(...any)) error {
 		row("id", e.ID)
@@ -162,7 +163,7 @@ func showAside(cmd *cobra.Command, e admin.DLQEntry) error {
 	}
 	fmt.Fprintln(w)
 	if e.Event != nil {
-		return printJSON(w, e.Event.RawMessage) // as it is: its numbers keep their digits
+		return printJSON(w, e.Event.RawMessage) // unchanged, so that numbers keep the digits
 	}
 	if r := e.Request; r.Path != "" {
 		target := r.Path
@@ -185,24 +186,24 @@ func showAside(cmd *cobra.Command, e admin.DLQEntry) error {
 }
 
 func dlqHandleCommand(a *adminFlags, word, short, done, long string) *cobra.Command {
-	var f asideFlags
+	var f dlqFlags
 	var all bool
 	cmd := &cobra.Command{
 		Use:   word + " [ID...]",
 		Short: short,
-		Long:  short + ". " + long + "\nName entries, or choose them by flags; --all takes every one.",
+		Long:  short + ". " + long + "\nName entries by ID, or select entries by flags; --all selects every entry.",
 		Example: fmt.Sprintf(`  postwire dlq %[1]s 1234@kafka
   postwire dlq %[1]s --sink kafka --reason too_large --since 2h`, word),
-		RunE: asking(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
-			chosen := f.set()
+		RunE: withAdmin(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
+			selected := f.set()
 			switch {
-			case len(args) > 0 && (all || len(chosen) > 0):
-				return fmt.Errorf("%w: name entries or choose them by flags, not both", errUsage)
-			case len(args) == 0 && len(chosen) == 0 && !all:
-				return fmt.Errorf("%w: name entries, choose some by flags such as --sink, or take --all", errUsage)
+			case len(args) > 0 && (all || len(selected) > 0):
+				return fmt.Errorf("%w: name entries by ID or select entries by flags: IDs and flags exclude each other", errUsage)
+			case len(args) == 0 && len(selected) == 0 && !all:
+				return fmt.Errorf("%w: name entries by ID, select entries by flags such as --sink, or use --all", errUsage)
 			}
 			n, failed := 0, 0
-			tell := func(h admin.ActionResult) {
+			count := func(h admin.ActionResult) {
 				if h.Done {
 					n++
 					return
@@ -222,11 +223,11 @@ func dlqHandleCommand(a *adminFlags, word, short, done, long string) *cobra.Comm
 				if err != nil {
 					return err
 				}
-				tell(h)
+				count(h)
 			}
 			if len(args) == 0 {
 				filter := map[string]any{"limit": 500}
-				for name, value := range chosen {
+				for name, value := range selected {
 					filter[name] = value
 				}
 				for more := true; more; {
@@ -235,7 +236,7 @@ func dlqHandleCommand(a *adminFlags, word, short, done, long string) *cobra.Comm
 						return err
 					}
 					for _, h := range page.Entries {
-						tell(h)
+						count(h)
 					}
 					filter["after"], filter["until"] = page.Next, page.Until.Format(time.RFC3339Nano)
 					more = page.Next != ""
@@ -251,6 +252,6 @@ func dlqHandleCommand(a *adminFlags, word, short, done, long string) *cobra.Comm
 		}),
 	}
 	f.register(cmd)
-	cmd.Flags().BoolVar(&all, "all", false, "every entry there is")
+	cmd.Flags().BoolVar(&all, "all", false, "select every entry")
 	return cmd
 }

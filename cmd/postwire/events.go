@@ -22,14 +22,14 @@ func eventsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "events",
 		Short: "Search stored events, newest first",
-		Long: `Search the events that a running relay has stored, newest first, with the
-delivery status at each sink. A filter can be tried here before it becomes the
-filter of a sink. One request looks at a bounded number of events; the last line
-says where to continue.`,
+		Long: `Search the stored events of a running relay, newest first, and show the delivery
+status at every sink. Use this command to try a filter for a sink. One request
+examines a bounded number of events; the last line of the output shows how to
+continue.`,
 		Example: `  postwire events --filter 'outcome == "failure"'
   postwire events --source shop --from 2h --limit 10 -o json`,
 		Args: cobra.NoArgs,
-		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
+		RunE: withAdmin(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
 			if err := out.check("short"); err != nil {
 				return err
 			}
@@ -55,17 +55,17 @@ says where to continue.`,
 	a.register(cmd)
 	f := cmd.Flags()
 	for _, p := range []struct{ name, doc string }{
-		{"filter", "CEL expression over the attributes that selects the events"},
-		{"source", "only events of the source with this name"},
-		{"id", "only events whose id contains this text"},
-		{"type", "only events of this type, or of a type that ends in a dot and this text"},
-		{"from", "only events accepted since then: 2h, or 2026-01-31T12:00:00Z"},
-		{"to", "only events accepted before then"},
+		{"filter", "select events by this CEL expression over attributes"},
+		{"source", "select only events of this source"},
+		{"id", "select only events with this text in the id"},
+		{"type", "select only events of this type; a type may omit its prefix up to a dot"},
+		{"from", "select only events accepted from this time on: an age such as 2h, or a time such as 2026-01-31T12:00:00Z"},
+		{"to", "select only events accepted before this time: an age such as 1h, or a time such as 2026-01-31T13:00:00Z"},
 	} {
 		query[p.name] = f.String(p.name, "", p.doc)
 	}
 	f.IntVar(&limit, "limit", 50, "maximum number of events to show, 1 to 200")
-	f.Uint64Var(&before, "before", 0, "only events before this sequence, to continue a search")
+	f.Uint64Var(&before, "before", 0, "select only events before this sequence, to continue a search")
 	out.register(cmd, "short")
 	return cmd
 }
@@ -79,13 +79,13 @@ func showFound(cmd *cobra.Command, found admin.SearchResult) error {
 		}
 		states := make([]string, len(s.Deliveries))
 		for i, f := range s.Deliveries {
-			states[i] = fateText(f)
+			states[i] = statusText(f)
 		}
 		if _, err := fmt.Fprintf(w, "%s  #%d  %s  %s  %s\n", s.Accepted.Local().Format(time.DateTime), s.Seq, oneLine(e.Type), oneLine(e.ID), strings.Join(states, "  ")); err != nil {
 			return err
 		}
 	}
-	text := fmt.Sprintf("%d events match of %d searched", len(found.Events), found.Scanned)
+	text := fmt.Sprintf("%d events match; %d events examined", len(found.Events), found.Scanned)
 	if found.Next > 0 {
 		text += fmt.Sprintf("; continue with --before %d", found.Next)
 	}

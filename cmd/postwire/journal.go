@@ -16,7 +16,7 @@ import (
 func journalCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "journal",
-		Short: "Verify, repair or move the journal of a relay that is stopped",
+		Short: "Check, repair or migrate the journal of a stopped relay",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -24,7 +24,7 @@ func journalCommand() *cobra.Command {
 	return cmd
 }
 
-// journalFlags say where the journal is.
+// journalFlags locate the journal.
 type journalFlags struct{ config, dir string }
 
 func (f *journalFlags) register(cmd *cobra.Command) {
@@ -41,7 +41,7 @@ func (f *journalFlags) options() (pebble.Options, error) {
 		return pebble.Options{}, err
 	}
 	if j := plan.Config.Journal; j.Engine != "pebble" {
-		return pebble.Options{}, fmt.Errorf("%w: journal.engine is %s: what is in the cluster is its servers' to check; the events that this relay keeps while they are away are checked with --dir %s", errUsage, j.Engine, j.Spill.Dir)
+		return pebble.Options{}, fmt.Errorf("%w: journal.engine is %s: the NATS servers check the journal in the cluster; to check the spill of this relay, use --dir %s", errUsage, j.Engine, j.Spill.Dir)
 	}
 	return pebble.Options{Dir: plan.Config.Journal.Dir}, nil
 }
@@ -51,10 +51,10 @@ func journalCheckCommand() *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Verify every checksum and every record, and that no event is missing",
-		Long: `Verify every checksum and every record of a journal, and that no event is
-missing. Nothing is changed. The relay must be stopped. The exit code is 1 when
-something is wrong.`,
+		Short: "Verify every checksum and every record of the journal, and find missing events",
+		Long: `Verify every checksum and every record of a journal, and find missing events. The
+command changes nothing. The relay must be stopped. The exit code is 1 if the
+journal is damaged.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check("text"); err != nil {
@@ -71,10 +71,10 @@ something is wrong.`,
 			if out == "json" {
 				err = printJSON(cmd.OutOrStdout(), found)
 			} else {
-				err = tellContents(cmd.OutOrStdout(), found)
+				err = printContents(cmd.OutOrStdout(), found)
 			}
 			if len(found.Damage) > 0 || len(found.Lost) > 0 {
-				err = errors.Join(err, errors.New("the journal is damaged; 'postwire journal repair' saves what can be read"))
+				err = errors.Join(err, errors.New("the journal is damaged; 'postwire journal repair' saves the readable events"))
 			}
 			return err
 		},
@@ -89,11 +89,11 @@ func journalRepairCommand() *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "repair",
-		Short: "Save what can be read of a damaged journal, and say what is lost",
-		Long: `Make a journal that opens out of whatever can be read of a damaged one, and say
-what is lost. The damaged files are kept in a folder inside the journal's. The
-relay must be stopped, and the disk needs as much free space as the journal
-takes. An interrupted repair goes on when it is run again.`,
+		Short: "Repair a damaged journal, and report lost events",
+		Long: `Build a valid journal from the readable parts of a damaged journal, and report the
+lost events. The damaged files are kept in a folder inside the journal's folder. The
+relay must be stopped, and the disk needs as much free space as the journal uses. To
+continue an interrupted repair, run the command again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check("text"); err != nil {
@@ -103,7 +103,7 @@ takes. An interrupted repair goes on when it is run again.`,
 			if err != nil {
 				return err
 			}
-			// Half of it is worth nothing, and it does not take long.
+			// A repair is short, and an interrupted repair is useless: do not cancel.
 			done, err := pebble.Repair(context.WithoutCancel(cmd.Context()), opts)
 			if err != nil {
 				return err
@@ -111,10 +111,10 @@ takes. An interrupted repair goes on when it is run again.`,
 			if out == "json" {
 				return printJSON(cmd.OutOrStdout(), done)
 			}
-			if err := tellContents(cmd.OutOrStdout(), done.Contents); err != nil {
+			if err := printContents(cmd.OutOrStdout(), done.Contents); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "repaired; what was there before is kept in %s\n", done.Kept)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "repaired; the damaged files are kept in %s\n", done.Kept)
 			return err
 		},
 	}
@@ -123,10 +123,10 @@ takes. An interrupted repair goes on when it is run again.`,
 	return cmd
 }
 
-// tellContents says what a journal holds, and what it lacks.
-func tellContents(w io.Writer, c pebble.Contents) error {
-	err := table(w, "WHAT COUNT WHERE", func(row func(...any)) error {
-		row("events", c.Events, fmt.Sprintf("from %d through %d", c.Oldest, c.Last))
+// printContents prints the contents and the losses of a journal.
+func printContents(w io.Writer, c pebble.Contents) error {
+	err := table(w, "ITEM COUNT DETAIL", func(row func(...any)) error {
+		row("events", c.Events, fmt.Sprintf("seq %d to %d", c.Oldest, c.Last))
 		lost := 0
 		var where []string
 		for _, l := range c.Lost {
@@ -135,14 +135,14 @@ func tellContents(w io.Writer, c pebble.Contents) error {
 		}
 		row("lost events", lost, strings.Join(where, ", "))
 		row("dead letters", c.Dead, "")
-		row("quarantined", c.Quarantined, "")
+		row("quarantined requests", c.Quarantined, "")
 		for _, p := range c.Positions {
-			row(p.Name, p.Waiting, fmt.Sprintf("waiting behind %d; %d of the lost were never given to it", p.Committed, p.Lost))
+			row("sink "+p.Name, p.Waiting, fmt.Sprintf("pending; next event %d; lost before delivery: %d", p.Committed+1, p.Lost))
 		}
 		return nil
 	})
 	for _, d := range c.Damage {
-		fmt.Fprintf(w, "cannot be read: %s\n", oneLine(d.String()))
+		fmt.Fprintf(w, "unreadable: %s\n", oneLine(d.String()))
 	}
 	return err
 }

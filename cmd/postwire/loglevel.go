@@ -12,12 +12,11 @@ func logLevelCommand() *cobra.Command {
 	var a adminFlags
 	cmd := &cobra.Command{
 		Use:   "log-level [debug|info|warn|error]",
-		Short: "Show the level of a running relay's log, or change it",
-		Long: `Asks a running relay for the level of its log, or changes it at once. The
-change lasts until the process ends, or log.level of its configuration is
-changed.`,
+		Short: "Show or set the log level of a running relay",
+		Long: `Show the log level of a running relay, or set the level at once. The change lasts
+until the relay stops, or a reload changes log.level.`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
+		RunE: withAdmin(&a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
 			level, err := c.LogLevel(cmd.Context())
 			if len(args) > 0 && err == nil {
 				level, err = c.SetLogLevel(cmd.Context(), args[0])

@@ -28,15 +28,15 @@ func main() {
 	go func() {
 		<-signals
 		cancel()
-		// Whoever asks twice cannot wait. What was acknowledged is stored.
+		// A second signal ends the process at once. Acknowledged events are stored.
 		second := <-signals
-		fmt.Fprintln(os.Stderr, "postwire: ended at once by a second signal:", second)
+		fmt.Fprintln(os.Stderr, "postwire: stopped at once by a second signal:", second)
 		os.Exit(exitSignal(second))
 	}()
 	os.Exit(execute(ctx, os.Args[1:]))
 }
 
-// exitSignal is the code of a process that a signal ended, as shells count.
+// exitSignal is the exit code after a signal, as in shells: 128 and the number.
 func exitSignal(s os.Signal) int {
 	if s, ok := s.(syscall.Signal); ok {
 		return 128 + int(s)
@@ -49,15 +49,15 @@ func execute(ctx context.Context, args []string) int {
 	started := false // cobra's own errors come before a command starts
 	root := &cobra.Command{
 		Use:               "postwire",
-		Short:             "Relay webhooks to message brokers, and lose none",
+		Short:             "Relay webhooks to message brokers, durably and at-least-once",
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		PersistentPreRun:  func(*cobra.Command, []string) { started = true },
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), eventsCommand(), dlqCommand(), replayCommand(), sinksCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand()) //nolint:contextcheck // cobra hands it on
+	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), eventsCommand(), dlqCommand(), replayCommand(), sinksCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand()) //nolint:contextcheck // cobra passes the context
 	root.SetArgs(args)
-	// Senders, brokers and servers wrote much of what is printed.
+	// Printed texts may come from senders, brokers and servers: escape control characters.
 	out, errs := terminal.NewWriter(os.Stdout), terminal.NewWriter(os.Stderr)
 	root.SetOut(out)
 	root.SetErr(errs)
@@ -76,5 +76,5 @@ func execute(ctx context.Context, args []string) int {
 	return exitFailed
 }
 
-// errUsage marks a command line that is wrong.
+// errUsage marks a wrong command line.
 var errUsage = errors.New("wrong usage")

@@ -22,17 +22,17 @@ func journalMigrateCommand() *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "migrate",
-		Short: "Carry the journal from one engine to the other",
-		Long: `Carry a journal from the folder of one machine into a NATS JetStream cluster, or
-back: the events that are stored, delivered or not; the identity keys inside the
-dedupe window, with the time at which each was seen first; the places of sinks
-and of replays; dead letters, and quarantined requests.
+		Short: "Migrate the journal to the other engine",
+		Long: `Migrate a journal from the folder of one machine to a NATS JetStream cluster, or
+back: stored events, delivered or not; identity keys inside the dedupe window, with
+the time of the first arrival; cursors of sinks and positions of replays; dead
+letters; quarantined requests.
 
-The configuration has the settings of both engines, journal.dir and
-journal.jetstream, whatever journal.engine says. All relays that use the journal
-must be stopped. Nothing is removed from where it comes from. Where it goes to
-must be empty, or hold what an earlier run has carried: after a failure, however
-hard, run it again. Until it is done no relay starts on what is there.`,
+The configuration needs the settings of the pebble engine (journal.dir) and of the
+jetstream engine (journal.jetstream), whatever journal.engine is. Stop every relay of
+the journal first. The command does not change the source journal. The target must be
+empty, or contain the events of an earlier run: after a failure, run the command
+again. No relay starts on the target before the migration is complete.`,
 		Example: `  postwire journal migrate --from pebble --to jetstream -c postwire.yaml
   postwire journal migrate --from jetstream --to pebble -c postwire.yaml`,
 		Args: cobra.NoArgs,
@@ -42,17 +42,17 @@ hard, run it again. Until it is done no relay starts on what is there.`,
 			}
 			engines := app.Engines()
 			if !slices.Contains(engines, from) || !slices.Contains(engines, to) || from == to {
-				return fmt.Errorf("%w: --from %q --to %q: one is to be %s", errUsage, from, to, strings.Join(engines, ", and the other "))
+				return fmt.Errorf("%w: --from %q --to %q: use two different engines of %s", errUsage, from, to, strings.Join(engines, " and "))
 			}
 			plan, err := app.Load(config)
 			if err != nil {
 				return err
 			}
 			progress := newProgress(cmd.ErrOrStderr())
-			report, err := app.Migrate(cmd.Context(), plan, to, zap.NewNop(), progress.tell)
+			report, err := app.Migrate(cmd.Context(), plan, to, zap.NewNop(), progress.update)
 			progress.end()
 			if cmd.Context().Err() != nil {
-				return fmt.Errorf("interrupted; it goes on when it is run again: %w", err)
+				return fmt.Errorf("interrupted; to continue the migration, run the command again: %w", err)
 			}
 			if err != nil {
 				return err
@@ -60,29 +60,29 @@ hard, run it again. Until it is done no relay starts on what is there.`,
 			if out == "json" {
 				return printJSON(cmd.OutOrStdout(), report)
 			}
-			return tellMigration(cmd.OutOrStdout(), report, from, to)
+			return printMigration(cmd.OutOrStdout(), report, from, to)
 		},
 	}
 	configFlag(cmd, &config)
-	cmd.Flags().StringVar(&from, "from", "", "engine that has the journal: pebble or jetstream")
-	cmd.Flags().StringVar(&to, "to", "", "engine that is to have it: the other one")
+	cmd.Flags().StringVar(&from, "from", "", "engine of the source journal: pebble or jetstream")
+	cmd.Flags().StringVar(&to, "to", "", "engine of the target journal: pebble or jetstream")
 	out.register(cmd, "text")
 	return cmd
 }
 
-// progress shows how far a migration is: as a bar, or where nobody looks on, now
-// and then as a line.
+// progress shows the progress of a migration: on a terminal as a bar, otherwise as a
+// line every printInterval.
 type progress struct {
 	w    io.Writer
-	bar  *progressbar.ProgressBar // nil where there is no terminal
-	what string
-	told time.Time
+	bar  *progressbar.ProgressBar // nil without a terminal
+	item string
+	last time.Time // of the last line
 }
 
-const tellEvery = 10 * time.Second
+const printInterval = 10 * time.Second
 
 func newProgress(w io.Writer) *progress {
-	p := &progress{w: w, told: time.Now()}
+	p := &progress{w: w, last: time.Now()}
 	if term.IsTerminal(int(os.Stderr.Fd())) {
 		p.bar = progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionShowCount(), progressbar.OptionShowIts(),
 			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
@@ -90,49 +90,49 @@ func newProgress(w io.Writer) *progress {
 	return p
 }
 
-func (p *progress) tell(what string, done, total uint64) {
+func (p *progress) update(item string, done, total uint64) {
 	switch {
 	case p.bar != nil:
-		if p.what != what {
-			p.what = what
+		if p.item != item {
+			p.item = item
 			p.bar.Reset()
-			p.bar.Describe(what)
-			p.bar.ChangeMax64(-1) // how many keys there are is not known before
+			p.bar.Describe(item)
+			p.bar.ChangeMax64(-1) // the number of keys is not known in advance
 			if total > 0 {
 				p.bar.ChangeMax64(int64(total))
 			}
 		}
-		_ = p.bar.Set64(int64(done)) // only a picture
-	case time.Since(p.told) > tellEvery:
-		p.told = time.Now()
+		_ = p.bar.Set64(int64(done)) // an error affects the display only
+	case time.Since(p.last) > printInterval:
+		p.last = time.Now()
 		of := ""
 		if total > 0 {
 			of = fmt.Sprintf(" of %d", total)
 		}
-		fmt.Fprintf(p.w, "%s: %d%s\n", what, done, of)
+		fmt.Fprintf(p.w, "%s: %d%s\n", item, done, of)
 	}
 }
 
 func (p *progress) end() {
 	if p.bar != nil {
-		_ = p.bar.Clear() // only a picture
+		_ = p.bar.Clear() // an error affects the display only
 	}
 }
 
-// tellMigration says what was carried, and what the operator does next.
-func tellMigration(w io.Writer, r transfer.Report, from, to string) error {
+// printMigration prints the result of a migration, and the next step.
+func printMigration(w io.Writer, r transfer.Report, from, to string) error {
 	if r.Before {
-		fmt.Fprintln(w, "all was carried before; nothing was done now")
+		fmt.Fprintln(w, "the journal was migrated before; this run migrated nothing")
 	}
-	err := table(w, "WHAT COUNT", func(row func(...any)) error {
+	err := table(w, "ITEM COUNT", func(row func(...any)) error {
 		row("events", r.Events)
 		row("identity keys", r.Keys)
 		row("dead letters", r.Dead)
-		row("given up", r.Discarded)
-		row("quarantined", r.Quarantined)
-		row("notes", r.Values)
+		row("discarded events", r.Discarded)
+		row("quarantined requests", r.Quarantined)
+		row("other values", r.Values)
 		for _, c := range r.Cursors {
-			row("place of "+oneLine(c.Name), c.Committed)
+			row("cursor of "+oneLine(c.Name), c.Committed)
 		}
 		return nil
 	})
@@ -140,10 +140,10 @@ func tellMigration(w io.Writer, r transfer.Report, from, to string) error {
 		return err
 	}
 	for _, m := range r.Missing {
-		fmt.Fprintf(w, "not carried: %s\n", oneLine(m))
+		fmt.Fprintf(w, "not migrated: %s\n", oneLine(m))
 	}
 	_, err = fmt.Fprintf(w, `next: set journal.engine: %s, and start the relays
-the journal of the engine %s is as it was; keep it until the relays have run well, and do not start a relay on it: it would deliver again
+the journal of the engine %s is unchanged: keep this journal until the relays run well, and start no relay on this journal: the relay would deliver events again
 `, to, from)
 	return err
 }

@@ -15,14 +15,15 @@ func reconcileCommand() *cobra.Command {
 	var r admin.ReconcileRequest
 	cmd := &cobra.Command{
 		Use:   "reconcile",
-		Short: "Enter what Upload-Post's history has and no webhook has told of",
-		Long: `Lets a running relay compare the history of uploads with what it has stored, and
-enter what is missing as a webhook would have. The source needs api.key in the
-configuration; with reconcile.interval the relay does it by itself.`,
+		Short: "Backfill missed webhooks from Upload-Post's history",
+		Long: `Compare the stored events of a running relay with Upload-Post's history of uploads,
+and store an event for every upload for which no webhook arrived. The source needs
+api.key in the configuration. With reconcile.interval, the relay reconciles
+periodically.`,
 		Example: `  postwire reconcile --from 48h --dry-run
   postwire reconcile --from 2026-01-31T00:00:00Z --to 2026-02-01T00:00:00Z`,
 		Args: cobra.NoArgs,
-		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
+		RunE: withAdmin(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
 			if err := out.check("text"); err != nil {
 				return err
 			}
@@ -34,9 +35,9 @@ configuration; with reconcile.interval the relay does it by itself.`,
 			if out == "json" {
 				return printJSON(w, report)
 			}
-			what := "recovered"
+			verb := "backfilled"
 			if r.DryRun {
-				what = "missing"
+				verb = "missing"
 			}
 			for _, id := range report.Events {
 				if _, err := fmt.Fprintln(w, oneLine(id)); err != nil {
@@ -44,18 +45,18 @@ configuration; with reconcile.interval the relay does it by itself.`,
 				}
 			}
 			_, err = fmt.Fprintf(w, "from %s to %s: %d uploads, %d known, %d %s\n",
-				report.From.Local().Format(time.DateTime), report.To.Local().Format(time.DateTime), report.Uploads, report.Known, report.Recovered, what)
+				report.From.Local().Format(time.DateTime), report.To.Local().Format(time.DateTime), report.Uploads, report.Known, report.Recovered, verb)
 			if err == nil && report.Unreadable > 0 {
-				_, err = fmt.Fprintf(w, "%d make no event and were passed over\n", report.Unreadable)
+				_, err = fmt.Fprintf(w, "%d uploads could not be converted to events, and were skipped\n", report.Unreadable)
 			}
 			return err
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&r.Source, "source", "", "which source; may be left out where there is one")
-	f.StringVar((*string)(&r.From), "from", "48h", "uploads from then on: 48h, or 2026-01-31T12:00:00Z")
-	f.StringVar((*string)(&r.To), "to", "", "and before then (default now)")
-	f.BoolVar(&r.DryRun, "dry-run", false, "only show what is missing")
+	f.StringVar(&r.Source, "source", "", "name of the source; optional if only one source has an API key")
+	f.StringVar((*string)(&r.From), "from", "48h", "compare uploads from this time on: an age such as 48h, or a time such as 2026-01-31T12:00:00Z")
+	f.StringVar((*string)(&r.To), "to", "", "compare uploads before this time: an age such as 24h, or a time such as 2026-02-01T12:00:00Z (default now)")
+	f.BoolVar(&r.DryRun, "dry-run", false, "list missing events, and store nothing")
 	a.register(cmd)
 	out.register(cmd, "text")
 	return cmd

@@ -24,13 +24,13 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost"
 )
 
-// serviceFlags say how the service's API is reached.
+// serviceFlags are address and key of Upload-Post's API.
 type serviceFlags struct{ url, keyFile string }
 
 func (f *serviceFlags) register(cmd *cobra.Command) {
 	p := cmd.Flags()
-	p.StringVar(&f.keyFile, "api-key-file", "", "file with the API key of the account (default $UPLOAD_POST_API_KEY)")
-	p.StringVar(&f.url, "api-url", uploadpost.DefaultBaseURL, "where the API is")
+	p.StringVar(&f.keyFile, "api-key-file", "", "file with the API key of the Upload-Post account (default $UPLOAD_POST_API_KEY)")
+	p.StringVar(&f.url, "api-url", uploadpost.DefaultBaseURL, "base URL of Upload-Post's API")
 }
 
 func (f *serviceFlags) client() (*uploadpost.Client, error) {
@@ -44,7 +44,7 @@ func (f *serviceFlags) client() (*uploadpost.Client, error) {
 		return nil, fmt.Errorf("%w: %w", errUsage, err)
 	}
 	if key == "" {
-		return nil, fmt.Errorf("%w: the API key is missing; set UPLOAD_POST_API_KEY, or name a file by --api-key-file", errUsage)
+		return nil, fmt.Errorf("%w: the API key is missing: set UPLOAD_POST_API_KEY, or name a file by --api-key-file", errUsage)
 	}
 	c, err := uploadpost.New(uploadpost.Options{BaseURL: f.url, APIKey: key})
 	if err != nil {
@@ -53,8 +53,8 @@ func (f *serviceFlags) client() (*uploadpost.Client, error) {
 	return c, nil
 }
 
-// calling is a command that calls the service's API.
-func calling(f *serviceFlags, do func(cmd *cobra.Command, c *uploadpost.Client) error) func(*cobra.Command, []string) error {
+// withService is the RunE of a command that calls Upload-Post's API.
+func withService(f *serviceFlags, do func(cmd *cobra.Command, c *uploadpost.Client) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
 		c, err := f.client()
 		if err != nil {
@@ -64,26 +64,26 @@ func calling(f *serviceFlags, do func(cmd *cobra.Command, c *uploadpost.Client) 
 	}
 }
 
-// secretFlags say where the signing secret goes. It is never printed.
+// secretFlags are the destinations of the signing secret. No command prints the secret.
 type secretFlags struct{ file, manifest, name string }
 
 func (f *secretFlags) register(cmd *cobra.Command) {
 	p := cmd.Flags()
 	p.StringVar(&f.file, "secret-file", "", "write the signing secret to this file, for ${file:…} in the configuration")
-	p.StringVar(&f.manifest, "secret-manifest", "", "write a Kubernetes Secret with it to this file")
+	p.StringVar(&f.manifest, "secret-manifest", "", "write a Kubernetes Secret with the signing secret to this file")
 	p.StringVar(&f.name, "secret-name", "postwire-upload-post", "name of the Kubernetes Secret")
 }
 
-// secretKey is the key in the Kubernetes Secret: the variable that examples name.
-const secretKey = "UPLOAD_POST_WEBHOOK_SECRET" //nolint:gosec // the name of one
+// secretKey is the key in the Kubernetes Secret, and the environment variable of the examples.
+const secretKey = "UPLOAD_POST_WEBHOOK_SECRET" //nolint:gosec // a name, not a secret
 
-// write puts the secret where it is wanted, whole or not at all.
+// write writes the secret to the files of the flags. A file is complete, or unchanged.
 func (f *secretFlags) write(out io.Writer, secret config.Secret) error {
 	if f.file == "" && f.manifest == "" {
 		return nil
 	}
 	if secret == "" {
-		return errors.New("the service tells no signing secret; it makes one when a webhook is saved for the first time")
+		return errors.New("Upload-Post returned no signing secret; Upload-Post creates the secret with the first registered webhook")
 	}
 	if f.file != "" {
 		if err := writeSecret(f.file, []byte(secret.Reveal()+"\n")); err != nil {
@@ -106,13 +106,14 @@ func (f *secretFlags) write(out io.Writer, secret config.Secret) error {
 	if err := writeSecret(f.manifest, text); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "Secret %s with %s written to %s; apply it, and remove the file\n", f.name, shown(secret), f.manifest)
+	_, err = fmt.Fprintf(out, "Secret %s with %s written to %s; apply the manifest, then remove the file\n", f.name, shown(secret), f.manifest)
 	return err
 }
 
-// writeSecret writes a file for its owner alone, in place of what has this name. The
-// file it writes first is new and has a name that nobody can foresee, so that a link
-// or a file that somebody else has put there is neither followed nor filled.
+// writeSecret writes a file with mode 0600, and replaces an existing file or link. The
+// text goes to a new file with an unpredictable name first, and then the new file is
+// renamed, so that no link of another user is followed, and no file of another user is
+// filled.
 func writeSecret(path string, text []byte) (err error) {
 	defer func() {
 		if err != nil {
@@ -133,7 +134,7 @@ func writeSecret(path string, text []byte) (err error) {
 	return nil
 }
 
-// shown is enough of a secret to tell two apart.
+// shown is a prefix of a secret, long enough to distinguish two secrets.
 func shown(secret config.Secret) string {
 	text := secret.Reveal()
 	if len(text) < 16 {
@@ -142,7 +143,7 @@ func shown(secret config.Secret) string {
 	return text[:9] + "…"
 }
 
-// registration is what register does.
+// registration holds the flags of register.
 type registration struct {
 	service  serviceFlags
 	secret   secretFlags
@@ -152,7 +153,7 @@ type registration struct {
 	profile  string
 	dryRun   bool
 	test     bool
-	patience time.Duration // with the test
+	timeout  time.Duration // of the test
 }
 
 func registerCommand() *cobra.Command {
@@ -160,9 +161,9 @@ func registerCommand() *cobra.Command {
 	var a adminFlags
 	cmd := &cobra.Command{
 		Use:   "register",
-		Short: "Let Upload-Post send its webhooks to this relay",
-		Long: `Shows what is set at the service, what will change, changes it, and reads it back.
-Other channels that are on stay on.`,
+		Short: "Register the relay's URL as a webhook at Upload-Post",
+		Long: `Show the present settings at Upload-Post and the changes, apply the changes, and
+verify the result. Other enabled notification channels stay enabled.`,
 		Example: `  postwire register --url https://relay.example.com/webhooks/upload-post --dry-run
   postwire register --url https://relay.example.com/webhooks/upload-post --secret-file webhook-secret --test
   postwire register --url https://relay.example.com/webhooks/upload-post --profile brightside_bakery`,
@@ -173,7 +174,7 @@ Other channels that are on stay on.`,
 			}
 			return nil
 		},
-		RunE: calling(&r.service, func(cmd *cobra.Command, c *uploadpost.Client) error {
+		RunE: withService(&r.service, func(cmd *cobra.Command, c *uploadpost.Client) error {
 			var relay *admin.Client
 			if r.test {
 				var err error
@@ -185,13 +186,13 @@ Other channels that are on stay on.`,
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&r.url, "url", "", "where the relay takes webhooks, as the internet sees it")
-	f.StringSliceVar(&r.events, "events", nil, "which events to send; all that are not named are turned off (default as it is)")
-	f.StringVar(&r.telegram, "telegram-chat-id", "", "turn on the service's own Telegram messages, to this chat")
-	f.StringVar(&r.profile, "profile", "", "set the webhook of this profile, beside the account's")
-	f.BoolVar(&r.dryRun, "dry-run", false, "only show what would change")
-	f.BoolVar(&r.test, "test", false, "ask the service for a test, and wait until the relay has seen it")
-	f.DurationVar(&r.patience, "test-patience", 30*time.Second, "how long the test may take")
+	f.StringVar(&r.url, "url", "", "public URL of the relay for webhooks")
+	f.StringSliceVar(&r.events, "events", nil, "events to enable; every other event is disabled (default unchanged)")
+	f.StringVar(&r.telegram, "telegram-chat-id", "", "enable Upload-Post's own Telegram messages, to this chat")
+	f.StringVar(&r.profile, "profile", "", "register the webhook of this profile, in addition to the account's webhook")
+	f.BoolVar(&r.dryRun, "dry-run", false, "show the changes, and apply nothing")
+	f.BoolVar(&r.test, "test", false, "request a test notification from Upload-Post, and wait until the relay has received the notification")
+	f.DurationVar(&r.timeout, "test-timeout", 30*time.Second, "maximum time until the relay receives the test notification")
 	r.service.register(cmd)
 	r.secret.register(cmd)
 	a.register(cmd)
@@ -202,23 +203,23 @@ func (r *registration) check() error {
 	u, err := url.Parse(r.url)
 	switch {
 	case r.url == "":
-		return errors.New("--url is missing: where does the relay take webhooks, as the internet sees it?")
+		return errors.New("--url is missing: set the public URL of the relay for webhooks")
 	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "":
 		return fmt.Errorf("--url: %s is not a URL such as https://relay.example.com/webhooks/upload-post", r.url)
 	case r.profile != "" && r.telegram != "":
-		return errors.New("--telegram-chat-id is the account's, and cannot stand beside --profile")
+		return errors.New("--telegram-chat-id is a setting of the account: use --telegram-chat-id without --profile")
 	case r.profile != "" && r.test:
-		return errors.New("--test asks for a test of the account's webhook, and cannot stand beside --profile")
+		return errors.New("--test tests the webhook of the account: use --test without --profile")
 	}
 	for _, name := range r.events {
 		if !slices.Contains(sample.Events(), sample.Event(name)) {
-			return fmt.Errorf("--events: there is no event %q; use some of %v", name, sample.Events())
+			return fmt.Errorf("--events: there is no event %q; use events of %v", name, sample.Events())
 		}
 	}
 	return nil
 }
 
-// wanted is the choice of events, nil where it stays as it is.
+// wanted returns the events to enable, or nil for no change.
 func (r *registration) wanted() uploadpost.Events {
 	if len(r.events) == 0 {
 		return nil
@@ -259,7 +260,7 @@ func (r *registration) run(ctx context.Context, out io.Writer, c *uploadpost.Cli
 		return err
 	}
 	if r.dryRun {
-		_, err := fmt.Fprintln(out, "nothing was changed (--dry-run)")
+		_, err := fmt.Fprintln(out, "no change applied (--dry-run)")
 		return err
 	}
 	if err := c.SetNotifications(ctx, change); err != nil {
@@ -267,12 +268,12 @@ func (r *registration) run(ctx context.Context, out io.Writer, c *uploadpost.Cli
 	}
 	after, err := c.Notifications(ctx)
 	if err != nil {
-		return fmt.Errorf("reading back what was set: %w", err)
+		return fmt.Errorf("verifying the settings: %w", err)
 	}
 	if err := same(settingsOf(want), settingsOf(after)); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(out, "registered: webhooks go to %s\n", after.WebhookURL); err != nil {
+	if _, err := fmt.Fprintf(out, "registered: Upload-Post sends webhooks to %s\n", after.WebhookURL); err != nil {
 		return err
 	}
 	if err := r.secret.write(out, after.WebhookSecret); err != nil {
@@ -297,7 +298,7 @@ func (r *registration) runProfile(ctx context.Context, out io.Writer, c *uploadp
 		return err
 	}
 	if r.dryRun {
-		_, err := fmt.Fprintln(out, "nothing was changed (--dry-run)")
+		_, err := fmt.Fprintln(out, "no change applied (--dry-run)")
 		return err
 	}
 	if err := c.SetProfileWebhook(ctx, want); err != nil {
@@ -305,15 +306,15 @@ func (r *registration) runProfile(ctx context.Context, out io.Writer, c *uploadp
 	}
 	after, err := c.ProfileWebhook(ctx, r.profile)
 	if err != nil {
-		return fmt.Errorf("reading back what was set: %w", err)
+		return fmt.Errorf("verifying the settings: %w", err)
 	}
 	if err := same(profileSettings(want), profileSettings(after)); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(out, "registered: webhooks of profile %s go to %s\n", r.profile, after.WebhookURL); err != nil {
+	if _, err := fmt.Fprintf(out, "registered: Upload-Post sends webhooks of profile %s to %s\n", r.profile, after.WebhookURL); err != nil {
 		return err
 	}
-	if secret == "" { // it was made just now
+	if secret == "" { // Upload-Post has created the secret with this change
 		settings, err := c.Notifications(ctx)
 		if err != nil {
 			return fmt.Errorf("reading the signing secret: %w", err)
@@ -323,7 +324,7 @@ func (r *registration) runProfile(ctx context.Context, out io.Writer, c *uploadp
 	return r.secret.write(out, secret)
 }
 
-// setting is one line of what is set.
+// setting is a setting at Upload-Post, by name and value.
 type setting struct{ name, value string }
 
 func settingsOf(n uploadpost.Notifications) []setting {
@@ -346,16 +347,16 @@ func profileSettings(w uploadpost.ProfileWebhook) []setting {
 	return settingsOf(uploadpost.Notifications{WebhookURL: w.WebhookURL, WebhookEvents: w.WebhookEvents})[:2]
 }
 
-// compare prints what is set and what will be.
+// compare prints present and future settings.
 func compare(out io.Writer, before, after []setting) error {
-	return table(out, "SETTING NOW THEN", func(row func(...any)) error {
+	return table(out, "SETTING PRESENT NEW", func(row func(...any)) error {
 		for _, a := range after {
-			then := a.value
-			was := valueOf(before, a.name)
-			if was == then {
-				then = "(as it is)"
+			next := a.value
+			present := valueOf(before, a.name)
+			if present == next {
+				next = "(unchanged)"
 			}
-			row(a.name, was, then)
+			row(a.name, present, next)
 		}
 		return nil
 	})
@@ -370,7 +371,7 @@ func valueOf(settings []setting, name string) string {
 	return ""
 }
 
-// same holds what was read back against what was set.
+// same returns an error if the settings at Upload-Post differ from the wanted settings.
 func same(want, got []setting) error {
 	var wrong []string
 	for _, w := range want {
@@ -379,64 +380,64 @@ func same(want, got []setting) error {
 		}
 	}
 	if len(wrong) > 0 {
-		return fmt.Errorf("the service has taken the change and shows another: %s", strings.Join(wrong, "; "))
+		return fmt.Errorf("Upload-Post accepted the change, and returned different settings: %s", strings.Join(wrong, "; "))
 	}
 	return nil
 }
 
-// tryOut asks the service for a test and follows it to the relay.
+// tryOut requests a test notification, and waits until the relay has received it.
 func (r *registration) tryOut(ctx context.Context, out io.Writer, c *uploadpost.Client, relay *admin.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, r.patience)
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	before, err := received(ctx, relay)
 	if err != nil {
-		return fmt.Errorf("asking the relay what it has received so far: %w", explain(err))
+		return fmt.Errorf("reading the relay's metrics: %w", explain(err))
 	}
 	if err := c.TestNotifications(ctx); err != nil {
-		return fmt.Errorf("the service does not send a test: %w", err)
+		return fmt.Errorf("Upload-Post sent no test notification: %w", err)
 	}
-	if _, err := fmt.Fprintln(out, "the service says that it has sent a test; waiting for it"); err != nil {
+	if _, err := fmt.Fprintln(out, "Upload-Post has sent a test notification; waiting for the relay"); err != nil {
 		return err
 	}
-	hint := fmt.Sprintf("nothing has come to the relay: does %s lead to it, through every firewall and proxy?", r.url)
+	hint := fmt.Sprintf("the relay received no request: does %s reach the relay through every firewall and proxy?", r.url)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("no test was taken within %v: %s", r.patience, hint)
+			return fmt.Errorf("the relay accepted no test notification within %v: %s", r.timeout, hint)
 		}
-		now, err := received(ctx, relay)
+		counts, err := received(ctx, relay)
 		if err != nil {
-			continue // it may be back in a moment; ctx ends this
+			continue // the relay may return; ctx limits the time
 		}
-		// Others may come meanwhile: what was taken ends it, what was
-		// refused may have been another's.
-		for series, n := range now {
+		// Other requests may arrive, too: an accepted request ends the test, a refused
+		// request only changes the hint.
+		for series, n := range counts {
 			if n <= before[series] {
 				continue
 			}
 			outcome, source := series.outcome, series.source
 			switch outcome {
 			case "accepted", "duplicate", "quarantined":
-				_, err := fmt.Fprintf(out, "the relay has it: source %s, %s\n", source, outcome)
+				_, err := fmt.Fprintf(out, "the relay received the test notification: source %s, %s\n", source, outcome)
 				return err
 			case "unauthenticated":
-				hint = fmt.Sprintf("one came to source %s and was refused, because its signature does not fit. Does the configuration have the secret of this account? --secret-file writes it", source)
+				hint = fmt.Sprintf("source %s refused a request with a wrong signature. Does the configuration have the secret of this account? --secret-file writes the secret", source)
 			case "not_found":
-				hint = fmt.Sprintf("one came to a path where there is no source: is the path of %s among a source's paths?", r.url)
+				hint = fmt.Sprintf("a request arrived at a path without a source: is the path of %s in the paths of a source?", r.url)
 			default:
-				hint = fmt.Sprintf("one came to source %s and was answered with outcome %s", source, outcome)
+				hint = fmt.Sprintf("source %s answered a request with outcome %s", source, outcome)
 			}
 		}
 	}
 }
 
-// series is one of postwire_received_total.
+// series identifies a time series of postwire_received_total.
 type series struct{ source, outcome string }
 
-// received is what the relay has received so far.
+// received returns the number of received requests by source and outcome.
 func received(ctx context.Context, relay *admin.Client) (map[series]float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(relay.URL, "/")+"/metrics", nil)
 	if err != nil {

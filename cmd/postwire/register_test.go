@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestSecretsAreWrittenForTheirOwner: whatever stands where a secret goes, the file is
-// a new one for its owner alone, and nothing else is written.
+// TestSecretsAreWrittenForTheirOwner: whatever exists at the path, writeSecret creates a
+// new file with mode 0600, and writes no other file.
 func TestSecretsAreWrittenForTheirOwner(t *testing.T) {
 	const secret, others = "whsec_of_the_tests\n", "somebody else's"
 	for name, prepare := range map[string]func(path, other string) error{
@@ -41,6 +41,6 @@ func TestSecretsAreWrittenForTheirOwner(t *testing.T) {
 		})
 	}
 	if err := writeSecret(filepath.Join(t.TempDir(), "missing", "secret"), []byte(secret)); err == nil {
-		t.Error("it was written to a folder that is not there")
+		t.Error("a secret was written to a missing folder")
 	}
 }

@@ -14,12 +14,13 @@ func reloadCommand() *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "reload",
-		Short: "Let a running relay read its configuration again",
-		Long: `Lets a running relay read its configuration, and the files that it names,
-again. The relay also does so by itself when one of them changes, and on SIGHUP.
-What is not right, or takes a restart, changes nothing.`,
+		Short: "Reload the configuration of a running relay",
+		Long: `Reload the configuration of a running relay, and the files named in the
+configuration. A relay also reloads when a file changes, and on SIGHUP. The relay
+refuses the complete change if the configuration has an error, or if a changed key
+needs a restart.`,
 		Args: cobra.NoArgs,
-		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
+		RunE: withAdmin(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
 			if err := out.check("text"); err != nil {
 				return err
 			}
@@ -30,9 +31,9 @@ What is not right, or takes a restart, changes nothing.`,
 			case out == "json":
 				return printJSON(cmd.OutOrStdout(), r)
 			case len(r.Changed) == 0:
-				_, err = fmt.Fprintln(cmd.OutOrStdout(), "nothing has changed")
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), "reloaded; no change")
 			default:
-				_, err = fmt.Fprintln(cmd.OutOrStdout(), "taken over:", strings.Join(r.Changed, ", "))
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), "reloaded; changed:", strings.Join(r.Changed, ", "))
 			}
 			return err
 		}),

@@ -19,19 +19,19 @@ func replayCommand() *cobra.Command {
 	var r admin.ReplayRequest
 	var out output
 	var list, detach bool
-	var goOn, stop string
+	var resume, stop string
 	cmd := &cobra.Command{
 		Use:   "replay --sink NAME --from 2h [--to 1h]",
-		Short: "Send stored events to one sink again",
-		Long: `Send stored events to one sink again, in order and at a bounded rate, beside
-live traffic. The running relay does it and remembers how far it is: Ctrl-C
-stops a replay, --continue lets it go on, and a restart of the relay does not
-end it. How far back it can go is journal.retention of the relay.`,
+		Short: "Deliver stored events to one sink again",
+		Long: `Deliver stored events to one sink again, in order and at a limited rate, beside live
+traffic. The relay runs the replay and stores its position: Ctrl-C stops a replay,
+--continue continues a stopped replay, and a running replay survives a restart of the
+relay. A replay can start as far back as journal.retention.`,
 		Example: `  postwire replay --sink kafka --from 2h --to 1h --dry-run
   postwire replay --sink kafka --from 2026-01-31T12:00:00Z --filter 'platform == "instagram"' --topic repair
   postwire replay --list`,
 		Args: cobra.NoArgs,
-		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
+		RunE: withAdmin(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
 			if err := out.check("table"); err != nil {
 				return err
 			}
@@ -43,15 +43,15 @@ end it. How far back it can go is journal.retention of the relay.`,
 				if err != nil {
 					return err
 				}
-				return tellReplay(cmd, re, out)
-			case goOn != "":
-				re, err := c.SteerReplay(cmd.Context(), goOn, "continue")
+				return printReplay(cmd, re, out)
+			case resume != "":
+				re, err := c.SteerReplay(cmd.Context(), resume, "continue")
 				if err != nil {
 					return err
 				}
 				return follow(cmd, c, re, detach, out)
 			case r.Sink == "" || r.From == "":
-				return fmt.Errorf("%w: --sink and --from are needed", errUsage)
+				return fmt.Errorf("%w: set --sink and --from", errUsage)
 			}
 			plan := r
 			plan.DryRun = true
@@ -60,7 +60,7 @@ end it. How far back it can go is journal.retention of the relay.`,
 				return err
 			}
 			if out == "table" {
-				fmt.Fprintf(cmd.OutOrStdout(), "events to send: %d; accepted from %s to %s, for sink %s, at most %d a second\n",
+				fmt.Fprintf(cmd.OutOrStdout(), "events to send: %d; accepted from %s to %s, for sink %s, at most %d events per second\n",
 					re.Total, re.From.Local().Format(time.DateTime), re.To.Local().Format(time.DateTime), re.Sink, re.Rate)
 			}
 			if r.DryRun || re.Total == 0 {
@@ -69,7 +69,7 @@ end it. How far back it can go is journal.retention of the relay.`,
 				}
 				return nil
 			}
-			// What was counted is what is sent, though time goes on.
+			// Replay the counted range: an age such as 2h would now mean a later range.
 			r.From, r.To = admin.When(re.From.Format(time.RFC3339Nano)), admin.When(re.To.Format(time.RFC3339Nano))
 			if re, err = c.StartReplay(cmd.Context(), r); err != nil {
 				return err
@@ -79,18 +79,18 @@ end it. How far back it can go is journal.retention of the relay.`,
 	}
 	a.register(cmd)
 	f := cmd.Flags()
-	f.StringVar(&r.Sink, "sink", "", "name of the sink")
-	f.StringVar((*string)(&r.From), "from", "", "events accepted since then: 2h, or 2026-01-31T12:00:00Z")
-	f.StringVar((*string)(&r.To), "to", "", "and before then (default now)")
-	f.StringVar(&r.Filter, "filter", "", "CEL expression over the attributes; the filter of the sink must match, too")
-	f.StringVar(&r.Subject, "subject", "", "subject to use instead of the sink's")
-	f.StringVar(&r.Topic, "topic", "", "topic to use instead of the sink's")
-	f.IntVar(&r.Rate, "rate", 1000, "most events a second")
-	f.BoolVar(&r.DryRun, "dry-run", false, "only say how many would be sent")
-	f.BoolVar(&detach, "detach", false, "do not wait for the end")
-	f.BoolVar(&list, "list", false, "list the replays there are")
+	f.StringVar(&r.Sink, "sink", "", "name of the sink that gets the events")
+	f.StringVar((*string)(&r.From), "from", "", "start of the range: events accepted from this time on; an age such as 2h, or a time such as 2026-01-31T12:00:00Z")
+	f.StringVar((*string)(&r.To), "to", "", "end of the range (exclusive): an age such as 1h, or a time such as 2026-01-31T13:00:00Z (default now)")
+	f.StringVar(&r.Filter, "filter", "", "select events by this CEL expression over attributes; the filter of the sink applies, too")
+	f.StringVar(&r.Subject, "subject", "", "NATS subject, instead of the sink's subject")
+	f.StringVar(&r.Topic, "topic", "", "Kafka topic, instead of the sink's topic")
+	f.IntVar(&r.Rate, "rate", 1000, "maximum number of events per second")
+	f.BoolVar(&r.DryRun, "dry-run", false, "count the events, and deliver nothing")
+	f.BoolVar(&detach, "detach", false, "return at once, without waiting for the end of the replay")
+	f.BoolVar(&list, "list", false, "list replays")
 	f.StringVar(&stop, "stop", "", "stop the replay with this ID")
-	f.StringVar(&goOn, "continue", "", "let the stopped replay with this ID go on")
+	f.StringVar(&resume, "continue", "", "continue the stopped replay with this ID")
 	out.register(cmd, "table")
 	cmd.MarkFlagsMutuallyExclusive("list", "stop", "continue", "sink")
 	return cmd
@@ -112,11 +112,11 @@ func listReplays(cmd *cobra.Command, c *admin.Client, out output) error {
 	})
 }
 
-// follow shows how far a replay is until it ends. When the command is
-// interrupted, it stops the replay.
+// follow shows the progress of a replay until the end. An interrupted command stops
+// the replay.
 func follow(cmd *cobra.Command, c *admin.Client, re relay.Replay, detach bool, out output) error {
 	if detach {
-		return tellReplay(cmd, re, out)
+		return printReplay(cmd, re, out)
 	}
 	bar := progressbar.NewOptions(re.Total, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowCount(), progressbar.OptionShowIts(),
 		progressbar.OptionSetDescription(re.Sink), progressbar.OptionClearOnFinish(),
@@ -134,10 +134,10 @@ func follow(cmd *cobra.Command, c *admin.Client, re relay.Replay, detach bool, o
 			if err != nil {
 				return err
 			}
-			if err := tellReplay(cmd, stopped, out); err != nil {
+			if err := printReplay(cmd, stopped, out); err != nil {
 				return err
 			}
-			return fmt.Errorf("interrupted; it goes on with: postwire replay --continue %s", re.ID)
+			return fmt.Errorf("interrupted; to continue: postwire replay --continue %s", re.ID)
 		}
 		next, err := c.Replay(cmd.Context(), re.ID)
 		if cmd.Context().Err() != nil {
@@ -148,22 +148,22 @@ func follow(cmd *cobra.Command, c *admin.Client, re relay.Replay, detach bool, o
 		}
 		if next.State == relay.ReplayRunning && next.Error != "" && next.Error != re.Error {
 			_ = bar.Clear()
-			fmt.Fprintf(cmd.ErrOrStderr(), "the broker: %s\n", oneLine(next.Error))
+			fmt.Fprintf(cmd.ErrOrStderr(), "delivery failed, retrying: %s\n", oneLine(next.Error))
 		}
 		re = next
-		_ = bar.Set(min(re.Sent+re.Refused, re.Total)) // only a picture
+		_ = bar.Set(min(re.Sent+re.Refused, re.Total)) // an error affects the display only
 	}
 	_ = bar.Clear()
-	if err := tellReplay(cmd, re, out); err != nil {
+	if err := printReplay(cmd, re, out); err != nil {
 		return err
 	}
 	if re.State == relay.ReplayFailed || re.Refused > 0 {
-		return fmt.Errorf("not all was delivered: %s", re.Error)
+		return fmt.Errorf("some events were not delivered: %s", re.Error)
 	}
 	return nil
 }
 
-func tellReplay(cmd *cobra.Command, re relay.Replay, out output) error {
+func printReplay(cmd *cobra.Command, re relay.Replay, out output) error {
 	if out == "json" {
 		return printJSON(cmd.OutOrStdout(), re)
 	}

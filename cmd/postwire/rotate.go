@@ -18,30 +18,33 @@ func rotateSecretCommand() *cobra.Command {
 	var previous string
 	cmd := &cobra.Command{
 		Use:   "rotate-secret",
-		Short: "Let Upload-Post sign with a new secret, and lose no webhook",
-		Long: `The relay must know both secrets while webhooks of both are on their way:
+		Short: "Rotate the signing secret at Upload-Post without losing webhooks",
+		Long: `Rotate the signing secret at Upload-Post. During the rotation, webhooks with the
+present secret and webhooks with the new secret arrive, so the source needs the two
+files:
 
   auth: {signature: {secrets: ["${file:webhook-secret}", "${file:webhook-secret-previous}"]}}
 
-The present secret is written to the second file, then the service makes a new one,
-which is written to the first. A running relay takes both over by itself; a webhook
-that is signed with the new secret before the relay has read it is held for that long.`,
+The command writes the present secret to the second file, requests a new secret, and
+writes the new secret to the first file. A running relay reads changed files within
+seconds. If a webhook arrives with the new secret earlier, the relay delays the answer
+until the relay has read the new secret.`,
 		Example: "  postwire rotate-secret --secret-file webhook-secret --previous-file webhook-secret-previous",
 		Args:    cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) error {
 			if secret.file == "" && secret.manifest == "" {
-				return fmt.Errorf("%w: the new secret must go somewhere: name --secret-file or --secret-manifest", errUsage)
+				return fmt.Errorf("%w: set a destination for the new secret: --secret-file or --secret-manifest", errUsage)
 			}
 			if secret.file != "" && (previous == "" || previous == secret.file) {
-				return fmt.Errorf("%w: --previous-file is missing: webhooks that are signed with the present secret are on their way", errUsage)
+				return fmt.Errorf("%w: set --previous-file to a second file: webhooks with the present secret may still arrive", errUsage)
 			}
 			return nil
 		},
-		RunE: calling(&service, func(cmd *cobra.Command, c *uploadpost.Client) error {
+		RunE: withService(&service, func(cmd *cobra.Command, c *uploadpost.Client) error {
 			return rotateSecret(cmd.Context(), cmd.OutOrStdout(), c, secret, previous)
 		}),
 	}
-	cmd.Flags().StringVar(&previous, "previous-file", "", "write the present secret to this file first")
+	cmd.Flags().StringVar(&previous, "previous-file", "", "write the present secret to this file before the rotation")
 	service.register(cmd)
 	secret.register(cmd)
 	return cmd
@@ -53,7 +56,7 @@ func rotateSecret(ctx context.Context, out io.Writer, c *uploadpost.Client, file
 		return err
 	}
 	if before.WebhookSecret == "" {
-		return errors.New("the service has no signing secret yet; it makes one when a webhook is saved: see 'postwire register'")
+		return errors.New("Upload-Post has no signing secret yet, and creates the secret with the first registered webhook: see 'postwire register'")
 	}
 	if previous != "" {
 		if err := writeSecret(previous, []byte(before.WebhookSecret.Reveal()+"\n")); err != nil {
@@ -68,19 +71,18 @@ func rotateSecret(ctx context.Context, out io.Writer, c *uploadpost.Client, file
 		return err
 	}
 	if next == before.WebhookSecret {
-		return errors.New("the service says that it has made a new secret, and shows the old one")
+		return errors.New("Upload-Post confirmed the rotation, and still returns the previous secret")
 	}
 	if err := files.write(out, next); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(out, "rotated; the previous secret can go when no webhook signed with it is on its way any more, after some minutes")
+	_, err = fmt.Fprintln(out, "rotated; remove the previous secret after some minutes, when every webhook signed with the previous secret has arrived")
 	return err
 }
 
-// rotated lets the service make a secret in place of another, and returns it. A
-// secret that nobody has read costs webhooks: where an answer leaves open whether
-// there is a new one, the settings tell, and where there is none it is asked for
-// again.
+// rotated requests a new secret, and returns it. Webhooks signed with an unread secret
+// would be lost: after an ambiguous answer, rotated reads the settings, and if the
+// secret is unchanged, requests a new secret again.
 func rotated(ctx context.Context, c *uploadpost.Client, before config.Secret) (config.Secret, error) {
 	for attempt := 1; ; attempt++ {
 		next, err := c.RotateSecret(ctx)
@@ -91,11 +93,11 @@ func rotated(ctx context.Context, c *uploadpost.Client, before config.Secret) (c
 		refused, answered := errors.AsType[*uploadpost.Error](err)
 		switch {
 		case unread != nil || settings.WebhookSecret == "":
-			return "", fmt.Errorf("%w\nIt may have taken effect: 'postwire register' with --secret-file writes the secret that is in use", err)
+			return "", fmt.Errorf("%w\nThe rotation may have taken effect: 'postwire register' with --secret-file writes the secret in use", err)
 		case settings.WebhookSecret != before:
 			return settings.WebhookSecret, nil
 		case attempt == 3 || answered && refused.Status < 500:
-			return "", fmt.Errorf("%w\nNo other secret is in use: the service still shows the present one", err)
+			return "", fmt.Errorf("%w\nThe secret is unchanged: Upload-Post still returns the present secret", err)
 		}
 	}
 }

@@ -45,11 +45,11 @@ func sendCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "send",
 		Short: "Post sample webhooks to a relay",
-		Long: `Post sample webhooks to a relay, signed when a secret is given.
+		Long: `Post sample webhooks of Upload-Post to a relay, signed if a secret is set.
 
-Without --count, --event or --failures it posts the documented example of
-Upload-Post, which is always the same event; with any of them, realistic
-random events.`,
+Without --count, --event and --failures, the command posts Upload-Post's documented
+example, so that every webhook has an equal event. With any of these flags, the
+command posts random events.`,
 		Example: `  postwire send
   postwire send --count 1000 --rate 200 --duplicates 0.1 --failures 0.05
   postwire send --event social_account_disconnected --secret "$UPLOAD_POST_WEBHOOK_SECRET"`,
@@ -64,15 +64,15 @@ random events.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&s.url, "url", "http://127.0.0.1:8080/webhooks/upload-post", "where to post to")
-	f.IntVar(&s.count, "count", 1, "how many deliveries")
-	f.Float64Var(&s.perSecond, "rate", 0, "deliveries a second; 0 is as fast as it goes")
-	f.IntVar(&s.parallel, "parallel", 8, "deliveries under way at once")
-	f.Float64Var(&s.duplicates, "duplicates", 0, "share of deliveries that repeat an earlier event, 0 to 1")
-	f.Float64Var(&s.failures, "failures", 0, "share of uploads that failed, 0 to 1")
-	f.StringVar(&s.event, "event", string(sample.UploadCompleted), "which event")
+	f.StringVar(&s.url, "url", "http://127.0.0.1:8080/webhooks/upload-post", "URL of the relay for webhooks")
+	f.IntVar(&s.count, "count", 1, "number of webhooks")
+	f.Float64Var(&s.perSecond, "rate", 0, "webhooks per second; 0 for no limit")
+	f.IntVar(&s.parallel, "parallel", 8, "maximum number of concurrent requests")
+	f.Float64Var(&s.duplicates, "duplicates", 0, "share of webhooks that repeat an earlier event, 0 to 1")
+	f.Float64Var(&s.failures, "failures", 0, "share of failed uploads, 0 to 1")
+	f.StringVar(&s.event, "event", string(sample.UploadCompleted), "name of the event")
 	f.StringVar(&s.secret, "secret", os.Getenv("UPLOAD_POST_WEBHOOK_SECRET"), "sign with this secret (default $UPLOAD_POST_WEBHOOK_SECRET)")
-	f.Lookup("secret").DefValue = "" // the help must not show it
+	f.Lookup("secret").DefValue = "" // the help must not show the secret
 	return cmd
 }
 
@@ -97,13 +97,13 @@ func (s *sender) check() error {
 	return nil
 }
 
-// delivery is a body, or why none could be made.
+// delivery is the body of a webhook, or the error of creating the body.
 type delivery struct {
 	body []byte
 	err  error
 }
 
-// deliveries makes the bodies, with the repeats among them.
+// deliveries creates the bodies, including duplicates.
 func (s *sender) deliveries(ctx context.Context, random bool) <-chan delivery {
 	deliveries := make(chan delivery)
 	limit := rate.Inf
@@ -113,7 +113,7 @@ func (s *sender) deliveries(ctx context.Context, random bool) <-chan delivery {
 	limiter := rate.NewLimiter(limit, 1)
 	go func() {
 		defer close(deliveries)
-		var recent [][]byte // what a repeat is taken from
+		var recent [][]byte // candidates for duplicates
 		for range s.count {
 			body := sample.Example()
 			var err error
@@ -141,7 +141,7 @@ func (s *sender) deliveries(ctx context.Context, random bool) <-chan delivery {
 	return deliveries
 }
 
-// run posts everything, and fails if any delivery was not answered with 2xx.
+// run posts every webhook. An answer other than 2xx is an error.
 func (s *sender) run(ctx context.Context, random bool, out io.Writer) error {
 	bar := progressbar.NewOptions(s.count,
 		progressbar.OptionSetDescription("sending"), progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowCount(),
@@ -156,7 +156,7 @@ func (s *sender) run(ctx context.Context, random bool, out io.Writer) error {
 	for range min(s.parallel, s.count) {
 		workers.Go(func() {
 			for d := range deliveries {
-				answer, err := "not made", d.err
+				answer, err := "not created", d.err
 				if err == nil {
 					answer, err = s.post(ctx, d.body)
 				}
@@ -166,30 +166,30 @@ func (s *sender) run(ctx context.Context, random bool, out io.Writer) error {
 					failed = err
 				}
 				mu.Unlock()
-				_ = bar.Add(1) // it only draws
+				_ = bar.Add(1) // an error affects the display only
 			}
 		})
 	}
 	workers.Wait()
 	_ = bar.Finish()
-	took := time.Since(begin)
+	elapsed := time.Since(begin)
 	for _, answer := range slices.Sorted(maps.Keys(answers)) {
 		if _, err := fmt.Fprintf(out, "%7d  %s\n", answers[answer], answer); err != nil {
 			return err
 		}
 	}
 	if s.count > 1 {
-		if _, err := fmt.Fprintf(out, "%7d  deliveries in %s\n", s.count, took.Round(time.Millisecond)); err != nil {
+		if _, err := fmt.Fprintf(out, "%7d  webhooks in %s\n", s.count, elapsed.Round(time.Millisecond)); err != nil {
 			return err
 		}
 	}
 	if failed != nil {
-		return fmt.Errorf("not every delivery was taken: %w", failed)
+		return fmt.Errorf("some webhooks were not accepted: %w", failed)
 	}
 	return ctx.Err()
 }
 
-// post makes one delivery and returns the answer in short.
+// post posts one webhook and returns a short form of the answer.
 func (s *sender) post(ctx context.Context, body []byte) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(body))
 	if err != nil {
@@ -217,11 +217,11 @@ func (s *sender) post(ctx context.Context, body []byte) (string, error) {
 	if s.count == 1 {
 		answer += " " + strings.TrimSpace(string(text))
 	} else if resp.StatusCode < 300 {
-		var told struct{ Status string }
-		if err := json.Unmarshal(text, &told); err != nil {
+		var accepted struct{ Status string }
+		if err := json.Unmarshal(text, &accepted); err != nil {
 			return answer, fmt.Errorf("reading the answer of %s: %w", s.url, err)
 		}
-		answer += " " + told.Status
+		answer += " " + accepted.Status
 	}
 	if resp.StatusCode >= 300 {
 		return answer, fmt.Errorf("%s answered %s", s.url, resp.Status)

@@ -15,7 +15,7 @@ func serveCommand() *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Take webhooks and relay them, as a configuration says",
+		Short: "Run the relay",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			plan, err := app.Load(path)
@@ -39,7 +39,7 @@ func serveCommand() *cobra.Command {
 				for {
 					select {
 					case <-hangup:
-						_, _ = a.Reload(cmd.Context()) // it has said what is wrong
+						_, _ = a.Reload(cmd.Context()) // Reload logs errors
 					case <-cmd.Context().Done():
 						return
 					}

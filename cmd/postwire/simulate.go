@@ -17,7 +17,7 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost/simulator"
 )
 
-// simulation is what simulate and dev play.
+// simulation holds the flags of simulate and dev.
 type simulation struct {
 	listen, url    string
 	secret, apiKey string
@@ -30,12 +30,13 @@ func simulateCommand() *cobra.Command {
 	s := simulation{}
 	cmd := &cobra.Command{
 		Use:   "simulate",
-		Short: "Play Upload-Post: webhooks as it sends them, and its API with a history",
-		Long: `Uploads end, well and badly, and accounts come and go. Each is told of to the
-webhook, signed, once: five failures in a row are a pause, in which everything is
-lost to the webhook. The history, at the API, has it all.`,
+		Short: "Simulate Upload-Post: webhooks, and the API with a history of uploads",
+		Long: `Simulate Upload-Post with successful and failed uploads, and with connected and
+disconnected accounts. The simulator sends a signed webhook for every event once. As
+Upload-Post does, the simulator pauses after five failed webhooks in a row, and sends
+no webhook for the events of the pause. The history of the API contains every upload.`,
 		Example: `  postwire simulate --url http://127.0.0.1:8080/webhooks/upload-post
-  postwire simulate --rate 50 --failures 0.1 --two-hooks --breaker-pause 10s
+  postwire simulate --rate 50 --failures 0.1 --per-profile-webhooks --breaker-pause 10s
   curl -H 'Authorization: Apikey any' 'http://127.0.0.1:8090/api/uploadposts/history?limit=10'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -46,28 +47,28 @@ lost to the webhook. The history, at the API, has it all.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&s.listen, "listen", "127.0.0.1:8090", "where the API is")
-	f.StringVar(&s.url, "url", "http://127.0.0.1:8080/webhooks/upload-post", "the account's webhook; empty leaves it to 'postwire register'")
-	f.StringVar(&s.secret, "secret", os.Getenv("UPLOAD_POST_WEBHOOK_SECRET"), "sign with this secret (default $UPLOAD_POST_WEBHOOK_SECRET, else one is made, which the API tells)")
-	f.Lookup("secret").DefValue = "" // the help must not show it
-	f.StringVar(&s.apiKey, "api-key", "", "key that callers of the API must show; empty takes any")
+	f.StringVar(&s.listen, "listen", "127.0.0.1:8090", "address to listen on for the API")
+	f.StringVar(&s.url, "url", "http://127.0.0.1:8080/webhooks/upload-post", "URL of the account's webhook; empty for no webhook until 'postwire register' sets a URL")
+	f.StringVar(&s.secret, "secret", os.Getenv("UPLOAD_POST_WEBHOOK_SECRET"), "sign with this secret (default $UPLOAD_POST_WEBHOOK_SECRET or a random secret, available from the API)")
+	f.Lookup("secret").DefValue = "" // the help must not show the secret
+	f.StringVar(&s.apiKey, "api-key", "", "required API key; empty accepts any key")
 	s.register(cmd)
-	f.IntVar(&s.piece.Count, "count", 0, "how many events; 0 is until Ctrl-C")
-	f.DurationVar(&s.breaker.Timeout, "breaker-timeout", simulator.DefaultBreaker().Timeout, "how long an answer is waited for")
-	f.IntVar(&s.breaker.Failures, "breaker-failures", simulator.DefaultBreaker().Failures, "failures in a row before the pause")
-	f.DurationVar(&s.breaker.Pause, "breaker-pause", simulator.DefaultBreaker().Pause, "how long the pause is")
-	f.StringVar(&s.level, "log-level", "info", "least important level that is logged: debug, info, warn, error")
+	f.IntVar(&s.piece.Count, "count", 0, "number of events; 0 for no limit until Ctrl-C")
+	f.DurationVar(&s.breaker.Timeout, "breaker-timeout", simulator.DefaultBreaker().Timeout, "maximum time until the answer to a webhook")
+	f.IntVar(&s.breaker.Failures, "breaker-failures", simulator.DefaultBreaker().Failures, "number of failed webhooks in a row before a pause")
+	f.DurationVar(&s.breaker.Pause, "breaker-pause", simulator.DefaultBreaker().Pause, "duration of a pause")
+	f.StringVar(&s.level, "log-level", "info", "minimum log level: debug, info, warn or error")
 	return cmd
 }
 
-// register registers the flags that say what is played.
+// register registers the flags for events, shared by simulate and dev.
 func (s *simulation) register(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.Float64Var(&s.piece.Rate, "rate", 1, "events a second")
-	f.IntVar(&s.piece.Burst, "burst", 1, "events at once")
-	f.Float64Var(&s.piece.Failures, "failures", 0.1, "share of uploads that fail, 0 to 1")
-	f.Float64Var(&s.piece.Accounts, "accounts", 0.05, "share of events that are of accounts, 0 to 1")
-	f.BoolVar(&s.piece.TwoHooks, "two-hooks", false, "each profile has a webhook of its own at the same URL: everything arrives twice")
+	f.Float64Var(&s.piece.Rate, "rate", 1, "number of events per second")
+	f.IntVar(&s.piece.Burst, "burst", 1, "number of concurrent events per burst")
+	f.Float64Var(&s.piece.Failures, "failures", 0.1, "share of failed uploads, 0 to 1")
+	f.Float64Var(&s.piece.Accounts, "accounts", 0.05, "share of account events, 0 to 1")
+	f.BoolVar(&s.piece.TwoHooks, "per-profile-webhooks", false, "register a webhook per profile, in addition to the account's webhook and with an equal URL, so that every webhook arrives twice")
 }
 
 func (s *simulation) check() error {
@@ -76,7 +77,7 @@ func (s *simulation) check() error {
 	case what != "":
 		return fmt.Errorf("--secret %s; %s", what, hint)
 	case s.secret != "" && len(s.secret) < config.MinProof:
-		return fmt.Errorf("--secret has %d bytes, and a relay refuses a secret of less than %d; make one with openssl rand -hex 32", len(s.secret), config.MinProof)
+		return fmt.Errorf("--secret has %d bytes, and a relay refuses a secret of less than %d bytes; create a secret by openssl rand -hex 32", len(s.secret), config.MinProof)
 	case s.piece.Rate <= 0:
 		return errors.New("--rate: use more than 0")
 	case s.piece.Burst < 1:
@@ -93,7 +94,7 @@ func (s *simulation) check() error {
 	return nil
 }
 
-// run plays, and serves the API, until ctx is done or all is played.
+// run sends the events and serves the API, until ctx is done or every event is sent.
 func (s *simulation) run(ctx context.Context, out io.Writer) error {
 	log, err := app.NewLog(config.Log{Level: s.level, Format: "console"})
 	if err != nil {
@@ -111,12 +112,12 @@ func (s *simulation) run(ctx context.Context, out io.Writer) error {
 	server := &http.Server{Handler: service.Handler(), ReadHeaderTimeout: 5 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
-	if _, err := fmt.Fprintf(out, "The API is at http://%s/api; webhooks go to %s\n", l.Addr(), s.url); err != nil {
+	if _, err := fmt.Fprintf(out, "The API listens at http://%s/api; webhooks go to %s\n", l.Addr(), s.url); err != nil {
 		return err
 	}
 	played := service.Play(ctx, s.piece)
 	if errors.Is(played, context.Canceled) {
-		played = nil // Ctrl-C is how it ends
+		played = nil // Ctrl-C is the normal end
 	}
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -125,7 +126,7 @@ func (s *simulation) run(ctx context.Context, out io.Writer) error {
 		err = errors.Join(err, failed)
 	}
 	c := service.Counts()
-	_, printed := fmt.Fprintf(out, "%7d  events\n%7d  webhooks taken\n%7d  webhooks refused, or not answered in time\n%7d  lost to %d pauses\n",
+	_, printed := fmt.Fprintf(out, "%7d  events\n%7d  webhooks accepted\n%7d  webhooks refused, or not answered in time\n%7d  webhooks lost in %d pauses\n",
 		c.Events, c.Delivered, c.Failed, c.Dropped, c.Pauses)
 	return errors.Join(played, err, printed)
 }

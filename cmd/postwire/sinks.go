@@ -14,20 +14,20 @@ func sinksCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sinks",
 		Short: "Pause, resume, adopt or delete sinks",
-		Long: `A sink that is paused is sent nothing, replays included; its events wait in the
-journal. 'postwire status' shows how each sink is doing.`,
-		Args: cobra.NoArgs,
+		Long:  `Manage the sinks of a running relay. 'postwire status' shows the state of every sink.`,
+		Args:  cobra.NoArgs,
 	}
 	f.register(cmd)
 	cmd.AddCommand(
-		sinkSteerCommand(&f, "pause", "Let nothing more be sent to a sink",
-			`The pause outlives a restart of the relay, and holds for every process that
-shares its journal. What is with the broker at that moment is still heard of.
-The discard policy of the sink is applied when it is
-resumed.`),
-		sinkSteerCommand(&f, "resume", "Let a sink be sent to again, from where it stands",
-			`Nothing is left out: delivery goes on behind the newest event that is done with.
-A sink that is not paused is left as it is.`),
+		sinkSteerCommand(&f, "pause", "Pause delivery to a sink",
+			`Events stay pending in the journal, and replays to the sink stop, too. The pause
+survives a restart of the relay, and applies to every relay of the journal. Batches
+in flight still complete. If the sink has discard.after or discard.beyond, events
+beyond the limit are discarded on resume.`),
+		sinkSteerCommand(&f, "resume", "Resume delivery to a sink",
+			`Delivery continues at the cursor, so no event is skipped, except events discarded by
+discard.after or discard.beyond of the sink. For a sink without a pause, the command
+has no effect.`),
 		sinkAdoptCommand(&f), sinkDeleteCommand(&f))
 	return cmd
 }
@@ -37,17 +37,16 @@ func sinkAdoptCommand(a *adminFlags) *cobra.Command {
 	request := admin.AdoptRequest{}
 	cmd := &cobra.Command{
 		Use:   "adopt NAME --as SINK",
-		Short: "Deliver the pending events of a sink that is no longer configured to another sink",
-		Long: `Deliver the events that were pending for a sink when it was removed from the
-configuration, or renamed, to a configured sink, and delete the cursor of the old
-one. The running relay sends them as a replay that survives a restart ('postwire
-replay --list'). Events that the configured sink got before are sent again, since
-the filter of the old sink is not known any more. Events that the filter of the
-configured sink does not match are discarded. Dead letters of the old sink stay.
-'postwire status' lists sinks that are no longer configured.`,
+		Short: "Deliver the pending events of a removed sink to a configured sink",
+		Long: `Deliver the events that were pending for a removed or renamed sink to a configured
+sink, and delete the cursor of the removed sink. The relay delivers the events as a
+replay, which survives a restart ('postwire replay --list'). The filter of the removed
+sink is no longer known, so events that the configured sink already got are delivered
+again. Events that the filter of the configured sink does not match are discarded.
+Dead letters of the removed sink stay. 'postwire status' lists removed sinks.`,
 		Example: "  postwire sinks adopt kafka-old --as kafka",
 		Args:    cobra.ExactArgs(1),
-		RunE: asking(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
+		RunE: withAdmin(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
 			if err := out.check("text"); err != nil {
 				return err
 			}
@@ -63,7 +62,7 @@ configured sink does not match are discarded. Dead letters of the old sink stay.
 			}
 			text := fmt.Sprintf("sink %s adopts %d events of %s, as replay %s", oneLine(re.Sink), re.Total, oneLine(args[0]), re.ID)
 			if re.Skipped > 0 {
-				text += fmt.Sprintf("; discards %d events that its filter does not match", re.Skipped)
+				text += fmt.Sprintf("; discards %d events that the filter does not match", re.Skipped)
 			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), text)
 			return err
@@ -79,13 +78,13 @@ func sinkDeleteCommand(a *adminFlags) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "delete NAME",
-		Short: "Discard the pending events of a sink that is no longer configured",
-		Long: `Discards the events that were pending for a sink when it was removed from the
-configuration: deletes the cursor of the sink. Its dead letters stay. To deliver
-the events, use 'postwire sinks adopt'.`,
+		Short: "Discard the pending events of a removed sink",
+		Long: `Discard the events that were pending for a sink when the sink was removed from the
+configuration, and delete the cursor of the sink. Dead letters of the sink stay. To
+deliver the events instead, use 'postwire sinks adopt'.`,
 		Example: "  postwire sinks delete kafka-old",
 		Args:    cobra.ExactArgs(1),
-		RunE: asking(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
+		RunE: withAdmin(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
 			if err := out.check("text"); err != nil {
 				return err
 			}
@@ -112,7 +111,7 @@ func sinkSteerCommand(a *adminFlags, word, short, long string) *cobra.Command {
 		Long:    short + ". " + long,
 		Example: "  postwire sinks " + word + " kafka",
 		Args:    cobra.MinimumNArgs(1),
-		RunE: asking(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
+		RunE: withAdmin(a, func(cmd *cobra.Command, c *admin.Client, args []string) error {
 			if err := out.check("text"); err != nil {
 				return err
 			}
@@ -125,7 +124,7 @@ func sinkSteerCommand(a *adminFlags, word, short, long string) *cobra.Command {
 				if all = append(all, s); out == "json" {
 					continue
 				}
-				if err := tellSink(cmd, s); err != nil {
+				if err := printPause(cmd, s); err != nil {
 					return err
 				}
 			}
@@ -139,11 +138,11 @@ func sinkSteerCommand(a *adminFlags, word, short, long string) *cobra.Command {
 	return cmd
 }
 
-func tellSink(cmd *cobra.Command, s relay.SinkStatus) error {
-	how := "is not paused"
+func printPause(cmd *cobra.Command, s relay.SinkStatus) error {
+	state := "is not paused"
 	if s.Paused != nil {
-		how = "is paused since " + clockTime(s.Paused)
+		state = "is paused since " + clockTime(s.Paused)
 	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s; events behind: %d\n", oneLine(s.Sink), how, s.LagEvents)
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s; pending events: %d\n", oneLine(s.Sink), state, s.LagEvents)
 	return err
 }

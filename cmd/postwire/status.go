@@ -15,12 +15,12 @@ func statusCommand() *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show how the journal and each sink are doing, and who delivers",
-		Long: `Asks a running relay how its journal and each of its sinks are doing. Where
-several processes share a journal, any of them knows which one delivers to which
-sink; how a sink takes its events, only that one.`,
+		Short: "Show the state of the journal and of every sink",
+		Long: `Show the state of the journal and of every sink. In a cluster, any relay shows the
+owner of every sink, the relay that delivers to the sink. Only the owner knows the
+state of the sink; other relays show the state "remote".`,
 		Args: cobra.NoArgs,
-		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
+		RunE: withAdmin(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
 			if err := out.check("table"); err != nil {
 				return err
 			}
@@ -39,7 +39,7 @@ sink; how a sink takes its events, only that one.`,
 	return cmd
 }
 
-// unconfiguredLine tells of a sink that is in the journal only.
+// unconfiguredLine formats a sink with a cursor in the journal that is not configured.
 func unconfiguredLine(u relay.UnconfiguredSink) string {
 	name := oneLine(u.Sink)
 	switch {
@@ -51,12 +51,11 @@ func unconfiguredLine(u relay.UnconfiguredSink) string {
 	return ""
 }
 
-// filterLine tells of a filter that needs attention: one that matches nothing, or
-// cannot be evaluated.
+// filterLine formats a problem of a filter: no match, or failed evaluations.
 func filterLine(sink string, f relay.FilterCounts) string {
 	switch {
 	case f.Errors > 0:
-		return fmt.Sprintf("%s: the filter could not be evaluated for %d events, which are not delivered: %s\n", oneLine(sink), f.Errors, oneLine(f.LastError))
+		return fmt.Sprintf("%s: the filter could not be evaluated for %d events; these events are not delivered: %s\n", oneLine(sink), f.Errors, oneLine(f.LastError))
 	case f.NeverMatched():
 		return fmt.Sprintf("%s: the filter has matched none of %d events\n", oneLine(sink), f.Filtered)
 	}
@@ -71,23 +70,23 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 		fmt.Fprintf(w, " of %.1f MiB", float64(j.MaxBytes)/(1<<20))
 	}
 	if j.Spilled > 0 {
-		fmt.Fprintf(w, "; %d wait here for the cluster", j.Spilled)
+		fmt.Fprintf(w, "; %d events in the spill", j.Spilled)
 		if j.SpilledSince != nil {
 			fmt.Fprintf(w, ", since %s", j.SpilledSince.Local().Format(time.DateTime))
 		}
 	}
 	fmt.Fprintln(w)
 	if j.Problem != "" {
-		fmt.Fprintf(w, "journal: takes nothing: %s\n", oneLine(j.Problem))
+		fmt.Fprintf(w, "journal: refuses events: %s\n", oneLine(j.Problem))
 	}
 	fmt.Fprintln(w)
 	err := table(w, "SINK STATE LAG OLDEST DELIVERED_BY SINCE", func(row func(...any)) error {
 		for _, sink := range s.Sinks {
-			holder := sink.Owner
+			owner := sink.Owner
 			if sink.Local {
-				holder += " (this one)"
+				owner += " (this relay)"
 			}
-			row(sink.Sink, sink.State, sink.LagEvents, ago(sink.Oldest), holder, clockTime(sink.Since))
+			row(sink.Sink, sink.State, sink.LagEvents, ago(sink.Oldest), owner, clockTime(sink.Since))
 		}
 		return nil
 	})
@@ -104,7 +103,7 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 			_, err = fmt.Fprintf(w, "%s has been failing since %s: %s\n", oneLine(sink.Sink), clockTime(sink.Failing), oneLine(sink.Error))
 		}
 		if sink.Paused != nil && err == nil {
-			_, err = fmt.Fprintf(w, "%s is paused since %s; 'postwire sinks resume %[1]s' lets it go on\n", oneLine(sink.Sink), clockTime(sink.Paused))
+			_, err = fmt.Fprintf(w, "%s is paused since %s; 'postwire sinks resume %[1]s' resumes delivery\n", oneLine(sink.Sink), clockTime(sink.Paused))
 		}
 	}
 	return err

@@ -23,11 +23,11 @@ func tailCommand() *cobra.Command {
 	var data bool
 	cmd := &cobra.Command{
 		Use:   "tail",
-		Short: "Follow events and what becomes of them at each sink",
+		Short: "Follow events and delivery status",
 		Example: `  postwire tail
   postwire tail --from 10m --filter 'outcome == "failure"' -o json`,
 		Args: cobra.NoArgs,
-		RunE: asking(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
+		RunE: withAdmin(&a, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
 			if err := out.check("short"); err != nil {
 				return err
 			}
@@ -45,7 +45,7 @@ func tailCommand() *cobra.Command {
 				show = showMessage
 			}
 			err := c.Follow(cmd.Context(), query, func(m admin.Message) error { return show(cmd.OutOrStdout(), m) }, func(err error) {
-				fmt.Fprintf(cmd.ErrOrStderr(), "postwire: %v; following further when the relay answers\n", err)
+				fmt.Fprintf(cmd.ErrOrStderr(), "postwire: %v; reconnecting\n", err)
 			})
 			if errors.Is(err, context.Canceled) {
 				return nil
@@ -54,15 +54,15 @@ func tailCommand() *cobra.Command {
 		}),
 	}
 	a.register(cmd)
-	cmd.Flags().StringVar(&filter, "filter", "", "CEL expression over the attributes that selects the events")
-	cmd.Flags().StringVar(&src, "source", "", "only events that the source of this name took in")
-	cmd.Flags().StringVar(&from, "from", "", "begin with events accepted then: 10m, or 2026-01-31T12:00:00Z (default now)")
-	cmd.Flags().BoolVar(&data, "data", false, "show the events' data too, which is personal; with -o json")
+	cmd.Flags().StringVar(&filter, "filter", "", "select events by this CEL expression over attributes")
+	cmd.Flags().StringVar(&src, "source", "", "select only events of this source")
+	cmd.Flags().StringVar(&from, "from", "", "start with events accepted at this time: an age such as 10m, or a time such as 2026-01-31T12:00:00Z (default now)")
+	cmd.Flags().BoolVar(&data, "data", false, "include the data of events, which may be personal; needs -o json")
 	out.register(cmd, "short")
 	return cmd
 }
 
-// showMessage prints a message as one line of JSON.
+// showMessage prints a message of a tail as one line of JSON.
 func showMessage(w io.Writer, m admin.Message) error {
 	if m.Name == "heartbeat" {
 		return nil
@@ -75,7 +75,7 @@ func showMessage(w io.Writer, m admin.Message) error {
 	return err
 }
 
-// showShort prints a message for a person.
+// showShort prints a message of a tail as one line of text.
 func showShort(w io.Writer, m admin.Message) error {
 	const clock = "15:04:05.000"
 	switch m.Name {
@@ -88,11 +88,11 @@ func showShort(w io.Writer, m admin.Message) error {
 		if err := json.Unmarshal(s.Event.RawMessage, &e); err != nil {
 			return err
 		}
-		fates := make([]string, len(s.Deliveries))
+		deliveries := make([]string, len(s.Deliveries))
 		for i, f := range s.Deliveries {
-			fates[i] = fateText(f)
+			deliveries[i] = statusText(f)
 		}
-		_, err := fmt.Fprintf(w, "%s  #%d  %s  %s\n", s.Accepted.Local().Format(clock), s.Seq, oneLine(e.ID), strings.Join(fates, "  "))
+		_, err := fmt.Fprintf(w, "%s  #%d  %s  %s\n", s.Accepted.Local().Format(clock), s.Seq, oneLine(e.ID), strings.Join(deliveries, "  "))
 		return err
 	case "status":
 		var b admin.StatusChanged
@@ -100,13 +100,13 @@ func showShort(w io.Writer, m admin.Message) error {
 			return err
 		}
 		after := time.Duration(b.After * float64(time.Second)).Round(100 * time.Microsecond)
-		_, err := fmt.Fprintf(w, "%s  #%d  %s  %s after %v\n", b.At.Local().Format(clock), b.Seq, oneLine(b.ID), fateText(b.DeliveryStatus), after)
+		_, err := fmt.Fprintf(w, "%s  #%d  %s  %s after %v\n", b.At.Local().Format(clock), b.Seq, oneLine(b.ID), statusText(b.DeliveryStatus), after)
 		return err
 	}
 	return nil
 }
 
-func fateText(f relay.DeliveryStatus) string {
+func statusText(f relay.DeliveryStatus) string {
 	text := oneLine(f.Sink) + ":" + oneLine(string(f.State))
 	if f.Reason != "" {
 		text += " (" + oneLine(f.Reason) + ")"

@@ -17,10 +17,10 @@ func unregisterCommand() *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "unregister",
-		Short: "Let Upload-Post send no more webhooks",
-		Long:  "Turns the webhook off and removes its URL. Other channels that are on stay on.",
+		Short: "Remove the webhook at Upload-Post",
+		Long:  "Disable the webhook at Upload-Post and remove the URL. Other enabled notification channels stay enabled.",
 		Args:  cobra.NoArgs,
-		RunE: calling(&service, func(cmd *cobra.Command, c *uploadpost.Client) error {
+		RunE: withService(&service, func(cmd *cobra.Command, c *uploadpost.Client) error {
 			if profile != "" {
 				return unregisterProfile(cmd.Context(), cmd.OutOrStdout(), c, profile, dryRun)
 			}
@@ -28,8 +28,8 @@ func unregisterCommand() *cobra.Command {
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&profile, "profile", "", "remove the webhook of this profile, and not the account's")
-	f.BoolVar(&dryRun, "dry-run", false, "only show what would change")
+	f.StringVar(&profile, "profile", "", "remove the webhook of this profile, instead of the account's webhook")
+	f.BoolVar(&dryRun, "dry-run", false, "show the changes, and apply nothing")
 	service.register(cmd)
 	return cmd
 }
@@ -49,7 +49,7 @@ func unregister(ctx context.Context, out io.Writer, c *uploadpost.Client, dryRun
 		return err
 	}
 	if dryRun {
-		_, err := fmt.Fprintln(out, "nothing was changed (--dry-run)")
+		_, err := fmt.Fprintln(out, "no change applied (--dry-run)")
 		return err
 	}
 	if err := c.SetNotifications(ctx, uploadpost.Change{Channels: want.Channels, WebhookURL: &none}); err != nil {
@@ -57,12 +57,12 @@ func unregister(ctx context.Context, out io.Writer, c *uploadpost.Client, dryRun
 	}
 	after, err := c.Notifications(ctx)
 	if err != nil {
-		return fmt.Errorf("reading back what was set: %w", err)
+		return fmt.Errorf("verifying the settings: %w", err)
 	}
-	if after.Channels["webhook"] { // the URL alone may be kept
-		return fmt.Errorf("the service has taken the change, and the webhook is still on")
+	if after.Channels["webhook"] { // Upload-Post may keep the URL
+		return fmt.Errorf("Upload-Post accepted the change, and the webhook is still enabled")
 	}
-	_, err = fmt.Fprintln(out, "unregistered: no more webhooks are sent")
+	_, err = fmt.Fprintln(out, "unregistered: Upload-Post sends no more webhooks")
 	return err
 }
 
@@ -75,7 +75,7 @@ func unregisterProfile(ctx context.Context, out io.Writer, c *uploadpost.Client,
 		return err
 	}
 	if dryRun {
-		_, err := fmt.Fprintln(out, "nothing was changed (--dry-run)")
+		_, err := fmt.Fprintln(out, "no change applied (--dry-run)")
 		return err
 	}
 	if err := c.DeleteProfileWebhook(ctx, profile); err != nil {
@@ -83,11 +83,11 @@ func unregisterProfile(ctx context.Context, out io.Writer, c *uploadpost.Client,
 	}
 	after, err := c.ProfileWebhook(ctx, profile)
 	if err != nil {
-		return fmt.Errorf("reading back what was set: %w", err)
+		return fmt.Errorf("verifying the settings: %w", err)
 	}
 	if after.WebhookURL != "" {
-		return fmt.Errorf("the service has taken the change, and profile %s still has a webhook", profile)
+		return fmt.Errorf("Upload-Post accepted the change, and profile %s still has a webhook", profile)
 	}
-	_, err = fmt.Fprintf(out, "unregistered: no more webhooks of profile %s are sent, but by the account's webhook\n", profile)
+	_, err = fmt.Fprintf(out, "unregistered: Upload-Post sends webhooks of profile %s to the account's webhook only\n", profile)
 	return err
 }
