@@ -191,11 +191,11 @@ func (t Traces) Enabled() bool { return t.Endpoint != "" }
 
 // Journal is the durable log between the two halves of the relay.
 type Journal struct {
-	Engine       string        `yaml:"engine" enum:"pebble,jetstream" doc:"Where the journal is kept: pebble, in a folder of this machine; or jetstream, in a NATS JetStream cluster, so that several machines run Postwire and any of them may die."`
-	Dir          string        `yaml:"dir" doc:"Folder of the pebble engine. It is created if it is missing. Relative to the working directory." example:"/var/lib/postwire"`
+	Engine       string        `yaml:"engine" enum:"local,jetstream" doc:"Where the journal is kept: local, in a folder of this machine; or jetstream, in a NATS JetStream cluster, so that several machines run Postwire and any of them may die."`
+	Dir          string        `yaml:"dir" doc:"Folder of the local engine. It is created if it is missing. Relative to the working directory." example:"/var/lib/postwire"`
 	Retention    time.Duration `yaml:"retention" doc:"How long events are kept, for replay. Events that a sink still waits for stay longer. 0 keeps none beyond that."`
-	MaxBytes     Size          `yaml:"max_bytes" doc:"Size of the journal at which new events are refused with 503; what was accepted is kept. The pebble engine keeps to it however fast events come; while it compacts its files, those that it writes anew are on the disk twice. From four fifths of it on, events that every sink has passed are removed before their retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (16MiB at least), for dead letters. 0 is no limit."`
-	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Below this much free disk space new events are refused with 503, so that the journal never breaks off in mid-write. As much again is reserved in the file RESERVE where the disk has room for it several times over; a relay that starts on a full disk gives that up, to deliver what is stored. Used by the pebble engine; 0 turns the check and the reserve off."`
+	MaxBytes     Size          `yaml:"max_bytes" doc:"Size of the journal at which new events are refused with 503; what was accepted is kept. The local engine keeps to it however fast events come; while it compacts its files, those that it writes anew are on the disk twice. From four fifths of it on, events that every sink has passed are removed before their retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (16MiB at least), for dead letters. 0 is no limit."`
+	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Below this much free disk space new events are refused with 503, so that the journal never breaks off in mid-write. As much again is reserved in the file RESERVE where the disk has room for it several times over; a relay that starts on a full disk gives that up, to deliver what is stored. Used by the local engine; 0 turns the check and the reserve off."`
 	Quarantine   Quarantine    `yaml:"quarantine" doc:"Bounds of the quarantine: authenticated requests that no source understood. One that was last received before retention is discarded, too, unless retention is 0."`
 	JetStream    JetStream     `yaml:"jetstream" doc:"The cluster of the jetstream engine; unused by the other one."`
 	Spill        Spill         `yaml:"spill" doc:"Where the jetstream engine keeps events while the cluster does not take them; unused by the other one."`
@@ -264,7 +264,7 @@ func Default() Config {
 		Telemetry: Telemetry{Traces: Traces{Protocol: "http", SampleRatio: 1}},
 
 		Journal: Journal{
-			Engine:       "pebble",
+			Engine:       "local",
 			Dir:          "./data",
 			Retention:    168 * time.Hour,
 			MinFreeBytes: 64 << 20,
@@ -471,7 +471,7 @@ func (t Traces) validate() error {
 
 func (j Journal) validate() error {
 	var p Invalids
-	if j.Engine == "pebble" && j.Dir == "" {
+	if j.Engine == "local" && j.Dir == "" {
 		p.Add("dir", "is empty", "name a folder, for example ./data")
 	}
 	if j.Retention < 0 {

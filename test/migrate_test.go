@@ -99,7 +99,7 @@ sinks:
   - {name: second, type: http, url: %q, retry: {max: 200ms}}
 `, engine, dir, broker.URL(), dir+"-spill", to.URL+"/first", to.URL+"/second")
 	}
-	r := start(t, config("pebble"))
+	r := start(t, config("local"))
 	arrived := func(first, second int) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("%d and %d events have arrived", first, second), func() bool {
@@ -154,16 +154,16 @@ sinks:
 	}
 	arrived(19, 0)
 	aside(1)
-	refused("--from pebble --to jetstream", "another process uses this folder", 1)
-	refused("--from pebble --to pebble", "use two different engines of pebble and jetstream", 2)
+	refused("--from local --to jetstream", "another process uses this folder", 1)
+	refused("--from local --to local", "use two different engines of local and jetstream", 2)
 	if err := r.stop(t); err != nil {
 		t.Fatal(err)
 	}
 
 	const bulk = 6000 // enough that it takes a while
 	fillJournal(t, dir, bulk, "first", "second")
-	carried(t, r, "pebble", "jetstream", 20+bulk)
-	if out, errs, code := migrate("--from pebble --to jetstream"); code != 0 || !strings.Contains(out, "the journal was migrated before") {
+	carried(t, r, "local", "jetstream", 20+bulk)
+	if out, errs, code := migrate("--from local --to jetstream"); code != 0 || !strings.Contains(out, "the journal was migrated before") {
 		t.Errorf("once more it ended with %d:\n%s%s", code, out, errs)
 	}
 
@@ -173,21 +173,21 @@ sinks:
 	post(20, "accepted")
 	arrived(20+bulk, 20+bulk+1)
 	aside(1)
-	refused("--from jetstream --to pebble", "a relay pulls", 1)
+	refused("--from jetstream --to local", "a relay pulls", 1)
 	if err := r.stop(t); err != nil {
 		t.Fatal(err)
 	}
 
 	// And back.
-	refused("--from jetstream --to pebble", "move the folder away", 1)
+	refused("--from jetstream --to local", "move the folder away", 1)
 	if err := os.Rename(dir, dir+"-before"); err != nil {
 		t.Fatal(err)
 	}
-	carried(t, r, "jetstream", "pebble", 20+bulk+1)
+	carried(t, r, "jetstream", "local", 20+bulk+1)
 	if _, errs, code := command(t, t.TempDir(), "journal", "check", "--dir", dir); code != 0 {
 		t.Errorf("the check of the journal: %s", errs)
 	}
-	restart("pebble")
+	restart("local")
 	post(3, "duplicate")
 	post(20, "duplicate")
 	post(21, "accepted")
@@ -278,7 +278,7 @@ func TestMigrateWhileALeaderDies(t *testing.T) {
 		}
 		return n
 	}
-	cmd := exec.Command(program, "journal", "migrate", "--from", "pebble", "--to", "jetstream")
+	cmd := exec.Command(program, "journal", "migrate", "--from", "local", "--to", "jetstream")
 	cmd.Dir = folder
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out

@@ -268,9 +268,9 @@ func TestDependency(t *testing.T) {
 func TestNotes(t *testing.T) {
 	for name, wants := range map[string][]string{
 		"minimal":              {"--from-literal=UPLOAD_POST_WEBHOOK_SECRET=…", "http://postwire.relay/webhooks/upload-post", "helm test postwire -n relay"},
-		"pebble":               {"https://relay.example.com/webhooks/upload-post", "postwire register --url https://relay.example.com/webhooks/upload-post"},
-		"pebble-tls":           {"https://postwire.relay:443/events", "statefulset/postwire"},
-		"pebble-ephemeral":     {"are lost with the pod"},
+		"local":                {"https://relay.example.com/webhooks/upload-post", "postwire register --url https://relay.example.com/webhooks/upload-post"},
+		"local-tls":            {"https://postwire.relay:443/events", "statefulset/postwire"},
+		"local-ephemeral":      {"are lost with the pod"},
 		"jetstream-deployment": {"deployment/postwire", "lost with its pod"},
 	} {
 		files := mustRender(t, "postwire", sets(t)[name])
@@ -286,7 +286,7 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// The README's values are those of the set pebble, which the other tests run
+// The README's values are those of the set local, which the other tests run
 // on.
 func TestReadme(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(chartDir, "README.in.md"))
@@ -302,8 +302,8 @@ func TestReadme(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(sets(t)["pebble"], values); diff != "" {
-		t.Errorf("(- ci/pebble-values.yaml, + README):\n%s", diff)
+	if diff := cmp.Diff(sets(t)["local"], values); diff != "" {
+		t.Errorf("(- ci/local-values.yaml, + README):\n%s", diff)
 	}
 }
 

@@ -24,7 +24,7 @@ func TestTest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"minimal", "pebble-ephemeral"} {
+	for _, name := range []string{"minimal", "local-ephemeral"} {
 		t.Run(name, func(t *testing.T) { runTest(t, binary, sets(t)[name]) })
 	}
 }

@@ -40,7 +40,7 @@ func (f *journalFlags) options() (pebble.Options, error) {
 	if err != nil {
 		return pebble.Options{}, err
 	}
-	if j := plan.Config.Journal; j.Engine != "pebble" {
+	if j := plan.Config.Journal; j.Engine != "local" {
 		return pebble.Options{}, fmt.Errorf("%w: journal.engine is %s: the NATS servers check the journal in the cluster; to check the spill of this relay, use --dir %s", errUsage, j.Engine, j.Spill.Dir)
 	}
 	return pebble.Options{Dir: plan.Config.Journal.Dir}, nil

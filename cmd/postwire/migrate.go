@@ -28,13 +28,13 @@ back: stored events, delivered or not; identity keys inside the dedupe window, w
 the time of the first arrival; cursors of sinks and positions of replays; dead
 letters; quarantined requests.
 
-The configuration needs the settings of the pebble engine (journal.dir) and of the
+The configuration needs the settings of the local engine (journal.dir) and of the
 jetstream engine (journal.jetstream), whatever journal.engine is. Stop every relay of
 the journal first. The command does not change the source journal. The target must be
 empty, or contain the events of an earlier run: after a failure, run the command
 again. No relay starts on the target before the migration is complete.`,
-		Example: `  postwire journal migrate --from pebble --to jetstream -c postwire.yaml
-  postwire journal migrate --from jetstream --to pebble -c postwire.yaml`,
+		Example: `  postwire journal migrate --from local --to jetstream -c postwire.yaml
+  postwire journal migrate --from jetstream --to local -c postwire.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check("text"); err != nil {
@@ -64,8 +64,8 @@ again. No relay starts on the target before the migration is complete.`,
 		},
 	}
 	configFlag(cmd, &config)
-	cmd.Flags().StringVar(&from, "from", "", "engine of the source journal: pebble or jetstream")
-	cmd.Flags().StringVar(&to, "to", "", "engine of the target journal: pebble or jetstream")
+	cmd.Flags().StringVar(&from, "from", "", "engine of the source journal: local or jetstream")
+	cmd.Flags().StringVar(&to, "to", "", "engine of the target journal: local or jetstream")
 	out.register(cmd, "text")
 	return cmd
 }

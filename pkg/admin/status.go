@@ -23,7 +23,7 @@ type Status struct {
 
 // JournalStatus is how the journal is doing.
 type JournalStatus struct {
-	Engine       string      `json:"engine" enum:"pebble,jetstream"`
+	Engine       string      `json:"engine" enum:"local,jetstream"`
 	Problem      string      `json:"problem,omitempty" doc:"Why no webhooks are taken; absent where they are."`
 	Events       uint64      `json:"events" doc:"Events that are stored, delivered or not."`
 	Oldest       journal.Seq `json:"oldest" doc:"Place of the oldest event."`

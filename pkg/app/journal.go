@@ -49,7 +49,7 @@ func checkCluster(c config.JetStream) config.Invalids {
 // openJournal opens the journal of the engine that is configured.
 func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.Registerer, log *zap.Logger) (journal.Journal, error) {
 	groups := prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "postwire_journal_group_size", Help: "Appends and other changes that one synced write of the pebble engine held.",
+		Name: "postwire_journal_group_size", Help: "Appends and other changes that one synced write of the local engine held.",
 		Buckets: []float64{1, 4, 16, 64, 256, 1024}, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
 	})
 	discarded := prometheus.NewCounterVec(prometheus.CounterOpts{

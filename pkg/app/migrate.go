@@ -13,10 +13,10 @@ import (
 	"github.com/postwire/postwire/pkg/relay"
 )
 
-const enginePebble = "pebble"
+const engineLocal = "local"
 
 // Engines are the names of the journal's engines.
-func Engines() []string { return []string{enginePebble, engineJetStream} }
+func Engines() []string { return []string{engineLocal, engineJetStream} }
 
 // Migrate carries the journal from one engine to the other, whichever the
 // configuration names. It may be run again after an error.

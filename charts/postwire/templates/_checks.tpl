@@ -6,10 +6,10 @@
 {{- $autoscaled := include "postwire.autoscaled" . }}
 
 {{- if and (not $jetstream) (gt (int (include "postwire.replicas" .)) 1) }}
-  {{- $wrong = append $wrong (printf "replicaCount is %v, and the pebble engine keeps its events in one folder of one pod: use 1, or config.journal.engine jetstream" $v.replicaCount) }}
+  {{- $wrong = append $wrong (printf "replicaCount is %v, and the local engine keeps its events in one folder of one pod: use 1, or config.journal.engine jetstream" $v.replicaCount) }}
 {{- end }}
 {{- if and (not $jetstream) $autoscaled }}
-  {{- $wrong = append $wrong "autoscaling is enabled, and the pebble engine has one pod: disable autoscaling, or use config.journal.engine jetstream" }}
+  {{- $wrong = append $wrong "autoscaling is enabled, and the local engine has one pod: disable autoscaling, or use config.journal.engine jetstream" }}
 {{- end }}
 {{- if and $v.autoscaling.enabled $v.autoscaling.keda.enabled }}
   {{- $wrong = append $wrong "autoscaling.enabled and autoscaling.keda.enabled are true: enable only one autoscaler" }}

@@ -182,7 +182,7 @@ tlsConfig:
 {{- toYaml (dict "paths" $paths) }}
 {{- end }}
 
-{{/* The kind of the workload: for pebble a StatefulSet with one pod; for jetstream a StatefulSet with persistent spills, otherwise a Deployment. */}}
+{{/* The kind of the workload: for local a StatefulSet with one pod; for jetstream a StatefulSet with persistent spills, otherwise a Deployment. */}}
 {{- define "postwire.kind" -}}
 {{- if and (eq .Values.config.journal.engine "jetstream") (not .Values.spill.persistence.enabled) }}Deployment{{ else }}StatefulSet{{ end }}
 {{- end }}

@@ -25,7 +25,7 @@ const narrowed = `{
     },
     "journal": {
       "required": ["engine"],
-      "properties": {"engine": {"enum": ["pebble", "jetstream"]}}
+      "properties": {"engine": {"enum": ["local", "jetstream"]}}
     }
   }
 }`
