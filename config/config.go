@@ -27,17 +27,17 @@ import (
 
 // Config is the whole document.
 type Config struct {
-	Server Server `yaml:"server" doc:"The HTTP server that takes the webhooks."`
-	Admin  Admin  `yaml:"admin" doc:"The HTTP server for operators: health, metrics, API and console."`
-	Log    Log    `yaml:"log" doc:"What is logged, and how. Logs go to standard error. Of one message, 100 a second are logged, and then each hundredth."`
+	Server Server `yaml:"server" doc:"HTTP server for webhooks."`
+	Admin  Admin  `yaml:"admin" doc:"HTTP server for operators: health, metrics, API and console."`
+	Log    Log    `yaml:"log" doc:"Logging. Logs go to standard error. Per second, the first 100 repetitions of a message are logged, then every hundredth."`
 
-	Telemetry Telemetry `yaml:"telemetry" doc:"What is told to collectors. Metrics are asked for, on admin.listen."`
+	Telemetry Telemetry `yaml:"telemetry" doc:"Trace export (push). Metrics are not pushed: scrape /metrics on admin.listen."`
 
-	Journal Journal `yaml:"journal" doc:"The durable log between the webhooks and the sinks."`
-	Dedupe  Dedupe  `yaml:"dedupe" doc:"How repeats of an event are recognized."`
-	Schemas Schemas `yaml:"schemas" doc:"Where the schemas of the events are published."`
-	Sources []Block `yaml:"sources" doc:"Who sends webhooks, and how a sender proves who it is. Each entry has a name, a type, and the keys of that type."`
-	Sinks   []Block `yaml:"sinks" doc:"Where events go. Each entry has a name, a type, and the keys of that type. Every sink gets every event that its filter lets through."`
+	Journal Journal `yaml:"journal" doc:"Durable log between the webhooks and the sinks."`
+	Dedupe  Dedupe  `yaml:"dedupe" doc:"Recognition of repeated events."`
+	Schemas Schemas `yaml:"schemas" doc:"JSON Schemas of the events."`
+	Sources []Block `yaml:"sources" doc:"Senders of webhooks and their authentication. Each entry has a name, a type, and the keys of that type."`
+	Sinks   []Block `yaml:"sinks" doc:"Destinations of events. Each entry has a name, a type, and the keys of that type. Every sink gets every event that matches the filter of the sink."`
 
 	root Block // the whole document
 }
@@ -91,29 +91,29 @@ func Stamp(paths ...string) string {
 
 // Server is the HTTP server that takes the webhooks.
 type Server struct {
-	Name              string         `yaml:"name" doc:"Name of this process where several share a journal; no other one may have it. Empty is the name of the machine." example:"${HOSTNAME}"`
-	Listen            string         `yaml:"listen" doc:"Address to listen on, host:port. Without a host it is every address of the machine; port 0 takes any free port." example:"0.0.0.0:8443"`
-	MaxBodyBytes      Size           `yaml:"max_body_bytes" doc:"Largest body of a request; larger ones are answered 413."`
-	MaxHeaderBytes    Size           `yaml:"max_header_bytes" doc:"Largest header of a request, request line included; larger ones are answered 431."`
-	ReadHeaderTimeout time.Duration  `yaml:"read_header_timeout" doc:"Longest time for a request's header to arrive."`
-	ReadTimeout       time.Duration  `yaml:"read_timeout" doc:"Longest time for a whole request to arrive, header included."`
-	WriteTimeout      time.Duration  `yaml:"write_timeout" doc:"Longest time from the end of a request's header to the end of its answer. It covers the synced write to the journal."`
-	IdleTimeout       time.Duration  `yaml:"idle_timeout" doc:"How long a connection is kept open for the sender's next request."`
-	MaxConnectionAge  time.Duration  `yaml:"max_connection_age" doc:"Greatest age of a connection; at random up to a tenth less. The first answer after it ends the connection (Connection: close, or GOAWAY), and requests under way end as they would: a sender that connects again is held to the certificate and the client CA of that moment."`
-	MaxConnections    int            `yaml:"max_connections" doc:"Most connections open at once. One more makes one close: that of a sender who has proven nothing, or else one without a request, and of these the one on which nothing has been answered for the longest. A connection that was just accepted does not close, and while none can, the new one waits. While more than half are open, connections of one address that have proven nothing take at most a quarter. Lowered at start where the limit of open files leaves fewer beside the journal, the brokers and the admin port; a log line says so."`
-	MaxInFlight       int            `yaml:"max_in_flight" doc:"Most verified requests under way at once; above it they are answered 503. Half of them is for whoever comes first, the other half is divided among the sources, so that none shuts another out."`
-	MaxBufferedBytes  Size           `yaml:"max_buffered_bytes" doc:"Most memory that connections, headers and bodies take at once, divided as max_in_flight is. A connection counts 16 KiB, with TLS 40 KiB, with HTTP/2 32 KiB more. Where there is no room, requests that have been arriving for the longest are answered 503, and connections are closed, first those of senders who have proven nothing. While more than half is in use, what one address has not proven takes at most a quarter. At least eight times max_body_bytes and 128 times max_header_bytes, and 1 MiB more: with less a request that is alone may not fit."`
-	ShutdownDelay     time.Duration  `yaml:"shutdown_delay" doc:"How long webhooks are still taken after the process was asked to end and /readyz says so, for load balancers to notice. At most half of shutdown_timeout, of which it is a part."`
-	ShutdownTimeout   time.Duration  `yaml:"shutdown_timeout" doc:"Longest time for an orderly shutdown; keep it shorter than the grace period of whatever stops the process."`
-	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of the proxies in front, as CIDRs. Only from these are X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host and Forwarded (RFC 7239) believed. Where a proxy names no address that can be read, or X-Forwarded-For and Forwarded name different ones, the sender is unknown, and no network of auth.ip_allow holds it." example:"[10.0.0.0/8]"`
-	TLS               ServerTLS      `yaml:"tls" doc:"Serve HTTPS. The files are watched, and reloaded when they change."`
+	Name              string         `yaml:"name" doc:"Name of this process among relays with a shared journal; must be unique. Empty uses the host name." example:"${HOSTNAME}"`
+	Listen            string         `yaml:"listen" doc:"Listen address, host:port. Without a host, the server listens on every address of the machine; port 0 takes any free port." example:"0.0.0.0:8443"`
+	MaxBodyBytes      Size           `yaml:"max_body_bytes" doc:"Maximum size of a request body; larger bodies are answered 413."`
+	MaxHeaderBytes    Size           `yaml:"max_header_bytes" doc:"Maximum size of a request header, including the request line; larger headers are answered 431."`
+	ReadHeaderTimeout time.Duration  `yaml:"read_header_timeout" doc:"Maximum time for a request header to arrive."`
+	ReadTimeout       time.Duration  `yaml:"read_timeout" doc:"Maximum time for a whole request to arrive, including the header."`
+	WriteTimeout      time.Duration  `yaml:"write_timeout" doc:"Maximum time from the end of the request header to the end of the response. Includes the synced write to the journal."`
+	IdleTimeout       time.Duration  `yaml:"idle_timeout" doc:"Maximum idle time of a keep-alive connection."`
+	MaxConnectionAge  time.Duration  `yaml:"max_connection_age" doc:"Maximum age of a connection; a random part of up to a tenth is subtracted. The first response after this age closes the connection (Connection: close, or GOAWAY), and requests in flight complete. A new connection is checked against the current certificate and client CA."`
+	MaxConnections    int            `yaml:"max_connections" doc:"Maximum number of open connections. Beyond this number, each new connection closes an old one: first a connection of an unauthenticated sender, then a connection without a request, and among these the connection with the oldest last response. A new connection is never closed for this; if no connection can be closed, the new connection waits. While more than half are open, unauthenticated connections from one address get at most a quarter. Lowered at start, with a log line, if the limit of open files is too small for the journal, the brokers and the admin port as well."`
+	MaxInFlight       int            `yaml:"max_in_flight" doc:"Maximum number of verified requests in flight; further requests are answered 503. Half of this limit is shared by all sources; the other half is reserved in equal parts for each source, so that no source can starve another."`
+	MaxBufferedBytes  Size           `yaml:"max_buffered_bytes" doc:"Maximum memory for connections, headers and bodies, divided between sources like max_in_flight. A connection counts 16 KiB, with TLS 40 KiB, with HTTP/2 32 KiB more. When the memory is used up, the requests with the longest arrival time are answered 503 and connections are closed, first connections of unauthenticated senders. While more than half is in use, unauthenticated requests from one address get at most a quarter. Minimum: eight times max_body_bytes and 128 times max_header_bytes, plus 1 MiB; with less, a single request may not fit."`
+	ShutdownDelay     time.Duration  `yaml:"shutdown_delay" doc:"Time between the termination signal and the end of accepting webhooks. During this time /readyz reports not ready, so that load balancers can remove the process. At most half of shutdown_timeout, and part of shutdown_timeout."`
+	ShutdownTimeout   time.Duration  `yaml:"shutdown_timeout" doc:"Maximum time for a graceful shutdown. Keep shutdown_timeout shorter than the termination grace period of the service manager."`
+	TrustedProxies    []netip.Prefix `yaml:"trusted_proxies" doc:"Networks of reverse proxies in front of Postwire, as CIDRs. X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host and Forwarded (RFC 7239) are believed only from these networks. If a proxy sends no readable address, or different addresses in X-Forwarded-For and Forwarded, the sender's address is unknown and matches no network of auth.ip_allow." example:"[10.0.0.0/8]"`
+	TLS               ServerTLS      `yaml:"tls" doc:"HTTPS. Changed files are reloaded."`
 }
 
 // ServerTLS are the files with which a server speaks TLS.
 type ServerTLS struct {
 	CertFile     string `yaml:"cert_file" doc:"Certificate chain, PEM. Empty serves plain HTTP." example:"/etc/postwire/tls/tls.crt"`
 	KeyFile      string `yaml:"key_file" doc:"Private key of the certificate, PEM." example:"/etc/postwire/tls/tls.key"`
-	ClientCAFile string `yaml:"client_ca_file" doc:"Certificates of the authorities whose clients may connect, PEM. Where it is set, every client needs a certificate of one of them." example:"/etc/postwire/tls/ca.crt"`
+	ClientCAFile string `yaml:"client_ca_file" doc:"CA certificates for client certificates, PEM. If set, every client needs a certificate from one of these authorities." example:"/etc/postwire/tls/ca.crt"`
 }
 
 // Enabled reports whether the server speaks TLS.
@@ -121,22 +121,22 @@ func (t ServerTLS) Enabled() bool { return t.CertFile != "" }
 
 // Admin is the HTTP server for operators.
 type Admin struct {
-	Listen string `yaml:"listen" doc:"Address to listen on, host:port, for /livez, /readyz, /metrics, /api and /console. Health and metrics are open to whoever reaches it; they hold no events."`
-	Token  Secret `yaml:"token" doc:"Bearer token that callers of /api must show; a long random text, such as openssl rand -hex 32 makes. Its holder is an operator, called admin.token in the audit log. This token, or one of an operator in tokens, is required unless admin.listen is a loopback address." example:"${POSTWIRE_ADMIN_TOKEN}"`
+	Listen string `yaml:"listen" doc:"Listen address, host:port, for /livez, /readyz, /metrics, /api and /console. Health and metrics need no token and contain no events."`
+	Token  Secret `yaml:"token" doc:"Bearer token for /api, as a long random text from openssl rand -hex 32. The holder is an operator, called admin.token in the audit log. This token, or the token of an operator in tokens, is required unless admin.listen is a loopback address." example:"${POSTWIRE_ADMIN_TOKEN}"`
 
-	ViewerToken Secret       `yaml:"viewer_token" doc:"Bearer token of viewers, called admin.viewer_token in the audit log. Viewers may look and change nothing, and are shown no personal data: the data of events, the bodies of requests. Requires a token of an operator. Empty is no such token." example:"${POSTWIRE_VIEWER_TOKEN}"`
-	Tokens      []AdminToken `yaml:"tokens" doc:"Bearer tokens of named persons and machines, 100 at most, so that the audit log names who made a change. A change of tokens ends the sessions, tails and requests of those that are gone." example:"[{name: alice, role: operator, token: \"${file:/run/secrets/alice}\"}]"`
-	AllowWeak   bool         `yaml:"allow_weak" doc:"Accept tokens of less than 16 bytes. Whoever finds one by trying can do what its holder can."`
+	ViewerToken Secret       `yaml:"viewer_token" doc:"Bearer token for viewers, called admin.viewer_token in the audit log. Viewers have read access without personal data: no event data and no request bodies. Requires the token of an operator. Empty disables this token." example:"${POSTWIRE_VIEWER_TOKEN}"`
+	Tokens      []AdminToken `yaml:"tokens" doc:"Bearer tokens of named persons and machines, at most 100, so that the audit log names the author of a change. Removing or changing a token ends the sessions, tails and requests that use this token." example:"[{name: alice, role: operator, token: \"${file:/run/secrets/alice}\"}]"`
+	AllowWeak   bool         `yaml:"allow_weak" doc:"Accept tokens shorter than 16 bytes. An attacker who guesses a token has the rights of the holder."`
 
-	MaxConnectionAge time.Duration `yaml:"max_connection_age" doc:"Greatest age of a connection; at random up to a tenth less. The first answer after it ends the connection (Connection: close). A tail ends at that age with a message that names the next sequence, and the console and postwire tail continue there over a new connection."`
-	TLS              ServerTLS     `yaml:"tls" doc:"Serve HTTPS on admin.listen. The files are watched, and reloaded when they change. With client_ca_file every request needs a client certificate, except those for /livez and /readyz: a kubelet has none to show."`
+	MaxConnectionAge time.Duration `yaml:"max_connection_age" doc:"Maximum age of a connection; a random part of up to a tenth is subtracted. The first response after this age closes the connection (Connection: close). A tail ends at this age with a message that contains the next sequence; the console and postwire tail continue there over a new connection."`
+	TLS              ServerTLS     `yaml:"tls" doc:"HTTPS on admin.listen. Changed files are reloaded. With client_ca_file every request needs a client certificate, except requests to /livez and /readyz, because a kubelet has no client certificate."`
 }
 
 // AdminToken is a bearer token of the admin API that has a name.
 type AdminToken struct {
-	Name  string `yaml:"name" doc:"Name of the holder in the audit log; 64 bytes at most." example:"alice"`
-	Role  string `yaml:"role" enum:"operator,viewer" doc:"Role of the holder: an operator may do everything, a viewer may look." example:"operator"`
-	Token Secret `yaml:"token" doc:"Bearer token of the holder; a long random text, such as openssl rand -hex 32 makes." example:"${file:/run/secrets/alice}"`
+	Name  string `yaml:"name" doc:"Name of the holder in the audit log; at most 64 bytes." example:"alice"`
+	Role  string `yaml:"role" enum:"operator,viewer" doc:"Role of the holder: an operator has full access, a viewer has read access without personal data." example:"operator"`
+	Token Secret `yaml:"token" doc:"Bearer token of the holder, as a long random text from openssl rand -hex 32." example:"${file:/run/secrets/alice}"`
 }
 
 // Names of the tokens that have no name of their own. They are also the keys of
@@ -168,22 +168,22 @@ func (a Admin) Credentials() []AdminToken {
 
 // Log says what is logged, and how.
 type Log struct {
-	Level  string `yaml:"level" enum:"debug,info,warn,error" doc:"Least important level that is logged. It can be changed while the process runs: postwire log-level."`
-	Format string `yaml:"format" enum:"json,console" doc:"One JSON object a line, or text for a person at a terminal."`
+	Level  string `yaml:"level" enum:"debug,info,warn,error" doc:"Minimum level of log messages. postwire log-level changes the level of a running process."`
+	Format string `yaml:"format" enum:"json,console" doc:"json: one JSON object per line. console: text for a person at a terminal."`
 }
 
 // Telemetry is what is told to collectors.
 type Telemetry struct {
-	Traces Traces `yaml:"traces" doc:"Traces in OpenTelemetry's protocol, OTLP: a span for a request that is taken, for its append, and for each attempt to deliver an event."`
+	Traces Traces `yaml:"traces" doc:"Traces in the OpenTelemetry protocol (OTLP): a span for each accepted request, for its append to the journal, and for each delivery attempt."`
 }
 
 // Traces says where traces go.
 type Traces struct {
-	Endpoint    URL               `yaml:"endpoint" doc:"URL of the collector; http:// is not encrypted, https:// is. Where protocol is http and the URL has no path, /v1/traces is added. Empty turns traces off." example:"http://otel-collector:4318"`
+	Endpoint    URL               `yaml:"endpoint" doc:"URL of the collector; http:// is not encrypted, https:// is encrypted. With protocol http and a URL without a path, /v1/traces is added. Empty disables traces." example:"http://otel-collector:4318"`
 	Protocol    string            `yaml:"protocol" enum:"http,grpc" doc:"OTLP over HTTP, usually port 4318, or over gRPC, usually port 4317."`
-	Headers     map[string]Secret `yaml:"headers" doc:"Headers that each request to the collector has, by name." example:"{Authorization: \"Bearer ${OTLP_TOKEN}\"}"`
-	SampleRatio float64           `yaml:"sample_ratio" doc:"Share of the traces that are sent, 0 to 1, of webhooks that do not come with a traceparent of their own. One that does decides itself, where its sender has proven who it is."`
-	CAFile      string            `yaml:"ca_file" doc:"Certificates of the authorities to trust, PEM, where endpoint is https://. Empty trusts those of the system." example:"/etc/postwire/tls/ca.crt"`
+	Headers     map[string]Secret `yaml:"headers" doc:"Headers of each request to the collector, by name." example:"{Authorization: \"Bearer ${OTLP_TOKEN}\"}"`
+	SampleRatio float64           `yaml:"sample_ratio" doc:"Share of traces to send, from 0 to 1, for webhooks without a traceparent header. The sampling flag of a traceparent from an authenticated sender takes precedence."`
+	CAFile      string            `yaml:"ca_file" doc:"CA certificates to trust, PEM, if endpoint is https://. Empty trusts the CA certificates of the system." example:"/etc/postwire/tls/ca.crt"`
 }
 
 // Enabled reports whether traces are sent.
@@ -191,53 +191,53 @@ func (t Traces) Enabled() bool { return t.Endpoint != "" }
 
 // Journal is the durable log between the two halves of the relay.
 type Journal struct {
-	Engine       string        `yaml:"engine" enum:"local,jetstream" doc:"Where the journal is kept: local, in a folder of this machine; or jetstream, in a NATS JetStream cluster, so that several machines run Postwire and any of them may die."`
-	Dir          string        `yaml:"dir" doc:"Folder of the local engine. It is created if it is missing. Relative to the working directory." example:"/var/lib/postwire"`
-	Retention    time.Duration `yaml:"retention" doc:"How long events are kept, for replay. Events that a sink still waits for stay longer. 0 keeps none beyond that."`
-	MaxBytes     Size          `yaml:"max_bytes" doc:"Size of the journal at which new events are refused with 503; what was accepted is kept. The local engine keeps to it however fast events come; while it compacts its files, those that it writes anew are on the disk twice. From four fifths of it on, events that every sink has passed are removed before their retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (16MiB at least), for dead letters. 0 is no limit."`
-	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Below this much free disk space new events are refused with 503, so that the journal never breaks off in mid-write. As much again is reserved in the file RESERVE where the disk has room for it several times over; a relay that starts on a full disk gives that up, to deliver what is stored. Used by the local engine; 0 turns the check and the reserve off."`
-	Quarantine   Quarantine    `yaml:"quarantine" doc:"Bounds of the quarantine: authenticated requests that no source understood. One that was last received before retention is discarded, too, unless retention is 0."`
-	JetStream    JetStream     `yaml:"jetstream" doc:"The cluster of the jetstream engine; unused by the other one."`
-	Spill        Spill         `yaml:"spill" doc:"Where the jetstream engine keeps events while the cluster does not take them; unused by the other one."`
+	Engine       string        `yaml:"engine" enum:"local,jetstream" doc:"Storage of the journal. local: a folder on this machine. jetstream: a NATS JetStream cluster, for several relays on several machines with failover."`
+	Dir          string        `yaml:"dir" doc:"Folder of the local engine, created if missing. A relative path starts at the working directory." example:"/var/lib/postwire"`
+	Retention    time.Duration `yaml:"retention" doc:"How long events stay in the journal, for replay. Events pending for a sink stay longer. 0 keeps only pending events."`
+	MaxBytes     Size          `yaml:"max_bytes" doc:"Maximum size of the journal; at this size new events are refused with 503, and accepted events are kept. The local engine stays below this size at any rate of events, but during a compaction the rewritten files exist twice on the disk. From four fifths of this size on, events without a pending delivery are removed before the end of retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (at least 16MiB) for dead letters. 0 disables the limit."`
+	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Minimum free disk space; below this, new events are refused with 503, so that no write to the journal stops in the middle. If the disk has several times this space free, the file RESERVE reserves the space once more; a relay that starts on a full disk deletes RESERVE to deliver the stored events. Used by the local engine; 0 disables the check and the reserve."`
+	Quarantine   Quarantine    `yaml:"quarantine" doc:"Limits of the quarantine: authenticated requests that no source understood. Discards a request after retention, counted from its last repeat, unless retention is 0."`
+	JetStream    JetStream     `yaml:"jetstream" doc:"NATS cluster of the jetstream engine; unused by the local engine."`
+	Spill        Spill         `yaml:"spill" doc:"Local disk storage of the jetstream engine while the cluster is unavailable; unused by the local engine."`
 }
 
 // Quarantine bounds what is kept of requests that no source understood.
 type Quarantine struct {
-	MaxBytesPerSource Size `yaml:"max_bytes_per_source" doc:"Discards the oldest quarantined requests of a source beyond this size, which a log line and postwire_quarantine_discarded_total record; the newest request is kept, whatever its size. Requests of a source with the same body are kept once, with a count. Each request counts for half a KiB more than its size, and for 4KiB more with the jetstream engine. 0 is a twentieth of journal.max_bytes, and 1GiB at most."`
+	MaxBytesPerSource Size `yaml:"max_bytes_per_source" doc:"Discards the oldest quarantined requests of a source beyond this size; a log line and postwire_quarantine_discarded_total record the loss. The newest request is kept regardless of size. Requests of a source with equal bodies are stored once, with a count. Each request counts half a KiB more than its size, and 4KiB more with the jetstream engine. 0 means a twentieth of journal.max_bytes, at most 1GiB."`
 }
 
 // JetStream is the NATS cluster that keeps the journal.
 type JetStream struct {
-	URL      URL    `yaml:"url" doc:"Servers of the cluster, separated by commas; version 2.12 or newer. Needed where journal.engine is jetstream." example:"nats://nats-0:4222,nats://nats-1:4222"`
-	Stream   string `yaml:"stream" doc:"Name of the stream, and the first token of its subjects. It is created if it is missing. Postwire alone writes to it."`
-	Replicas int    `yaml:"replicas" doc:"Servers that keep a copy of each event, 1 to 5; of 3, any one may die."`
-	Update   bool   `yaml:"update" doc:"Change the stream where its settings are not those of this configuration. Without it the process says what differs, and does not start."`
+	URL      URL    `yaml:"url" doc:"Servers of the cluster, separated by commas; NATS 2.12 or newer. Required if journal.engine is jetstream." example:"nats://nats-0:4222,nats://nats-1:4222"`
+	Stream   string `yaml:"stream" doc:"Name of the stream, and first token of its subjects. The stream is created if missing. No other application may publish to this stream."`
+	Replicas int    `yaml:"replicas" doc:"Number of replicas of the stream, 1 to 5. With 3, one server may fail without loss."`
+	Update   bool   `yaml:"update" doc:"Change the stream if its settings differ from this configuration. With false, Postwire reports the differences and does not start."`
 
-	CredentialsFile string `yaml:"credentials_file" doc:"File of a user's JWT and key, as made by nsc. It is read again at every connection." example:"/etc/postwire/nats.creds"`
-	NKeyFile        string `yaml:"nkey_file" doc:"File of a user's NKey seed." example:"/etc/postwire/nats.nk"`
+	CredentialsFile string `yaml:"credentials_file" doc:"File with the JWT and key of a NATS user, as made by nsc. The file is read again at every connection." example:"/etc/postwire/nats.creds"`
+	NKeyFile        string `yaml:"nkey_file" doc:"File with the NKey seed of a NATS user." example:"/etc/postwire/nats.nk"`
 	User            string `yaml:"user" doc:"User name."`
 	Password        Secret `yaml:"password" doc:"Password of user." example:"${NATS_PASSWORD}"`
-	Token           Secret `yaml:"token" doc:"Token, where the server asks for one." example:"${NATS_TOKEN}"`
+	Token           Secret `yaml:"token" doc:"Authentication token of the server." example:"${NATS_TOKEN}"`
 	TLS             TLS    `yaml:"tls" doc:"TLS to the servers."`
 }
 
 // Spill is the local journal of a process whose journal is in a cluster.
 type Spill struct {
-	Enabled  bool          `yaml:"enabled" doc:"Keep events here that the cluster has not taken after hold, answer them, and forward them when it takes them again. Without it they are answered 503."`
-	Dir      string        `yaml:"dir" doc:"Folder of this process alone, on a disk that outlives it: while the cluster is away it holds the only copy of what was answered. It is created if it is missing." example:"/var/lib/postwire/spill"`
-	Hold     time.Duration `yaml:"hold" doc:"How long an event waits for the cluster before it is kept here, or answered 503."`
-	MaxBytes Size          `yaml:"max_bytes" doc:"Size at which no more is kept here, and events are answered 503. 0 is no limit."`
+	Enabled  bool          `yaml:"enabled" doc:"Store events on the local disk if the cluster does not accept events within hold, acknowledge the events, and forward the events when the cluster is available again. With false, such events are answered 503."`
+	Dir      string        `yaml:"dir" doc:"Folder on a persistent disk, for this process alone, created if missing. While the cluster is unavailable, this folder has the only copy of acknowledged events." example:"/var/lib/postwire/spill"`
+	Hold     time.Duration `yaml:"hold" doc:"Time that an event waits for the cluster before Postwire spills the event or answers 503."`
+	MaxBytes Size          `yaml:"max_bytes" doc:"Maximum size of the spill; beyond this, events are answered 503. 0 disables the limit."`
 }
 
 // Dedupe says how repeats of an event are recognized.
 type Dedupe struct {
-	Window time.Duration `yaml:"window" doc:"How long after an event was first seen a repeat of it is dropped. A repeat does not extend it."`
+	Window time.Duration `yaml:"window" doc:"Dedupe window: repeats of an event are dropped for this time after the first arrival. A repeat does not extend the window."`
 }
 
 // Schemas says where the schemas of the events are published.
 type Schemas struct {
-	BaseURL string `yaml:"base_url" doc:"Start of the dataschema attribute of each event. Empty gives urn:postwire:schema:<type>:1." example:"https://example.com/schemas"`
-	Dir     string `yaml:"dir" doc:"Folder of your own JSON Schemas, as <type>/<version>.json, beside the built-in ones: for the schema check of sources, and served with them on admin.listen below /schemas/, to whoever can reach it. Read at the start and when the configuration is reloaded." example:"/etc/postwire/schemas"`
+	BaseURL string `yaml:"base_url" doc:"Base URL of the dataschema attribute of each event. Empty gives urn:postwire:schema:<type>:1." example:"https://example.com/schemas"`
+	Dir     string `yaml:"dir" doc:"Folder of your own JSON Schemas, as <type>/<version>.json, in addition to the built-in schemas. The schema check of sources uses these files, and /schemas/ on admin.listen serves the files without a token. Read at start and at each reload." example:"/etc/postwire/schemas"`
 }
 
 // Default returns the configuration of a document that sets nothing.

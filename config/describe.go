@@ -223,12 +223,12 @@ const durationPattern = `^[-+]?(0|([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|
 func Schema(sources, sinks []KindDoc) ([]byte, error) {
 	defs := object{
 		{"expansion", object{
-			{"description", "Text with ${NAME}, ${NAME:-default} or ${file:/path} in it."},
+			{"description", "Text with ${NAME}, ${NAME:-default} or ${file:/path}."},
 			{"type", "string"},
 			{"pattern", `\$\{`},
 		}},
 		{"duration", object{
-			{"description", "A number with a unit: ms, s, m, h, d (24 hours) or w (7 days); 0 needs none."},
+			{"description", "Numbers with units: ms, s, m, h, d (24 hours) or w (7 days). 0 needs no unit."},
 			{"anyOf", []any{object{{"type", "string"}, {"pattern", durationPattern}}, object{{"const", 0}}, expansionRef()}},
 		}},
 	}
@@ -312,7 +312,7 @@ func blockSchema(section string, kinds []KindDoc) (items, defs object, err error
 				{"anyOf", []any{object{{"type", "string"}, {"pattern", blockName.String()}}, expansionRef()}},
 			}},
 			{"type", object{
-				{"description", "Kind of the entry; it decides which other keys there are."},
+				{"description", typeDoc},
 				{"anyOf", []any{object{{"enum", names}}, expansionRef()}},
 			}},
 		}},
@@ -324,9 +324,16 @@ func blockSchema(section string, kinds []KindDoc) (items, defs object, err error
 	return items, defs, nil
 }
 
+// typeDoc describes the key type of the entries of a section.
+const typeDoc = "Kind of the entry. The other keys depend on the kind."
+
 // nameDoc describes the key name of the entries of a section.
 func nameDoc(section string) string {
-	return "Name of the entry, its own among the " + section + ": lower case letters, digits, dashes and underscores. It is part of what is stored and measured; under another name it is another one."
+	doc := "Name of the entry, unique among the " + section + ": lower-case letters, digits, dashes and underscores. "
+	if section == "sinks" {
+		return doc + "Identifies the sink in the journal and in metrics. Renaming a sink removes the sink and creates a new sink: events pending for the old name are not delivered."
+	}
+	return doc + "Identifies the source in the journal and in metrics. Dedupe keys contain the name: after renaming a source, repeats of earlier events count as new events."
 }
 
 // schemas appends the schemas of fields to properties, and lists those that
@@ -454,51 +461,85 @@ func (s Shape) schema(f Field) (object, error) {
 
 const referenceIntro = `# Configuration
 
-One YAML file. Every key has a default unless it is marked as required; ` + "`postwire config print`" + ` shows what is in
-effect. A key that is unknown, written twice, or has a value that is not accepted is an error, and all errors are shown at
-once: ` + "`postwire config validate`" + `.
+The configuration is one YAML file. Every key has a default unless the table says *required*; ` + "`postwire config print`" + ` shows the
+configuration in effect. Unknown keys, repeated keys and invalid values are errors. ` + "`postwire config validate`" + ` reports all
+errors at once, each with line, column and a suggested fix.
 
-**Values from outside.** Inside any value, ` + "`${NAME}`" + ` is the environment variable NAME, ` + "`${NAME:-default}`" + ` is the same with a
-default for where it is unset or empty, and ` + "`${file:/path}`" + ` is the content of a file without the newline at its end; a relative
-path starts at the folder of the configuration file. ` + "`$${`" + ` is a plain ` + "`${`" + `. Values are put in after the YAML is read, so
-they cannot add keys.
+**Variables and files.** In any value, ` + "`${NAME}`" + ` is replaced by the environment variable NAME. ` + "`${NAME:-default}`" + ` uses the
+default if the variable is unset or empty. ` + "`${file:/path}`" + ` is replaced by the content of a file without the final newline; a
+relative path starts at the folder of the configuration file. ` + "`$${`" + ` is a literal ` + "`${`" + `. Replacement happens after the YAML is
+parsed, so a value cannot add keys.
 
-**Types.** A *duration* is a number with a unit, or several: ` + "`500ms`, `30s`, `1h30m`, `7d`, `2w`" + `; a day is 24 hours. A *size* is
-a number of bytes, or one with a unit: ` + "`65536`, `64KiB`, `1MB`" + `. A *network* is an address with a length: ` + "`10.0.0.0/8`" + `. A
-*secret* is text that is never shown.
+**Types.** A *duration* is a sum of numbers with units: ` + "`500ms`, `30s`, `1h30m`, `7d`, `2w`" + `; a day is 24 hours. A *size* is a
+number of bytes, with or without a unit: ` + "`65536`, `64KiB`, `1MB`" + `. A *network* is an address with a prefix length: ` + "`10.0.0.0/8`" + `. A
+*secret* is a text that logs, errors and printed configurations never show.
+
+**Links.** Every key has an anchor: ` + "`#server-max-connections`" + ` is ` + "`server.max_connections`, `#sinks-kafka-topic`" + ` is ` + "`topic`" + ` of a
+sink of type ` + "`kafka`" + `.
+
+## Contents
+
 `
+
+// keyAnchor returns the anchor of a key on the reference page:
+// server.max_connections is server-max-connections.
+func keyAnchor(path string) string {
+	return strings.NewReplacer("[]", "", ".", "-", "_", "-").Replace(path)
+}
 
 // Reference returns the reference page of the configuration, in Markdown.
 func Reference(sources, sinks []KindDoc) ([]byte, error) {
-	var b strings.Builder
-	b.WriteString(referenceIntro)
+	var contents, body strings.Builder
 	for _, f := range Describe(Default()) {
+		fmt.Fprintf(&contents, "- [`%s`](#%s)", f.Key, keyAnchor(f.Key))
+		fmt.Fprintf(&body, "\n## `%s`\n\n%s\n", f.Key, f.Doc)
 		switch f.Key {
 		case "sources":
-			referenceKinds(&b, f, "Source", sources)
+			referenceKinds(&contents, &body, f.Key, "Source", sources)
 		case "sinks":
-			referenceKinds(&b, f, "Sink", sinks)
+			referenceKinds(&contents, &body, f.Key, "Sink", sinks)
 		default:
-			fmt.Fprintf(&b, "\n## `%s`\n\n%s\n", f.Key, f.Doc)
-			referenceTables(&b, "### ", f.Key, f.Fields)
+			referenceContents(&contents, ": ", f.Key, "", f.Fields)
+			contents.WriteByte('\n')
+			referenceTables(&body, "### ", f.Key, f.Key, f.Fields)
 		}
 	}
-	return []byte(b.String()), nil
+	return []byte(referenceIntro + contents.String() + body.String()), nil
 }
 
-// referenceKinds writes a section of blocks, and one below it for each kind.
-func referenceKinds(b *strings.Builder, f Field, word string, kinds []KindDoc) {
-	fmt.Fprintf(b, "\n## `%s`\n\n%s\n", f.Key, f.Doc)
-	referenceTables(b, "### ", "", []Field{
-		{Key: "name", Type: "text", Required: true, Doc: nameDoc(f.Key)},
-		{Key: "type", Type: "text", Required: true, Doc: "Kind of the entry; it decides which other keys there are.", Enum: names(kinds)},
+// referenceKinds writes the table of the keys of all kinds in a section, and
+// one subsection for each kind.
+func referenceKinds(contents, body *strings.Builder, section, word string, kinds []KindDoc) {
+	contents.WriteByte('\n')
+	referenceTables(body, "### ", section, "", []Field{
+		{Key: "name", Type: "text", Required: true, Doc: nameDoc(section)},
+		{Key: "type", Type: "text", Required: true, Doc: typeDoc, Enum: names(kinds)},
 	})
 	for _, k := range kinds {
-		fmt.Fprintf(b, "\n### %s of type `%s`\n\n%s\n", word, k.Name, k.Summary)
+		title := fmt.Sprintf("%s of type `%s`", word, k.Name)
+		anchor := section + "." + k.Name
+		fmt.Fprintf(contents, "  - [%s](#%s)", title, strings.ToLower(word+"-of-type-"+k.Name))
+		fmt.Fprintf(body, "\n### %s\n\n%s\n", title, k.Summary)
 		if k.Example != "" {
-			fmt.Fprintf(b, "\n```yaml\n%s\n```\n", strings.Trim(k.Example, "\n"))
+			fmt.Fprintf(body, "\n```yaml\n%s\n```\n", strings.Trim(k.Example, "\n"))
 		}
-		referenceTables(b, "#### "+k.Name+": ", "", Describe(k.Values...))
+		fields := Describe(k.Values...)
+		referenceContents(contents, ": ", anchor, "", fields)
+		contents.WriteByte('\n')
+		referenceTables(body, "#### "+k.Name+": ", anchor, "", fields)
+	}
+}
+
+// referenceContents lists the sections of the structs inside of fields, in the
+// order of the page.
+func referenceContents(b *strings.Builder, separator, anchor, path string, fields []Field) {
+	for _, f := range fields {
+		if len(f.Fields) == 0 {
+			continue
+		}
+		fmt.Fprintf(b, "%s[`%s`](#%s)", separator, join(path, f.Key), keyAnchor(join(anchor, f.Key)))
+		separator = ", "
+		referenceContents(b, separator, join(anchor, f.Key), join(path, f.Key), f.Fields)
 	}
 }
 
@@ -510,10 +551,12 @@ func names(kinds []KindDoc) []string {
 	return all
 }
 
-// referenceTables writes the table of the keys of the struct at path, and
-// after it a section for each struct inside. The headings begin with what is
-// given: level and, for a kind, its name.
-func referenceTables(b *strings.Builder, heading, path string, fields []Field) {
+// referenceTables writes the table of the keys of a struct, and after the table
+// a section for each struct inside. Heading is what each heading begins with:
+// the level and, for a kind, the name of the kind. Path is the struct's path for
+// headings, anchor the path for anchors. A key has one anchor: in the table, or
+// at the section of the key.
+func referenceTables(b *strings.Builder, heading, anchor, path string, fields []Field) {
 	b.WriteString("\n| key | type | default | description |\n|---|---|---|---|\n")
 	for _, f := range fields {
 		value := ""
@@ -523,7 +566,12 @@ func referenceTables(b *strings.Builder, heading, path string, fields []Field) {
 		case f.Default != "":
 			value = cell(code(f.Default))
 		}
-		fmt.Fprintf(b, "| `%s` | %s | %s | %s |\n", f.Key, f.Type, value, cell(f.sentence()))
+		id := keyAnchor(join(anchor, f.Key))
+		key := fmt.Sprintf("[`%s`](#%s)", f.Key, id)
+		if len(f.Fields) == 0 {
+			key = anchorTag(id) + key
+		}
+		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", key, f.Type, value, cell(f.sentence()))
 	}
 	for _, f := range fields {
 		if len(f.Fields) == 0 {
@@ -533,10 +581,13 @@ func referenceTables(b *strings.Builder, heading, path string, fields []Field) {
 		if _, repeated := innerStruct(f.typ); repeated {
 			inner += "[]"
 		}
-		fmt.Fprintf(b, "\n%s`%s`\n\n%s\n", heading, inner, f.Doc)
-		referenceTables(b, heading, inner, f.Fields)
+		fmt.Fprintf(b, "\n%s\n\n%s`%s`\n\n%s\n", anchorTag(keyAnchor(join(anchor, f.Key))), heading, inner, f.Doc)
+		referenceTables(b, heading, join(anchor, f.Key), inner, f.Fields)
 	}
 }
+
+// anchorTag returns the HTML of an anchor.
+func anchorTag(id string) string { return `<a id="` + id + `"></a>` }
 
 // sentence returns the description of a key with its values and example.
 func (f Field) sentence() string {

@@ -286,11 +286,11 @@ func FormatDuration(d time.Duration) string {
 // not encrypted.
 type TLS struct {
 	Enabled            bool   `yaml:"enabled" doc:"Encrypt the connection."`
-	CAFile             string `yaml:"ca_file" doc:"Certificates of the authorities to trust, PEM. Empty trusts those of the system." example:"/etc/postwire/tls/ca.crt"`
-	CertFile           string `yaml:"cert_file" doc:"Certificate with which to prove who we are, PEM." example:"/etc/postwire/tls/tls.crt"`
+	CAFile             string `yaml:"ca_file" doc:"CA certificates to trust, PEM. Empty trusts the CA certificates of the system." example:"/etc/postwire/tls/ca.crt"`
+	CertFile           string `yaml:"cert_file" doc:"Client certificate, PEM." example:"/etc/postwire/tls/tls.crt"`
 	KeyFile            string `yaml:"key_file" doc:"Private key of the certificate, PEM." example:"/etc/postwire/tls/tls.key"`
-	ServerName         string `yaml:"server_name" doc:"Name that the server's certificate must bear, where it is not that of the address."`
-	InsecureSkipVerify bool   `yaml:"insecure_skip_verify" doc:"Accept any certificate. Whoever sits in between can then read and change everything."`
+	ServerName         string `yaml:"server_name" doc:"Name in the server's certificate, if different from the host name of the address."`
+	InsecureSkipVerify bool   `yaml:"insecure_skip_verify" doc:"Accept any server certificate. Allows a man in the middle to read and change all data."`
 }
 
 // Config reads the files and returns the settings for a client, nil if TLS is

@@ -11,31 +11,31 @@ import (
 // Settings are the keys that every sink has, whatever its kind. The relay
 // acts on them; a sink does not see them.
 type Settings struct {
-	Filter  string        `yaml:"filter" doc:"CEL expression over the attributes of an event; the sink gets the events for which the expression is true. Empty matches every event. An absent attribute is \"\". See docs/filters.md." example:"platform == \"instagram\""`
-	Start   string        `yaml:"start" enum:"latest,earliest" doc:"Where a sink that is new to the journal begins: at events accepted from now on, or at the oldest that is still stored."`
-	Batch   int           `yaml:"batch" doc:"Most events handed to the broker at once, 1 to 10000."`
-	Timeout time.Duration `yaml:"timeout" doc:"Longest time for one attempt to deliver a batch; after it the attempt counts as failed and is repeated."`
-	Retry   Retry         `yaml:"retry" doc:"How a failed delivery is tried again."`
+	Filter  string        `yaml:"filter" doc:"CEL expression over the attributes of an event; the sink gets the events with a true result. Empty matches every event. An absent attribute is \"\". See docs/filters.md." example:"platform == \"instagram\""`
+	Start   string        `yaml:"start" enum:"latest,earliest" doc:"Start of a sink that is new to the journal. latest: at events accepted from now on. earliest: at the oldest stored event."`
+	Batch   int           `yaml:"batch" doc:"Maximum number of events per batch to the broker, 1 to 10000."`
+	Timeout time.Duration `yaml:"timeout" doc:"Maximum time for one attempt to deliver a batch; after this time the attempt counts as failed and is repeated."`
+	Retry   Retry         `yaml:"retry" doc:"Retries of failed deliveries."`
 
-	Redact Redact `yaml:"redact" doc:"What of the events' data this sink is not to see. The data is then JSON with the rest as it was, but for white space; an event whose data is not JSON becomes a dead letter. Attributes, such as profile, are not changed."`
+	Redact Redact `yaml:"redact" doc:"Redaction of event data for this sink. The data is written as JSON again: values that are not redacted stay equal, white space may change. An event with data in another format than JSON becomes a dead letter. Attributes, such as profile, are not changed."`
 
 	Discard Discard `yaml:"discard" doc:"Discards pending events of this sink by age or by number. Discarded events are not delivered and do not become dead letters."`
 }
 
 // Discard says which pending events a sink discards.
 type Discard struct {
-	After  time.Duration `yaml:"after" doc:"Discards pending events older than this, counted from acceptance. Discarded events are not delivered and do not become dead letters; a log line and postwire_sink_discarded_total record them. 0 disables discarding. To keep such events, set retry.dead_letter_after instead."`
-	Beyond int           `yaml:"beyond" doc:"Discards the oldest pending events when more than this number are pending. Discarded events are not delivered and do not become dead letters; a log line and postwire_sink_discarded_total record them. 0 disables discarding."`
+	After  time.Duration `yaml:"after" doc:"Discards pending events older than this, counted from acceptance. Discarded events are not delivered and do not become dead letters; a log line and postwire_sink_discarded_total record the loss. 0 disables discarding. To keep such events, set retry.dead_letter_after instead."`
+	Beyond int           `yaml:"beyond" doc:"Discards the oldest pending events when more than this number are pending. Discarded events are not delivered and do not become dead letters; a log line and postwire_sink_discarded_total record the loss. 0 disables discarding."`
 }
 
 // Retry says how a failed delivery is tried again.
 type Retry struct {
-	Initial time.Duration `yaml:"initial" doc:"Wait before the second attempt; it grows by half each time, with jitter."`
-	Max     time.Duration `yaml:"max" doc:"Longest wait between two attempts."`
+	Initial time.Duration `yaml:"initial" doc:"Wait before the second attempt; each further wait is 1.5 times as long, with jitter."`
+	Max     time.Duration `yaml:"max" doc:"Maximum wait between two attempts."`
 
-	DeadLetterAfter time.Duration `yaml:"dead_letter_after" doc:"Age from acceptance at which an event that could not be delivered becomes a dead letter. 0 retries for ever."`
+	DeadLetterAfter time.Duration `yaml:"dead_letter_after" doc:"Age, counted from acceptance, at which an undelivered event becomes a dead letter. 0 retries forever."`
 
-	DeadLetterOn []int `yaml:"dead_letter_on" doc:"HTTP statuses after which an event becomes a dead letter, beside 400, 409, 413, 422 and, in binary mode, 415. Only for sinks of type http. Without it 401, 403, 404, 405 and other statuses are tried again." example:"[404]"`
+	DeadLetterOn []int `yaml:"dead_letter_on" doc:"Additional HTTP statuses that make an event a dead letter, besides 400, 409, 413, 422 and, in binary mode, 415. Only for sinks of type http. By default, 401, 403, 404, 405 and other statuses are retried." example:"[404]"`
 }
 
 // DefaultSettings returns the settings of a sink that sets none.

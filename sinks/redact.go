@@ -12,9 +12,9 @@ import (
 // such as user_email, which is meant wherever it stands; or a JSON pointer
 // (RFC 6901), such as /result/error, which is meant at that place only.
 type Redact struct {
-	Drop []string      `yaml:"drop" doc:"Fields of the data that are left out: a name such as title, wherever it stands, or a JSON pointer such as /result/error." example:"[title, caption]"`
-	Hash []string      `yaml:"hash" doc:"Fields whose value is replaced by a keyed digest of it, hmac-sha256: and 64 hex digits: equal values stay equal, and who lacks the key cannot try values out. Named as for drop." example:"[user_email]"`
-	Key  config.Secret `yaml:"key" doc:"Key of the digests; a long random text, such as openssl rand -hex 32 makes. Another key gives other digests." example:"${REDACT_KEY}"`
+	Drop []string      `yaml:"drop" doc:"Fields to remove from the data: a name such as title, at any depth, or a JSON pointer such as /result/error." example:"[title, caption]"`
+	Hash []string      `yaml:"hash" doc:"Fields to replace by a keyed digest of the value, hmac-sha256: and 64 hex digits. Equal values give equal digests, and guessing a value needs the key. A field is written as in drop." example:"[user_email]"`
+	Key  config.Secret `yaml:"key" doc:"Key of the digests, as a long random text from openssl rand -hex 32. A different key gives different digests." example:"${REDACT_KEY}"`
 }
 
 // minRedactKey is how short a key may be: one that can be found by trying

@@ -12,13 +12,13 @@ import (
 // Settings are the keys that every source has, whatever its kind. The ingress
 // acts on them; a source does not see them.
 type Settings struct {
-	Paths []string `yaml:"paths" required:"true" doc:"URL paths that the sender posts to. All paths of one source share their dedupe keys." example:"[/webhooks/upload-post]"`
-	Rate  Rate     `yaml:"rate" doc:"Most requests of this source; above it they are answered 429."`
+	Paths []string `yaml:"paths" required:"true" doc:"URL paths for requests of the sender. All paths of one source share their dedupe keys." example:"[/webhooks/upload-post]"`
+	Rate  Rate     `yaml:"rate" doc:"Rate limit of this source; requests beyond the limit are answered 429."`
 
-	MaxInFlight  int         `yaml:"max_in_flight" doc:"Most verified requests of this source under way at once; above it they are answered 429. 0 is no limit but server.max_in_flight."`
-	MaxBodyBytes config.Size `yaml:"max_body_bytes" doc:"Largest body of a request of this source, also of what a compressed one holds; larger ones are answered 413. 0 is server.max_body_bytes. server.max_buffered_bytes must be eight times as large, and somewhat more."`
+	MaxInFlight  int         `yaml:"max_in_flight" doc:"Maximum number of verified requests of this source in flight; further requests are answered 429. 0 uses only the limit server.max_in_flight."`
+	MaxBodyBytes config.Size `yaml:"max_body_bytes" doc:"Maximum size of a request body of this source, after decompression too; larger bodies are answered 413. 0 uses server.max_body_bytes. server.max_buffered_bytes must be more than eight times as large."`
 
-	Schema string `yaml:"schema" enum:"off,warn,quarantine" doc:"Whether the data of events is held against the JSON Schema that their dataschema names, where there is one, built in or in schemas.dir. off: not. warn: what does not fit is logged, without the data, and counted. quarantine: it is set aside besides, as a request that cannot be understood is. The built-in schemas fit all that a source of type uploadpost understands."`
+	Schema string `yaml:"schema" enum:"off,warn,quarantine" doc:"Check of event data against the JSON Schema that dataschema names, if the schema is built in or in schemas.dir. off: no check. warn: log a mismatch, without the data, and count the mismatch. quarantine: as warn, and quarantine the request. The built-in schemas accept all events that a source of type uploadpost understands."`
 }
 
 // What is done with data that does not fit its schema.
@@ -30,8 +30,8 @@ const (
 
 // Rate limits how many requests are taken.
 type Rate struct {
-	PerSecond float64 `yaml:"per_second" doc:"Requests a second in the long run; 0 is no limit."`
-	Burst     int     `yaml:"burst" doc:"Requests at once above that rate; 0 is as many as per_second."`
+	PerSecond float64 `yaml:"per_second" doc:"Long-term requests per second; 0 disables the limit."`
+	Burst     int     `yaml:"burst" doc:"Additional requests at once beyond per_second; 0 uses the value of per_second."`
 }
 
 // DefaultSettings returns the settings of a source that sets none.

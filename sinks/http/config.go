@@ -19,19 +19,19 @@ const batched = "batched"
 
 // Config is the block of a sink of type http.
 type Config struct {
-	URL         config.URL  `yaml:"url" required:"true" doc:"Where events are posted: http or https, with a host. It is the same for all events, whatever they hold. The path is printed where the configuration is, so a token goes into headers." example:"https://functions.internal/events"`
-	ContentMode string      `yaml:"content_mode" enum:"binary,structured,batched" doc:"binary: attributes in headers, the payload as the body. structured: the whole event in JSON. batched: several whole events as one list in JSON, for a receiver that asks for it."`
-	MaxInFlight int         `yaml:"max_in_flight" doc:"Most requests waiting for their answer at once, 1 to 1000. The events of one partition key are never in two of them."`
-	BatchSize   int         `yaml:"batch_size" doc:"Most events in a request, 1 to 10000; batch bounds it too. Without effect in other modes than batched."`
-	BatchBytes  config.Size `yaml:"batch_bytes" doc:"Largest body of several events; an event that is larger goes alone. Without effect in other modes than batched."`
+	URL         config.URL  `yaml:"url" required:"true" doc:"URL of the receiver for all events: http or https, with a host. The path appears in logs and in the printed configuration, so write a token into headers." example:"https://functions.internal/events"`
+	ContentMode string      `yaml:"content_mode" enum:"binary,structured,batched" doc:"binary: attributes in headers, the payload as the body. structured: the whole event as JSON. batched: several whole events as one JSON list, for receivers that accept batches."`
+	MaxInFlight int         `yaml:"max_in_flight" doc:"Maximum number of concurrent requests, 1 to 1000. Events of one partition key are never in two concurrent requests."`
+	BatchSize   int         `yaml:"batch_size" doc:"Maximum number of events per request, 1 to 10000; also limited by batch. Only used in mode batched."`
+	BatchBytes  config.Size `yaml:"batch_bytes" doc:"Maximum size of a body with several events; a larger event is sent alone. Only used in mode batched."`
 
-	Headers map[string]config.Secret `yaml:"headers" doc:"Headers that each request has, by name. Those that say what the body is, how it is carried, or that the sink sets are refused." example:"{X-Api-Key: \"${FUNCTIONS_KEY}\"}"`
-	Basic   Basic                    `yaml:"basic" doc:"Name and password, for HTTP basic authentication."`
+	Headers map[string]config.Secret `yaml:"headers" doc:"Headers of each request, by name. Headers set by the sink, and headers about the type, length or transfer of the body, are refused." example:"{X-Api-Key: \"${FUNCTIONS_KEY}\"}"`
+	Basic   Basic                    `yaml:"basic" doc:"HTTP basic authentication."`
 	Bearer  config.Secret            `yaml:"bearer" doc:"Token for the header Authorization: Bearer." example:"${FUNCTIONS_TOKEN}"`
-	Signing Signing                  `yaml:"signing" doc:"Signatures by which the receiver knows that requests are ours, as in Standard Webhooks."`
-	TLS     config.TLS               `yaml:"tls" doc:"TLS to the receiver. A url of https is encrypted without it too; enabled: true makes its other keys count."`
+	Signing Signing                  `yaml:"signing" doc:"Signatures that prove the origin of requests to the receiver, as in Standard Webhooks."`
+	TLS     config.TLS               `yaml:"tls" doc:"TLS to the receiver. An https URL is always encrypted; enabled: true is needed for the other keys to take effect."`
 
-	RefusePrivateAddresses bool `yaml:"refuse_private_addresses" doc:"Connect to public addresses only: not to this machine, a private or link-local network, a cloud's metadata service, or any other address that is not for the internet. Each address is checked when it is dialled, so that no name can lead there. Set it where somebody else chooses the url."`
+	RefusePrivateAddresses bool `yaml:"refuse_private_addresses" doc:"Connect to public addresses only. Refuses addresses of this machine, private and link-local networks, cloud metadata services, and all other addresses outside the public internet. Each address is checked when a connection is opened, so that no DNS name can bypass the check. Set this if the URL comes from an untrusted person."`
 }
 
 // Basic is a name and a password.
@@ -42,7 +42,7 @@ type Basic struct {
 
 // Signing is how requests are signed.
 type Signing struct {
-	Secret config.Secret `yaml:"secret" doc:"Secret that the receiver has too: whsec_ and base64 of 24 bytes or more. The body is signed, with webhook-id and webhook-timestamp; attributes are part of it in the modes structured and batched, and are not in binary, where they are headers." example:"${FUNCTIONS_SIGNING_SECRET}"`
+	Secret config.Secret `yaml:"secret" doc:"Secret shared with the receiver: whsec_ followed by 24 bytes or more in base64. The signature covers webhook-id, webhook-timestamp and the body. The attributes are covered in the modes structured and batched; in mode binary the attributes are headers and not covered." example:"${FUNCTIONS_SIGNING_SECRET}"`
 }
 
 func defaults() Config {

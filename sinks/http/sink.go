@@ -44,10 +44,10 @@ import (
 
 var errClosed = errors.New("the sink is closed")
 
-const summary = "CloudEvents over HTTP: Knative, functions, a service of your own. A 2xx acknowledges. " +
-	"After 400, 409, 413, 422, or a status listed in retry.dead_letter_on, the event becomes a dead letter; " +
-	"after 410 nothing more is sent until Postwire is started again; " +
-	"after any other answer, or none, the event is tried again, no sooner than Retry-After asks. There is no way through a proxy."
+const summary = "CloudEvents over HTTP: Knative, functions, a service of your own. A status 2xx acknowledges an event. " +
+	"After 400, 409, 413, 422, or a status listed in retry.dead_letter_on, the event becomes a dead letter. " +
+	"After 410, Postwire sends nothing more until Postwire is restarted. " +
+	"After any other status, or without an answer, the event is retried, not before Retry-After. HTTP proxies are not supported."
 
 //go:embed example.yaml
 var example string

@@ -22,25 +22,25 @@ import (
 
 // Config is the block of a sink of type kafka.
 type Config struct {
-	Brokers     []string `yaml:"brokers" required:"true" doc:"Brokers to start from, as host:port." example:"[kafka-0:9092, kafka-1:9092]"`
-	Topic       string   `yaml:"topic" required:"true" doc:"Topic of an event. {attribute} stands for the attribute's value, or none where the event lacks it. In a value, an underscore takes the place of what is not a letter of ASCII, digit, dot, underscore or dash." example:"upload-post.events"`
-	ContentMode string   `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the record's value. structured: the whole event in JSON."`
-	Acks        string   `yaml:"acks" enum:"all,one" doc:"Who must have written an event before it counts as delivered: all in-sync replicas, or the leader alone, which loses events when it crashes."`
+	Brokers     []string `yaml:"brokers" required:"true" doc:"Bootstrap brokers, as host:port." example:"[kafka-0:9092, kafka-1:9092]"`
+	Topic       string   `yaml:"topic" required:"true" doc:"Topic of an event. {attribute} stands for the attribute's value, or none if the event lacks the attribute. In a value, an underscore replaces every character except ASCII letters, digits, dots, underscores and dashes." example:"upload-post.events"`
+	ContentMode string   `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the record value. structured: the whole event as JSON."`
+	Acks        string   `yaml:"acks" enum:"all,one" doc:"Acknowledgement of a write. all: by all in-sync replicas. one: by the leader alone; a crash of the leader loses acknowledged events."`
 	Compression string   `yaml:"compression" enum:"none,gzip,snappy,lz4,zstd" doc:"Compression of record batches."`
 
-	Create            bool `yaml:"create" doc:"Create topics that do not exist. The brokers' own auto-creation is never used: it fails the first write."`
-	Partitions        int  `yaml:"partitions" doc:"Partitions of a topic that is created; -1 leaves it to the brokers (num.partitions). Choose well: a key moves to another partition when the number changes later."`
-	ReplicationFactor int  `yaml:"replication_factor" doc:"Replicas of a topic that is created; -1 leaves it to the brokers (default.replication.factor)."`
+	Create            bool `yaml:"create" doc:"Create missing topics. Postwire never uses the auto-creation of the brokers, because the first write would fail."`
+	Partitions        int  `yaml:"partitions" doc:"Number of partitions of a created topic; -1 uses the brokers' num.partitions. Choose carefully: when the number changes later, a key may move to another partition."`
+	ReplicationFactor int  `yaml:"replication_factor" doc:"Number of replicas of a created topic; -1 uses the brokers' default.replication.factor."`
 
-	MaxMessageBytes config.Size `yaml:"max_message_bytes" doc:"Largest batch, and so largest record, with headers and before compression; larger events become dead letters. Keep it at or below the topic's max.message.bytes."`
+	MaxMessageBytes config.Size `yaml:"max_message_bytes" doc:"Maximum size of a batch, and so of a record, with headers and before compression. Larger events become dead letters. Must not exceed the topic's max.message.bytes."`
 
-	SASL SASL       `yaml:"sasl" doc:"Authentication."`
+	SASL SASL       `yaml:"sasl" doc:"SASL authentication."`
 	TLS  config.TLS `yaml:"tls" doc:"TLS to the brokers."`
 }
 
 // SASL is how the relay logs in.
 type SASL struct {
-	Mechanism string        `yaml:"mechanism" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"Mechanism."`
+	Mechanism string        `yaml:"mechanism" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"SASL mechanism."`
 	Username  string        `yaml:"username" doc:"User name."`
 	Password  config.Secret `yaml:"password" doc:"Password." example:"${KAFKA_PASSWORD}"`
 }

@@ -47,7 +47,7 @@ var example string
 
 // Kind is the sink of type kafka.
 func Kind() sinks.Kind {
-	return sinks.Define("kafka", "Apache Kafka, and what speaks its protocol.", example, defaults, open)
+	return sinks.Define("kafka", "Apache Kafka, and brokers with the Kafka protocol.", example, defaults, open)
 }
 
 // Sink implements sinks.Sink.

@@ -19,19 +19,19 @@ const (
 
 // Config is the block of a sink of type nats.
 type Config struct {
-	URL         config.URL `yaml:"url" doc:"Server, or several of one cluster separated by commas." example:"nats://a:4222,nats://b:4222"`
-	Subject     string     `yaml:"subject" required:"true" doc:"Subject of an event. {attribute} stands for the attribute's value, or none where the event lacks it. In a value, an underscore takes the place of dots, wildcards, $, spaces and control characters, so that a value is always one token." example:"events.{platform}.{outcome}"`
-	Mode        string     `yaml:"mode" enum:"jetstream,core" doc:"jetstream: stored by a stream, which acknowledges each event. core: given to whoever listens at that moment; an event counts as delivered when the server has read it."`
-	Stream      string     `yaml:"stream" doc:"Stream that takes the subjects; needed in mode jetstream. It is looked up before the first event." example:"EVENTS"`
-	Create      bool       `yaml:"create" doc:"Create the stream where it does not exist: kept on disk, for the subjects of subject with * in place of attributes."`
-	ContentMode string     `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the message. structured: the whole event in JSON."`
-	Window      int        `yaml:"window" doc:"Most events waiting for the stream's acknowledgement at once, 1 to 10000. Of one partition key there is never more than one. Without effect in mode core."`
+	URL         config.URL `yaml:"url" doc:"URL of the server, or of several servers of one cluster, separated by commas." example:"nats://a:4222,nats://b:4222"`
+	Subject     string     `yaml:"subject" required:"true" doc:"Subject of an event. {attribute} stands for the attribute's value, or none if the event lacks the attribute. In a value, an underscore replaces dots, wildcards, $, spaces and control characters, so that a value is always one token." example:"events.{platform}.{outcome}"`
+	Mode        string     `yaml:"mode" enum:"jetstream,core" doc:"jetstream: publish to a stream, which acknowledges each event. core: publish to the current subscribers; an event counts as delivered when the server has read the event, and is lost without a subscriber."`
+	Stream      string     `yaml:"stream" doc:"Stream of the subjects; required in mode jetstream. Postwire looks up the stream before the first event." example:"EVENTS"`
+	Create      bool       `yaml:"create" doc:"Create a missing stream, with file storage, for the subjects of subject with * in place of attributes."`
+	ContentMode string     `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the message. structured: the whole event as JSON."`
+	Window      int        `yaml:"window" doc:"Maximum number of events without an acknowledgement of the stream, 1 to 10000. A partition key never has more than one such event. Not used in mode core."`
 
-	CredentialsFile string        `yaml:"credentials_file" doc:"File of a user's JWT and key, as made by nsc." example:"/etc/postwire/nats.creds"`
-	NKeyFile        string        `yaml:"nkey_file" doc:"File of a user's NKey seed." example:"/etc/postwire/nats.nk"`
+	CredentialsFile string        `yaml:"credentials_file" doc:"File with the JWT and key of a NATS user, as made by nsc." example:"/etc/postwire/nats.creds"`
+	NKeyFile        string        `yaml:"nkey_file" doc:"File with the NKey seed of a NATS user." example:"/etc/postwire/nats.nk"`
 	User            string        `yaml:"user" doc:"User name."`
 	Password        config.Secret `yaml:"password" doc:"Password of user." example:"${NATS_PASSWORD}"`
-	Token           config.Secret `yaml:"token" doc:"Token, where the server asks for one." example:"${NATS_TOKEN}"`
+	Token           config.Secret `yaml:"token" doc:"Authentication token of the server." example:"${NATS_TOKEN}"`
 	TLS             config.TLS    `yaml:"tls" doc:"TLS to the server."`
 }
 

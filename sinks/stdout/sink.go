@@ -30,7 +30,7 @@ const (
 
 // Config is the block of a sink of type stdout.
 type Config struct {
-	Format string `yaml:"format" enum:"json,text" doc:"json: the whole event, one a line. text: time, type, subject, outcome and id."`
+	Format string `yaml:"format" enum:"json,text" doc:"json: the whole event, one per line. text: time, type, subject, outcome and id."`
 }
 
 // Validate implements config.Settings.
@@ -52,7 +52,7 @@ func Kind() sinks.Kind { return KindTo(os.Stdout) }
 
 // KindTo is the sink of type stdout, writing to w.
 func KindTo(w io.Writer) sinks.Kind {
-	return sinks.Define("stdout", "Standard output of the process, a line an event.", example, defaults,
+	return sinks.Define("stdout", "Standard output of the process, one line per event.", example, defaults,
 		func(_ context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 			return &Sink{env: env, format: c.Format, out: w, idle: make(chan struct{}, 1), closed: make(chan struct{})}, nil
 		})

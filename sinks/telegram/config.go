@@ -12,13 +12,13 @@ import (
 
 // Config is the block of a sink of type telegram.
 type Config struct {
-	Token    config.Secret `yaml:"token" required:"true" doc:"Token of the bot, as BotFather gave it." example:"${TELEGRAM_BOT_TOKEN}"`
-	ChatID   string        `yaml:"chat_id" required:"true" doc:"Chat that the messages go to: its number, in quotes, or the @name of a public channel. The bot must be a member of it." example:"\"123456789\""`
-	ThreadID int64         `yaml:"thread_id" doc:"Topic of a forum; 0 is none."`
-	Silent   bool          `yaml:"silent" doc:"Messages make no sound."`
-	Template string        `yaml:"template" doc:"A message, as a Go template of HTML: {{.event.platform}} is an attribute, {{get .data \"result\" \"url\"}} a field of the data, {{.json}} the whole event; {{cut 100 …}} shortens. Values are escaped. Telegram knows b, i, u, s, a, code, pre and blockquote. Empty is a message that suits Upload-Post, and names the event otherwise." example:"\"<b>{{.event.platform}}</b>: {{get .data \\\"title\\\" | cut 80}}\""`
-	Digest   int           `yaml:"digest" doc:"When more events than this wait, one message tells of all of them: how many, and which failed. 0 sends each by itself, however many there are."`
-	URL      config.URL    `yaml:"url" doc:"Where the Bot API is: Telegram's own, or a server of your own."`
+	Token    config.Secret `yaml:"token" required:"true" doc:"Bot token from BotFather." example:"${TELEGRAM_BOT_TOKEN}"`
+	ChatID   string        `yaml:"chat_id" required:"true" doc:"Chat for the messages: a number in quotes, or the @name of a public channel. The bot must be a member of the chat." example:"\"123456789\""`
+	ThreadID int64         `yaml:"thread_id" doc:"Topic of a forum; 0 uses no topic."`
+	Silent   bool          `yaml:"silent" doc:"Send messages without a notification sound."`
+	Template string        `yaml:"template" doc:"Template of a message, as a Go template of HTML: {{.event.platform}} is an attribute, {{get .data \"result\" \"url\"}} a field of the data, {{.json}} the whole event; {{cut 100 …}} shortens a text. Values are escaped. Telegram supports b, i, u, s, a, code, pre and blockquote. Empty gives a summary of Upload-Post events, and the type of other events." example:"\"<b>{{.event.platform}}</b>: {{get .data \\\"title\\\" | cut 80}}\""`
+	Digest   int           `yaml:"digest" doc:"Maximum number of events sent as single messages. If more events are pending, one message gives the number of events and lists the failures. 0 always sends single messages."`
+	URL      config.URL    `yaml:"url" doc:"URL of the Bot API: Telegram's server, or a self-hosted server."`
 }
 
 func defaults() Config { return Config{Digest: 5, URL: "https://api.telegram.org"} }

@@ -35,7 +35,7 @@ var example string
 
 // Kind is the sink of type telegram.
 func Kind() sinks.Kind {
-	return sinks.Define("telegram", "Messages to a Telegram chat: one an event, or one for all where many wait.", example, defaults, open)
+	return sinks.Define("telegram", "Messages to a Telegram chat: one message per event, or one message for many pending events.", example, defaults, open)
 }
 
 // Sink implements sinks.Sink. All messages go one after another: a chat is read

@@ -26,13 +26,13 @@ type Auth struct {
 	// among its defaults; without one, a signature must say how it is made.
 	Default Preset `yaml:"-"`
 
-	Signature         *Signature         `yaml:"signature" doc:"The sender signs each webhook with a shared secret (HMAC)."`
-	Basic             *Basic             `yaml:"basic" doc:"The sender shows a name and a password (HTTP Basic)."`
-	Bearer            *Bearer            `yaml:"bearer" doc:"The sender shows a token in the header Authorization: Bearer."`
-	Header            *Header            `yaml:"header" doc:"The sender shows a secret in a header of its own."`
-	PathToken         *PathToken         `yaml:"path_token" doc:"The sender posts to one of paths, a slash, and a secret token: for senders that can do nothing but post to a URL. The token is kept out of logs, metrics and what is stored."`
-	ClientCertificate *ClientCertificate `yaml:"client_certificate" doc:"The sender has a certificate of an authority in server.tls.client_ca_file, and one of these names. Any entry of either list will do. TLS must end at Postwire, not at a proxy."`
-	IPAllow           []netip.Prefix     `yaml:"ip_allow" doc:"Addresses that may send, as CIDRs; others are answered 403. Behind a proxy, list it in server.trusted_proxies." example:"[203.0.113.0/24]"`
+	Signature         *Signature         `yaml:"signature" doc:"Signature of each webhook with a shared secret (HMAC)."`
+	Basic             *Basic             `yaml:"basic" doc:"User name and password (HTTP basic authentication)."`
+	Bearer            *Bearer            `yaml:"bearer" doc:"Token in the header Authorization: Bearer."`
+	Header            *Header            `yaml:"header" doc:"Secret in a custom header."`
+	PathToken         *PathToken         `yaml:"path_token" doc:"Secret token as the last segment of the URL path, after one of paths: for senders that support nothing but a URL. The token is kept out of logs, metrics and the journal."`
+	ClientCertificate *ClientCertificate `yaml:"client_certificate" doc:"Client certificate from an authority in server.tls.client_ca_file, with a subject or alternative name from these lists. One match is enough. TLS must end at Postwire, not at a proxy."`
+	IPAllow           []netip.Prefix     `yaml:"ip_allow" doc:"Addresses allowed to send, as CIDRs; other addresses are answered 403. Behind a proxy, list the proxy in server.trusted_proxies." example:"[203.0.113.0/24]"`
 }
 
 // UnmarshalConfig implements config.Value.

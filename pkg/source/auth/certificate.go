@@ -16,8 +16,8 @@ import (
 
 // ClientCertificate is whose certificate a sender must have.
 type ClientCertificate struct {
-	Subjects []string `yaml:"subjects" doc:"Subjects: a common name, or, where the entry holds an equals sign, the whole name as in RFC 4514, with the last part first." example:"[\"CN=hooks,O=Example\"]"`
-	SANs     []string `yaml:"sans" doc:"Alternative names: a DNS name, an e-mail address, or a URI. There are no wildcards." example:"[hooks.example.com]"`
+	Subjects []string `yaml:"subjects" doc:"Subjects: a common name or, with an equals sign, the whole distinguished name as in RFC 4514, with the last part first." example:"[\"CN=hooks,O=Example\"]"`
+	SANs     []string `yaml:"sans" doc:"Alternative names: a DNS name, an e-mail address, or a URI. Wildcards are not supported." example:"[hooks.example.com]"`
 }
 
 // Validate reports everything that is wrong.

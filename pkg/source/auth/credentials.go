@@ -21,9 +21,9 @@ const authorization = "Authorization"
 
 // Basic is a name and a password, as in RFC 7617.
 type Basic struct {
-	Username  string          `yaml:"username" required:"true" doc:"Name that the sender shows." example:"sender"`
-	Passwords []config.Secret `yaml:"passwords" required:"true" doc:"Passwords; any one of them will do." example:"[\"${WEBHOOK_PASSWORD}\"]"`
-	AllowWeak bool            `yaml:"allow_weak" doc:"Accept passwords of less than 16 bytes. Whoever finds one by trying can send webhooks."`
+	Username  string          `yaml:"username" required:"true" doc:"User name of the sender." example:"sender"`
+	Passwords []config.Secret `yaml:"passwords" required:"true" doc:"Valid passwords. One match is enough." example:"[\"${WEBHOOK_PASSWORD}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept passwords shorter than 16 bytes. An attacker who guesses a password can send webhooks."`
 }
 
 // Validate reports everything that is wrong.
@@ -59,8 +59,8 @@ func (b Basic) way() way {
 
 // Bearer is a token, as in RFC 6750.
 type Bearer struct {
-	Tokens    []config.Secret `yaml:"tokens" required:"true" doc:"Tokens; any one of them will do." example:"[\"${WEBHOOK_TOKEN}\"]"`
-	AllowWeak bool            `yaml:"allow_weak" doc:"Accept tokens of less than 16 bytes. Whoever finds one by trying can send webhooks."`
+	Tokens    []config.Secret `yaml:"tokens" required:"true" doc:"Valid tokens. One match is enough." example:"[\"${WEBHOOK_TOKEN}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept tokens shorter than 16 bytes. An attacker who guesses a token can send webhooks."`
 }
 
 // Validate reports everything that is wrong.
@@ -100,8 +100,8 @@ func credentials(h http.Header, scheme string) (string, error) {
 // Header is a secret in a header of the sender's own.
 type Header struct {
 	Name      string          `yaml:"name" required:"true" doc:"Name of the header." example:"X-Webhook-Token"`
-	Values    []config.Secret `yaml:"values" required:"true" doc:"Secrets; the header must hold exactly one of them." example:"[\"${WEBHOOK_TOKEN}\"]"`
-	AllowWeak bool            `yaml:"allow_weak" doc:"Accept values of less than 16 bytes. Whoever finds one by trying can send webhooks."`
+	Values    []config.Secret `yaml:"values" required:"true" doc:"Valid secrets. The header must equal one secret." example:"[\"${WEBHOOK_TOKEN}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept secrets shorter than 16 bytes. An attacker who guesses a secret can send webhooks."`
 }
 
 // Validate reports everything that is wrong.
@@ -128,8 +128,8 @@ func (h Header) way() way {
 
 // PathToken is a secret at the end of the URL.
 type PathToken struct {
-	Tokens    []config.Secret `yaml:"tokens" required:"true" doc:"Tokens, such as openssl rand -hex 32 makes; any one of them will do." example:"[\"${WEBHOOK_TOKEN}\"]"`
-	AllowWeak bool            `yaml:"allow_weak" doc:"Accept tokens of less than 16 bytes. Whoever finds one by trying can send webhooks."`
+	Tokens    []config.Secret `yaml:"tokens" required:"true" doc:"Valid tokens, such as openssl rand -hex 32 makes. One match is enough." example:"[\"${WEBHOOK_TOKEN}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept tokens shorter than 16 bytes. An attacker who guesses a token can send webhooks."`
 }
 
 // Validate reports everything that is wrong.

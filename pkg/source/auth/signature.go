@@ -39,19 +39,19 @@ const (
 // Signature is how the sender signs: as a preset says, or as the keys below it
 // spell out.
 type Signature struct {
-	Preset    Preset          `yaml:"preset" enum:"upload-post,standard-webhooks,github,stripe,slack" doc:"Sign as this sender does, in place of the keys from algorithm on. Where neither is written, a source of type uploadpost takes upload-post, and one of type webhook its own preset."`
-	Secrets   []config.Secret `yaml:"secrets" doc:"Shared secrets; any one of them may have signed, so that a rotation loses nothing. Needed unless from_api is set." example:"[\"${WEBHOOK_SECRET}\"]"`
-	AllowWeak bool            `yaml:"allow_weak" doc:"Accept secrets of less than 16 bytes, or of less than the preset's sender makes. Whoever finds one by trying can sign webhooks."`
-	FromAPI   bool            `yaml:"from_api" doc:"Read the secret from the sender's API, at the start and when signatures stop matching, at most once in five seconds; the one before it is taken for another hour. For sources of type uploadpost, with api.key."`
-	Tolerance time.Duration   `yaml:"tolerance" doc:"How far the signed timestamp may be from now, either way; a webhook outside it is answered 401. Inside it a repeat is a duplicate, as long as dedupe.window is at least twice as long. Unset is 5m."`
+	Preset    Preset          `yaml:"preset" enum:"upload-post,standard-webhooks,github,stripe,slack" doc:"Verify signatures in this sender's format. Replaces algorithm, header, prefix, encoding, signed, timestamp_header and id_header. Without preset and header, a source of type uploadpost uses upload-post, and a source of type webhook uses its own preset."`
+	Secrets   []config.Secret `yaml:"secrets" doc:"Valid shared secrets. One match is enough, so that a rotation loses no webhooks. Required unless from_api is set." example:"[\"${WEBHOOK_SECRET}\"]"`
+	AllowWeak bool            `yaml:"allow_weak" doc:"Accept secrets shorter than 16 bytes, or shorter than the secrets of the preset's sender. An attacker who guesses a secret can sign webhooks."`
+	FromAPI   bool            `yaml:"from_api" doc:"Read the secret from the sender's API at start and when signatures stop matching, at most once in five seconds. The previous secret is valid for another hour. Only for sources of type uploadpost with api.key."`
+	Tolerance time.Duration   `yaml:"tolerance" doc:"Maximum difference between the signed timestamp and the current time, in either direction; webhooks beyond the difference are answered 401. A repeat within the tolerance is a duplicate, if dedupe.window is at least twice as long. Default is 5m."`
 
-	Algorithm       string `yaml:"algorithm" enum:"sha256,sha1,sha512" doc:"Hash of the HMAC. Unset is sha256."`
-	Header          string `yaml:"header" doc:"Header that holds the signature. Needed where there is no preset." example:"X-Signature"`
-	Prefix          string `yaml:"prefix" doc:"Text before the signature in its header." example:"sha256="`
-	Encoding        string `yaml:"encoding" enum:"hex,base64" doc:"How the signature is written. Unset is hex."`
-	Signed          string `yaml:"signed" doc:"What is signed: text with {body}, the body as it was sent, {timestamp}, {id}, and {url}, the whole URL as the sender wrote it. Behind a proxy, {url} needs the proxy in server.trusted_proxies, and X-Forwarded-Proto and X-Forwarded-Host from it where it changes them. Unset is {body}." example:"{timestamp}.{body}"`
-	TimestampHeader string `yaml:"timestamp_header" doc:"Header that holds {timestamp}, in Unix seconds." example:"X-Timestamp"`
-	IDHeader        string `yaml:"id_header" doc:"Header that holds {id}." example:"X-Webhook-Id"`
+	Algorithm       string `yaml:"algorithm" enum:"sha256,sha1,sha512" doc:"Hash of the HMAC. Default is sha256."`
+	Header          string `yaml:"header" doc:"Header with the signature. Required without a preset." example:"X-Signature"`
+	Prefix          string `yaml:"prefix" doc:"Text before the signature in the header." example:"sha256="`
+	Encoding        string `yaml:"encoding" enum:"hex,base64" doc:"Encoding of the signature. Default is hex."`
+	Signed          string `yaml:"signed" doc:"Signed text, with placeholders: {body} is the unchanged body, {timestamp}, {id}, and {url}, the whole URL as the sender wrote the URL. Behind a proxy, {url} needs the proxy in server.trusted_proxies, and X-Forwarded-Proto and X-Forwarded-Host if the proxy changes scheme or host. Default is {body}." example:"{timestamp}.{body}"`
+	TimestampHeader string `yaml:"timestamp_header" doc:"Header with {timestamp}, in Unix seconds." example:"X-Timestamp"`
+	IDHeader        string `yaml:"id_header" doc:"Header with {id}." example:"X-Webhook-Id"`
 }
 
 // UnmarshalConfig implements config.Value.

@@ -45,10 +45,10 @@ import (
 
 // Config is the block of a source of type cloudevents.
 type Config struct {
-	AllowedOrigins []string  `yaml:"allowed_origins" doc:"Senders that are let when they ask with OPTIONS whether they may send (the handshake of CloudEvents web hooks, which Azure Event Grid insists on): what they say in WebHook-Request-Origin, or \"*\" for any. They are told the source's rate. Empty lets nobody, and OPTIONS is answered 405. It takes no part in auth: what is sent is taken if it passes that. WebHook-Request-Callback is never followed." example:"[eventgrid.azure.net]"`
-	ContentModes   []string  `yaml:"content_modes" enum:"binary,structured,batched" doc:"Modes of the HTTP binding in which events are taken; an event in another mode is malformed. Unset is all three; with auth.signature it is structured and batched, because a signature does not cover the ce- headers of binary mode: who has seen one signed request could send it again with attributes of their own. With binary listed beside auth.signature, two requests with the same signed content are one event, and an event without data is malformed unless the signature covers a header." example:"[structured]"`
-	MaxBatch       int       `yaml:"max_batch" doc:"Most events in a request of batched mode, 1 to 10000. A batch of more is not understood; it takes memory of many times its size."`
-	Auth           auth.Auth `yaml:"auth" required:"true" doc:"How the sender proves who it is: the word none, or the ways that must all pass."`
+	AllowedOrigins []string  `yaml:"allowed_origins" doc:"Origins allowed in the CloudEvents webhook handshake (an OPTIONS request; Azure Event Grid needs the handshake), compared with WebHook-Request-Origin; \"*\" allows any origin. The response contains the rate of the source. Empty answers OPTIONS with 405. Not part of authentication: events are accepted from any origin that passes auth. WebHook-Request-Callback is never called." example:"[eventgrid.azure.net]"`
+	ContentModes   []string  `yaml:"content_modes" enum:"binary,structured,batched" doc:"Accepted modes of the CloudEvents HTTP binding; an event in another mode is malformed. Default is all three modes; with auth.signature the default is structured and batched, because a signature does not cover the ce- headers of binary mode: an attacker with one signed request could repeat the request with different attributes. With binary beside auth.signature, two requests with equal signed content are one event, and an event without data is malformed unless the signature covers a header." example:"[structured]"`
+	MaxBatch       int       `yaml:"max_batch" doc:"Maximum number of events per request in batched mode, 1 to 10000. A larger batch is malformed. A batch needs many times its size in memory."`
+	Auth           auth.Auth `yaml:"auth" required:"true" doc:"Authentication of the sender: the word none, or a mapping of methods; a request must pass every method."`
 }
 
 // defaultBatch is ten times what the sink http sends by default.
@@ -94,8 +94,8 @@ var example string
 
 // Kind is the source of type cloudevents.
 func Kind() source.Kind {
-	return source.Define("cloudevents", "CloudEvents 1.0 over HTTP, in the modes binary, structured and batched: from Knative, Azure Event Grid, another Postwire, or a service of your own. "+
-		"An event keeps its attributes and data, save for recordedtime, which Postwire sets. Two events are the same if they agree on source and id.", example,
+	return source.Define("cloudevents", "CloudEvents 1.0 over HTTP, in the modes binary, structured and batched: from Knative, Azure Event Grid, another Postwire, or a custom service. "+
+		"An event keeps its attributes and data, except recordedtime, which Postwire sets. Two events with equal source and id are duplicates.", example,
 		func() Config { return Config{MaxBatch: defaultBatch} }, New)
 }
 

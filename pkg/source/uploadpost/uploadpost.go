@@ -32,24 +32,24 @@ const (
 
 // Config is the block of a source of type uploadpost.
 type Config struct {
-	Timezone string    `yaml:"timezone" doc:"Zone in which created_at is read where it names none, as in the IANA database." example:"Europe/Berlin"`
-	Auth     auth.Auth `yaml:"auth" required:"true" doc:"How the sender proves who it is: the word none, or the ways that must all pass."`
+	Timezone string    `yaml:"timezone" doc:"Time zone of created_at values without an offset, from the IANA database." example:"Europe/Berlin"`
+	Auth     auth.Auth `yaml:"auth" required:"true" doc:"Authentication of the sender: the word none, or a mapping of methods; a request must pass every method."`
 
-	API       API       `yaml:"api" doc:"The service's API, for the account whose webhooks these are."`
-	Reconcile Reconcile `yaml:"reconcile" doc:"Find in the history of uploads what no webhook has told, and enter it as a webhook would have."`
+	API       API       `yaml:"api" doc:"API of Upload-Post, for the account of these webhooks."`
+	Reconcile Reconcile `yaml:"reconcile" doc:"Backfill of uploads that are in the history of the API but for which no webhook arrived."`
 }
 
 // API is how the service's API is reached.
 type API struct {
 	Key config.Secret `yaml:"key" doc:"API key of the account." example:"${UPLOAD_POST_API_KEY}"`
-	URL config.URL    `yaml:"url" doc:"Where the API is."`
+	URL config.URL    `yaml:"url" doc:"URL of the API."`
 }
 
 // Reconcile is when the history is compared with what came, and how far back.
 type Reconcile struct {
-	Interval time.Duration `yaml:"interval" doc:"Time between two comparisons; 0 makes none." example:"5m"`
-	Lookback time.Duration `yaml:"lookback" doc:"How far back a comparison goes. After an outage the first one goes back to the last event that came. At most journal.retention, in which events that came can be found."`
-	Settle   time.Duration `yaml:"settle" doc:"How old an upload must be to be missed: until then its webhook may still be on its way."`
+	Interval time.Duration `yaml:"interval" doc:"Time between two reconciliations; 0 disables reconciliation." example:"5m"`
+	Lookback time.Duration `yaml:"lookback" doc:"Period of history to compare. After an outage, the first reconciliation goes back to the last received event. At most journal.retention, because older received events are no longer known."`
+	Settle   time.Duration `yaml:"settle" doc:"Minimum age of an upload to count as missed; the webhook of a younger upload may still arrive."`
 }
 
 // Validate implements source.Config.
@@ -81,7 +81,7 @@ var example string
 
 // Kind is the source of type uploadpost.
 func Kind() source.Kind {
-	return source.Define("uploadpost", "Webhooks of Upload-Post: uploads that ended, and changes of connected accounts.", example,
+	return source.Define("uploadpost", "Webhooks of Upload-Post: completed uploads, and changes of connected accounts.", example,
 		func() Config {
 			return Config{
 				Timezone: "UTC", Auth: auth.Auth{Default: auth.UploadPost}, API: API{URL: client.DefaultBaseURL},

@@ -21,24 +21,24 @@ import (
 
 // Config is the block of a source of type webhook.
 type Config struct {
-	Preset    auth.Preset `yaml:"preset" enum:"none,github,stripe,standard-webhooks,slack" doc:"Map what this sender sends, and check signatures as it makes them. Keys that are written beside it count more. It is printed spelled out by postwire config print."`
-	Event     Mapping     `yaml:"event" doc:"The attributes of the event, as expressions in CEL over body, headers (by names in lower case), path and query. What an expression does not find is left out; without a type, an id or a source that is mapped the webhook is malformed. See docs/webhooks.md."`
-	Dedupe    []string    `yaml:"dedupe" doc:"Expressions for what a repeat is recognized by: two webhooks in which any of them gives the same text are one event. At least one must be found. Unset is the id." example:"[\"body.id\"]"`
-	Split     string      `yaml:"split" doc:"Where in the body a list is of which each element is an event of its own: body, or fields inside of it. In expressions body is then the element, and envelope the whole. The events are stored together or not at all, at most 1000." example:"body.events"`
-	Form      string      `yaml:"form" doc:"Name of the field that holds the JSON where a body is a form (application/x-www-form-urlencoded); * makes an object of text of all fields. Other bodies are JSON. Unset takes every body for JSON." example:"payload"`
-	Challenge string      `yaml:"challenge" doc:"Expression that gives text where the webhook is no event but asks to be answered with that text, as Slack does to verify a URL. It is answered 200." example:"body.?challenge"`
-	Auth      auth.Auth   `yaml:"auth" required:"true" doc:"How the sender proves who it is: the word none, or the ways that must all pass."`
+	Preset    auth.Preset `yaml:"preset" enum:"none,github,stripe,standard-webhooks,slack" doc:"Mapping and signature format of this sender. Keys you set override the preset's. postwire config print shows the preset as keys."`
+	Event     Mapping     `yaml:"event" doc:"Event attributes, as CEL expressions over body, headers (by lower-case names), path and query. An attribute is omitted if its expression finds nothing; without a type, an id or a mapped source the webhook is malformed. See docs/webhooks.md."`
+	Dedupe    []string    `yaml:"dedupe" doc:"Expressions for dedupe keys: two webhooks with an equal text from any expression are one event. At least one expression must find a text. Default is the id." example:"[\"body.id\"]"`
+	Split     string      `yaml:"split" doc:"Location of a list in the body whose elements are separate events: body, or a field path below body. In expressions, body is then the element, and envelope is the whole body. The events are stored together or not at all, at most 1000." example:"body.events"`
+	Form      string      `yaml:"form" doc:"Name of the form field with the JSON if a body is a form (application/x-www-form-urlencoded); * makes an object of all fields, as texts. Other bodies are JSON. Without form, every body is JSON." example:"payload"`
+	Challenge string      `yaml:"challenge" doc:"Expression with the response text if the webhook is no event but a challenge, as Slack sends to verify a URL. The response has status 200." example:"body.?challenge"`
+	Auth      auth.Auth   `yaml:"auth" required:"true" doc:"Authentication of the sender: the word none, or a mapping of methods; a request must pass every method."`
 }
 
 // Mapping says what the attributes of an event are.
 type Mapping struct {
-	Type         string            `yaml:"type" doc:"Expression for the type. Needed where there is no preset." example:"'com.example.' + body.event"`
-	Source       string            `yaml:"source" doc:"Expression for the source, a URI reference. Unset is urn:postwire:source: and the name of this source."`
+	Type         string            `yaml:"type" doc:"Expression for the type. Required without a preset." example:"'com.example.' + body.event"`
+	Source       string            `yaml:"source" doc:"Expression for the source, a URI reference. Default is urn:postwire:source: followed by the name of this source."`
 	Subject      string            `yaml:"subject" doc:"Expression for the subject."`
-	ID           string            `yaml:"id" doc:"Expression for the id. Together with the source it names one event: consumers drop a second event of the same source and id, so all that dedupe tells apart must be in it. Unset is the digest of the JSON (sha256: and hex, of its canonical form, with numbers as they were sent)."`
-	Time         string            `yaml:"time" doc:"Expression for the time: RFC 3339 text with its zone, Unix seconds, or a timestamp."`
-	PartitionKey string            `yaml:"partitionkey" doc:"Expression for the key within which events keep their order."`
-	Extensions   map[string]string `yaml:"extensions" doc:"Expressions for further attributes, by their names: lower case letters and digits, at most 20." example:"{tenant: body.account.id}"`
+	ID           string            `yaml:"id" doc:"Expression for the id. Consumers drop a second event with an equal source and id, so the id must contain everything that dedupe distinguishes. Default is the digest of the JSON (sha256: and hex of the canonical form, with numbers as sent)."`
+	Time         string            `yaml:"time" doc:"Expression for the time: RFC 3339 text with an offset, Unix seconds, or a timestamp."`
+	PartitionKey string            `yaml:"partitionkey" doc:"Expression for the partition key. Events with equal keys keep their order."`
+	Extensions   map[string]string `yaml:"extensions" doc:"Expressions for extension attributes, by name: lower-case letters and digits, at most 20." example:"{tenant: body.account.id}"`
 }
 
 // none is the preset of a source that is mapped by its own keys alone.
@@ -166,7 +166,7 @@ var example string
 
 // Kind is the source of type webhook.
 func Kind() source.Kind {
-	return source.DefineCompleted("webhook", "Webhooks of any sender that carry JSON, mapped by expressions. More in [webhooks.md](../webhooks.md).", example,
+	return source.DefineCompleted("webhook", "JSON webhooks of any sender, mapped to events by expressions. See [webhooks.md](../webhooks.md).", example,
 		func() Config { return Config{Preset: none} },
 		func(c *Config) { *c = c.completed() },
 		New)
