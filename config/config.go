@@ -1,11 +1,11 @@
-// Package config reads the configuration: one YAML document, strictly decoded
-// into structs whose tags name, describe and exemplify each key. Everything
-// that is wrong is reported at once, with line, column and what would be
-// right. From the same tags come the JSON Schema and the reference page.
+// Package config reads the configuration: a YAML document, strictly decoded
+// into structs whose tags name, describe and exemplify each key. All errors are
+// reported at once, with line, column and a suggested fix. The JSON Schema and
+// the reference page come from the same tags.
 //
-// It is the ground floor: it imports nothing of ours. What only one kind of
-// source or sink understands stays an undecoded Block, which the kind itself
-// decodes.
+// Package config imports no other package of Postwire. The keys of a single
+// kind of source or sink stay an undecoded Block, and the kind decodes the
+// Block.
 package config
 
 import (
@@ -42,20 +42,20 @@ type Config struct {
 	root Block // the whole document
 }
 
-// Problem returns a problem at a key of the document, such as
-// "journal.engine", with its place where the key is written.
+// Problem returns a problem at a key of the document, such as "journal.engine",
+// with the position of the key in the file.
 func (c *Config) Problem(key, what, hint string) Problem { return c.root.Problem(key, what, hint) }
 
-// Secrets returns the secrets that have been decoded so far, those of blocks
-// and the credentials of URLs included, for a Scrubber.
+// Secrets returns the secrets decoded so far, including secrets of blocks and
+// credentials of URLs, for a Scrubber.
 func (c *Config) Secrets() []Secret {
 	if c.root.doc == nil {
 		return nil
 	}
-	return c.root.doc.private.known()
+	return c.root.doc.private.list()
 }
 
-// Files returns the files that ${file:…} of the document names, sorted.
+// Files returns the files of all ${file:…} in the document, sorted.
 func (c *Config) Files() []string {
 	if c.root.doc == nil {
 		return nil
@@ -63,8 +63,8 @@ func (c *Config) Files() []string {
 	return slices.Sorted(maps.Keys(c.root.doc.expander.files))
 }
 
-// Stamp is Stamp of Files as they were just before they were read: what is
-// written meanwhile gives another one.
+// Stamp returns the Stamp of Files from just before the files were read, so
+// that a later write changes the stamp.
 func (c *Config) Stamp() string {
 	var stamp strings.Builder
 	for _, path := range c.Files() {
@@ -73,9 +73,8 @@ func (c *Config) Stamp() string {
 	return stamp.String()
 }
 
-// Stamp returns a text that changes when one of the files does, also when one
-// appears or goes. It follows the symbolic links by which Kubernetes swaps
-// mounted secrets.
+// Stamp returns a text that changes when a file is written, created or removed.
+// Stamp follows the symbolic links by which Kubernetes swaps mounted secrets.
 func Stamp(paths ...string) string {
 	var stamp strings.Builder
 	for _, path := range paths {
@@ -89,7 +88,7 @@ func Stamp(paths ...string) string {
 	return stamp.String()
 }
 
-// Server is the HTTP server that takes the webhooks.
+// Server configures the HTTP server for webhooks.
 type Server struct {
 	Name              string         `yaml:"name" doc:"Name of this process among relays with a shared journal; must be unique. Empty uses the host name." example:"${HOSTNAME}"`
 	Listen            string         `yaml:"listen" doc:"Listen address, host:port. Without a host, the server listens on every address of the machine; port 0 takes any free port." example:"0.0.0.0:8443"`
@@ -109,7 +108,7 @@ type Server struct {
 	TLS               ServerTLS      `yaml:"tls" doc:"HTTPS. Changed files are reloaded."`
 }
 
-// ServerTLS are the files with which a server speaks TLS.
+// ServerTLS names the files for TLS on a server.
 type ServerTLS struct {
 	CertFile     string `yaml:"cert_file" doc:"Certificate chain, PEM. Empty serves plain HTTP." example:"/etc/postwire/tls/tls.crt"`
 	KeyFile      string `yaml:"key_file" doc:"Private key of the certificate, PEM." example:"/etc/postwire/tls/tls.key"`
@@ -132,14 +131,14 @@ type Admin struct {
 	TLS              ServerTLS     `yaml:"tls" doc:"HTTPS on admin.listen. Changed files are reloaded. With client_ca_file every request needs a client certificate, except requests to /livez and /readyz, because a kubelet has no client certificate."`
 }
 
-// AdminToken is a bearer token of the admin API that has a name.
+// AdminToken is a named bearer token of the admin API.
 type AdminToken struct {
 	Name  string `yaml:"name" doc:"Name of the holder in the audit log; at most 64 bytes." example:"alice"`
 	Role  string `yaml:"role" enum:"operator,viewer" doc:"Role of the holder: an operator has full access, a viewer has read access without personal data." example:"operator"`
 	Token Secret `yaml:"token" doc:"Bearer token of the holder, as a long random text from openssl rand -hex 32." example:"${file:/run/secrets/alice}"`
 }
 
-// Names of the tokens that have no name of their own. They are also the keys of
+// Names of the tokens without a configured name. The names are also the keys of
 // those tokens in the document.
 const (
 	nameOfToken       = "admin.token"
@@ -152,9 +151,9 @@ const (
 	RoleViewer   = "viewer"
 )
 
-// Credentials returns all tokens of the admin API, with admin.token and
-// admin.viewer_token under these names. No token opens the API to every caller on
-// the loopback address.
+// Credentials returns all tokens of the admin API, including admin.token and
+// admin.viewer_token under these names. Without any token, every caller on the
+// loopback address has access.
 func (a Admin) Credentials() []AdminToken {
 	var all []AdminToken
 	if a.Token != "" {
@@ -166,18 +165,18 @@ func (a Admin) Credentials() []AdminToken {
 	return append(all, a.Tokens...)
 }
 
-// Log says what is logged, and how.
+// Log configures logging.
 type Log struct {
 	Level  string `yaml:"level" enum:"debug,info,warn,error" doc:"Minimum level of log messages. postwire log-level changes the level of a running process."`
 	Format string `yaml:"format" enum:"json,console" doc:"json: one JSON object per line. console: text for a person at a terminal."`
 }
 
-// Telemetry is what is told to collectors.
+// Telemetry configures the export of traces.
 type Telemetry struct {
 	Traces Traces `yaml:"traces" doc:"Traces in the OpenTelemetry protocol (OTLP): a span for each accepted request, for its append to the journal, and for each delivery attempt."`
 }
 
-// Traces says where traces go.
+// Traces configures the trace collector.
 type Traces struct {
 	Endpoint    URL               `yaml:"endpoint" doc:"URL of the collector; http:// is not encrypted, https:// is encrypted. With protocol http and a URL without a path, /v1/traces is added. Empty disables traces." example:"http://otel-collector:4318"`
 	Protocol    string            `yaml:"protocol" enum:"http,grpc" doc:"OTLP over HTTP, usually port 4318, or over gRPC, usually port 4317."`
@@ -201,12 +200,12 @@ type Journal struct {
 	Spill        Spill         `yaml:"spill" doc:"Local disk storage of the jetstream engine while the cluster is unavailable; unused by the local engine."`
 }
 
-// Quarantine bounds what is kept of requests that no source understood.
+// Quarantine limits the stored requests that no source understood.
 type Quarantine struct {
 	MaxBytesPerSource Size `yaml:"max_bytes_per_source" doc:"Discards the oldest quarantined requests of a source beyond this size; a log line and postwire_quarantine_discarded_total record the loss. The newest request is kept regardless of size. Requests of a source with equal bodies are stored once, with a count. Each request counts half a KiB more than its size, and 4KiB more with the jetstream engine. 0 means a twentieth of journal.max_bytes, at most 1GiB."`
 }
 
-// JetStream is the NATS cluster that keeps the journal.
+// JetStream configures the NATS cluster of the journal.
 type JetStream struct {
 	URL      URL    `yaml:"url" doc:"Servers of the cluster, separated by commas; NATS 2.12 or newer. Required if journal.engine is jetstream." example:"nats://nats-0:4222,nats://nats-1:4222"`
 	Stream   string `yaml:"stream" doc:"Name of the stream, and first token of its subjects. The stream is created if missing. No other application may publish to this stream."`
@@ -221,7 +220,7 @@ type JetStream struct {
 	TLS             TLS    `yaml:"tls" doc:"TLS to the servers."`
 }
 
-// Spill is the local journal of a process whose journal is in a cluster.
+// Spill configures the local storage of a relay with a journal in a cluster.
 type Spill struct {
 	Enabled  bool          `yaml:"enabled" doc:"Store events on the local disk if the cluster does not accept events within hold, acknowledge the events, and forward the events when the cluster is available again. With false, such events are answered 503."`
 	Dir      string        `yaml:"dir" doc:"Folder on a persistent disk, for this process alone, created if missing. While the cluster is unavailable, this folder has the only copy of acknowledged events." example:"/var/lib/postwire/spill"`
@@ -234,13 +233,13 @@ type Dedupe struct {
 	Window time.Duration `yaml:"window" doc:"Dedupe window: repeats of an event are dropped for this time after the first arrival. A repeat does not extend the window."`
 }
 
-// Schemas says where the schemas of the events are published.
+// Schemas configures the JSON Schemas of events.
 type Schemas struct {
 	BaseURL string `yaml:"base_url" doc:"Base URL of the dataschema attribute of each event. Empty gives urn:postwire:schema:<type>:1." example:"https://example.com/schemas"`
 	Dir     string `yaml:"dir" doc:"Folder of your own JSON Schemas, as <type>/<version>.json, in addition to the built-in schemas. The schema check of sources uses these files, and /schemas/ on admin.listen serves the files without a token. Read at start and at each reload." example:"/etc/postwire/schemas"`
 }
 
-// Default returns the configuration of a document that sets nothing.
+// Default returns the configuration of an empty document.
 func Default() Config {
 	return Config{
 		Server: Server{
@@ -275,15 +274,15 @@ func Default() Config {
 	}
 }
 
-// Validate reports every value that is not accepted, as Invalids. It looks at
-// values only; what the machine has or lacks shows when things are opened.
+// Validate reports every invalid value, as Invalids. Validate checks values
+// only; missing files or a port in use show when the resource is opened.
 func (c Config) Validate() error {
 	var p Invalids
 	p.Nest("server", c.Server.validate())
 	checkListen(&p, "admin.listen", c.Admin.Listen)
 	if c.Admin.Listen == c.Server.Listen && !strings.HasSuffix(c.Server.Listen, ":0") {
 		key, other := "admin.listen", "server.listen"
-		if c.Admin.Listen == Default().Admin.Listen { // then it is the other one that is written
+		if c.Admin.Listen == Default().Admin.Listen { // then server.listen is the written key
 			key, other = other, key
 		}
 		p.Add(key, "is the same address as "+other, "use another port")
@@ -305,7 +304,7 @@ func (c Config) Validate() error {
 	return p.Err()
 }
 
-// maxAdminTokens bounds admin.tokens: each may have sessions.
+// maxAdminTokens limits admin.tokens, because each token may have sessions.
 const maxAdminTokens = 100
 
 func (a Admin) validate() error {
@@ -371,11 +370,12 @@ func isHolder(name string) bool {
 		!strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
-// LeastBuffered returns the smallest max_buffered_bytes with which a body of so many
-// bytes is taken from a sender that is alone. An address has a quarter for what is not
-// proven: the body, which may be held twice while it arrives in chunks or compressed, and
-// the header, which takes 32 times its size while it arrives, on a connection. One half is
-// for whoever comes first: there the events have a copy of the body.
+// LeastBuffered returns the smallest max_buffered_bytes that lets a single
+// sender send a body of the given size. Unauthenticated requests of an address
+// get a quarter: for the body, which may be in memory twice while the body
+// arrives in chunks or compressed; for the header, which takes 32 times its
+// size while the header arrives; and for the connection. The half that is
+// shared by all sources must hold the copy of the body in the events.
 func (s Server) LeastBuffered(body Size) Size {
 	return 4*(2*body+32*s.MaxHeaderBytes) + 1<<20
 }
@@ -460,7 +460,7 @@ func (t Traces) validate() error {
 	for _, name := range slices.Sorted(maps.Keys(t.Headers)) {
 		value := t.Headers[name]
 		switch {
-		case !httpguts.ValidHeaderFieldName(name): // it may be a whole header, with its secret
+		case !httpguts.ValidHeaderFieldName(name): // may be a whole header, including the secret
 			p.Add("headers", "holds a name that no header has", "write a name such as Authorization, a colon, and the value")
 		case !httpguts.ValidHeaderFieldValue(value.Reveal()):
 			p.Add("headers."+name, "has a character that no header can hold", "look for a line break in the file or variable it comes from")
@@ -514,7 +514,7 @@ func (j Journal) validate() error {
 func loopback(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return true // which is a problem of its own
+		return true // reported as a separate problem
 	}
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.IsLoopback()

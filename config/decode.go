@@ -18,8 +18,8 @@ import (
 	"github.com/postwire/postwire/internal/spelling"
 )
 
-// Block is one entry of sources or sinks: a name, a type, and a body that
-// only the kind of that type can decode.
+// Block is an entry of sources or sinks: a name, a type, and a body. Only the
+// kind of the type can decode the body.
 type Block struct {
 	Name string
 	Type string
@@ -30,9 +30,9 @@ type Block struct {
 	fault Problems // why Type is empty
 }
 
-// Decode reads all keys but name and type into the fields of targets, which
-// are pointers to structs and together know all keys. What is not written
-// keeps the value that it has. The error is a Problems.
+// Decode reads all keys except name and type into the fields of targets.
+// Targets are pointers to structs, and together contain every key. A field
+// keeps its value if the key is not written. The error is a Problems.
 func (b Block) Decode(targets ...any) error {
 	values := make([]reflect.Value, len(targets))
 	for i, t := range targets {
@@ -43,8 +43,8 @@ func (b Block) Decode(targets ...any) error {
 	return d.problems.err()
 }
 
-// With returns the block with a key of its top level set to a text, which is
-// taken as it stands.
+// With returns the block with a top-level key set to a text. The text is not
+// expanded.
 func (b Block) With(key, text string) Block {
 	node := *b.node
 	node.Content = slices.Clone(node.Content)
@@ -62,7 +62,7 @@ func (b Block) With(key, text string) Block {
 	return b
 }
 
-// Check turns what Validate methods returned into Problems with positions. It
+// Check turns errors of Validate methods into Problems with positions. Check
 // returns nil if all errs are nil.
 func (b Block) Check(errs ...error) error {
 	var all Problems
@@ -72,11 +72,11 @@ func (b Block) Check(errs ...error) error {
 	return all.err()
 }
 
-// UnknownType returns the Problem that no kind is called what the block's
-// type says. What is "source" or "sink"; names are those of the kinds.
+// UnknownType returns the Problem for a block with an unknown type. What is
+// "source" or "sink"; names are the names of the kinds.
 func (b Block) UnknownType(what string, names []string) error {
 	if b.Type == "" && len(b.fault) > 0 {
-		return b.fault // as Parse has reported it
+		return b.fault // reported by Parse
 	}
 	n := find(b.node, "type")
 	return Problems{b.document().at(n, join(b.Path, "type"), b.document().written(n, b.Type)+" is not a type of "+what, suggest(b.Type, names, "types"))}
@@ -100,7 +100,7 @@ func (b Block) Has(key string) bool {
 	return true
 }
 
-// missing is the problem that a key which every block needs is not there.
+// missing returns the problem for a missing key that every block needs.
 func (b Block) missing(key string) Problem {
 	hint := "add name: with lower case letters, digits, dashes and underscores"
 	if key == "type" {
@@ -109,8 +109,8 @@ func (b Block) missing(key string) Problem {
 	return b.document().at(find(b.node, key), join(b.Path, key), "is required", hint)
 }
 
-// document returns the block's document; a Block that was not parsed has an
-// empty one, so that it decodes to defaults.
+// document returns the block's document. A Block that was not parsed has an
+// empty document and decodes to defaults.
 func (b Block) document() *document {
 	if b.doc != nil {
 		return b.doc
@@ -118,16 +118,16 @@ func (b Block) document() *document {
 	return &document{private: &private{}}
 }
 
-// Node is a value as it is written in the document, with its position. It is
-// what a Value decodes itself from.
+// Node is a value of the document with its position. A Value decodes itself
+// from a Node.
 type Node struct {
 	doc *document
 	n   *yaml.Node
 	key string
 }
 
-// Text returns the text of a scalar, with ${…} expanded; it is false for a
-// list or a mapping. Do not print it: it may be a secret. Print Written.
+// Text returns the text of a scalar, with ${…} expanded, and false for a list
+// or a mapping. The text may be a secret: in messages, print Written.
 func (n Node) Text() (string, bool) {
 	if n.n.Kind != yaml.ScalarNode {
 		return "", false
@@ -142,12 +142,12 @@ func (n Node) IsList() bool { return n.n.Kind == yaml.SequenceNode }
 // IsMapping reports whether the node is a mapping of keys to values.
 func (n Node) IsMapping() bool { return n.n.Kind == yaml.MappingNode }
 
-// Written returns a scalar as it is written, quoted, for messages; ${…} is
-// not expanded. For a list or a mapping it says which of them it is.
+// Written returns a scalar as written, quoted, for messages, without expanding
+// ${…}. For a list or a mapping Written returns "a list" or "a mapping".
 func (n Node) Written() string { return n.doc.written(n.n, "") }
 
-// Decode reads the node into what target points to, by its Go kind and tags,
-// and without calling target's own UnmarshalConfig. The error is a Problems.
+// Decode reads the node into target, by target's Go kind and tags, without
+// calling target's own UnmarshalConfig. The error is a Problems.
 func (n Node) Decode(target any) error {
 	d := &decoder{doc: n.doc}
 	d.plain(n.n, n.key, settable(target), field{})
@@ -157,12 +157,13 @@ func (n Node) Decode(target any) error {
 // Problem returns a problem at the node.
 func (n Node) Problem(what, hint string) Problem { return n.doc.foreign(n.n, n.key, what, hint) }
 
-// Want returns the problem that the node is not what is wanted, "a size".
+// Want returns the problem for a node of a wrong type. Want is the right type,
+// such as "a size".
 func (n Node) Want(want, hint string) Problem {
 	return n.doc.at(n.n, n.key, n.doc.is(n.n)+", want "+want, hint)
 }
 
-// decoder reads nodes into values and collects what is wrong on the way.
+// decoder reads nodes into values and collects problems.
 type decoder struct {
 	doc      *document
 	problems Problems
@@ -174,12 +175,12 @@ func (d *decoder) wrong(n *yaml.Node, key, what, hint string) {
 	d.add(d.doc.at(n, key, what, hint))
 }
 
-// want notes that a node is not what is wanted.
+// want adds the problem for a node of a wrong type.
 func (d *decoder) want(n *yaml.Node, key, want, hint string) {
 	d.wrong(n, key, d.doc.is(n)+", want "+want, hint)
 }
 
-// value reads a node into v. Null keeps what v holds.
+// value reads a node into v. Null leaves v unchanged.
 func (d *decoder) value(n *yaml.Node, key string, v reflect.Value, f field) {
 	n = deref(n)
 	if isNull(n) {
@@ -206,7 +207,7 @@ func (d *decoder) custom(n *yaml.Node, key string, v reflect.Value, custom Value
 	}
 }
 
-// plain reads a node into v by its Go type.
+// plain reads a node into v by the Go type of v.
 func (d *decoder) plain(n *yaml.Node, key string, v reflect.Value, f field) {
 	n = deref(n)
 	switch v.Interface().(type) {
@@ -281,7 +282,8 @@ func isWord(text string) bool {
 	return len(text) <= 32 && strings.Trim(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-") == ""
 }
 
-// stray notes what stands around a secret and cannot be meant to be part of it.
+// stray adds a problem for characters around a secret that are not part of the
+// secret.
 func (d *decoder) stray(n *yaml.Node, key, text string) {
 	e := d.doc.expanded[n]
 	if what, hint := Stray(text); what != "" {
@@ -292,7 +294,7 @@ func (d *decoder) stray(n *yaml.Node, key, text string) {
 		return
 	}
 	for _, part := range e.outside { // such as a token behind Bearer
-		if part.value == "" { // an emptied token file must not open what the token guards
+		if part.value == "" { // an empty token file must not disable authentication
 			hint := "give the variable a value, or write ${NAME:-} where the secret may be absent"
 			if strings.HasPrefix(part.written, "${file:") {
 				hint = "write the secret into the file, or remove the key"
@@ -306,17 +308,17 @@ func (d *decoder) stray(n *yaml.Node, key, text string) {
 	}
 }
 
-// privately notes that nothing at or below n is shown, where a key of this type
-// holds secrets. The sections of the document are many keys of which few are
-// secrets: a section hides what it holds if one of its own keys is a secret.
+// privately hides n and everything below n if a key of type t holds secrets. A
+// section of the document has many keys and few secrets: a section is hidden
+// only if one of its own keys is a secret.
 func (d *decoder) privately(n *yaml.Node, t reflect.Type, section bool) {
 	if section && holdsSecret(t, 1) || !section && holdsSecret(t, maxDepth) {
 		d.doc.private.hide(n)
 	}
 }
 
-// holdsSecret reports whether a secret is written for a type, or for a key of
-// it, at most so many structs deep.
+// holdsSecret reports whether a type is a secret or has a key for a secret, at
+// most depth structs deep.
 func holdsSecret(t reflect.Type, depth int) bool {
 	switch t.Kind() {
 	case reflect.Pointer, reflect.Slice, reflect.Map:
@@ -332,8 +334,8 @@ func holdsSecret(t reflect.Type, depth int) bool {
 	return t == reflect.TypeFor[Secret]()
 }
 
-// structs reads a mapping into structs that together know all its keys, save
-// those of skip.
+// structs reads a mapping into structs that together contain every key, except
+// the keys in skip.
 func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, skip ...string) {
 	n = deref(n)
 	if n != nil && n.Kind != yaml.MappingNode && !isNull(n) {
@@ -346,12 +348,12 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 	type slot struct {
 		field
 		value reflect.Value
-		at    *yaml.Node // nil where it is not written
+		at    *yaml.Node // nil if not written
 	}
 	var (
-		known = slices.Clone(skip)
-		slots []*slot
-		named = map[string]*slot{}
+		allowed = slices.Clone(skip)
+		slots   []*slot
+		named   = map[string]*slot{}
 	)
 	for _, target := range targets {
 		for _, f := range fieldsOf(target.Type()) {
@@ -359,7 +361,7 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 				panic(fmt.Sprintf("config: key %q stands for two things; one of them is in %v", f.name, target.Type()))
 			}
 			s := &slot{field: f, value: target.FieldByIndex(f.index)}
-			known, slots, named[f.name] = append(known, f.name), append(slots, s), s
+			allowed, slots, named[f.name] = append(allowed, f.name), append(slots, s), s
 		}
 	}
 	for i := 0; n != nil && i+1 < len(n.Content); i += 2 {
@@ -369,16 +371,16 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 		}
 		s := named[k.Value]
 		switch {
-		case s == nil && d.doc.private.hides(n) && (!isWord(k.Value) || spelling.Nearest(k.Value, known) == ""):
+		case s == nil && d.doc.private.hides(n) && (!isWord(k.Value) || spelling.Nearest(k.Value, allowed) == ""):
 			// In {TOKEN}, {bearer TOKEN} and {TOKEN: x} the secret is part of the key.
 			what := "has an unknown key, which is not shown because it may be a secret"
 			if isNull(deref(item)) {
 				what = "holds a value where a key is wanted"
 			}
-			d.wrong(k, key, what, suggest("", known, "keys here"))
+			d.wrong(k, key, what, suggest("", allowed, "keys here"))
 		case s == nil:
-			d.wrong(k, join(key, k.Value), "unknown key", suggest(k.Value, known, "keys here"))
-		case s.at == nil: // a second one is reported already
+			d.wrong(k, join(key, k.Value), "unknown key", suggest(k.Value, allowed, "keys here"))
+		case s.at == nil: // a second occurrence is reported already
 			s.at = item
 			d.privately(item, s.value.Type(), key == "")
 			d.value(item, join(key, s.name), s.value, s.field)
@@ -395,7 +397,7 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 	}
 }
 
-// block reads the part of a block that does not depend on its type.
+// block reads the part of a block that is independent of the type.
 func (d *decoder) block(n *yaml.Node, key string, v reflect.Value) {
 	b := Block{Path: key, doc: d.doc}
 	if n.Kind != yaml.MappingNode {
@@ -413,8 +415,8 @@ func (d *decoder) block(n *yaml.Node, key string, v reflect.Value) {
 	v.Set(reflect.ValueOf(b))
 }
 
-// label reads the name or the type of a block. What it adds to the problems
-// it returns, too.
+// label reads the name or the type of a block, and returns the problems that
+// label added.
 func (d *decoder) label(b Block, key string) (text string, added Problems) {
 	before := len(d.problems)
 	item := deref(child(b.node, key))
@@ -429,11 +431,11 @@ func (d *decoder) label(b Block, key string) (text string, added Problems) {
 	return text, slices.Clone(d.problems[before:])
 }
 
-// blockName is what a source or a sink may be called. The name is part of
-// keys in the journal, of metrics and of URLs.
+// blockName matches names of sources and sinks. Names are part of keys in the
+// journal, of metrics and of URLs.
 var blockName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 
-// checkNames notes blocks with the name of another one.
+// checkNames adds problems for duplicate names.
 func (d *decoder) checkNames(section string, blocks []Block) {
 	first := map[string]Block{}
 	for _, b := range blocks {
@@ -452,8 +454,8 @@ func (d *decoder) checkNames(section string, blocks []Block) {
 	}
 }
 
-// badKeys returns a test of whether a key, a part of it or what it is part of
-// has a problem.
+// badKeys returns a function that reports whether a key, a child or a parent of
+// the key has a problem.
 func (d *decoder) badKeys() func(string) bool {
 	keys := map[string]bool{}
 	for _, p := range d.problems {
@@ -497,7 +499,7 @@ func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
 			d.value(c, itemKey, item, field{enum: f.enum})
 		}
 		if b, ok := reflect.TypeAssert[Block](item); ok && b.node == nil {
-			continue // nobody can do anything with it
+			continue // no caller can use the value
 		}
 		items = reflect.Append(items, item)
 	}
@@ -538,8 +540,8 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value, f field) {
 	v.Set(items)
 }
 
-// text reads a scalar that is text. Other scalars are refused, because 1.10
-// and 0755 would silently change when somebody's tool rewrites them.
+// text reads a text scalar. Other scalars are refused, because a tool that
+// rewrites the file may change 1.10 and 0755.
 func (d *decoder) text(n *yaml.Node, key string) (string, bool) {
 	switch tag := n.ShortTag(); {
 	case n.Kind != yaml.ScalarNode:
@@ -560,7 +562,7 @@ func (d *decoder) text(n *yaml.Node, key string) (string, bool) {
 	return d.doc.text(n)
 }
 
-// scalar reads the text of a scalar that is understood as something else.
+// scalar reads the text of a scalar of another type than text.
 func (d *decoder) scalar(n *yaml.Node, key, want, hint string) (string, bool) {
 	if n.Kind != yaml.ScalarNode {
 		d.want(n, key, want, hint)
@@ -592,8 +594,8 @@ func (d *decoder) boolean(n *yaml.Node, key string, v reflect.Value) {
 	}
 }
 
-// bare reports whether a scalar is not in quotes, or was expanded, so that it
-// need not be text.
+// bare reports whether a scalar is unquoted or was expanded, so that the scalar
+// may have another type than text.
 func (d *decoder) bare(n *yaml.Node) bool {
 	_, expanded := d.doc.expanded[n]
 	return expanded || n.ShortTag() != "!!str"
@@ -703,8 +705,8 @@ func (d *decoder) location(n *yaml.Node, key string, v reflect.Value) {
 	if !ok {
 		return
 	}
-	// "Local" is whatever the machine is set to: the same file would mean
-	// another thing on another one.
+	// "Local" depends on the machine: the meaning of the file would change from
+	// machine to machine.
 	location, err := time.LoadLocation(text)
 	if err != nil || text == "" || text == "Local" {
 		d.wrong(n, key, d.doc.written(n, "")+" is not a time zone", hint)
@@ -736,13 +738,13 @@ func (d *decoder) inEnum(n *yaml.Node, key, text string, enum []string) bool {
 	}
 	hint := suggest(text, enum, "values")
 	if _, expanded := d.doc.expanded[n]; expanded {
-		hint = "the values are " + strings.Join(enum, ", ") // a near one would tell something of the value
+		hint = "the values are " + strings.Join(enum, ", ") // a similar value would reveal part of the secret
 	}
 	d.wrong(n, key, d.doc.written(n, "")+" is not one of the values", hint)
 	return false
 }
 
-// is says what a node is: `is a list`, `"many" is a string`.
+// is describes a node: `is a list`, `"many" is a string`.
 func (doc *document) is(n *yaml.Node) string {
 	if n.Kind != yaml.ScalarNode {
 		return "is " + kindOf(n)
@@ -769,9 +771,9 @@ func (doc *document) shows(n *yaml.Node) bool {
 // longest is how much of a value a message shows.
 const longest = 60
 
-// written returns a scalar as it is written, for messages, with ${…} not
-// expanded and without the credentials of a URL; *** where it must not be shown.
-// A nil node gives the fallback.
+// written returns a scalar as written, for messages: ${…} is not expanded,
+// credentials of a URL are removed, and a hidden value is ***. A nil node
+// returns the fallback.
 func (doc *document) written(n *yaml.Node, fallback string) string {
 	if n == nil {
 		return strconv.Quote(fallback)
@@ -795,7 +797,7 @@ func (doc *document) written(n *yaml.Node, fallback string) string {
 	return text
 }
 
-// kindOf says what is written: "a list", "a whole number".
+// kindOf returns the type of a node in words: "a list", "a whole number".
 func kindOf(n *yaml.Node) string {
 	switch n.Kind {
 	case yaml.MappingNode:
@@ -825,7 +827,7 @@ func isNull(n *yaml.Node) bool {
 	return n == nil || n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null"
 }
 
-// child returns the value of a key of a mapping, nil if it is not there.
+// child returns the value of a key of a mapping, or nil.
 func child(n *yaml.Node, key string) *yaml.Node {
 	if n == nil || n.Kind != yaml.MappingNode {
 		return nil
@@ -838,7 +840,7 @@ func child(n *yaml.Node, key string) *yaml.Node {
 	return nil
 }
 
-// settable returns what a pointer given by a caller points to.
+// settable returns the value behind a caller's pointer.
 func settable(target any) reflect.Value {
 	v := reflect.ValueOf(target)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
@@ -847,7 +849,7 @@ func settable(target any) reflect.Value {
 	return v.Elem()
 }
 
-// field is what the tags of a struct's field say about its key.
+// field is the description of a key in the tags of a struct field.
 type field struct {
 	name, doc, example string
 	enum               []string
@@ -856,7 +858,7 @@ type field struct {
 	typ                reflect.Type
 }
 
-// needs is the hint for a key that is required and not there.
+// needs returns the hint for a missing required key.
 func (f field) needs() string {
 	if f.example == "" {
 		return "add it"
@@ -864,8 +866,8 @@ func (f field) needs() string {
 	return "for example " + f.name + ": " + f.example
 }
 
-// fieldsOf returns the keys of a struct, those of inlined structs included,
-// in the order of the source text.
+// fieldsOf returns the keys of a struct, including keys of inlined structs, in
+// source order.
 func fieldsOf(t reflect.Type) []field {
 	if t.Kind() != reflect.Struct {
 		panic(fmt.Sprintf("config: %v is not a struct", t))

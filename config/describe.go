@@ -13,31 +13,31 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// KindDoc is what the schema and the reference page say about one kind of
-// source or sink.
+// KindDoc describes a kind of source or sink for the schema and the reference
+// page.
 type KindDoc struct {
 	Name    string // value of type
-	Summary string // one line
-	Values  []any  // structs, with defaults, whose keys the kind has
-	Example string // YAML that the page shows; may be empty
+	Summary string // a single line
+	Values  []any  // structs with the kind's keys and defaults
+	Example string // YAML on the page; may be empty
 }
 
-// Field is the description of one key.
+// Field describes a key.
 type Field struct {
 	Key      string
 	Type     string // for people: "duration", "list of text"
-	Default  string // as it would be written; "" is none
+	Default  string // in YAML; "" for no default
 	Doc      string
 	Example  string
 	Enum     []string
 	Required bool
-	Fields   []Field // of the mapping, or of each mapping of the list
+	Fields   []Field // keys of the mapping, or of each mapping in the list
 
 	typ reflect.Type
 }
 
-// Describe returns what is known of the keys of structs, in order. The
-// defaults are the values that the structs hold.
+// Describe describes the keys of structs, in order. The defaults are the values
+// in the structs.
 func Describe(values ...any) []Field {
 	var all []Field
 	for _, value := range values {
@@ -46,9 +46,8 @@ func Describe(values ...any) []Field {
 	return all
 }
 
-// describe returns the keys of a struct. Without defaults are the structs
-// that exist only where they are written: there a zero is not a default but
-// a value that nobody has chosen yet.
+// describe describes the keys of a struct. Elements of lists and maps have no
+// defaults: a zero in a new element is a missing value, not a default.
 func describe(v reflect.Value, defaults bool) []Field {
 	var all []Field
 	for _, f := range fieldsOf(v.Type()) {
@@ -74,12 +73,12 @@ func describe(v reflect.Value, defaults bool) []Field {
 	return all
 }
 
-// innerStruct returns the struct whose keys are written for a type, nil if
-// there is none, and whether it may be written several times.
+// innerStruct returns the struct whose keys are written for a type, or nil, and
+// whether the struct may be repeated.
 func innerStruct(t reflect.Type) (inner reflect.Type, repeated bool) {
 	for {
-		if shape, ok := shapeOf(t); ok {
-			if !shape.Fields {
+		if syntax, ok := syntaxOf(t); ok {
+			if !syntax.Fields {
 				return nil, false
 			}
 			return t, repeated
@@ -99,16 +98,16 @@ func innerStruct(t reflect.Type) (inner reflect.Type, repeated bool) {
 	}
 }
 
-// shapeOf returns the shape of a type that is a Value.
-func shapeOf(t reflect.Type) (Shape, bool) {
+// syntaxOf returns the Syntax of a Value type.
+func syntaxOf(t reflect.Type) (Syntax, bool) {
 	if v, ok := reflect.TypeAssert[Value](reflect.New(t)); ok {
 		return v.DescribeConfig(), true
 	}
-	return Shape{}, false
+	return Syntax{}, false
 }
 
 // isScalar reports whether a type is written as a scalar although its Go kind
-// does not say so.
+// is not a scalar.
 func isScalar(t reflect.Type) bool {
 	switch t {
 	case reflect.TypeFor[time.Duration](), reflect.TypeFor[netip.Prefix](), reflect.TypeFor[*time.Location](), reflect.TypeFor[Secret](), reflect.TypeFor[URL]():
@@ -117,7 +116,7 @@ func isScalar(t reflect.Type) bool {
 	return reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
 }
 
-// typeWords returns what the reference page calls a type.
+// typeWords returns the name of a type on the reference page.
 func typeWords(t reflect.Type) string {
 	switch t {
 	case reflect.TypeFor[Block]():
@@ -133,8 +132,8 @@ func typeWords(t reflect.Type) string {
 	case reflect.TypeFor[URL]():
 		return "text"
 	}
-	if shape, ok := shapeOf(t); ok {
-		return shape.Type
+	if syntax, ok := syntaxOf(t); ok {
+		return syntax.Type
 	}
 	if isScalar(t) {
 		return "text"
@@ -165,8 +164,8 @@ func plural(word string) string {
 	return word + "s"
 }
 
-// defaultText returns a default as it would be written on one line, "" for a
-// mapping, whose keys have their own, and for what has none.
+// defaultText returns a default in YAML on a single line. A mapping, whose keys
+// have defaults, and an unset value return "".
 func defaultText(v reflect.Value) string {
 	n := rendered(v)
 	if isNull(n) || n.Kind == yaml.MappingNode {
@@ -185,7 +184,7 @@ func defaultText(v reflect.Value) string {
 	return strings.TrimSpace(string(out))
 }
 
-// object is a JSON object that keeps the order of its members.
+// object is a JSON object with ordered members.
 type object []member
 
 type member struct {
@@ -216,7 +215,7 @@ func (o object) MarshalJSON() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// durationPattern is what ParseDuration reads, for the schema.
+// durationPattern matches the input of ParseDuration, for the schema.
 const durationPattern = `^[-+]?(0|([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h|d|w))+$`
 
 // Schema returns the JSON Schema (draft 2020-12) of the configuration.
@@ -276,8 +275,8 @@ func Schema(sources, sinks []KindDoc) ([]byte, error) {
 
 func expansionRef() object { return object{{"$ref", "#/$defs/expansion"}} }
 
-// blockSchema returns the schema of an entry of a section, which picks one of
-// the definitions by type.
+// blockSchema returns the schema of the entries of a section. An entry's type
+// selects a definition.
 func blockSchema(section string, kinds []KindDoc) (items, defs object, err error) {
 	names := make([]string, 0, len(kinds))
 	var choices []any
@@ -336,8 +335,8 @@ func nameDoc(section string) string {
 	return doc + "Identifies the source in the journal and in metrics. Dedupe keys contain the name: after renaming a source, repeats of earlier events count as new events."
 }
 
-// schemas appends the schemas of fields to properties, and lists those that
-// are required.
+// schemas appends the schemas of fields to properties, and lists the required
+// keys.
 func (o object) schemas(fields []Field) (properties object, required []string, err error) {
 	properties = o
 	for _, f := range fields {
@@ -383,8 +382,7 @@ func (f Field) schema() (object, error) {
 	return s, nil
 }
 
-// typeSchema returns the schema of a type; f has the words and the fields
-// that belong to it.
+// typeSchema returns the schema of a type. The enum and the fields come from f.
 func typeSchema(t reflect.Type, f Field) (object, error) {
 	switch t {
 	case reflect.TypeFor[time.Duration]():
@@ -392,8 +390,8 @@ func typeSchema(t reflect.Type, f Field) (object, error) {
 	case reflect.TypeFor[Secret]():
 		return object{{"type", "string"}, {"writeOnly", true}}, nil
 	}
-	if shape, ok := shapeOf(t); ok {
-		return shape.schema(f)
+	if syntax, ok := syntaxOf(t); ok {
+		return syntax.schema(f)
 	}
 	if isScalar(t) {
 		return object{{"type", "string"}}, nil
@@ -434,29 +432,29 @@ func structSchema(f Field) (object, error) {
 	return o, nil
 }
 
-// schema returns the schema of a Value of this shape.
-func (s Shape) schema(f Field) (object, error) {
-	var ways []any
+// schema returns the schema of a Value of this syntax.
+func (s Syntax) schema(f Field) (object, error) {
+	var choices []any
 	if len(s.Words) > 0 {
-		ways = append(ways, object{{"enum", s.Words}})
+		choices = append(choices, object{{"enum", s.Words}})
 	}
 	if s.Pattern != "" {
-		ways = append(ways, object{{"type", "string"}, {"pattern", s.Pattern}})
+		choices = append(choices, object{{"type", "string"}, {"pattern", s.Pattern}})
 	}
 	if s.Integer {
-		ways = append(ways, object{{"type", "integer"}})
+		choices = append(choices, object{{"type", "integer"}})
 	}
-	if len(ways) > 0 {
-		ways = append(ways, expansionRef())
+	if len(choices) > 0 {
+		choices = append(choices, expansionRef())
 	}
 	if s.Fields {
 		fields, err := structSchema(f)
 		if err != nil {
 			return nil, err
 		}
-		ways = append(ways, fields)
+		choices = append(choices, fields)
 	}
-	return object{{"anyOf", ways}}, nil
+	return object{{"anyOf", choices}}, nil
 }
 
 const referenceIntro = `# Configuration
@@ -507,8 +505,8 @@ func Reference(sources, sinks []KindDoc) ([]byte, error) {
 	return []byte(referenceIntro + contents.String() + body.String()), nil
 }
 
-// referenceKinds writes the table of the keys of all kinds in a section, and
-// one subsection for each kind.
+// referenceKinds writes the table of the common keys of a section, and a
+// subsection for each kind.
 func referenceKinds(contents, body *strings.Builder, section, word string, kinds []KindDoc) {
 	contents.WriteByte('\n')
 	referenceTables(body, "### ", section, "", []Field{
@@ -551,11 +549,11 @@ func names(kinds []KindDoc) []string {
 	return all
 }
 
-// referenceTables writes the table of the keys of a struct, and after the table
-// a section for each struct inside. Heading is what each heading begins with:
-// the level and, for a kind, the name of the kind. Path is the struct's path for
-// headings, anchor the path for anchors. A key has one anchor: in the table, or
-// at the section of the key.
+// referenceTables writes the table of a struct's keys, followed by a section
+// for each inner struct. Heading is the start of each heading: the level and,
+// for a kind, the name of the kind. Path is the struct's path in headings,
+// anchor the path in anchors. A key has a single anchor: in the table, or at
+// the section of the key.
 func referenceTables(b *strings.Builder, heading, anchor, path string, fields []Field) {
 	b.WriteString("\n| key | type | default | description |\n|---|---|---|---|\n")
 	for _, f := range fields {
@@ -589,7 +587,7 @@ func referenceTables(b *strings.Builder, heading, anchor, path string, fields []
 // anchorTag returns the HTML of an anchor.
 func anchorTag(id string) string { return `<a id="` + id + `"></a>` }
 
-// sentence returns the description of a key with its values and example.
+// sentence returns the description of a key, with allowed values and example.
 func (f Field) sentence() string {
 	parts := []string{f.Doc}
 	if f.Doc == "" {

@@ -17,38 +17,38 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Expansion takes place in scalars, after the document has been parsed: a
-// value can then never add keys or change the shape of the document, and
-// every node keeps its place in the file.
+// Scalars are expanded after the document was parsed: a value cannot add keys
+// or change the structure of the document, and every node keeps its position in
+// the file.
 
-// maxFile bounds what ${file:…} reads, so that a wrong path cannot fill the
+// maxFile limits the size of ${file:…}, so that a wrong path cannot exhaust the
 // memory.
 const maxFile = 1 << 20
 
-// expansion is a scalar whose text held ${…}: its value, or why it has none.
+// expansion is a scalar with ${…}: the expanded text, or the reason of the
+// failure.
 type expansion struct {
 	text    string
-	outside []fragment // the parts of text that came from outside of the document
+	outside []fragment // parts of text from outside the document
 	fault   *expandFault
 }
 
-// fragment is a value that came from outside of the document, and what may be
-// shown instead of it.
+// fragment is a value from outside the document, and the text to show instead.
 type fragment struct{ value, written string }
 
-// expandFault says why a scalar cannot be expanded. Its texts are free of
-// values.
+// expandFault is the reason why a scalar cannot be expanded. The texts contain
+// no values.
 type expandFault struct{ what, hint string }
 
 // expander resolves ${…} from the environment and from files.
 type expander struct {
 	env    func(string) (string, bool)
-	folder string            // that relative paths start from
-	files  map[string]string // stamps of those that are named, from before they were read
+	folder string            // start of relative paths
+	files  map[string]string // stamps of the files in ${file:…}, from before the files were read
 }
 
-// expand resolves all ${…} in text. The fragments are the values that came
-// from outside of the document.
+// expand resolves all ${…} in text. The fragments are the values from outside
+// the document.
 func (e expander) expand(text string) (string, []fragment, *expandFault) {
 	var (
 		b      strings.Builder
@@ -84,8 +84,9 @@ func (e expander) expand(text string) (string, []fragment, *expandFault) {
 	}
 }
 
-// closing returns the length of the ${…} that text begins with, -1 if it does
-// not end. Braces inside count, so that a default may hold a template.
+// closing returns the length of the ${…} at the start of text, or -1 if the end
+// is missing. Inner braces are counted, so that a default may contain a
+// template.
 func closing(text string) int {
 	depth := 0
 	for i := range len(text) {
@@ -101,8 +102,8 @@ func closing(text string) int {
 	return -1
 }
 
-// resolve returns the value of what stands between ${ and }, and whether it
-// came from outside of the document.
+// resolve returns the value of the text between ${ and }, and whether the value
+// came from outside the document.
 func (e expander) resolve(inner string) (value string, outside bool, fault *expandFault) {
 	if path, ok := strings.CutPrefix(inner, "file:"); ok {
 		value, fault = e.file(path)
@@ -110,7 +111,8 @@ func (e expander) resolve(inner string) (value string, outside bool, fault *expa
 	}
 	name, fallback, hasFallback := strings.Cut(inner, ":-")
 	if !isVariable(name) {
-		// The text is not shown: it may be a secret that merely holds ${.
+		// The text is not shown, because the text may be a secret that contains
+		// ${.
 		return "", false, &expandFault{"has a ${ that is no expansion", "write ${NAME}, ${NAME:-default} or ${file:/path}, or $${ for a plain ${"}
 	}
 	if strings.Contains(fallback, "${") {
@@ -126,8 +128,8 @@ func (e expander) resolve(inner string) (value string, outside bool, fault *expa
 	return value, true, nil
 }
 
-// file returns the content of a file without one line break at its end: LF, CR
-// LF or CR.
+// file returns the content of a file without a final line break: LF, CR LF or
+// CR.
 func (e expander) file(path string) (string, *expandFault) {
 	if path == "" {
 		return "", &expandFault{"has a ${file:} without a path", "write ${file:/path}"}
@@ -149,13 +151,13 @@ func (e expander) file(path string) (string, *expandFault) {
 	return withoutLineBreak(string(data)), nil
 }
 
-// withoutLineBreak returns text without one line break at its end, of any style.
+// withoutLineBreak returns text without a final line break of any style.
 func withoutLineBreak(text string) string {
 	return strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r")
 }
 
 // readRegular reads a file of at most limit bytes. Pipes and devices are
-// refused, because they may never end.
+// refused, because reading a pipe may never end.
 func readRegular(path string, limit int64) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -193,20 +195,20 @@ func isVariable(name string) bool {
 	return name != ""
 }
 
-// escape returns text so that expand gives text again.
+// escape returns the text that expands to the given text.
 func escape(text string) string { return strings.ReplaceAll(text, "${", "$${") }
 
-// private is what of a document must not be shown. Validate methods print what
-// they do not accept, and cannot know where it came from.
+// private records the values of a document that must not be shown. Validate
+// methods print invalid values and cannot know the origin of a value.
 type private struct {
 	mu      sync.Mutex
-	values  []fragment // that came from outside of the document, the longest first
+	values  []fragment // from outside the document, the longest first
 	secrets []Secret
-	scrub   *Scrubber // of secrets; nil when they have changed
+	scrub   *Scrubber // of secrets; nil after a change
 	nodes   map[*yaml.Node]bool
 }
 
-// hide notes that nothing that is written at n or below may be shown.
+// hide marks n and everything below n as not to be shown.
 func (s *private) hide(n *yaml.Node) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -226,14 +228,14 @@ func (s *private) hideAll(n *yaml.Node) {
 	}
 }
 
-// hides reports whether what is written at n may not be shown.
+// hides reports whether n must not be shown.
 func (s *private) hides(n *yaml.Node) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.nodes[n]
 }
 
-// secret notes a secret that was decoded.
+// secret records a decoded secret.
 func (s *private) secret(secrets ...Secret) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -244,15 +246,15 @@ func (s *private) secret(secrets ...Secret) {
 	}
 }
 
-// known returns the secrets that were decoded.
-func (s *private) known() []Secret {
+// list returns the decoded secrets.
+func (s *private) list() []Secret {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.secrets)
 }
 
-// value notes that a value which came from outside of the document must not be
-// shown, and what is shown instead.
+// value records a value from outside the document, and the text to show
+// instead.
 func (s *private) value(value, shown string) {
 	if value == "" || value == shown {
 		return
@@ -284,7 +286,7 @@ func (s *private) clean(text string) string {
 }
 
 // replaceWhole replaces value in text. A value of less than four bytes is
-// replaced only where it stands alone.
+// replaced only as a whole word.
 func replaceWhole(text, value, shown string) string {
 	if len(value) >= 4 {
 		return strings.ReplaceAll(text, value, shown)
@@ -292,7 +294,7 @@ func replaceWhole(text, value, shown string) string {
 	return replaceAlone(text, value, shown)
 }
 
-// replaceAlone replaces value where it stands alone: "5" is not cut out of "15".
+// replaceAlone replaces value as a whole word: "5" does not match in "15".
 func replaceAlone(text, value, shown string) string {
 	var b strings.Builder
 	for {

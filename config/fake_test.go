@@ -85,8 +85,8 @@ func (d *door) MarshalConfig() any {
 	return nil
 }
 
-func (d *door) DescribeConfig() config.Shape {
-	return config.Shape{Type: "none or a mapping", Words: []string{"none"}, Fields: true}
+func (d *door) DescribeConfig() config.Syntax {
+	return config.Syntax{Type: "none or a mapping", Words: []string{"none"}, Fields: true}
 }
 
 func (s settings) Validate() error {

@@ -2,35 +2,35 @@ package config
 
 import "slices"
 
-// Settings are keys of a block that can tell what is wrong with them.
+// Settings are keys of a block with a Validate method.
 type Settings interface {
-	// Validate reports everything that is wrong, as Invalids with keys
-	// relative to the block, not just the first.
+	// Validate reports all errors at once, as Invalids with keys relative to
+	// the block.
 	Validate() error
 }
 
-// Kind is one kind of plug-in: what its blocks look like, and how one becomes
-// an O. S are the keys that all kinds share. Kinds are made by Define.
+// Kind is a kind of plug-in: it describes the blocks of the kind and makes an O
+// from a block. S are the keys of all kinds. Define makes a Kind.
 type Kind[S Settings, O any] struct {
 	Name    string // value of `type`
-	Summary string // one line for the reference page
-	Example string // YAML for the reference page; it is a configuration's part that is valid
+	Summary string // a single line for the reference page
+	Example string // YAML for the reference page; a valid part of a configuration
 
 	settings  func() S
 	own       func() any
 	configure func(Block) (Plugin[S, O], error)
 }
 
-// Define makes a Kind. Common and own return what a block holds that sets
-// nothing; open makes an O of a block's own keys. The compiler holds own and
-// open to one type.
+// Define makes a Kind. Common and own return the defaults of a block; open
+// makes an O from a block's own keys. The compiler checks that own and open
+// have equal types.
 func Define[S, C Settings, O any](name, summary, example string, common func() S, own func() C, open func(C) O) Kind[S, O] {
 	return DefineCompleted(name, summary, example, common, own, func(*C) {}, open)
 }
 
-// DefineCompleted is Define for a kind with keys that decide over the defaults
-// of others: complete fills those in when the whole block has been read, and
-// before it is validated.
+// DefineCompleted is Define for a kind with keys that change the defaults of
+// other keys: complete sets those defaults after the block was read and before
+// the block is validated.
 func DefineCompleted[S, C Settings, O any](name, summary, example string, common func() S, own func() C, complete func(*C), open func(C) O) Kind[S, O] {
 	return Kind[S, O]{
 		Name: name, Summary: summary, Example: example,
@@ -49,11 +49,11 @@ func DefineCompleted[S, C Settings, O any](name, summary, example string, common
 	}
 }
 
-// Plugin is a block that has been read.
+// Plugin is a decoded block.
 type Plugin[S Settings, O any] struct {
 	Name     string // in the configuration
-	Kind     string // its type there
-	Settings S      // the keys that all kinds share
+	Kind     string // type in the configuration
+	Settings S      // common keys of all kinds
 	Own      any    // the kind's own keys
 	Open     O
 }
@@ -61,19 +61,20 @@ type Plugin[S Settings, O any] struct {
 // Registry finds kinds by name.
 type Registry[S Settings, O any] struct{ kinds []Kind[S, O] }
 
-// NewRegistry panics if two kinds bear one name: a fault of the program.
+// NewRegistry panics if two kinds have equal names, because duplicate names are
+// a bug in the program.
 func NewRegistry[S Settings, O any](kinds ...Kind[S, O]) Registry[S, O] {
-	seen := map[string]bool{}
+	defined := map[string]bool{}
 	for _, k := range kinds {
-		if seen[k.Name] {
+		if defined[k.Name] {
 			panic("config: two kinds are named " + k.Name)
 		}
-		seen[k.Name] = true
+		defined[k.Name] = true
 	}
 	return Registry[S, O]{slices.Clone(kinds)}
 }
 
-// Configure decodes and validates one block. What is "source" or "sink". Its
+// Configure decodes and validates a block. What is "source" or "sink". The
 // error is a Problems.
 func (r Registry[S, O]) Configure(what string, b Block) (Plugin[S, O], error) {
 	names := make([]string, len(r.kinds))

@@ -22,7 +22,7 @@ const (
 	maxDepth    = 100
 )
 
-// Read reads the text of a configuration for Parse. Its error is a Problems.
+// Read reads the text of a configuration for Parse. The error is a Problems.
 func Read(path string) ([]byte, error) {
 	data, err := readRegular(path, maxDocument)
 	if err != nil {
@@ -40,13 +40,13 @@ func Load(path string, env func(string) (string, bool)) (*Config, error) {
 	return Parse(path, data, env)
 }
 
-// Parse reads the configuration from data; file is what problems name, and
-// its folder is where relative ${file:…} paths start. Env looks up variables,
-// as os.LookupEnv does; nil knows none.
+// Parse reads the configuration from data. File is the name in problems, and
+// relative paths in ${file:…} start at the folder of file. Env looks up
+// variables, like os.LookupEnv; nil defines no variables.
 //
-// The error is a Problems. Unless the data is not one YAML document, the
-// configuration is returned beside it as far as it could be read, so that the
-// caller can go on to its blocks and Merge what is wrong there.
+// The error is a Problems. Unless data is not a YAML document, Parse returns a
+// partial configuration together with the error, so that the caller can decode
+// the blocks and Merge further problems.
 func Parse(file string, data []byte, env func(string) (string, bool)) (*Config, error) {
 	if env == nil {
 		env = func(string) (string, bool) { return "", false }
@@ -67,7 +67,7 @@ func Parse(file string, data []byte, env func(string) (string, bool)) (*Config, 
 	if root == nil {
 		return &c, nil
 	}
-	w := &walker{doc: doc, open: map[*yaml.Node]bool{}, seen: map[*yaml.Node]bool{}}
+	w := &walker{doc: doc, open: map[*yaml.Node]bool{}, visited: map[*yaml.Node]bool{}}
 	w.walk(root, "", 0)
 	if w.unbounded {
 		return nil, w.problems.err()
@@ -79,7 +79,7 @@ func Parse(file string, data []byte, env func(string) (string, bool)) (*Config, 
 	d.checkNames("sinks", c.Sinks)
 	bad := d.badKeys()
 	for _, p := range doc.place(root, "", c.Validate()) {
-		// What could not be read kept its default: no second complaint.
+		// An unreadable value kept its default: no second problem for the key.
 		if !bad(p.Key) {
 			d.add(p)
 		}
@@ -87,16 +87,16 @@ func Parse(file string, data []byte, env func(string) (string, bool)) (*Config, 
 	return &c, d.problems.err()
 }
 
-// document is one parsed file. It is shared by the blocks that come from it.
+// document is a parsed file. The blocks of the file share the document.
 type document struct {
 	file     string
 	lines    int
 	expander expander
-	expanded map[*yaml.Node]expansion // the scalars that hold ${…}
+	expanded map[*yaml.Node]expansion // the scalars with ${…}
 	private  *private
 }
 
-// parse returns the root of the one document in data, nil if it is empty.
+// parse returns the root of the document in data, or nil if data is empty.
 func (doc *document) parse(data []byte) (*yaml.Node, *Problem) {
 	if len(data) > maxDocument {
 		return nil, &Problem{File: doc.file, Line: 1, What: fmt.Sprintf("configuration is larger than %v", Size(maxDocument))}
@@ -152,8 +152,8 @@ func (doc *document) syntax(data []byte, err error) *Problem {
 				break
 			}
 		}
-		// The parser prints the name, which is the start of a secret if
-		// somebody has forgotten its quotes.
+		// The parser prints the name; if quotes are missing, the name is the
+		// start of a secret.
 		p.What, p.Hint = "an alias (*) names no anchor (&)", "put the text in quotes if it is not meant to be an alias"
 		return p
 	}
@@ -161,7 +161,7 @@ func (doc *document) syntax(data []byte, err error) *Problem {
 	if strings.Contains(lines[p.Line-1], "${") {
 		p.Hint = "put text with ${…} in quotes, which it needs inside of [ ] and { }"
 	}
-	// The parser is a line off, either way, when it meets a tab.
+	// After a tab, the parser's line number is off by one in either direction.
 	for n := max(1, p.Line-1); n <= min(len(lines), p.Line+1); n++ {
 		indent := lines[n-1][:len(lines[n-1])-len(strings.TrimLeft(lines[n-1], " \t"))]
 		if at := strings.IndexByte(indent, '\t'); at >= 0 {
@@ -176,8 +176,8 @@ func (doc *document) syntax(data []byte, err error) *Problem {
 // line keeps a line number inside the file.
 func (doc *document) line(n int) int { return min(max(1, n), doc.lines) }
 
-// at makes a problem at a node. What and hint hold no value that must not be
-// shown; see foreign.
+// at makes a problem at a node. What and hint contain no hidden value; for
+// other texts see foreign.
 func (doc *document) at(n *yaml.Node, key, what, hint string) Problem {
 	p := Problem{File: doc.file, Key: key, What: what, Hint: hint}
 	switch {
@@ -189,8 +189,8 @@ func (doc *document) at(n *yaml.Node, key, what, hint string) Problem {
 	return p
 }
 
-// foreign makes a problem at a node from texts that others wrote, who do not
-// know which values must not be shown.
+// foreign makes a problem at a node from texts of other packages, which may
+// contain hidden values.
 func (doc *document) foreign(n *yaml.Node, key, what, hint string) Problem {
 	if n != nil && n.Kind == yaml.ScalarNode && doc.private.hides(n) {
 		for _, value := range []string{strconv.Quote(n.Value), n.Value} {
@@ -200,7 +200,7 @@ func (doc *document) foreign(n *yaml.Node, key, what, hint string) Problem {
 	return doc.at(n, key, doc.private.clean(what), doc.private.clean(hint))
 }
 
-// hideValue hides a value that is written below a key that holds secrets.
+// hideValue hides a value below a key with secrets.
 func hideValue(text, value string) string {
 	switch {
 	case len(value) < minSecretForm:
@@ -211,8 +211,8 @@ func hideValue(text, value string) string {
 	return strings.ReplaceAll(text, value, hidden)
 }
 
-// text returns the value of a scalar, with ${…} expanded. It is false where
-// that was not possible, which is then reported already.
+// text returns the value of a scalar, with ${…} expanded, and false if the
+// expansion failed. A failure is reported already.
 func (doc *document) text(n *yaml.Node) (string, bool) {
 	if e, ok := doc.expanded[n]; ok {
 		return e.text, e.fault == nil
@@ -220,9 +220,9 @@ func (doc *document) text(n *yaml.Node) (string, bool) {
 	return n.Value, true
 }
 
-// place turns what Validate methods report into problems with positions. The
-// keys are relative to root, whose own key is prefix. Where a key is not
-// written, the position is that of the nearest part of its path that is.
+// place turns errors of Validate methods into problems with positions. The keys
+// are relative to root; prefix is the key of root. If a key is not written, the
+// position is the position of the nearest written parent.
 func (doc *document) place(root *yaml.Node, prefix string, err error) Problems {
 	var all Problems
 	leaves(err, func(err error) {
@@ -250,7 +250,7 @@ func find(n *yaml.Node, path string) *yaml.Node {
 	}
 	switch n.Kind {
 	case yaml.MappingNode:
-		// The longest key that fits: keys of maps may hold dots themselves.
+		// The longest match, because keys of maps may contain dots.
 		var (
 			next *yaml.Node
 			rest string
@@ -287,14 +287,14 @@ func deref(n *yaml.Node) *yaml.Node {
 	return n
 }
 
-// walker goes over the whole document once, before anything is decoded. It
-// expands the scalars, also of blocks that nobody will decode, and makes sure
-// that the rest of the package meets a finite tree of sane keys.
+// walker visits the whole document before decoding. The walker expands the
+// scalars, including scalars of blocks that are never decoded, and ensures that
+// the document is a finite tree of valid keys.
 type walker struct {
 	doc       *document
 	problems  Problems
 	open      map[*yaml.Node]bool // on the way from the root
-	seen      map[*yaml.Node]bool
+	visited   map[*yaml.Node]bool
 	aliases   int // depth of aliases on the way
 	aliased   int
 	unbounded bool
@@ -332,8 +332,8 @@ func (w *walker) walk(n *yaml.Node, key string, depth int) {
 		w.aliases--
 		return
 	}
-	first := !w.seen[n]
-	w.seen[n], w.open[n] = true, true
+	first := !w.visited[n]
+	w.visited[n], w.open[n] = true, true
 	defer delete(w.open, n)
 	if first {
 		w.tag(n, key)
@@ -359,7 +359,7 @@ func (w *walker) walk(n *yaml.Node, key string, depth int) {
 	}
 }
 
-// key checks a key of a mapping; lines are those of the keys before it.
+// key checks a key of a mapping; lines has the line of each previous key.
 func (w *walker) key(k *yaml.Node, parent string, lines map[string]int) {
 	switch {
 	case k.Kind != yaml.ScalarNode:
@@ -373,7 +373,7 @@ func (w *walker) key(k *yaml.Node, parent string, lines map[string]int) {
 	}
 }
 
-// tag checks that a value has no type that we do not know.
+// tag checks that the type of a value is supported.
 func (w *walker) tag(n *yaml.Node, key string) {
 	switch n.ShortTag() {
 	case "", "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge", "!!map", "!!seq":

@@ -10,19 +10,20 @@ import (
 	"github.com/postwire/postwire/internal/spelling"
 )
 
-// Problem is one thing that is wrong in a configuration, and where.
+// Problem is an error in a configuration, with its position.
 type Problem struct { //nolint:errname // it is a value first, and an error on the way out
 	File         string
 	Line, Column int    // from 1; 0 is unknown
 	Key          string // path of the key, such as sinks[0].subject; "" is the document
-	What         string // what is wrong
-	Hint         string // what would be right
+	What         string // the error
+	Hint         string // the suggested fix
 }
 
 // Error implements error.
 func (p Problem) Error() string { return p.String() }
 
-// String prints the problem as one line: postwire.yaml:12:5: sinks[0].subject: what; hint.
+// String prints the problem on a single line: postwire.yaml:12:5:
+// sinks[0].subject: what; hint.
 func (p Problem) String() string {
 	var b strings.Builder
 	b.WriteString(p.File)
@@ -48,10 +49,11 @@ func (p Problem) String() string {
 	return b.String()
 }
 
-// Problems are all the things that are wrong. As an error it is never empty.
+// Problems are all errors of a configuration. As an error, Problems is never
+// empty.
 type Problems []Problem //nolint:errname // it is a list first, and an error on the way out
 
-// Error prints one problem a line.
+// Error prints each problem on a line.
 func (p Problems) Error() string {
 	lines := make([]string, len(p))
 	for i, problem := range p {
@@ -60,8 +62,8 @@ func (p Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// err sorts the problems by position, drops repeats, and returns nil if there
-// are none.
+// err sorts the problems by position, removes repeats, and returns nil if there
+// are no problems.
 func (p Problems) err() error {
 	if len(p) == 0 {
 		return nil
@@ -76,9 +78,9 @@ func (p Problems) err() error {
 	return slices.Compact(sorted)
 }
 
-// Merge collects the Problems of several errors into one, sorted and without
-// repeats. Any other error becomes a Problem without a position. It returns
-// nil if all errs are nil.
+// Merge collects the Problems of several errors into a single error, sorted and
+// without repeats. Any other error becomes a Problem without a position. Merge
+// returns nil if all errs are nil.
 func Merge(errs ...error) error {
 	var all Problems
 	for _, err := range errs {
@@ -100,8 +102,8 @@ func Merge(errs ...error) error {
 	return all.err()
 }
 
-// leaves calls visit for each error inside err that is not just a wrapper of
-// errors of ours.
+// leaves calls visit for each error inside err. Wrappers of errors of this
+// package are skipped.
 func leaves(err error, visit func(error)) {
 	if err == nil {
 		return
@@ -133,23 +135,23 @@ func leaves(err error, visit func(error)) {
 	}
 }
 
-// Invalid is one value that a Validate method does not accept. Unlike a
-// Problem it does not know its place in the file; Block.Check finds it.
+// Invalid is a value that a Validate method refuses. Unlike a Problem, an
+// Invalid has no position in the file; Block.Check finds the position.
 type Invalid struct {
-	Key  string // path relative to what is validated, such as retry.max or paths[1]
+	Key  string // path relative to the validated value, such as retry.max or paths[1]
 	What string
 	Hint string
 }
 
-// Invalids are all the values that a Validate method does not accept. As an
-// error it is never empty.
+// Invalids are all values that a Validate method refuses. As an error, Invalids
+// is never empty.
 type Invalids []Invalid //nolint:errname // it is a list first, and an error on the way out
 
-// Add notes one value that is not accepted.
+// Add adds a refused value.
 func (i *Invalids) Add(key, what, hint string) { *i = append(*i, Invalid{key, what, hint}) }
 
-// Nest adds what err, returned by the Validate method of the value below key,
-// does not accept. A nil err adds nothing.
+// Nest adds the refused values of err, the error of the Validate method of the
+// value below key. A nil err adds nothing.
 func (i *Invalids) Nest(key string, err error) {
 	leaves(err, func(err error) {
 		nested, ok := err.(Invalids) //nolint:errorlint // leaves has unwrapped it
@@ -163,7 +165,7 @@ func (i *Invalids) Nest(key string, err error) {
 	})
 }
 
-// Err returns the invalids as an error, nil if there are none.
+// Err returns the invalids as an error, or nil if there are none.
 func (i Invalids) Err() error {
 	if len(i) == 0 {
 		return nil
@@ -171,7 +173,7 @@ func (i Invalids) Err() error {
 	return i
 }
 
-// Error prints one invalid value a line.
+// Error prints each invalid value on a line.
 func (i Invalids) Error() string {
 	lines := make([]string, len(i))
 	for n, invalid := range i {
@@ -180,8 +182,8 @@ func (i Invalids) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Join puts the results of several Validate methods together. It returns nil
-// if all errs are nil.
+// Join combines the results of several Validate methods. Join returns nil if
+// all errs are nil.
 func Join(errs ...error) error {
 	var all Invalids
 	for _, err := range errs {
@@ -190,7 +192,7 @@ func Join(errs ...error) error {
 	return all.Err()
 }
 
-// join puts a key below another one.
+// join appends a key to the key of the parent.
 func join(parent, key string) string {
 	if parent == "" || key == "" || strings.HasPrefix(key, "[") {
 		return parent + key
@@ -198,14 +200,14 @@ func join(parent, key string) string {
 	return parent + "." + key
 }
 
-// suggest returns a hint for a word that is not one of known: the nearest of
-// them, or all of them. Each of them is called a noun.
-func suggest(word string, known []string, plural string) string {
-	if near := spelling.Nearest(word, known); near != "" {
+// suggest returns a hint for an unknown word: the most similar known word, or
+// all known words. Plural is the noun for known words.
+func suggest(word string, allowed []string, plural string) string {
+	if near := spelling.Nearest(word, allowed); near != "" {
 		return fmt.Sprintf("did you mean %q?", near)
 	}
-	if len(known) == 0 {
+	if len(allowed) == 0 {
 		return "there are no " + plural + " here"
 	}
-	return "the " + plural + " are " + strings.Join(known, ", ")
+	return "the " + plural + " are " + strings.Join(allowed, ", ")
 }

@@ -14,10 +14,10 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Render prints a configuration as YAML with every default filled in. Secrets
-// and credentials of URLs are ***; text that would be expanded is escaped. For
-// each block the caller gives what it was decoded into, as values or
-// pointers; the keys of one block are printed together.
+// Render prints a configuration as YAML with all defaults. Secrets and
+// credentials of URLs are ***; text with ${ is escaped. For each block the
+// caller passes the decoded structs, as values or pointers; the keys of a block
+// are printed together.
 func Render(c *Config, sources, sinks [][]any) ([]byte, error) {
 	root := &yaml.Node{Kind: yaml.MappingNode}
 	v := reflect.ValueOf(c).Elem()
@@ -42,7 +42,7 @@ func Render(c *Config, sources, sinks [][]any) ([]byte, error) {
 	return encode(root)
 }
 
-// renderedBlocks puts the names and types of blocks before their values.
+// renderedBlocks adds the names and types of blocks before their values.
 func renderedBlocks(section string, blocks []Block, values [][]any) (*yaml.Node, error) {
 	if len(blocks) != len(values) {
 		return nil, fmt.Errorf("render %s: %d blocks with the values of %d", section, len(blocks), len(values))
@@ -65,7 +65,7 @@ func renderedBlocks(section string, blocks []Block, values [][]any) (*yaml.Node,
 	return list, nil
 }
 
-// rendered returns a value as it would be written; null for what is not set.
+// rendered returns the YAML of a value, or null for an unset value.
 func rendered(v reflect.Value) *yaml.Node {
 	switch value := v.Interface().(type) {
 	case Secret:
@@ -134,8 +134,7 @@ func rendered(v reflect.Value) *yaml.Node {
 	return plainNode("!!int", fmt.Sprint(v.Interface()))
 }
 
-// renderedFields returns the keys of a struct. A key that is not set and has
-// no default is left out.
+// renderedFields returns the keys of a struct, without unset keys.
 func renderedFields(v reflect.Value) *yaml.Node {
 	mapping := &yaml.Node{Kind: yaml.MappingNode}
 	for _, f := range fieldsOf(v.Type()) {

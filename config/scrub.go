@@ -17,46 +17,46 @@ import (
 
 const (
 	// shortSecret is the length in bytes below which a secret is replaced only
-	// where it stands alone: "nats" is not to be cut out of "nats.go".
+	// as a whole word: "nats" must not match in "nats.go".
 	shortSecret = 8
-	// minSecretForm is the length in bytes below which a text is no secret worth
-	// hiding: a password of two letters stands in every message.
+	// minSecretForm is the length in bytes below which a text is not hidden: a
+	// password of two letters occurs in every message.
 	minSecretForm = 3
-	// keptGenerations is the number of configurations whose secrets a Scrubber
-	// knows. A connection that was opened with a rotated secret may still fail
-	// with an error that quotes the secret.
+	// keptGenerations is the number of configurations with known secrets. A
+	// connection opened with a rotated secret may still fail with an error that
+	// quotes the secret.
 	keptGenerations = 16
 )
 
-// Scrubber hides secrets in texts that others wrote: in the errors of client
-// libraries, which quote what they were given. It knows the secrets of the
-// configuration in effect and of those before it, as they are written and in
-// the forms in which libraries print them: quoted, escaped for URLs and JSON,
-// in hex and in base64, also inside of a longer base64 text such as that of
-// basic authentication.
+// Scrubber hides secrets in texts of other packages, such as errors of client
+// libraries, which quote their arguments. A Scrubber knows the secrets of the
+// current configuration and of previous configurations, as written and in the
+// forms in which libraries print secrets: quoted, escaped for URLs and JSON, in
+// hex and in base64, also inside a longer base64 text such as HTTP basic
+// authentication.
 //
-// A nil Scrubber knows no secret and hides the credentials of URLs only. The
+// A nil Scrubber knows no secret and only hides the credentials of URLs. The
 // methods may be called concurrently.
 type Scrubber struct {
 	mu          sync.Mutex
 	generations [][]Secret // the newest last
-	known       atomic.Pointer[knownForms]
+	current     atomic.Pointer[secretForms]
 }
 
-// knownForms are the texts that a Scrubber replaces.
-type knownForms struct {
+// secretForms are the texts that a Scrubber replaces.
+type secretForms struct {
 	anywhere *strings.Replacer
-	alone    []string // replaced only where they stand alone
+	alone    []string // replaced only as a whole word
 }
 
-// NewScrubber returns a Scrubber that knows the given secrets.
+// NewScrubber returns a Scrubber for the given secrets.
 func NewScrubber(secrets ...Secret) *Scrubber {
 	s := &Scrubber{}
 	s.Add(secrets...)
 	return s
 }
 
-// Add makes the secrets of one more configuration known.
+// Add adds the secrets of another configuration.
 func (s *Scrubber) Add(secrets ...Secret) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,13 +66,13 @@ func (s *Scrubber) Add(secrets ...Secret) {
 	s.generations = append(s.generations, slices.Clone(secrets))
 	s.generations = s.generations[max(0, len(s.generations)-keptGenerations):]
 
-	known := &knownForms{}
+	forms := &secretForms{}
 	var all []string
 	for _, generation := range s.generations {
 		for _, secret := range generation {
-			for _, form := range forms(secret.Reveal()) {
+			for _, form := range printedForms(secret.Reveal()) {
 				if len(form) < shortSecret {
-					known.alone = append(known.alone, form)
+					forms.alone = append(forms.alone, form)
 				} else {
 					all = append(all, form)
 				}
@@ -80,21 +80,21 @@ func (s *Scrubber) Add(secrets ...Secret) {
 			all = append(all, base64Forms(secret.Reveal())...)
 		}
 	}
-	known.alone = longestFirst(known.alone)
+	forms.alone = longestFirst(forms.alone)
 	var pairs []string
 	for _, form := range longestFirst(all) {
 		pairs = append(pairs, form, hidden)
 	}
-	known.anywhere = strings.NewReplacer(pairs...)
-	s.known.Store(known)
+	forms.anywhere = strings.NewReplacer(pairs...)
+	s.current.Store(forms)
 }
 
 // Text returns text without the secrets, and without the credentials of URLs.
 func (s *Scrubber) Text(text string) string {
 	if s != nil {
-		if known := s.known.Load(); known != nil {
-			text = known.anywhere.Replace(text)
-			for _, form := range known.alone {
+		if forms := s.current.Load(); forms != nil {
+			text = forms.anywhere.Replace(text)
+			for _, form := range forms.alone {
 				text = replaceAlone(text, form, hidden)
 			}
 		}
@@ -102,9 +102,9 @@ func (s *Scrubber) Text(text string) string {
 	return redactURLs(text)
 }
 
-// Error returns an error with the text of err without the secrets. It wraps
-// err, so that errors.Is and errors.As find what they found before; what they
-// find prints itself unscrubbed. Error returns nil for nil.
+// Error returns an error with the text of err without the secrets. The returned
+// error wraps err, so that errors.Is and errors.As work as before; the text of
+// an unwrapped error is not scrubbed. Error returns nil for nil.
 func (s *Scrubber) Error(err error) error {
 	if err == nil {
 		return nil
@@ -115,7 +115,7 @@ func (s *Scrubber) Error(err error) error {
 	return err
 }
 
-// scrubbedError is an error whose text holds no secret.
+// scrubbedError is an error with a text without secrets.
 type scrubbedError struct {
 	text string
 	err  error
@@ -125,9 +125,9 @@ func (e *scrubbedError) Error() string { return e.text }
 
 func (e *scrubbedError) Unwrap() error { return e.err }
 
-// forms returns the ways in which a text is printed by fmt, net/url,
+// printedForms returns the forms of a text in the output of fmt, net/url,
 // encoding/json and encoding/hex.
-func forms(text string) []string {
+func printedForms(text string) []string {
 	quoted, ascii := strconv.Quote(text), strconv.QuoteToASCII(text)
 	all := []string{
 		text, quoted[1 : len(quoted)-1], ascii[1 : len(ascii)-1],
@@ -149,15 +149,16 @@ func forms(text string) []string {
 	return slices.DeleteFunc(longestFirst(all), func(form string) bool { return len(form) < minSecretForm })
 }
 
-// base64Forms returns the text in base64, and the part of it that is the same
-// wherever the text begins inside of a longer one.
+// base64Forms returns the text in base64, and the part of the base64 text that
+// is independent of the offset inside a longer text.
 func base64Forms(text string) []string {
 	const minCore = 6 // characters of base64; shorter ones stand in other words by chance
 	var all []string
 	for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
 		for before := range 3 {
 			core := encoding.EncodeToString(append(make([]byte, before), text...))
-			// These characters also hold bits of what is before and behind.
+			// These characters also contain bits of the bytes before and after
+			// the text.
 			core = core[(before*8+5)/6:]
 			if (before+len(text))%3 != 0 {
 				core = core[:max(0, len(core)-1)]
@@ -174,15 +175,15 @@ func base64Forms(text string) []string {
 	return all
 }
 
-// longestFirst sorts texts, so that the longest of those that begin alike is
-// replaced, and drops repeats.
+// longestFirst sorts texts, so that the longest text with a common prefix is
+// replaced, and removes repeats.
 func longestFirst(texts []string) []string {
 	slices.SortFunc(texts, func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), strings.Compare(a, b)) })
 	return slices.Compact(texts)
 }
 
 var (
-	// urlCredentials finds what stands before the host of a URL.
+	// urlCredentials finds the text before the host of a URL.
 	urlCredentials = regexp.MustCompile(`://[^/?#\s"'<>]*@`)
 	// urlQuery finds the query of a URL.
 	urlQuery = regexp.MustCompile(`(://[^?\s"'<>]*)\?[^#\s"'<>]+`)

@@ -8,13 +8,13 @@ import (
 	"unicode/utf8"
 )
 
-const byteOrderMark = '\uFEFF'
+const bom = '\uFEFF'
 
-// Stray says what stands around a secret and can hardly be part of it: white
-// space, line breaks, a byte order mark, quotes. A secret with such an end
-// passes every other check, and then no signature and no login fits. Stray
-// returns two empty texts where there is nothing, and shows nothing of the
-// secret itself.
+// Stray finds characters around a secret that can hardly be part of the secret:
+// white space, line breaks, a byte order mark, quotes. Such a secret passes
+// every other check, and then every signature and login fails. Stray returns
+// two empty texts if there is nothing to report. The returned texts contain no
+// part of the secret.
 func Stray(text string) (what, hint string) {
 	if text == "" {
 		return "", ""
@@ -57,7 +57,7 @@ func isStray(r rune) bool {
 // strayName names a stray rune at an end of text.
 func strayName(r rune, text string) string {
 	switch r {
-	case byteOrderMark:
+	case bom:
 		return "a byte order mark (BOM)"
 	case ' ':
 		return "a space"
@@ -77,8 +77,8 @@ func strayName(r rune, text string) string {
 	return fmt.Sprintf("an invisible character (%U)", r)
 }
 
-// ReadSecret reads a secret from a file as ${file:…} does: without one line
-// break at the end. The error names the file and shows nothing of the secret.
+// ReadSecret reads a secret from a file like ${file:…}: without a final line
+// break. The error contains the name of the file and no part of the secret.
 func ReadSecret(path string) (Secret, error) {
 	data, err := readRegular(path, maxFile)
 	if err != nil {
@@ -91,8 +91,8 @@ func ReadSecret(path string) (Secret, error) {
 	return secret, nil
 }
 
-// LookupSecret returns the secret in an environment variable, which is empty
-// where the variable is not set. The error shows nothing of the secret.
+// LookupSecret returns the secret in an environment variable, or an empty
+// secret if the variable is unset. The error contains no part of the secret.
 func LookupSecret(variable string) (Secret, error) {
 	secret := Secret(os.Getenv(variable))
 	if err := secret.check(); err != nil {

@@ -8,18 +8,19 @@ import (
 	"strings"
 )
 
-// URL is a URL, or several separated by commas, as a client library takes them.
-// Every way of printing a URL hides the user name, the password or the token
-// before its host and the values of its query. Only Reveal returns all of it.
+// URL is a URL, or several URLs separated by commas, in the format of a client
+// library. Every way of printing a URL hides the user name, the password or the
+// token before the host, and the values of the query. Only Reveal returns the
+// whole text.
 type URL string
 
-// Reveal returns the URL with its credentials.
+// Reveal returns the URL with credentials.
 func (u URL) Reveal() string { return string(u) }
 
-// String returns the URL without its credentials.
+// String returns the URL without credentials.
 func (u URL) String() string {
 	if end := strings.IndexAny(string(u), "?#"); end >= 0 && strings.Contains(string(u[end:]), "@") {
-		return hidden // it may be a password with a ? or # that is not escaped
+		return hidden // may be a password with an unescaped ? or #
 	}
 	list, query, queried := strings.Cut(string(u), "?")
 	urls := strings.Split(list, ",")
@@ -27,7 +28,7 @@ func (u URL) String() string {
 		trimmed := strings.TrimSpace(text)
 		parsed, scheme, err := parseURL(trimmed)
 		switch {
-		case err != nil: // nobody knows what is what
+		case err != nil: // the parts are unknown
 			trimmed = hidden
 		case parsed.User != nil:
 			trimmed = scheme + hidden + trimmed[strings.LastIndexByte(trimmed, '@'):]
@@ -59,8 +60,8 @@ func (u URL) String() string {
 	return list
 }
 
-// parseURL parses one URL, which may lack its scheme as a NATS client allows.
-// The scheme is returned as it is written, with ://.
+// parseURL parses a single URL. A NATS client allows a URL without a scheme.
+// The scheme is returned as written, with ://.
 func parseURL(text string) (u *url.URL, scheme string, err error) {
 	if before, _, ok := strings.Cut(text, "://"); ok {
 		u, err = url.Parse(text)
@@ -70,12 +71,11 @@ func parseURL(text string) (u *url.URL, scheme string, err error) {
 	return u, "", err
 }
 
-// minQuerySecret is the length in bytes from which the value in a query is taken
-// for a secret: shorter ones are versions and switches.
+// minQuerySecret is the minimum length in bytes of a secret in a query: shorter
+// values are versions and switches.
 const minQuerySecret = 6
 
-// secrets returns the credentials that the URL holds, as they are written and
-// as they are meant.
+// secrets returns the credentials in the URL, escaped and unescaped.
 func (u URL) secrets() []Secret {
 	var all []Secret
 	add := func(texts ...string) {
@@ -112,10 +112,10 @@ func (u URL) secrets() []Secret {
 	return all
 }
 
-// GoString returns what String returns, quoted.
+// GoString returns the quoted text of String.
 func (u URL) GoString() string { return strconv.Quote(u.String()) }
 
-// Format prints what String returns, whatever the verb.
+// Format prints the text of String for every verb.
 func (u URL) Format(f fmt.State, verb rune) {
 	text := u.String()
 	if verb == 'q' || (verb == 'v' && f.Flag('#')) {
@@ -124,5 +124,5 @@ func (u URL) Format(f fmt.State, verb rune) {
 	_, _ = io.WriteString(f, text) // fmt.State keeps the error
 }
 
-// MarshalText encodes what String returns.
+// MarshalText encodes the text of String.
 func (u URL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }

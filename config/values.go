@@ -13,59 +13,60 @@ import (
 	"time"
 )
 
-// Value is implemented, with pointer receivers, by types that are written in
-// another way than their Go kind says: a size as 1MiB, or the word none in
-// place of a mapping. Say so beside the type, because a misspelled method
+// Value is implemented, with pointer receivers, by types whose YAML form
+// differs from the Go kind: a size as 1MiB, or the word none instead of a
+// mapping. Assert the interface beside the type, because a misspelled method
 // would otherwise go unnoticed:
 //
 //	var _ config.Value = (*Auth)(nil)
 type Value interface {
-	// UnmarshalConfig reads what is written. To read a mapping into its own
-	// fields it calls n.Decode with itself. It returns n.Problem, n.Want,
-	// the error of n.Decode, or Invalids with keys relative to n; another
-	// error becomes a Problem at n. It is not called where the key is absent
-	// or null.
+	// UnmarshalConfig reads the value from n. To read a mapping into its own
+	// fields, UnmarshalConfig passes itself to n.Decode. UnmarshalConfig
+	// returns n.Problem, n.Want, the error of n.Decode, or Invalids with keys
+	// relative to n; any other error becomes a Problem at n. UnmarshalConfig is
+	// not called if the key is absent or null.
 	UnmarshalConfig(n Node) error
 
-	// MarshalConfig returns what would be written for the value, without
-	// secrets: a string, an integer, a slice, a map or a struct; or nil, if
-	// it is to be written as its own fields.
+	// MarshalConfig returns the YAML form of the value, without secrets: a
+	// string, an integer, a slice, a map or a struct; or nil to write the
+	// value's own fields.
 	MarshalConfig() any
 
-	// DescribeConfig tells in which shapes the value may be written. It is
-	// called on a zero value.
-	DescribeConfig() Shape
+	// DescribeConfig returns the allowed YAML forms of the value.
+	// DescribeConfig is called on a zero value.
+	DescribeConfig() Syntax
 }
 
-// Shape tells in which ways a Value may be written, for the schema and the
+// Syntax describes the allowed YAML forms of a Value, for the schema and the
 // reference page.
-type Shape struct {
-	Type    string   // what the reference page calls it: "size", "none or a mapping"
-	Words   []string // words that may be written
-	Pattern string   // regular expression of the text that may be written
+type Syntax struct {
+	Type    string   // name on the reference page: "size", "none or a mapping"
+	Words   []string // allowed words
+	Pattern string   // regular expression of the allowed text
 	Integer bool     // a whole number may be written
 	Fields  bool     // a mapping of the type's own fields may be written
 }
 
-// hidden is what is shown in place of a secret.
+// hidden replaces a secret.
 const hidden = "***"
 
-// Secret is text that is never shown: every way of printing or encoding it
-// gives ***, or nothing where it is empty. Only Reveal returns it. (As the key
-// of a map encoding/json would write it out: do not use it as one.)
+// Secret is text that is never shown: every way of printing or encoding a
+// Secret gives ***, or nothing if the Secret is empty. Only Reveal returns the
+// text. Do not use a Secret as the key of a map, because encoding/json would
+// write the text.
 type Secret string
 
 // Reveal returns the text itself.
 func (s Secret) Reveal() string { return string(s) }
 
-// MinProof is the length in bytes below which a secret that proves a sender, or
-// a caller of the API, could be found by trying.
+// MinProof is the minimum length in bytes of a secret that authenticates a
+// sender or a caller of the API: shorter secrets can be guessed.
 const MinProof = 16
 
-// CheckProof notes at key that a secret which proves a sender or a caller of the
-// API is shorter than least bytes, unless the operator allows it by the setting
-// allow_weak beside the secret. Length is that of what the secret stands for,
-// where that is in base64.
+// CheckProof adds a problem at key if a secret that authenticates a sender or a
+// caller of the API is shorter than least bytes, unless the setting allow_weak
+// beside the secret allows short secrets. Length is the length of the decoded
+// secret if the secret is in base64.
 func CheckProof(p *Invalids, key string, length, least int, allowed bool) {
 	if length < least && !allowed {
 		p.Add(key, fmt.Sprintf("has %d bytes, and a secret of less than %d could be found by trying", length, least),
@@ -73,7 +74,7 @@ func CheckProof(p *Invalids, key string, length, least int, allowed bool) {
 	}
 }
 
-// check returns what Stray says as an error.
+// check returns the result of Stray as an error.
 func (s Secret) check() error {
 	if what, hint := Stray(s.Reveal()); what != "" {
 		return errors.New(what + "; " + hint)
@@ -81,7 +82,7 @@ func (s Secret) check() error {
 	return nil
 }
 
-// String returns ***, or nothing where the secret is empty.
+// String returns ***, or nothing if the secret is empty.
 func (s Secret) String() string {
 	if s == "" {
 		return ""
@@ -89,11 +90,11 @@ func (s Secret) String() string {
 	return hidden
 }
 
-// GoString returns what String returns, quoted.
+// GoString returns the quoted text of String.
 func (s Secret) GoString() string { return strconv.Quote(s.String()) }
 
-// Format prints what String returns, whatever the verb: %x would otherwise
-// spell the secret in another alphabet.
+// Format prints the text of String for every verb, because %x would otherwise
+// spell the secret in hex.
 func (s Secret) Format(f fmt.State, verb rune) {
 	text := s.String()
 	if verb == 'q' || (verb == 'v' && f.Flag('#')) {
@@ -102,13 +103,13 @@ func (s Secret) Format(f fmt.State, verb rune) {
 	_, _ = io.WriteString(f, text) // fmt.State keeps the error
 }
 
-// MarshalText encodes what String returns.
+// MarshalText encodes the text of String.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// MarshalJSON encodes what String returns.
+// MarshalJSON encodes the text of String.
 func (s Secret) MarshalJSON() ([]byte, error) { return []byte(strconv.Quote(s.String())), nil }
 
-// MarshalYAML encodes what String returns.
+// MarshalYAML encodes the text of String.
 func (s Secret) MarshalYAML() (any, error) { return s.String(), nil }
 
 // Size is a number of bytes, written as an integer or with a unit: 1048576,
@@ -122,8 +123,8 @@ type sizeUnit struct {
 	bytes int64
 }
 
-// sizeUnits returns the units of Size, the largest first, with the powers of
-// 1024 before those of 1000.
+// sizeUnits returns the units of Size, the largest first, with powers of 1024
+// before powers of 1000.
 func sizeUnits() []sizeUnit {
 	return []sizeUnit{
 		{"TiB", 1 << 40},
@@ -175,10 +176,11 @@ func ParseSize(text string) (Size, error) {
 	return Size(f), nil
 }
 
-// String returns the size in the largest unit that divides it: 64KiB, 1000.
+// String returns the size in the largest unit that divides the size: 64KiB,
+// 1000.
 func (s Size) String() string {
 	if s != 0 {
-		for _, u := range sizeUnits()[:4] { // powers of 1000 would hide that 1000000 is odd
+		for _, u := range sizeUnits()[:4] { // powers of 1000 would hide the exact value 1000000
 			if int64(s)%u.bytes == 0 {
 				return strconv.FormatInt(int64(s)/u.bytes, 10) + u.name
 			}
@@ -211,12 +213,12 @@ func (s *Size) MarshalConfig() any {
 }
 
 // DescribeConfig implements Value.
-func (s *Size) DescribeConfig() Shape {
-	return Shape{Type: "size", Pattern: `^([0-9]+|[0-9]+(\.[0-9]+)? *([KMGTkmgt][Ii]?)?[Bb])$`, Integer: true}
+func (s *Size) DescribeConfig() Syntax {
+	return Syntax{Type: "size", Pattern: `^([0-9]+|[0-9]+(\.[0-9]+)? *([KMGTkmgt][Ii]?)?[Bb])$`, Integer: true}
 }
 
-// ParseDuration reads a duration: what time.ParseDuration does, and d for 24
-// hours and w for 7 days. A number without a unit is an error, save 0.
+// ParseDuration reads a duration: the units of time.ParseDuration, d for 24
+// hours and w for 7 days. A number without a unit is an error, except 0.
 func ParseDuration(text string) (time.Duration, error) {
 	rest, negative := strings.CutPrefix(text, "-")
 	if !negative {
@@ -269,8 +271,8 @@ func ParseDuration(text string) (time.Duration, error) {
 	return total, nil
 }
 
-// FormatDuration returns d as ParseDuration reads it, without parts that are
-// zero: 24h rather than 24h0m0s.
+// FormatDuration returns d in the format of ParseDuration, without zero parts:
+// 24h rather than 24h0m0s.
 func FormatDuration(d time.Duration) string {
 	text := d.String()
 	if strings.HasSuffix(text, "m0s") {
@@ -282,8 +284,8 @@ func FormatDuration(d time.Duration) string {
 	return text
 }
 
-// TLS is how a connection that Postwire opens is encrypted. The zero TLS is
-// not encrypted.
+// TLS configures the encryption of an outgoing connection. The zero TLS does
+// not encrypt.
 type TLS struct {
 	Enabled            bool   `yaml:"enabled" doc:"Encrypt the connection."`
 	CAFile             string `yaml:"ca_file" doc:"CA certificates to trust, PEM. Empty trusts the CA certificates of the system." example:"/etc/postwire/tls/ca.crt"`
@@ -324,8 +326,8 @@ func (t TLS) Config() (*tls.Config, error) {
 	return c, nil
 }
 
-// Check notes in p what is wrong, with keys below prefix: files that cannot
-// be read, a certificate without its key, and settings without effect.
+// Check adds all errors to p, with keys below prefix: unreadable files, a
+// certificate without a key, and settings without effect.
 func (t TLS) Check(prefix string, p *Invalids) {
 	files := []struct{ key, path string }{
 		{"ca_file", t.CAFile},
@@ -363,7 +365,7 @@ func (t TLS) Check(prefix string, p *Invalids) {
 	}
 }
 
-// checkContents notes files that can be read and do not hold what they should.
+// checkContents adds problems for readable files with wrong contents.
 func (t TLS) checkContents(prefix string, p *Invalids) {
 	if t.CAFile != "" && unreadable(t.CAFile) == "" {
 		if _, err := (TLS{Enabled: true, CAFile: t.CAFile}).Config(); err != nil {
@@ -377,7 +379,7 @@ func (t TLS) checkContents(prefix string, p *Invalids) {
 	}
 }
 
-// unreadable says why a file cannot be read, "" if it can.
+// unreadable returns the reason why a file cannot be read, or "".
 func unreadable(path string) string {
 	if _, err := readRegular(path, maxFile); err != nil {
 		return fileReason(err)
@@ -385,7 +387,8 @@ func unreadable(path string) string {
 	return ""
 }
 
-// fileReason says why a file could not be read, without repeating its name.
+// fileReason returns the reason why a file could not be read, without the
+// file's name.
 func fileReason(err error) string {
 	var path *os.PathError
 	switch {

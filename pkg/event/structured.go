@@ -48,11 +48,11 @@ func Deeper(data []byte, most int) bool {
 	}
 }
 
-// byteOrderMark may stand before JSON (RFC 8259, section 8.1).
-var byteOrderMark = []byte("\ufeff")
+// bom may stand before JSON (RFC 8259, section 8.1).
+var bom = []byte("\ufeff")
 
 // TrimBOM returns JSON without a byte order mark before it.
-func TrimBOM(data []byte) []byte { return bytes.TrimPrefix(data, byteOrderMark) }
+func TrimBOM(data []byte) []byte { return bytes.TrimPrefix(data, bom) }
 
 // Structured writes e in the JSON format of CloudEvents. Every reader can parse
 // it: data of a JSON media type is the member data, less a byte order mark, if

@@ -62,8 +62,8 @@ func (a *Auth) MarshalConfig() any {
 }
 
 // DescribeConfig implements config.Value.
-func (a *Auth) DescribeConfig() config.Shape {
-	return config.Shape{Type: "none or a mapping", Words: []string{none}, Fields: true}
+func (a *Auth) DescribeConfig() config.Syntax {
+	return config.Syntax{Type: "none or a mapping", Words: []string{none}, Fields: true}
 }
 
 const none = "none"

@@ -92,8 +92,8 @@ func (s *Signature) MarshalConfig() any {
 }
 
 // DescribeConfig implements config.Value.
-func (s *Signature) DescribeConfig() config.Shape {
-	return config.Shape{Type: "mapping", Fields: true}
+func (s *Signature) DescribeConfig() config.Syntax {
+	return config.Syntax{Type: "mapping", Fields: true}
 }
 
 func (s *Signature) tolerance() time.Duration { return cmp.Or(s.Tolerance, DefaultTolerance) }
