@@ -318,9 +318,9 @@ func (a Admin) validate() error {
 		if a.ViewerToken != "" {
 			key = "viewer_token"
 		}
-		p.Add(key, "is set, and no operator has a token: nobody could change anything", "set admin.token, or add a token with role: operator to admin.tokens")
+		p.Add(key, "is set without the token of an operator, so that no caller could change anything", "set admin.token, or add a token with role: operator to admin.tokens")
 	case !loopback(a.Listen):
-		p.Add("token", "is missing, and admin.listen reaches beyond this machine", "set a token, for example ${POSTWIRE_ADMIN_TOKEN}, or listen on 127.0.0.1:9090")
+		p.Add("token", "is required, because admin.listen is not a loopback address", "set a token, for example ${POSTWIRE_ADMIN_TOKEN}, or listen on 127.0.0.1:9090")
 	}
 	if len(a.Tokens) > maxAdminTokens {
 		p.Add("tokens", fmt.Sprintf("has %d entries", len(a.Tokens)), fmt.Sprintf("use %d at most", maxAdminTokens))
@@ -329,7 +329,7 @@ func (a Admin) validate() error {
 	check := func(key string, token Secret) {
 		CheckProof(&p, key, len(token), MinProof, a.AllowWeak)
 		if other, taken := keys[token]; taken {
-			p.Add(key, "is the same as admin."+other+": nobody could tell the holders apart", "make another one, for example with openssl rand -hex 32")
+			p.Add(key, "equals admin."+other+", so that the audit log could not distinguish the holders", "make a new token, for example with openssl rand -hex 32")
 		}
 		keys[token] = key
 	}
@@ -352,7 +352,7 @@ func (a Admin) validate() error {
 			p.Add(at+"role", "is missing", "use operator or viewer")
 		}
 		if t.Token == "" {
-			p.Add(at+"token", "is empty", "make one with openssl rand -hex 32, or remove the entry")
+			p.Add(at+"token", "is empty", "make a token with openssl rand -hex 32, or remove the entry")
 			continue
 		}
 		check(at+"token", t.Token)
@@ -447,11 +447,11 @@ func (t Traces) validate() error {
 		case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
 			p.Add("endpoint", "is not a URL that begins with http:// or https://", "for example http://otel-collector:4318")
 		case u.User != nil:
-			p.Add("endpoint", "holds a user or a password", "use headers")
+			p.Add("endpoint", "contains a user or a password", "use headers")
 		case t.Protocol == "grpc" && strings.Trim(u.Path, "/") != "":
-			p.Add("endpoint", "has a path, and gRPC has none", "for example http://otel-collector:4317")
+			p.Add("endpoint", "has a path, but gRPC uses no path", "for example http://otel-collector:4317")
 		case t.CAFile != "" && u.Scheme != "https":
-			p.Add("ca_file", "is set, and endpoint is not https://", "use https://")
+			p.Add("ca_file", "is set, but endpoint is not https://", "use https://")
 		}
 	}
 	if !(t.SampleRatio >= 0 && t.SampleRatio <= 1) {
@@ -461,9 +461,9 @@ func (t Traces) validate() error {
 		value := t.Headers[name]
 		switch {
 		case !httpguts.ValidHeaderFieldName(name): // may be a whole header, including the secret
-			p.Add("headers", "holds a name that no header has", "write a name such as Authorization, a colon, and the value")
+			p.Add("headers", "contains an invalid header name", "write a name such as Authorization, a colon, and the value")
 		case !httpguts.ValidHeaderFieldValue(value.Reveal()):
-			p.Add("headers."+name, "has a character that no header can hold", "look for a line break in the file or variable it comes from")
+			p.Add("headers."+name, "contains a character that is invalid in a header", "look for a line break in the file or variable of the value")
 		}
 	}
 	return p.Err()
@@ -475,7 +475,7 @@ func (j Journal) validate() error {
 		p.Add("dir", "is empty", "name a folder, for example ./data")
 	}
 	if j.Retention < 0 {
-		p.Add("retention", "is negative", "use 0 to keep nothing beyond delivery, or a time such as 168h")
+		p.Add("retention", "is negative", "use 0 to keep only pending events, or a time such as 168h")
 	}
 	if j.MaxBytes != 0 && j.MaxBytes < minJournal {
 		p.Add("max_bytes", fmt.Sprintf("%v is too small", j.MaxBytes), fmt.Sprintf("use %v or more, or 0 for no limit", minJournal))
@@ -490,7 +490,7 @@ func (j Journal) validate() error {
 		p.Add("min_free_bytes", "is negative", "use 0 for no check, or a size such as 64MiB")
 	}
 	if j.Engine == "jetstream" && j.JetStream.URL == "" {
-		p.Add("jetstream.url", "is missing, and journal.engine is jetstream", "name the servers, for example nats://localhost:4222")
+		p.Add("jetstream.url", "is required if journal.engine is jetstream", "name the servers, for example nats://localhost:4222")
 	}
 	if s := j.JetStream.Stream; s == "" || strings.ContainsAny(s, ". \t\r\n*>/\\") {
 		p.Add("jetstream.stream", fmt.Sprintf("%q is not a name of a stream", s), "use letters, digits, dashes and underscores")
@@ -502,7 +502,7 @@ func (j Journal) validate() error {
 		p.Add("spill.dir", "is empty", "for example ./spill, or set journal.spill.enabled: false")
 	}
 	if j.Spill.Hold < 500*time.Millisecond {
-		p.Add("spill.hold", fmt.Sprintf("%v is too short: a cluster that is well may take longer", j.Spill.Hold), "for example 3s")
+		p.Add("spill.hold", fmt.Sprintf("%v is too short: a healthy cluster may take longer", j.Spill.Hold), "for example 3s")
 	}
 	if s := j.Spill.MaxBytes; s != 0 && s < minJournal {
 		p.Add("spill.max_bytes", fmt.Sprintf("%v is too small", s), fmt.Sprintf("use %v or more, or 0 for no limit", minJournal))

@@ -363,7 +363,7 @@ func TestTLS(t *testing.T) {
 
 func TestLoad(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := config.Load(filepath.Join(dir, "no.yaml"), nil); err == nil || !strings.HasSuffix(err.Error(), "no.yaml: configuration file does not exist; name another one with -c") {
+	if _, err := config.Load(filepath.Join(dir, "no.yaml"), nil); err == nil || !strings.HasSuffix(err.Error(), "no.yaml: configuration file does not exist; name a different file with -c") {
 		t.Errorf("missing file: %v", err)
 	}
 	if _, err := config.Load(dir, nil); err == nil || !strings.Contains(err.Error(), "is a folder") {

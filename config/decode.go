@@ -288,7 +288,7 @@ func (d *decoder) stray(n *yaml.Node, key, text string) {
 	e := d.doc.expanded[n]
 	if what, hint := Stray(text); what != "" {
 		if len(e.outside) > 0 {
-			hint += ", and look at " + e.outside[len(e.outside)-1].written + ", where the value comes from"
+			hint += ", and check " + e.outside[len(e.outside)-1].written + ", the origin of the value"
 		}
 		d.wrong(n, key, what, hint)
 		return
@@ -358,7 +358,7 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 	for _, target := range targets {
 		for _, f := range fieldsOf(target.Type()) {
 			if named[f.name] != nil || slices.Contains(skip, f.name) {
-				panic(fmt.Sprintf("config: key %q stands for two things; one of them is in %v", f.name, target.Type()))
+				panic(fmt.Sprintf("config: key %q is defined twice, also in %v", f.name, target.Type()))
 			}
 			s := &slot{field: f, value: target.FieldByIndex(f.index)}
 			allowed, slots, named[f.name] = append(allowed, f.name), append(slots, s), s
@@ -375,7 +375,7 @@ func (d *decoder) structs(n *yaml.Node, key string, targets []reflect.Value, ski
 			// In {TOKEN}, {bearer TOKEN} and {TOKEN: x} the secret is part of the key.
 			what := "has an unknown key, which is not shown because it may be a secret"
 			if isNull(deref(item)) {
-				what = "holds a value where a key is wanted"
+				what = "contains a value instead of a key"
 			}
 			d.wrong(k, key, what, suggest("", allowed, "keys here"))
 		case s == nil:
@@ -484,7 +484,7 @@ func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
 		}
 		hint := "begin each entry with a dash"
 		if inner, _ := innerStruct(v.Type().Elem()); n.Kind == yaml.ScalarNode && inner == nil && v.Type().Elem() != reflect.TypeFor[Block]() {
-			hint = "write it as a list, even of one: [" + d.listed(n) + "]"
+			hint = "write a list, also for a single value: [" + d.listed(n) + "]"
 		}
 		d.want(n, key, "a list", hint)
 		return
@@ -547,12 +547,12 @@ func (d *decoder) text(n *yaml.Node, key string) (string, bool) {
 	case n.Kind != yaml.ScalarNode:
 		hint := ""
 		if n.Kind == yaml.MappingNode && n.Style&yaml.FlowStyle != 0 {
-			hint = "put text that holds braces in quotes"
+			hint = "put text with braces in quotes"
 		}
 		d.want(n, key, "text", hint)
 		return "", false
 	case tag == "!!int" || tag == "!!float" || tag == "!!bool":
-		hint := "put it in quotes"
+		hint := "put the value in quotes"
 		if !d.doc.private.hides(n) {
 			hint += ": " + strconv.Quote(n.Value)
 		}
@@ -757,7 +757,7 @@ func (doc *document) is(n *yaml.Node) string {
 		return "is " + kindOf(n)
 	}
 	if _, expanded := doc.expanded[n]; expanded {
-		return written + " stands for something else"
+		return written + " expands to a value of another type"
 	}
 	return written + " is " + kindOf(n)
 }
@@ -861,7 +861,7 @@ type field struct {
 // needs returns the hint for a missing required key.
 func (f field) needs() string {
 	if f.example == "" {
-		return "add it"
+		return "add the key"
 	}
 	return "for example " + f.name + ": " + f.example
 }

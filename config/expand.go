@@ -113,17 +113,17 @@ func (e expander) resolve(inner string) (value string, outside bool, fault *expa
 	if !isVariable(name) {
 		// The text is not shown, because the text may be a secret that contains
 		// ${.
-		return "", false, &expandFault{"has a ${ that is no expansion", "write ${NAME}, ${NAME:-default} or ${file:/path}, or $${ for a plain ${"}
+		return "", false, &expandFault{"has an invalid ${", "write ${NAME}, ${NAME:-default} or ${file:/path}, or $${ for a plain ${"}
 	}
 	if strings.Contains(fallback, "${") {
-		return "", false, &expandFault{"has a default of ${" + name + "} with another expansion in it", "write the default out"}
+		return "", false, &expandFault{"has a default of ${" + name + "} with a nested ${", "write the default out"}
 	}
 	value, ok := e.env(name)
 	switch {
 	case hasFallback && value == "":
 		return fallback, false, nil
 	case !ok:
-		return "", false, &expandFault{"environment variable " + name + " is not set", "set it, or give a default: ${" + name + ":-default}"}
+		return "", false, &expandFault{"environment variable " + name + " is not set", "set the variable, or give a default: ${" + name + ":-default}"}
 	}
 	return value, true, nil
 }
@@ -134,7 +134,7 @@ func (e expander) file(path string) (string, *expandFault) {
 	if path == "" {
 		return "", &expandFault{"has a ${file:} without a path", "write ${file:/path}"}
 	}
-	const hint = "check the path, and who may read the file"
+	const hint = "check the path and the permissions of the file"
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(e.folder, path)
 	}
@@ -164,10 +164,10 @@ func readRegular(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if info.IsDir() {
-		return nil, errors.New("it is a folder")
+		return nil, errors.New("path is a folder")
 	}
 	if !info.Mode().IsRegular() {
-		return nil, errors.New("it is not a regular file")
+		return nil, errors.New("path is not a regular file")
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -179,7 +179,7 @@ func readRegular(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("it is larger than %v", Size(limit))
+		return nil, fmt.Errorf("file is larger than %v", Size(limit))
 	}
 	return data, nil
 }

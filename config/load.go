@@ -26,7 +26,7 @@ const (
 func Read(path string) ([]byte, error) {
 	data, err := readRegular(path, maxDocument)
 	if err != nil {
-		return nil, Problems{{File: path, What: "configuration file " + fileReason(err), Hint: "name another one with -c"}}
+		return nil, Problems{{File: path, What: "configuration file " + fileReason(err), Hint: "name a different file with -c"}}
 	}
 	return data, nil
 }
@@ -154,12 +154,12 @@ func (doc *document) syntax(data []byte, err error) *Problem {
 		}
 		// The parser prints the name; if quotes are missing, the name is the
 		// start of a secret.
-		p.What, p.Hint = "an alias (*) names no anchor (&)", "put the text in quotes if it is not meant to be an alias"
+		p.What, p.Hint = "an alias (*) names no anchor (&)", "put the text in quotes if an alias is not intended"
 		return p
 	}
 	p.What = "is not YAML: " + text
 	if strings.Contains(lines[p.Line-1], "${") {
-		p.Hint = "put text with ${…} in quotes, which it needs inside of [ ] and { }"
+		p.Hint = "put text with ${…} in quotes, which are needed inside [ ] and { }"
 	}
 	// After a tab, the parser's line number is off by one in either direction.
 	for n := max(1, p.Line-1); n <= min(len(lines), p.Line+1); n++ {
@@ -311,7 +311,7 @@ func (w *walker) walk(n *yaml.Node, key string, depth int) {
 	if w.aliases > 0 {
 		if w.aliased++; w.aliased > maxAliased {
 			w.unbounded = true
-			w.add(n, key, fmt.Sprintf("aliases stand for more than %d values", maxAliased), "write the values out")
+			w.add(n, key, fmt.Sprintf("aliases expand to more than %d values", maxAliased), "write the values out")
 			return
 		}
 	}
@@ -324,7 +324,7 @@ func (w *walker) walk(n *yaml.Node, key string, depth int) {
 	if n.Kind == yaml.AliasNode {
 		if w.open[n.Alias] {
 			w.unbounded = true
-			w.add(n, key, "is an alias of something that it is part of", "write the value out")
+			w.add(n, key, "is an alias of its own parent", "write the value out")
 			return
 		}
 		w.aliases++
@@ -367,7 +367,7 @@ func (w *walker) key(k *yaml.Node, parent string, lines map[string]int) {
 	case k.ShortTag() == "!!merge":
 		w.add(k, parent, "merge keys (<<) are not supported", "write the keys out, or use an alias for a whole value")
 	case lines[k.Value] > 0:
-		w.add(k, join(parent, k.Value), fmt.Sprintf("is written twice, first in line %d", lines[k.Value]), "keep one of the two")
+		w.add(k, join(parent, k.Value), fmt.Sprintf("is written twice, first in line %d", lines[k.Value]), "keep a single entry")
 	default:
 		lines[k.Value] = w.doc.line(k.Line)
 	}
@@ -379,7 +379,7 @@ func (w *walker) tag(n *yaml.Node, key string) {
 	case "", "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge", "!!map", "!!seq":
 	default:
 		// The tag is not shown: a password may begin with an exclamation mark.
-		w.add(n, key, "has a YAML tag (!)", "remove it, tags are not supported; or put text that begins with ! in quotes")
+		w.add(n, key, "has a YAML tag (!)", "remove the tag, because tags are not supported; or put text starting with ! in quotes")
 	}
 }
 

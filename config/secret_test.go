@@ -73,7 +73,7 @@ func TestStrayCharactersAroundASecret(t *testing.T) {
 					} else if strings.Contains(err.Error(), "sesame") {
 						t.Errorf("%s of %s: the secret is shown: %v", key, from, err)
 					}
-					if from == "variable" && err != nil && !strings.Contains(err.Error(), "look at ${S}") {
+					if from == "variable" && err != nil && !strings.Contains(err.Error(), "check ${S}") {
 						t.Errorf("%s: it is not said where the value comes from: %v", key, err)
 					}
 				}
@@ -144,7 +144,7 @@ func TestSlipsDoNotShowSecrets(t *testing.T) {
 func TestWeakTokensOfTheAPI(t *testing.T) {
 	const weak = "0123456789-15-b"
 	for text, want := range map[string]string{
-		"admin: {token: " + weak + "}":                              "admin.token: has 15 bytes, and a secret of less than 16",
+		"admin: {token: " + weak + "}":                              "admin.token: has 15 bytes, but a secret shorter than 16",
 		"admin: {token: " + weak + "x, viewer_token: " + weak + "}": "admin.viewer_token: has 15 bytes",
 		"admin: {token: " + weak + ", allow_weak: true}":            "",
 		"admin: {token: " + weak + "x}":                             "",

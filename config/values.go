@@ -69,8 +69,8 @@ const MinProof = 16
 // secret if the secret is in base64.
 func CheckProof(p *Invalids, key string, length, least int, allowed bool) {
 	if length < least && !allowed {
-		p.Add(key, fmt.Sprintf("has %d bytes, and a secret of less than %d could be found by trying", length, least),
-			"make one with openssl rand -hex 32; or set allow_weak: true beside it, where the sender gives no longer one")
+		p.Add(key, fmt.Sprintf("has %d bytes, but a secret shorter than %d bytes can be guessed", length, least),
+			"make a secret with openssl rand -hex 32; or, if the sender supports only short secrets, set allow_weak: true beside the secret")
 	}
 }
 
@@ -313,7 +313,7 @@ func (t TLS) Config() (*tls.Config, error) {
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("tls: ca_file: %s holds no certificate in PEM", t.CAFile)
+			return nil, fmt.Errorf("tls: ca_file: %s contains no certificate in PEM", t.CAFile)
 		}
 	}
 	if t.CertFile != "" || t.KeyFile != "" {
@@ -352,7 +352,7 @@ func (t TLS) Check(prefix string, p *Invalids) {
 			continue
 		}
 		if reason := unreadable(f.path); reason != "" {
-			p.Add(join(prefix, f.key), fmt.Sprintf("file %s %s", f.path, reason), "name a PEM file that this process may read")
+			p.Add(join(prefix, f.key), fmt.Sprintf("file %s %s", f.path, reason), "name a PEM file that is readable by this process")
 		}
 	}
 	switch {
@@ -369,7 +369,7 @@ func (t TLS) Check(prefix string, p *Invalids) {
 func (t TLS) checkContents(prefix string, p *Invalids) {
 	if t.CAFile != "" && unreadable(t.CAFile) == "" {
 		if _, err := (TLS{Enabled: true, CAFile: t.CAFile}).Config(); err != nil {
-			p.Add(join(prefix, "ca_file"), fmt.Sprintf("file %s holds no certificate in PEM", t.CAFile), "name the certificates of the authorities")
+			p.Add(join(prefix, "ca_file"), fmt.Sprintf("file %s contains no certificate in PEM", t.CAFile), "name the certificates of the authorities")
 		}
 	}
 	if t.CertFile != "" && unreadable(t.CertFile) == "" && unreadable(t.KeyFile) == "" {
@@ -395,7 +395,7 @@ func fileReason(err error) string {
 	case errors.Is(err, os.ErrNotExist):
 		return "does not exist"
 	case errors.Is(err, os.ErrPermission):
-		return "may not be read by this process"
+		return "is not readable by this process"
 	case errors.As(err, &path):
 		return "cannot be read: " + path.Err.Error()
 	}

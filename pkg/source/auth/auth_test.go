@@ -254,7 +254,7 @@ func TestWeakSecrets(t *testing.T) {
 		}},
 	} {
 		err := way.with(weakest, false).Validate()
-		if err == nil || !strings.Contains(err.Error(), way.key+": has 15 bytes, and a secret of less than 16") || strings.Contains(err.Error(), weakest) {
+		if err == nil || !strings.Contains(err.Error(), way.key+": has 15 bytes, but a secret shorter than 16") || strings.Contains(err.Error(), weakest) {
 			t.Errorf("%s: %v", way.key, err)
 		}
 		for _, right := range []Auth{way.with(strong, false), way.with(weakest, true)} {
