@@ -1,4 +1,4 @@
-// Package figures writes what long runs measured into the pages that tell it.
+// Package figures writes measured figures into pages of the documentation.
 package figures
 
 import (
@@ -12,17 +12,17 @@ import (
 	"time"
 )
 
-// Book collects the rows of tables. Its methods may be called concurrently.
+// Book collects the rows of tables. The methods may be called concurrently.
 type Book struct {
-	heads map[string]string // by table; in Markdown
+	heads map[string]string // heads of tables in Markdown, by table
 	mu    sync.Mutex
 	rows  map[string][]string
 }
 
-// NewBook makes a book of tables with these heads, each two lines of Markdown.
+// NewBook returns a book of tables. A head has two lines of Markdown.
 func NewBook(heads map[string]string) *Book { return &Book{heads: heads, rows: map[string][]string{}} }
 
-// Add puts a row behind those of a table, and into the test's log.
+// Add appends a row to a table, and logs the row.
 func (b *Book) Add(t testing.TB, table, row string) {
 	t.Helper()
 	if b.heads[table] == "" {
@@ -34,9 +34,8 @@ func (b *Book) Add(t testing.TB, table, row string) {
 	b.rows[table] = append(b.rows[table], row)
 }
 
-// Write puts the tables that have rows between their marks in the page at path,
-// under a line that says when and on what they were measured, and with what
-// besides.
+// Write writes the tables with rows between their marks in a page, below a line with date,
+// machine and conditions.
 func (b *Book) Write(path, besides string) error {
 	page, err := os.ReadFile(path)
 	if err != nil {
@@ -55,18 +54,18 @@ func (b *Book) Write(path, besides string) error {
 	return os.WriteFile(path, page, 0o644) //nolint:gosec // a page of the documentation
 }
 
-// machine says on what this runs, as far as the system tells.
+// machine describes this machine.
 func machine() string {
 	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return fmt.Sprintf("%s/%s, %d cores", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
 	}
 	return fmt.Sprintf("%s/%s %s, %d cores of %s, memory %s", runtime.GOOS, runtime.GOARCH, bytes.TrimSpace(kernel), runtime.NumCPU(),
-		said("/proc/cpuinfo", "model name"), said("/proc/meminfo", "MemTotal"))
+		valueOf("/proc/cpuinfo", "model name"), valueOf("/proc/meminfo", "MemTotal"))
 }
 
-// said is what a file of /proc says of a name first.
-func said(file, name string) string {
+// valueOf returns the first value of a name in a file of /proc.
+func valueOf(file, name string) string {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "unknown"

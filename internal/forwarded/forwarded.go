@@ -1,9 +1,9 @@
-// Package forwarded reads what a trusted proxy says about a request: who sent it,
-// and to which URL. A proxy says so in X-Forwarded-* or in Forwarded (RFC 7239).
+// Package forwarded reads the sender and the URL of a request from the headers of trusted
+// proxies: X-Forwarded-* or Forwarded (RFC 7239).
 //
-// A proxy that writes one of the two passes on what a stranger wrote in the
-// other. So both must lead to one address, and Forwarded counts for the URL only
-// where no X-Forwarded-* is there.
+// A proxy that writes one of the headers passes the other header on unchanged, so a
+// stranger may have written it. Therefore both headers must name one address, and Forwarded
+// is used for the URL only without X-Forwarded-*.
 package forwarded
 
 import (
@@ -17,11 +17,11 @@ import (
 // Proxies are the networks of the trusted proxies.
 type Proxies []netip.Prefix
 
-// Peer returns the address at the other end of the connection. The address is
-// not valid if the connection has none.
+// Peer returns the remote address of the connection; invalid for a connection without an
+// address.
 func Peer(hr *http.Request) netip.Addr { return Address(hr.RemoteAddr) }
 
-// Address returns the address of a host and a port; not valid where there is none.
+// Address returns the address of a host and port; invalid without an address.
 func Address(hostport string) netip.Addr {
 	addr, err := netip.ParseAddrPort(hostport)
 	if err != nil {
@@ -44,7 +44,7 @@ func Network(addr netip.Addr) netip.Prefix {
 	return network
 }
 
-// Trust reports whether an address is one of a trusted proxy.
+// Trust reports whether an address belongs to a trusted proxy.
 func (p Proxies) Trust(addr netip.Addr) bool {
 	return slices.ContainsFunc(p, func(network netip.Prefix) bool { return network.Contains(addr) })
 }
@@ -56,13 +56,12 @@ const (
 	forwarded      = "Forwarded"
 )
 
-// NamesSender reports whether a header says who sent a request, be it true or not.
+// NamesSender reports whether a header names a sender, true or false.
 func NamesSender(h http.Header) bool { return len(h[forwardedFor])+len(h[forwarded]) > 0 }
 
-// Remote is the address of the sender: of the connection, or, where that is a
-// trusted proxy, the last address that the proxies name and that is none of
-// theirs. It is not valid where a proxy names something else than an address:
-// the sender is then unknown, and is never taken for the proxy.
+// Remote returns the address of the sender: of the connection, or for a trusted proxy the
+// last address in its headers that is not a trusted proxy. If a proxy names anything else
+// than an address, the result is invalid: the sender is unknown, and never the proxy.
 func (p Proxies) Remote(peer netip.Addr, hr *http.Request) netip.Addr {
 	if !p.Trust(peer) {
 		return peer
@@ -89,10 +88,10 @@ func (p Proxies) Remote(peer netip.Addr, hr *http.Request) netip.Addr {
 	return netip.Addr{}
 }
 
-// walk goes back over the hops, from the proxy that is next to us, to the first
-// that no proxy of ours is.
+// walk goes back over the hops, from the nearest proxy to the first hop that is not a
+// trusted proxy.
 func (p Proxies) walk(peer netip.Addr, hops []string) netip.Addr {
-	if len(hops) == 0 { // the header is there, and names nobody
+	if len(hops) == 0 { // the header names no sender
 		return netip.Addr{}
 	}
 	addr := peer
@@ -105,8 +104,8 @@ func (p Proxies) walk(peer netip.Addr, hops []string) netip.Addr {
 	return addr
 }
 
-// parseHop reads an address, with or without a port, brackets and quotes. It is
-// not valid where there is none.
+// parseHop parses an address with optional port, brackets and quotes; invalid without an
+// address.
 func parseHop(text string) netip.Addr {
 	text = strings.TrimSpace(text)
 	if n := len(text); n > 1 && text[0] == '"' && text[n-1] == '"' {
@@ -123,7 +122,7 @@ func parseHop(text string) netip.Addr {
 				return netip.Addr{}
 			}
 		}
-	} else if strings.Count(text, ":") == 1 { // of IPv4: an address of IPv6 has more colons, and needs brackets
+	} else if strings.Count(text, ":") == 1 { // IPv4 with a port: IPv6 has more colons and needs brackets
 		host, port, hasPort = strings.Cut(text, ":")
 	}
 	if hasPort && !isPort(port) {
@@ -136,7 +135,7 @@ func parseHop(text string) netip.Addr {
 	return addr.WithZone("").Unmap()
 }
 
-// isPort reports whether text is a port, or a name that hides one (RFC 7239, 6.3).
+// isPort reports whether text is a port or an obfuscated port (RFC 7239, section 6.3).
 func isPort(text string) bool {
 	if name, ok := strings.CutPrefix(text, "_"); ok {
 		return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == ""
@@ -145,9 +144,9 @@ func isPort(text string) bool {
 	return err == nil
 }
 
-// items returns the items of a header that is a list, from all of its lines; none
-// where a line cannot be read. A quote ends in its line: one that a stranger opens
-// would swallow what a proxy appends.
+// items returns the items of a list header from all of its lines, or none if a line is
+// malformed. A quote must end in its line: a quote that a stranger opens must not swallow
+// what a proxy appends.
 func items(lines []string) (all []string) {
 	for _, line := range lines {
 		some, ok := splitQuoted(line, ',')
@@ -159,8 +158,8 @@ func items(lines []string) (all []string) {
 	return all
 }
 
-// splitQuoted splits a list at a separator that does not stand in quotes, and
-// leaves out what is empty. It reports false where a quote is not closed.
+// splitQuoted splits a list at separators outside quotes, without empty items. It returns
+// false for an open quote.
 func splitQuoted(text string, separator byte) (items []string, ok bool) {
 	quoted, from := false, 0
 	add := func(item string) {
@@ -183,12 +182,12 @@ func splitQuoted(text string, separator byte) (items []string, ok bool) {
 	return items, !quoted
 }
 
-// parameters reads one element of Forwarded, by names in lower case. A name that
-// is written twice has no value: two readers might take different ones. An element
-// with a value that is neither a token nor one quoted string has no parameters.
+// parameters parses one element of Forwarded, by lower-case name. A repeated name has no
+// value, because readers might use different ones. An element with a value that is neither
+// a token nor a quoted string has no parameters.
 func parameters(element string) map[string]string {
 	all, seen := map[string]string{}, map[string]bool{}
-	pairs, _ := splitQuoted(element, ';') // items has seen that quotes are closed
+	pairs, _ := splitQuoted(element, ';') // items has checked the quotes
 	for _, pair := range pairs {
 		name, value, ok := strings.Cut(pair, "=")
 		name = strings.ToLower(strings.TrimSpace(name))
@@ -205,8 +204,7 @@ func parameters(element string) map[string]string {
 	return all
 }
 
-// unquote returns what a token or a quoted string means, and whether the text is
-// one of the two.
+// unquote decodes a token or a quoted string, and reports whether the text is one of them.
 func unquote(text string) (string, bool) {
 	if !strings.Contains(text, `"`) {
 		return text, true
@@ -220,7 +218,7 @@ func unquote(text string) (string, bool) {
 		switch {
 		case text[i] == '"':
 			return "", false
-		case text[i] == '\\' && i+1 == n-1: // the last quote is escaped
+		case text[i] == '\\' && i+1 == n-1: // the closing quote is escaped
 			return "", false
 		case text[i] == '\\':
 			i++
@@ -230,9 +228,9 @@ func unquote(text string) (string, bool) {
 	return b.String(), true
 }
 
-// Origin is the scheme and the host that the sender used: of the connection,
-// or what a trusted proxy says it was asked for. Of several values the last
-// counts, which is the word of the proxy that is next to us.
+// Origin returns the scheme and host of the request: of the connection, or from the headers
+// of a trusted proxy. Of several values the last one is valid, because the nearest proxy
+// wrote it.
 func (p Proxies) Origin(peer netip.Addr, hr *http.Request) (scheme, host string) {
 	scheme, host = "http", hr.Host
 	if hr.TLS != nil {
@@ -257,7 +255,7 @@ func (p Proxies) Origin(peer netip.Addr, hr *http.Request) (scheme, host string)
 	return scheme, host
 }
 
-// last returns the last item of a header that is a list.
+// last returns the last item of a list header.
 func last(values []string) string {
 	if len(values) == 0 {
 		return ""

@@ -1,4 +1,4 @@
-// Package golden compares what a test got with a file beside it.
+// Package golden compares the output of a test with a golden file.
 package golden
 
 import (
@@ -12,8 +12,7 @@ import (
 
 var update = flag.Bool("update", false, "write golden files instead of comparing with them")
 
-// Check fails the test where got is not what the file holds. With -update it
-// writes the file.
+// Check fails the test if got differs from the file. With -update it writes the file.
 func Check(t *testing.T, file, got string) {
 	t.Helper()
 	if *update {

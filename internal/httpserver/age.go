@@ -1,5 +1,5 @@
-// Package httpserver holds what the relay's HTTP servers have in common: TLS
-// certificates that follow their files, and the greatest age of a connection.
+// Package httpserver has the common parts of the relay's HTTP servers: TLS certificates
+// that follow their files, and the maximum age of a connection.
 package httpserver
 
 import (
@@ -11,13 +11,12 @@ import (
 	"time"
 )
 
-// MaxHeaderValues is the largest number of values in the header of a request. Each value
-// takes about a hundred bytes of memory, however short it is. Senders and proxies write
-// a few dozen.
+// MaxHeaderValues is the maximum number of header values of a request. Each value takes
+// about a hundred bytes of memory. Senders and proxies write a few dozen.
 const MaxHeaderValues = 256
 
-// spread is the part of the greatest age by which the ages of connections differ, so
-// that clients which connected at one moment do not connect again at one moment.
+// spread is the random part of the maximum age, so that clients which connected together do
+// not reconnect together.
 const spread = 10 // a tenth
 
 // Accepted returns the connection that the listener has accepted, without TLS.
@@ -30,11 +29,10 @@ func Accepted(conn net.Conn) net.Conn {
 
 type expiryKey struct{}
 
-// LimitAge lets connections of srv grow no older than age, with up to a tenth
-// less: the first answer after that says "Connection: close", over HTTP/2 it sends
-// GOAWAY, and requests under way end as they would. A client then connects again, and
-// is held to the certificates and the client CA of that moment. LimitAge is called
-// once, before srv serves, when its Handler and ConnContext are set.
+// LimitAge limits the age of connections of srv to age, minus a random tenth. The first
+// answer after that age says "Connection: close"; over HTTP/2 it sends GOAWAY, and open
+// requests complete. The client reconnects, and the current certificates and client CA
+// apply. Call LimitAge once, after Handler and ConnContext are set and before srv serves.
 func LimitAge(srv *http.Server, age time.Duration) {
 	inner, handler := srv.ConnContext, srv.Handler
 	srv.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
@@ -52,9 +50,8 @@ func LimitAge(srv *http.Server, age time.Duration) {
 	})
 }
 
-// Expiry returns when the connection of a request reaches its greatest age, from the
-// request's context, and false where there is none. An answer that has no end of its
-// own, such as a stream of events, ends then.
+// Expiry returns the time at which the connection of a request reaches its maximum age,
+// from the context of the request, or false. A stream of events ends at that time.
 func Expiry(ctx context.Context) (time.Time, bool) {
 	expiry, ok := ctx.Value(expiryKey{}).(time.Time)
 	return expiry, ok

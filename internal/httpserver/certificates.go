@@ -13,25 +13,24 @@ import (
 	"github.com/postwire/postwire/config"
 )
 
-// Certificates are those that a server shows, as their files are now. The files are
-// looked at at most once a second, when a client connects, so that neither a
-// goroutine nor a file watcher is needed, and the symbolic links are followed by
-// which Kubernetes swaps mounted secrets. The methods may be called concurrently.
+// Certificates are the certificates of a server, reloaded when their files change. A
+// connecting client triggers a check of the files, at most once a second: this needs
+// neither a goroutine nor a file watcher, and works with the symbolic links that Kubernetes
+// swaps. The methods may be called concurrently.
 type Certificates struct {
 	files config.ServerTLS
 	log   *zap.Logger
 
 	mu      sync.Mutex
 	looked  time.Time
-	stamp   string // of the files that are loaded
+	stamp   string // stamp of the loaded files
 	current *tls.Config
 }
 
-// LoadCertificates reads the files for the first time. Its error names the file that
-// cannot be read.
+// LoadCertificates loads the files. Its error names the file.
 func LoadCertificates(files config.ServerTLS, log *zap.Logger) (*Certificates, error) {
 	r := &Certificates{files: files, log: log}
-	stamp := r.look()
+	stamp := r.fileStamp()
 	var err error
 	if r.current, err = r.load(); err != nil {
 		return nil, err
@@ -40,15 +39,15 @@ func LoadCertificates(files config.ServerTLS, log *zap.Logger) (*Certificates, e
 	return r, nil
 }
 
-// Config returns the configuration of a server that follows the files.
+// Config returns a server configuration that follows the files.
 func (r *Certificates) Config() *tls.Config {
 	c := r.current.Clone()
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return r.refresh(), nil }
 	return c
 }
 
-// refresh returns the certificates, loaded again if the files have changed.
-// Files that cannot be loaded leave the old certificates in use.
+// refresh returns the certificates, reloaded if the files changed. After a failed reload
+// the old certificates stay in use.
 func (r *Certificates) refresh() *tls.Config {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -56,7 +55,7 @@ func (r *Certificates) refresh() *tls.Config {
 		return r.current
 	}
 	r.looked = time.Now()
-	stamp := r.look()
+	stamp := r.fileStamp()
 	if stamp == r.stamp {
 		return r.current
 	}
@@ -70,7 +69,7 @@ func (r *Certificates) refresh() *tls.Config {
 	return next
 }
 
-// Expiry returns when the first certificate of the chain ends that is served now.
+// Expiry returns the earliest expiry in the current certificate chain.
 func (r *Certificates) Expiry() (first time.Time) {
 	for _, der := range r.refresh().Certificates[0].Certificate {
 		if c, err := x509.ParseCertificate(der); err == nil && (first.IsZero() || c.NotAfter.Before(first)) {
@@ -80,8 +79,8 @@ func (r *Certificates) Expiry() (first time.Time) {
 	return first
 }
 
-// look returns a text that changes when the files do.
-func (r *Certificates) look() string {
+// fileStamp returns a stamp that changes with the files.
+func (r *Certificates) fileStamp() string {
 	return config.Stamp(r.files.CertFile, r.files.KeyFile, r.files.ClientCAFile)
 }
 

@@ -14,12 +14,12 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// configVariable names, in the environment, the configuration of the server that
-// a test binary is to be instead of a test.
+// configVariable is the environment variable with the configuration of the NATS server that
+// the test binary runs instead of tests.
 const configVariable = "POSTWIRE_TEST_NATS_SERVER"
 
-// Serve makes this process a server, if StartCluster has started it to be one,
-// and then does not return. A TestMain calls it first.
+// Serve runs a NATS server in a process of StartCluster, and then does not return. TestMain
+// calls Serve first.
 func Serve() {
 	path := os.Getenv(configVariable)
 	if path == "" {
@@ -41,7 +41,7 @@ func Serve() {
 	os.Exit(0)
 }
 
-// Node is one server of a cluster, in a process of its own.
+// Node is one server of a cluster, in its own process.
 type Node struct {
 	Name, Addr string
 
@@ -50,9 +50,8 @@ type Node struct {
 	exited chan struct{}
 }
 
-// StartCluster starts three servers with JetStream that sync what they store
-// before they acknowledge it. The way from one to another is what route makes of
-// the address where the other listens; nil is the address itself.
+// StartCluster starts three servers with JetStream that sync before they acknowledge. Route
+// returns the address by which one server reaches another; nil connects directly.
 func StartCluster(t testing.TB, route func(from, to int, addr string) string) []*Node {
 	t.Helper()
 	const n = 3
@@ -74,7 +73,7 @@ func StartCluster(t testing.TB, route func(from, to int, addr string) string) []
 			routes = append(routes, "nats://"+addr)
 		}
 		node := &Node{Name: fmt.Sprintf("n%d", i), Addr: FreeAddr(t), config: filepath.Join(dir, fmt.Sprintf("n%d.conf", i))}
-		// Nobody is told of an address that goes round the routes.
+		// Clients do not learn addresses that bypass the routes.
 		text := fmt.Sprintf(`server_name: %s
 listen: %q
 log_file: %q
@@ -96,7 +95,7 @@ cluster { name: postwire, listen: %q, no_advertise: true, advertise: "127.0.0.1:
 	return nodes
 }
 
-// URLs are where clients of the cluster connect.
+// URLs returns the client URLs of the cluster.
 func URLs(nodes []*Node) string {
 	var urls []string
 	for _, n := range nodes {
@@ -105,7 +104,7 @@ func URLs(nodes []*Node) string {
 	return strings.Join(urls, ",")
 }
 
-// Start starts the server, again with what it has stored.
+// Start starts or restarts the server with its stored data.
 func (n *Node) Start(t testing.TB) {
 	t.Helper()
 	self, err := os.Executable()
@@ -120,14 +119,14 @@ func (n *Node) Start(t testing.TB) {
 	n.exited = make(chan struct{})
 	go func() {
 		defer close(n.exited)
-		_ = n.cmd.Wait() // it is killed, more often than not
+		_ = n.cmd.Wait() // the error of a killed process
 	}()
 }
 
-// Kill ends the server without warning.
+// Kill kills the server.
 func (n *Node) Kill(t testing.TB) { n.signal(t, syscall.SIGKILL) }
 
-// Stop asks the server to end, and waits until it has.
+// Stop stops the server and waits for its end.
 func (n *Node) Stop(t testing.TB) { n.signal(t, syscall.SIGTERM) }
 
 func (n *Node) signal(t testing.TB, s os.Signal) {
@@ -138,8 +137,8 @@ func (n *Node) signal(t testing.TB, s os.Signal) {
 	<-n.exited
 }
 
-// FreeAddr returns an address that nobody listens on, and that no outgoing
-// connection gets by chance: it may be left and taken again.
+// FreeAddr returns an unused address outside the range of ephemeral ports, so that it can
+// be released and used again.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	for range 100 {

@@ -1,4 +1,4 @@
-// Package natstest gives tests a NATS server with JetStream in this process.
+// Package natstest runs a NATS server with JetStream in the process of a test.
 package natstest
 
 import (
@@ -13,13 +13,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Broker is a NATS server inside the test.
+// Broker is a NATS server in a test.
 type Broker struct {
 	opts   server.Options
 	server *server.Server
 }
 
-// Start starts a server with JetStream that keeps its streams with the test.
+// Start starts a server with JetStream. The test removes its streams.
 func Start(t testing.TB, change ...func(*server.Options)) *Broker {
 	t.Helper()
 	b := &Broker{opts: server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true}}
@@ -31,7 +31,7 @@ func Start(t testing.TB, change ...func(*server.Options)) *Broker {
 	return b
 }
 
-// Restart brings the server back after Stop.
+// Restart restarts the server after Stop.
 func (b *Broker) Restart(t testing.TB) {
 	t.Helper()
 	opts := b.opts
@@ -44,22 +44,22 @@ func (b *Broker) Restart(t testing.TB) {
 		t.Fatal("the server is not ready")
 	}
 	b.server = s
-	b.opts.Port = s.Addr().(*net.TCPAddr).Port // the same after a restart
+	b.opts.Port = s.Addr().(*net.TCPAddr).Port // keeps the port after a restart
 }
 
-// Change changes how the server is configured from the next Restart on.
+// Change changes the server configuration from the next Restart on.
 func (b *Broker) Change(change func(*server.Options)) { change(&b.opts) }
 
-// Stop takes the server away.
+// Stop stops the server.
 func (b *Broker) Stop(testing.TB) {
 	b.server.Shutdown()
 	b.server.WaitForShutdown()
 }
 
-// URL is where the server is, or will be again.
+// URL returns the URL of the server, also while it is stopped.
 func (b *Broker) URL() string { return fmt.Sprintf("nats://127.0.0.1:%d", b.opts.Port) }
 
-// Connect connects a client for the time of the test.
+// Connect connects a client until the end of the test.
 func (b *Broker) Connect(t testing.TB, opts ...nats.Option) jetstream.JetStream {
 	t.Helper()
 	conn, err := nats.Connect(b.URL(), append(opts, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))...)
@@ -79,15 +79,14 @@ func (b *Broker) Connect(t testing.TB, opts ...nats.Option) jetstream.JetStream 
 	return js
 }
 
-// Messages reads a stream from its first message to its last.
+// Messages reads all messages of a stream.
 func (b *Broker) Messages(t testing.TB, js jetstream.JetStream, stream string) (all []*nats.Msg) {
 	t.Helper()
 	b.Each(t, js, stream, func(m *nats.Msg, _ time.Time) { all = append(all, m) })
 	return all
 }
 
-// Each calls f for each message of a stream, with the time at which the server
-// stored it.
+// Each calls f for each message of a stream, with the time of its storage.
 func (b *Broker) Each(t testing.TB, js jetstream.JetStream, stream string, f func(*nats.Msg, time.Time)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)

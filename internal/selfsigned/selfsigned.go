@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// Certificate writes a certificate for this machine, and its key, as tls.crt
-// and tls.key. It is its own authority, and good for servers and clients.
+// Certificate writes a self-signed certificate for this machine and its key as tls.crt and
+// tls.key, for servers and clients.
 func Certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -49,8 +49,8 @@ func Certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
 	return certFile, keyFile
 }
 
-// Mutual is the configuration of a server that has the first certificate, and
-// asks its clients for the second.
+// Mutual returns a server configuration with the first certificate that requires the second
+// certificate from clients.
 func Mutual(t *testing.T, certFile, keyFile, clientFile string) *tls.Config {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)

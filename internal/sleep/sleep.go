@@ -1,4 +1,4 @@
-// Package sleep waits no longer than is wanted.
+// Package sleep waits until a context ends.
 package sleep
 
 import (
@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// For waits for d, and returns nil then, or ctx's error as soon as ctx is done.
+// For waits for d and returns nil, or returns the error of ctx when ctx ends.
 func For(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -1,10 +1,10 @@
-// Package spelling tells slips of the pen from other words.
+// Package spelling suggests the intended word for a misspelled word.
 package spelling
 
 import "strings"
 
-// Distance counts the letters to insert, delete, replace or swap with their
-// neighbor to turn a into b.
+// Distance returns the number of letters to insert, delete, replace or swap with a neighbor
+// to turn a into b.
 func Distance(a, b string) int {
 	row := func() []int { return make([]int, len(b)+1) }
 	before, last, now := row(), row(), row()
@@ -28,21 +28,20 @@ func Distance(a, b string) int {
 	return last[len(b)]
 }
 
-// Nearest returns the word of known that word is most likely a slip of, ""
-// if none is near. Case, dashes and underscores do not count, so that maxAge
-// finds max_age.
-func Nearest(word string, known []string) string {
+// Nearest returns the word of words that is most similar to word, or "" if none is similar.
+// Case, dashes and underscores do not count: maxAge finds max_age.
+func Nearest(word string, words []string) string {
 	fold := strings.NewReplacer("_", "", "-", "", " ", "").Replace
 	word = fold(strings.ToLower(word))
 	if len(word) > 64 {
 		return ""
 	}
 	best, least := "", 1+len(word)/3
-	for _, k := range known {
+	for _, k := range words {
 		folded := fold(strings.ToLower(k))
 		d := Distance(word, folded)
 		if min(len(word), len(folded)) >= 3 && (strings.HasPrefix(word, folded) || strings.HasPrefix(folded, word)) {
-			d = min(d, 1) // warning is meant as warn, conn as connections
+			d = min(d, 1) // a prefix: warning and warn, conn and connections
 		}
 		if d < least {
 			best, least = k, d

@@ -1,10 +1,9 @@
-// Package terminal makes text from outside harmless for a terminal: text that a
-// sender, a broker or a server wrote cannot move the cursor, color the screen,
-// set a title, answer for the keyboard or turn the direction of what follows.
+// Package terminal escapes text from outside for a terminal, so that text of a sender,
+// broker or server cannot move the cursor, color the screen, set a title, send keyboard
+// input or change the direction of text.
 //
-// What is not shown as it is appears as an escape: \u001b for a character, \xff
-// for a byte that is not UTF-8. The escape of a character is the one of JSON, so
-// that JSON stays the JSON that it was.
+// Escaped characters appear as \u001b, bytes that are not UTF-8 as \xff. The escape of a
+// character is the JSON escape, so that escaped JSON stays equivalent JSON.
 package terminal
 
 import (
@@ -14,23 +13,22 @@ import (
 	"unicode/utf8"
 )
 
-// Text returns text of several lines: line feeds and tabs stay.
+// Text escapes text of several lines: line feeds and tabs stay.
 func Text(text string) string {
 	var b strings.Builder
 	escape(&b, text, func(r rune) bool { return r != '\n' && r != '\t' && unsafe(r) })
 	return b.String()
 }
 
-// Line returns text as one line: a line feed or a tab in it is escaped, too.
+// Line escapes text of one line: line feeds and tabs are escaped, too.
 func Line(text string) string {
 	var b strings.Builder
 	escape(&b, text, unsafe)
 	return b.String()
 }
 
-// unsafe reports whether a terminal may do something else with a rune than show
-// it: control characters (C0, DEL, C1), line and paragraph separators, and what
-// sets or overrides the direction of text.
+// unsafe reports whether a terminal may interpret a rune: control characters (C0, DEL, C1),
+// line and paragraph separators, and characters that change the direction of text.
 func unsafe(r rune) bool {
 	switch {
 	case r < ' ', r >= 0x7f && r <= 0x9f:
@@ -48,7 +46,7 @@ func escape(b *strings.Builder, text string, unsafe func(rune) bool) {
 		case r == utf8.RuneError && n == 1:
 			fmt.Fprintf(b, `\x%02x`, text[0])
 		case r == '\r' && strings.HasPrefix(text, "\r\n") && !unsafe('\n'):
-			// The line feed behind it does all that it does.
+			// The following line feed has the same effect.
 		case unsafe(r):
 			fmt.Fprintf(b, `\u%04x`, r)
 		default:
@@ -58,18 +56,17 @@ func escape(b *strings.Builder, text string, unsafe func(rune) bool) {
 	}
 }
 
-// Writer is a Writer to a terminal. All that is written to it passes Text. It may
-// be used by one goroutine at a time.
+// Writer escapes text for a terminal, as Text does. One goroutine at a time uses a Writer.
 type Writer struct {
 	to   io.Writer
-	rest []byte // of a rune whose end is not written yet
+	rest []byte // bytes of an incomplete rune
 }
 
 // NewWriter returns a Writer to w.
 func NewWriter(w io.Writer) *Writer { return &Writer{to: w} }
 
-// Write implements io.Writer. A rune that is cut off at the end waits for the
-// next Write, or for Flush.
+// Write implements io.Writer. An incomplete rune at the end waits for the next Write or
+// Flush.
 func (w *Writer) Write(p []byte) (int, error) {
 	text := append(w.rest, p...)
 	whole := len(text)
@@ -88,7 +85,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Flush writes what has no end.
+// Flush writes an incomplete rune.
 func (w *Writer) Flush() error {
 	rest := string(w.rest)
 	w.rest = nil

@@ -1,6 +1,5 @@
-// Package event holds what flows through the relay: an event and the keys by
-// which a repeat of it is recognized. It is the ground floor; every step from
-// ingress to sink builds on it and it knows none of them.
+// Package event defines an event and its identity keys. Every step from ingress to sink
+// uses this package; the package imports none of the steps.
 package event
 
 import (
@@ -12,60 +11,57 @@ import (
 	"github.com/cloudevents/sdk-go/v2/types"
 )
 
-// The extension attributes that Postwire sets besides the CloudEvents core.
+// Extension attributes that Postwire sets besides the CloudEvents core attributes.
 const (
 	Platform      = "platform"      // social network, as in the payload
-	MediaType     = "mediatype"     // video, photo, text
-	Profile       = "profile"       // profile the upload belongs to
-	Outcome       = "outcome"       // success or failure; an account's status
+	MediaType     = "mediatype"     // video, photo or text
+	Profile       = "profile"       // profile of the upload
+	Outcome       = "outcome"       // success or failure; for an account its status
 	PublishID     = "publishid"     // ID that the platform assigned
 	PartitionKey  = "partitionkey"  // CloudEvents partitioning extension: order holds per key
 	CorrelationID = "correlationid" // CloudEvents correlation extension: the sender's job
 	DeliveryID    = "deliveryid"    // ID of the delivery, not of the event
-	RecordedTime  = "recordedtime"  // CloudEvents recordedtime extension: when Postwire accepted it
+	RecordedTime  = "recordedtime"  // CloudEvents recordedtime extension: acceptance by Postwire
 	TraceParent   = "traceparent"   // CloudEvents distributed tracing extension
-	Origin        = "origin"        // how the event was found, where no webhook told of it: history
+	Origin        = "origin"        // how the event was found without a webhook: history
 )
 
-// SourceName is the name by which filters and templates refer to the configured
-// source of an event, as they do to an attribute.
+// SourceName is the name of the configured source in filters and templates.
 const SourceName = "sourcename"
 
-// ValidName reports whether a text can be the name of an attribute: lower-case
-// letters and digits, as CloudEvents, section 3.1, has it.
+// ValidName reports whether a text is a valid attribute name: lower-case letters and digits
+// (CloudEvents, section 3.1).
 func ValidName(name string) bool {
 	return name != "" && len(name) <= longestName && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789") == ""
 }
 
-// longestName is the length of the longest name that a source passes on.
+// longestName is the maximum length of an attribute name that a source passes on.
 const longestName = 64
 
-// Event is one thing that happened: a CloudEvent, and the keys by which a
-// repeat of it is recognized. It is immutable once a source has returned it;
-// the journal and every sink read the same value concurrently.
+// Event is a CloudEvent with its identity keys. An event is immutable after a source has
+// returned it: journal and sinks read one value concurrently.
 type Event struct {
 	CloudEvent cloudevents.Event
 
-	// SourceName is the name of the configured source that accepted the event:
-	// the attribute SourceName in filters and templates. It is no context
-	// attribute and is not sent. The journal fills it in from the keys.
+	// SourceName is the name of the configured source that accepted the event, available to
+	// filters and templates. It is not a context attribute and is not sent. The journal
+	// sets the name from the keys.
 	SourceName string
 
-	Keys []Key // at least one; any shared key inside the window makes a duplicate
+	Keys []Key // at least one; any key in the dedupe window makes the event a duplicate
 
-	// MessageID identifies the stored event to brokers that drop repeated
-	// messages: every attempt to deliver one stored event has one MessageID,
-	// and no other stored event has it, also where two events share source and
-	// id. The relay sets it before a delivery; it holds visible ASCII only. It
-	// is empty before that.
+	// MessageID identifies the stored event to brokers that drop repeated messages. Every
+	// attempt to deliver a stored event has the same MessageID, and no other stored event
+	// has it, also if two events have equal source and id. The relay sets MessageID before
+	// a delivery; it is visible ASCII.
 	MessageID string
 }
 
-// Key is one identity of an event, compared byte by byte.
+// Key is an identity key of an event, compared byte by byte.
 type Key string
 
-// NewKey builds a key from the name of a source and the parts that identify
-// an event there. Parts are length-prefixed: ("a", "bc") and ("ab", "c") differ.
+// NewKey builds a key from the name of a source and the parts that identify an event there.
+// Parts have their length before them: ("a", "bc") and ("ab", "c") differ.
 func NewKey(source string, parts ...string) Key {
 	b := appendPart(make([]byte, 0, 128), source)
 	for _, p := range parts {
@@ -74,8 +70,8 @@ func NewKey(source string, parts ...string) Key {
 	return Key(b)
 }
 
-// Parts returns the name of the source and the parts that a key was built
-// from, for people to read; nil if it was not built by NewKey.
+// Parts returns the name of the source and the parts of a key of NewKey, for display; nil
+// for another key.
 func (k Key) Parts() []string {
 	var parts []string
 	for rest := string(k); rest != ""; {
@@ -89,8 +85,7 @@ func (k Key) Parts() []string {
 	return parts
 }
 
-// Source returns the name of the source that the key is of; nothing if it was
-// not built by NewKey.
+// Source returns the name of the source of a key of NewKey; empty for another key.
 func (k Key) Source() string {
 	length, after, ok := strings.Cut(string(k), ":")
 	n, err := strconv.ParseUint(length, 10, 31)
@@ -105,8 +100,8 @@ func appendPart(b []byte, p string) []byte {
 	return append(append(b, ':'), p...)
 }
 
-// Attribute returns the canonical string form of a context attribute, core or
-// extension, or of SourceName, and whether the event has it. Names are lower case, as on the wire.
+// Attribute returns the canonical string of a context attribute or of SourceName, and
+// whether the event has the attribute. Names are lower case.
 func (e Event) Attribute(name string) (string, bool) {
 	ce := e.CloudEvent.Context
 	if ce == nil {
@@ -139,7 +134,7 @@ func (e Event) Attribute(name string) (string, bool) {
 		if !ok {
 			return "", false
 		}
-		switch v := v1.Extensions[name].(type) { // the SDK's GetExtension makes an error of an absent one
+		switch v := v1.Extensions[name].(type) { // GetExtension of the SDK allocates an error for an absent extension
 		case nil:
 			return "", false
 		case string:

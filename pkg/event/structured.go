@@ -14,27 +14,26 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// IsJSON reports whether data of a media type is JSON: application/json, text/json
-// and any */*+json (RFC 6839). Data without a media type is JSON (CloudEvents,
-// section 3.1.1).
+// IsJSON reports whether a media type is JSON: application/json, text/json and any */*+json
+// (RFC 6839). An empty media type is JSON (CloudEvents, section 3.1.1).
 func IsJSON(contentType string) bool {
 	if contentType == "" {
 		return true
 	}
 	media, _, err := mime.ParseMediaType(contentType)
 	_, subtype, _ := strings.Cut(media, "/")
-	// A media type is one whatever becomes of its parameters.
+	// Invalid parameters do not change the media type.
 	return (err == nil || errors.Is(err, mime.ErrInvalidMediaParameter)) && (subtype == "json" || strings.HasSuffix(subtype, "+json"))
 }
 
-// MaxDepth is how deep JSON may nest: as deep as the strictest common readers
-// (Jackson) follow, with room for the envelope of structured mode.
+// MaxDepth is the maximum nesting of JSON data: the limit of the strictest common readers
+// (Jackson), less the envelope of structured mode.
 const MaxDepth = 900
 
-// Deeper reports whether JSON nests deeper than most. It reads tokens only where
-// there are brackets enough, and as far as there are any.
-func Deeper(data []byte, most int) bool {
-	if bytes.Count(data, []byte{'['})+bytes.Count(data, []byte{'{'}) <= most {
+// Deeper reports whether JSON is nested deeper than limit. It parses only data with enough
+// brackets, and stops at the last bracket.
+func Deeper(data []byte, limit int) bool {
+	if bytes.Count(data, []byte{'['})+bytes.Count(data, []byte{'{'}) <= limit {
 		return false
 	}
 	d := jsontext.NewDecoder(bytes.NewReader(data), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
@@ -42,23 +41,22 @@ func Deeper(data []byte, most int) bool {
 		if _, err := d.ReadToken(); err != nil {
 			return false
 		}
-		if d.StackDepth() > most {
+		if d.StackDepth() > limit {
 			return true
 		}
 	}
 }
 
-// bom may stand before JSON (RFC 8259, section 8.1).
+// bom is a byte order mark, allowed before JSON (RFC 8259, section 8.1).
 var bom = []byte("\ufeff")
 
-// TrimBOM returns JSON without a byte order mark before it.
+// TrimBOM removes a byte order mark before JSON.
 func TrimBOM(data []byte) []byte { return bytes.TrimPrefix(data, bom) }
 
-// Structured writes e in the JSON format of CloudEvents. Every reader can parse
-// it: data of a JSON media type is the member data, less a byte order mark, if
-// every reader can parse the data; text in UTF-8 is a string; everything else is
-// data_base64. It reports as opaque that data of a JSON media type had to be
-// data_base64.
+// Structured encodes e in the JSON format of CloudEvents, so that every reader can parse
+// the result. Data of a JSON media type becomes the member data, without a byte order mark,
+// if every reader can parse the data. UTF-8 text becomes a string. All other data becomes
+// data_base64. Structured reports opaque if data of a JSON media type became data_base64.
 func Structured(e Event) (body []byte, opaque bool, err error) {
 	ce := e.CloudEvent
 	data := ce.DataEncoded
@@ -90,5 +88,5 @@ func Structured(e Event) (body []byte, opaque bool, err error) {
 	return append(body, '}'), opaque, nil
 }
 
-// StructuredType is the media type of what Structured writes.
+// StructuredType is the media type of the result of Structured.
 const StructuredType = cloudevents.ApplicationCloudEventsJSON

@@ -8,12 +8,11 @@ import (
 	"github.com/postwire/postwire/internal/spelling"
 )
 
-// None is what a template gives for an attribute that an event does not have.
+// None replaces an absent attribute in a template.
 const None = "none"
 
-// Core returns the names of the context attributes of CloudEvents 1.0, less its
-// extensions, and of what the relay itself adds to every event: names that a
-// filter or a template can use whatever the source is.
+// Core returns the names of the CloudEvents 1.0 core attributes and of the attributes that
+// the relay adds to every event. Filters and templates can use the names with any source.
 func Core() []string {
 	return []string{
 		"id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "specversion",
@@ -21,32 +20,32 @@ func Core() []string {
 	}
 }
 
-// Extensions returns the names of the extension attributes that Postwire
-// documents, less those of Core. Sources may set others.
+// Extensions returns the names of the other extension attributes that Postwire documents.
+// Sources may set further attributes.
 func Extensions() []string {
 	return []string{Platform, MediaType, Profile, Outcome, PublishID, PartitionKey, CorrelationID, DeliveryID, Origin}
 }
 
-// Attributes returns the names of all attributes that Postwire documents.
+// Attributes returns the names of all documented attributes.
 func Attributes() []string { return append(Core(), Extensions()...) }
 
-// Template is text with attributes in it: "events.{platform}.{outcome}". The
-// zero Template is empty text. It is immutable.
+// Template is a text with attributes, such as "events.{platform}.{outcome}". The zero
+// Template is empty. A Template is immutable.
 type Template struct {
 	text  string
 	parts []part
 }
 
-// part is literal text, or the name of an attribute.
+// part is literal text or an attribute name.
 type part struct {
 	text      string
 	attribute bool
 }
 
-// Literal returns a static template: braces in the text stand for themselves.
+// Literal returns a static template; braces in the text are literal.
 func Literal(text string) Template { return Template{text: text, parts: []part{{text: text}}} }
 
-// Names returns the attributes that the template uses, each once.
+// Names returns the distinct attributes of the template.
 func (t Template) Names() []string {
 	var names []string
 	for _, p := range t.parts {
@@ -57,18 +56,18 @@ func (t Template) Names() []string {
 	return names
 }
 
-// TemplateError says where in a template something is wrong.
+// TemplateError describes an error in a template.
 type TemplateError struct {
 	Offset int    // bytes from the start of the template
-	What   string // what was found there
-	Hint   string // what would be right
+	What   string // what the template has at Offset
+	Hint   string // suggested fix
 }
 
 func (e *TemplateError) Error() string {
 	return fmt.Sprintf("at offset %d: %s; %s", e.Offset, e.What, e.Hint)
 }
 
-// ParseTemplate reads a template. Its error is a *TemplateError.
+// ParseTemplate parses a template. Its error is a *TemplateError.
 func ParseTemplate(text string) (Template, error) {
 	t := Template{text: text}
 	for at := 0; at < len(text); {
@@ -98,9 +97,8 @@ func ParseTemplate(text string) (Template, error) {
 	return t, nil
 }
 
-// misnamed returns a hint for a text that cannot be the name of an attribute, and
-// otherwise nothing: which names sources set, the assembly of a configuration
-// knows.
+// misnamed returns a hint for an invalid attribute name, otherwise an empty text. The
+// caller checks whether a source sets the attribute.
 func misnamed(name string) string {
 	if ValidName(name) {
 		return ""
@@ -111,18 +109,16 @@ func misnamed(name string) string {
 	return "the attributes are " + strings.Join(Attributes(), ", ") + ", and extensions that a source sets, in lower-case letters and digits"
 }
 
-// String returns the template as it was written.
+// String returns the text of the template.
 func (t Template) String() string { return t.text }
 
-// Static reports whether the template uses no attribute, so that it expands
-// to the same text for every event.
+// Static reports whether the template has no attribute.
 func (t Template) Static() bool {
 	return !slices.ContainsFunc(t.parts, func(p part) bool { return p.attribute })
 }
 
-// Expand replaces each attribute by its value as safe returns it, and by None
-// where e does not have it. Safe makes any text harmless for the protocol; it
-// is applied to values only, never to the template's own text.
+// Expand replaces each attribute by its value, passed through safe, and an absent attribute
+// by None. Safe escapes a value for the protocol; it is not applied to the literal text.
 func (t Template) Expand(e Event, safe func(string) string) string {
 	if len(t.parts) == 1 && !t.parts[0].attribute {
 		return t.parts[0].text

@@ -1,7 +1,6 @@
-// Package expression is the one expression language of the product: CEL,
-// restricted so that an expression cannot loop and its cost is bounded. Mappings
-// of package webhook and filters of package filter declare their variables on
-// top of it. Every function may be called concurrently.
+// Package expression is the expression language of mappings and filters: CEL without loops
+// and with bounded cost. Package webhook and package filter declare the variables. The
+// functions may be called concurrently.
 package expression
 
 import (
@@ -14,26 +13,26 @@ import (
 	"cel.dev/cel-go/ext"
 )
 
-// Limits of one expression. The cost is in CEL's units: text costs a tenth of a
-// unit per character. There is no time limit: equal events must give equal
-// results on a busy machine.
+// Limits of one expression. The cost is in CEL's units: a character of text costs a tenth
+// of a unit. There is no time limit, because equal events must have equal results, also on
+// a busy machine.
 const (
 	MaxLength  = 4096 // characters
 	MaxNesting = 250  // levels of parentheses, lists and calls
 	MaxCost    = 100_000
 )
 
-// The versions of CEL's extension libraries are fixed: an upgrade of cel-go must
-// not change the meaning of a stored configuration.
+// The versions of CEL's extension libraries are fixed, so that an upgrade of cel-go does
+// not change the meaning of a configuration.
 const (
 	stringsVersion  = 5
 	optionalVersion = 2
 )
 
-// NewEnv returns the language with the given variables and macros. There are no
-// comprehensions (all, exists, filter, map), so every part of an expression is
-// evaluated once. Functions that expand a text or search one text for another
-// take a literal of the configuration, never a value from outside.
+// NewEnv returns the language with the given variables and macros. The language has no
+// comprehensions (all, exists, filter, map), so that each part of an expression is
+// evaluated once. Functions that expand a text, or search a text, take the argument as a
+// literal in the configuration, never from an event.
 func NewEnv(macros []cel.Macro, variables ...cel.EnvOption) (*cel.Env, error) {
 	options := append([]cel.EnvOption{
 		cel.StdLib(),
@@ -54,7 +53,7 @@ func NewEnv(macros []cel.Macro, variables ...cel.EnvOption) (*cel.Env, error) {
 
 var _ cel.ASTValidator = bounded{}
 
-// bounded is a validator that refuses calls whose cost a sender could choose.
+// bounded is a validator that rejects calls whose cost depends on a sender.
 type bounded struct{}
 
 // Name implements cel.ASTValidator.
@@ -84,16 +83,14 @@ func (bounded) Validate(_ *cel.Env, _ cel.ValidatorConfig, a *celast.AST, issues
 	}))
 }
 
-// Bounded reports whether no evaluation can cost more than MaxCost, if no text
-// from outside has more than maxText characters: then nothing has to be counted
-// at run time.
+// Bounded reports whether every evaluation costs at most MaxCost if no text of an event has
+// more than maxText characters. Such an expression needs no cost limit at run time.
 func Bounded(env *cel.Env, a *cel.Ast, maxText uint64) bool {
 	estimate, err := env.EstimateCost(a, sizes(maxText))
 	return err == nil && estimate.Max <= MaxCost
 }
 
-// sizes is a checker.CostEstimator that gives the size of every value from
-// outside.
+// sizes is a checker.CostEstimator with the size of every value of an event.
 type sizes uint64
 
 // EstimateSize implements checker.CostEstimator.
@@ -106,7 +103,7 @@ func (sizes) EstimateCallCost(string, string, *checker.AstNode, []checker.AstNod
 	return nil
 }
 
-// Error says what is wrong with an expression, and what would be right.
+// Error describes an error in an expression, with a suggested fix.
 type Error struct{ What, Hint string }
 
 func (e *Error) Error() string {
@@ -116,9 +113,8 @@ func (e *Error) Error() string {
 	return e.What + "; " + e.Hint
 }
 
-// Compile parses an expression and checks its types. Explain may give a hint of
-// its caller's own for a name that is not declared; it returns "" for a name that
-// the caller does not know either. Hint names the variables of the caller.
+// Compile parses and checks an expression. Explain returns a hint for an undeclared name,
+// or "". Hint lists the variables of the caller.
 func Compile(env *cel.Env, text, hint string, explain func(name string) string) (*cel.Ast, *Error) {
 	a, issues := env.Compile(text)
 	if all := issues.Errors(); len(all) > 0 {
@@ -126,18 +122,17 @@ func Compile(env *cel.Env, text, hint string, explain func(name string) string) 
 		what, advice := explained(first.Message, hint, explain)
 		return nil, &Error{"is not an expression: " + what, advice + Snippet(text, first.Location.Line(), first.Location.Column())}
 	}
-	if err := issues.Err(); err != nil { // it has no position
+	if err := issues.Err(); err != nil { // an issue without a position
 		return nil, &Error{"is not an expression: " + strings.TrimPrefix(err.Error(), "ERROR: "), hint}
 	}
 	return a, nil
 }
 
-// explained translates an error of the compiler into the product's words, with
-// what would be right.
+// explained rewrites a compiler error in plain words, with a suggested fix.
 func explained(message, variables string, explain func(string) string) (what, hint string) {
 	what = strings.ReplaceAll(message, " (in container '')", "")
 	what = strings.TrimPrefix(what, "Syntax error: ")
-	what, _, _ = strings.Cut(what, " expecting {") // half the language follows
+	what, _, _ = strings.Cut(what, " expecting {") // the rest lists half the language
 	sql := `write == for equal, && for and, || for or, ! for not, and text in quotes: platform == "instagram" && outcome != "success"`
 	switch {
 	case strings.HasPrefix(what, "mismatched input '<EOF>'"):
@@ -184,8 +179,8 @@ func explained(message, variables string, explain func(string) string) (what, hi
 	return what, variables
 }
 
-// Snippet shows where in a text something is, below the message. Lines are
-// counted from 1, columns from 0, both as the compiler counts them.
+// Snippet returns the line of a position in a text, for the second line of a message. Lines
+// count from 1, columns from 0, as in the compiler.
 func Snippet(text string, line, column int) string {
 	lines := strings.Split(text, "\n")
 	if line < 1 || line > len(lines) {

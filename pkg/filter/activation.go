@@ -13,7 +13,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 )
 
-// activation gives an expression the attributes of one event.
+// activation provides the attributes of one event to an expression.
 type activation struct{ event event.Event }
 
 var _ interpreter.Activation = (*activation)(nil)
@@ -33,7 +33,7 @@ func (a *activation) ResolveName(name string) (any, bool) {
 // Parent implements interpreter.Activation.
 func (a *activation) Parent() interpreter.Activation { return nil }
 
-// time is when the event happened, or when it was recorded.
+// time returns the time of the event, or its recordedtime.
 func (a *activation) time() time.Time {
 	ce := a.event.CloudEvent.Context
 	if ce == nil {
@@ -45,12 +45,12 @@ func (a *activation) time() time.Time {
 	text, _ := a.event.Attribute(event.RecordedTime)
 	t, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil {
-		return time.Time{} // the extension is absent: year 1, before every time
+		return time.Time{} // absent extension: year 1, before every time
 	}
 	return t
 }
 
-// attributes is the map of all attributes, in which an absent one is "".
+// attributes is the map of all attributes; an absent attribute is "".
 type attributes event.Event
 
 var _ traits.Mapper = (*attributes)(nil)
@@ -81,8 +81,8 @@ func (a *attributes) Contains(key ref.Val) ref.Val {
 	return types.Bool(ok)
 }
 
-// The rest of traits.Mapper is for comprehensions, which the language does not
-// have, and for values, as which the map of attributes cannot be used.
+// Comprehensions and map values would need the rest of traits.Mapper. The language has
+// neither.
 
 // Iterator implements traits.Iterable.
 func (a *attributes) Iterator() traits.Iterator {

@@ -1,6 +1,5 @@
-// Package filter selects events by a CEL expression over their context
-// attributes: a sink's filter, and the filters of searches, tails and replays
-// (design, section "Configuration").
+// Package filter selects events by a CEL expression over their context attributes: the
+// filter of a sink, a search, a tail or a replay (design, section "Configuration").
 package filter
 
 import (
@@ -24,34 +23,34 @@ const (
 	attributesName = "attributes"
 	timeName       = "time"
 
-	// maxText is longer than any attribute: the ingress takes headers of 64 KiB,
-	// and mapped attributes are far shorter.
+	// maxText is longer than any attribute: the ingress accepts headers of 64 KiB, and
+	// mapped attributes are far shorter.
 	maxText = 128 << 10
 )
 
-// advice is what every error about a filter can end with.
+// advice is the last sentence of an error.
 const advice = `a filter compares attributes: platform == "instagram" && outcome != "success"`
 
-// Filter is a compiled filter. The zero Filter matches every event. It is
-// immutable and may be used concurrently.
+// Filter is a compiled filter. The zero Filter matches every event. A Filter is immutable
+// and may be used concurrently.
 type Filter struct {
 	text    string
 	program cel.Program
 	names   []name
 
-	// activations are for use again: each event meets the filter of each sink.
+	// activations holds unused activations.
 	activations *sync.Pool
 }
 
-// name is an attribute that the expression uses, and where.
+// name is an attribute of the expression and its position.
 type name struct {
 	text         string
 	line, column int
 }
 
-// Parse compiles a filter. Blank text gives the zero Filter. Every attribute name
-// is accepted; Check holds the names against what sources set. Its error is an
-// *expression.Error.
+// Parse compiles a filter. Blank text is the zero Filter. Parse accepts every valid
+// attribute name; Check compares the names with the attributes of the sources. The error is
+// an *expression.Error.
 func Parse(text string) (Filter, error) {
 	if strings.TrimSpace(text) == "" {
 		return Filter{}, nil
@@ -90,14 +89,14 @@ func Parse(text string) (Filter, error) {
 		options = append(options, cel.CostLimit(expression.MaxCost))
 	}
 	program, err := env.Program(a, options...)
-	if err != nil { // a constant part of the expression has no value
+	if err != nil { // a constant part of the expression has an error
 		return Filter{}, &expression.Error{What: "is not an expression: " + err.Error(), Hint: "correct the part that holds no attribute"}
 	}
 	return Filter{text: text, program: program, names: names, activations: &sync.Pool{New: func() any { return new(activation) }}}, nil
 }
 
-// namesIn lists the identifiers of an expression that can be the name of an
-// attribute, each where the name is first.
+// namesIn lists the valid attribute names among the identifiers of an expression, each with
+// its first position.
 func namesIn(a *cel.Ast) []name {
 	var names []name
 	info := a.NativeRep().SourceInfo()
@@ -115,7 +114,7 @@ func namesIn(a *cel.Ast) []name {
 	return names
 }
 
-// explain is the hint for a name that cannot be a variable.
+// explain returns a hint for a name that cannot be a variable.
 func explain(name string) string {
 	if lower := strings.ToLower(name); lower != name && event.ValidName(lower) {
 		return fmt.Sprintf("attribute names are lower case: %s", lower)
@@ -126,19 +125,19 @@ func explain(name string) string {
 	return ""
 }
 
-// String returns the filter as it was written.
+// String returns the text of the filter.
 func (f Filter) String() string { return f.text }
 
-// Check returns an *expression.Error if the filter uses a name that is not
-// among known: such a filter would compare "" for ever.
-func (f Filter) Check(known []string) error {
+// Check returns an *expression.Error if the filter uses a name that is not in names: the
+// attribute would always be "".
+func (f Filter) Check(names []string) error {
 	for _, n := range f.names {
-		if n.text == attributesName || slices.Contains(known, n.text) {
+		if n.text == attributesName || slices.Contains(names, n.text) {
 			continue
 		}
 		hint := fmt.Sprintf("the configured sources set %s; attributes[%q] reaches any extension; text is in quotes: %q",
-			strings.Join(known, ", "), n.text, n.text)
-		if near := spelling.Nearest(n.text, known); near != "" {
+			strings.Join(names, ", "), n.text, n.text)
+		if near := spelling.Nearest(n.text, names); near != "" {
 			hint = fmt.Sprintf("did you mean %s? ", near) + hint
 		}
 		return &expression.Error{
@@ -149,23 +148,22 @@ func (f Filter) Check(known []string) error {
 	return nil
 }
 
-// Matches reports whether the filter selects e. An expression that cannot be
-// evaluated for e, or would cost more than expression.MaxCost, selects nothing:
-// Matches then returns false and an error that quotes no value of e. Matches
+// Matches reports whether the filter matches e. If the evaluation fails or costs more than
+// expression.MaxCost, Matches returns false and an error that quotes no value of e. Matches
 // never panics.
 func (f Filter) Matches(e event.Event) (matched bool, err error) {
 	if f.program == nil {
 		return true, nil
 	}
 	defer func() {
-		if cause := recover(); cause != nil { // a fault of the CEL library: one event, not the process
+		if cause := recover(); cause != nil { // an error of the CEL library affects one event, not the process
 			matched, err = false, errors.New("the filter cannot be evaluated: the expression library panicked")
 		}
 	}()
-	a, _ := f.activations.Get().(*activation) // New makes no other
+	a, _ := f.activations.Get().(*activation) // New makes this type only
 	a.event = e
 	defer func() {
-		*a = activation{} // it must not keep the event
+		*a = activation{} // drops the reference to the event
 		f.activations.Put(a)
 	}()
 	out, _, err := f.program.Eval(a)
@@ -179,8 +177,7 @@ func (f Filter) Matches(e event.Event) (matched bool, err error) {
 	return bool(selected), nil
 }
 
-// failure is an error of an evaluation without values of the event, which the
-// texts of the library quote.
+// failure is an evaluation error without the values of the event, which the library quotes.
 func failure(err error) error {
 	if _, cancelled := errors.AsType[interpreter.EvalCancelledError](err); cancelled {
 		return fmt.Errorf("the filter costs more than %d units for this event", expression.MaxCost)

@@ -1,6 +1,5 @@
-// Package natsclient is how this program reaches a NATS server: what a user may
-// configure of it, and the options of the client that follow. The sink nats and
-// the journal's engine jetstream share it.
+// Package natsclient holds the configuration of a NATS client, shared by the sink nats and
+// the journal engine jetstream.
 package natsclient
 
 import (
@@ -18,17 +17,17 @@ import (
 	"github.com/postwire/postwire/config"
 )
 
-// Login is how a client shows who it is. At most one way is set.
+// Login is the authentication of a client. At most one method is set.
 type Login struct {
-	CredentialsFile string // of a user's JWT and key
-	NKeyFile        string // of a user's NKey seed
+	CredentialsFile string // file with the JWT and key of a user
+	NKeyFile        string // file with the NKey seed of a user
 	User            string
-	Password        config.Secret // of User
+	Password        config.Secret // password of User
 	Token           config.Secret
 	TLS             config.TLS
 }
 
-// Check reports what is wrong, under keys that begin with prefix.
+// Check returns the errors of a login; their keys begin with prefix.
 func (l Login) Check(prefix string, p *config.Invalids) {
 	ways := 0
 	for _, set := range []bool{l.CredentialsFile != "", l.NKeyFile != "", l.User != "", l.Token != ""} {
@@ -58,8 +57,8 @@ func (l Login) Check(prefix string, p *config.Invalids) {
 	l.TLS.Check(prefix+"tls", p)
 }
 
-// checkUser says what is wrong with a file that holds a user's seed and, where it
-// holds credentials, the user's JWT. Nothing of the file is shown.
+// checkUser checks a file with the seed of a user and, for credentials, the JWT. Its errors
+// quote nothing of the file.
 func checkUser(text []byte, credentials bool) string {
 	pair, err := nkeys.ParseDecoratedNKey(text)
 	if err != nil {
@@ -87,13 +86,13 @@ func checkUser(text []byte, credentials bool) string {
 	return ""
 }
 
-// Options are those of the client that every connection of ours has: it connects
-// again for ever, and what could not be sent never looks as if it were.
+// Options returns the client options of every connection: it reconnects for ever, and a
+// failed publish never looks like a success.
 func (l Login) Options() ([]nats.Option, error) {
 	opts := []nats.Option{
 		nats.ReconnectBufSize(-1),
 		nats.MaxReconnects(-1),
-		nats.IgnoreAuthErrorAbort(), // credentials are rotated on one side first
+		nats.IgnoreAuthErrorAbort(), // the servers may get rotated credentials later
 		nats.ReconnectWait(250 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 500*time.Millisecond),
 	}
@@ -121,7 +120,7 @@ func (l Login) Options() ([]nats.Option, error) {
 	return opts, nil
 }
 
-// ValidURLs reports whether a list names servers, separated by commas.
+// ValidURLs reports whether a text is a comma-separated list of server URLs.
 func ValidURLs(list config.URL) bool {
 	for text := range strings.SplitSeq(list.Reveal(), ",") {
 		text = strings.TrimSpace(text)
@@ -141,7 +140,7 @@ func ValidURLs(list config.URL) bool {
 	return true
 }
 
-// Bare takes the URL, which may hold a password, off an error.
+// Bare removes the URL, which may contain a password, from an error.
 func Bare(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		return e.Err

@@ -5,17 +5,16 @@ import (
 	"github.com/postwire/postwire/pkg/source"
 )
 
-// Checked is src whose events are held against the schemas that they name.
-// Those of events without one of l are not held against anything. Base is
-// schemas.base_url. Mode is one of source's: with Quarantine, Normalize returns a
-// *source.MalformedError where an event does not fit, as for a body that cannot
-// be read; with Warn the events pass. Either way tell is called, with what may
-// be logged. It must not block.
-func Checked(src source.Source, l *Library, base, mode string, tell func(*MismatchError)) source.Source {
+// Checked returns src with a check of its events against the schemas that their dataschema
+// names. Events without a schema of l pass. Base is schemas.base_url. With mode
+// source.Quarantine, Normalize returns a *source.MalformedError for an event that does not
+// match; with source.Warn the event passes. Both modes call onMismatch, with text that may be
+// logged; tell must not block.
+func Checked(src source.Source, l *Library, base, mode string, onMismatch func(*MismatchError)) source.Source {
 	if mode != source.SchemaWarn && mode != source.SchemaQuarantine {
 		return src
 	}
-	return &checked{src, l, base, mode == source.SchemaQuarantine, tell}
+	return &checked{src, l, base, mode == source.SchemaQuarantine, onMismatch}
 }
 
 // checked implements source.Source.
@@ -24,7 +23,7 @@ type checked struct {
 	library    *Library
 	base       string
 	quarantine bool
-	tell       func(*MismatchError)
+	onMismatch       func(*MismatchError)
 }
 
 var _ source.Source = (*checked)(nil)
@@ -43,11 +42,11 @@ func (c *checked) Normalize(r *source.Request) ([]event.Event, error) {
 			continue
 		}
 		err := c.library.Check(n, ce.DataContentType(), ce.DataEncoded)
-		m, mismatch := err.(*MismatchError) //nolint:errorlint // it is not wrapped
+		m, mismatch := err.(*MismatchError) //nolint:errorlint // never wrapped
 		if !mismatch {
 			continue
 		}
-		c.tell(m)
+		c.onMismatch(m)
 		if c.quarantine && refused == nil {
 			refused = &source.MalformedError{Err: m}
 		}

@@ -1,12 +1,10 @@
-// Package schema holds the JSON Schemas (2020-12) of what Postwire passes on:
-// the data of each type of event that it knows, and the records of what was set
-// aside. The attribute dataschema of an event names one of them by type and
-// version.
+// Package schema holds the JSON Schemas (2020-12) of the data of known event types, and of
+// the records of dead letters and quarantined requests. The attribute dataschema of an
+// event names a schema by type and version.
 //
-// Within a version a schema only grows: a property may be added that nobody has
-// to send and that may be anything, and words may be changed. Whatever else
-// changes is a new version, beside the old one, which stays. A test holds the
-// schemas against those that were released.
+// A version only grows: it may get optional properties of any type, and other descriptions.
+// Any other change is a new version beside the old one. A test compares the schemas with
+// the released schemas.
 package schema
 
 import (
@@ -27,23 +25,23 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 )
 
-// urn begins the name of a schema where schemas.base_url is empty.
+// urn is the prefix of a schema's name if schemas.base_url is empty.
 const urn = "urn:postwire:schema:"
 
 //go:embed builtin
 var builtin embed.FS
 
-// Name names a schema.
+// Name identifies a schema.
 type Name struct {
-	Type    string // of events, or of a record
-	Version string // a whole number from 1
+	Type    string // event type or record type
+	Version string // whole number from 1
 }
 
-// String returns the name as in a URL's path.
+// String returns the name as a URL path.
 func (n Name) String() string { return url.PathEscape(n.Type) + "/" + n.Version }
 
-// ParseDataSchema returns the name that an event's dataschema holds; base is
-// schemas.base_url. It is false where the attribute names no schema of ours.
+// ParseDataSchema returns the schema that a dataschema names, and false for a schema that
+// is not of Postwire. Base is schemas.base_url.
 func ParseDataSchema(dataschema, base string) (Name, bool) {
 	rest, separator := "", ""
 	if after, ok := strings.CutPrefix(dataschema, urn); ok {
@@ -60,28 +58,27 @@ func ParseDataSchema(dataschema, base string) (Name, bool) {
 	return n, err == nil && n.valid()
 }
 
-// Record reports whether the schema is of a record of Postwire's own, and not of
-// events.
+// Record reports whether the schema describes a record of Postwire, and not events.
 func (n Name) Record() bool { return strings.HasPrefix(n.Type, "postwire.") }
 
 func (n Name) valid() bool {
 	return n.Type != "" && n.Version != "" && n.Version[0] != '0' && strings.Trim(n.Version, "0123456789") == ""
 }
 
-// document is a schema that has been read.
+// document is a parsed schema.
 type document struct {
 	text     []byte
 	compiled *jsonschema.Schema
 }
 
-// Library is a set of schemas. It is immutable.
+// Library is a set of schemas. A Library is immutable.
 type Library struct {
 	documents map[Name]document
-	names     []Name // in order
+	names     []Name // sorted
 }
 
-// Open returns the built-in schemas, and beside them those that are in dir as
-// <type>/<version>.json, where dir is not empty. Its error names the file.
+// Open returns the built-in schemas and, if dir is not empty, the schemas in dir as
+// <type>/<version>.json. Its error names the file.
 func Open(dir string) (*Library, error) {
 	l := &Library{documents: map[Name]document{}}
 	own, err := fs.Sub(builtin, "builtin")
@@ -131,7 +128,7 @@ func (l *Library) read(files fs.FS, where string) error {
 	return nil
 }
 
-// nothing refuses to load what a schema refers to elsewhere: a schema is whole.
+// nothing refuses references to other schemas: a schema is self-contained.
 type nothing struct{}
 
 func (nothing) Load(string) (any, error) {
@@ -153,20 +150,20 @@ func compile(n Name, text []byte) (*jsonschema.Schema, error) {
 	return c.Compile(id)
 }
 
-// Names returns the names of all schemas, in order.
+// Names returns the names of all schemas, sorted.
 func (l *Library) Names() []Name { return slices.Clone(l.names) }
 
-// Text returns a schema as it was written, and whether there is one.
+// Text returns the text of a schema, if the library has the schema.
 func (l *Library) Text(n Name) ([]byte, bool) {
 	d, ok := l.documents[n]
 	return bytes.Clone(d.text), ok
 }
 
-// MismatchError says that data does not fit its schema. It may be logged: it quotes
-// the schema and nothing of the data.
+// MismatchError says that data does not match its schema. The error may be logged: it
+// quotes the schema and nothing of the data.
 type MismatchError struct {
 	Name  Name
-	Where []string // JSON pointers into the schema: what does not hold; none where the data is no JSON
+	Where []string // JSON pointers into the schema to the failed keywords; none for data that is not JSON
 }
 
 func (m *MismatchError) Error() string {
@@ -176,8 +173,8 @@ func (m *MismatchError) Error() string {
 	return fmt.Sprintf("does not fit schema %s at %s", m.Name, strings.Join(m.Where, ", "))
 }
 
-// Check returns nil where data of a media type fits the schema, or where there
-// is no such schema, and a *MismatchError otherwise.
+// Check returns a *MismatchError if data of a media type does not match the schema,
+// otherwise nil. Without such a schema Check returns nil.
 func (l *Library) Check(n Name, contentType string, data []byte) error {
 	d, ok := l.documents[n]
 	if !ok {
@@ -199,14 +196,14 @@ func (l *Library) Check(n Name, contentType string, data []byte) error {
 	return err
 }
 
-// most is how many places a mismatch names.
-const most = 5
+// maxKeywords is the maximum number of failed keywords in a mismatch.
+const maxKeywords = 5
 
 func (m *MismatchError) collect(e *jsonschema.ValidationError) {
 	for _, cause := range e.Causes {
 		m.collect(cause)
 	}
-	if len(e.Causes) > 0 || len(m.Where) == most {
+	if len(e.Causes) > 0 || len(m.Where) == maxKeywords {
 		return
 	}
 	_, fragment, _ := strings.Cut(e.SchemaURL, "#")
@@ -219,8 +216,7 @@ func (m *MismatchError) collect(e *jsonschema.ValidationError) {
 	}
 }
 
-// keywords is the path of the keyword that does not hold, as far as the schema
-// itself spells it.
+// keywords returns the path of the failed keyword in the schema.
 func keywords(e *jsonschema.ValidationError) []string {
 	p := e.ErrorKind.KeywordPath()
 	return p[:min(len(p), 1)]

@@ -5,8 +5,8 @@ import (
 	"net/http"
 )
 
-// Handler serves the schemas of the library that is in effect: the list below
-// /schemas/, and each at /schemas/<type>/<version>. They are public.
+// Handler serves the schemas of the current library: the list at /schemas/, each schema at
+// /schemas/<type>/<version>. The schemas are public.
 func Handler(library func() *Library) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /schemas/{$}", func(w http.ResponseWriter, _ *http.Request) { list(w, library()) })
@@ -19,12 +19,12 @@ func Handler(library func() *Library) http.Handler {
 		w.Header().Set("Content-Type", "application/schema+json")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cache-Control", "max-age=300")
-		_, _ = w.Write(text) // nobody to tell
+		_, _ = w.Write(text) // the client has disconnected
 	})
 	return mux
 }
 
-// list tells which schemas there are.
+// list serves the list of schemas.
 func list(w http.ResponseWriter, l *Library) {
 	var out struct {
 		Schemas []string `json:"schemas"`
@@ -33,5 +33,5 @@ func list(w http.ResponseWriter, l *Library) {
 		out.Schemas = append(out.Schemas, "/schemas/"+n.String())
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(out) // nobody to tell
+	_ = json.NewEncoder(w).Encode(out) // the client has disconnected
 }

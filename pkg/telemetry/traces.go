@@ -1,9 +1,9 @@
-// Package telemetry sends traces by OpenTelemetry's protocol. A trace follows an
-// event: from the request that brought it, through the journal, in which the
-// traceparent extension carries it, to each attempt to hand it to a broker.
+// Package telemetry sends traces by the OpenTelemetry protocol. A trace follows an event
+// from its request, through the journal in the traceparent extension, to each delivery
+// attempt.
 //
-// Spans follow OpenTelemetry's semantic conventions for HTTP servers and for
-// messaging. They hold names and ids, never data.
+// Spans follow OpenTelemetry's semantic conventions for HTTP servers and messaging. Spans
+// contain names and IDs, never data.
 package telemetry
 
 import (
@@ -35,7 +35,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 )
 
-// Attributes of our own.
+// Attributes of Postwire.
 const (
 	attrSource  = attribute.Key("postwire.source")
 	attrOutcome = attribute.Key("postwire.outcome")
@@ -45,18 +45,18 @@ const (
 	attrReplay  = attribute.Key("postwire.replay")
 )
 
-// Traces makes spans and sends them. A nil one makes none. Its methods may be
-// called concurrently; none of them waits for the collector.
+// Traces makes and sends spans. A nil Traces makes none. The methods may be called
+// concurrently and never wait for the collector.
 type Traces struct {
 	tracer   trace.Tracer
 	provider *sdktrace.TracerProvider
 }
 
-// Process says which process sends.
+// Process identifies the process in spans.
 type Process struct{ Name, Version string }
 
-// Open makes what sends traces; nil where the configuration has none. The
-// collector need not be there: what it does not take is dropped.
+// Open returns Traces, or nil if the configuration disables tracing. The collector may be
+// unavailable; Traces then discards spans.
 func Open(ctx context.Context, c config.Traces, p Process, log *zap.Logger) (*Traces, error) {
 	if !c.Enabled() {
 		return nil, nil //nolint:nilnil // nil makes no spans
@@ -67,7 +67,7 @@ func Open(ctx context.Context, c config.Traces, p Process, log *zap.Logger) (*Tr
 	}
 	about, err := resource.New(ctx, resource.WithTelemetrySDK(),
 		resource.WithAttributes(semconv.ServiceName("postwire"), semconv.ServiceVersion(p.Version), semconv.ServiceInstanceID(p.Name)),
-		resource.WithFromEnv()) // OTEL_RESOURCE_ATTRIBUTES, as operators set it for all they run
+		resource.WithFromEnv()) // OTEL_RESOURCE_ATTRIBUTES
 	if err != nil {
 		return nil, fmt.Errorf("telemetry.traces: OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
@@ -79,9 +79,8 @@ func Open(ctx context.Context, c config.Traces, p Process, log *zap.Logger) (*Tr
 	return &Traces{provider.Tracer("github.com/postwire/postwire"), provider}, nil
 }
 
-// sampler decides for a trace that begins here: that of a request by the ratio, that
-// of a replay always, for it is begun only where that of the event is sent. All
-// others are decided.
+// sampler samples the trace of a request by the ratio, and always the trace of a replay,
+// which begins only for a sampled event. Other spans follow their parent.
 func sampler(ratio float64) sdktrace.Sampler {
 	return sdktrace.ParentBased(roots{sdktrace.TraceIDRatioBased(ratio)})
 }
@@ -125,7 +124,7 @@ func export(ctx context.Context, c config.Traces) (*otlptrace.Exporter, error) {
 	return otlptracehttp.New(ctx, opts...)
 }
 
-// Close sends what is not sent yet, until ctx is done.
+// Close sends the remaining spans, until ctx is done.
 func (t *Traces) Close(ctx context.Context) error {
 	if t == nil {
 		return nil
@@ -136,16 +135,16 @@ func (t *Traces) Close(ctx context.Context) error {
 	return nil
 }
 
-// w3c reads and writes the traceparent of a header or an attribute. What a
-// sender says in tracestate and baggage is none of ours to pass on.
+// w3c reads and writes traceparent. Postwire does not pass on tracestate and baggage of a
+// sender.
 var w3c propagation.TraceContext
 
-// Accepting is the span of a request that has been verified.
+// Accepting is the span of a verified request.
 type Accepting struct{ span trace.Span }
 
-// Accept begins the span of a request that came at a time. It goes on a trace
-// that the request names. Of a sender that has proven nothing, a trace of its
-// own is begun and linked to that one: a stranger must not decide what is sent.
+// Accept begins the span of a request that arrived at start. The span continues the trace
+// that the request names. Without authentication the span begins a new trace with a link to
+// that trace, so that a stranger does not decide about sampling.
 func (t *Traces) Accept(ctx context.Context, r *http.Request, source, route string, proven bool, came time.Time) (context.Context, Accepting) {
 	if t == nil {
 		return ctx, Accepting{}
@@ -164,7 +163,7 @@ func (t *Traces) Accept(ctx context.Context, r *http.Request, source, route stri
 	return ctx, Accepting{span}
 }
 
-// ID is that of the trace; empty where there is none.
+// ID returns the trace ID; empty without a span.
 func (a Accepting) ID() string {
 	if a.span == nil {
 		return ""
@@ -172,7 +171,7 @@ func (a Accepting) ID() string {
 	return a.span.SpanContext().TraceID().String()
 }
 
-// End ends the span with what became of the request.
+// End ends the span with the outcome of the request.
 func (a Accepting) End(outcome string, status int) {
 	if a.span == nil {
 		return
@@ -184,10 +183,9 @@ func (a Accepting) End(outcome string, status int) {
 	a.span.End()
 }
 
-// Append begins the span of an append, and returns the events as they are to be
-// stored: with a traceparent, so that the trace goes on behind the journal. An
-// event that has one keeps it, for that is the trace in which it was made; the
-// span is linked to it.
+// Append begins the span of an append, and returns the events with a traceparent, so that
+// the trace continues after the journal. An event keeps its own traceparent, the trace in
+// which it was made; the span has a link to that trace.
 func (t *Traces) Append(ctx context.Context, events []event.Event) (context.Context, []event.Event, func(error)) {
 	if t == nil || len(events) == 0 {
 		return ctx, events, func(error) {}
@@ -214,21 +212,20 @@ func (t *Traces) Append(ctx context.Context, events []event.Event) (context.Cont
 	for i, e := range events {
 		marked[i] = e
 		if _, has := e.Attribute(event.TraceParent); !has {
-			marked[i].CloudEvent = mark(e.CloudEvent, carrier[event.TraceParent])
+			marked[i].CloudEvent = withTraceParent(e.CloudEvent, carrier[event.TraceParent])
 		}
 	}
 	return ctx, marked, func(err error) { end(span, err, "storage") }
 }
 
-// mark returns the event with a traceparent; the one that is given stays as it is.
-func mark(e cloudevents.Event, traceParent string) cloudevents.Event {
+// withTraceParent returns a copy of the event with a traceparent.
+func withTraceParent(e cloudevents.Event, traceParent string) cloudevents.Event {
 	e.Context = e.Context.Clone()
 	e.SetExtension(event.TraceParent, traceParent)
 	return e
 }
 
-// contextOf is the trace that an event is part of; it is not valid where there is
-// none.
+// contextOf returns the trace of an event; invalid without a trace.
 func contextOf(e event.Event) trace.SpanContext {
 	text, _ := e.Attribute(event.TraceParent)
 	parts := strings.Split(text, "-")
@@ -244,8 +241,7 @@ func contextOf(e event.Event) trace.SpanContext {
 	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: id, SpanID: span, TraceFlags: trace.TraceFlags(flags[0]) & trace.FlagsSampled, Remote: true})
 }
 
-// TraceID is that of the trace that an event is part of; empty where there is
-// none.
+// TraceID returns the ID of the trace of an event; empty without a trace.
 func TraceID(e event.Event) string {
 	if made := contextOf(e); made.IsValid() {
 		return made.TraceID().String()
@@ -253,24 +249,24 @@ func TraceID(e event.Event) string {
 	return ""
 }
 
-// Attempt is one attempt to hand an event to a broker.
+// Attempt is one delivery attempt.
 type Attempt struct {
-	Sink, Kind string // of the broker
-	Number     int    // of the attempt, from 1
-	Batch      int    // events that are handed over together
-	Replay     string // that it is part of; empty in live traffic
+	Sink, Kind string // name and type of the sink
+	Number     int    // number of the attempt, from 1
+	Batch      int    // events in the batch
+	Replay     string // ID of the replay; empty in live traffic
 }
 
-// Delivered ends the span of an attempt. It is given where the event went, by name and
-// by the template that made the name, as far as that is known.
+// Delivered ends the span of an attempt. Its arguments are the destination, the template of
+// the destination, and the error.
 type Delivered func(name, template string, err error)
 
-// Deliver begins the span of an attempt, in the trace of its event, and returns
-// what ends it; nil where the trace is not sent. A replay may come days later,
-// when that trace is closed: its spans are linked to it, and begin their own.
+// Deliver begins the span of an attempt in the trace of the event, and returns the function
+// that ends the span, or nil for a trace that is not sampled. The spans of a replay,
+// perhaps days later, begin a new trace with a link to the trace of the event.
 //
-// A span is of one message, even where the broker is handed many at once. So the
-// count is ours: by convention messaging.batch.message_count is for spans of many.
+// A span describes one message, also in a batch. The size of the batch is an attribute of
+// Postwire, because messaging.batch.message_count is for spans of several messages.
 func (t *Traces) Deliver(ctx context.Context, e event.Event, a Attempt) Delivered {
 	if t == nil {
 		return nil
@@ -301,7 +297,7 @@ func (t *Traces) Deliver(ctx context.Context, e event.Event, a Attempt) Delivere
 	}
 }
 
-// end ends a span. What an error says stands in the log.
+// end ends a span. The log has the text of the error.
 func end(span trace.Span, err error, kind string) {
 	if err != nil {
 		span.SetStatus(codes.Error, "")
