@@ -262,7 +262,7 @@ func (a *account) upload(t *testing.T, n int) []string {
 			t.Fatal(err)
 		}
 		jobs[i] = b.JobID
-		if err := a.service.Tell(t.Context(), body); err != nil {
+		if err := a.service.Send(t.Context(), body); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -51,7 +51,7 @@ func TestOddDeliveriesNeverPause(t *testing.T) {
 		var err error
 		switch {
 		case n%3 == 0:
-			err = s.Tell(t.Context(), odd(n/3))
+			err = s.Send(t.Context(), odd(n/3))
 		case n%20 == 1:
 			err = s.Account(t.Context(), sample.AccountReauth)
 		default:

@@ -1,6 +1,5 @@
-// Package asyncapi describes what a configuration sends, for those who read it:
-// an AsyncAPI 3.0 document with the servers, subjects and topics of each sink,
-// and the messages that come there. It holds nothing secret.
+// Package asyncapi generates an AsyncAPI 3.0 document for consumers: the servers, subjects
+// and topics of each sink, and the messages there. The document has no secrets.
 package asyncapi
 
 import (
@@ -18,34 +17,34 @@ import (
 // object is a JSON object.
 type object = map[string]any
 
-// Sink is one sink of the configuration.
+// Sink is a configured sink.
 type Sink struct {
 	Name         string
 	Filter       string // CEL; empty matches every event
-	Redacts      bool   // something of the data is left out
+	Redacts      bool   // the sink redacts fields of the data
 	Subscription sinks.Subscription
 }
 
-// Event is a type of events that may come.
+// Event is a type of events.
 type Event struct {
-	Type        string // empty is all that have no schema
+	Type        string // empty for all types without a schema
 	DataSchema  string
-	Schema      []byte   // of its data, JSON Schema 2020-12
-	Extensions  []string // attributes beside the core that events of it may have
-	Title, Text string   // the schema's own where empty
+	Schema      []byte   // JSON Schema 2020-12 of the data
+	Extensions  []string // possible extension attributes besides the core
+	Title, Text string   // defaults: title and description of the schema
 
-	key string // in the document
+	key string // key in the document
 }
 
-// Description is what a document is made of.
+// Description is the content of a document.
 type Description struct {
-	Version string // of Postwire
+	Version string // version of Postwire
 	Sinks   []Sink
 	Events  []Event
 }
 
-// Document is the AsyncAPI document, ready to be written as JSON or YAML. Sinks
-// that no program can subscribe to are not in it.
+// Document returns the AsyncAPI document, for encoding as JSON or YAML. The document leaves
+// out sinks without subscribers, such as telegram.
 func Document(d Description) (map[string]any, error) {
 	b := &builder{
 		servers: object{}, channels: object{}, operations: object{},
@@ -80,13 +79,13 @@ func Document(d Description) (map[string]any, error) {
 	}, nil
 }
 
-// builder gathers the parts of a document.
+// builder collects the parts of a document.
 type builder struct {
 	servers, channels, operations, messages, schemas, security object
-	names                                                      map[string]map[string]bool // that are taken, by part
+	names                                                      map[string]map[string]bool // used names, by part
 }
 
-// name makes a key of text, which is none that the part has.
+// name returns an unused key for text in a part.
 func (b *builder) name(part, text string) string {
 	clean := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(".-_", r) {
@@ -109,14 +108,14 @@ func ref(path ...string) object {
 	return object{"$ref": "#/" + strings.Join(path, "/")}
 }
 
-// selfContained are the keywords by which a schema refers to parts of itself, or
-// that AsyncAPI's own schemas, which are of draft 7, do not know.
+// selfContained are the keywords of references inside a schema, and keywords that are
+// unknown in draft 7, which AsyncAPI's own schemas use.
 var selfContained = []string{
 	"$ref", "$defs", "$anchor", "$dynamicRef", "$dynamicAnchor", "$vocabulary", "prefixItems", "dependentRequired", "dependentSchemas",
 	"unevaluatedProperties", "unevaluatedItems", "minContains", "maxContains",
 }
 
-// data puts the schema of an event's data among the schemas.
+// data adds the schema of an event's data.
 func (b *builder) data(e *Event) error {
 	var s object
 	if len(e.Schema) > 0 {
@@ -210,7 +209,7 @@ func describe(s Sink) string {
 	return text
 }
 
-// server returns the key of a server; sinks that go to one place share it.
+// server returns the key of a server. Sinks with one server share the key.
 func (b *builder) server(channel string, d sinks.Subscription, s sinks.Server) string {
 	server := object{"host": s.Host, "protocol": s.Protocol}
 	if s.TLS {
@@ -248,10 +247,10 @@ func (b *builder) scheme(s sinks.Security) string {
 	return key
 }
 
-// parameters are the attributes in an address.
+// parameters returns the attributes in an address.
 func parameters(d sinks.Subscription) object {
 	all := object{}
-	if d.Protocol == "http" { // an address is no template there
+	if d.Protocol == "http" { // the address of an HTTP sink is not a template
 		return all
 	}
 	rest := d.Address
@@ -272,7 +271,7 @@ func parameters(d sinks.Subscription) object {
 	}
 }
 
-// prefix is how a protocol's binding spells the headers of attributes.
+// prefix returns the prefix of attribute headers in the binding of a protocol.
 func prefix(protocol string) string {
 	if protocol == "kafka" {
 		return "ce_"

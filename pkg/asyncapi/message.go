@@ -10,7 +10,7 @@ import (
 
 const eventFormat = "application/cloudevents+json"
 
-// attribute describes one context attribute.
+// attribute describes a context attribute.
 var attributes = map[string]object{
 	"specversion":       {"const": "1.0"},
 	"id":                {"type": "string", "description": "The same event has the same id, whenever and however often it comes."},
@@ -36,7 +36,7 @@ var (
 	needed = []string{"specversion", "id", "source", "type"}
 )
 
-// described are the attributes that events of e may have, each with its schema.
+// described returns the schemas of the possible attributes of e.
 func (e Event) described() object {
 	all := object{}
 	for _, name := range slices.Concat(core, e.Extensions) {
@@ -55,8 +55,7 @@ func (e Event) described() object {
 	return all
 }
 
-// message puts the message of an event as a destination carries it among the
-// messages, and returns its key.
+// message adds the message of an event for a destination, and returns its key.
 func (b *builder) message(d sinks.Subscription, e Event) string {
 	key := d.Protocol + "." + d.ContentMode + "." + e.key
 	if _, there := b.messages[key]; there {
@@ -69,7 +68,7 @@ func (b *builder) message(d sinks.Subscription, e Event) string {
 		m["payload"] = ref("components", "schemas", e.key)
 		m["contentType"] = "application/json"
 		if e.Type == "" {
-			delete(m, "contentType") // it is the event's own
+			delete(m, "contentType") // the event has its own content type
 		}
 	case sinks.Structured:
 		m["contentType"] = eventFormat
@@ -88,7 +87,7 @@ func (b *builder) message(d sinks.Subscription, e Event) string {
 	return key
 }
 
-// headers are the headers of binary mode.
+// headers returns the headers of binary mode.
 func headers(protocol string, e Event) object {
 	text := "Attributes of the CloudEvent."
 	if protocol != "kafka" {
@@ -112,7 +111,7 @@ func headers(protocol string, e Event) object {
 	return object{"type": "object", "description": text, "required": required, "properties": properties}
 }
 
-// envelope puts the schema of a whole event in JSON among the schemas.
+// envelope adds the schema of a whole event in JSON.
 func (b *builder) envelope(e Event) string {
 	key := "event." + e.key
 	properties, required := e.described(), []any{}

@@ -1,5 +1,5 @@
-// Package dev is a NATS server with JetStream inside the process, for trying
-// Postwire on a machine that has nothing else.
+// Package dev runs a NATS server with JetStream inside the process, to try Postwire on a
+// machine without a broker.
 package dev
 
 import (
@@ -12,8 +12,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// NATS starts a server that keeps its streams in dir, on the given port of the
-// loopback interface or the next free one. Shut it down when done.
+// NATS starts a server with its streams in dir, on the given port of the loopback interface
+// or the next free port. The caller shuts the server down.
 func NATS(dir string, port int) (*server.Server, error) {
 	port, err := FreePort(port)
 	if err != nil {
@@ -34,7 +34,7 @@ func NATS(dir string, port int) (*server.Server, error) {
 	return s, nil
 }
 
-// FreePort returns the first free port of the loopback interface from port on.
+// FreePort returns the first free port of the loopback interface, beginning at port.
 func FreePort(port int) (int, error) {
 	var errs error
 	for p := port; p < port+100 && p < 1<<16; p++ {

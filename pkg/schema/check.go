@@ -9,7 +9,7 @@ import (
 // names. Events without a schema of l pass. Base is schemas.base_url. With mode
 // source.Quarantine, Normalize returns a *source.MalformedError for an event that does not
 // match; with source.Warn the event passes. Both modes call onMismatch, with text that may be
-// logged; tell must not block.
+// logged; onMismatch must not block.
 func Checked(src source.Source, l *Library, base, mode string, onMismatch func(*MismatchError)) source.Source {
 	if mode != source.SchemaWarn && mode != source.SchemaQuarantine {
 		return src

@@ -1,6 +1,6 @@
-// Package uploadpost is a client of Upload-Post's API: who is notified of what,
-// and the history of uploads. It follows the documented page and copes with how
-// the service answers at times: two hosts, two shapes of a field, several names
+// Package uploadpost is a client of Upload-Post's API: notification settings and upload
+// history. The client follows the documentation, and accepts the variants in which the
+// service answers at times: two hosts, two shapes of a field, several names of a list.
 // of a list.
 package uploadpost
 
@@ -25,40 +25,40 @@ import (
 	"github.com/postwire/postwire/internal/sleep"
 )
 
-// DefaultBaseURL is where the API is. The documented host, app.upload-post.com,
-// answers 405 at times.
+// DefaultBaseURL is the URL of the API. The documented host, app.upload-post.com, answers
+// 405 at times.
 const DefaultBaseURL = "https://api.upload-post.com/api"
 
 const (
 	defaultTimeout  = 30 * time.Second
 	defaultAttempts = 5
-	longestWait     = 2 * time.Minute // that a call waits because it was asked to
+	longestWait     = 2 * time.Minute // longest wait that the service may ask for
 	maxAnswer       = 16 << 20        // bytes
 )
 
 // Options of a Client. APIKey is needed.
 type Options struct {
 	BaseURL   string            // empty is DefaultBaseURL
-	APIKey    config.Secret     // as the service's dashboard shows it
-	Transport http.RoundTripper // nil is the usual one
-	Timeout   time.Duration     // of one request; 0 is half a minute
-	Attempts  int               // of one call; 0 is five
+	APIKey    config.Secret     // key from the dashboard of the service
+	Transport http.RoundTripper // nil is a default transport
+	Timeout   time.Duration     // of one request; 0 is 30 seconds
+	Attempts  int               // of one call; 0 is 5
 
 	Now  func() time.Time                                 // nil is time.Now
-	Wait func(ctx context.Context, d time.Duration) error // nil waits
+	Wait func(ctx context.Context, d time.Duration) error // nil sleeps
 }
 
-// Client calls the API. Its methods may be called concurrently. Each tries again
-// after 429 and 5xx, with back-off and no sooner than the service asks, and never
-// after any other answer. Their errors are free of the key, and an *Error where
-// the service has answered.
+// Client calls the API. The methods may be called concurrently. A method retries after 429
+// and 5xx, with back-off and after the delay that the service asks for, and not after other
+// answers. Errors do not contain the key. If the service has answered, the error is an
+// *Error.
 type Client struct {
 	opts Options
 	base string
 	http *http.Client
 }
 
-// New makes a client.
+// New returns a client.
 func New(o Options) (*Client, error) {
 	if o.BaseURL == "" {
 		o.BaseURL = DefaultBaseURL
@@ -84,21 +84,20 @@ func New(o Options) (*Client, error) {
 	}
 	return &Client{opts: o, base: strings.TrimRight(o.BaseURL, "/"), http: &http.Client{
 		Transport: o.Transport, Timeout: o.Timeout,
-		// A redirect would carry the key elsewhere.
+		// A redirect would send the key to another server.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
 
-// Error is an answer of the service that is no success.
+// Error is an error answer of the service.
 type Error struct {
-	Status int    // of HTTP
-	What   string // in words, with what to do
+	Status int    // HTTP status
+	What   string // description with advice
 }
 
 func (e *Error) Error() string { return e.What }
 
-// repeats says whether a call may be made again when nobody knows whether it took
-// effect.
+// repeats reports whether a call may be repeated if its outcome is unknown.
 type repeats bool
 
 const (
@@ -106,7 +105,7 @@ const (
 	freely repeats = true
 )
 
-// call makes a call and reads its answer into out.
+// call makes a call and decodes the answer into out.
 func (c *Client) call(ctx context.Context, r repeats, method, path string, query url.Values, body, out any) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = time.Second, 30*time.Second
@@ -131,8 +130,7 @@ func (c *Client) call(ctx context.Context, r repeats, method, path string, query
 	}
 }
 
-// try makes one request. Beside an error it returns how long the service asks to
-// wait.
+// try makes one request. With an error it also returns the delay that the service asks for.
 func (c *Client) try(ctx context.Context, method, path string, query url.Values, body, out any) (time.Duration, error) {
 	target := c.base + path
 	if len(query) > 0 {
@@ -159,7 +157,7 @@ func (c *Client) try(ctx context.Context, method, path string, query url.Values,
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err // the rest is said already
+			err = e.Err // the caller adds the rest
 		}
 		return 0, err
 	}
@@ -183,7 +181,7 @@ func (c *Client) try(ctx context.Context, method, path string, query url.Values,
 	return 0, nil
 }
 
-// jsonFault says what is wrong with JSON without quoting it.
+// jsonFault describes a JSON error without quoting the JSON.
 func jsonFault(err error) string {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		return fmt.Sprintf("%s is of type %s", cmp.Or(e.Field, "it"), e.Value)
@@ -199,7 +197,7 @@ func isJSON(resp *http.Response) bool {
 	return err == nil && (media == "application/json" || strings.HasSuffix(media, "+json"))
 }
 
-// asked is how long the service asks to wait, 0 where it says nothing.
+// asked returns the delay that the service asks for, or 0.
 func (c *Client) asked(h http.Header) time.Duration {
 	now := c.opts.Now()
 	if text := h.Get("Retry-After"); text != "" {
@@ -210,7 +208,7 @@ func (c *Client) asked(h http.Header) time.Duration {
 			return max(0, at.Sub(now))
 		}
 	}
-	// Either a time in Unix seconds, or seconds from now.
+	// The value is a time in Unix seconds, or seconds from now.
 	if seconds, err := strconv.ParseFloat(h.Get("X-RateLimit-Reset"), 64); err == nil && seconds > 0 {
 		if seconds > 1e9 {
 			return max(0, time.Unix(int64(seconds), 0).Sub(now))
@@ -220,7 +218,7 @@ func (c *Client) asked(h http.Header) time.Duration {
 	return 0
 }
 
-// explain says in words what an answer means.
+// explain describes an answer in words.
 func explain(resp *http.Response, text []byte, base string) *Error {
 	status := resp.StatusCode
 	said := ""

@@ -15,35 +15,35 @@ import (
 )
 
 const (
-	historyPage = 100                 // of the sizes that are allowed, 10, 20, 50 and 100
-	historySpan = 60 * 24 * time.Hour // at most two months apart
+	historyPage = 100                 // allowed are 10, 20, 50 and 100
+	historySpan = 60 * 24 * time.Hour // the longest allowed span is two months
 	maxPages    = 10000
 )
 
-// Query says which part of the history is wanted. From and To are needed; what
-// else is empty does not matter.
+// Query selects a part of the history. From and To are needed; an empty field selects
+// everything.
 type Query struct {
-	From, To time.Time // of the upload; To is not part of it
+	From, To time.Time // time of the upload; To is exclusive
 	Platform string
 	Profile  string
 	Status   string // success or failed
 }
 
-// Upload is a row of the history: one upload to one platform.
+// Upload is an entry of the history: one upload to one platform.
 type Upload struct {
 	Platform  string
 	Success   bool
-	PostIDs   []string // that the platform gave; a webhook has them as publish_id or post_id
+	PostIDs   []string // IDs of the platform; webhooks have them as publish_id or post_id
 	URL       string
 	Error     string
 	MediaType string
-	At        time.Time // upload_timestamp, UTC; zero where it cannot be read
+	At        time.Time // upload_timestamp in UTC; zero if invalid
 	RequestID string
 	JobID     string
 	Profile   string
 }
 
-// row is as the service writes it.
+// row is an entry as the service encodes it.
 type row struct {
 	Platform  string          `json:"platform"`
 	Success   *bool           `json:"success"`
@@ -57,7 +57,7 @@ type row struct {
 	Profile   string          `json:"profile_username"`
 }
 
-// postIDs are written as a string, a number, a list of them, or null.
+// postIDs are encoded as a string, a number, a list of strings or numbers, or null.
 type postIDs []string
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -72,7 +72,7 @@ func (p *postIDs) UnmarshalJSON(text []byte) error {
 		if err := json.Unmarshal(item, &s); err != nil {
 			var n json.Number
 			if err := json.Unmarshal(item, &n); err != nil {
-				continue // null, or nothing that is an ID
+				continue // null, or not an ID
 			}
 			s = n.String()
 		}
@@ -85,7 +85,7 @@ func (p *postIDs) UnmarshalJSON(text []byte) error {
 
 var errNoList = errors.New("there is no list of uploads in it")
 
-// page is an answer; its list has had several names.
+// page is one answer. Its list has several names.
 type page struct {
 	rows []row
 }
@@ -104,14 +104,14 @@ func (p *page) UnmarshalJSON(text []byte) error {
 		if !ok || string(inner) == "null" {
 			continue
 		}
-		return json.Unmarshal(inner, p) // a list, or an object with one
+		return json.Unmarshal(inner, p) // a list, or an object with a list
 	}
 	return errNoList
 }
 
-// History yields the uploads of a span of time, the newest first as the service
-// has them, each page read when it is needed. What comes in while it is read may
-// be yielded twice, and what is older than an error is missing.
+// History yields the uploads of a time span, newest first, and reads each page on demand.
+// An upload that is added meanwhile may be yielded twice. After an error older uploads are
+// missing.
 func (c *Client) History(ctx context.Context, q Query) iter.Seq2[Upload, error] {
 	return func(yield func(Upload, error) bool) {
 		for to := q.To; to.After(q.From); to = to.Add(-historySpan) {
@@ -127,11 +127,11 @@ func (c *Client) History(ctx context.Context, q Query) iter.Seq2[Upload, error] 
 	}
 }
 
-// span yields what fits one query, and reports whether to go on.
+// span yields the uploads of one query, and reports whether to continue.
 func (c *Client) span(ctx context.Context, q Query, yield func(Upload, error) bool) bool {
 	values := url.Values{
 		"limit": {strconv.Itoa(historyPage)},
-		// In whole seconds that hold all of the span; what is outside is left out below.
+		// Round to whole seconds around the span; the loop below filters.
 		"start": {q.From.UTC().Format(time.RFC3339)}, "end": {q.To.Add(time.Second - 1).UTC().Format(time.RFC3339)},
 	}
 	for name, value := range map[string]string{"platform": q.Platform, "profile_username": q.Profile, "status": q.Status} {
@@ -147,13 +147,13 @@ func (c *Client) span(ctx context.Context, q Query, yield func(Upload, error) bo
 			yield(Upload{}, fmt.Errorf("reading the history: %w", err))
 			return false
 		}
-		// A service that knows no pages, or wraps around, would never end.
+		// A service without pages, or with wrapping pages, would never end.
 		if slices.EqualFunc(last, p.rows, sameRow) && len(last) > 0 {
 			return true
 		}
 		for _, r := range p.rows {
 			u := r.upload()
-			// The filters of the service count whole days at times.
+			// The service filters by whole days at times.
 			if !u.At.IsZero() && (u.At.Before(q.From) || !u.At.Before(q.To)) {
 				continue
 			}
@@ -183,8 +183,7 @@ func (r row) upload() Upload {
 	}
 }
 
-// parseTime reads a time as text, with or without a zone (then it is UTC), or as
-// Unix seconds.
+// parseTime parses a time as text, with or without a zone (UTC), or as Unix seconds.
 func parseTime(raw json.RawMessage) time.Time {
 	var text string
 	if err := json.Unmarshal(raw, &text); err != nil {

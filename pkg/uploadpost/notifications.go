@@ -16,11 +16,10 @@ import (
 
 const notificationsPath = "/uploadposts/users/notifications"
 
-// Channels says through which ways notifications go, by name: webhook, telegram,
-// and whatever else the service has.
+// Channels are the enabled notification channels by name: webhook, telegram and others.
 type Channels map[string]bool
 
-// Events says of which events webhooks tell. A nil Events is all.
+// Events are the enabled webhook events. Nil enables all events.
 type Events map[string]bool
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -35,8 +34,7 @@ func (e *Events) UnmarshalJSON(text []byte) (err error) {
 	return err
 }
 
-// choice reads both shapes of what is on: an object of booleans, and a list of
-// names.
+// choice decodes the two shapes of a choice: an object of booleans, or a list of names.
 func choice(field string, text []byte) (map[string]bool, error) {
 	if text[0] != '[' {
 		var object map[string]bool
@@ -54,7 +52,7 @@ func choice(field string, text []byte) (map[string]bool, error) {
 	return list, nil
 }
 
-// inField adds the name of the field to an error, which is lost on the way to it.
+// inField adds the name of the field to an error, because the decoder loses the name.
 func inField(name string, err error) error {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		e.Field = strings.Trim(name+"."+e.Field, ".")
@@ -62,7 +60,7 @@ func inField(name string, err error) error {
 	return err
 }
 
-// Names returns the events that are on, sorted.
+// Names returns the enabled events, sorted.
 func (e Events) Names() []string {
 	var on []string
 	for _, name := range slices.Sorted(maps.Keys(e)) {
@@ -78,21 +76,21 @@ type Notifications struct {
 	Channels        Channels      `json:"channels"`
 	WebhookURL      string        `json:"webhook_url"`
 	WebhookEvents   Events        `json:"webhook_events"`
-	WebhookSecret   config.Secret `json:"webhook_secret"` // with which webhooks are signed; empty until the service has made one
+	WebhookSecret   config.Secret `json:"webhook_secret"` // signs webhooks; empty until the service has made a secret
 	TelegramChatID  string        `json:"telegram_chat_id"`
-	SlackWebhookURL config.Secret `json:"slack_webhook_url"` // who has it can post
+	SlackWebhookURL config.Secret `json:"slack_webhook_url"` // a secret: the URL permits posting
 	WhatsAppToPhone string        `json:"whatsapp_to_phone"`
 }
 
-// Change is what is to be set; what is nil stays as it is.
+// Change is a change of settings. A nil field stays unchanged.
 type Change struct {
 	Channels       Channels `json:"channels,omitempty"`
 	WebhookURL     *string  `json:"webhook_url,omitempty"`
-	WebhookEvents  Events   `json:"webhook_events,omitempty"` // as an object, which is understood in every version
+	WebhookEvents  Events   `json:"webhook_events,omitempty"` // as an object, which every version of the service accepts
 	TelegramChatID *string  `json:"telegram_chat_id,omitempty"`
 }
 
-// notifications is an answer with the settings, under either of their names.
+// notifications is an answer with the settings, which have two names.
 type notifications struct {
 	Notifications *Notifications `json:"notifications"`
 	Config        *Notifications `json:"config"`
@@ -115,24 +113,24 @@ func (c *Client) Notifications(ctx context.Context) (Notifications, error) {
 	return out.settings(), err
 }
 
-// SetNotifications changes the settings. To know what they are then, read them.
+// SetNotifications changes the settings. Read the settings to see the result.
 func (c *Client) SetNotifications(ctx context.Context, change Change) error {
 	return c.call(ctx, freely, http.MethodPost, notificationsPath, nil, change, nil)
 }
 
-// DeleteNotifications removes all settings, those of other channels too.
+// DeleteNotifications deletes all settings, also those of other channels.
 func (c *Client) DeleteNotifications(ctx context.Context) error {
 	return c.call(ctx, freely, http.MethodDelete, notificationsPath, nil, nil, nil)
 }
 
-// TestNotifications asks the service for a test through the channels that are on.
+// TestNotifications asks the service to send a test through the enabled channels.
 func (c *Client) TestNotifications(ctx context.Context) error {
 	return c.call(ctx, once, http.MethodPost, notificationsPath+"/test", nil, struct{}{}, nil)
 }
 
-// RotateSecret lets the service make a new secret for its signatures, which takes
-// effect at once, and returns it. It is not tried again when nobody knows
-// whether it took effect: read the settings then.
+// RotateSecret makes the service create a new signing secret, effective at once, and
+// returns the secret. RotateSecret does not retry a call with an unknown outcome: read the
+// settings after an error.
 func (c *Client) RotateSecret(ctx context.Context) (config.Secret, error) {
 	var out struct {
 		notifications
@@ -147,7 +145,7 @@ func (c *Client) RotateSecret(ctx context.Context) (config.Secret, error) {
 			return secret, nil
 		}
 	}
-	settings, err := c.Notifications(ctx) // the answer does not tell it
+	settings, err := c.Notifications(ctx) // the answer does not contain the secret
 	if err != nil {
 		return "", fmt.Errorf("the secret was rotated, and cannot be read: %w", err)
 	}
@@ -156,15 +154,14 @@ func (c *Client) RotateSecret(ctx context.Context) (config.Secret, error) {
 
 const profilePath = "/uploadposts/users/profile-webhook"
 
-// ProfileWebhook is a webhook of one profile, beside that of the account.
+// ProfileWebhook is the webhook of one profile, besides the webhook of the account.
 type ProfileWebhook struct {
 	Profile       string `json:"profile_username"`
 	WebhookURL    string `json:"webhook_url"`
 	WebhookEvents Events `json:"webhook_events,omitempty"`
 }
 
-// ProfileWebhook reads the webhook of a profile. Its URL is empty where there is
-// none.
+// ProfileWebhook reads the webhook of a profile. Its URL is empty without a webhook.
 func (c *Client) ProfileWebhook(ctx context.Context, profile string) (ProfileWebhook, error) {
 	var out struct {
 		ProfileWebhook
@@ -186,7 +183,7 @@ func (c *Client) SetProfileWebhook(ctx context.Context, w ProfileWebhook) error 
 	return c.call(ctx, freely, http.MethodPost, profilePath, nil, w, nil)
 }
 
-// DeleteProfileWebhook removes the webhook of a profile.
+// DeleteProfileWebhook deletes the webhook of a profile.
 func (c *Client) DeleteProfileWebhook(ctx context.Context, profile string) error {
 	err := c.call(ctx, freely, http.MethodDelete, profilePath, url.Values{"profile_username": {profile}}, map[string]string{"profile_username": profile}, nil)
 	if isNotFound(err) {

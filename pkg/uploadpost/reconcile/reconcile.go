@@ -1,6 +1,6 @@
-// Package reconcile finds in Upload-Post's history what its webhooks have not
-// told, and enters it as a webhook would have: the service sends each webhook
-// once, and what falls into an outage is never sent again.
+// Package reconcile backfills uploads that are in Upload-Post's history and for which no
+// webhook arrived. The service sends each webhook once; webhooks during an outage are never
+// sent again.
 package reconcile
 
 import (
@@ -21,97 +21,87 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost"
 )
 
-// FromHistory is the value of the attribute event.Origin of events that were found.
+// FromHistory is the value of the attribute event.Origin of backfilled events.
 const FromHistory = "history"
 
-// near is how far the times of one upload may be apart in the history and in its
+// near is the maximum difference between the times of one upload in the history and in its
 // webhook.
 const near = 15 * time.Minute
 
-// History is the part of the service's API that is needed.
+// History is the needed part of the service's API.
 type History interface {
 	History(ctx context.Context, q uploadpost.Query) iter.Seq2[uploadpost.Upload, error]
 }
 
-// Journal is where webhooks are, and where what was missing goes.
+// Journal is the needed part of the journal.
 type Journal interface {
 	journal.Appender
 	journal.Log
-	// AcquireLease is as in journal.Journal.
+	// AcquireLease is the method of journal.Journal.
 	AcquireLease(ctx context.Context, name string, until time.Duration) (bool, error)
 }
 
-// Reconciler compares the history with the journal. Its methods may be called
-// concurrently.
+// Reconciler compares the history with the journal. The methods may be called concurrently.
 type Reconciler struct {
 	opts Options
 
-	mu      sync.Mutex
-	history History
-	seen    map[string]time.Time // uploads that were looked at, by their identity in the history
+	mu       sync.Mutex
+	compared map[string]time.Time // compared uploads, by identity in the history
 }
 
 // Options of a Reconciler. All are needed.
 type Options struct {
-	Source  string        // its name; part of the identity keys
+	Source  string        // name of the source, part of the identity keys
 	Reads   source.Source // makes events of webhooks
 	History History
 	Journal Journal
 	Now     func() time.Time
 }
 
-// New makes a reconciler.
+// New returns a Reconciler.
 func New(o Options) *Reconciler {
-	return &Reconciler{opts: o, history: o.History, seen: map[string]time.Time{}}
+	return &Reconciler{opts: o, compared: map[string]time.Time{}}
 }
 
-// Use lets comparisons to come read another history: the same one, with another
-// key.
-func (r *Reconciler) Use(h History) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.history = h
-}
-
-// Report says what a comparison has found.
+// Report is the result of a comparison.
 type Report struct {
 	From       time.Time `json:"from"`
 	To         time.Time `json:"to"`
-	Uploads    int       `json:"uploads" doc:"Uploads in the history of that time."`
-	Known      int       `json:"known" doc:"Uploads that a webhook has told of, or an earlier comparison."`
-	Recovered  int       `json:"recovered" doc:"Uploads that were missing and have been entered, or would be."`
-	Unreadable int       `json:"unreadable,omitempty" doc:"Uploads of the history that make no event, such as one without a platform; they are passed over."`
-	Events     []string  `json:"events,omitempty" doc:"CloudEvents ids of the missing ones, at most 1000."`
+	Uploads    int       `json:"uploads" doc:"Uploads in the history in this time span."`
+	Known      int       `json:"known" doc:"Uploads with a webhook, and uploads that an earlier comparison backfilled."`
+	Recovered  int       `json:"recovered" doc:"Backfilled uploads; with dry_run, uploads to backfill."`
+	Unreadable int       `json:"unreadable,omitempty" doc:"Uploads of the history that make no event, such as an upload without a platform. They are skipped."`
+	Events     []string  `json:"events,omitempty" doc:"CloudEvents ids of the backfilled uploads, at most 1000."`
 }
 
-// maxEvents is how many ids a report names.
+// maxEvents is the maximum number of event IDs in a report.
 const maxEvents = 1000
 
-// Compare enters what the history has between two times and the journal has not.
-// In a dry run it only says what that is. Uploads that a comparison of this
-// Reconciler has seen are not looked at again.
+// Compare backfills the uploads of a time span that are in the history and not in the
+// journal. A dry run only reports them. Compare skips uploads that an earlier comparison of
+// this Reconciler has compared.
 func (r *Reconciler) Compare(ctx context.Context, from, to time.Time, dry bool) (Report, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	report := Report{From: from, To: to}
 	var fresh []uploadpost.Upload
-	for u, err := range r.history.History(ctx, uploadpost.Query{From: from, To: to}) {
+	for u, err := range r.opts.History.History(ctx, uploadpost.Query{From: from, To: to}) {
 		if err != nil {
 			return report, err
 		}
 		report.Uploads++
-		if _, ok := r.seen[identity(u)]; ok {
+		if _, ok := r.compared[identity(u)]; ok {
 			report.Known++
 			continue
 		}
 		fresh = append(fresh, u)
 	}
-	// The oldest first, as they took place.
+	// Oldest first, in the order of the uploads.
 	slices.SortStableFunc(fresh, func(a, b uploadpost.Upload) int { return a.At.Compare(b.At) })
 	if len(fresh) == 0 {
 		return report, nil
 	}
-	known, err := r.known(ctx, fresh[0].At.Add(-near))
+	known, err := r.readUploads(ctx, fresh[0].At.Add(-near))
 	if err != nil {
 		return report, err
 	}
@@ -119,7 +109,7 @@ func (r *Reconciler) Compare(ctx context.Context, from, to time.Time, dry bool) 
 		id, err := r.enter(ctx, u, known, dry)
 		_, odd := errors.AsType[*source.MalformedError](err)
 		switch {
-		case odd: // what stands behind it must not wait for it
+		case odd: // later uploads must not wait for a malformed one
 			report.Unreadable++
 		case err != nil:
 			return report, err
@@ -137,29 +127,28 @@ func (r *Reconciler) Compare(ctx context.Context, from, to time.Time, dry bool) 
 	return report, nil
 }
 
-// remember notes that an upload needs no second look. The lock is held.
+// remember records a compared upload. The caller holds mu.
 func (r *Reconciler) remember(u uploadpost.Upload) {
-	r.seen[identity(u)] = r.opts.Now()
+	r.compared[identity(u)] = r.opts.Now()
 }
 
-// forget lets go of uploads that no comparison will come to again.
-func (r *Reconciler) forget(before time.Time) {
+// prune drops the records of uploads before the span of later comparisons.
+func (r *Reconciler) prune(before time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id, at := range r.seen {
+	for id, at := range r.compared {
 		if at.Before(before) {
-			delete(r.seen, id)
+			delete(r.compared, id)
 		}
 	}
 }
 
-// identity tells an upload of the history from another.
+// identity identifies an upload in the history.
 func identity(u uploadpost.Upload) string {
 	return fmt.Sprintf("%q %q %q %q %v", u.RequestID, u.JobID, u.Platform, u.Profile, u.At.UnixNano())
 }
 
-// enter enters an upload that is missing, and returns the id of its event; it
-// is empty where the upload is known.
+// enter backfills an upload and returns the ID of its event; empty for a known upload.
 func (r *Reconciler) enter(ctx context.Context, u uploadpost.Upload, known *index, dry bool) (string, error) {
 	if known.has(u) {
 		return "", nil
@@ -173,7 +162,7 @@ func (r *Reconciler) enter(ctx context.Context, u uploadpost.Upload, known *inde
 	}
 	receipts, err := r.opts.Journal.Append(ctx, e)
 	if err != nil {
-		return "", fmt.Errorf("entering an upload of the history: %w", err)
+		return "", fmt.Errorf("backfilling an upload: %w", err)
 	}
 	if receipts[0].Duplicate {
 		return "", nil
@@ -181,7 +170,7 @@ func (r *Reconciler) enter(ctx context.Context, u uploadpost.Upload, known *inde
 	return e.CloudEvent.ID(), nil
 }
 
-// body is a webhook with the fields that the history knows.
+// body returns a webhook with the fields of the history.
 type body struct {
 	Event     string `json:"event"`
 	Profile   string `json:"profile_username,omitempty"`
@@ -202,8 +191,7 @@ type result struct {
 
 const uploadCompleted = "upload_completed"
 
-// event makes the event that the upload's webhook would have made, as far as the
-// history knows it.
+// event returns the event of the upload's webhook, as far as the history has its fields.
 func (r *Reconciler) event(u uploadpost.Upload) (event.Event, error) {
 	b := body{
 		Event: uploadCompleted, Profile: u.Profile, Platform: u.Platform, MediaType: u.MediaType, JobID: u.JobID, RequestID: u.RequestID,
@@ -225,7 +213,7 @@ func (r *Reconciler) event(u uploadpost.Upload) (event.Event, error) {
 	}
 	e := events[0]
 	e.CloudEvent.SetExtension(event.Origin, FromHistory)
-	// The history does not tell which of the two ids of a webhook it has.
+	// The history has one of the two IDs of a webhook, and does not say which.
 	for _, id := range u.PostIDs {
 		e.Keys = append(e.Keys, upload.SuccessKeys(r.opts.Source, u.Platform, id)...)
 	}
@@ -234,20 +222,20 @@ func (r *Reconciler) event(u uploadpost.Upload) (event.Event, error) {
 	return e, nil
 }
 
-// index is the uploads that the journal knows of.
+// index is the set of uploads in the journal.
 type index struct {
-	posts    map[[2]string]bool // platform and id
+	posts    map[[2]string]bool // platform and ID
 	failures []failure
 }
 
 type failure struct {
 	platform, profile, jobID, requestID string
 	at                                  time.Time
-	taken                               bool // by an upload of the history
+	taken                               bool // matched with an upload of the history
 }
 
-// told is what a stored webhook tells of its upload.
-type told struct {
+// webhookFields has the fields of a stored webhook that identify its upload.
+type webhookFields struct {
 	JobID     string `json:"job_id"`
 	RequestID string `json:"request_id"`
 	Result    struct {
@@ -256,11 +244,11 @@ type told struct {
 	} `json:"result"`
 }
 
-// page is how many records are read at once.
+// page is the number of records of one read.
 const page = 1024
 
-// known reads what the journal knows since a time.
-func (r *Reconciler) known(ctx context.Context, since time.Time) (*index, error) {
+// readUploads reads the uploads in the journal since a time.
+func (r *Reconciler) readUploads(ctx context.Context, since time.Time) (*index, error) {
 	x := &index{posts: map[[2]string]bool{}}
 	next, err := r.opts.Journal.Since(ctx, since)
 	if err != nil {
@@ -286,8 +274,8 @@ func (x *index) add(record journal.Record) {
 	if e.CloudEvent.Type() != upload.TypeOf(uploadCompleted) {
 		return
 	}
-	var t told
-	_ = json.Unmarshal(e.CloudEvent.DataEncoded, &t) // what is of another type is not there
+	var t webhookFields
+	_ = json.Unmarshal(e.CloudEvent.DataEncoded, &t) // a field of another type stays empty
 	platform, _ := e.Attribute(event.Platform)
 	if outcome, _ := e.Attribute(event.Outcome); outcome == "success" {
 		for _, id := range []string{t.Result.PublishID, t.Result.PostID} {
@@ -305,9 +293,9 @@ func (x *index) add(record journal.Record) {
 	x.failures = append(x.failures, failure{platform: platform, profile: profile, jobID: t.JobID, requestID: t.RequestID, at: at})
 }
 
-// has reports whether an upload is known. A failure has no ID: it is one that
-// agrees in platform, profile, and job or request where both tell one, at about
-// the same time, and each is one upload's only.
+// has reports whether the journal has an upload. A failed upload has no ID: it matches a
+// failure with equal platform, profile, and job or request if both have one, at about the
+// same time. Each failure matches one upload.
 func (x *index) has(u uploadpost.Upload) bool {
 	if u.Success {
 		return slices.ContainsFunc(u.PostIDs, func(id string) bool { return x.posts[[2]string{u.Platform, id}] })
@@ -330,17 +318,17 @@ func (x *index) has(u uploadpost.Upload) bool {
 
 func differ(a, b string) bool { return a != "" && b != "" && a != b }
 
-// Schedule is when to compare, and how far back.
+// Schedule is the interval of comparisons and their time span.
 type Schedule struct {
 	Interval, Lookback, Settle time.Duration
 }
 
-// Run compares every interval until ctx is done, and tells found of what was
-// recovered. The first time it goes back to the last event that was stored, if
-// that is longer ago than the lookback. What is younger than settle may still
-// come by itself. Of the processes that share a journal one compares.
+// Run compares every interval until ctx is done, and calls found with the backfilled
+// uploads. The first comparison begins at the last stored event if that is before the
+// lookback. Uploads younger than settle are skipped, because their webhook may still
+// arrive. One of the processes that share a journal compares.
 func (r *Reconciler) Run(ctx context.Context, s Schedule, found func(Report, error)) {
-	since := r.lastSeen(ctx)
+	since := r.lastAccepted(ctx)
 	tick := time.NewTicker(s.Interval)
 	defer tick.Stop()
 	for {
@@ -369,7 +357,7 @@ func (r *Reconciler) Run(ctx context.Context, s Schedule, found func(Report, err
 		if err == nil {
 			since = time.Time{}
 		}
-		r.forget(now.Add(-2 * s.Lookback))
+		r.prune(now.Add(-2 * s.Lookback))
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -378,15 +366,15 @@ func (r *Reconciler) Run(ctx context.Context, s Schedule, found func(Report, err
 	}
 }
 
-// lastSeen is when the last event was stored, zero if there is none.
-func (r *Reconciler) lastSeen(ctx context.Context) time.Time {
+// lastAccepted returns the acceptance time of the last event, or the zero time.
+func (r *Reconciler) lastAccepted(ctx context.Context) time.Time {
 	last := r.opts.Journal.Last()
 	if last == 0 {
 		return time.Time{}
 	}
 	records, err := r.opts.Journal.Read(ctx, last, 1)
 	if err != nil || len(records) == 0 {
-		return time.Time{} // the lookback is what is left
+		return time.Time{} // use the lookback
 	}
 	return records[0].Accepted
 }

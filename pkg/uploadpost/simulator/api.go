@@ -15,7 +15,7 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost"
 )
 
-// maxRequest is how much of a request is read, in bytes.
+// maxRequest is the maximum size of a request in bytes.
 const maxRequest = 1 << 20
 
 // Handler serves the API below /api.
@@ -40,7 +40,7 @@ func (s *Simulator) Handler() http.Handler {
 	})
 }
 
-// odd answers in place of the API where a quirk says so, or the key is wrong.
+// odd answers instead of the API if a quirk applies or the key is wrong.
 func (s *Simulator) odd(w http.ResponseWriter, r *http.Request) bool {
 	s.mu.Lock()
 	s.requests++
@@ -78,16 +78,16 @@ func (s *Simulator) knows(authorization string) bool {
 func reply(w http.ResponseWriter, body map[string]any) {
 	body["success"] = true
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(body) // nobody to tell
+	_ = json.NewEncoder(w).Encode(body) // the client has disconnected
 }
 
 func refuse(w http.ResponseWriter, status int, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"success": false, "message": message}) // nobody to tell
+	_ = json.NewEncoder(w).Encode(map[string]any{"success": false, "message": message}) // the client has disconnected
 }
 
-// shown is the settings as the API shows them. The lock is held.
+// shown returns the settings as the API shows them. The caller holds mu.
 func (s *Simulator) shown() map[string]any {
 	url := ""
 	if s.account != nil {
@@ -103,7 +103,7 @@ func (s *Simulator) shown() map[string]any {
 	return n
 }
 
-// shownEvents is a choice of events in the shape in use.
+// shownEvents returns a choice of events in the configured shape.
 func (s *Simulator) shownEvents(events map[string]bool) any {
 	if !s.opts.Quirks.EventsAsList {
 		if events == nil {
@@ -174,8 +174,8 @@ func (s *Simulator) deleteNotifications(w http.ResponseWriter, _ *http.Request) 
 	reply(w, map[string]any{})
 }
 
-// testNotifications sends a test to the account's webhook, and answers before it
-// has been answered.
+// testNotifications sends a test to the account's webhook, and does not wait for its
+// answer.
 func (s *Simulator) testNotifications(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	h := s.account
@@ -249,7 +249,7 @@ func (s *Simulator) getHistory(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rows := []map[string]any{}
-	for _, e := range slices.Backward(s.history) { // the newest first
+	for _, e := range slices.Backward(s.history) { // newest first
 		switch {
 		case !start.IsZero() && e.at.Before(start), !end.IsZero() && e.at.After(end),
 			e.at.After(s.opts.Now().Add(-s.opts.Quirks.LateHistory)),
@@ -269,7 +269,7 @@ func (s *Simulator) getHistory(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// span reads the ends of a query; either may be missing.
+// span parses the ends of a query; either may be missing.
 func span(start, end string) (from, to time.Time, ok bool) {
 	read := func(text string) (time.Time, bool) {
 		if text == "" {
@@ -290,7 +290,7 @@ func span(start, end string) (from, to time.Time, ok bool) {
 	return from, to, from.IsZero() || to.IsZero() || to.Sub(from) <= 62*24*time.Hour
 }
 
-// row is an upload as the history has it.
+// row returns an upload as an entry of the history.
 func (s *Simulator) row(e entry) map[string]any {
 	r := e.body.Result
 	row := map[string]any{

@@ -9,22 +9,22 @@ import (
 	"github.com/postwire/postwire/pkg/source/uploadpost/sample"
 )
 
-// Piece is what the simulator plays.
+// Piece configures simulated events.
 type Piece struct {
-	Rate     float64 // events a second
-	Burst    int     // events at once, as when a queue is published; below 2 is one by one
-	Count    int     // events in all; 0 is until ctx is done
-	Failures float64 // share of uploads that fail
-	Accounts float64 // share of events that are of accounts
-	TwoHooks bool    // each profile has a webhook of its own, at the account's URL
+	Rate     float64 // events per second
+	Burst    int     // events at once, as from a published queue; below 2 is one by one
+	Count    int     // number of events; 0 is until ctx is done
+	Failures float64 // share of failed uploads
+	Accounts float64 // share of account events
+	TwoHooks bool    // each profile has its own webhook, at the URL of the account
 }
 
-// atOnce is how many deliveries may be under way: a hook that hangs must not
-// hold up the rest for long, nor pile up without end.
+// atOnce is the maximum number of deliveries in flight: a hanging webhook must neither
+// delay the others for long nor pile up deliveries.
 const atOnce = 256
 
-// Play lets events take place until ctx is done, or as many as the piece has, and
-// returns when the last is told of.
+// Play simulates events until ctx is done, or as many as the piece has, and returns after
+// the last delivery.
 func (s *Simulator) Play(ctx context.Context, p Piece) error {
 	if p.TwoHooks {
 		s.mu.Lock()
@@ -43,7 +43,7 @@ func (s *Simulator) Play(ctx context.Context, p Piece) error {
 	for n := 0; p.Count == 0 || n < p.Count; n++ {
 		if n%burst == 0 {
 			if err := limiter.WaitN(ctx, burst); err != nil {
-				return ctx.Err() // or there is not enough time left for another
+				return ctx.Err() // or the deadline is too close
 			}
 		}
 		select {
@@ -68,7 +68,7 @@ func (s *Simulator) Play(ctx context.Context, p Piece) error {
 	return nil
 }
 
-// next chooses what happens.
+// next chooses the next event.
 func (s *Simulator) next(p Piece) (event sample.Event, failed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,6 +1,6 @@
-// Package simulator plays Upload-Post: it sends webhooks as the service does,
-// breaker and all, and answers the API with its settings and its history, so
-// that a relay can be tried and tested without an account.
+// Package simulator simulates Upload-Post, to try and test a relay without an account: it
+// sends webhooks as the service does, with its pause after failures, and serves the API
+// with settings and history.
 package simulator
 
 import (
@@ -24,23 +24,23 @@ import (
 	"github.com/postwire/postwire/pkg/source/uploadpost/sample"
 )
 
-// Breaker is when a hook that does not answer is left alone.
+// Breaker configures the pause after failed webhooks.
 type Breaker struct {
 	Timeout  time.Duration // for an answer
-	Failures int           // in a row
-	Pause    time.Duration // in which nothing is sent, and nothing is sent later either
+	Failures int           // consecutive failures
+	Pause    time.Duration // duration without webhooks; webhooks of that time are never sent
 }
 
-// DefaultBreaker is that of the service.
+// DefaultBreaker is the breaker of the service.
 func DefaultBreaker() Breaker { return Breaker{10 * time.Second, 5, 30 * time.Minute} }
 
-// Quirks are ways in which the service answers at times. The zero Quirks is what
-// is documented.
+// Quirks are variants in which the service answers at times. The zero Quirks is the
+// documented behavior.
 type Quirks struct {
-	HistoryKey   string // of the list of the history: history, uploads, data or items; empty is history
+	HistoryKey   string // name of the history's list: history, uploads, data or items; empty is history
 	PostIDLists  bool   // platform_post_id is a list
 	EventsAsList bool   // webhook_events is a list of names
-	ConfigKey    bool   // the settings stand under config
+	ConfigKey    bool   // the settings are under config
 	NotAllowed   bool   // the notifications answer 405
 	WebPages     bool   // answers are web pages
 	LimitEvery   int    // every nth request is answered 429
@@ -50,7 +50,7 @@ type Quirks struct {
 
 // Options of a Simulator.
 type Options struct {
-	APIKey  config.Secret // that callers must show; empty takes any
+	APIKey  config.Secret // API key of callers; empty accepts any
 	Breaker Breaker       // the zero Breaker is DefaultBreaker
 	Quirks  Quirks
 	Random  *mathrand.Rand   // nil is random
@@ -58,7 +58,7 @@ type Options struct {
 	Log     *zap.Logger      // nil is silent
 }
 
-// Simulator plays the service. Its methods may be called concurrently.
+// Simulator simulates the service. The methods may be called concurrently.
 type Simulator struct {
 	opts Options
 	http *http.Client
@@ -67,22 +67,22 @@ type Simulator struct {
 	random   *mathrand.Rand
 	settings settings
 	profiles map[string]*hook // by profile_username
-	account  *hook            // nil where there is none
+	account  *hook            // nil without a webhook
 	history  []entry
 	requests int
 	counts   Counts
 }
 
-// Counts are what the simulator has done.
+// Counts are counters of the simulator.
 type Counts struct {
-	Events    int // that took place
-	Delivered int // webhooks that were answered with 2xx
-	Failed    int // that were answered otherwise, or not in time
-	Dropped   int // that fell into a pause, and are never sent
+	Events    int // simulated events
+	Delivered int // webhooks with a 2xx answer
+	Failed    int // webhooks with another answer, or none in time
+	Dropped   int // webhooks in a pause, never sent
 	Pauses    int
 }
 
-// settings are those of the account.
+// settings are the settings of the account.
 type settings struct {
 	channels map[string]bool
 	events   map[string]bool // nil is all
@@ -92,12 +92,12 @@ type settings struct {
 	secret   config.Secret
 }
 
-// hook is where webhooks go, and how it has answered.
+// hook is a webhook with the state of its breaker.
 type hook struct {
 	url    string
 	events map[string]bool // nil is all
-	failed int             // in a row
-	paused time.Time       // until then
+	failed int             // consecutive failures
+	paused time.Time       // end of the pause
 }
 
 // entry is an upload in the history.
@@ -107,7 +107,7 @@ type entry struct {
 	requestID string
 }
 
-// payload holds the fields of a webhook that the history knows.
+// payload has the fields of a webhook that the history has.
 type payload struct {
 	Event     string `json:"event"`
 	Profile   string `json:"profile_username"`
@@ -123,7 +123,7 @@ type payload struct {
 	} `json:"result"`
 }
 
-// New makes a simulator without any webhook.
+// New returns a simulator without webhooks.
 func New(o Options) *Simulator {
 	if o.Breaker == (Breaker{}) {
 		o.Breaker = DefaultBreaker()
@@ -143,8 +143,8 @@ func New(o Options) *Simulator {
 	}
 }
 
-// SetWebhook sets the account's webhook and turns it on, as its owner would. An
-// empty secret lets the service make one.
+// SetWebhook sets and enables the webhook of the account. With an empty secret the service
+// makes a secret.
 func (s *Simulator) SetWebhook(url string, secret config.Secret) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -155,8 +155,8 @@ func (s *Simulator) SetWebhook(url string, secret config.Secret) {
 	s.settings.channels["webhook"] = true
 }
 
-// setAccount sets the URL of the account's webhook. The secret is made when
-// there is a URL for the first time. The lock is held.
+// setAccount sets the URL of the account's webhook, and makes a secret with the first URL.
+// The caller holds mu.
 func (s *Simulator) setAccount(url string) {
 	if url == "" {
 		s.account = nil
@@ -172,23 +172,22 @@ func (s *Simulator) setAccount(url string) {
 
 func newSecret() config.Secret {
 	var b [24]byte
-	_, _ = rand.Read(b[:]) // it never fails
+	_, _ = rand.Read(b[:]) // never fails
 	return config.Secret("whsec_" + hex.EncodeToString(b[:]))
 }
 
-// Counts returns what has happened so far.
+// Counts returns the current counters.
 func (s *Simulator) Counts() Counts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.counts
 }
 
-// Close ends the connections to the hooks.
+// Close closes the connections to webhooks.
 func (s *Simulator) Close() { s.http.CloseIdleConnections() }
 
-// Upload lets an upload end, well or badly: it stands in the history and is told
-// of to the account's webhook and to that of its profile. It returns when both
-// have answered, or have not.
+// Upload simulates the end of an upload: it adds the upload to the history, calls the
+// webhooks of the account and of the profile, and returns after both calls.
 func (s *Simulator) Upload(ctx context.Context, failed bool) error {
 	s.mu.Lock()
 	body, err := sample.Random(s.random, sample.UploadCompleted, failed, s.opts.Now())
@@ -196,10 +195,10 @@ func (s *Simulator) Upload(ctx context.Context, failed bool) error {
 	if err != nil {
 		return fmt.Errorf("making a webhook: %w", err)
 	}
-	return s.Tell(ctx, body)
+	return s.Send(ctx, body)
 }
 
-// Account lets something happen to a connected account. That has no history.
+// Account simulates an event of a connected account. Account events have no history.
 func (s *Simulator) Account(ctx context.Context, event sample.Event) error {
 	s.mu.Lock()
 	body, err := sample.Random(s.random, event, false, s.opts.Now())
@@ -207,14 +206,14 @@ func (s *Simulator) Account(ctx context.Context, event sample.Event) error {
 	if err != nil {
 		return fmt.Errorf("making a webhook: %w", err)
 	}
-	return s.Tell(ctx, body)
+	return s.Send(ctx, body)
 }
 
-// Tell tells of a webhook with this body, and notes it in the history if it is
-// of an upload. A body that is not JSON goes as it is.
-func (s *Simulator) Tell(ctx context.Context, body []byte) error {
+// Send sends a webhook with this body, and adds an upload to the history. A body that is
+// not JSON is sent unchanged.
+func (s *Simulator) Send(ctx context.Context, body []byte) error {
 	var p payload
-	_ = json.Unmarshal(body, &p) // what cannot be read has no profile and no history
+	_ = json.Unmarshal(body, &p) // an unreadable body has no profile and no history
 	s.mu.Lock()
 	s.counts.Events++
 	if p.Event == string(sample.UploadCompleted) {
@@ -260,7 +259,7 @@ func (s *Simulator) deliver(ctx context.Context, h *hook, event string, body []b
 		return
 	}
 	if ctx.Err() != nil {
-		return // it was we who hung up
+		return // the simulator has closed the connection
 	}
 	s.counts.Failed++
 	s.opts.Log.Debug("a webhook was not taken", zap.String("url", url), zap.Error(err))

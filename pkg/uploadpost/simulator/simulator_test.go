@@ -114,7 +114,7 @@ func TestDeliveries(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.Tell(t.Context(), body); err != nil {
+	if err := s.Send(t.Context(), body); err != nil {
 		t.Fatal(err)
 	}
 	if len(ids) != 24 || len(deliveries) != s.Counts().Delivered || len(deliveries) <= 24 {
