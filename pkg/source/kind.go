@@ -9,8 +9,8 @@ import (
 	"github.com/postwire/postwire/config"
 )
 
-// Settings are the keys that every source has, whatever its kind. The ingress
-// acts on them; a source does not see them.
+// Settings are the keys of every kind of source. The ingress uses the settings; a source
+// does not see them.
 type Settings struct {
 	Paths []string `yaml:"paths" required:"true" doc:"URL paths for requests of the sender. All paths of one source share their dedupe keys." example:"[/webhooks/upload-post]"`
 	Rate  Rate     `yaml:"rate" doc:"Rate limit of this source; requests beyond the limit are answered 429."`
@@ -21,23 +21,23 @@ type Settings struct {
 	Schema string `yaml:"schema" enum:"off,warn,quarantine" doc:"Check of event data against the JSON Schema that dataschema names, if the schema is built in or in schemas.dir. off: no check. warn: log a mismatch, without the data, and count the mismatch. quarantine: as warn, and quarantine the request. The built-in schemas accept all events that a source of type uploadpost understands."`
 }
 
-// What is done with data that does not fit its schema.
+// Handling of data that does not match its schema.
 const (
 	SchemaOff        = "off"
 	SchemaWarn       = "warn"
 	SchemaQuarantine = "quarantine"
 )
 
-// Rate limits how many requests are taken.
+// Rate limits the requests of a source.
 type Rate struct {
 	PerSecond float64 `yaml:"per_second" doc:"Long-term requests per second; 0 disables the limit."`
 	Burst     int     `yaml:"burst" doc:"Additional requests at once beyond per_second; 0 uses the value of per_second."`
 }
 
-// DefaultSettings returns the settings of a source that sets none.
+// DefaultSettings returns the default settings.
 func DefaultSettings() Settings { return Settings{Schema: SchemaOff} }
 
-// Validate reports everything that is wrong with the settings.
+// Validate returns all errors of the settings.
 func (s Settings) Validate() error {
 	var p config.Invalids
 	if len(s.Paths) == 0 {
@@ -69,14 +69,14 @@ func (s Settings) Validate() error {
 	return p.Err()
 }
 
-// Env is what a source gets besides its own configuration.
+// Env is the environment of a source besides its own configuration.
 type Env struct {
-	Name       string // in the configuration; part of every identity key
-	SchemaBase string // schemas.base_url, without a slash at its end; may be empty
-	Rate       Rate   // that the ingress holds the source's senders to, for a sender that asks
+	Name       string // name in the configuration; part of every identity key
+	SchemaBase string // schemas.base_url without a slash at the end; may be empty
+	Rate       Rate   // rate limit of the ingress, for handshakes
 }
 
-// Schema returns the dataschema of a type of events.
+// Schema returns the dataschema of an event type.
 func (e Env) Schema(eventType string) string {
 	if e.SchemaBase != "" {
 		return e.SchemaBase + "/" + url.PathEscape(eventType) + "/1"
@@ -84,34 +84,33 @@ func (e Env) Schema(eventType string) string {
 	return "urn:postwire:schema:" + url.PathEscape(eventType) + ":1"
 }
 
-// Warner is implemented by the block of a kind of source that can tell of what is
-// valid and hardly meant.
+// Warner is implemented by the configuration of a kind of source that reports valid but
+// suspicious settings.
 type Warner interface {
-	// Warnings returns what the operator should look at, in the block that is
-	// valid.
+	// Warnings returns warnings about a valid configuration.
 	Warnings() config.Invalids
 }
 
 // Opener makes a configured source.
 type Opener func(env Env) (Source, error)
 
-// Kind is one kind of source. Kinds are made by Define and listed in package all.
+// Kind is a kind of source. Define makes kinds; package all lists the kinds.
 type Kind = config.Kind[Settings, Opener]
 
 // Registry finds kinds by name.
 type Registry = config.Registry[Settings, Opener]
 
-// Configured is a source's block that has been read.
+// Configured is the parsed configuration of a source.
 type Configured = config.Plugin[Settings, Opener]
 
-// Define makes a Kind: its name in the configuration, a line and an example for
-// the reference page, its defaults, and how it is opened.
+// Define returns a Kind: its name in the configuration, a line and an example for the
+// reference page, its defaults and its opener.
 func Define[C config.Settings](name, summary, example string, defaults func() C, open func(C, Env) (Source, error)) Kind {
 	return DefineCompleted(name, summary, example, defaults, func(*C) {}, open)
 }
 
-// DefineCompleted is Define for a kind with keys that decide over the defaults
-// of others, which complete fills in when all keys are read.
+// DefineCompleted is Define for a kind whose defaults depend on other keys: complete sets
+// them after all keys are read.
 func DefineCompleted[C config.Settings](name, summary, example string, defaults func() C, complete func(*C), open func(C, Env) (Source, error)) Kind {
 	return config.DefineCompleted(name, summary, example, DefaultSettings, defaults, complete, func(c C) Opener {
 		return func(env Env) (Source, error) { return open(c, env) }

@@ -1,7 +1,7 @@
-// Package source is the second step (ingress, source, journal, relay, sinks):
-// it knows who sends webhooks. A source verifies a request and normalizes its
-// body into CloudEvents with identity keys. Each kind of sender is a package
-// below this one; this package holds what they have in common.
+// Package source is the second step (ingress, source, journal, relay, sinks). A source
+// authenticates the requests of one sender and normalizes their bodies into CloudEvents
+// with identity keys. The packages below are the kinds of senders; this package has the
+// common parts.
 package source
 
 import (
@@ -18,75 +18,70 @@ import (
 )
 
 var (
-	// ErrUnauthenticated is wrapped by an error of Verify: credentials are
-	// missing, wrong or stale.
+	// ErrUnauthenticated is wrapped by an error of Verify: credentials are missing, wrong
+	// or stale.
 	ErrUnauthenticated = errors.New("unauthenticated")
-	// ErrWrongSecret is wrapped beside ErrUnauthenticated where nothing is
-	// wrong but the secret: it may be one that is not known here yet.
+	// ErrWrongSecret is wrapped besides ErrUnauthenticated if only the secret does not
+	// match: the sender may use a newer secret.
 	ErrWrongSecret = errors.New("no secret fits the signature")
 	// ErrForbidden is wrapped by an error of Verify: the address is not allowed.
 	ErrForbidden = errors.New("forbidden")
 )
 
-// Request is a webhook as it arrived, already within the ingress's limits.
+// Request is a received webhook, within the limits of the ingress.
 type Request struct {
 	Method   string
-	Path     string // one of the source's paths
-	RawQuery string // what is behind the question mark, as it was sent
+	Path     string // a path of the source
+	RawQuery string // text after the question mark, as sent
 	Header   http.Header
-	Body     []byte     // whole; shared, never modified
-	Remote   netip.Addr // of the sender, behind trusted proxies
-	Received time.Time  // UTC; the only clock a source may look at
+	Body     []byte     // complete; shared, never modified
+	Remote   netip.Addr // address of the sender, behind trusted proxies
+	Received time.Time  // UTC; the only clock that a source may use
 
-	// Token is the segment behind Path, where the source's Proof asks for one.
-	// It is a secret.
+	// Token is the path segment after Path if Proof.PathToken is set. Token is a secret.
 	Token string
 
-	// Scheme and Host are those that the sender used, also where trusted
-	// proxies stand between. Target is path and query as they were sent; the
-	// token is in it, so it is as secret as Token.
+	// Scheme and Host are those of the sender's URL, also behind trusted proxies. Target is
+	// the sent path and query; it contains Token and is as secret.
 	Scheme, Host, Target string
 
-	// Client is the certificate of the sender, verified; nil without one.
+	// Client is the verified client certificate; nil without one.
 	Client *x509.Certificate
 }
 
-// Proof is what a source asks of its senders, for the ingress to act on.
+// Proof describes the authentication of a source for the ingress.
 type Proof struct {
-	// Required tells whether Verify asks for proof at all. What an unproven
-	// sender sends and nobody understands is not kept.
+	// Required is set if Verify authenticates senders. A malformed request of a source
+	// without authentication is not quarantined.
 	Required bool
 
-	// SecretHeaders are the headers that are part of the proof, and are not
-	// to be kept.
+	// SecretHeaders are the headers of the proof. They must not be stored.
 	SecretHeaders []string
 
-	// HeaderSets are, where a sender signs under names of which there are
-	// several, the headers of each delivery's names: that of the signature, then
-	// those that are signed. The first set whose signature was sent is the one
-	// that Verify looks at.
+	// HeaderSets are the header names of a delivery, for a sender with several names of its
+	// headers: the signature, then the signed headers. Verify uses the first set with a
+	// sent signature.
 	HeaderSets [][]string
 
-	// Signs tells what a signature covers; nil where there is none.
+	// Signs describes the signed parts; nil without a signature.
 	Signs *Signs
 
-	// PathToken tells whether one segment behind the path is part of the
-	// proof.
+	// PathToken is set if one path segment after the path is part of the proof.
 	PathToken bool
 
-	// ClientCertificate tells whether the sender's certificate is part of the
-	// proof, so that the server must ask for one.
+	// ClientCertificate is set if the client certificate is part of the proof, so that the
+	// server must request a certificate.
 	ClientCertificate bool
 }
 
-// Signs is what a signature covers besides the body.
+// Signs describes the signed parts besides the body.
 type Signs struct {
-	Headers []string // in lower case
+	Headers []string // lower case
 	URL     bool     // path and query
 }
 
-// Signed returns the values that are signed besides the body, so far as they are
-// no secret: with the body, the same for a request that is sent again.
+// Signed returns the signed values besides the body that are not secret. With the body they
+// are equal for a repeated request.
 func (p Proof) Signed(r *Request) []string {
 	var values []string
 	for _, name := range p.Signs.Headers {
@@ -98,7 +93,7 @@ func (p Proof) Signed(r *Request) []string {
 	return values
 }
 
-// Set returns the header set that Verify looks at.
+// Set returns the header set that Verify uses.
 func (p Proof) Set(h http.Header) []string {
 	for _, set := range p.HeaderSets {
 		if len(h[set[0]]) > 0 {
@@ -108,8 +103,8 @@ func (p Proof) Set(h http.Header) []string {
 	return nil
 }
 
-// Public returns a copy of r less all that is secret, and less headers of a set
-// that was not verified: what may be kept, and what events may be made of.
+// Public returns a copy of r without secrets and without headers of unverified sets: the
+// part that may be stored, and of which a source may make events.
 func (p Proof) Public(r *Request) *Request {
 	public := *r
 	public.Header = r.Header.Clone()
@@ -129,7 +124,7 @@ func (p Proof) Public(r *Request) *Request {
 	if r.Token == "" {
 		return &public
 	}
-	// Proxies may tell in a header which URL they were asked for.
+	// Proxies may add headers with the requested URL.
 	target, _, _ := strings.Cut(r.Target, "?")
 	written := target[strings.LastIndexByte(target, '/')+1:]
 	tells := func(text string) bool {
@@ -146,50 +141,46 @@ func (p Proof) Public(r *Request) *Request {
 	return &public
 }
 
-// Source understands one kind of sender. It is pure: a request in, events or
-// a typed error out, no I/O. Its methods may be called concurrently.
+// Source understands one kind of sender. A source is pure: it turns a request into events
+// or a typed error, without I/O. The methods may be called concurrently.
 type Source interface {
-	// Verify returns nil if the request comes from whom it claims to, and
-	// otherwise an error that wraps ErrUnauthenticated or ErrForbidden. It
-	// looks at headers and raw bytes only, so that a stranger costs one hash
-	// and no parsing. Its error may be logged: it quotes nothing secret.
+	// Verify returns nil for an authentic request, and otherwise an error that wraps
+	// ErrUnauthenticated or ErrForbidden. Verify uses headers and raw bytes only, so that a
+	// stranger costs one hash and no parsing. The error quotes no secret and may be logged.
 	Verify(r *Request) error
 
-	// Normalize turns a verified request into events, in the sender's order.
-	// Equal bodies give equal CloudEvents ids and keys, today and after an
-	// upgrade; where the configuration takes identity from elsewhere, equal
-	// methods, paths, queries and headers do. It looks at nothing secret: a
-	// request that was kept without its secrets gives the same. A body it
-	// cannot read is a *MalformedError, without events; a question of the
-	// sender that is no event is a *ChallengeError.
+	// Normalize turns a verified request into events, in the order of the sender. Equal
+	// bodies have equal CloudEvents ids and keys, also after an upgrade; if the
+	// configuration takes the identity from elsewhere, equal methods, paths, queries and
+	// headers do. Normalize uses no secrets: the Public part of a request has an equal
+	// result. For a body that Normalize cannot understand the error is a *MalformedError;
+	// for a challenge of the sender it is a *ChallengeError.
 	Normalize(r *Request) ([]event.Event, error)
 
-	// Proof tells what Verify asks for. It is always the same.
+	// Proof returns the authentication of the source. The result is constant.
 	Proof() Proof
 
-	// Attributes returns the extension attributes that events of this source can
-	// have besides those that every event has (event.Core). It is always the
-	// same.
+	// Attributes returns the possible extension attributes of events besides those of every
+	// event (event.Core). The result is constant.
 	Attributes() Attributes
 
-	// Options answers a sender that asks with the method OPTIONS, before it
-	// sends anything, whether it may. The request has no body, and none of
-	// the credentials that go with one. It returns the headers by which the
-	// sender is let, or false if it is not, or the source knows no such
-	// question: the answer is then as if nobody did.
+	// Options answers an OPTIONS handshake before the first webhook. The request has no
+	// body and no credentials in headers or body. Options returns the response headers that
+	// allow the sender, or false if the source does not allow the sender or has no
+	// handshake: the ingress then answers as for any source without a handshake.
 	Options(r *Request) (http.Header, bool)
 }
 
-// Attributes are the extension attributes that events of a source can have.
+// Attributes are the possible extension attributes of a source's events.
 type Attributes struct {
 	Names []string
-	Any   bool // events can have extensions beyond Names: the sender names them
+	Any   bool // events can have extensions that the sender names
 }
 
-// MalformedError says which field of a body could not be understood, and why.
-// It may be logged: it quotes nothing of the body.
+// MalformedError names the field of a body that a source could not understand, and the
+// reason. The error quotes nothing of the body and may be logged.
 type MalformedError struct {
-	Field string // JSON pointer, RFC 6901, the name of a header, or the key that maps it; "" is the whole body
+	Field string // JSON pointer (RFC 6901), header name, or mapping key; "" is the whole body
 	Err   error
 }
 
@@ -202,10 +193,10 @@ func (e *MalformedError) Error() string {
 
 func (e *MalformedError) Unwrap() error { return e.Err }
 
-// ChallengeError says that a request is no event but a question: the sender
-// wants to see that this end understands it, and is answered 200 with the text.
+// ChallengeError is a challenge of the sender that checks the endpoint. The answer is 200
+// with the text.
 type ChallengeError struct {
-	Answer string // of the sender's own making; not to be logged
+	Answer string // chosen by the sender; must not be logged
 }
 
 func (e *ChallengeError) Error() string { return "the request is a challenge, and no event" }

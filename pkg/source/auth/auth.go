@@ -1,8 +1,7 @@
-// Package auth holds the ways in which a webhook proves where it comes from.
-// A source's configuration lists them; all that are listed must pass. Each
-// takes several secrets, any one of which fits, so that a rotation loses
-// nothing. What is compared are digests of one length, with every secret, in
-// constant time: how long a refusal takes tells nothing of the secrets.
+// Package auth authenticates webhooks. The configuration of a source lists the required
+// proofs, and a request must pass all of them. Each proof accepts several secrets, for
+// rotation. A check compares digests of one length with every secret in constant time, so
+// that timing reveals nothing about secrets.
 package auth
 
 import (
@@ -17,13 +16,12 @@ import (
 
 var _ config.Value = (*Auth)(nil)
 
-// Auth is the `auth` key of a source: the word none, or the ways that must
-// all pass.
+// Auth is the key `auth` of a source: the word none, or the required proofs.
 type Auth struct {
 	None bool `yaml:"-"`
 
-	// Default is how the senders of a kind of source sign. The kind sets it
-	// among its defaults; without one, a signature must say how it is made.
+	// Default is the signature preset of the kind of source, set among the defaults of the
+	// kind. Without a default, a signature must configure its format.
 	Default Preset `yaml:"-"`
 
 	Signature         *Signature         `yaml:"signature" doc:"Signature of each webhook with a shared secret (HMAC)."`
@@ -41,7 +39,7 @@ func (a *Auth) UnmarshalConfig(n config.Node) error {
 		if err := n.Decode(a); err != nil {
 			return err
 		}
-		if a.Signature != nil { // what is printed is what is in effect
+		if a.Signature != nil { // print the values in effect
 			a.Signature = new(a.signature())
 		}
 		return nil
@@ -68,8 +66,7 @@ func (a *Auth) DescribeConfig() config.Syntax {
 
 const none = "none"
 
-// signature is the configured signature, with the preset of the kind where it
-// says nothing itself.
+// signature returns the configured signature with the default preset for missing values.
 func (a Auth) signature() Signature {
 	s := *a.Signature
 	if s.Preset == "" && len(s.spelledOut()) == 0 {
@@ -78,9 +75,8 @@ func (a Auth) signature() Signature {
 	return s
 }
 
-// Following returns a whose senders sign as the preset says where its
-// signature says nothing itself: for kinds of sources whose other keys tell
-// who sends. The zero Preset changes nothing.
+// Following returns a with a preset for missing values of its signature, for kinds of
+// sources whose other keys identify the sender. The zero Preset changes nothing.
 func (a Auth) Following(p Preset) Auth {
 	if p == "" {
 		return a
@@ -92,7 +88,7 @@ func (a Auth) Following(p Preset) Auth {
 	return a
 }
 
-// Validate reports everything that is wrong, under the key auth.
+// Validate returns all errors, under the key auth.
 func (a Auth) Validate() error {
 	var p config.Invalids
 	if !a.None && a.Signature == nil && a.Basic == nil && a.Bearer == nil && a.Header == nil &&
@@ -132,20 +128,19 @@ func (a Auth) Validate() error {
 	return p.Err()
 }
 
-// Verifier checks requests by an Auth that is valid. Its methods may be called
-// concurrently.
+// Verifier checks requests with a valid Auth. The methods may be called concurrently.
 type Verifier struct {
 	allow []netip.Prefix
-	token way // also one of ways; nil where none is asked for
+	token way // also in ways; nil without a path token
 	ways  []way
 	proof source.Proof
 }
 
-// way is one kind of proof. Its error quotes nothing of the request.
+// way is one kind of proof. Its errors quote nothing of the request.
 type way func(r *source.Request) error
 
-// Verifier makes a verifier. Its error is that of Validate: what is not valid
-// must not let anybody in.
+// Verifier returns a verifier. The error is the error of Validate, because an invalid Auth
+// must accept no request.
 func (a Auth) Verifier() (*Verifier, error) {
 	if err := a.Validate(); err != nil {
 		return nil, err
@@ -157,7 +152,7 @@ func (a Auth) Verifier() (*Verifier, error) {
 		v.ways = append(v.ways, w)
 		v.proof.SecretHeaders = append(v.proof.SecretHeaders, secret...)
 	}
-	// What is cheap comes first: a stranger should cost little.
+	// Cheap checks come first, because a stranger should cost little.
 	if a.PathToken != nil {
 		v.token = a.PathToken.way()
 		add(v.token)
@@ -185,8 +180,7 @@ func (a Auth) Verifier() (*Verifier, error) {
 	return v, nil
 }
 
-// Verify returns nil if r passes all the ways that are listed, as Verify of
-// source.Source does.
+// Verify returns nil if r passes all proofs. It implements source.Source.
 func (v *Verifier) Verify(r *source.Request) error {
 	if err := v.allows(r); err != nil {
 		return err
@@ -199,9 +193,8 @@ func (v *Verifier) Verify(r *source.Request) error {
 	return nil
 }
 
-// Reaches is Verify for a request that comes before any webhook and so has no
-// credentials: it looks at the sender's address and the token behind the path.
-// Nothing of such a request may be stored.
+// Reaches is Verify for a request before the first webhook, which has no credentials: it
+// checks the sender's address and the path token. Nothing of such a request may be stored.
 func (v *Verifier) Reaches(r *source.Request) error {
 	if err := v.allows(r); err != nil {
 		return err
@@ -229,15 +222,15 @@ func (v *Verifier) allows(r *source.Request) error {
 	return nil
 }
 
-// Proof returns what is asked for.
+// Proof returns the required proofs.
 func (v *Verifier) Proof() source.Proof {
 	p := v.proof
 	p.SecretHeaders = slices.Clone(p.SecretHeaders)
 	return p
 }
 
-// one returns the value of a header that must be there once: of two, a proxy
-// and we might read different ones.
+// one returns the value of a header that must occur once: a proxy and Postwire could use
+// different ones of two.
 func one(h http.Header, name string) (string, error) {
 	switch values := h[name]; {
 	case len(values) > 1:

@@ -14,13 +14,13 @@ import (
 	"github.com/postwire/postwire/pkg/source"
 )
 
-// ClientCertificate is whose certificate a sender must have.
+// ClientCertificate lists the allowed client certificates.
 type ClientCertificate struct {
 	Subjects []string `yaml:"subjects" doc:"Subjects: a common name or, with an equals sign, the whole distinguished name as in RFC 4514, with the last part first." example:"[\"CN=hooks,O=Example\"]"`
 	SANs     []string `yaml:"sans" doc:"Alternative names: a DNS name, an e-mail address, or a URI. Wildcards are not supported." example:"[hooks.example.com]"`
 }
 
-// Validate reports everything that is wrong.
+// Validate returns all errors.
 func (c ClientCertificate) Validate() error {
 	var p config.Invalids
 	if len(c.Subjects)+len(c.SANs) == 0 {
@@ -55,20 +55,19 @@ func (c ClientCertificate) way() way {
 	}
 }
 
-// isSubject reports whether a certificate is of this subject. The form of the
-// entry decides what it is compared with: a common name of "CN=a,O=b" must not
-// pass for the name CN=a,O=b.
+// isSubject reports whether a certificate has this subject. The form of the entry decides
+// the comparison: a common name of "CN=a,O=b" must not match the name CN=a,O=b.
 func isSubject(c *x509.Certificate, name string) bool {
 	if strings.Contains(name, "=") {
-		var subject pkix.RDNSequence // c.Subject has lost the order
+		var subject pkix.RDNSequence // c.Subject does not keep the order
 		rest, err := asn1.Unmarshal(c.RawSubject, &subject)
 		return err == nil && len(rest) == 0 && subject.String() == name
 	}
 	return c.Subject.CommonName == name
 }
 
-// isSAN reports whether a certificate has this alternative name. The form of
-// the entry decides of which type it is.
+// isSAN reports whether a certificate has this alternative name. The form of the entry
+// decides the type of the name.
 func isSAN(c *x509.Certificate, name string) bool {
 	switch {
 	case name == "":

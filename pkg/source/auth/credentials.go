@@ -19,14 +19,14 @@ import (
 
 const authorization = "Authorization"
 
-// Basic is a name and a password, as in RFC 7617.
+// Basic is a user name and a password (RFC 7617).
 type Basic struct {
 	Username  string          `yaml:"username" required:"true" doc:"User name of the sender." example:"sender"`
 	Passwords []config.Secret `yaml:"passwords" required:"true" doc:"Valid passwords. One match is enough." example:"[\"${WEBHOOK_PASSWORD}\"]"`
 	AllowWeak bool            `yaml:"allow_weak" doc:"Accept passwords shorter than 16 bytes. An attacker who guesses a password can send webhooks."`
 }
 
-// Validate reports everything that is wrong.
+// Validate returns all errors.
 func (b Basic) Validate() error {
 	var p config.Invalids
 	if strings.Contains(b.Username, ":") {
@@ -57,13 +57,13 @@ func (b Basic) way() way {
 	}
 }
 
-// Bearer is a token, as in RFC 6750.
+// Bearer is a token (RFC 6750).
 type Bearer struct {
 	Tokens    []config.Secret `yaml:"tokens" required:"true" doc:"Valid tokens. One match is enough." example:"[\"${WEBHOOK_TOKEN}\"]"`
 	AllowWeak bool            `yaml:"allow_weak" doc:"Accept tokens shorter than 16 bytes. An attacker who guesses a token can send webhooks."`
 }
 
-// Validate reports everything that is wrong.
+// Validate returns all errors.
 func (b Bearer) Validate() error {
 	var p config.Invalids
 	checkSecrets(&p, "tokens", "token", "send", b.Tokens, false, b.AllowWeak, unfitForHeader)
@@ -84,7 +84,7 @@ func (b Bearer) way() way {
 	}
 }
 
-// credentials returns what is behind the scheme in the header Authorization.
+// credentials returns the credentials after the scheme in the header Authorization.
 func credentials(h http.Header, scheme string) (string, error) {
 	value, err := one(h, authorization)
 	if err != nil {
@@ -97,14 +97,14 @@ func credentials(h http.Header, scheme string) (string, error) {
 	return strings.Trim(rest, " "), nil
 }
 
-// Header is a secret in a header of the sender's own.
+// Header is a secret in a header of the sender.
 type Header struct {
 	Name      string          `yaml:"name" required:"true" doc:"Name of the header." example:"X-Webhook-Token"`
 	Values    []config.Secret `yaml:"values" required:"true" doc:"Valid secrets. The header must equal one secret." example:"[\"${WEBHOOK_TOKEN}\"]"`
 	AllowWeak bool            `yaml:"allow_weak" doc:"Accept secrets shorter than 16 bytes. An attacker who guesses a secret can send webhooks."`
 }
 
-// Validate reports everything that is wrong.
+// Validate returns all errors.
 func (h Header) Validate() error {
 	var p config.Invalids
 	checkHeaderName(&p, "name", h.Name)
@@ -126,13 +126,13 @@ func (h Header) way() way {
 	}
 }
 
-// PathToken is a secret at the end of the URL.
+// PathToken is a secret at the end of the URL path.
 type PathToken struct {
 	Tokens    []config.Secret `yaml:"tokens" required:"true" doc:"Valid tokens, such as openssl rand -hex 32 makes. One match is enough." example:"[\"${WEBHOOK_TOKEN}\"]"`
 	AllowWeak bool            `yaml:"allow_weak" doc:"Accept tokens shorter than 16 bytes. An attacker who guesses a token can send webhooks."`
 }
 
-// Validate reports everything that is wrong.
+// Validate returns all errors.
 func (t PathToken) Validate() error {
 	var p config.Invalids
 	checkSecrets(&p, "tokens", "token", "send", t.Tokens, false, t.AllowWeak, func(token string) (what, hint string) {
@@ -157,8 +157,8 @@ func (t PathToken) way() way {
 	}
 }
 
-// digests are secrets by their SHA-256. What is compared is then of one
-// length, whatever that of the secrets is.
+// digests are the SHA-256 digests of secrets, which have one length for a comparison in
+// constant time.
 type digests [][sha256.Size]byte
 
 func digestsOf(secrets []config.Secret) (d digests) {
@@ -170,7 +170,7 @@ func digestsOf(secrets []config.Secret) (d digests) {
 
 func (d *digests) add(secret []byte) { *d = append(*d, sha256.Sum256(secret)) }
 
-// hold reports whether given is one of the secrets. All are tried.
+// hold reports whether given is one of the secrets, and compares all secrets.
 func (d digests) hold(given []byte) bool {
 	digest, match := sha256.Sum256(given), 0
 	for i := range d {
@@ -179,9 +179,8 @@ func (d digests) hold(given []byte) bool {
 	return match == 1
 }
 
-// checkSecrets notes a list without secrets, empty ones, those in which fault
-// finds one, and weak ones. What is noted never shows a secret. Who knows one
-// can send, or sign.
+// checkSecrets reports an empty list, empty secrets, secrets for which fault returns a
+// text, and weak secrets. No error shows a secret.
 func checkSecrets(p *config.Invalids, key, noun, can string, secrets []config.Secret, others, weak bool, fault func(string) (what, hint string)) {
 	if len(secrets) == 0 && !others {
 		p.Add(key, "is empty", "list at least one "+noun)
@@ -198,7 +197,7 @@ func checkSecrets(p *config.Invalids, key, noun, can string, secrets []config.Se
 	}
 }
 
-// unfitForHeader says why a secret cannot be the value of a header.
+// unfitForHeader returns why a secret cannot be a header value.
 func unfitForHeader(secret string) (what, hint string) {
 	switch {
 	case !httpguts.ValidHeaderFieldValue(secret):
@@ -209,7 +208,7 @@ func unfitForHeader(secret string) (what, hint string) {
 	return "", ""
 }
 
-// checkHeaderName notes a name that no header of a request has.
+// checkHeaderName reports an invalid header name.
 func checkHeaderName(p *config.Invalids, key, name string) {
 	switch {
 	case name == "":

@@ -12,10 +12,10 @@ import (
 	"github.com/postwire/postwire/pkg/source"
 )
 
-// Preset names the way in which a known sender signs. The zero Preset is none.
+// Preset is the signature format of a known sender. The zero Preset is none.
 type Preset string
 
-// The presets.
+// Presets.
 const (
 	UploadPost       Preset = "upload-post"
 	StandardWebhooks Preset = "standard-webhooks"
@@ -27,23 +27,23 @@ const (
 // Presets returns all presets.
 func Presets() []Preset { return []Preset{UploadPost, StandardWebhooks, GitHub, Stripe, Slack} }
 
-// scheme is a way to sign.
+// scheme is a signature format.
 type scheme struct {
 	algorithm, encoding string // as in Signature
 	signed              string // as in Signature
 
-	headers []headers // the first whose signature was sent counts
+	headers []headers // the first set with a sent signature is used
 
-	// Before the signature in its header. Where there is a separator, the
-	// header is a list, and entries with another beginning are not for us.
+	// Text before the signature in its header. With a separator the header is a list, and
+	// entries with another prefix are ignored.
 	prefix, separator string
-	timestampPrefix   string // of the entry that is the timestamp, where that is in the list
+	timestampPrefix   string // prefix of the timestamp entry in the list
 
-	key       func(secret string) ([]byte, error) // nil takes the secret as it is
-	minSecret int                                 // bytes of the shortest key that the sender makes; 0 is config.MinProof
+	key       func(secret string) ([]byte, error) // nil uses the secret unchanged
+	minSecret int                                 // minimum key length of the sender in bytes; 0 is config.MinProof
 }
 
-// keyOf returns the key that a secret stands for.
+// keyOf returns the key of a secret.
 func (s scheme) keyOf(secret string) ([]byte, error) {
 	if s.key == nil {
 		return []byte(secret), nil
@@ -51,25 +51,24 @@ func (s scheme) keyOf(secret string) ([]byte, error) {
 	return s.key(secret)
 }
 
-// headers are the names of the headers that one delivery has.
+// headers are the header names of one delivery.
 type headers struct{ signature, timestamp, id string }
 
-// scheme returns how a preset signs; it is false where there is no such
-// preset.
+// scheme returns the format of a preset, and false for an unknown preset.
 func (p Preset) scheme() (scheme, bool) {
 	s := scheme{algorithm: sha256Name, encoding: hexName}
 	switch p {
-	case UploadPost: // the secret is used whole, whsec_ included
+	case UploadPost: // the whole secret with whsec_ is the key
 		s.headers = []headers{{signature: "X-Upload-Post-Signature", timestamp: "X-Upload-Post-Timestamp"}}
 		s.prefix, s.signed = "sha256=", "{timestamp}.{body}"
-	case StandardWebhooks: // standardwebhooks.com; svix-* are the names it had before
+	case StandardWebhooks: // standardwebhooks.com; the svix-* names are older
 		s.headers = []headers{
 			{signature: "Webhook-Signature", timestamp: "Webhook-Timestamp", id: "Webhook-Id"},
 			{signature: "Svix-Signature", timestamp: "Svix-Timestamp", id: "Svix-Id"},
 		}
 		s.encoding, s.separator, s.prefix, s.signed = base64Name, " ", "v1,", "{id}.{timestamp}.{body}"
 		s.key = standardKey
-	case GitHub: // there is no timestamp; a replay is caught by its content alone
+	case GitHub: // without a timestamp only the dedupe window detects a replay
 		s.headers = []headers{{signature: "X-Hub-Signature-256"}}
 		s.prefix, s.signed = "sha256=", "{body}"
 	case Stripe: // t=1492774577,v1=…,v1=…,v0=…
@@ -84,8 +83,7 @@ func (p Preset) scheme() (scheme, bool) {
 	return s, true
 }
 
-// standardKey decodes a secret of Standard Webhooks: base64, after whsec_ or
-// without it.
+// standardKey decodes a secret of Standard Webhooks: base64, with or without whsec_.
 func standardKey(secret string) ([]byte, error) {
 	text := strings.TrimRight(strings.TrimPrefix(secret, "whsec_"), "=")
 	key, err := base64.RawStdEncoding.DecodeString(text)
@@ -95,8 +93,8 @@ func standardKey(secret string) ([]byte, error) {
 	return key, nil
 }
 
-// Sign sets the headers as a sender of this preset does that has the secret.
-// The id is left out where the preset has none.
+// Sign sets the headers of a delivery as a sender with this preset and secret does. A
+// preset without an ID ignores id.
 func (p Preset) Sign(h http.Header, secret, id string, at time.Time, body []byte) error {
 	how, ok := p.scheme()
 	if !ok {

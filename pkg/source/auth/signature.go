@@ -3,7 +3,7 @@ package auth
 import (
 	"cmp"
 	"crypto/hmac"
-	"crypto/sha1" //nolint:gosec // some senders have nothing better; as an HMAC it is not broken
+	"crypto/sha1" //nolint:gosec // some senders use only SHA-1; HMAC-SHA1 is not broken
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/subtle"
@@ -24,7 +24,7 @@ import (
 
 var _ config.Value = (*Signature)(nil)
 
-// DefaultTolerance is what the known senders ask their receivers to allow.
+// DefaultTolerance is the tolerance that known senders recommend.
 const DefaultTolerance = 5 * time.Minute
 
 const (
@@ -36,8 +36,7 @@ const (
 	base64Name = "base64"
 )
 
-// Signature is how the sender signs: as a preset says, or as the keys below it
-// spell out.
+// Signature is the signature format of the sender: a preset, or the keys after it.
 type Signature struct {
 	Preset    Preset          `yaml:"preset" enum:"upload-post,standard-webhooks,github,stripe,slack" doc:"Verify signatures in this sender's format. Replaces algorithm, header, prefix, encoding, signed, timestamp_header and id_header. Without preset and header, a source of type uploadpost uses upload-post, and a source of type webhook uses its own preset."`
 	Secrets   []config.Secret `yaml:"secrets" doc:"Valid shared secrets. One match is enough, so that a rotation loses no webhooks. Required unless from_api is set." example:"[\"${WEBHOOK_SECRET}\"]"`
@@ -57,8 +56,8 @@ type Signature struct {
 // UnmarshalConfig implements config.Value.
 func (s *Signature) UnmarshalConfig(n config.Node) error { return n.Decode(s) }
 
-// MarshalConfig implements config.Value: what is in effect, and of the two
-// forms the one that was chosen.
+// MarshalConfig implements config.Value. It returns the format in effect in the configured
+// form.
 func (s *Signature) MarshalConfig() any {
 	how, err := s.scheme()
 	if err != nil {
@@ -98,7 +97,7 @@ func (s *Signature) DescribeConfig() config.Syntax {
 
 func (s *Signature) tolerance() time.Duration { return cmp.Or(s.Tolerance, DefaultTolerance) }
 
-// spelledOut returns the keys that a preset stands for and that are written.
+// spelledOut returns the configured keys that a preset replaces.
 func (s *Signature) spelledOut() []string {
 	var keys []string
 	for _, key := range []struct{ name, value string }{
@@ -117,8 +116,7 @@ func (s *Signature) spelledOut() []string {
 	return keys
 }
 
-// scheme returns how is signed. Of a signature that is spelled out, the parts
-// may still be wrong.
+// scheme returns the format. The parts of a format without a preset may be invalid.
 func (s *Signature) scheme() (scheme, error) {
 	if s.Preset != "" {
 		how, ok := s.Preset.scheme()
@@ -134,7 +132,7 @@ func (s *Signature) scheme() (scheme, error) {
 	}, nil
 }
 
-// Validate reports everything that is wrong.
+// Validate returns all errors.
 func (s Signature) Validate() error {
 	var p config.Invalids
 	how, err := s.scheme()
@@ -174,7 +172,7 @@ func (s Signature) Validate() error {
 	return p.Err()
 }
 
-// checkSpelledOut notes what is wrong with a signature without a preset.
+// checkSpelledOut reports errors of a format without a preset.
 func (s Signature) checkSpelledOut(p *config.Invalids) {
 	for _, key := range []struct {
 		name, value string
@@ -192,7 +190,7 @@ func (s Signature) checkSpelledOut(p *config.Invalids) {
 	} else {
 		checkHeaderName(p, "header", s.Header)
 	}
-	how, _ := s.scheme() // fails for presets only
+	how, _ := s.scheme() // the error concerns presets only
 	signed, err := parseTemplate(how.signed)
 	if err != nil {
 		p.Add("signed", err.Error(), "the parts are {body}, {timestamp}, {id} and {url}")
@@ -230,21 +228,21 @@ func presetList() string {
 	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
 }
 
-// signing checks signatures. It is a scheme that is ready for use.
+// signing verifies signatures of one format.
 type signing struct {
 	scheme
 	template template
 	keys     [][]byte
 	hash     func() hash.Hash
-	size     int // of a signature, in bytes
+	size     int // length of a signature in bytes
 	decode   func(text string) ([]byte, error)
 	encode   func(signature []byte) string
 
 	tolerance time.Duration
-	macs      []*sync.Pool // one a key, of *mac
+	macs      []*sync.Pool // of *mac, one pool per key
 }
 
-// compile makes a scheme ready to sign with some secrets.
+// compile prepares a format with its secrets.
 func (how scheme) compile(secrets []string) (*signing, error) {
 	s := &signing{scheme: how, hash: sha256.New, decode: hex.DecodeString, encode: hex.EncodeToString}
 	switch how.algorithm {
@@ -277,7 +275,7 @@ func (how scheme) compile(secrets []string) (*signing, error) {
 	return s, nil
 }
 
-// newSigning makes a configured signature ready to be checked.
+// newSigning prepares a configured signature for verification.
 func newSigning(c Signature) (*signing, error) {
 	how, err := c.scheme()
 	if err != nil {
@@ -298,7 +296,7 @@ func newSigning(c Signature) (*signing, error) {
 	return s, nil
 }
 
-// secretHeaders returns the headers that hold signatures.
+// secretHeaders returns the headers with signatures.
 func (s *signing) secretHeaders() []string {
 	var names []string
 	for _, h := range s.headers {
@@ -307,8 +305,7 @@ func (s *signing) secretHeaders() []string {
 	return names
 }
 
-// headerSets returns the headers of each delivery's names, as source.Proof has
-// them.
+// headerSets returns the header names of each delivery, as in source.Proof.
 func (s *signing) headerSets() [][]string {
 	var sets [][]string
 	for _, h := range s.headers {
@@ -323,7 +320,7 @@ func (s *signing) headerSets() [][]string {
 	return sets
 }
 
-// signs returns what is signed besides the body.
+// signs returns the signed parts besides the body.
 func (s *signing) signs() *source.Signs {
 	signs := &source.Signs{URL: s.template.has(fieldURL)}
 	for _, h := range s.headers {
@@ -339,11 +336,11 @@ func (s *signing) signs() *source.Signs {
 	return signs
 }
 
-// verify is the way of a signature.
+// verify verifies the signature of a request. It is a way.
 func (s *signing) verify(r *source.Request) error {
 	names := s.headers[0]
 	for _, h := range s.headers {
-		if len(r.Header[h.signature]) > 0 { // as in Proof.Set
+		if len(r.Header[h.signature]) > 0 { // the order of Proof.Set
 			names = h
 			break
 		}
@@ -371,13 +368,13 @@ func (s *signing) verify(r *source.Request) error {
 		if id, err = one(r.Header, names.id); err != nil {
 			return err
 		}
-		// An id with the text in it that ends it could be cut in two ways: a
-		// part of the body could pass for a timestamp, and the rest for the body.
+		// An ID that contains its separator could be split in two ways: a part of the body
+		// could become a timestamp.
 		if end := s.template.endOf(fieldID); end != "" && strings.Contains(id, end) {
 			return fmt.Errorf("header %s holds %q, which ends it in what is signed", names.id, end)
 		}
 	}
-	// Every secret is tried, so that the time taken does not tell which one fits.
+	// Compare every secret, so that timing does not reveal the matching one.
 	match := 0
 	for _, pool := range s.macs {
 		m := pool.Get().(*mac)
@@ -393,8 +390,8 @@ func (s *signing) verify(r *source.Request) error {
 	return nil
 }
 
-// read returns the signatures in the value of a header, and the timestamp
-// where that is among them.
+// read parses the signatures in a header value, and the timestamp if the header contains
+// it.
 func (s *signing) read(name, value string) (timestamp string, given [][]byte, err error) {
 	if s.separator == "" {
 		text, ok := strings.CutPrefix(value, s.prefix)
@@ -410,7 +407,7 @@ func (s *signing) read(name, value string) (timestamp string, given [][]byte, er
 			timestamp = text
 			stamps++
 		}
-		// An entry that cannot be read is no worse than one of another version.
+		// Ignore a malformed entry like an entry of another version.
 		if text, ok := strings.CutPrefix(entry, s.prefix); ok {
 			if signature, err := s.decode(text); err == nil && len(signature) == s.size {
 				given = append(given, signature)
@@ -426,7 +423,7 @@ func (s *signing) read(name, value string) (timestamp string, given [][]byte, er
 	return timestamp, given, nil
 }
 
-// form describes a signature: `sha256= and 64 hex digits`.
+// form describes a signature for error messages: `sha256= and 64 hex digits`.
 func (s *signing) form() string {
 	form := fmt.Sprintf("%d hex digits", hex.EncodedLen(s.size))
 	if s.encoding == base64Name {
@@ -444,28 +441,28 @@ func (s *signing) fresh(timestamp, header string, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("the timestamp in header %s is not a number of seconds", header)
 	}
-	// Written in two ways, a digit could belong to what stands beside it.
+	// With two spellings, a digit could belong to the neighboring field.
 	if strconv.FormatInt(seconds, 10) != timestamp {
 		return fmt.Errorf("the timestamp in header %s has a sign or leading zeros", header)
 	}
-	// Nothing is subtracted from what the sender wrote: it could overflow.
+	// Compare without subtraction, because the sender's number could overflow.
 	if most := int64(s.tolerance / time.Second); seconds < now.Unix()-most || seconds > now.Unix()+most {
 		return fmt.Errorf("the timestamp is more than %v from this machine's clock", s.tolerance)
 	}
 	return nil
 }
 
-// mac is an HMAC with its key, and room to work in. They are used again: a new
-// one costs a dozen allocations.
+// mac is an HMAC with its key and buffers. It is reused, because a new HMAC costs a dozen
+// allocations.
 type mac struct {
 	hash   hash.Hash
-	text   []byte // what is still to be hashed
+	text   []byte // text to hash
 	result []byte
 }
 
 func newMAC(h func() hash.Hash, key []byte) *mac { return &mac{hash: hmac.New(h, key)} }
 
-// sum returns the MAC of a request. It is valid until the next call.
+// sum returns the MAC of a request. The result is valid until the next call.
 func (m *mac) sum(t template, r *source.Request, timestamp, id string) []byte {
 	m.hash.Reset()
 	t.write(m, r, timestamp, id)

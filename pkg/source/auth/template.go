@@ -20,18 +20,16 @@ const (
 
 func fields() []field { return []field{fieldTimestamp, fieldID, fieldBody, fieldURL} }
 
-// template is what is signed: literal texts and fields by turns, such as
-// {timestamp}.{body}.
+// template is the signed text: literal texts and fields, such as {timestamp}.{body}.
 type template []piece
 
-// piece is a field, or where that is empty a literal text.
+// piece is a field, or a literal text if the field is empty.
 type piece struct {
 	text  string
 	field field
 }
 
-// parseTemplate reads a template. Its error says what is wrong, and is
-// followed by what would be right.
+// parseTemplate parses a template. Its error is an error message with a suggested fix.
 func parseTemplate(text string) (template, error) {
 	var t template
 	for rest := text; rest != ""; {
@@ -57,18 +55,17 @@ func parseTemplate(text string) (template, error) {
 	return t, nil
 }
 
-// has reports whether a field is part of what is signed.
+// has reports whether the template contains a field.
 func (t template) has(f field) bool {
 	return slices.ContainsFunc(t, func(p piece) bool { return p.field == f })
 }
 
-// fixedForm reports whether a field has one form, which is checked before it is
-// used: nothing can be moved between it and what stands beside it.
+// fixedForm reports whether a field has one checked form, so that nothing can move between
+// the field and its neighbors.
 func (f field) fixedForm() bool { return f == fieldTimestamp || f == fieldURL }
 
-// ambiguous returns two fields that stand beside each other, each of which may hold
-// what stands between them: whoever has one signed request could cut its text
-// otherwise.
+// ambiguous returns two adjacent fields that may both contain the text between them: a
+// stranger with one signed request could split its text in another way.
 func (t template) ambiguous() (a, b field, found bool) {
 	for _, p := range t {
 		if p.field == "" {
@@ -82,7 +79,7 @@ func (t template) ambiguous() (a, b field, found bool) {
 	return "", "", false
 }
 
-// endOf returns the literal text that ends a field, "" where there is none.
+// endOf returns the literal text after a field, or "".
 func (t template) endOf(f field) string {
 	for i, p := range t {
 		if p.field == f && i+1 < len(t) {
@@ -92,7 +89,7 @@ func (t template) endOf(f field) string {
 	return ""
 }
 
-// write makes the MAC of what a request's sender must have signed.
+// write hashes the text that the sender of a request must have signed.
 func (t template) write(m *mac, r *source.Request, timestamp, id string) {
 	m.text = m.text[:0]
 	for _, p := range t {
@@ -105,7 +102,7 @@ func (t template) write(m *mac, r *source.Request, timestamp, id string) {
 			m.text = append(m.text, id...)
 		case fieldURL:
 			m.text = append(append(append(append(m.text, r.Scheme...), "://"...), r.Host...), r.Target...)
-		case fieldBody: // it may be large, and is not copied
+		case fieldBody: // large; hash without a copy
 			m.flush()
 			m.hash.Write(r.Body)
 		}

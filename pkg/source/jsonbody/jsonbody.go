@@ -1,7 +1,7 @@
-// Package jsonbody holds what all sources of JSON webhooks do alike: they read
-// what identifies an event so strictly that no other reader can understand it
-// differently, and pass on what else stands in a body; they know a body by its
-// content, and make attributes only of text that every broker takes.
+// Package jsonbody has the common parts of sources with JSON bodies. It parses identifying
+// fields strictly, so that no other reader can understand them differently, and passes
+// other fields on unchanged. It identifies a body by its content, and makes attributes only
+// of text that every broker accepts.
 package jsonbody
 
 import (
@@ -26,22 +26,20 @@ const (
 	// ContentType is the datacontenttype of the events.
 	ContentType = "application/json"
 
-	// MaxAttribute is how long text may be that becomes an attribute, in
-	// bytes: what fits a broker's headers.
+	// MaxAttribute is the maximum length of an attribute from a body, in bytes: it fits the
+	// headers of brokers.
 	MaxAttribute = 1024
 )
 
-// Lenient returns the options of a reader that goes on where a strict one stops:
-// at a name twice in one object, and at text that is no Unicode. Whoever reads a
-// member with it must look at both for that member alone.
+// Lenient returns the options of a parser that accepts repeated names in an object and
+// invalid UTF-8. The caller checks both for each member that it uses.
 func Lenient() jsontext.Options {
 	return json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 }
 
-// Object reads a JSON object into v: with nothing behind it, and not too deep. A
-// byte order mark may stand before it. V, which implements json.UnmarshalerFrom,
-// must refuse members that it needs and that other readers might understand
-// differently. Its error is a *source.MalformedError.
+// Object parses a JSON object into v, without trailing data and within event.MaxDepth. A
+// byte order mark before the object is allowed. V implements json.UnmarshalerFrom, and must
+// reject ambiguous members that it uses. The error is a *source.MalformedError.
 func Object(body []byte, v json.UnmarshalerFrom) error {
 	return unmarshal(body, v, '{', "a JSON object")
 }
@@ -49,16 +47,16 @@ func Object(body []byte, v json.UnmarshalerFrom) error {
 // List is Object for a JSON array.
 func List(body []byte, v json.UnmarshalerFrom) error { return unmarshal(body, v, '[', "a JSON array") }
 
-// Any is Object for any JSON.
+// Any is Object for any JSON value.
 func Any(body []byte, v json.UnmarshalerFrom) error { return unmarshal(body, v, 0, "JSON") }
 
-// unmarshal reads a body that begins with kind, where that is not 0.
+// unmarshal parses a body that begins with kind; kind 0 is any.
 func unmarshal(body []byte, v json.UnmarshalerFrom, kind byte, name string) error {
 	body = event.TrimBOM(body)
 	if err := CheckDepth(body); err != nil {
 		return err
 	}
-	// The options of Lenient, each by itself: joined they are allocated for each body.
+	// The options of Lenient one by one: joined options cost an allocation per body.
 	err := json.Unmarshal(body, v, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if first := bytes.TrimLeft(body, " \t\r\n"); err == nil && kind != 0 && first[0] != kind {
 		return malformed(errors.New("is not " + name))
@@ -78,12 +76,11 @@ func unmarshal(body []byte, v json.UnmarshalerFrom, kind byte, name string) erro
 	return malformed(errors.New("is not valid JSON"))
 }
 
-// errKind is why Members reads nothing.
+// errKind is the error of Members for a value that is not an object.
 var errKind = errors.New("is not a JSON object")
 
-// Members reads an object, for what implements json.UnmarshalerFrom: it costs
-// no reflection. Behind each name it calls member, which must read the value,
-// and must not keep the name.
+// Members parses an object for a json.UnmarshalerFrom, without reflection. It calls member
+// after each name; member must read the value and must not keep the name.
 func Members(d *jsontext.Decoder, member func(name []byte) error) error {
 	if d.PeekKind() != '{' {
 		return cmp.Or(d.SkipValue(), errKind)
@@ -100,7 +97,7 @@ func Members(d *jsontext.Decoder, member func(name []byte) error) error {
 		if bytes.IndexByte(name, '\\') < 0 && name.Kind() == '"' {
 			plain = name[1 : len(name)-1]
 		} else {
-			// Of a name that is no Unicode this makes one that nobody asks for.
+			// Invalid UTF-8 becomes a name that no caller uses.
 			plain, _ = jsontext.AppendUnquote(nil, name)
 		}
 		if err := member(plain); err != nil {
@@ -111,7 +108,7 @@ func Members(d *jsontext.Decoder, member func(name []byte) error) error {
 	return err
 }
 
-// CheckDepth refuses bodies that nest deeper than event.MaxDepth. Its error is a
+// CheckDepth rejects bodies nested deeper than event.MaxDepth. The error is a
 // *source.MalformedError.
 func CheckDepth(body []byte) error {
 	if event.Deeper(body, event.MaxDepth) {
@@ -120,13 +117,12 @@ func CheckDepth(body []byte) error {
 	return nil
 }
 
-// Digest returns sha256: and the digest of the body's canonical form, in
-// lower-case hex: members are sorted and white space is gone, as in RFC 8785, and
-// every number keeps the digits that were sent. RFC 8785 rounds numbers to
-// doubles, so that bodies that differ in an integer beyond 2^53 would be one
-// event. A body without a canonical form (a name twice in one object, text that is
-// no Unicode) is known by its bytes. Digests are kept on disk and by consumers, and
-// must come out the same in every later version.
+// Digest returns "sha256:" and the digest of the body's canonical form in lower-case hex:
+// sorted members and no white space as in RFC 8785, but numbers with their sent digits. RFC
+// 8785 rounds numbers to doubles, so that bodies that differ in an integer beyond 2^53
+// would be one event. The digest of a body without a canonical form (repeated names,
+// invalid UTF-8) is the digest of its bytes. The journal and consumers store digests: a
+// digest must be equal in every later version.
 func Digest(body []byte) string {
 	body = event.TrimBOM(body)
 	canonical := jsontext.Value(slices.Clone(body))
@@ -137,9 +133,8 @@ func Digest(body []byte) string {
 	return "sha256:" + hex.EncodeToString(digest[:])
 }
 
-// Usable returns s if it can be the value of an attribute: a CloudEvents String
-// (no control characters, no noncharacters) of reasonable length; and otherwise
-// nothing.
+// Usable returns s if s can be an attribute value: a CloudEvents String (no control
+// characters, no noncharacters) of at most MaxAttribute bytes. Otherwise Usable returns "".
 func Usable(s string) string {
 	if len(s) > MaxAttribute || !utf8.ValidString(s) {
 		return ""
@@ -152,9 +147,8 @@ func Usable(s string) string {
 	return s
 }
 
-// Text returns s if it can be any attribute, and otherwise nothing: beyond what
-// is Usable, no id, type or subject can be of white space alone, which readers
-// take for empty.
+// Text returns s if s can be any attribute, also an id, type or subject: Usable and not
+// only white space, which readers treat as empty. Otherwise Text returns "".
 func Text(s string) string {
 	if strings.TrimSpace(s) == "" {
 		return ""
