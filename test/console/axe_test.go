@@ -34,7 +34,7 @@ func TestAccessibility(t *testing.T) {
 	w.refuse.Store(true)
 	b := open(t, w.admin)
 	w.uploads(4)
-	if err := w.service.Tell(t.Context(), []byte(`{"event":"upload_completed"}`)); err != nil {
+	if err := w.service.Send(t.Context(), []byte(`{"event":"upload_completed"}`)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "all entries are in the DLQ", func() bool {

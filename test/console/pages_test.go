@@ -189,7 +189,7 @@ func TestDeadLettersAreRetriedAndDropped(t *testing.T) {
 	b := open(t, w.admin)
 	b.expect("422")
 	w.uploads(5)
-	if err := w.service.Tell(t.Context(), []byte(`{"event":"upload_completed","title":"A private title"}`)); err != nil {
+	if err := w.service.Send(t.Context(), []byte(`{"event":"upload_completed","title":"A private title"}`)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "all entries are in the DLQ", func() bool {

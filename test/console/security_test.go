@@ -85,7 +85,7 @@ func TestViewersLookOnly(t *testing.T) {
 	b.signIn(viewerToken)
 	b.shows("Signed in as viewer")
 	for page, heading := range map[string]string{
-		"overview": "Overview", "events": "Events", "event/1": "upload_completed", "sinks": "Sinks", "aside": "Dead letters", "entry/1%40shaky": "upload_completed",
+		"overview": "Overview", "events": "Events", "event/1": "upload_completed", "sinks": "Sinks", "dlq": "Dead letters", "entry/1%40shaky": "upload_completed",
 		"replays": "Replay", "sources": "Sources", "configuration": "Configuration",
 	} {
 		b.page(page, heading)
@@ -134,7 +134,7 @@ func TestMarkupStaysText(t *testing.T) {
 	if code := w.post(string(body)); code != http.StatusAccepted {
 		t.Fatalf("answered %d", code)
 	}
-	if err := w.service.Tell(t.Context(), []byte(`{"event":`+string(mustJSON(t, evil))+`,"platform":7,`+string(mustJSON(t, evil))+`:1}`)); err != nil {
+	if err := w.service.Send(t.Context(), []byte(`{"event":`+string(mustJSON(t, evil))+`,"platform":7,`+string(mustJSON(t, evil))+`:1}`)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it is a dead letter", func() bool {
@@ -165,7 +165,7 @@ func TestMarkupStaysText(t *testing.T) {
 	b.shot("event")
 	b.page("dlq", "Dead letters")
 	b.shows("<img src=x onerror=")
-	harmless("aside")
+	harmless("dlq")
 	for _, e := range page.Entries {
 		b.js(nil, `location.hash = "#/entry/" + encodeURIComponent(%s)`, e.ID)
 		b.click("#content-toggle")
