@@ -115,7 +115,7 @@ func TestOperate(t *testing.T) {
 	}
 
 	// Still not understood; then given up.
-	if _, errs, code := r.ask(t, "dlq", "retry", request.ID); code != 1 || !strings.Contains(errs, "still not understood") {
+	if _, errs, code := r.ask(t, "dlq", "retry", request.ID); code != 1 || !strings.Contains(errs, "cannot convert the request") {
 		t.Errorf("retrying what makes no sense ended with %d: %s", code, errs)
 	}
 	r.must(t, nil, "dlq", "drop", request.ID)

@@ -14,42 +14,41 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// Role is what a caller may do. The set is closed.
+// Role is the role of a caller. The set is closed.
 type Role string
 
-// The roles there are. What one may, those below it may too.
+// Roles, in ascending order. A role includes the permissions of the previous roles.
 const (
-	Nobody   Role = "nobody"   // has shown nothing, or nothing that is right
-	Viewer   Role = "viewer"   // may look, and is shown no personal data
-	Operator Role = "operator" // may everything
+	Nobody   Role = "nobody"   // no valid proof
+	Viewer   Role = "viewer"   // read access without personal data
+	Operator Role = "operator" // full access
 )
 
-// may reports whether r is allowed what needs the other one.
+// may reports whether r includes the permissions of needed.
 func (r Role) may(needed Role) bool {
 	rank := map[Role]int{Nobody: 0, Viewer: 1, Operator: 2}
 	return rank[r] >= rank[needed]
 }
 
-// What an operation says of itself in its metadata, and the header by which our own
-// page shows that it asks.
+// Keys in the metadata of an operation, and the header with the CSRF token.
 const (
 	ruleKey   = "postwire-rule"
 	kindKey   = "postwire-kind"
 	csrfField = "X-CSRF-Token"
 )
 
-// rule says which role a request needs.
+// rule returns the role that a request needs, by its query.
 type rule func(url.Values) Role
 
-// personal is the rule of what shows personal data, to operators only, if the
-// query says so by a parameter; unsaid is what it means where it is left out.
-// Whatever is not plainly no is yes.
-func personal(parameter string, unsaid bool) rule {
+// personal is the rule of an operation that includes personal data if a query parameter
+// is true. Only operators may see personal data. def is the default of the parameter. An
+// invalid value counts as true.
+func personal(parameter string, def bool) rule {
 	return func(query url.Values) Role {
-		shown := unsaid && !query.Has(parameter)
+		shown := def && !query.Has(parameter)
 		for _, value := range query[parameter] {
-			said, err := strconv.ParseBool(value)
-			shown = shown || said || err != nil
+			include, err := strconv.ParseBool(value)
+			shown = shown || include || err != nil
 		}
 		if shown {
 			return Operator
@@ -58,10 +57,10 @@ func personal(parameter string, unsaid bool) rule {
 	}
 }
 
-// ruled gives an operation a rule of its own.
+// ruled sets the rule of an operation.
 func ruled(o huma.Operation, r rule) huma.Operation { return with(o, ruleKey, r) }
 
-// counted makes an operation one of a kind.
+// counted sets the kind of an operation.
 func counted(o huma.Operation, k kind) huma.Operation { return with(o, kindKey, k) }
 
 func with(o huma.Operation, key string, value any) huma.Operation {
@@ -72,16 +71,16 @@ func with(o huma.Operation, key string, value any) huma.Operation {
 	return o
 }
 
-// access is who may use an operation, and which requests it is counted with.
+// access is the rule and the kind of an operation.
 type access struct {
 	id   string // of the operation
-	path string // of its route
+	path string // of the route
 	rule rule
 	kind kind
 }
 
-// accessOf is that of an operation. One that says nothing of itself is for those who
-// may look if it is a GET, and for operators otherwise.
+// accessOf returns the access of an operation. Without a rule in the metadata, a GET
+// needs the role viewer, and any other method the role operator.
 func accessOf(o *huma.Operation) access {
 	to := access{o.OperationID, o.Path, func(url.Values) Role { return Operator }, kindPlain}
 	if o.Method == http.MethodGet {
@@ -96,7 +95,7 @@ func accessOf(o *huma.Operation) access {
 	return to
 }
 
-// accesses are those of all operations, by the pattern of their route.
+// accesses returns the access of every operation, by the pattern of the route.
 func accesses(described *huma.OpenAPI) map[string]access {
 	all := map[string]access{}
 	for path, item := range described.Paths {
@@ -109,7 +108,7 @@ func accesses(described *huma.OpenAPI) map[string]access {
 	return all
 }
 
-// changes reports whether a request is one for a change that operators may make.
+// changes reports whether a request is for a change that needs the role operator.
 func (to access) changes(method string) bool {
 	return to.id != "" && method != http.MethodGet && method != http.MethodHead && to.rule(nil) == Operator
 }
@@ -118,7 +117,7 @@ func (to access) changes(method string) bool {
 type refusal struct {
 	status int
 	detail string
-	wait   time.Duration // until it is worth asking again; 0 is never
+	wait   time.Duration // for Retry-After; 0 for no retry
 }
 
 func (f *refusal) write(w http.ResponseWriter) {
@@ -131,16 +130,15 @@ func (f *refusal) write(w http.ResponseWriter) {
 	problem(w, f.status, f.detail)
 }
 
-// retryAfter is a time in whole seconds, rounded up.
+// retryAfter formats a duration in seconds, rounded up.
 func retryAfter(wait time.Duration) string {
 	return strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10)
 }
 
-// guard lets those through who may ask. Where no token is configured, the port is
-// on loopback, and what is left to fear is a web page that makes its reader's
-// browser ask: by a request across origins, or by a name that it lets point
-// here. The same page is to be feared by who has signed in, so that a request
-// that changes something must show besides what only our own page knows.
+// guard authorizes requests. Without a configured token, the port listens on loopback,
+// and the remaining threat is a web page that sends requests by a local browser: across
+// origins, or by DNS rebinding. For a signed-in browser, such a page is a threat, too,
+// so a change by a session needs the CSRF token, which only the console knows.
 type guard struct {
 	*door
 	mux      *http.ServeMux
@@ -156,8 +154,8 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, pattern := g.mux.Handler(r)
-	to, known := g.accesses[pattern]
-	if !known {
+	to, ok := g.accesses[pattern]
+	if !ok {
 		to = access{rule: func(url.Values) Role { return Viewer }, kind: kindPlain}
 	}
 	who, refused := g.identify(r)
@@ -188,71 +186,70 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.serve(w, r.WithContext(ctx), who, to)
 }
 
-// readWithin is the longest time for a list or a page of a search, from the request
-// until its answer has been read: whoever does not read keeps nobody out for long.
-const readWithin = 20 * time.Second
+// listTimeout limits the time of a list or a search, until the caller has read the
+// answer, so that a caller that does not read blocks other callers for a short time only.
+const listTimeout = 20 * time.Second
 
-// serve answers a request that may be made.
+// serve serves an authorized request.
 func (g *guard) serve(w http.ResponseWriter, r *http.Request, who caller, to access) {
-	// There is no deadline to set where the writer is none of the server's own, as in
-	// tests.
+	// Setting a deadline fails for a writer of a test.
 	c := http.NewResponseController(w)
 	switch {
 	case to.changes(r.Method):
-		// A change may take longer than an answer may: a comparison with a sender's
-		// history, a page of the dead-letter queue.
+		// A change may take longer than writeTimeout: reconcile, or a page of the
+		// dead-letter queue.
 		_ = c.SetWriteDeadline(time.Time{})
 		g.api.audited(to, who, g.mux, w, r)
 		return
 	case to.kind == kindList, to.kind == kindSearch:
-		_ = c.SetWriteDeadline(time.Now().Add(readWithin))
+		_ = c.SetWriteDeadline(time.Now().Add(listTimeout))
 	}
 	g.mux.ServeHTTP(w, r)
 }
 
-// check says why a caller may not make a request, or nil.
+// check returns the refusal of an unauthorized request, or nil.
 func check(r *http.Request, who caller, to access) *refusal {
 	if crossSite(r) && who.proof != proofToken {
-		return &refusal{status: http.StatusForbidden, detail: "A page of another site may not ask."}
+		return &refusal{status: http.StatusForbidden, detail: "Cross-site requests are refused."}
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil { // others might read it otherwise than the rule does
-		return &refusal{status: http.StatusBadRequest, detail: "The query cannot be read."}
+	if err != nil { // the operation could parse the query differently than the rule
+		return &refusal{status: http.StatusBadRequest, detail: "The query is malformed."}
 	}
 	needed := to.rule(query)
 	switch {
 	case who.role().may(needed):
 		return nil
 	case who.role() != Nobody:
-		return &refusal{status: http.StatusForbidden, detail: "This is for operators: it changes something, or shows personal data. The token is one of a viewer."}
+		return &refusal{status: http.StatusForbidden, detail: "This operation changes something or shows personal data, and requires the role operator. The token has the role viewer."}
 	case who.proof == proofSession:
 		return &refusal{status: http.StatusUnauthorized, detail: "The session has ended: sign in again."}
 	}
-	return &refusal{status: http.StatusUnauthorized, detail: "A bearer token is needed: admin.token, or one of admin.tokens, of the relay's configuration."}
+	return &refusal{status: http.StatusUnauthorized, detail: "A bearer token is required: admin.token, or a token of admin.tokens, from the relay's configuration."}
 }
 
-// crossSite reports whether a browser says that a page of another site makes a
-// request, of whatever method: an answer costs the relay work even where the page
-// cannot read it.
+// crossSite reports whether a browser marks a request as sent by a page of another
+// site. The method does not matter, because an answer costs the relay work even if the
+// page cannot read the answer.
 func crossSite(r *http.Request) bool {
 	switch r.Header.Get("Sec-Fetch-Site") {
 	case "":
-	case "same-origin", "none": // none: a person typed the address
+	case "same-origin", "none": // none: the user typed the address
 		return false
 	default:
 		return true
 	}
 	origin := r.Header.Get("Origin")
 	if origin == "" {
-		return false // no browser, or a navigation of an old one, which shows no answer to a page
+		return false // not a browser, or a navigation of an old browser, invisible to pages
 	}
 	u, err := url.Parse(origin)
 	return err != nil || u.Host != r.Host
 }
 
-// same compares in a time that tells nothing of either.
+// same compares two texts in constant time.
 func same(got, want string) bool {
-	a, b := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(want)) // of one length
+	a, b := sha256.Sum256([]byte(got)), sha256.Sum256([]byte(want)) // equal lengths
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1
 }
 

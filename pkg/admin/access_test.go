@@ -103,7 +103,7 @@ func TestSessionsEnd(t *testing.T) {
 	if s.find(id) != in || s.find("no") != nil {
 		t.Error("a session is not found by its id")
 	}
-	now = now.Add(sessionFor - time.Second)
+	now = now.Add(sessionAge - time.Second)
 	if s.find(id) == nil {
 		t.Error("it ended too early")
 	}
@@ -125,7 +125,7 @@ func TestSessionsEnd(t *testing.T) {
 		c.Replace(operator)
 		id, in := s.begin(find())
 		c.Replace(replaced)
-		if !errors.Is(context.Cause(in.life), errTokenGone) || s.find(id) != nil {
+		if !errors.Is(context.Cause(in.life), errTokenRevoked) || s.find(id) != nil {
 			t.Errorf("it outlived its %s", name)
 		}
 	}

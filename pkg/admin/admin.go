@@ -1,6 +1,6 @@
-// Package admin serves what operators and their machines look at: health,
-// metrics, and the API by which they see and repair. It stands beside the flow:
-// events do not pass through it.
+// Package admin serves the admin port: health, metrics, the admin API and the
+// console. The package also has the client of the API. Events do not pass through
+// this package.
 package admin
 
 import (
@@ -22,38 +22,38 @@ import (
 	"github.com/postwire/postwire/pkg/console"
 )
 
-// Check is something that must be well for the relay to be ready. A broker is
-// none: while one is down, events are taken and wait.
+// Check is a readiness check. Brokers have no check: while a broker is unavailable,
+// the relay accepts webhooks, and events stay pending.
 type Check struct {
 	Name string
 	Run  func() error
 }
 
-// Options of a Server. Gatherer and Log are needed.
+// Options are the settings of a Server. Gatherer and Log are required.
 type Options struct {
-	API      *API // nil is none
+	API      *API // nil for no API and no console
 	Checks   []Check
 	Gatherer prometheus.Gatherer
-	Schemas  http.Handler // of what is below /schemas/; nil is none
+	Schemas  http.Handler // for /schemas/; nil for no schemas
 	Log      *zap.Logger
 
 	TLS              config.ServerTLS
-	MaxConnectionAge time.Duration // of a connection; 0 is no limit
-	Metrics          *Metrics      // needed where TLS or API is
+	MaxConnectionAge time.Duration // 0 for no limit
+	Metrics          *Metrics      // required with TLS or API
 }
 
-// Limits of the admin port. They keep callers from taking the memory and the file
-// descriptors that the journal and the ingress need.
+// Limits of the admin port, which reserve memory and file descriptors for the journal
+// and the ingress.
 const (
 	maxConnections = 256
 	maxHeaderBytes = 32 << 10
-	writeTimeout   = time.Minute // of an answer; a tail has a deadline for each message
-	// sendBuffer is what the kernel keeps of an answer that is not read: without a
-	// bound it would be some megabytes for each connection.
+	writeTimeout   = time.Minute // for an answer; a tail has a deadline per message
+	// sendBuffer limits the kernel's buffer for unread data of an answer, which may
+	// otherwise grow to some megabytes per connection.
 	sendBuffer = 128 << 10
 )
 
-// errShutdown is why requests end that do not end by themselves.
+// errShutdown is the cause of ending tails at shutdown.
 var errShutdown = errors.New("the relay stops")
 
 // Server serves the admin port.
@@ -61,10 +61,10 @@ type Server struct {
 	opts  Options
 	http  *http.Server
 	conns *connections
-	end   context.CancelCauseFunc // of the requests that do not end by themselves
+	end   context.CancelCauseFunc // ends tails
 }
 
-// New makes a server; Serve runs it. Its error says which file of TLS cannot be read.
+// New returns a server, to be run by Serve. An error names an unreadable TLS file.
 func New(opts Options) (*Server, error) {
 	evicted := func() {}
 	if opts.Metrics != nil {
@@ -95,8 +95,8 @@ func New(opts Options) (*Server, error) {
 		Handler: hardened(handler), BaseContext: func(net.Listener) context.Context { return life }, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog: zap.NewStdLog(opts.Log), Protocols: &http.Protocols{}, ConnContext: remember, ConnState: s.conns.progress,
 	}
-	// One request at a time of a connection: the limits of the port then hold what all
-	// requests together take.
+	// HTTP/1 has one request at a time per connection, so the limit of connections
+	// also limits requests.
 	s.http.Protocols.SetHTTP1(true)
 	httpserver.LimitHeaderValues(s.http)
 	if opts.MaxConnectionAge > 0 {
@@ -115,42 +115,42 @@ func New(opts Options) (*Server, error) {
 	return s, nil
 }
 
-// tlsConfig is that of the admin port. Whoever has no client certificate is not
-// turned away yet: a kubelet, which asks for the health, has none.
+// tlsConfig is the TLS configuration of the admin port. The handshake accepts clients
+// without a certificate, because a kubelet has none; certified refuses requests.
 func tlsConfig(certificates *httpserver.Certificates) *tls.Config {
 	c := certificates.Config()
 	follow := c.GetConfigForClient
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		now, err := follow(hello)
+		current, err := follow(hello)
 		if err != nil {
 			return nil, err
 		}
-		now = now.Clone()
-		now.NextProtos = []string{"http/1.1"}
-		now.SessionTicketsDisabled = true // a client shows its certificate each time
-		if now.ClientAuth == tls.RequireAndVerifyClientCert {
-			now.ClientAuth = tls.VerifyClientCertIfGiven
+		current = current.Clone()
+		current.NextProtos = []string{"http/1.1"}
+		current.SessionTicketsDisabled = true // every handshake verifies the client certificate
+		if current.ClientAuth == tls.RequireAndVerifyClientCert {
+			current.ClientAuth = tls.VerifyClientCertIfGiven
 		}
-		return now, nil
+		return current, nil
 	}
 	return c
 }
 
-// certified refuses requests without a client certificate, except those for health.
+// certified refuses requests without a client certificate, except health checks.
 func certified(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		health := r.URL.Path == "/livez" || r.URL.Path == "/readyz"
 		if !health && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
 			w.Header().Set("Connection", "close")
-			problem(w, http.StatusForbidden, "A client certificate is needed: of an authority in admin.tls.client_ca_file of the relay's configuration.")
+			problem(w, http.StatusForbidden, "A client certificate is required, issued by an authority in admin.tls.client_ca_file of the relay's configuration.")
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// hardened tells browsers to do nothing with an answer but show it; the console
-// allows itself what it needs.
+// hardened sets headers that forbid browsers to use an answer for more than display.
+// The console overrides the Content-Security-Policy.
 func hardened(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -164,7 +164,7 @@ func hardened(next http.Handler) http.Handler {
 	})
 }
 
-// Serve answers on l until Shutdown, and then returns nil.
+// Serve accepts connections on l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
 	l = s.conns.limit(l)
 	serve := s.http.Serve
@@ -177,8 +177,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown ends tails and waits for the requests under way. When ctx ends
-// first, it cuts them.
+// Shutdown ends tails and waits for running requests. If ctx ends first, Shutdown
+// closes the connections.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.end(errShutdown)
 	if err := s.http.Shutdown(ctx); err != nil {
@@ -190,18 +190,18 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.http.Handler.ServeHTTP(w, r) }
 
-// health is the body of the health answers.
+// health is the body of /livez and /readyz.
 type health struct {
 	Status string            `json:"status"` // ok or failing
 	Checks map[string]string `json:"checks,omitempty"`
 }
 
-// live says that the process answers at all.
+// live answers /livez.
 func (s *Server) live(w http.ResponseWriter, _ *http.Request) {
 	s.write(w, http.StatusOK, health{Status: "ok"})
 }
 
-// ready says whether webhooks would be taken.
+// ready answers /readyz: whether the relay accepts webhooks.
 func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
 	status, h := http.StatusOK, health{Status: "ok", Checks: map[string]string{}}
 	for _, c := range s.opts.Checks {
@@ -218,6 +218,6 @@ func (s *Server) write(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	if err := json.NewEncoder(w).Encode(body); err != nil {
-		s.opts.Log.Debug("the caller did not wait for the answer", zap.Error(err))
+		s.opts.Log.Debug("caller disconnected before the answer", zap.Error(err))
 	}
 }

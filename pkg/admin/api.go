@@ -21,11 +21,11 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
 )
 
-// BasePath is where the API is on the admin port. Its description, OpenAPI
-// 3.1, is at BasePath/openapi.json.
+// BasePath is the path of the API on the admin port. The OpenAPI 3.1 document is at
+// BasePath/openapi.json.
 const BasePath = "/api/v1"
 
-// API is what the API needs besides a Server's own.
+// API has the dependencies of the admin API.
 type API struct {
 	Journal interface {
 		journal.Log
@@ -35,59 +35,60 @@ type API struct {
 		Check() error
 	}
 	Engine string // of the journal
-	Name   string // of this process
+	Name   string // of this relay
 	Relay  *relay.Relay
-	// Understand reads a quarantined request again, as its source does
-	// today.
-	Understand func(journal.QuarantinedRequest) ([]event.Event, error)
-	// Attributes are the attributes that events of the configured sources can
-	// have, for filters.
+	// Renormalize converts a quarantined request again, by the current settings of its
+	// source.
+	Renormalize func(journal.QuarantinedRequest) ([]event.Event, error)
+	// Attributes are the names of attributes that the configured sources can set, for
+	// checks of filters.
 	Attributes func() []string
-	// Reconcile compares with a sender's history; its error wraps ErrNoHistory
-	// where there is none.
+	// Reconcile compares stored events with a sender's history. An error wraps
+	// ErrNoHistory if the source has no history.
 	Reconcile   func(ctx context.Context, source string, from, to time.Time, dry bool) (reconcile.Report, error)
-	Credentials *Credentials      // of the callers
-	Proxies     forwarded.Proxies // whose word is taken for where a caller is
+	Credentials *Credentials
+	Proxies     forwarded.Proxies // trusted for the address of a caller
 	Metrics     *Metrics
 	Version     string
 	Level       zap.AtomicLevel // of the log
-	// Reload reads the configuration again, and returns what has changed.
+	// Reload reloads the configuration, and returns the changes.
 	Reload func(ctx context.Context) ([]string, error)
-	// Configuration is the one in effect; Sources are those of it, without what
-	// they have received; Registration asks a sender where it sends.
+	// Configuration returns the configuration in effect.
 	Configuration func() (Configuration, error)
-	Sources       func() []Source
-	Registration  func(ctx context.Context, source string) (Registration, error)
-	History       *MetricsRing
-	// AsyncAPI describes what the configuration in effect sends.
+	// Sources returns the configured sources, without counts of requests.
+	Sources func() []Source
+	// Registration returns the webhook settings from the sender's API.
+	Registration func(ctx context.Context, source string) (Registration, error)
+	Series       *MetricsRing
+	// AsyncAPI returns the AsyncAPI document of the configuration in effect.
 	AsyncAPI func() (map[string]any, error)
 	Now      func() time.Time
 	Log      *zap.Logger
-	Scrub    *config.Scrubber // of the errors that are served
+	Scrub    *config.Scrubber // for served errors
 }
 
-// handler serves the API and its description.
+// handler serves the API and its OpenAPI document.
 func (a *API) handler() http.Handler {
 	mux, d := http.NewServeMux(), a.door()
 	described := a.register(mux, d)
-	a.Metrics.know(described)
+	a.Metrics.initChanges(described)
 	return &guard{d, mux, accesses(described), rooms()}
 }
 
-// described is the description of the API.
+// described returns the OpenAPI document of the API.
 func (a *API) described() *huma.OpenAPI { return a.register(http.NewServeMux(), a.door()) }
 
-// register puts all operations on a mux, and returns their description.
+// register adds every operation to a mux, and returns the OpenAPI document.
 func (a *API) register(mux *http.ServeMux, d *door) *huma.OpenAPI {
 	c := huma.DefaultConfig("Postwire admin API", a.Version)
-	c.Info.Description = "What operators and their scripts ask of a running relay. Errors are RFC 9457 problems."
+	c.Info.Description = "API of a running relay for operators and scripts. Errors are RFC 9457 problems."
 	c.OpenAPIPath = BasePath + "/openapi"
 	c.DocsPath, c.SchemasPath, c.CreateHooks = "", "", nil
 	c.RejectUnknownQueryParameters = true
-	c.Transformers = append(c.Transformers, a.scrubbed, noted)
+	c.Transformers = append(c.Transformers, a.scrubbed, recordResult)
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
-		"bearer":  {Type: "http", Scheme: "bearer", Description: "A token of the configuration: of an operator, admin.token or one of admin.tokens, for everything; of a viewer, admin.viewer_token or one of admin.tokens, for what changes nothing and shows no personal data. Without a token the API answers callers on the same machine only."},
-		"session": {Type: "apiKey", In: "cookie", Name: cookieName, Description: "Of a browser that has signed in. What changes something needs the header X-CSRF-Token besides."},
+		"bearer":  {Type: "http", Scheme: "bearer", Description: "A token of the relay's configuration. Operators (admin.token, or admin.tokens with role operator) may call every operation. Viewers (admin.viewer_token, or admin.tokens with role viewer) may call operations without changes and without personal data. Without a configured token, the API answers callers on the relay's machine only."},
+		"session": {Type: "apiKey", In: "cookie", Name: cookieName, Description: "Session cookie of a browser. An operation that changes something also requires the header X-CSRF-Token."},
 	}
 	c.Security = []map[string][]string{{"bearer": {}}, {"session": {}}}
 	api := humago.New(mux, c)
@@ -98,10 +99,10 @@ func (a *API) register(mux *http.ServeMux, d *door) *huma.OpenAPI {
 	a.events(api)
 	a.sinks(api)
 	a.unconfigured(api)
-	a.figures(api)
+	a.stats(api)
 	a.sources(api)
 	a.configuration(api)
-	a.reconciling(api)
+	a.reconcile(api)
 	a.status(api)
 	a.logLevel(api)
 	a.reload(api)
@@ -109,8 +110,8 @@ func (a *API) register(mux *http.ServeMux, d *door) *huma.OpenAPI {
 	return api.OpenAPI()
 }
 
-// scrubbed takes secrets out of the problems that the API answers: they tell of
-// the errors of clients and of the journal.
+// scrubbed is a huma.Transformer that removes secrets from problems, because problems
+// contain errors of clients and of the journal.
 func (a *API) scrubbed(_ huma.Context, _ string, body any) (any, error) {
 	p, ok := body.(*huma.ErrorModel)
 	if !ok {
@@ -125,9 +126,8 @@ func (a *API) scrubbed(_ huma.Context, _ string, body any) (any, error) {
 	return &clean, nil
 }
 
-// scrubbedValue is a value of a request that the answer shows: a text without
-// secrets, a number or a truth value. Anything else may hold a secret in its depth,
-// and is left out.
+// scrubbedValue returns a value of a request for a problem: a text without secrets, a
+// number or a boolean. Other values may contain a nested secret, and are omitted.
 func (a *API) scrubbedValue(value any) any {
 	switch v := value.(type) {
 	case string:
@@ -141,10 +141,10 @@ func (a *API) scrubbedValue(value any) any {
 func problem(w http.ResponseWriter, status int, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(&huma.ErrorModel{Title: http.StatusText(status), Status: status, Detail: detail}) // nobody to tell
+	_ = json.NewEncoder(w).Encode(&huma.ErrorModel{Title: http.StatusText(status), Status: status, Detail: detail}) // the caller has disconnected
 }
 
-// failed turns an error of the journal or the relay into an answer.
+// failed maps an error of the journal or the relay to an HTTP error.
 func failed(err error) error {
 	if _, ok := errors.AsType[huma.StatusError](err); ok || err == nil {
 		return err
@@ -162,11 +162,10 @@ func failed(err error) error {
 	return huma.Error500InternalServerError(err.Error())
 }
 
-// When is a moment as people say it: an RFC 3339 time, or how long ago, such
-// as 2h; empty is the zero time.
+// When is an RFC 3339 time, or an age such as 2h; empty is the zero time.
 type When string
 
-// Time returns the moment, seen from now.
+// Time returns the time; an age counts back from now.
 func (w When) Time(now time.Time) (time.Time, error) {
 	if w == "" {
 		return time.Time{}, nil
@@ -181,10 +180,10 @@ func (w When) Time(now time.Time) (time.Time, error) {
 	return now.Add(-ago), nil
 }
 
-// times reads moments, or answers which one makes no sense.
-func (a *API) times(where map[string]When) (map[string]time.Time, error) {
+// times parses times by name. An error names the invalid parameter.
+func (a *API) times(in map[string]When) (map[string]time.Time, error) {
 	times := map[string]time.Time{}
-	for name, w := range where {
+	for name, w := range in {
 		t, err := w.Time(a.Now())
 		if err != nil {
 			return nil, huma.Error422UnprocessableEntity(name + ": " + err.Error())
@@ -201,8 +200,8 @@ func operation(id, method, path, summary string, statuses ...int) huma.Operation
 	}
 }
 
-// attributes is a CloudEvent in JSON; without its data unless that is asked
-// for, because it is personal.
+// attributes returns an event as CloudEvents JSON. Without data, the JSON omits the
+// data of the event, which may be personal.
 func attributes(e event.Event, data bool) (json.RawMessage, error) {
 	if !data {
 		e.CloudEvent.DataEncoded = nil
@@ -214,18 +213,18 @@ func attributes(e event.Event, data bool) (json.RawMessage, error) {
 // ReplayRequest is the body of a request for a replay.
 type ReplayRequest struct {
 	Sink    string `json:"sink" minLength:"1" doc:"Name of the sink."`
-	From    When   `json:"from" minLength:"1" doc:"Events accepted from this time on: RFC 3339, or how long ago, such as 2h." example:"2h"`
-	To      When   `json:"to,omitempty" doc:"And before this one; empty is now." example:"1h"`
-	Filter  string `json:"filter,omitempty" doc:"CEL expression over the attributes; the filter of the sink must match, too." example:"platform == \"instagram\""`
-	Subject string `json:"subject,omitempty" doc:"Subject to use instead of the sink's, for sinks that have one."`
-	Topic   string `json:"topic,omitempty" doc:"Topic to use instead of the sink's, for sinks that have one."`
-	Rate    int    `json:"rate,omitempty" minimum:"1" default:"1000" doc:"Most events a second."`
-	DryRun  bool   `json:"dry_run,omitempty" doc:"Only say what would be sent."`
+	From    When   `json:"from" minLength:"1" doc:"Start of the range of acceptance times: RFC 3339, or an age such as 2h." example:"2h"`
+	To      When   `json:"to,omitempty" doc:"End of the range of acceptance times, exclusive: RFC 3339, or an age such as 1h. Empty means now." example:"1h"`
+	Filter  string `json:"filter,omitempty" doc:"CEL expression over attributes that selects events. The filter of the sink applies, too." example:"platform == \"instagram\""`
+	Subject string `json:"subject,omitempty" doc:"NATS subject, instead of the subject of the sink."`
+	Topic   string `json:"topic,omitempty" doc:"Kafka topic, instead of the topic of the sink."`
+	Rate    int    `json:"rate,omitempty" minimum:"1" default:"1000" doc:"Maximum number of events per second."`
+	DryRun  bool   `json:"dry_run,omitempty" doc:"Count the events, and deliver nothing."`
 }
 
 // Resolve implements huma.Resolver.
 func (r *ReplayRequest) Resolve(ctx huma.Context) []error {
-	return note(ctx, named("sink", r.Sink), dry(r.DryRun))
+	return addSubject(ctx, named("sink", r.Sink), dry(r.DryRun))
 }
 
 type (
@@ -236,7 +235,7 @@ type (
 )
 
 func (a *API) replays(api huma.API) {
-	huma.Register(api, operation("start-replay", http.MethodPost, "/replays", "Send stored events to one sink again, beside live traffic", 404, 422),
+	huma.Register(api, operation("start-replay", http.MethodPost, "/replays", "Start a replay: deliver stored events to one sink again, beside live traffic", 404, 422),
 		func(ctx context.Context, in *struct{ Body ReplayRequest }) (*replayOutput, error) {
 			spec, err := a.spec(in.Body)
 			if err != nil {
@@ -249,7 +248,7 @@ func (a *API) replays(api huma.API) {
 			re, err := do(ctx, spec)
 			return &replayOutput{re}, failed(err)
 		})
-	huma.Register(api, operation("list-replays", http.MethodGet, "/replays", "The replays there are, the newest first"),
+	huma.Register(api, operation("list-replays", http.MethodGet, "/replays", "List replays, newest first"),
 		func(context.Context, *struct{}) (*struct {
 			Body struct {
 				Replays []relay.Replay `json:"replays"`
@@ -264,7 +263,7 @@ func (a *API) replays(api huma.API) {
 			out.Body.Replays = a.Relay.Replays()
 			return &out, nil
 		})
-	huma.Register(api, operation("show-replay", http.MethodGet, "/replays/{id}", "How far a replay is", 404),
+	huma.Register(api, operation("show-replay", http.MethodGet, "/replays/{id}", "Show a replay and its progress", 404),
 		func(_ context.Context, in *replayInput) (*replayOutput, error) {
 			re, err := a.Relay.Replay(in.ID)
 			return &replayOutput{re}, failed(err)

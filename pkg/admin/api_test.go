@@ -121,7 +121,7 @@ func newWorld(t testing.TB, token string) *world {
 	settings := sinks.DefaultSettings()
 	settings.Retry = sinks.Retry{Initial: time.Millisecond, Max: 5 * time.Millisecond}
 	metrics := prometheus.NewRegistry()
-	w.history = NewHistory(metrics, time.Now)
+	w.history = NewMetricsRing(metrics, time.Now)
 	r, err := relay.New(t.Context(), relay.Options{
 		Journal: j, Log: zap.NewNop(), Metrics: relay.NewMetrics(metrics),
 		Sinks: []sinks.Configured{{Name: "out", Settings: settings, Open: func(context.Context, sinks.Env) (sinks.Sink, error) { return w.broker, nil }}},
@@ -137,7 +137,7 @@ func newWorld(t testing.TB, token string) *world {
 			}
 			return w.changed, w.refusal
 		}, Now: time.Now, Log: zap.New(core),
-		Name: "test", Engine: "pebble", History: w.history,
+		Name: "test", Engine: "pebble", Series: w.history,
 		Sources: func() []Source {
 			return []Source{{Source: "in", Kind: "uploadpost", Paths: []string{"/in"}, Secret: &SecretAge{From: "api"}}}
 		},
@@ -145,12 +145,12 @@ func newWorld(t testing.TB, token string) *world {
 			if source != "in" {
 				return Registration{}, fmt.Errorf("source %q: %w", source, ErrNoSource)
 			}
-			return Registration{URL: "https://example.com/in", Channels: []string{"webhook"}, Events: []string{}, Here: true}, nil
+			return Registration{URL: "https://example.com/in", Channels: []string{"webhook"}, Events: []string{}, PathMatches: true}, nil
 		},
 		Configuration: func() (Configuration, error) {
 			return Configuration{YAML: "to: someone@example.com\n", Last: &LastReload{Changed: []string{}, Problem: "no someone@example.com"}}, nil
 		},
-		Understand: func(r journal.QuarantinedRequest) ([]event.Event, error) {
+		Renormalize: func(r journal.QuarantinedRequest) ([]event.Event, error) {
 			if !w.fluent {
 				return nil, errors.New("no event")
 			}
@@ -406,7 +406,7 @@ func TestQuarantinedAreRetriedWhenTheyAreUnderstood(t *testing.T) {
 		t.Errorf("Show = %+v, %v", e.Request, err)
 	}
 	_, err = w.client.Retry(t.Context(), kept[0])
-	if r, ok := errors.AsType[*RefusedError](err); !ok || r.Status != http.StatusUnprocessableEntity || !strings.Contains(r.Detail, "still not understood") {
+	if r, ok := errors.AsType[*RefusedError](err); !ok || r.Status != http.StatusUnprocessableEntity || !strings.Contains(r.Detail, "cannot convert the request") {
 		t.Errorf("Retry = %v", err)
 	}
 	handled, err := w.client.Handle(t.Context(), "retry", map[string]any{"kind": KindQuarantine, "limit": 2, "until": late.Add(time.Second)})

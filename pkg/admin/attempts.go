@@ -11,8 +11,8 @@ import (
 	"github.com/postwire/postwire/internal/forwarded"
 )
 
-// Limits of wrong tokens: of one remote address, and of all together. The second
-// one holds whoever has more addresses than are remembered.
+// Limits of wrong tokens, per remote address and for all addresses together. The
+// second limit applies to a caller with more addresses than attempts remembers.
 const (
 	wrongEvery    = 6 * time.Second
 	wrongBurst    = 10
@@ -21,9 +21,9 @@ const (
 	maxRemembered = 4096 // remote addresses
 )
 
-// attempts limits how often wrong tokens are shown. A remote address of IPv6 is its
-// network of 64 bits: whoever has one of its addresses has all. An address that is
-// not known is one, too.
+// attempts limits the rate of wrong tokens. An IPv6 address counts as its /64 network,
+// because one host usually has the whole network. Unknown addresses count as one
+// address.
 type attempts struct {
 	now func() time.Time
 
@@ -33,7 +33,7 @@ type attempts struct {
 	recent    list.List // of *attempting, the most recent first
 }
 
-// attempting is one remote address.
+// attempting is the state of one remote address.
 type attempting struct {
 	network netip.Prefix
 	limiter *rate.Limiter
@@ -44,29 +44,30 @@ func newAttempts(now func() time.Time) *attempts {
 	return &attempts{now: now, all: rate.NewLimiter(rate.Every(allWrongEvery), allWrongBurst), byAddress: map[netip.Prefix]*list.Element{}}
 }
 
-// attempt is one token that was not found, and may be looked for among the weak ones.
+// attempt is the decision about a token that is not a strong token: whether to compare
+// the token with weak tokens.
 type attempt struct {
-	// wait is how long the address has to wait; 0 is not over the limit.
+	// wait is the time until the next attempt of the address; 0 means below the limit.
 	wait time.Duration
-	// first tells that the address is over its limit, and was not the last time.
+	// first is set if the previous attempt of the address was below the limit.
 	first bool
 
-	undo func()
+	undo func() // removes the attempt from the counts
 }
 
-// begin counts an attempt, unless it is over the limit.
+// begin counts an attempt that is below the limits.
 func (a *attempts) begin(addr netip.Addr) attempt {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now, of := a.now(), a.of(forwarded.Network(addr))
-	own, wait := take(of.limiter, now)
+	now, state := a.now(), a.state(forwarded.Network(addr))
+	own, wait := reserve(state.limiter, now)
 	if wait > 0 {
-		first := !of.limited
-		of.limited = true
+		first := !state.limited
+		state.limited = true
 		return attempt{wait: wait, first: first}
 	}
-	of.limited = false
-	all, wait := take(a.all, now)
+	state.limited = false
+	all, wait := reserve(a.all, now)
 	if wait > 0 {
 		own.CancelAt(now)
 		return attempt{wait: wait}
@@ -79,8 +80,8 @@ func (a *attempts) begin(addr netip.Addr) attempt {
 	}}
 }
 
-// take takes a token of a limiter, or says how long it takes until there is one.
-func take(l *rate.Limiter, now time.Time) (*rate.Reservation, time.Duration) {
+// reserve reserves one token of a limiter, or returns the time until the next token.
+func reserve(l *rate.Limiter, now time.Time) (*rate.Reservation, time.Duration) {
 	r := l.ReserveN(now, 1)
 	wait := r.DelayFrom(now)
 	if wait > 0 {
@@ -89,11 +90,11 @@ func take(l *rate.Limiter, now time.Time) (*rate.Reservation, time.Duration) {
 	return r, wait
 }
 
-// of returns what is remembered of a network. The lock is held.
-func (a *attempts) of(network netip.Prefix) *attempting {
-	if known := a.byAddress[network]; known != nil {
-		a.recent.MoveToFront(known)
-		return known.Value.(*attempting)
+// state returns the state of a network. The caller holds mu.
+func (a *attempts) state(network netip.Prefix) *attempting {
+	if element := a.byAddress[network]; element != nil {
+		a.recent.MoveToFront(element)
+		return element.Value.(*attempting)
 	}
 	if a.recent.Len() >= maxRemembered {
 		oldest := a.recent.Remove(a.recent.Back()).(*attempting)

@@ -15,18 +15,17 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
 )
 
-// The audit log is one line for each change that was asked for: who asked, from
-// where, for what, and what came of it. It is written when the change has ended,
-// also when the caller did not wait for it. A line holds names of the
-// configuration, sequences and counts: nothing of an event, and no text that a
-// caller chose freely.
+// The audit log has one line per requested change, with the caller, the remote
+// address, the object and the result. The line is written when the change has ended,
+// even if the caller has disconnected. A line contains names of the configuration,
+// sequences and counts; no attribute or data of an event, and no free text of a caller.
 
-// changeWriter notes what an operation answers.
+// changeWriter records the answer of an operation.
 type changeWriter struct {
 	http.ResponseWriter
 	status  int
-	subject []zap.Field // what is to be changed, as the body of the request says
-	result  []zap.Field // what was changed, and how much
+	subject []zap.Field // object of the change, from the body of the request
+	result  []zap.Field // result of the change, from the answer
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -48,9 +47,9 @@ func (w *changeWriter) Write(p []byte) (int, error) {
 // Unwrap lets http.ResponseController reach the writer of the server.
 func (w *changeWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// noted is a huma.Transformer that notes what an operation answers, for the audit
-// log.
-func noted(ctx huma.Context, _ string, body any) (any, error) {
+// recordResult is a huma.Transformer that records the answer of an operation, for the
+// audit log.
+func recordResult(ctx huma.Context, _ string, body any) (any, error) {
 	_, w := humago.Unwrap(ctx)
 	if w, ok := w.(*changeWriter); ok {
 		w.result = resultOf(body)
@@ -58,9 +57,9 @@ func noted(ctx huma.Context, _ string, body any) (any, error) {
 	return body, nil
 }
 
-// note keeps what the body of a request says about what is to be changed, for the
-// audit log.
-func note(ctx huma.Context, fields ...[]zap.Field) []error {
+// addSubject records the object of a change from the body of a request, for the audit
+// log.
+func addSubject(ctx huma.Context, fields ...[]zap.Field) []error {
 	_, w := humago.Unwrap(ctx)
 	if w, ok := w.(*changeWriter); ok {
 		for _, f := range fields {
@@ -70,7 +69,7 @@ func note(ctx huma.Context, fields ...[]zap.Field) []error {
 	return nil
 }
 
-// dry is a field of what only says what it would do.
+// dry is the audit field of a dry run.
 func dry(run bool) []zap.Field {
 	if !run {
 		return nil
@@ -78,30 +77,30 @@ func dry(run bool) []zap.Field {
 	return []zap.Field{zap.Bool("dry_run", true)}
 }
 
-// audited makes a change and logs it.
+// audited runs an operation that changes something, and writes the audit line.
 func (a *API) audited(to access, who caller, next http.Handler, w http.ResponseWriter, r *http.Request) {
-	began, noting := a.Now(), &changeWriter{ResponseWriter: w}
+	began, recorder := a.Now(), &changeWriter{ResponseWriter: w}
 	returned := false
 	defer func() {
-		if !returned { // it panics; the server ends the connection
-			noting.status = http.StatusInternalServerError
+		if !returned { // the operation panics; the server closes the connection
+			recorder.status = http.StatusInternalServerError
 		}
 		outcome := changeApplied
-		if noting.status >= http.StatusBadRequest {
+		if recorder.status >= http.StatusBadRequest {
 			outcome = changeFailed
 		}
-		fields := append(append(subjectOf(to.path, r), noting.subject...), noting.result...)
+		fields := append(append(subjectOf(to.path, r), recorder.subject...), recorder.result...)
 		if r.Context().Err() != nil {
 			fields = append(fields, zap.Bool("caller_gone", true))
 		}
 		fields = append(fields, zap.Duration("took", a.Now().Sub(began)))
-		a.audit(to.id, outcome, who, noting.status, fields...)
+		a.audit(to.id, outcome, who, recorder.status, fields...)
 	}()
-	next.ServeHTTP(noting, r)
+	next.ServeHTTP(recorder, r)
 	returned = true
 }
 
-// denied logs a change that a caller may not make.
+// denied writes the audit line of a denied change.
 func (a *API) denied(to access, who caller, status int, r *http.Request) {
 	a.audit(to.id, changeDenied, who, status, subjectOf(to.path, r)...)
 }
@@ -120,8 +119,8 @@ func (a *API) audit(operation, outcome string, who caller, status int, fields ..
 	log("admin change "+outcome, append(all, fields...)...)
 }
 
-// configured is the form of a name in the configuration. A text of another form names
-// nothing that exists, and may be anything, so that it is not logged.
+// configured matches names of the configuration. The audit log omits any other text,
+// which cannot be a configured name and may be any text of the caller.
 var configured = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,127}$`)
 
 func named(key, name string) []zap.Field {
@@ -131,21 +130,21 @@ func named(key, name string) []zap.Field {
 	return []zap.Field{zap.String(key, name)}
 }
 
-// subjectOf is what the path of a request says about what is to be changed, by the
-// path of its route.
+// subjectOf returns the object of a change from the path of a request. route is the
+// path of the operation, with parameters in braces.
 func subjectOf(route string, r *http.Request) (fields []zap.Field) {
 	values := map[string]string{}
 	written := strings.Split(r.URL.EscapedPath(), "/")
 	for i, part := range strings.Split(route, "/") {
 		if strings.HasPrefix(part, "{") && i < len(written) {
-			values[strings.Trim(part, "{}")], _ = url.PathUnescape(written[i]) // the server has unescaped it before
+			values[strings.Trim(part, "{}")], _ = url.PathUnescape(written[i]) // valid, because the server has unescaped the path before
 		}
 	}
 	for _, key := range []string{"sink", "source", "seq"} {
 		fields = append(fields, named(key, values[key])...)
 	}
 	id := values["id"]
-	if letter, dead := parseAside(id); dead {
+	if letter, dead := parseDeadLetterID(id); dead {
 		return append(fields, append(named("sink", letter.Sink), zap.Uint64("seq", uint64(letter.Seq)))...)
 	}
 	if parsed, err := uuid.Parse(id); err == nil {
@@ -154,7 +153,7 @@ func subjectOf(route string, r *http.Request) (fields []zap.Field) {
 	return fields
 }
 
-// resultOf is what an answer says about what was changed.
+// resultOf returns the result of a change from the body of the answer.
 func resultOf(body any) []zap.Field {
 	switch b := body.(type) {
 	case ActionResult:

@@ -16,70 +16,69 @@ import (
 	"github.com/postwire/postwire/pkg/relay"
 )
 
-// Client asks the API of a running relay. Its methods may be called
-// concurrently.
+// Client calls the admin API of a running relay. Methods may be called concurrently.
 type Client struct {
 	URL   string // of the admin port, such as http://127.0.0.1:9090
-	Token string // admin.token; empty shows none
+	Token string // bearer token; empty for no token
 	HTTP  *http.Client
 }
 
-// List returns a page of what was set aside. The query holds the filter and
-// the paging of the operation list-dlq.
+// List returns a page of dead letters and quarantined requests. The query has the
+// parameters of the operation list-dlq.
 func (c *Client) List(ctx context.Context, query url.Values) (page DLQPage, err error) {
-	return page, c.ask(ctx, http.MethodGet, "/dlq?"+query.Encode(), nil, &page)
+	return page, c.call(ctx, http.MethodGet, "/dlq?"+query.Encode(), nil, &page)
 }
 
-// Show returns one entry whole.
+// Show returns one entry with the event or the request.
 func (c *Client) Show(ctx context.Context, id string) (e DLQEntry, err error) {
-	return e, c.ask(ctx, http.MethodGet, "/dlq/"+url.PathEscape(id), nil, &e)
+	return e, c.call(ctx, http.MethodGet, "/dlq/"+url.PathEscape(id), nil, &e)
 }
 
-// Retry lets one entry enter the normal way again.
+// Retry redelivers one dead letter, or converts one quarantined request again.
 func (c *Client) Retry(ctx context.Context, id string) (h ActionResult, err error) {
-	return h, c.ask(ctx, http.MethodPost, "/dlq/"+url.PathEscape(id)+"/retry", nil, &h)
+	return h, c.call(ctx, http.MethodPost, "/dlq/"+url.PathEscape(id)+"/retry", nil, &h)
 }
 
-// Drop removes one entry for good.
+// Drop removes one entry permanently.
 func (c *Client) Drop(ctx context.Context, id string) (h ActionResult, err error) {
-	return h, c.ask(ctx, http.MethodDelete, "/dlq/"+url.PathEscape(id), nil, &h)
+	return h, c.call(ctx, http.MethodDelete, "/dlq/"+url.PathEscape(id), nil, &h)
 }
 
-// Handle does the same, "retry" or "drop", for a page of entries. The filter is
-// as for List.
-func (c *Client) Handle(ctx context.Context, what string, filter map[string]any) (page ActionPage, err error) {
-	return page, c.ask(ctx, http.MethodPost, "/dlq-"+what, filter, &page)
+// Handle retries or drops a page of entries: action is "retry" or "drop". The filter
+// has the parameters of List.
+func (c *Client) Handle(ctx context.Context, action string, filter map[string]any) (page ActionPage, err error) {
+	return page, c.call(ctx, http.MethodPost, "/dlq-"+action, filter, &page)
 }
 
-// Count says how much the same filter means.
+// Count returns the number of entries by reason. The query has the parameters of List.
 func (c *Client) Count(ctx context.Context, query url.Values) (count DLQCount, err error) {
-	return count, c.ask(ctx, http.MethodGet, "/dlq-count?"+query.Encode(), nil, &count)
+	return count, c.call(ctx, http.MethodGet, "/dlq-count?"+query.Encode(), nil, &count)
 }
 
-// StartReplay starts a replay, or plans one.
+// StartReplay starts a replay, or counts the events of a dry run.
 func (c *Client) StartReplay(ctx context.Context, r ReplayRequest) (re relay.Replay, err error) {
-	return re, c.ask(ctx, http.MethodPost, "/replays", r, &re)
+	return re, c.call(ctx, http.MethodPost, "/replays", r, &re)
 }
 
-// Replays returns all there are, the newest first.
+// Replays returns every replay, newest first.
 func (c *Client) Replays(ctx context.Context) ([]relay.Replay, error) {
 	var all struct{ Replays []relay.Replay }
-	err := c.ask(ctx, http.MethodGet, "/replays", nil, &all)
+	err := c.call(ctx, http.MethodGet, "/replays", nil, &all)
 	return all.Replays, err
 }
 
-// Replay returns one.
+// Replay returns one replay by ID.
 func (c *Client) Replay(ctx context.Context, id string) (re relay.Replay, err error) {
-	return re, c.ask(ctx, http.MethodGet, "/replays/"+url.PathEscape(id), nil, &re)
+	return re, c.call(ctx, http.MethodGet, "/replays/"+url.PathEscape(id), nil, &re)
 }
 
-// SteerReplay stops or continues a replay: what is "stop" or "continue".
-func (c *Client) SteerReplay(ctx context.Context, id, what string) (re relay.Replay, err error) {
-	return re, c.ask(ctx, http.MethodPost, "/replays/"+url.PathEscape(id)+"/"+what, nil, &re)
+// SteerReplay stops or continues a replay: action is "stop" or "continue".
+func (c *Client) SteerReplay(ctx context.Context, id, action string) (re relay.Replay, err error) {
+	return re, c.call(ctx, http.MethodPost, "/replays/"+url.PathEscape(id)+"/"+action, nil, &re)
 }
 
-// ask sends a request and reads its answer.
-func (c *Client) ask(ctx context.Context, method, path string, body, answer any) error {
+// call sends a request and decodes the answer.
+func (c *Client) call(ctx context.Context, method, path string, body, answer any) error {
 	resp, err := c.do(ctx, method, path, body)
 	if err != nil {
 		return err
@@ -91,7 +90,7 @@ func (c *Client) ask(ctx context.Context, method, path string, body, answer any)
 	return nil
 }
 
-// ErrUnreachable is wrapped where no relay answers.
+// ErrUnreachable is wrapped by errors of requests without an answer.
 var ErrUnreachable = errors.New("no relay answers there")
 
 func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
@@ -119,7 +118,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 		if e, ok := errors.AsType[*url.Error](err); ok {
 			err = e.Err
 		}
-		return nil, fmt.Errorf("asking the admin API at %s: %w: %w", c.URL, ErrUnreachable, err)
+		return nil, fmt.Errorf("calling the admin API at %s: %w: %w", c.URL, ErrUnreachable, err)
 	}
 	if resp.StatusCode < 300 {
 		return resp, nil
@@ -130,11 +129,11 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	if err == nil {
 		err = json.Unmarshal(text, &p)
 	}
-	if strings.Contains(string(text), "HTTP request to an HTTPS server") { // as net/http says it
-		return nil, fmt.Errorf("asking the admin API at %s: the port speaks HTTPS: use https://", c.URL)
+	if strings.Contains(string(text), "HTTP request to an HTTPS server") { // text of net/http
+		return nil, fmt.Errorf("calling the admin API at %s: the port requires HTTPS: use https://", c.URL)
 	}
 	if err != nil || p.Status == 0 {
-		return nil, fmt.Errorf("asking the admin API at %s: it answers %s; is this the admin port of a relay?", c.URL, resp.Status)
+		return nil, fmt.Errorf("calling the admin API at %s: unexpected answer %s; is this the admin port of a relay?", c.URL, resp.Status)
 	}
 	lines := []string{p.Detail}
 	for _, e := range p.Errors {
@@ -143,7 +142,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	return nil, &RefusedError{Status: p.Status, Detail: strings.Join(lines, "\n  ")}
 }
 
-// RefusedError is an answer of the API that is an error.
+// RefusedError is an error answer of the API.
 type RefusedError struct {
 	Status int
 	Detail string

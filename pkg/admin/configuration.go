@@ -9,28 +9,28 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// Configuration is what the relay runs by.
+// Configuration is the configuration in effect.
 type Configuration struct {
-	YAML  string    `json:"yaml" doc:"All keys with their defaults. Secrets, and addresses of persons, are hidden."`
-	File  string    `json:"file" doc:"Where it was read from."`
-	Began time.Time `json:"began" doc:"When the process began."`
-	// Last is nil where nothing has changed since the process began.
-	Last *LastReload `json:"last,omitempty" doc:"The last time that it was read again."`
+	YAML  string    `json:"yaml" doc:"Configuration as YAML, with every default. Secrets and e-mail addresses are hidden."`
+	File  string    `json:"file" doc:"Path of the configuration file."`
+	Began time.Time `json:"began" doc:"Start time of the process."`
+	// Last is nil before the first reload.
+	Last *LastReload `json:"last,omitempty" doc:"Result of the last reload; absent before the first reload."`
 }
 
-// LastReload is what came of reading the configuration again.
+// LastReload is the result of a reload.
 type LastReload struct {
 	At      time.Time `json:"at"`
-	Taken   bool      `json:"applied" doc:"Whether the relay applied the changed configuration. If not, the previous configuration stays in effect."`
-	Changed []string  `json:"changed" doc:"What was different."`
-	Problem string    `json:"problem,omitempty" doc:"Why it was refused, a line a problem."`
+	Applied bool      `json:"applied" doc:"Whether the relay applied the changed configuration. If not, the previous configuration stays in effect."`
+	Changed []string  `json:"changed" doc:"Changed keys, sources and sinks."`
+	Problem string    `json:"problem,omitempty" doc:"Errors of a refused reload, one per line."`
 }
 
-// address is what may be an address of a person's mailbox.
+// address matches e-mail addresses.
 var address = regexp.MustCompile(`[\w.+-]+@[\w-]+(\.[\w-]+)+`)
 
 func (a *API) configuration(api huma.API) {
-	huma.Register(api, operation("configuration", http.MethodGet, "/configuration", "The configuration as it is in effect, without its secrets, and what came of the last reload"),
+	huma.Register(api, operation("configuration", http.MethodGet, "/configuration", "Show the configuration in effect, without secrets, and the result of the last reload"),
 		func(context.Context, *struct{}) (*struct{ Body Configuration }, error) {
 			c, err := a.Configuration()
 			c.YAML = address.ReplaceAllString(c.YAML, "***")
@@ -43,7 +43,7 @@ func (a *API) configuration(api huma.API) {
 		})
 }
 
-// Configuration asks what the relay runs by.
-func (c *Client) Configuration(ctx context.Context) (now Configuration, err error) {
-	return now, c.ask(ctx, http.MethodGet, "/configuration", nil, &now)
+// Configuration returns the configuration in effect.
+func (c *Client) Configuration(ctx context.Context) (current Configuration, err error) {
+	return current, c.call(ctx, http.MethodGet, "/configuration", nil, &current)
 }

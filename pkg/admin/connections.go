@@ -10,34 +10,35 @@ import (
 	"github.com/postwire/postwire/internal/httpserver"
 )
 
-// connections are those that are open on the admin port, at most so many. One more
-// makes another one close: of strangers the one that has made no progress for the
-// longest, and only without strangers one of a caller who has shown a token. So
-// whoever opens many connections shuts out neither the operators nor a kubelet, which
-// would end a process whose health it cannot ask.
+// connections limits the open connections of the admin port. At the limit, a new
+// connection closes the connection without progress for the longest time: among
+// strangers first, then among callers with a token. A client with many connections
+// therefore locks out neither operators nor a kubelet, which would restart the process
+// after failed health checks.
 type connections struct {
 	max     int
-	evicted func() // is called for each that is closed
+	evicted func() // called for every evicted connection
 
-	mu               sync.Mutex
-	strangers, known list.List // of *connection, the one without progress for the longest first
+	mu sync.Mutex
+	// Lists of *connection, the connection without progress for the longest time first.
+	strangers, authenticated list.List
 }
 
-// connection is one that is counted.
+// connection is a counted connection.
 type connection struct {
 	net.Conn
 	all *connections
 
 	// Guarded by all.mu.
-	in    *list.List    // nil when it is not counted any more
-	place *list.Element // in that list
+	in      *list.List    // nil after Close or eviction
+	element *list.Element // in the list
 }
 
-func newConnections(most int, evicted func()) *connections {
-	return &connections{max: most, evicted: evicted}
+func newConnections(limit int, evicted func()) *connections {
+	return &connections{max: limit, evicted: evicted}
 }
 
-// limit returns l with the limit. It never keeps a connection waiting.
+// limit returns l with the limit. Accept never blocks because of the limit.
 func (c *connections) limit(l net.Listener) net.Listener { return &limited{l, c} }
 
 type limited struct {
@@ -52,7 +53,7 @@ func (l *limited) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetWriteBuffer(sendBuffer) // it fails where the other end has gone, as the first read will
+		_ = tcp.SetWriteBuffer(sendBuffer) // an error means a closed connection, which the first read reports
 	}
 	return l.all.enter(conn), nil
 }
@@ -61,50 +62,51 @@ func (c *connections) enter(conn net.Conn) *connection {
 	entered := &connection{Conn: conn, all: c}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.strangers.Len()+c.known.Len() >= c.max {
+	for c.strangers.Len()+c.authenticated.Len() >= c.max {
 		oldest := c.strangers.Front()
 		if oldest == nil {
-			oldest = c.known.Front()
+			oldest = c.authenticated.Front()
 		}
 		leaving := oldest.Value.(*connection)
 		leaving.move(nil)
-		_ = leaving.Conn.Close() // its server notices
+		_ = leaving.Conn.Close() // the server notices on the next read
 		c.evicted()
 	}
 	entered.move(&c.strangers)
 	return entered
 }
 
-// move puts a connection at the end of a list. The lock is held.
+// move moves a connection to the end of a list; nil removes the connection. The caller
+// holds all.mu.
 func (c *connection) move(to *list.List) {
 	if c.in != nil {
-		c.in.Remove(c.place)
+		c.in.Remove(c.element)
 	}
 	if c.in = to; to != nil {
-		c.place = to.PushBack(c)
+		c.element = to.PushBack(c)
 	}
 }
 
-// progress notes that a connection has begun or ended a request; it is a ConnState of
-// http.Server.
+// progress records the start or the end of a request on a connection; it is the
+// ConnState of http.Server.
 func (c *connections) progress(conn net.Conn, state http.ConnState) {
-	known := connectionOf(conn)
-	if known == nil || state != http.StateActive && state != http.StateIdle {
+	counted := connectionOf(conn)
+	if counted == nil || state != http.StateActive && state != http.StateIdle {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if known.in != nil {
-		known.move(known.in)
+	if counted.in != nil {
+		counted.move(counted.in)
 	}
 }
 
-// prove notes that a caller has shown a token on a connection.
+// prove records that a caller on this connection has authenticated.
 func (c *connection) prove() {
 	c.all.mu.Lock()
 	defer c.all.mu.Unlock()
 	if c.in == &c.all.strangers {
-		c.move(&c.all.known)
+		c.move(&c.all.authenticated)
 	}
 }
 
@@ -123,12 +125,13 @@ func connectionOf(conn net.Conn) *connection {
 
 type connectionKey struct{}
 
-// remember lets a request find its connection; it is a ConnContext of http.Server.
+// remember stores the connection in the context of its requests; it is the ConnContext
+// of http.Server.
 func remember(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connectionKey{}, connectionOf(conn))
 }
 
-// proven notes that the caller of a request has shown a token.
+// proven records that the caller of a request has authenticated.
 func proven(r *http.Request) {
 	if c, _ := r.Context().Value(connectionKey{}).(*connection); c != nil { // nil in tests without a server
 		c.prove()

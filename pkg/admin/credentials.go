@@ -10,49 +10,48 @@ import (
 	"github.com/postwire/postwire/config"
 )
 
-// Credential is a bearer token of the API and whom it stands for.
+// Credential is a bearer token of the API, with the name and the role of its holder.
 type Credential struct {
 	Name  string // of the holder, in the audit log
 	Role  Role
 	Token config.Secret
 }
 
-// errTokenGone is why a request ends whose token was replaced or removed.
-var errTokenGone = errors.New("the token was replaced or removed")
+// errTokenRevoked is the cause of ending requests of a removed token.
+var errTokenRevoked = errors.New("the token was replaced or removed")
 
-// Credentials are the tokens that callers of the API may show. While there is
-// none, every caller is an operator. The methods may be called concurrently.
+// Credentials are the valid tokens of the API. Without any token, every caller is an
+// operator. Methods may be called concurrently, except Replace.
 type Credentials struct {
 	current atomic.Pointer[holders]
 }
 
-// holders are those of the credentials that are in effect at one time.
+// holders are the holders of the current credentials.
 type holders struct {
 	byToken  []*holder
-	unlocked *holder // stands for every caller; nil while there is a token
+	unlocked *holder // the holder for every caller; nil with any token
 }
 
-// holder is whom a token stands for.
+// holder is the holder of a token.
 type holder struct {
 	name string
 	role Role
 	sum  [sha256.Size]byte // of the token
-	weak bool              // somebody might find the token by trying
-	life context.Context   // done when the token is not in effect any more
+	weak bool              // the token is short enough for guessing
+	life context.Context   // done after the token was revoked
 	end  context.CancelCauseFunc
 }
 
-// NewCredentials returns Credentials that hold the given ones.
+// NewCredentials returns Credentials with the given tokens.
 func NewCredentials(all ...Credential) *Credentials {
 	c := &Credentials{}
 	c.Replace(all...)
 	return c
 }
 
-// Replace puts the given credentials into effect in place of those before. It ends
-// the sessions, the tails and the requests of a token that is gone, or that has
-// another name or role; the others go on. It must not be called concurrently with
-// itself.
+// Replace replaces the credentials. Replace ends sessions, tails and requests of a
+// token that was removed, or has a new name or role; other sessions, tails and requests
+// continue. Replace must not be called concurrently with itself.
 func (c *Credentials) Replace(all ...Credential) {
 	before := c.current.Load()
 	if before == nil {
@@ -79,11 +78,11 @@ func (c *Credentials) Replace(all ...Credential) {
 	c.current.Store(next)
 	for _, old := range before.byToken {
 		if !kept[old] {
-			old.end(errTokenGone)
+			old.end(errTokenRevoked)
 		}
 	}
 	if before.unlocked != nil && next.unlocked == nil {
-		before.unlocked.end(errTokenGone)
+		before.unlocked.end(errTokenRevoked)
 	}
 }
 
@@ -93,12 +92,11 @@ func newHolder(c Credential) *holder {
 	return h
 }
 
-// unlocked returns who every caller is while there is no token, otherwise nil.
+// unlocked returns the holder for every caller if no token is configured, otherwise nil.
 func (c *Credentials) unlocked() *holder { return c.current.Load().unlocked }
 
-// find returns the holder of a token, among those whose tokens are weak or among
-// those whose tokens are not; nil if there is none. The time that it takes tells
-// nothing of the tokens.
+// find returns the holder of a token among weak or among strong tokens, or nil. The
+// comparison takes constant time per token.
 func (c *Credentials) find(token string, weak bool) (found *holder) {
 	sum := sha256.Sum256([]byte(token))
 	for _, h := range c.current.Load().byToken {

@@ -19,33 +19,33 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// Kinds of what was set aside.
+// Kinds of entries in the dead-letter queue.
 const (
-	KindDeadLetter = "dead_letter" // a sink could not take it
-	KindQuarantine = "quarantine"  // no source could understand it
+	KindDeadLetter = "dead_letter" // an event that a sink refused permanently
+	KindQuarantine = "quarantine"  // a request that its source could not convert
 )
 
-// Malformed is the reason of what is in quarantine.
+// Malformed is the reason of every quarantined request.
 const Malformed = "malformed"
 
-// DLQEntry is one thing that was set aside.
+// DLQEntry is a dead letter or a quarantined request.
 type DLQEntry struct {
-	ID        string              `json:"id" doc:"Name of the entry: place@sink of a dead letter, a UUID of a quarantined request."`
+	ID        string              `json:"id" doc:"ID of the entry: sequence@sink for a dead letter, a UUID for a quarantined request."`
 	Kind      string              `json:"kind" enum:"dead_letter,quarantine"`
-	Sink      string              `json:"sink,omitempty" doc:"The sink that could not take the event."`
-	Source    string              `json:"source,omitempty" doc:"The source that could not understand the request."`
-	Reason    string              `json:"reason" doc:"Why, as one of a closed set: too_large, no_destination, invalid, unauthorized, refused, expired, malformed."`
-	Error     string              `json:"error" doc:"What the broker said, or what was wrong with the request."`
-	Attempts  int                 `json:"attempts" doc:"Attempts to deliver the event, or 1 for a quarantined request."`
-	Count     uint64              `json:"count,omitempty" doc:"How often a quarantined request was received: requests of its source with the same body are kept once."`
-	First     time.Time           `json:"first" doc:"First attempt, or when the request was received first."`
-	Last      time.Time           `json:"last" doc:"Last attempt, or when the request was received last."`
-	Seq       journal.Seq         `json:"seq,omitempty" doc:"Place of the event in the journal."`
+	Sink      string              `json:"sink,omitempty" doc:"Sink that refused the event."`
+	Source    string              `json:"source,omitempty" doc:"Source that could not convert the request."`
+	Reason    string              `json:"reason" doc:"Reason, from a closed set: too_large, no_destination, invalid, unauthorized, refused, expired, malformed."`
+	Error     string              `json:"error" doc:"Error of the broker, or error of the conversion of the request."`
+	Attempts  int                 `json:"attempts" doc:"Number of delivery attempts; 1 for a quarantined request."`
+	Count     uint64              `json:"count,omitempty" doc:"Number of arrivals of a quarantined request. Requests of one source with equal bodies are stored once."`
+	First     time.Time           `json:"first" doc:"Time of the first delivery attempt, or of the first arrival of the request."`
+	Last      time.Time           `json:"last" doc:"Time of the last delivery attempt, or of the last arrival of the request."`
+	Seq       journal.Seq         `json:"seq,omitempty" doc:"Sequence of the event in the journal."`
 	EventID   string              `json:"event_id,omitempty"`
 	EventType string              `json:"event_type,omitempty"`
-	Bytes     int                 `json:"bytes" doc:"Size of the event's data, or of the request's body."`
-	Event     *CloudEvent         `json:"event,omitempty" doc:"The event, where one entry is shown."`
-	Request   *QuarantinedRequest `json:"request,omitempty" doc:"The request, where one entry is shown."`
+	Bytes     int                 `json:"bytes" doc:"Size in bytes of the event's data, or of the request's body."`
+	Event     *CloudEvent         `json:"event,omitempty" doc:"The event; only in the answer for a single dead letter."`
+	Request   *QuarantinedRequest `json:"request,omitempty" doc:"The request; only in the answer for a single quarantined request."`
 }
 
 // CloudEvent is an event in the JSON format of CloudEvents.
@@ -56,57 +56,57 @@ func (CloudEvent) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true, Description: "CloudEvents JSON event format."}
 }
 
-// QuarantinedRequest is a request as it came, less its secrets.
+// QuarantinedRequest is a request as received, without secrets.
 type QuarantinedRequest struct {
-	Method     string      `json:"method,omitempty" doc:"Method, path, query and header are of the first request with this body."`
+	Method     string      `json:"method,omitempty" doc:"HTTP method. Method, path, query and header are from the first request with this body."`
 	Path       string      `json:"path,omitempty"`
-	RawQuery   string      `json:"raw_query,omitempty" doc:"What is behind the question mark."`
+	RawQuery   string      `json:"raw_query,omitempty" doc:"Query string, without the question mark."`
 	Header     http.Header `json:"header"`
-	Body       string      `json:"body,omitempty" doc:"The body, where it is UTF-8."`
-	BodyBase64 string      `json:"body_base64,omitempty" doc:"The body, where it is not."`
+	Body       string      `json:"body,omitempty" doc:"The body, if the body is valid UTF-8."`
+	BodyBase64 string      `json:"body_base64,omitempty" doc:"The body in base64, if the body is not valid UTF-8."`
 }
 
-// dlqFilter says which entries are meant; all that is set must hold.
+// dlqFilter selects entries. Every set field must match.
 type dlqFilter struct {
-	Kind   string `query:"kind" json:"kind,omitempty" enum:"dead_letter,quarantine" doc:"Only of this kind."`
-	Sink   string `query:"sink" json:"sink,omitempty" doc:"Only dead letters of this sink."`
-	Source string `query:"source" json:"source,omitempty" doc:"Only quarantined requests of this source."`
-	Reason string `query:"reason" json:"reason,omitempty" doc:"Only with this reason."`
-	Since  When   `query:"since" json:"since,omitempty" doc:"Only set aside, or received once more, from this time on: RFC 3339, or how long ago, such as 2h."`
-	Until  When   `query:"until" json:"until,omitempty" doc:"Only set aside, and received for the last time, before this time."`
-	Limit  int    `query:"limit" json:"limit,omitempty" minimum:"1" maximum:"1000" default:"100" doc:"Most entries at once."`
-	After  string `query:"after" json:"after,omitempty" doc:"Go on behind this one: next of the page before."`
+	Kind   string `query:"kind" json:"kind,omitempty" enum:"dead_letter,quarantine" doc:"Select only entries of this kind."`
+	Sink   string `query:"sink" json:"sink,omitempty" doc:"Select only dead letters of this sink."`
+	Source string `query:"source" json:"source,omitempty" doc:"Select only quarantined requests of this source."`
+	Reason string `query:"reason" json:"reason,omitempty" doc:"Select only entries with this reason."`
+	Since  When   `query:"since" json:"since,omitempty" doc:"Select only entries with a last attempt or arrival at this time or later: RFC 3339, or an age such as 2h."`
+	Until  When   `query:"until" json:"until,omitempty" doc:"Select only entries with a last attempt or arrival before this time: RFC 3339, or an age such as 1h."`
+	Limit  int    `query:"limit" json:"limit,omitempty" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of entries per page."`
+	After  string `query:"after" json:"after,omitempty" doc:"Continue after this entry: the value of next from the previous page."`
 }
 
 // Resolve implements huma.Resolver.
 func (f *dlqFilter) Resolve(ctx huma.Context) []error {
-	return note(ctx, named("kind", f.Kind), named("sink", f.Sink), named("source", f.Source))
+	return addSubject(ctx, named("kind", f.Kind), named("sink", f.Sink), named("source", f.Source))
 }
 
 type dlqID struct {
-	ID string `path:"id" doc:"Name of the entry."`
+	ID string `path:"id" doc:"ID of the entry."`
 }
 
 type dlqShown struct {
-	ID   string `path:"id" doc:"Name of the entry."`
-	Data bool   `query:"data" default:"true" doc:"Show the event's data, or the request's query, header and body, which are personal: for operators."`
+	ID   string `path:"id" doc:"ID of the entry."`
+	Data bool   `query:"data" default:"true" doc:"Include the event's data, or the request's query, header and body, which may be personal. Requires the role operator."`
 }
 
-// DLQPage is a part of what was set aside.
+// DLQPage is a page of entries.
 type DLQPage struct {
 	Entries []DLQEntry `json:"entries"`
-	Next    string     `json:"next,omitempty" doc:"What to give as after for the next page; absent on the last one."`
+	Next    string     `json:"next,omitempty" doc:"Value of the parameter after for the next page; absent on the last page."`
 }
 
-// DLQCount is how much was set aside.
+// DLQCount is the number of entries by reason.
 type DLQCount struct {
 	Total  int        `json:"total"`
-	More   bool       `json:"more,omitempty" doc:"There is more than was counted."`
-	Groups []DLQGroup `json:"groups" doc:"By why, the largest first."`
-	Until  time.Time  `json:"until" doc:"What to give as until to mean what was counted, and not what is set aside meanwhile."`
+	More   bool       `json:"more,omitempty" doc:"Whether more entries exist than were counted."`
+	Groups []DLQGroup `json:"groups" doc:"Numbers by kind, sink or source, and reason; the largest first."`
+	Until  time.Time  `json:"until" doc:"Value of the parameter until that selects the counted entries and excludes later entries."`
 }
 
-// DLQGroup is how much was set aside for one reason.
+// DLQGroup is the number of entries with one kind, sink or source, and reason.
 type DLQGroup struct {
 	Kind   string `json:"kind" enum:"dead_letter,quarantine"`
 	Sink   string `json:"sink,omitempty"`
@@ -115,84 +115,90 @@ type DLQGroup struct {
 	Count  int    `json:"count"`
 }
 
-// ActionResult says what became of one entry.
+// ActionResult is the result of a retry or a drop of one entry.
 type ActionResult struct {
 	ID     string   `json:"id"`
-	Done   bool     `json:"done" doc:"Whether it is not set aside any more."`
-	Events []string `json:"events,omitempty" doc:"CloudEvents ids of what was appended by a retry; duplicates are not."`
-	Error  string   `json:"error,omitempty" doc:"Why it is still there."`
+	Done   bool     `json:"done" doc:"Whether the entry was retried or dropped, and is removed from the dead-letter queue."`
+	Events []string `json:"events,omitempty" doc:"CloudEvents IDs of the events that a retry appended to the journal, without duplicates."`
+	Error  string   `json:"error,omitempty" doc:"Error of the retry or the drop; the entry stays in the dead-letter queue."`
 }
 
-// ActionPage says what became of a page of entries.
+// ActionPage is the result of retries or drops of a page of entries.
 type ActionPage struct {
 	Entries []ActionResult `json:"entries"`
-	Next    string         `json:"next,omitempty" doc:"What to give as after for the next page; absent on the last one."`
-	Until   time.Time      `json:"until" doc:"What to give as until for the next page, so that what was set aside meanwhile is left out."`
+	Next    string         `json:"next,omitempty" doc:"Value of the parameter after for the next page; absent on the last page."`
+	Until   time.Time      `json:"until" doc:"Value of the parameter until for the next page, which excludes later entries."`
 }
 
-type handledOutput struct{ Body ActionResult }
+type actionOutput struct{ Body ActionResult }
 
 func (a *API) dlq(api huma.API) {
-	huma.Register(api, counted(operation("list-dlq", http.MethodGet, "/dlq", "What was set aside: dead letters by sink, then quarantined requests", 422), kindList),
+	huma.Register(api, counted(operation("list-dlq", http.MethodGet, "/dlq", "List dead letters, by sink, and then quarantined requests", 422), kindList),
 		func(ctx context.Context, in *dlqFilter) (*struct{ Body DLQPage }, error) {
 			page, err := a.list(ctx, *in)
 			return &struct{ Body DLQPage }{page}, err
 		})
-	huma.Register(api, ruled(operation("show-dlq", http.MethodGet, "/dlq/{id}", "One entry, with its event or request; this holds personal data", 404), personal("data", true)),
+	huma.Register(api, ruled(operation("show-dlq", http.MethodGet, "/dlq/{id}", "Show one entry with the event or the request, which may contain personal data", 404), personal("data", true)),
 		func(ctx context.Context, in *dlqShown) (*struct{ Body DLQEntry }, error) {
 			e, err := a.show(ctx, in.ID, in.Data)
 			return &struct{ Body DLQEntry }{e}, failed(err)
 		})
-	huma.Register(api, operation("retry-dlq", http.MethodPost, "/dlq/{id}/retry", "Let one entry enter the normal way again", 404, 422),
-		func(ctx context.Context, in *dlqID) (*handledOutput, error) {
+	huma.Register(api, operation("retry-dlq", http.MethodPost, "/dlq/{id}/retry", "Redeliver one dead letter, or convert one quarantined request again", 404, 422),
+		func(ctx context.Context, in *dlqID) (*actionOutput, error) {
 			h, err := a.retry(ctx, in.ID)
-			return &handledOutput{h}, failed(err)
+			return &actionOutput{h}, failed(err)
 		})
-	huma.Register(api, operation("drop-dlq", http.MethodDelete, "/dlq/{id}", "Remove one entry for good", 404),
-		func(ctx context.Context, in *dlqID) (*handledOutput, error) {
+	huma.Register(api, operation("drop-dlq", http.MethodDelete, "/dlq/{id}", "Remove one entry permanently", 404),
+		func(ctx context.Context, in *dlqID) (*actionOutput, error) {
 			h, err := a.drop(ctx, in.ID)
-			return &handledOutput{h}, failed(err)
+			return &actionOutput{h}, failed(err)
 		})
-	huma.Register(api, counted(operation("count-dlq", http.MethodGet, "/dlq-count", "How much was set aside, and why: what the same filter would retry or drop", 422), kindList),
+	huma.Register(api, counted(operation("count-dlq", http.MethodGet, "/dlq-count", "Count entries by reason, for a filter of a retry or a drop", 422), kindList),
 		func(ctx context.Context, in *dlqFilter) (*struct{ Body DLQCount }, error) {
 			count, err := a.count(ctx, *in)
 			return &struct{ Body DLQCount }{count}, failed(err)
 		})
-	for word, do := range map[string]func(context.Context, string) (ActionResult, error){"retry": a.retry, "drop": a.drop} {
-		huma.Register(api, counted(operation(word+"-dlq-page", http.MethodPost, "/dlq-"+word, "The same for a page of entries", 422), kindList),
+	for _, action := range []struct {
+		name, summary string
+		do            func(context.Context, string) (ActionResult, error)
+	}{
+		{"retry", "Redeliver dead letters and convert quarantined requests again, for one page of entries that match a filter", a.retry},
+		{"drop", "Remove one page of entries that match a filter permanently", a.drop},
+	} {
+		huma.Register(api, counted(operation(action.name+"-dlq-page", http.MethodPost, "/dlq-"+action.name, action.summary, 422), kindList),
 			func(ctx context.Context, in *struct{ Body dlqFilter }) (*struct{ Body ActionPage }, error) {
-				page, err := a.handle(ctx, in.Body, do)
+				page, err := a.handle(ctx, in.Body, action.do)
 				return &struct{ Body ActionPage }{page}, err
 			})
 	}
 }
 
-// asideName is the ID of a dead letter.
-func asideName(id journal.DeliveryID) string { return fmt.Sprintf("%d@%s", id.Seq, id.Sink) }
+// deadLetterID returns the ID of the entry of a dead letter.
+func deadLetterID(id journal.DeliveryID) string { return fmt.Sprintf("%d@%s", id.Seq, id.Sink) }
 
-// parseAside reads an ID; dead is false for that of a quarantined request.
-func parseAside(id string) (letter journal.DeliveryID, dead bool) {
+// parseDeadLetterID parses the ID of an entry; dead is false for a quarantined request.
+func parseDeadLetterID(id string) (letter journal.DeliveryID, dead bool) {
 	number, sink, ok := strings.Cut(id, "@")
 	seq, err := strconv.ParseUint(number, 10, 64)
 	return journal.DeliveryID{Sink: sink, Seq: journal.Seq(seq)}, ok && err == nil
 }
 
-func ofDead(d journal.Dead) DLQEntry {
+func deadLetterEntry(d journal.Dead) DLQEntry {
 	return DLQEntry{
-		ID: asideName(d.ID()), Kind: KindDeadLetter, Sink: d.Sink, Reason: d.Letter.Reason, Error: d.Letter.Err,
+		ID: deadLetterID(d.ID()), Kind: KindDeadLetter, Sink: d.Sink, Reason: d.Letter.Reason, Error: d.Letter.Err,
 		Attempts: d.Letter.Attempts, First: d.Letter.First, Last: d.Letter.Last, Seq: d.Letter.Seq,
 		EventID: d.Event.CloudEvent.ID(), EventType: d.Event.CloudEvent.Type(), Bytes: len(d.Event.CloudEvent.DataEncoded),
 	}
 }
 
-func ofRejected(r journal.QuarantinedRequest) DLQEntry {
+func quarantineEntry(r journal.QuarantinedRequest) DLQEntry {
 	return DLQEntry{
 		ID: r.ID, Kind: KindQuarantine, Source: r.Source, Reason: Malformed, Error: r.Reason, Attempts: 1, Count: r.Count,
 		First: r.Received, Last: r.LastReceived, Bytes: len(r.Body),
 	}
 }
 
-// list returns a page of what the filter lets through.
+// list returns a page of matching entries.
 func (a *API) list(ctx context.Context, f dlqFilter) (DLQPage, error) {
 	page := DLQPage{Entries: []DLQEntry{}}
 	limit := f.Limit
@@ -200,8 +206,8 @@ func (a *API) list(ctx context.Context, f dlqFilter) (DLQPage, error) {
 		limit = 100
 	}
 	bytes := 0
-	// full takes an entry, if there is room.
-	full := func(e DLQEntry) bool {
+	// add adds an entry, and reports whether the page is full.
+	add := func(e DLQEntry) bool {
 		if n := len(page.Entries); n == limit || bytes >= maxPageBytes {
 			page.Next = page.Entries[n-1].ID
 			return true
@@ -210,29 +216,29 @@ func (a *API) list(ctx context.Context, f dlqFilter) (DLQPage, error) {
 		page.Entries = append(page.Entries, e)
 		return false
 	}
-	return page, failed(a.each(ctx, f, full))
+	return page, failed(a.each(ctx, f, add))
 }
 
-// each goes through what the filter lets through, until stop says so.
+// each calls stop for every matching entry, until stop returns true.
 func (a *API) each(ctx context.Context, f dlqFilter, stop func(DLQEntry) bool) error {
 	times, err := a.times(map[string]When{"since": f.Since, "until": f.Until})
 	if err != nil {
 		return err
 	}
-	full := func(e DLQEntry) bool {
+	visit := func(e DLQEntry) bool {
 		if f.Sink != "" && e.Sink != f.Sink || f.Source != "" && e.Source != f.Source || f.Reason != "" && e.Reason != f.Reason ||
 			e.Last.Before(times["since"]) || !times["until"].IsZero() && !e.Last.Before(times["until"]) {
 			return false
 		}
 		return stop(e)
 	}
-	letter, dead := parseAside(f.After)
+	letter, dead := parseDeadLetterID(f.After)
 	if f.Kind != KindQuarantine && f.Source == "" && (f.After == "" || dead) {
 		for d, err := range a.Journal.DeadLetters(ctx, letter) {
 			if err != nil {
 				return err
 			}
-			if full(ofDead(d)) {
+			if visit(deadLetterEntry(d)) {
 				return nil
 			}
 		}
@@ -246,7 +252,7 @@ func (a *API) each(ctx context.Context, f dlqFilter, stop func(DLQEntry) bool) e
 			if err != nil {
 				return err
 			}
-			if full(ofRejected(r)) {
+			if visit(quarantineEntry(r)) {
 				return nil
 			}
 		}
@@ -254,14 +260,14 @@ func (a *API) each(ctx context.Context, f dlqFilter, stop func(DLQEntry) bool) e
 	return nil
 }
 
-// mostCounted bounds what a count costs.
-const mostCounted = 100000
+// maxCounted limits the cost of a count.
+const maxCounted = 100000
 
 func (a *API) count(ctx context.Context, f dlqFilter) (DLQCount, error) {
 	count := DLQCount{Groups: []DLQGroup{}, Until: a.Now()}
 	groups := map[DLQGroup]int{}
 	err := a.each(ctx, f, func(e DLQEntry) bool {
-		if count.Total == mostCounted {
+		if count.Total == maxCounted {
 			count.More = true
 			return true
 		}
@@ -280,12 +286,12 @@ func (a *API) count(ctx context.Context, f dlqFilter) (DLQCount, error) {
 }
 
 func (a *API) show(ctx context.Context, id string, data bool) (DLQEntry, error) {
-	if letter, dead := parseAside(id); dead {
+	if letter, dead := parseDeadLetterID(id); dead {
 		d, err := a.Journal.DeadLetter(ctx, letter)
 		if err != nil {
 			return DLQEntry{}, err
 		}
-		e := ofDead(d)
+		e := deadLetterEntry(d)
 		text, err := attributes(d.Event, data)
 		e.Event = &CloudEvent{text}
 		return e, err
@@ -294,7 +300,7 @@ func (a *API) show(ctx context.Context, id string, data bool) (DLQEntry, error) 
 	if err != nil {
 		return DLQEntry{}, err
 	}
-	e := ofRejected(r)
+	e := quarantineEntry(r)
 	if !data {
 		e.Request = &QuarantinedRequest{Method: r.Method, Path: r.Path, Header: http.Header{}}
 		return e, nil
@@ -306,11 +312,11 @@ func (a *API) show(ctx context.Context, id string, data bool) (DLQEntry, error) 
 	return e, nil
 }
 
-// retry lets an entry enter the normal way: a dead letter to its sink, a
-// quarantined request to all, if its source understands it today.
+// retry redelivers a dead letter to its sink, or converts a quarantined request again
+// and appends the events for every sink.
 func (a *API) retry(ctx context.Context, id string) (ActionResult, error) {
 	h := ActionResult{ID: id}
-	if letter, dead := parseAside(id); dead {
+	if letter, dead := parseDeadLetterID(id); dead {
 		if err := a.Relay.Has(letter.Sink); err != nil {
 			return h, err
 		}
@@ -328,9 +334,9 @@ func (a *API) retry(ctx context.Context, id string) (ActionResult, error) {
 	if err != nil {
 		return h, err
 	}
-	events, err := a.Understand(r)
+	events, err := a.Renormalize(r)
 	if err != nil {
-		return h, huma.Error422UnprocessableEntity("it is still not understood: " + err.Error())
+		return h, huma.Error422UnprocessableEntity("the source cannot convert the request: " + err.Error())
 	}
 	receipts, err := a.Journal.Release(ctx, id, events...)
 	if err != nil {
@@ -347,14 +353,14 @@ func (a *API) retry(ctx context.Context, id string) (ActionResult, error) {
 
 func (a *API) drop(ctx context.Context, id string) (ActionResult, error) {
 	h := ActionResult{ID: id, Done: true}
-	if letter, dead := parseAside(id); dead {
+	if letter, dead := parseDeadLetterID(id); dead {
 		return h, a.Journal.Drop(ctx, letter)
 	}
 	_, err := a.Journal.Release(ctx, id)
 	return h, err
 }
 
-// handle does something with each entry of a page.
+// handle calls do for every entry of a page.
 func (a *API) handle(ctx context.Context, f dlqFilter, do func(context.Context, string) (ActionResult, error)) (ActionPage, error) {
 	done := ActionPage{Entries: []ActionResult{}, Until: a.Now()}
 	if f.Until != "" {
@@ -373,7 +379,7 @@ func (a *API) handle(ctx context.Context, f dlqFilter, do func(context.Context, 
 	for _, e := range page.Entries {
 		h, err := do(ctx, e.ID)
 		if errors.Is(err, journal.ErrNotFound) {
-			continue // somebody else has seen to it
+			continue // another operator has retried or dropped the entry
 		}
 		if err != nil {
 			h = ActionResult{ID: e.ID, Error: err.Error()}

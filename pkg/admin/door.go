@@ -16,20 +16,20 @@ import (
 	"github.com/postwire/postwire/internal/forwarded"
 )
 
-// What a caller shows.
+// Kinds of proof of a caller.
 const (
 	proofNone    = "none"
 	proofToken   = "token"
 	proofSession = "session"
 )
 
-// caller is who makes a request.
+// caller is the caller of a request.
 type caller struct {
-	holder *holder // nil is a stranger
+	holder *holder // nil for a stranger
 	proof  string
 	remote origin
-	life   context.Context // done when the proof is not in effect any more
-	ends   time.Time       // when the proof ends by the clock; zero is never
+	life   context.Context // done after the proof was revoked
+	ends   time.Time       // expiry of the proof; zero for no expiry
 }
 
 func (c caller) role() Role {
@@ -39,11 +39,11 @@ func (c caller) role() Role {
 	return c.holder.role
 }
 
-// errSessionOver is why the requests of a session end by the clock.
+// errSessionOver is the cause of ending requests of an expired session.
 var errSessionOver = errors.New("the session is over")
 
-// bound returns a context that ends with the proof of the caller, and what to call
-// when the request has ended.
+// bound returns a context that ends with the proof of the caller, and a function to
+// call after the request.
 func (c caller) bound(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(c.life, func() { cancel(context.Cause(c.life)) })
@@ -54,10 +54,10 @@ func (c caller) bound(ctx context.Context) (context.Context, func()) {
 	return ctx, func() { stop(); over(); cancel(nil) }
 }
 
-// origin is where a request comes from.
+// origin is the remote address of a request.
 type origin struct {
 	peer   netip.Addr // at the other end of the connection
-	sender netip.Addr // as trusted proxies tell it; not valid where they name nobody
+	sender netip.Addr // from trusted proxies; invalid if unknown
 }
 
 func (a *API) origin(r *http.Request) origin {
@@ -65,7 +65,7 @@ func (a *API) origin(r *http.Request) origin {
 	return origin{peer, a.Proxies.Remote(peer, r)}
 }
 
-// fields are those of a log line. The peer is in it where it is not the sender.
+// fields returns log fields: the sender, and the peer if different.
 func (o origin) fields() []zap.Field {
 	if o.sender == o.peer {
 		return []zap.Field{zap.Stringer("remote", o.peer)}
@@ -77,7 +77,7 @@ func (o origin) fields() []zap.Field {
 	return []zap.Field{zap.String("remote", remote), zap.Stringer("proxy", o.peer)}
 }
 
-// door knows who may come in: by a token, or by the session of a browser.
+// door authenticates callers by a token, or by the session of a browser.
 type door struct {
 	api      *API
 	sessions *sessions
@@ -86,15 +86,15 @@ type door struct {
 
 func (a *API) door() *door { return &door{a, newSessions(a.Now), newAttempts(a.Now)} }
 
-// identify finds out who makes a request. It refuses a wrong token; whoever shows
-// nothing, or a session that has ended, is a stranger.
+// identify returns the caller of a request. A wrong token is refused. A caller without
+// a proof, or with the cookie of an ended session, is a stranger.
 func (d *door) identify(r *http.Request) (who caller, refused *refusal) {
 	who = caller{proof: proofNone, remote: d.api.origin(r)}
 	shown := r.Header.Get("Authorization")
 	cookie, err := r.Cookie(cookieName)
 	switch unlocked := d.api.Credentials.unlocked(); {
 	case unlocked != nil && !loopback(r.Host):
-		return who, &refusal{status: http.StatusForbidden, detail: "Ask by the address 127.0.0.1, or set admin.token in the configuration."}
+		return who, &refusal{status: http.StatusForbidden, detail: "No token is configured: use the address 127.0.0.1, or set admin.token in the configuration."}
 	case unlocked != nil:
 		who.holder, who.life = unlocked, unlocked.life
 	case shown != "":
@@ -116,16 +116,16 @@ func (d *door) identify(r *http.Request) (who caller, refused *refusal) {
 		}
 		who.holder, who.life, who.ends = in.holder, in.life, in.ends
 		if safe := r.Method == http.MethodGet || r.Method == http.MethodHead; !safe && !same(r.Header.Get(csrfField), in.csrf) {
-			return who, &refusal{status: http.StatusForbidden, detail: "The header " + csrfField + " is missing or wrong: a page of another site may have asked. Load the console again."}
+			return who, &refusal{status: http.StatusForbidden, detail: "The header " + csrfField + " is missing or wrong: a page of another site may have sent the request. Load the console again."}
 		}
 	}
 	return who, nil
 }
 
-// authenticate returns the holder of a token. A token that nobody can find by trying
-// is let in whatever else its remote address has shown, so that a stranger behind the
-// same proxy locks nobody out. A weak token is not even compared when the address is
-// over its limit: a guess counts only at the rate of the limit.
+// authenticate returns the holder of a token. A strong token is accepted whatever the
+// number of wrong tokens from its address, so that a stranger behind a shared proxy
+// cannot lock out operators. A weak token is not compared while its address is over the
+// limit, so that guesses are limited.
 func (d *door) authenticate(token string, from origin, proof string) (*holder, *refusal) {
 	if h := d.api.Credentials.find(token, false); h != nil {
 		return h, nil
@@ -135,9 +135,9 @@ func (d *door) authenticate(token string, from origin, proof string) (*holder, *
 	if try.wait > 0 {
 		d.api.Metrics.signIns.WithLabelValues(signInLimited).Inc()
 		if try.first {
-			log.Warn("admin sign-ins limited: the remote address has shown too many wrong tokens")
+			log.Warn("admin sign-ins limited: too many wrong tokens from the remote address")
 		}
-		return nil, &refusal{status: http.StatusTooManyRequests, detail: "Too many wrong tokens came from this address: try again later.", wait: try.wait}
+		return nil, &refusal{status: http.StatusTooManyRequests, detail: "Too many wrong tokens from this address: try again later.", wait: try.wait}
 	}
 	if h := d.api.Credentials.find(token, true); h != nil {
 		try.undo()
@@ -145,22 +145,22 @@ func (d *door) authenticate(token string, from origin, proof string) (*holder, *
 	}
 	d.api.Metrics.signIns.WithLabelValues(signInRefused).Inc()
 	log.Warn("admin sign-in refused: wrong token")
-	return nil, &refusal{status: http.StatusUnauthorized, detail: "This token opens nothing. It is admin.token, admin.viewer_token or one of admin.tokens of the relay's configuration."}
+	return nil, &refusal{status: http.StatusUnauthorized, detail: "Wrong token. Use admin.token, admin.viewer_token or a token of admin.tokens from the relay's configuration."}
 }
 
-// Session is who a browser is signed in as.
+// Session is the role and the name of the caller.
 type Session struct {
-	Role     Role       `json:"role" enum:"nobody,viewer,operator" doc:"What the caller may do; nobody has to sign in."`
-	Name     string     `json:"name,omitempty" doc:"Name of the token that was shown, as in the audit log."`
-	CSRF     string     `json:"csrf,omitempty" doc:"What requests that change something have to show as X-CSRF-Token, where they come with the session's cookie."`
-	Ends     *time.Time `json:"ends,omitempty" doc:"When one has to sign in again."`
-	Unlocked bool       `json:"unlocked,omitempty" doc:"No token is configured: whoever is on the relay's machine may everything."`
+	Role     Role       `json:"role" enum:"nobody,viewer,operator" doc:"Role of the caller. nobody: the caller must sign in."`
+	Name     string     `json:"name,omitempty" doc:"Name of the caller's token, as in the audit log."`
+	CSRF     string     `json:"csrf,omitempty" doc:"Value of the header X-CSRF-Token, required for changes by a session."`
+	Ends     *time.Time `json:"ends,omitempty" doc:"Expiry of the session."`
+	Unlocked bool       `json:"unlocked,omitempty" doc:"Whether no token is configured, so that every user of the relay's machine has full access."`
 }
 
-// Caller is how a request to sign in or out came.
+// Caller is the input of requests to sign in or out.
 type Caller struct {
 	Cookie    string `cookie:"postwire_session"`
-	Forwarded string `header:"X-Forwarded-Proto" doc:"https where a proxy speaks TLS: then the cookie is sent over nothing else."`
+	Forwarded string `header:"X-Forwarded-Proto" doc:"https if a proxy terminates TLS. The browser then sends the session cookie over HTTPS only."`
 
 	tls     bool
 	request *http.Request
@@ -173,15 +173,16 @@ func (h *Caller) Resolve(c huma.Context) []error {
 	return nil
 }
 
-// cookie is the one that holds a value for a time; less than no time removes it.
+// cookie returns the session cookie with a maximum age; a negative age removes the
+// cookie.
 func (h *Caller) cookie(value string, age time.Duration) http.Cookie {
-	return http.Cookie{ //nolint:gosec // Secure where TLS is spoken: without it the browser would not send the cookie back
+	return http.Cookie{ //nolint:gosec // Secure with TLS only: a browser does not send a Secure cookie over HTTP
 		Name: cookieName, Value: value, Path: BasePath + "/", MaxAge: int(age.Seconds()),
 		HttpOnly: true, Secure: h.tls, SameSite: http.SameSiteStrictMode,
 	}
 }
 
-// session is who a browser is signed in as.
+// session returns role and name of the caller of a session; nil for no session.
 func (d *door) session(in *session) Session {
 	switch {
 	case d.api.Credentials.unlocked() != nil:
@@ -193,22 +194,22 @@ func (d *door) session(in *session) Session {
 	return Session{Role: in.holder.role, Name: in.holder.name, CSRF: in.csrf, Ends: &ends}
 }
 
-// signIn is how a browser gets a session.
+// signIn registers the operations for sessions.
 func (d *door) signIn(api huma.API) {
 	type output struct {
 		SetCookie http.Cookie `header:"Set-Cookie"`
 		Body      Session
 	}
 	open := rule(func(url.Values) Role { return Nobody })
-	huma.Register(api, ruled(operation("show-session", http.MethodGet, "/session", "Who the caller is signed in as"), open),
+	huma.Register(api, ruled(operation("show-session", http.MethodGet, "/session", "Show role and name of the caller"), open),
 		func(_ context.Context, in *Caller) (*struct{ Body Session }, error) {
 			return &struct{ Body Session }{d.session(d.sessions.find(in.Cookie))}, nil
 		})
-	huma.Register(api, ruled(operation("begin-session", http.MethodPost, "/session", "Sign a browser in: the answer sets a cookie", 422, 429), open),
+	huma.Register(api, ruled(operation("begin-session", http.MethodPost, "/session", "Sign in: begin a session and set its cookie", 422, 429), open),
 		func(_ context.Context, in *struct {
 			Caller
 			Body struct {
-				Token string `json:"token" minLength:"1" doc:"admin.token, admin.viewer_token or one of admin.tokens of the configuration."`
+				Token string `json:"token" minLength:"1" doc:"admin.token, admin.viewer_token or a token of admin.tokens in the configuration."`
 			}
 		},
 		) (*output, error) {
@@ -218,19 +219,19 @@ func (d *door) signIn(api huma.API) {
 				return nil, refused.asError()
 			}
 			d.sessions.end(in.Cookie)
-			id, begun := d.sessions.begin(h)
+			id, started := d.sessions.begin(h)
 			d.api.Metrics.signIns.WithLabelValues(signInAccepted).Inc()
-			d.api.Log.Info("console session began", append(from.fields(), zap.String("by", h.name), zap.String("role", string(h.role)))...)
-			return &output{in.cookie(id, sessionFor), d.session(begun)}, nil
+			d.api.Log.Info("console session started", append(from.fields(), zap.String("by", h.name), zap.String("role", string(h.role)))...)
+			return &output{in.cookie(id, sessionAge), d.session(started)}, nil
 		})
-	huma.Register(api, ruled(operation("end-session", http.MethodDelete, "/session", "Sign a browser out"), rule(func(url.Values) Role { return Viewer })),
+	huma.Register(api, ruled(operation("end-session", http.MethodDelete, "/session", "Sign out: end the session"), rule(func(url.Values) Role { return Viewer })),
 		func(_ context.Context, in *Caller) (*output, error) {
 			d.sessions.end(in.Cookie)
 			return &output{in.cookie("", -time.Second), d.session(nil)}, nil
 		})
 }
 
-// asError is a refusal that an operation answers.
+// asError returns the refusal as the error of an operation.
 func (f *refusal) asError() error {
 	err := huma.NewError(f.status, f.detail)
 	if f.wait == 0 {

@@ -17,28 +17,28 @@ import (
 	"github.com/postwire/postwire/pkg/relay"
 )
 
-// SearchResult is a page of a search, the newest events first.
+// SearchResult is a page of search results, newest events first.
 type SearchResult struct {
 	Events  []EventView `json:"events"`
-	Scanned int         `json:"scanned" doc:"Events that were looked at."`
-	Next    journal.Seq `json:"next,omitempty" doc:"What to give as before to go on; absent where there is nothing more."`
-	Reached *time.Time  `json:"reached,omitempty" doc:"When the oldest event that was looked at had been accepted."`
+	Scanned int         `json:"scanned" doc:"Number of examined events."`
+	Next    journal.Seq `json:"next,omitempty" doc:"Value of the parameter before to continue the search; absent at the end."`
+	Reached *time.Time  `json:"reached,omitempty" doc:"Acceptance time of the oldest examined event."`
 }
 
-// searchInput says which events are meant; all that is set must hold.
+// searchInput selects events. Every set field must match.
 type searchInput struct {
-	ID        string `query:"id" doc:"Part of the CloudEvents id." example:"17987654321098765"`
-	PublishID string `query:"publish_id" doc:"ID that the platform assigned."`
-	Profile   string `query:"profile"`
-	Platform  string `query:"platform" example:"instagram"`
-	Type      string `query:"type" doc:"CloudEvents type, or its end behind a dot." example:"upload_completed"`
-	Source    string `query:"source" doc:"Name of the source that took it in." example:"upload-post"`
-	Outcome   string `query:"outcome" doc:"success or failure; of account events their status." example:"failure"`
-	From      When   `query:"from" doc:"Accepted from this time on: RFC 3339, or how long ago, such as 2h."`
-	To        When   `query:"to" doc:"Accepted before this time."`
-	Filter    string `query:"filter" doc:"CEL expression over the attributes that must hold, too." example:"mediatype == \"video\""`
-	Limit     int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"Most events at once."`
-	Before    uint64 `query:"before" doc:"Only events before this place: next of the page before."`
+	ID        string `query:"id" doc:"Select events with this text in the CloudEvents ID." example:"17987654321098765"`
+	PublishID string `query:"publish_id" doc:"Select events with this ID from the platform (attribute publishid)."`
+	Profile   string `query:"profile" doc:"Select events with this value of the attribute profile."`
+	Platform  string `query:"platform" doc:"Select events with this value of the attribute platform." example:"instagram"`
+	Type      string `query:"type" doc:"Select events with this CloudEvents type, or with a type that ends in a dot and this text." example:"upload_completed"`
+	Source    string `query:"source" doc:"Select events accepted by the source with this name." example:"upload-post"`
+	Outcome   string `query:"outcome" doc:"Select events with this value of the attribute outcome: success, failure, or the status of an account event." example:"failure"`
+	From      When   `query:"from" doc:"Select events accepted at this time or later: RFC 3339, or an age such as 2h."`
+	To        When   `query:"to" doc:"Select events accepted before this time: RFC 3339, or an age such as 1h."`
+	Filter    string `query:"filter" doc:"Select events by this CEL expression over attributes." example:"mediatype == \"video\""`
+	Limit     int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"Maximum number of events per page."`
+	Before    uint64 `query:"before" doc:"Select events before this sequence: the value of next from the previous page."`
 
 	filter filter.Filter
 }
@@ -52,8 +52,8 @@ func (in *searchInput) Resolve(huma.Context) []error {
 	return nil
 }
 
-// takes reports whether an event is one of those that are meant.
-func (in *searchInput) takes(r journal.Record) bool {
+// matches reports whether a record matches every set field.
+func (in *searchInput) matches(r journal.Record) bool {
 	e := r.Event
 	if in.Source != "" && e.SourceName != in.Source {
 		return false
@@ -77,43 +77,42 @@ func (in *searchInput) takes(r journal.Record) bool {
 }
 
 const (
-	// A search looks at so many events and takes so long at most; then it says
-	// how far it came. The journal is read as a tail reads it, which holds
-	// nobody up.
-	mostScanned = 20000
-	searchFor   = 2 * time.Second
-	searchPage  = 512
-	// A page of a list or a search is not much longer than this, whatever its limit.
+	// Limits of one search. A search that reaches a limit returns the position. Reads
+	// of the journal block neither appends nor deliveries.
+	maxScanned    = 20000
+	maxSearchTime = 2 * time.Second
+	searchPage    = 512
+	// maxPageBytes limits the size of a page of a list or a search, approximately.
 	maxPageBytes = 1 << 20
 )
 
 func (a *API) events(api huma.API) {
-	huma.Register(api, counted(a.knownFilter(api, operation("search-events", http.MethodGet, "/events", "Look for events, the newest first; it looks at so many at once, and says where to go on", 422)), kindSearch),
+	huma.Register(api, counted(a.checkedFilter(api, operation("search-events", http.MethodGet, "/events", "Search stored events, newest first; one request examines a limited number of events", 422)), kindSearch),
 		func(ctx context.Context, in *searchInput) (*struct{ Body SearchResult }, error) {
 			found, err := a.search(ctx, in)
 			return &struct{ Body SearchResult }{found}, failed(err)
 		})
-	huma.Register(api, ruled(operation("show-event", http.MethodGet, "/events/{seq}", "One event, and what has become of it at each sink", 404, 422), personal("data", false)),
+	huma.Register(api, ruled(operation("show-event", http.MethodGet, "/events/{seq}", "Show one event with the delivery status at every sink", 404, 422), personal("data", false)),
 		func(ctx context.Context, in *struct {
-			Seq  uint64 `path:"seq" doc:"Place of the event in the journal."`
-			Data bool   `query:"data" doc:"Show the event's data too, which is personal: for operators."`
+			Seq  uint64 `path:"seq" doc:"Sequence of the event in the journal."`
+			Data bool   `query:"data" doc:"Include the data of the event, which may be personal. Requires the role operator."`
 		},
 		) (*struct{ Body EventView }, error) {
 			record, err := a.Relay.Record(ctx, journal.Seq(in.Seq))
 			if err != nil {
 				return nil, failed(err)
 			}
-			s, err := a.seen(ctx, record, in.Data)
+			s, err := a.view(ctx, record, in.Data)
 			return &struct{ Body EventView }{s}, failed(err)
 		})
-	huma.Register(api, operation("send-event", http.MethodPost, "/events/{seq}/send", "Send one event to one sink again, as a replay of its own", 404, 422),
+	huma.Register(api, operation("send-event", http.MethodPost, "/events/{seq}/send", "Deliver one event to one sink again, as a replay", 404, 422),
 		func(ctx context.Context, in *struct {
-			Seq  uint64 `path:"seq" doc:"Place of the event in the journal."`
+			Seq  uint64 `path:"seq" doc:"Sequence of the event in the journal."`
 			Body ResendRequest
 		},
 		) (*replayOutput, error) {
 			if in.Seq == 0 {
-				return nil, huma.Error404NotFound("there is no event at place 0")
+				return nil, huma.Error404NotFound("there is no event with sequence 0")
 			}
 			re, err := a.Relay.StartReplay(ctx, relay.ReplaySpec{Sink: in.Body.Sink, Seq: journal.Seq(in.Seq), Rate: 1, Keys: map[string]string{}})
 			return &replayOutput{re}, failed(err)
@@ -126,20 +125,22 @@ type ResendRequest struct {
 }
 
 // Resolve implements huma.Resolver.
-func (s *ResendRequest) Resolve(ctx huma.Context) []error { return note(ctx, named("sink", s.Sink)) }
+func (s *ResendRequest) Resolve(ctx huma.Context) []error {
+	return addSubject(ctx, named("sink", s.Sink))
+}
 
-// seen is an event with its fates.
-func (a *API) seen(ctx context.Context, record journal.Record, data bool) (EventView, error) {
-	fates, err := a.Relay.Deliveries(ctx, record)
+// view returns an event with its delivery status at every sink.
+func (a *API) view(ctx context.Context, record journal.Record, data bool) (EventView, error) {
+	deliveries, err := a.Relay.Deliveries(ctx, record)
 	if err != nil {
 		return EventView{}, err
 	}
-	return seenOf(record, fates, data)
+	return newEventView(record, deliveries, data)
 }
 
-// search goes back from the newest event on. The journal reads forward only, so
-// that it takes one stretch of places after another: a wider one where there
-// are few events, for between two there may be many places that no event has.
+// search searches backward from the newest event. The journal reads forward only, so
+// search reads one range of sequences after another, and widens the range if a range
+// has few events, because sequences may have gaps.
 func (a *API) search(ctx context.Context, in *searchInput) (SearchResult, error) {
 	found := SearchResult{Events: []EventView{}}
 	times, err := a.times(map[string]When{"from": in.From, "to": in.To})
@@ -166,7 +167,7 @@ func (a *API) search(ctx context.Context, in *searchInput) (SearchResult, error)
 	}
 	began, width, bytes := time.Now(), journal.Seq(searchPage), 0
 	for high > low {
-		if found.Scanned >= mostScanned || time.Since(began) > searchFor || bytes >= maxPageBytes {
+		if found.Scanned >= maxScanned || time.Since(began) > maxSearchTime || bytes >= maxPageBytes {
 			found.Next = high
 			return found, nil
 		}
@@ -174,12 +175,12 @@ func (a *API) search(ctx context.Context, in *searchInput) (SearchResult, error)
 		if high-low > width {
 			start = high - width
 		}
-		records, whole, err := a.stretch(ctx, start, high)
+		records, whole, err := a.readRange(ctx, start, high)
 		if err != nil {
 			return found, err
 		}
 		if !whole && width > 1 {
-			width = max(1, width/8) // it holds more than is read at once: closer
+			width = max(1, width/8) // the range has more events than one read returns
 			continue
 		}
 		if len(records) < searchPage/4 {
@@ -188,14 +189,14 @@ func (a *API) search(ctx context.Context, in *searchInput) (SearchResult, error)
 		for _, record := range slices.Backward(records) {
 			found.Scanned++
 			found.Reached = &record.Accepted
-			if !in.takes(record) {
+			if !in.matches(record) {
 				continue
 			}
 			if len(found.Events) == in.Limit || bytes >= maxPageBytes {
 				found.Next = record.Seq + 1
 				return found, nil
 			}
-			s, err := a.seen(ctx, record, false)
+			s, err := a.view(ctx, record, false)
 			if err != nil {
 				return found, err
 			}
@@ -207,10 +208,10 @@ func (a *API) search(ctx context.Context, in *searchInput) (SearchResult, error)
 	return found, nil
 }
 
-// stretch reads the records from a place on that are before another one. It reports
-// false where there are more of them than the journal reads at once, in number or in
-// bytes.
-func (a *API) stretch(ctx context.Context, from, before journal.Seq) (records []journal.Record, whole bool, err error) {
+// readRange reads the records of a range of sequences; before is exclusive. whole is
+// false if the range has more records than the journal returns in one read, by number
+// or bytes.
+func (a *API) readRange(ctx context.Context, from, before journal.Seq) (records []journal.Record, whole bool, err error) {
 	if records, err = a.Journal.Read(ctx, from, searchPage); err != nil || len(records) == 0 {
 		return nil, true, err
 	}
@@ -222,18 +223,18 @@ func (a *API) stretch(ctx context.Context, from, before journal.Seq) (records []
 	return records, len(rest) == 0 || rest[0].Seq >= before, err
 }
 
-// Search looks for events. The query holds the parameters of the operation
+// Search searches stored events. The query has the parameters of the operation
 // search-events.
 func (c *Client) Search(ctx context.Context, query url.Values) (f SearchResult, err error) {
-	return f, c.ask(ctx, http.MethodGet, "/events?"+query.Encode(), nil, &f)
+	return f, c.call(ctx, http.MethodGet, "/events?"+query.Encode(), nil, &f)
 }
 
-// Event returns one, with its data where that is asked for.
-func (c *Client) Event(ctx context.Context, place journal.Seq, data bool) (s EventView, err error) {
-	return s, c.ask(ctx, http.MethodGet, "/events/"+strconv.FormatUint(uint64(place), 10)+"?data="+strconv.FormatBool(data), nil, &s)
+// Event returns one event by sequence, with or without its data.
+func (c *Client) Event(ctx context.Context, seq journal.Seq, data bool) (s EventView, err error) {
+	return s, c.call(ctx, http.MethodGet, "/events/"+strconv.FormatUint(uint64(seq), 10)+"?data="+strconv.FormatBool(data), nil, &s)
 }
 
-// Send sends one event to one sink again.
-func (c *Client) Send(ctx context.Context, place journal.Seq, sink string) (re relay.Replay, err error) {
-	return re, c.ask(ctx, http.MethodPost, "/events/"+strconv.FormatUint(uint64(place), 10)+"/send", ResendRequest{sink}, &re)
+// Send delivers one event to one sink again, as a replay.
+func (c *Client) Send(ctx context.Context, seq journal.Seq, sink string) (re relay.Replay, err error) {
+	return re, c.call(ctx, http.MethodPost, "/events/"+strconv.FormatUint(uint64(seq), 10)+"/send", ResendRequest{sink}, &re)
 }

@@ -182,14 +182,14 @@ func TestSearchWherePlacesAreEmpty(t *testing.T) {
 func TestSearchIsBounded(t *testing.T) {
 	w := newWorld(t, "")
 	s := &sparse{}
-	for i := range mostScanned + 5000 {
+	for i := range maxScanned + 5000 {
 		s.places = append(s.places, journal.Seq(i+1))
 	}
 	a := *w.server.opts.API
 	a.Journal = s
 	in := &searchInput{Limit: 10, ID: "nowhere"}
 	found, err := a.search(t.Context(), in)
-	if err != nil || found.Next == 0 || found.Scanned > mostScanned+searchPage || found.Reached == nil {
+	if err != nil || found.Next == 0 || found.Scanned > maxScanned+searchPage || found.Reached == nil {
 		t.Fatalf("%+v, %v", found, err)
 	}
 	in.Before = uint64(found.Next)
@@ -304,7 +304,7 @@ func TestSources(t *testing.T) {
 	if err != nil || len(all) != 1 || all[0].Source != "in" || all[0].Received == nil {
 		t.Errorf("%+v, %v", all, err)
 	}
-	if r, err := w.client.Registration(t.Context(), "in"); err != nil || !r.Here {
+	if r, err := w.client.Registration(t.Context(), "in"); err != nil || !r.PathMatches {
 		t.Errorf("%+v, %v", r, err)
 	}
 	_, err = w.client.Registration(t.Context(), "other")
@@ -319,15 +319,15 @@ func TestHistory(t *testing.T) {
 	behind := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_lag_events"}, []string{"sink"})
 	registry.MustRegister(received, behind)
 	now := time.Unix(1_700_000_000, 0)
-	h := NewHistory(registry, func() time.Time { return now })
+	h := NewMetricsRing(registry, func() time.Time { return now })
 	for i := range 5 {
 		received.WithLabelValues("in", "accepted").Add(10)
 		received.WithLabelValues("in", "unauthenticated").Add(5)
 		behind.WithLabelValues("out").Set(float64(i))
 		h.sample()
-		now = now.Add(sampleEvery)
+		now = now.Add(sampleInterval)
 	}
-	f := h.Last(120)
+	f := h.Series(120)
 	if diff := cmp.Diff([]int64{1_700_000_005, 1_700_000_010, 1_700_000_015, 1_700_000_020}, f.Times); diff != "" {
 		t.Errorf("times (-want +got):\n%s", diff)
 	}
@@ -337,20 +337,20 @@ func TestHistory(t *testing.T) {
 	if diff := cmp.Diff(Points{1, 1, 1, 1}, f.Sources["in"].Refused); diff != "" {
 		t.Errorf("refused (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(Points{1, 2, 3, 4}, f.Sinks["out"].Behind); diff != "" {
+	if diff := cmp.Diff(Points{1, 2, 3, 4}, f.Sinks["out"].LagEvents); diff != "" {
 		t.Errorf("behind (-want +got):\n%s", diff)
 	}
-	f = h.Last(2)
-	if diff := cmp.Diff(Points{1, 4}, f.Sinks["out"].Behind); diff != "" {
+	f = h.Series(2)
+	if diff := cmp.Diff(Points{1, 4}, f.Sinks["out"].LagEvents); diff != "" {
 		t.Errorf("behind in few points (-want +got):\n%s", diff)
 	}
 	received.Reset()
 	behind.Reset()
 	for range 2 * samples {
 		h.sample()
-		now = now.Add(sampleEvery)
+		now = now.Add(sampleInterval)
 	}
-	if f = h.Last(120); len(f.Times) != 120 || len(h.all) != 0 {
+	if f = h.Series(120); len(f.Times) != 120 || len(h.all) != 0 {
 		t.Errorf("two hours later there are %d points and %d figures", len(f.Times), len(h.all))
 	}
 	text, err := json.Marshal(Points{1, math.NaN(), 1.0 / 3})
@@ -368,8 +368,8 @@ func TestFigures(t *testing.T) {
 	w := newWorld(t, "")
 	w.history.sample()
 	w.history.sample()
-	f, err := w.client.Figures(t.Context())
-	if err != nil || len(f.Times) != 1 || len(f.Sinks["out"].Behind) != 1 {
+	f, err := w.client.Stats(t.Context())
+	if err != nil || len(f.Times) != 1 || len(f.Sinks["out"].LagEvents) != 1 {
 		t.Errorf("%+v, %v", f, err)
 	}
 }

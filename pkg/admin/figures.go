@@ -14,34 +14,33 @@ import (
 )
 
 const (
-	sampleEvery = 5 * time.Second
-	samples     = 720 // an hour
+	sampleInterval = 5 * time.Second
+	samples        = 720 // one hour
 )
 
-// MetricsRing keeps an hour of what the metrics said, so that the last hour can be
-// seen where nobody scrapes them. What it takes is bounded by the number of
-// sources and sinks: 6 KiB a figure.
+// MetricsRing keeps samples of metrics for one hour, for the console. The memory is
+// bounded by the number of sources and sinks: 6 KiB per time series.
 type MetricsRing struct {
 	gatherer prometheus.Gatherer
 	now      func() time.Time
 
 	mu    sync.Mutex
-	times [samples]time.Time // a ring
-	next  int                // where the next sample goes
-	all   map[figure][]float64
+	times [samples]time.Time // ring of sample times
+	next  int                // number of samples so far
+	all   map[seriesKey][]float64
 }
 
-// figure names one line of the history.
-type figure struct{ metric, name, outcome string }
+// seriesKey identifies a time series. name is the source or the sink.
+type seriesKey struct{ metric, name, outcome string }
 
-// NewHistory makes one of what gatherer tells. Run fills it.
-func NewHistory(gatherer prometheus.Gatherer, now func() time.Time) *MetricsRing {
-	return &MetricsRing{gatherer: gatherer, now: now, all: map[figure][]float64{}}
+// NewMetricsRing returns an empty ring of the metrics of gatherer. Run takes samples.
+func NewMetricsRing(gatherer prometheus.Gatherer, now func() time.Time) *MetricsRing {
+	return &MetricsRing{gatherer: gatherer, now: now, all: map[seriesKey][]float64{}}
 }
 
-// Run takes a sample at once and then again and again, until ctx is done.
+// Run takes a sample at once, and then every sampleInterval, until ctx is done.
 func (h *MetricsRing) Run(ctx context.Context) {
-	tick := time.NewTicker(sampleEvery)
+	tick := time.NewTicker(sampleInterval)
 	defer tick.Stop()
 	for {
 		h.sample()
@@ -53,11 +52,11 @@ func (h *MetricsRing) Run(ctx context.Context) {
 	}
 }
 
-// read returns what the metrics say now. A metric that cannot be read is left
-// out: others are worth showing all the same.
-func (h *MetricsRing) read() map[figure]float64 {
+// read returns the present values of the metrics. A metric that cannot be gathered is
+// omitted.
+func (h *MetricsRing) read() map[seriesKey]float64 {
 	families, _ := h.gatherer.Gather()
-	values := map[figure]float64{}
+	values := map[seriesKey]float64{}
 	for _, f := range families {
 		label := map[string]string{
 			"postwire_received_total": "source", "postwire_events_stored_total": "source", "postwire_dedupe_hits_total": "source",
@@ -70,11 +69,11 @@ func (h *MetricsRing) read() map[figure]float64 {
 			continue
 		}
 		for _, m := range f.GetMetric() {
-			key := figure{metric: f.GetName(), name: labelOf(m, label)}
+			key := seriesKey{metric: f.GetName(), name: labelOf(m, label)}
 			if label == "source" {
 				key.outcome = labelOf(m, "outcome")
 			}
-			values[key] += m.GetCounter().GetValue() + m.GetGauge().GetValue() // it is one of them
+			values[key] += m.GetCounter().GetValue() + m.GetGauge().GetValue() // a metric has only one of the two
 		}
 	}
 	return values
@@ -89,7 +88,7 @@ func labelOf(m *dto.Metric, name string) string {
 	return ""
 }
 
-// sample takes one.
+// sample adds one sample to every time series.
 func (h *MetricsRing) sample() {
 	values := h.read()
 	h.mu.Lock()
@@ -110,7 +109,7 @@ func (h *MetricsRing) sample() {
 		if line[at] = value; !ok {
 			line[at] = math.NaN()
 			if at == 0 && empty(line) {
-				delete(h.all, key) // of a source or sink that has been gone for long
+				delete(h.all, key) // the source or sink was removed more than an hour ago
 			}
 		}
 	}
@@ -126,7 +125,7 @@ func empty(line []float64) bool {
 	return true
 }
 
-// Points are the values of a figure over time; NaN, in JSON null, is unknown.
+// Points are the values of a time series; NaN, in JSON null, is an unknown value.
 type Points []float64
 
 // MarshalJSON implements json.Marshaler.
@@ -161,41 +160,41 @@ func (Points) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeNumber, Nullable: true}}
 }
 
-// TimeSeries are the last hour. All lists are as long as times, and belong to them.
+// TimeSeries are the time series of the last hour. Every list has one value per time.
 type TimeSeries struct {
-	Times   []int64                 `json:"times" doc:"Unix seconds; each value is of the time until then, since the one before."`
+	Times   []int64                 `json:"times" doc:"Unix seconds. Every value covers the time from the previous entry of times."`
 	Sources map[string]SourceSeries `json:"sources"`
 	Sinks   map[string]SinkSeries   `json:"sinks"`
 	Journal JournalSeries           `json:"journal"`
 }
 
-// SourceSeries are those of a source, a second.
+// SourceSeries are the time series of a source.
 type SourceSeries struct {
-	Received    Points `json:"received" doc:"Requests a second."`
-	Stored      Points `json:"stored" doc:"New events a second."`
-	Duplicates  Points `json:"duplicates" doc:"Repeats a second."`
-	Quarantined Points `json:"quarantined" doc:"Requests a second that made no sense and were set aside."`
-	Refused     Points `json:"refused" doc:"Requests a second that were answered with an error."`
+	Received    Points `json:"received" doc:"Requests per second."`
+	Stored      Points `json:"stored" doc:"New events per second."`
+	Duplicates  Points `json:"duplicates" doc:"Duplicates per second."`
+	Quarantined Points `json:"quarantined" doc:"Quarantined requests per second."`
+	Refused     Points `json:"refused" doc:"Requests per second that were answered with an error."`
 }
 
-// SinkSeries are those of a sink.
+// SinkSeries are the time series of a sink.
 type SinkSeries struct {
-	Delivered Points `json:"delivered" doc:"Events a second that the broker acknowledged, replays included."`
-	Retries   Points `json:"retries" doc:"Attempts a second that failed and were repeated."`
-	Dead      Points `json:"dead" doc:"Events a second that were set aside."`
-	Behind    Points `json:"lag_events" doc:"Largest lag, in events."`
-	Age       Points `json:"age" doc:"Age of the oldest one that waited, in seconds."`
-	Open      Points `json:"open" doc:"1 where the breaker was open."`
+	Delivered Points `json:"delivered" doc:"Events per second that the broker acknowledged, replays included."`
+	Retries   Points `json:"retries" doc:"Failed and retried attempts per second."`
+	Dead      Points `json:"dead" doc:"Dead letters per second."`
+	LagEvents Points `json:"lag_events" doc:"Maximum lag in events."`
+	Age       Points `json:"age" doc:"Maximum age of the oldest pending event, in seconds."`
+	Open      Points `json:"open" doc:"1 if the circuit breaker was open, otherwise 0."`
 }
 
-// JournalSeries are those of the journal.
+// JournalSeries are the time series of the journal.
 type JournalSeries struct {
-	Bytes  Points `json:"bytes"`
-	Events Points `json:"events"`
+	Bytes  Points `json:"bytes" doc:"Maximum size in bytes."`
+	Events Points `json:"events" doc:"Maximum number of stored events."`
 }
 
-// Outcomes of requests that are no error.
-func welcome(outcome string) bool {
+// isSuccess reports whether an outcome of a request is not an error.
+func isSuccess(outcome string) bool {
 	switch outcome {
 	case "accepted", "duplicate", "quarantined", "consented", "challenge":
 		return true
@@ -203,14 +202,14 @@ func welcome(outcome string) bool {
 	return false
 }
 
-// Last returns the last hour in so many points at most.
-func (h *MetricsRing) Last(points int) TimeSeries {
+// Series returns the time series of the last hour, with a maximum number of points.
+func (h *MetricsRing) Series(points int) TimeSeries {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	have := min(h.next, samples)
-	stride := max(1, (have+points-1)/points)
-	var ends []int // samples, counted from the first one ever, the oldest first
-	for n := h.next - 1; n > h.next-have; n -= stride {
+	filled := min(h.next, samples)
+	stride := max(1, (filled+points-1)/points)
+	var ends []int // number of the last sample of every point, oldest first
+	for n := h.next - 1; n > h.next-filled; n -= stride {
 		ends = append([]int{n}, ends...)
 	}
 	f := TimeSeries{Times: []int64{}, Sources: map[string]SourceSeries{}, Sinks: map[string]SinkSeries{}}
@@ -233,23 +232,23 @@ func (h *MetricsRing) Last(points int) TimeSeries {
 			p[i] += v
 		}
 	}
-	// rate adds how fast a counter grew up to each point; one that was set back
-	// by a restart began at nothing.
+	// rate adds the growth rate of a counter to every point. A smaller value means that
+	// a restart has reset the counter to 0.
 	rate := func(p Points, line []float64) {
 		for i, n := range ends {
-			first := max(n-stride, h.next-have)
-			before, now := line[first%samples], line[n%samples]
-			if now < before {
-				before = 0
+			first := max(n-stride, h.next-filled)
+			start, end := line[first%samples], line[n%samples]
+			if end < start {
+				start = 0
 			}
-			if took := h.times[n%samples].Sub(h.times[first%samples]).Seconds(); took > 0 {
-				add(p, i, (now-before)/took)
+			if seconds := h.times[n%samples].Sub(h.times[first%samples]).Seconds(); seconds > 0 {
+				add(p, i, (end-start)/seconds)
 			}
 		}
 	}
-	most := func(p Points, line []float64) {
+	maximum := func(p Points, line []float64) {
 		for i, n := range ends {
-			for k := max(n-stride+1, h.next-have); k <= n; k++ {
+			for k := max(n-stride+1, h.next-filled); k <= n; k++ {
 				if v := line[k%samples]; math.IsNaN(p[i]) || v > p[i] {
 					p[i] = v
 				}
@@ -270,15 +269,15 @@ func (h *MetricsRing) Last(points int) TimeSeries {
 		switch key.metric {
 		case "postwire_received_total", "postwire_events_stored_total", "postwire_dedupe_hits_total":
 			of = nil
-			if key.name != "" { // of paths that nobody knows
+			if key.name != "" { // "" for unknown paths
 				f.Sources[key.name] = source
 			}
 		case "postwire_journal_bytes":
 			of = nil
-			most(f.Journal.Bytes, line)
+			maximum(f.Journal.Bytes, line)
 		case "postwire_journal_events":
 			of = nil
-			most(f.Journal.Events, line)
+			maximum(f.Journal.Events, line)
 		}
 		if of != nil {
 			f.Sinks[key.name] = sink
@@ -289,7 +288,7 @@ func (h *MetricsRing) Last(points int) TimeSeries {
 			switch {
 			case key.outcome == "quarantined":
 				rate(source.Quarantined, line)
-			case !welcome(key.outcome):
+			case !isSuccess(key.outcome):
 				rate(source.Refused, line)
 			}
 		case "postwire_events_stored_total":
@@ -303,27 +302,27 @@ func (h *MetricsRing) Last(points int) TimeSeries {
 		case "postwire_sink_dead_letters_total":
 			rate(sink.Dead, line)
 		case "postwire_sink_lag_events":
-			most(sink.Behind, line)
+			maximum(sink.LagEvents, line)
 		case "postwire_sink_lag_seconds":
-			most(sink.Age, line)
+			maximum(sink.Age, line)
 		case "postwire_sink_breaker_open":
-			most(sink.Open, line)
+			maximum(sink.Open, line)
 		}
 	}
 	return f
 }
 
-func (a *API) figures(api huma.API) {
-	huma.Register(api, operation("figures", http.MethodGet, "/stats", "The last hour in figures, as this process has seen it", 422),
+func (a *API) stats(api huma.API) {
+	huma.Register(api, operation("show-stats", http.MethodGet, "/stats", "Show time series of the last hour, as observed by this relay", 422),
 		func(_ context.Context, in *struct {
-			Points int `query:"points" minimum:"2" maximum:"720" default:"120" doc:"Most points in time."`
+			Points int `query:"points" minimum:"2" maximum:"720" default:"120" doc:"Maximum number of points."`
 		},
 		) (*struct{ Body TimeSeries }, error) {
-			return &struct{ Body TimeSeries }{a.History.Last(in.Points)}, nil
+			return &struct{ Body TimeSeries }{a.Series.Series(in.Points)}, nil
 		})
 }
 
-// Figures asks for the last hour in so many points.
-func (c *Client) Figures(ctx context.Context) (f TimeSeries, err error) {
-	return f, c.ask(ctx, http.MethodGet, "/stats", nil, &f)
+// Stats returns the time series of the last hour.
+func (c *Client) Stats(ctx context.Context) (f TimeSeries, err error) {
+	return f, c.call(ctx, http.MethodGet, "/stats", nil, &f)
 }

@@ -9,15 +9,15 @@ import (
 	"github.com/postwire/postwire/pkg/filter"
 )
 
-// filterParameter is the query parameter that holds a filter.
+// filterParameter is the name of the query parameter with a filter.
 const filterParameter = "filter"
 
-// knownFilter refuses a request whose query parameter filter uses an attribute
-// that no configured source sets: such a filter would match nothing.
-func (a *API) knownFilter(api huma.API, o huma.Operation) huma.Operation {
+// checkedFilter adds a check of the query parameter filter to an operation. A filter
+// with an attribute that no configured source sets would match nothing, and is refused.
+func (a *API) checkedFilter(api huma.API, o huma.Operation) huma.Operation {
 	o.Middlewares = append(o.Middlewares, func(ctx huma.Context, next func(huma.Context)) {
 		if err := a.checkFilter(ctx.Query(filterParameter)); err != nil {
-			// The client sees the status, or is gone.
+			// An error of writing means that the client has disconnected.
 			_ = huma.WriteErr(api, ctx, http.StatusUnprocessableEntity, "validation failed", &huma.ErrorDetail{Message: err.Error(), Location: "query." + filterParameter, Value: ctx.Query(filterParameter)})
 			return
 		}
@@ -26,8 +26,8 @@ func (a *API) knownFilter(api huma.API, o huma.Operation) huma.Operation {
 	return o
 }
 
-// checkFilter says what is wrong with a filter over the attributes of the
-// configured sources.
+// checkFilter parses a filter, and checks the attribute names against the configured
+// sources.
 func (a *API) checkFilter(text string) error {
 	f, err := filter.Parse(text)
 	if err == nil {

@@ -19,17 +19,18 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// Message is one message of a tail: "event" holds a Seen, "fate" a Became,
-// "missed" a Missed, "heartbeat" a Quiet, "end" an Ended.
+// Message is one message of a tail. Data is JSON: an EventView for "event", a
+// StatusChanged for "status", a Dropped for "dropped", a Heartbeat for "heartbeat", a
+// TailEnd for "end".
 type Message struct {
 	Name string
 	Data json.RawMessage
 }
 
-// Tail follows events until ctx is done, see fails, or the relay ends the tail, which
-// is io.ErrUnexpectedEOF. The query holds the parameters of the operation
-// tail-events.
-func (c *Client) Tail(ctx context.Context, query url.Values, see func(Message) error) error {
+// Tail calls handle for every message of a tail, until ctx is done, handle fails, or
+// the relay ends the tail (io.ErrUnexpectedEOF). The query has the parameters of the
+// operation tail-events.
+func (c *Client) Tail(ctx context.Context, query url.Values, handle func(Message) error) error {
 	resp, err := c.do(ctx, http.MethodGet, "/events/tail?"+query.Encode(), nil)
 	if err != nil {
 		return err
@@ -47,7 +48,7 @@ func (c *Client) Tail(ctx context.Context, query url.Values, see func(Message) e
 			m.Data = json.RawMessage(value)
 		case "":
 			if m.Data != nil {
-				if err := see(m); err != nil {
+				if err := handle(m); err != nil {
 					return err
 				}
 			}
@@ -58,115 +59,116 @@ func (c *Client) Tail(ctx context.Context, query url.Values, see func(Message) e
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
-		return fmt.Errorf("reading from the relay: %w: %w", errCut, err)
+		return fmt.Errorf("reading from the relay: %w: %w", errConnectionLost, err)
 	}
 	return io.ErrUnexpectedEOF
 }
 
 const (
-	// silentFor is how long a tail may say nothing: a relay says something each ten
-	// seconds.
-	silentFor = 45 * time.Second
-	// reachFor is how long Follow tries to reach a relay again.
-	reachFor = 2 * time.Minute
+	// silenceTimeout limits the time between two messages of a tail. A relay sends a
+	// message at least every ten seconds.
+	silenceTimeout = 45 * time.Second
+	// reconnectTimeout limits the time of Follow's attempts to reconnect.
+	reconnectTimeout = 2 * time.Minute
 )
 
 var (
-	// errCut is wrapped where a connection breaks.
-	errCut = errors.New("the connection broke")
-	// ErrSilent is wrapped where a tail says nothing at all.
-	ErrSilent = errors.New("the relay says nothing")
+	// errConnectionLost is wrapped by errors of a broken connection.
+	errConnectionLost = errors.New("connection lost")
+	// ErrSilent is wrapped by the error of a tail without any message.
+	ErrSilent = errors.New("no message from the relay")
 )
 
-// Follow is a Tail that goes on where it was, without a gap and without a repeat, when
-// its connection ends: for its age, because the relay stops or a network fails. It
-// calls interrupted with what happened, unless that was the age, and returns when the
-// relay cannot be reached for a while or does not let the caller in any more.
-func (c *Client) Follow(ctx context.Context, query url.Values, see func(Message) error, interrupted func(error)) error {
+// Follow is a Tail that reconnects when the connection ends: at the maximum age,
+// because the relay stops, or because the network fails. Follow continues at the next
+// sequence, without a missed or repeated event. Follow calls interrupted with the cause
+// of a lost connection, except for the maximum age. Follow returns if the relay is
+// unreachable for reconnectTimeout, or refuses the caller.
+func (c *Client) Follow(ctx context.Context, query url.Values, handle func(Message) error, interrupted func(error)) error {
 	if query = maps.Clone(query); query == nil {
 		query = url.Values{}
 	}
-	again := backoff.NewExponentialBackOff()
-	again.InitialInterval, again.MaxInterval = 200*time.Millisecond, 5*time.Second
-	var reached time.Time // zero before the first time
+	retries := backoff.NewExponentialBackOff()
+	retries.InitialInterval, retries.MaxInterval = 200*time.Millisecond, 5*time.Second
+	var connected time.Time // last time with a connection; zero before the first
 	for {
-		f := &following{see: see}
+		f := &tailConnection{handle: handle}
 		err := f.once(ctx, c, query)
 		if f.failed != nil || ctx.Err() != nil {
 			return err
 		}
 		if f.next > 0 {
 			if f.ended.Reason != EndFailed {
-				again.Reset()
+				retries.Reset()
 			}
-			reached = time.Now()
+			connected = time.Now()
 			query.Del("from")
 			query.Set("seq", strconv.FormatUint(uint64(f.next), 10))
 		}
 		if f.ended.Reason == EndConnectionAge {
 			continue
 		}
-		if !passing(err) || time.Since(reached) > reachFor {
+		if !transient(err) || time.Since(connected) > reconnectTimeout {
 			return err
 		}
-		if f.next > 0 { // for the first time since it ran
+		if f.next > 0 { // report a lost connection once
 			interrupted(f.describe(err))
 		}
 		select {
-		case <-time.After(again.NextBackOff()):
+		case <-time.After(retries.NextBackOff()):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-// passing reports whether an error is one that may go by itself: the relay stops, or
-// is busy, or the connection broke.
-func passing(err error) bool {
+// transient reports whether a retry may succeed: the relay is stopping or busy, or the
+// connection is lost.
+func transient(err error) bool {
 	if r, ok := errors.AsType[*RefusedError](err); ok {
 		return r.Status == http.StatusTooManyRequests || r.Status >= http.StatusInternalServerError
 	}
-	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, ErrUnreachable) || errors.Is(err, errCut)
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, ErrUnreachable) || errors.Is(err, errConnectionLost)
 }
 
-// following is one tail of those that follow each other.
-type following struct {
-	see    func(Message) error
-	next   journal.Seq // 0 before the relay has said anything
+// tailConnection is one connection of Follow.
+type tailConnection struct {
+	handle func(Message) error
+	next   journal.Seq // next sequence; 0 before the first message
 	ended  TailEnd
-	failed error // of see
+	failed error // of handle
 }
 
-func (f *following) once(ctx context.Context, c *Client, query url.Values) error {
+func (f *tailConnection) once(ctx context.Context, c *Client, query url.Values) error {
 	tailing, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silent := time.AfterFunc(silentFor, func() { cancel(ErrSilent) })
+	silent := time.AfterFunc(silenceTimeout, func() { cancel(ErrSilent) })
 	defer silent.Stop()
 	err := c.Tail(tailing, query, func(m Message) error {
-		silent.Reset(silentFor)
+		silent.Reset(silenceTimeout)
 		f.failed = f.message(m)
 		return f.failed
 	})
 	if ctx.Err() == nil && errors.Is(context.Cause(tailing), ErrSilent) {
 		if f.next == 0 {
-			return fmt.Errorf("following events at %s: %w, for %v; a proxy in between may hold the messages back", c.URL, ErrSilent, silentFor)
+			return fmt.Errorf("following events at %s: %w for %v; a proxy may buffer the messages", c.URL, ErrSilent, silenceTimeout)
 		}
-		return fmt.Errorf("%w: %w", errCut, ErrSilent)
+		return fmt.Errorf("%w: %w", errConnectionLost, ErrSilent)
 	}
 	return err
 }
 
-// message notes where the tail is, and hands the message on.
-func (f *following) message(m Message) error {
+// message records the position of the tail, and calls handle.
+func (f *tailConnection) message(m Message) error {
 	var at struct {
 		Seq, Next journal.Seq
 	}
 	if err := json.Unmarshal(m.Data, &at); err != nil {
-		return fmt.Errorf("reading a message of the relay: %w", err)
+		return fmt.Errorf("reading a message of the tail: %w", err)
 	}
 	switch m.Name {
 	case "event":
-		if err := f.see(m); err != nil {
+		if err := f.handle(m); err != nil {
 			return err
 		}
 		f.next = at.Seq + 1
@@ -177,11 +179,11 @@ func (f *following) message(m Message) error {
 		f.next = at.Next
 		return json.Unmarshal(m.Data, &f.ended)
 	}
-	return f.see(m)
+	return f.handle(m)
 }
 
-// describe is why a tail was interrupted.
-func (f *following) describe(err error) error {
+// describe returns the cause of an interruption.
+func (f *tailConnection) describe(err error) error {
 	if f.ended.Reason != "" {
 		return fmt.Errorf("the relay ended the tail: %s", f.ended.Reason)
 	}

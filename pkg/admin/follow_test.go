@@ -303,7 +303,7 @@ func TestFollowNoticesABufferingProxy(t *testing.T) {
 		c := &Client{URL: "http://relay", HTTP: &http.Client{Transport: silentTrip{}}}
 		began := time.Now()
 		err := c.Follow(t.Context(), nil, func(Message) error { return nil }, func(error) {})
-		if !errors.Is(err, ErrSilent) || !strings.Contains(err.Error(), "proxy") || time.Since(began) != silentFor {
+		if !errors.Is(err, ErrSilent) || !strings.Contains(err.Error(), "proxy") || time.Since(began) != silenceTimeout {
 			t.Errorf("Follow = %v after %v", err, time.Since(began))
 		}
 	})

@@ -13,17 +13,17 @@ import (
 const (
 	signInAccepted = "accepted"
 	signInRefused  = "refused" // a wrong token
-	signInLimited  = "limited" // not compared, or wrong, and over the limit
+	signInLimited  = "limited" // a wrong or weak token over the limit
 )
 
 // Outcomes of a change.
 const (
 	changeApplied = "applied"
 	changeFailed  = "failed"
-	changeDenied  = "denied" // to a viewer, or to a page of another site
+	changeDenied  = "denied" // the caller is a viewer, or a page of another site
 )
 
-// Metrics are those of the admin port.
+// Metrics are the metrics of the admin port.
 type Metrics struct {
 	signIns *prometheus.CounterVec
 	changes *prometheus.CounterVec
@@ -38,23 +38,23 @@ type Metrics struct {
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		signIns: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "postwire_admin_sign_ins_total", Help: "Sign-ins to the console, and wrong tokens shown to the admin API. accepted: a console session began. refused: the token was wrong. limited: the token was wrong, and its remote address had shown too many wrong tokens.",
+			Name: "postwire_admin_sign_ins_total", Help: "Sign-ins to the console, and wrong tokens sent to the admin API. accepted: a console session started. refused: the token was wrong. limited: the token was wrong, and its remote address had sent too many wrong tokens.",
 		}, []string{"outcome"}),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "postwire_admin_changes_total", Help: "Changes requested of the admin API, by operation. applied: the relay made the change. failed: the request was invalid, or the relay could not make the change. denied: the caller was not an operator, or a page of another site asked.",
+			Name: "postwire_admin_changes_total", Help: "Changes requested through the admin API, by operation. applied: the relay applied the change. failed: the request was invalid, or the change failed. denied: the caller was not an operator, or a page of another site sent the request.",
 		}, []string{"operation", "outcome"}),
 		busy: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "postwire_admin_busy_total", Help: "Requests that the admin API answered 429 or 503 because too many requests of the same kind were running.",
+			Name: "postwire_admin_busy_total", Help: "Requests that the admin API answered 429 or 503 because too many requests of this kind were running.",
 		}, []string{"kind"}),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "postwire_admin_connections_evicted_total", Help: "Connections of the admin port that were closed to make room for a new one.",
+			Name: "postwire_admin_connections_evicted_total", Help: "Connections of the admin port that were closed at the limit of 256 connections, in favor of a new connection.",
 		}),
 		tails: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "postwire_admin_tails", Help: "Tails that are open on the admin API.",
+			Name: "postwire_admin_tails", Help: "Open tails of the admin API.",
 		}),
 	}
 	m.expiry = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "postwire_admin_tls_certificate_expiry_timestamp_seconds", Help: "When the first certificate of the chain that the admin port serves ends, in Unix seconds; 0 without TLS.",
+		Name: "postwire_admin_tls_certificate_expiry_timestamp_seconds", Help: "Expiry of the TLS certificate of the admin port, in Unix seconds: the earliest expiry in the chain. 0 without TLS.",
 	}, func() float64 {
 		if served := m.served.Load(); served != nil {
 			return float64(served.Expiry().Unix())
@@ -71,8 +71,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// know makes the time series of the changes that a description holds.
-func (m *Metrics) know(described *huma.OpenAPI) {
+// initChanges creates the time series of every operation that changes something, with
+// the value 0.
+func (m *Metrics) initChanges(described *huma.OpenAPI) {
 	for _, item := range described.Paths {
 		for _, o := range []*huma.Operation{item.Put, item.Post, item.Delete, item.Patch} {
 			if o == nil || !accessOf(o).changes(o.Method) {

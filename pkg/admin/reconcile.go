@@ -12,24 +12,24 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
 )
 
-// ErrNoHistory is wrapped where there is no history to compare with.
+// ErrNoHistory is wrapped if the source has no history to compare with.
 var ErrNoHistory = errors.New("no history")
 
-// ReconcileRequest is the body of a request to compare with a sender's history.
+// ReconcileRequest is the body of a request to reconcile.
 type ReconcileRequest struct {
-	Source string `json:"source,omitempty" doc:"Name of the source; may be left out where one alone knows its sender's history."`
-	From   When   `json:"from" minLength:"1" doc:"Uploads from this time on: RFC 3339, or how long ago, such as 48h." example:"48h"`
-	To     When   `json:"to,omitempty" doc:"And before this one; empty is now." example:"10m"`
-	DryRun bool   `json:"dry_run,omitempty" doc:"Only say what is missing."`
+	Source string `json:"source,omitempty" doc:"Name of the source. Optional if only one source has a history."`
+	From   When   `json:"from" minLength:"1" doc:"Start of the compared range: RFC 3339, or an age such as 48h." example:"48h"`
+	To     When   `json:"to,omitempty" doc:"End of the compared range, exclusive: RFC 3339, or an age such as 10m. Empty means now." example:"10m"`
+	DryRun bool   `json:"dry_run,omitempty" doc:"List missing events, and store nothing."`
 }
 
 // Resolve implements huma.Resolver.
 func (r *ReconcileRequest) Resolve(ctx huma.Context) []error {
-	return note(ctx, named("source", r.Source), dry(r.DryRun))
+	return addSubject(ctx, named("source", r.Source), dry(r.DryRun))
 }
 
-func (a *API) reconciling(api huma.API) {
-	huma.Register(api, operation("reconcile", http.MethodPost, "/reconcile", "Enter what a sender's history has and no webhook has told of", 404, 422, 502),
+func (a *API) reconcile(api huma.API) {
+	huma.Register(api, operation("reconcile", http.MethodPost, "/reconcile", "Compare stored events with the sender's history, and backfill uploads without a webhook", 404, 422, 502),
 		func(ctx context.Context, in *struct{ Body ReconcileRequest }) (*struct{ Body reconcile.Report }, error) {
 			times, err := a.times(map[string]When{"from": in.Body.From, "to": in.Body.To})
 			if err != nil {
@@ -53,7 +53,8 @@ func (a *API) reconciling(api huma.API) {
 		})
 }
 
-// Reconcile compares with a sender's history.
+// Reconcile compares stored events with a sender's history, and backfills missing
+// events.
 func (c *Client) Reconcile(ctx context.Context, r ReconcileRequest) (report reconcile.Report, err error) {
-	return report, c.ask(ctx, http.MethodPost, "/reconcile", r, &report)
+	return report, c.call(ctx, http.MethodPost, "/reconcile", r, &report)
 }

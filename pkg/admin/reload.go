@@ -7,15 +7,15 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// ReloadResult says what a reload has changed.
+// ReloadResult is the result of a reload.
 type ReloadResult struct {
-	Changed []string `json:"changed" doc:"What is different now, such as 'sink kafka' or 'source hooks added'; empty where nothing is."`
+	Changed []string `json:"changed" doc:"Changes that the relay applied, such as 'sink kafka' or 'source hooks added'; empty if the configuration had no change."`
 }
 
 func (a *API) reload(api huma.API) {
-	huma.Register(api, operation("reload", http.MethodPost, "/reload", "Read the configuration again, and take over what has changed: all of it, or nothing", 422),
+	huma.Register(api, operation("reload", http.MethodPost, "/reload", "Reload the configuration: apply the complete change, or nothing", 422),
 		func(ctx context.Context, _ *struct{}) (*struct{ Body ReloadResult }, error) {
-			// Who asked may go; a change that has begun is ended.
+			// A reload is not canceled when the caller disconnects.
 			changed, err := a.Reload(context.WithoutCancel(ctx))
 			if err != nil {
 				return nil, huma.Error422UnprocessableEntity(err.Error())
@@ -24,7 +24,7 @@ func (a *API) reload(api huma.API) {
 		})
 }
 
-// Reload lets the relay read its configuration again.
+// Reload reloads the configuration of the relay.
 func (c *Client) Reload(ctx context.Context) (r ReloadResult, err error) {
-	return r, c.ask(ctx, http.MethodPost, "/reload", nil, &r)
+	return r, c.call(ctx, http.MethodPost, "/reload", nil, &r)
 }

@@ -7,27 +7,27 @@ import (
 	"time"
 )
 
-// kind is what running requests are counted by: each kind has a bound of its own, so
-// that searches do not keep health figures waiting. The set is closed.
+// kind is the kind of a request. Every kind has a limit of its own, so that searches do
+// not delay requests for the status. The set is closed.
 type kind string
 
 const (
 	kindPlain  kind = "plain"
 	kindList   kind = "list"   // reads dead letters and quarantined requests
 	kindSearch kind = "search" // reads events, newest first
-	kindTail   kind = "tail"   // reads events as they come, without an end
+	kindTail   kind = "tail"   // follows new events
 )
 
 func kinds() []kind { return []kind{kindPlain, kindList, kindSearch, kindTail} }
 
-// admitWithin is how long a request waits until there is room for it; a tail does
+// admissionTimeout limits the time for which a request waits for admission. A tail does
 // not wait.
-const admitWithin = 3 * time.Second
+const admissionTimeout = 3 * time.Second
 
-// room admits a bounded number of requests at once. A part of the bound is kept for
-// operators: requests of viewers, however many, do not keep them out.
+// room limits the number of concurrent requests. A part of the limit is reserved for
+// operators, so that viewers cannot lock out operators.
 type room struct {
-	shared, reserved chan struct{} // hold a value for each request
+	shared, reserved chan struct{} // semaphores, with a value per running request
 	wait             time.Duration
 }
 
@@ -35,25 +35,25 @@ func newRoom(shared, reserved int, wait time.Duration) *room {
 	return &room{shared: make(chan struct{}, shared), reserved: make(chan struct{}, reserved), wait: wait}
 }
 
-// rooms returns the room of each kind.
+// rooms returns a room per kind.
 func rooms() map[kind]*room {
 	return map[kind]*room{
-		kindPlain:  newRoom(16, 8, admitWithin),
-		kindList:   newRoom(2, 1, admitWithin),
-		kindSearch: newRoom(2, 1, admitWithin),
+		kindPlain:  newRoom(16, 8, admissionTimeout),
+		kindList:   newRoom(2, 1, admissionTimeout),
+		kindSearch: newRoom(2, 1, admissionTimeout),
 		kindTail:   newRoom(maxViewerTails, maxTails-maxViewerTails, 0),
 	}
 }
 
-// enter waits until there is room, and returns what to call when the request has
-// ended. It reports false where there was no room in time, or ctx ended.
+// enter waits for admission, and returns a function to call after the request. ok is
+// false after admissionTimeout, or if ctx ended.
 func (r *room) enter(ctx context.Context, role Role) (leave func(), ok bool) {
 	var reserved chan struct{} // never ready for a viewer
 	if role == Operator {
 		reserved = r.reserved
 	}
 	in := func(slots chan struct{}) (func(), bool) { return func() { <-slots }, true }
-	select { // operators leave the shared part to viewers while they can
+	select { // operators use the reserved part first
 	case reserved <- struct{}{}:
 		return in(reserved)
 	default:
@@ -79,10 +79,10 @@ func (r *room) enter(ctx context.Context, role Role) (leave func(), ok bool) {
 	return nil, false
 }
 
-// busy is the answer where there is no room.
+// busy is the refusal of a request beyond the limit.
 func busy(k kind) *refusal {
 	if k == kindTail {
-		return &refusal{status: http.StatusTooManyRequests, detail: fmt.Sprintf("The most tails are open: %d of all callers, %d of viewers; close one.", maxTails, maxViewerTails), wait: admitWithin}
+		return &refusal{status: http.StatusTooManyRequests, detail: fmt.Sprintf("Too many tails are open: the limits are %d for all callers and %d for viewers. Close a tail.", maxTails, maxViewerTails), wait: admissionTimeout}
 	}
-	return &refusal{status: http.StatusServiceUnavailable, detail: "Too many requests like this one are running: try again.", wait: admitWithin}
+	return &refusal{status: http.StatusServiceUnavailable, detail: "Too many requests of this kind are running: try again.", wait: admissionTimeout}
 }

@@ -10,35 +10,34 @@ import (
 
 const (
 	cookieName = "postwire_session"
-	// A session is for a working day, and is not made longer: whoever finds a
-	// browser open the next morning finds it signed out.
-	sessionFor = 8 * time.Hour
-	// maxSessions is how many sessions one token may have. One more ends the oldest
-	// session of that token, and never a session of another token: a viewer cannot
-	// sign an operator out.
+	// sessionAge is the fixed lifetime of a session, a working day.
+	sessionAge = 8 * time.Hour
+	// maxSessions limits the sessions per token. A new session beyond the limit ends
+	// the oldest session of its token, and never a session of a different token, so that a
+	// viewer cannot sign out an operator.
 	maxSessions = 200
 )
 
-// Why the requests of a session end.
+// Causes of ending the requests of a session.
 var (
 	errSignedOut = errors.New("the session was signed out")
-	errSessions  = errors.New("the token has too many sessions, and this was the oldest")
+	errSessions  = errors.New("the oldest session of the token ended: the token has too many sessions")
 )
 
-// sessions are those of browsers that have signed in. They are kept in memory
-// only: after a restart one signs in again.
+// sessions are the sessions of signed-in browsers, in memory only: a restart ends every
+// session.
 type sessions struct {
 	now func() time.Time
 
 	mu   sync.Mutex
-	open map[string]*session // by what the cookie holds
+	open map[string]*session // by the value of the cookie
 }
 
 type session struct {
 	holder *holder
 	csrf   string
 	ends   time.Time
-	life   context.Context // done when the session is over, but for ends
+	life   context.Context // done after the session or its token was ended; does not cover ends
 	end    context.CancelCauseFunc
 }
 
@@ -46,10 +45,9 @@ func newSessions(now func() time.Time) *sessions {
 	return &sessions{now: now, open: map[string]*session{}}
 }
 
-// begin opens a session for the holder of a token, and returns what the cookie is
-// to hold.
+// begin starts a session for the holder of a token, and returns the value of the cookie.
 func (s *sessions) begin(h *holder) (id string, in *session) {
-	in = &session{holder: h, csrf: rand.Text(), ends: s.now().Add(sessionFor)}
+	in = &session{holder: h, csrf: rand.Text(), ends: s.now().Add(sessionAge)}
 	in.life, in.end = context.WithCancelCause(h.life)
 	id = rand.Text()
 	s.mu.Lock()
@@ -72,17 +70,17 @@ func (s *sessions) begin(h *holder) (id string, in *session) {
 	return id, in
 }
 
-// over reports whether a session has ended, by the clock or with its token.
+// over reports whether a session has expired or was ended.
 func (s *sessions) over(in *session) bool { return in.life.Err() != nil || !s.now().Before(in.ends) }
 
-// remove ends a session. The lock is held.
+// remove ends a session. The caller holds mu.
 func (s *sessions) remove(id string, cause error) {
 	s.open[id].end(cause)
 	delete(s.open, id)
 }
 
-// find returns the session of a cookie, or nil where there is none, where it is
-// over, or where its token is not in effect any more.
+// find returns the session for the value of a cookie, or nil if no such session exists
+// or the session is over.
 func (s *sessions) find(id string) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,7 +92,7 @@ func (s *sessions) find(id string) *session {
 	return in
 }
 
-// end closes a session.
+// end ends a session, by sign-out.
 func (s *sessions) end(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

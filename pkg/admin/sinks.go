@@ -15,7 +15,7 @@ func (a *API) sinks(api huma.API) {
 		Sink string `path:"sink" doc:"Name of the sink."`
 	}
 	type output struct{ Body relay.SinkStatus }
-	now := func(sink string) (*output, error) {
+	status := func(sink string) (*output, error) {
 		for _, s := range a.Relay.Status() {
 			if s.Sink == sink {
 				return &output{s}, nil
@@ -23,24 +23,24 @@ func (a *API) sinks(api huma.API) {
 		}
 		return nil, failed(relay.ErrNoSink)
 	}
-	huma.Register(api, operation("pause-sink", http.MethodPost, "/sinks/{sink}/pause", "Let nothing more be sent to a sink, replays included, until it is resumed: also after a restart, and in every process that shares the journal", 404),
+	huma.Register(api, operation("pause-sink", http.MethodPost, "/sinks/{sink}/pause", "Pause delivery to a sink, replays included, until the sink is resumed; the pause survives a restart and applies to every relay of the journal", 404),
 		func(ctx context.Context, in *input) (*output, error) {
 			if _, err := a.Relay.PauseSink(ctx, in.Sink); err != nil {
 				return nil, failed(err)
 			}
-			return now(in.Sink)
+			return status(in.Sink)
 		})
-	huma.Register(api, operation("resume-sink", http.MethodPost, "/sinks/{sink}/resume", "Let a sink be sent to again, from where it stands", 404),
+	huma.Register(api, operation("resume-sink", http.MethodPost, "/sinks/{sink}/resume", "Resume delivery to a sink at its cursor; events beyond discard.after or discard.beyond of the sink are discarded", 404),
 		func(ctx context.Context, in *input) (*output, error) {
 			if err := a.Relay.ResumeSink(ctx, in.Sink); err != nil {
 				return nil, failed(err)
 			}
-			return now(in.Sink)
+			return status(in.Sink)
 		})
 }
 
 type adoptInput struct {
-	Sink string `path:"sink" doc:"Name of the sink that is no longer configured."`
+	Sink string `path:"sink" doc:"Name of the removed sink."`
 	Body AdoptRequest
 }
 
@@ -51,23 +51,23 @@ type AdoptRequest struct {
 }
 
 // Resolve implements huma.Resolver.
-func (r *AdoptRequest) Resolve(ctx huma.Context) []error { return note(ctx, named("as", r.As)) }
+func (r *AdoptRequest) Resolve(ctx huma.Context) []error { return addSubject(ctx, named("as", r.As)) }
 
-// DeletedSink is what the deletion of a sink discarded.
+// DeletedSink is the result of deleting a sink.
 type DeletedSink struct {
 	Sink      string `json:"sink"`
-	Discarded uint64 `json:"discarded" doc:"Events that were pending for the sink and are not delivered to it."`
+	Discarded uint64 `json:"discarded" doc:"Number of discarded events, which were pending for the sink."`
 }
 
 func (a *API) unconfigured(api huma.API) {
-	huma.Register(api, operation("adopt-sink", http.MethodPost, "/sinks/{sink}/adopt", "Deliver the pending events of a sink that is no longer configured to another sink, and delete its cursor", 404, 409, 422),
+	huma.Register(api, operation("adopt-sink", http.MethodPost, "/sinks/{sink}/adopt", "Deliver the pending events of a removed sink to a configured sink, and delete the cursor of the removed sink", 404, 409, 422),
 		func(ctx context.Context, in *adoptInput) (*replayOutput, error) {
 			re, err := a.Relay.AdoptSink(ctx, in.Sink, in.Body.As, in.Body.Rate)
 			return &replayOutput{re}, failed(err)
 		})
-	huma.Register(api, operation("delete-sink", http.MethodDelete, "/sinks/{sink}", "Delete the cursor of a sink that is no longer configured; this discards the events that were pending for the sink", 404, 409, 422),
+	huma.Register(api, operation("delete-sink", http.MethodDelete, "/sinks/{sink}", "Delete the cursor of a removed sink, and discard the events that were pending for the sink", 404, 409, 422),
 		func(ctx context.Context, in *struct {
-			Sink string `path:"sink" doc:"Name of the sink that is no longer configured."`
+			Sink string `path:"sink" doc:"Name of the removed sink."`
 		},
 		) (*struct{ Body DeletedSink }, error) {
 			n, err := a.Relay.DeleteSink(ctx, in.Sink)
@@ -75,19 +75,18 @@ func (a *API) unconfigured(api huma.API) {
 		})
 }
 
-// AdoptSink delivers the pending events of a sink that is no longer configured to
-// another sink.
+// AdoptSink delivers the pending events of a removed sink to a configured sink.
 func (c *Client) AdoptSink(ctx context.Context, sink string, request AdoptRequest) (re relay.Replay, err error) {
-	return re, c.ask(ctx, http.MethodPost, "/sinks/"+url.PathEscape(sink)+"/adopt", request, &re)
+	return re, c.call(ctx, http.MethodPost, "/sinks/"+url.PathEscape(sink)+"/adopt", request, &re)
 }
 
-// DeleteSink deletes the cursor of a sink that is no longer configured, and
-// discards the events that were pending for the sink.
+// DeleteSink deletes the cursor of a removed sink, and discards the events that were
+// pending for the sink.
 func (c *Client) DeleteSink(ctx context.Context, sink string) (d DeletedSink, err error) {
-	return d, c.ask(ctx, http.MethodDelete, "/sinks/"+url.PathEscape(sink), nil, &d)
+	return d, c.call(ctx, http.MethodDelete, "/sinks/"+url.PathEscape(sink), nil, &d)
 }
 
-// SteerSink pauses or resumes a sink: what is "pause" or "resume".
-func (c *Client) SteerSink(ctx context.Context, sink, what string) (s relay.SinkStatus, err error) {
-	return s, c.ask(ctx, http.MethodPost, "/sinks/"+url.PathEscape(sink)+"/"+what, nil, &s)
+// SteerSink pauses or resumes a sink: action is "pause" or "resume".
+func (c *Client) SteerSink(ctx context.Context, sink, action string) (s relay.SinkStatus, err error) {
+	return s, c.call(ctx, http.MethodPost, "/sinks/"+url.PathEscape(sink)+"/"+action, nil, &s)
 }

@@ -13,56 +13,56 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
 )
 
-// Source is who sends webhooks.
+// Source is a configured source, with counts of its requests.
 type Source struct {
-	Source   string            `json:"source"`
-	Kind     string            `json:"kind" doc:"Type of the source in the configuration."`
-	Paths    []string          `json:"paths"`
-	Proven   bool              `json:"auth_required" doc:"Whether senders must authenticate."`
-	Received map[string]uint64 `json:"received" doc:"Requests since this process began, by what became of them: accepted, duplicate, quarantined, unauthenticated, and so on."`
-	Stored   uint64            `json:"stored" doc:"New events since this process began."`
-	Repeats  uint64            `json:"repeats" doc:"Events that had been seen before and were dropped, since this process began."`
+	Source       string            `json:"source"`
+	Kind         string            `json:"kind" doc:"Type of the source in the configuration."`
+	Paths        []string          `json:"paths"`
+	AuthRequired bool              `json:"auth_required" doc:"Whether senders must authenticate."`
+	Received     map[string]uint64 `json:"received" doc:"Number of requests since the start of this process, by outcome: accepted, duplicate, quarantined, unauthenticated, and so on."`
+	Stored       uint64            `json:"stored" doc:"Number of new events since the start of this process."`
+	Repeats      uint64            `json:"repeats" doc:"Number of duplicates inside the dedupe window since the start of this process."`
 
-	Secret    *SecretAge       `json:"secret,omitempty" doc:"Of sources whose senders sign."`
-	Reconcile *ReconcileStatus `json:"reconcile,omitempty" doc:"Of sources that know their sender's history."`
+	Secret    *SecretAge       `json:"secret,omitempty" doc:"Age of the signing secret; only for a source with signed webhooks."`
+	Reconcile *ReconcileStatus `json:"reconcile,omitempty" doc:"State of reconcile; only for a source with a history."`
 }
 
-// SecretAge is how old the secret is by which senders sign.
+// SecretAge is the age of the signing secret of a source.
 type SecretAge struct {
-	From    string     `json:"from" enum:"api,configuration" doc:"Where it comes from: the sender's API, or the configuration."`
-	Known   bool       `json:"known" doc:"Whether there is one."`
-	Since   *time.Time `json:"since,omitempty" doc:"Since when this process knows it; of one in the configuration, since when it goes by it."`
-	Rotated bool       `json:"rotated,omitempty" doc:"Whether it has taken the place of another one since this process began."`
+	From    string     `json:"from" enum:"api,configuration" doc:"Origin of the secret: the sender's API, or the configuration."`
+	Known   bool       `json:"known" doc:"Whether the relay has a secret."`
+	Since   *time.Time `json:"since,omitempty" doc:"Time at which this process read the secret, or applied the configuration with the secret."`
+	Rotated bool       `json:"rotated,omitempty" doc:"Whether the secret was rotated since the start of this process."`
 }
 
-// ReconcileStatus is how the comparisons with a sender's history go.
+// ReconcileStatus is the state of reconcile for a source.
 type ReconcileStatus struct {
-	Every     string            `json:"every,omitempty" doc:"How often; absent is by hand only."`
-	Recovered uint64            `json:"recovered" doc:"Events that no webhook has told of, found since this process began."`
-	Last      *time.Time        `json:"last,omitempty" doc:"When the last comparison was, by this process."`
-	Report    *reconcile.Report `json:"report,omitempty" doc:"What it came to."`
-	Problem   string            `json:"problem,omitempty" doc:"Why it failed."`
+	Every     string            `json:"every,omitempty" doc:"Interval of periodic reconciles; absent without reconcile.interval."`
+	Recovered uint64            `json:"recovered" doc:"Number of events backfilled since the start of this process."`
+	Last      *time.Time        `json:"last,omitempty" doc:"Time of the last reconcile by this process."`
+	Report    *reconcile.Report `json:"report,omitempty" doc:"Report of the last successful reconcile."`
+	Problem   string            `json:"problem,omitempty" doc:"Error of the last reconcile; absent after a success."`
 }
 
-// Registration is what a sender's API says of where it sends webhooks.
+// Registration is the webhook registration at a sender's API.
 type Registration struct {
-	URL      string   `json:"url,omitempty" doc:"Where it sends them; what proves the sender is hidden. Absent is nowhere."`
-	Channels []string `json:"channels" doc:"Ways of notification that are on."`
-	Events   []string `json:"events" doc:"Events that are on; none is those of the service's default."`
-	Here     bool     `json:"here" doc:"Whether the path of the URL is one of the source's."`
-	Secret   bool     `json:"secret" doc:"Whether the service signs."`
+	URL         string   `json:"url,omitempty" doc:"Registered URL, with hidden secrets. Absent without a registered URL."`
+	Channels    []string `json:"channels" doc:"Enabled notification channels."`
+	Events      []string `json:"events" doc:"Enabled events; an empty list means the sender's default."`
+	PathMatches bool     `json:"path_matches" doc:"Whether the path of the registered URL is a path of the source."`
+	Secret      bool     `json:"secret" doc:"Whether the sender signs webhooks."`
 }
 
-// ErrNoSource is wrapped where there is no source of that name.
+// ErrNoSource is wrapped if no source has the name.
 var ErrNoSource = errors.New("it is not in the configuration")
 
 func (a *API) sources(api huma.API) {
 	type all struct {
 		Sources []Source `json:"sources"`
 	}
-	huma.Register(api, operation("list-sources", http.MethodGet, "/sources", "What each source has received, and how it stands with its sender"),
+	huma.Register(api, operation("list-sources", http.MethodGet, "/sources", "List sources with counts of requests, age of the secret and state of reconcile"),
 		func(context.Context, *struct{}) (*struct{ Body all }, error) {
-			sources, values := a.Sources(), a.History.read()
+			sources, values := a.Sources(), a.Series.read()
 			for i, s := range sources {
 				s.Received = map[string]uint64{}
 				for key, value := range values {
@@ -80,7 +80,7 @@ func (a *API) sources(api huma.API) {
 			}
 			return &struct{ Body all }{all{sources}}, nil
 		})
-	huma.Register(api, operation("show-registration", http.MethodGet, "/sources/{source}/registration", "Ask the sender's API where it sends webhooks", 404, 502),
+	huma.Register(api, operation("show-registration", http.MethodGet, "/sources/{source}/registration", "Show the webhook registration at the sender's API", 404, 502),
 		func(ctx context.Context, in *struct {
 			Source string `path:"source" doc:"Name of the source."`
 		},
@@ -96,14 +96,14 @@ func (a *API) sources(api huma.API) {
 		})
 }
 
-// Sources asks what each source has received.
+// Sources returns the sources with counts of requests.
 func (c *Client) Sources(ctx context.Context) ([]Source, error) {
 	var all struct{ Sources []Source }
-	err := c.ask(ctx, http.MethodGet, "/sources", nil, &all)
+	err := c.call(ctx, http.MethodGet, "/sources", nil, &all)
 	return all.Sources, err
 }
 
-// Registration asks where a sender sends webhooks.
+// Registration returns the webhook registration at the sender's API.
 func (c *Client) Registration(ctx context.Context, source string) (r Registration, err error) {
-	return r, c.ask(ctx, http.MethodGet, "/sources/"+url.PathEscape(source)+"/registration", nil, &r)
+	return r, c.call(ctx, http.MethodGet, "/sources/"+url.PathEscape(source)+"/registration", nil, &r)
 }

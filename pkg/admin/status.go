@@ -11,31 +11,31 @@ import (
 	"github.com/postwire/postwire/pkg/relay"
 )
 
-// Status is how a relay is doing.
+// Status is the state of a relay.
 type Status struct {
-	Name    string             `json:"name" doc:"Name of the process that answers."`
+	Name    string             `json:"name" doc:"Name of the answering relay."`
 	Version string             `json:"version"`
 	Journal JournalStatus      `json:"journal"`
 	Sinks   []relay.SinkStatus `json:"sinks"`
 
-	UnconfiguredSinks []relay.UnconfiguredSink `json:"unconfigured_sinks" doc:"Sinks that the journal has a cursor of and the configuration does not: removed or renamed sinks."`
+	UnconfiguredSinks []relay.UnconfiguredSink `json:"unconfigured_sinks" doc:"Removed or renamed sinks: sinks with a cursor in the journal that are not in the configuration."`
 }
 
-// JournalStatus is how the journal is doing.
+// JournalStatus is the state of the journal.
 type JournalStatus struct {
 	Engine       string      `json:"engine" enum:"local,jetstream"`
-	Problem      string      `json:"problem,omitempty" doc:"Why no webhooks are taken; absent where they are."`
-	Events       uint64      `json:"events" doc:"Events that are stored, delivered or not."`
-	Oldest       journal.Seq `json:"oldest" doc:"Place of the oldest event."`
-	Last         journal.Seq `json:"last" doc:"Place of the newest event."`
-	Bytes        uint64      `json:"bytes" doc:"Room that the journal takes."`
-	MaxBytes     uint64      `json:"max_bytes,omitempty" doc:"At which webhooks are refused; absent is no limit."`
-	Spilled      uint64      `json:"spilled,omitempty" doc:"Events and requests that this process keeps until the cluster takes them."`
-	SpilledSince *time.Time  `json:"spilled_since,omitempty" doc:"When the oldest of them was accepted."`
+	Problem      string      `json:"problem,omitempty" doc:"Reason for refusing webhooks; absent while the journal accepts events."`
+	Events       uint64      `json:"events" doc:"Number of stored events, delivered or not."`
+	Oldest       journal.Seq `json:"oldest" doc:"Sequence of the oldest event."`
+	Last         journal.Seq `json:"last" doc:"Sequence of the newest event."`
+	Bytes        uint64      `json:"bytes" doc:"Size of the journal in bytes."`
+	MaxBytes     uint64      `json:"max_bytes,omitempty" doc:"Maximum size of the journal in bytes; beyond, the relay refuses webhooks. Absent without a limit."`
+	Spilled      uint64      `json:"spilled,omitempty" doc:"Number of events and requests in the spill of this relay, kept until the NATS cluster accepts events again."`
+	SpilledSince *time.Time  `json:"spilled_since,omitempty" doc:"Acceptance time of the oldest event in the spill."`
 }
 
 func (a *API) status(api huma.API) {
-	huma.Register(api, operation("status", http.MethodGet, "/status", "How the journal and each sink are doing, and which process delivers to which sink"),
+	huma.Register(api, operation("status", http.MethodGet, "/status", "Show the state of the journal and of every sink, with the owner of every sink"),
 		func(context.Context, *struct{}) (*struct{ Body Status }, error) {
 			u := a.Journal.Usage()
 			s := Status{
@@ -55,7 +55,7 @@ func (a *API) status(api huma.API) {
 		})
 }
 
-// Status asks how the relay is doing.
+// Status returns the state of the relay.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
-	return s, c.ask(ctx, http.MethodGet, "/status", nil, &s)
+	return s, c.call(ctx, http.MethodGet, "/status", nil, &s)
 }

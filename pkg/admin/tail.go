@@ -16,57 +16,57 @@ import (
 	"github.com/postwire/postwire/pkg/relay"
 )
 
-// EventView is an event as a tail sees it first.
+// EventView is an event with its delivery status.
 type EventView struct {
 	Seq        journal.Seq            `json:"seq" doc:"Position of the event in the journal."`
 	Accepted   time.Time              `json:"accepted"`
-	Source     string                 `json:"source,omitempty" doc:"Name of the source that took it in; absent where an older version did not write it down."`
-	Event      CloudEvent             `json:"event" doc:"Without data, unless it was asked for."`
-	Bytes      int                    `json:"bytes" doc:"Size of its data."`
-	TargetSink string                 `json:"target_sink,omitempty" doc:"Sink to which a redelivered event goes; absent for other events."`
+	Source     string                 `json:"source,omitempty" doc:"Name of the source that accepted the event; absent for an event of an older version."`
+	Event      CloudEvent             `json:"event" doc:"The event, without data unless the request has data=true."`
+	Bytes      int                    `json:"bytes" doc:"Size of the event's data in bytes."`
+	TargetSink string                 `json:"target_sink,omitempty" doc:"Sink of a redelivered event; absent for other events."`
 	OriginSeq  journal.Seq            `json:"origin_seq,omitempty" doc:"Sequence of the original event of a redelivered event."`
 	Deliveries []relay.DeliveryStatus `json:"deliveries" doc:"Delivery status at each sink."`
 }
 
-func seenOf(r journal.Record, fates []relay.DeliveryStatus, data bool) (EventView, error) {
+func newEventView(r journal.Record, deliveries []relay.DeliveryStatus, data bool) (EventView, error) {
 	text, err := attributes(r.Event, data)
 	return EventView{
 		Seq: r.Seq, Accepted: r.Accepted, Source: r.Event.SourceName, Event: CloudEvent{text}, Bytes: len(r.Event.CloudEvent.DataEncoded),
-		TargetSink: r.TargetSink, OriginSeq: r.OriginSeq, Deliveries: fates,
+		TargetSink: r.TargetSink, OriginSeq: r.OriginSeq, Deliveries: deliveries,
 	}, err
 }
 
-// StatusChanged is what became of an event at one sink after it was seen.
+// StatusChanged is a change of the delivery status of an event at one sink.
 type StatusChanged struct {
 	Seq journal.Seq `json:"seq"`
-	ID  string      `json:"id" doc:"CloudEvents id."`
+	ID  string      `json:"id" doc:"CloudEvents ID of the event."`
 	relay.DeliveryStatus
-	At    time.Time `json:"at" doc:"When that was seen."`
-	After float64   `json:"after" doc:"Seconds since the event was accepted."`
+	At    time.Time `json:"at" doc:"Time at which the relay observed the change."`
+	After float64   `json:"after" doc:"Seconds from the acceptance of the event to the change."`
 }
 
-// Dropped is how many events a tail with a most did not tell of.
+// Dropped is the number of events that a tail with max_rate did not send.
 type Dropped struct {
 	Events uint64 `json:"events" doc:"Events not shown since the previous dropped message. If a tail in a cluster fell far behind, the number counts sequences, and some sequences have no event."`
 }
 
-// Heartbeat says that the tail still runs.
+// Heartbeat is a message of an idle tail.
 type Heartbeat struct {
 	Last journal.Seq `json:"last" doc:"Sequence of the newest event in the journal."`
-	Next journal.Seq `json:"next" doc:"Sequence at which the tail is. A tail that begins there, by the parameter seq, leaves nothing out and repeats nothing."`
+	Next journal.Seq `json:"next" doc:"Next sequence of the tail. A tail with this value of the parameter seq continues without a missed or repeated event."`
 }
 
 // TailEnd is the last message of a tail.
 type TailEnd struct {
-	Next    journal.Seq `json:"next" doc:"Sequence at which the tail ended. A tail that begins there, by the parameter seq, leaves nothing out and repeats nothing."`
-	Reason  EndReason   `json:"reason" enum:"connection_age,shutdown,revoked,session,failed" doc:"Why the tail ended: the connection reached admin.max_connection_age, the relay stops, the token was replaced or removed, the session is over, or the journal cannot be read."`
-	Pending int         `json:"pending,omitempty" doc:"Events that the tail told of whose delivery was pending at some sink. A tail that begins at next does not tell what becomes of them."`
+	Next    journal.Seq `json:"next" doc:"Sequence at which the tail ended. A tail with this value of the parameter seq continues without a missed or repeated event."`
+	Reason  EndReason   `json:"reason" enum:"connection_age,shutdown,revoked,session,failed" doc:"Reason of the end. connection_age: the connection reached admin.max_connection_age. shutdown: the relay stops. revoked: the token was removed. session: the session ended. failed: reading the journal failed."`
+	Pending int         `json:"pending,omitempty" doc:"Number of sent events with a pending delivery. A tail that continues at next sends no further status of these events."`
 }
 
-// EndReason is why a tail ended. The set is closed.
+// EndReason is the reason of the end of a tail. The set is closed.
 type EndReason string
 
-// The reasons there are.
+// Reasons of the end of a tail.
 const (
 	EndConnectionAge EndReason = "connection_age"
 	EndShutdown      EndReason = "shutdown"
@@ -75,12 +75,12 @@ const (
 	EndFailed        EndReason = "failed"
 )
 
-// endReason is that of a tail with this context and error.
+// endReason returns the reason for the context and the error of a tail.
 func endReason(ctx context.Context, err error) EndReason {
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errShutdown):
 		return EndShutdown
-	case errors.Is(cause, errTokenGone):
+	case errors.Is(cause, errTokenRevoked):
 		return EndRevoked
 	case errors.Is(cause, errSessionOver), errors.Is(cause, errSignedOut), errors.Is(cause, errSessions):
 		return EndSession
@@ -91,18 +91,18 @@ func endReason(ctx context.Context, err error) EndReason {
 }
 
 type tailInput struct {
-	Filter  string `query:"filter" doc:"CEL expression over the attributes that selects the events." example:"platform == \"instagram\""`
-	Source  string `query:"source" doc:"Only events that the source of this name took in." example:"upload-post"`
-	From    When   `query:"from" doc:"Begin with events accepted at this time: RFC 3339, or how long ago, such as 10m. Empty is from now on."`
-	Seq     uint64 `query:"seq" doc:"Begin with the event at this sequence, whatever from says: next of the last message of another tail."`
-	Data    bool   `query:"data" doc:"Show the events' data too, which is personal."`
+	Filter  string `query:"filter" doc:"CEL expression over attributes that selects events." example:"platform == \"instagram\""`
+	Source  string `query:"source" doc:"Select events accepted by the source with this name." example:"upload-post"`
+	From    When   `query:"from" doc:"Start with events accepted at this time or later: RFC 3339, or an age such as 10m. Empty starts with new events."`
+	Seq     uint64 `query:"seq" doc:"Start at this sequence: the value of next from the last message of a previous tail. Overrides from."`
+	Data    bool   `query:"data" doc:"Include the data of events, which may be personal. Requires the role operator."`
 	MaxRate int    `query:"max_rate" minimum:"0" maximum:"1000" doc:"Maximum number of events per second. Further events are counted in dropped messages and not shown. 0 shows every event."`
 	Last    int    `header:"Last-Event-ID" doc:"Start after the event with this sequence. Overrides seq and from."`
 
 	filter filter.Filter
 }
 
-// Resolve implements huma.Resolver: it checks what the schema cannot say.
+// Resolve implements huma.Resolver: it checks filter and time.
 func (in *tailInput) Resolve(huma.Context) []error {
 	var errs []error
 	var err error
@@ -115,19 +115,19 @@ func (in *tailInput) Resolve(huma.Context) []error {
 	return errs
 }
 
-// How many tails may be open at once, of all callers and of viewers: each reads the
-// journal, and holds a connection.
+// Limits of open tails, for all callers and for viewers. Every tail reads the journal
+// and uses a connection.
 const (
 	maxTails       = 32
 	maxViewerTails = 24
 )
 
 func (a *API) tail(api huma.API) {
-	o := ruled(a.knownFilter(api, operation("tail-events", http.MethodGet, "/events/tail", "Follow events and what becomes of them at each sink", 422, 429)), personal("data", false))
+	o := ruled(a.checkedFilter(api, operation("tail-events", http.MethodGet, "/events/tail", "Follow events and delivery status, as server-sent events", 422, 429)), personal("data", false))
 	o = counted(o, kindTail)
 	o.Middlewares = append(o.Middlewares, func(ctx huma.Context, next func(huma.Context)) {
-		// A connection has no use after a tail: it ends for its age. And what a proxy
-		// keeps back to send much at once is seen too late.
+		// A tail may end because of the age of its connection, so the connection is not
+		// reused. A proxy must not buffer messages.
 		ctx.SetHeader("Connection", "close")
 		ctx.SetHeader("X-Accel-Buffering", "no")
 		next(ctx)
@@ -140,7 +140,7 @@ func (a *API) tail(api huma.API) {
 			w := &watcher{api: a, send: send, data: in.Data}
 			from, err := a.tailStart(ctx, in)
 			if err == nil {
-				err = w.begin(from) // the caller sees that it is connected
+				err = w.begin(from) // tells the caller that the tail is connected
 			}
 			at := relay.TailResult{Next: from}
 			if err == nil {
@@ -150,14 +150,14 @@ func (a *API) tail(api huma.API) {
 			}
 			reason := endReason(ctx, err)
 			if !w.failed {
-				_ = w.tell(int(at.Next)-1, TailEnd{at.Next, reason, at.Pending}) // the client has it, or is gone
+				_ = w.message(int(at.Next)-1, TailEnd{at.Next, reason, at.Pending}) // an error means a disconnected client
 			}
 			a.Log.Debug("tail ended", zap.String("reason", string(reason)), zap.Error(err))
 		})
 }
 
 // atExpiry returns a channel that is closed when the connection of a request reaches
-// its greatest age.
+// the maximum age.
 func atExpiry(ctx context.Context) (end chan struct{}, stop func() bool) {
 	end = make(chan struct{})
 	at, ok := httpserver.Expiry(ctx)
@@ -167,8 +167,8 @@ func atExpiry(ctx context.Context) (end chan struct{}, stop func() bool) {
 	return end, time.AfterFunc(time.Until(at), func() { close(end) }).Stop
 }
 
-// tailStart is where a tail begins: no further than at the next event, whatever the
-// caller knows of another journal.
+// tailStart returns the first sequence of a tail: at most the next sequence of the
+// journal, because the caller's sequence may be from a different journal.
 func (a *API) tailStart(ctx context.Context, in *tailInput) (journal.Seq, error) {
 	next := a.Journal.Last() + 1
 	switch t, err := in.From.Time(a.Now()); {
@@ -184,21 +184,20 @@ func (a *API) tailStart(ctx context.Context, in *tailInput) (journal.Seq, error)
 	return next, nil
 }
 
-// reconnectAfter is how long a browser waits before it follows a tail further.
+// reconnectAfter is the time until a browser reconnects a tail.
 const reconnectAfter = time.Second
 
-// watcher hands what a tail sees to a caller. The ID of a message is the sequence up
-// to which the caller has seen everything, so that one that was cut off goes on
-// behind it.
+// watcher sends the messages of a tail to a caller. The ID of a message is the last
+// sequence that the caller has seen, so that a browser continues after this sequence.
 type watcher struct {
 	api    *API
 	send   sse.Sender
 	data   bool
-	failed bool // the caller is gone, or does not read
+	failed bool // the caller has disconnected, or does not read
 }
 
-// tell sends a message. It fails where the caller does not read it in time.
-func (w *watcher) tell(id int, data any) error { return w.write(sse.Message{ID: id, Data: data}) }
+// message sends a message. An error means that the caller does not read in time.
+func (w *watcher) message(id int, data any) error { return w.write(sse.Message{ID: id, Data: data}) }
 
 func (w *watcher) write(m sse.Message) error {
 	err := w.send(m)
@@ -210,27 +209,27 @@ func (w *watcher) begin(from journal.Seq) error {
 	return w.write(sse.Message{ID: int(from) - 1, Data: Heartbeat{w.api.Journal.Last(), from}, Retry: int(reconnectAfter.Milliseconds())})
 }
 
-// OnEvent implements relay.Watcher.
+// OnEvent implements relay.TailHandler.
 func (w *watcher) OnEvent(s relay.TailEvent) error {
-	seen, err := seenOf(s.Record, s.Deliveries, w.data)
+	view, err := newEventView(s.Record, s.Deliveries, w.data)
 	if err != nil {
 		return err
 	}
-	return w.tell(int(s.Record.Seq), seen)
+	return w.message(int(s.Record.Seq), view)
 }
 
-// OnStatusChange implements relay.Watcher.
+// OnStatusChange implements relay.TailHandler.
 func (w *watcher) OnStatusChange(t relay.StatusChange) error {
-	return w.tell(0, StatusChanged{
+	return w.message(0, StatusChanged{
 		Seq: t.Record.Seq, ID: t.Record.Event.CloudEvent.ID(), DeliveryStatus: t.Status, At: t.At.UTC(),
 		After: t.At.Sub(t.Record.Accepted).Seconds(),
 	})
 }
 
-// OnDropped implements relay.Watcher.
-func (w *watcher) OnDropped(n uint64) error { return w.tell(0, Dropped{n}) }
+// OnDropped implements relay.TailHandler.
+func (w *watcher) OnDropped(n uint64) error { return w.message(0, Dropped{n}) }
 
-// OnIdle implements relay.Watcher.
+// OnIdle implements relay.TailHandler.
 func (w *watcher) OnIdle(next journal.Seq) error {
-	return w.tell(int(next)-1, Heartbeat{w.api.Journal.Last(), next})
+	return w.message(int(next)-1, Heartbeat{w.api.Journal.Last(), next})
 }

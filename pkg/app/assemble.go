@@ -74,10 +74,10 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		stamp: stamps{p.stamp, p.Config.Stamp()}, understand: &understanding{sources: map[string]source.Source{}},
 		look: make(chan struct{}, 1),
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "postwire_config_reloads_total", Help: "Changes of the configuration or of files that it names, and requests to reload it, by whether they were taken over.",
+			Name: "postwire_config_reloads_total", Help: "Reloads of the configuration, because of a changed file, a signal or a request. applied: the relay applied the complete change. refused: the relay applied nothing.",
 		}, []string{"outcome"}),
 		applied: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "postwire_config_last_reload_successful", Help: "0 while a change of the configuration is refused and the one before it is in effect, otherwise 1.",
+			Name: "postwire_config_last_reload_successful", Help: "0 while the last change of the configuration is refused and the previous configuration is in effect, otherwise 1.",
 		}),
 	}
 	a.applied.Set(1)
@@ -96,10 +96,10 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	a.began, a.now = now().UTC(), now
 	a.use(p)
 	metrics := prometheus.NewRegistry()
-	a.metrics, a.history = metrics, admin.NewHistory(metrics, now)
+	a.metrics, a.history = metrics, admin.NewMetricsRing(metrics, now)
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(), a.reloads, a.applied,
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "postwire_log_lines_dropped_total", Help: "Lines that were not logged because many of the same message came in one second.",
+			Name: "postwire_log_lines_dropped_total", Help: "Log lines that were dropped because too many lines with an equal message were logged in one second.",
 		}, func() float64 { return float64(log.dropped.Load()) }))
 	for _, outcome := range []string{"applied", "refused"} {
 		a.reloads.WithLabelValues(outcome)
@@ -180,8 +180,8 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		TLS: p.Config.Admin.TLS, MaxConnectionAge: p.Config.Admin.MaxConnectionAge, Metrics: adminMetrics,
 		Schemas: schema.Handler(func() *schema.Library { return a.plan.Load().Schemas }),
 		API: &admin.API{
-			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Understand: a.understand.again, Attributes: func() []string { return a.plan.Load().attributes.Names }, Reconcile: a.gaps.compare,
-			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, History: a.history,
+			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Renormalize: a.understand.again, Attributes: func() []string { return a.plan.Load().attributes.Names }, Reconcile: a.gaps.compare,
+			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, Series: a.history,
 			Credentials: a.credentials, Proxies: p.Config.Server.TrustedProxies, Metrics: adminMetrics,
 			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"), Scrub: p.scrub,
 			AsyncAPI: func() (map[string]any, error) { return a.plan.Load().AsyncAPI(ReadVersion().Version) },

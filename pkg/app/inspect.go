@@ -26,7 +26,7 @@ func (a *App) configuration() (admin.Configuration, error) {
 
 // told keeps in mind what came of a reload.
 func (a *App) told(changed []string, err error) {
-	last := &admin.LastReload{At: a.now().UTC(), Taken: err == nil, Changed: changed}
+	last := &admin.LastReload{At: a.now().UTC(), Applied: err == nil, Changed: changed}
 	if changed == nil {
 		last.Changed = []string{}
 	}
@@ -43,7 +43,7 @@ func (a *App) inspect() []admin.Source {
 	for i, s := range p.Sources {
 		all[i] = admin.Source{Source: s.Name, Kind: s.Kind, Paths: s.Settings.Paths, Reconcile: a.gaps.told(s.Name)}
 		if src := a.understand.of(s.Name); src != nil {
-			all[i].Proven = src.Proof().Required
+			all[i].AuthRequired = src.Proof().Required
 		}
 		if _, ok := fromAPI(s); ok {
 			all[i].Secret = a.secrets.age(s.Name)
@@ -113,7 +113,7 @@ func (a *App) registration(ctx context.Context, name string) (admin.Registration
 		}
 	}
 	src := a.understand.of(name)
-	r.URL, r.Here = destination(now.WebhookURL, p.Sources[i].Settings.Paths, src != nil && src.Proof().PathToken)
+	r.URL, r.PathMatches = destination(now.WebhookURL, p.Sources[i].Settings.Paths, src != nil && src.Proof().PathToken)
 	return r, nil
 }
 

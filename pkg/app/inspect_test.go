@@ -66,11 +66,11 @@ func TestOperatorsSeeWhatRuns(t *testing.T) {
 		t.Errorf("the configuration: %+v, %v", c, err)
 	}
 	a.told(nil, errors.New("sinks[0].steam: unknown key"))
-	if c, err = a.configuration(); err != nil || c.Last.Taken || c.Last.Problem != "sinks[0].steam: unknown key" || c.Last.Changed == nil {
+	if c, err = a.configuration(); err != nil || c.Last.Applied || c.Last.Problem != "sinks[0].steam: unknown key" || c.Last.Changed == nil {
 		t.Errorf("a reload that was refused: %+v, %v", c.Last, err)
 	}
 	sources := a.inspect()
-	if s := sources[0]; s.Source != "signed" || !s.Proven || s.Secret.From != "configuration" || !s.Secret.Known || s.Secret.Since.Sub(c.Began) > time.Minute || s.Secret.Rotated || s.Reconcile != nil {
+	if s := sources[0]; s.Source != "signed" || !s.AuthRequired || s.Secret.From != "configuration" || !s.Secret.Known || s.Secret.Since.Sub(c.Began) > time.Minute || s.Secret.Rotated || s.Reconcile != nil {
 		t.Errorf("the first source: %+v, %+v", s, s.Secret)
 	}
 	a.now = func() time.Time { return c.Began.Add(time.Hour) }

@@ -49,12 +49,12 @@ func checkCluster(c config.JetStream) config.Invalids {
 // openJournal opens the journal of the engine that is configured.
 func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.Registerer, log *zap.Logger) (journal.Journal, error) {
 	groups := prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "postwire_journal_group_size", Help: "Appends and other changes that one synced write of the local engine held.",
+		Name: "postwire_journal_group_size", Help: "Appends and other changes per synced write of the local engine.",
 		Buckets: []float64{1, 4, 16, 64, 256, 1024}, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
 	})
 	discarded := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "postwire_quarantine_discarded_total",
-		Help: "Quarantined requests that the journal discarded: max_bytes, for want of room in the share of the source; retention, for their age.",
+		Help: "Quarantined requests that the journal discarded. reason max_bytes: the source exceeded its quota. reason retention: the request was older than journal.retention.",
 	}, []string{"source", "reason"})
 	metrics.MustRegister(groups, discarded)
 	for _, s := range p.Sources {
@@ -98,28 +98,28 @@ func measureJournal(r prometheus.Registerer, j journal.Journal, now func() time.
 	gauge := func(name, help string, value func() float64) {
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	gauge("postwire_journal_bytes", "Disk space that the journal takes.", func() float64 { return float64(j.Usage().Bytes) })
-	gauge("postwire_journal_max_bytes", "Size of the journal at which new events are refused; 0 is no limit.", func() float64 { return float64(j.Usage().MaxBytes) })
+	gauge("postwire_journal_bytes", "Disk space of the journal.", func() float64 { return float64(j.Usage().Bytes) })
+	gauge("postwire_journal_max_bytes", "Size of the journal at which the relay refuses new events; 0 without a limit.", func() float64 { return float64(j.Usage().MaxBytes) })
 	gauge("postwire_journal_free_bytes", "Free space on the journal's disk.", func() float64 { return float64(j.Usage().Free) })
-	gauge("postwire_journal_min_free_bytes", "Free disk space below which new events are refused; 0 is no limit.", func() float64 { return float64(j.Usage().MinFree) })
-	gauge("postwire_journal_full", "1 while new events are refused for want of room, otherwise 0.", func() float64 {
+	gauge("postwire_journal_min_free_bytes", "Free disk space below which the relay refuses new events; 0 without a limit.", func() float64 { return float64(j.Usage().MinFree) })
+	gauge("postwire_journal_full", "1 while the relay refuses new events because the journal or its disk is full, otherwise 0.", func() float64 {
 		if errors.Is(j.Check(), journal.ErrFull) {
 			return 1
 		}
 		return 0
 	})
-	gauge("postwire_journal_spilled", "Events and requests that this process keeps until the journal's cluster takes them.", func() float64 { return float64(j.Usage().Spilled) })
-	gauge("postwire_journal_spilled_seconds", "Age of the oldest of them, 0 if there is none.", func() float64 {
+	gauge("postwire_journal_spilled", "Events and requests in the spill of this relay, kept until the NATS cluster accepts events again.", func() float64 { return float64(j.Usage().Spilled) })
+	gauge("postwire_journal_spilled_seconds", "Age of the oldest event in the spill of this relay, 0 while the spill is empty.", func() float64 {
 		since := j.Usage().SpilledSince
 		if since.IsZero() {
 			return 0
 		}
 		return max(0, now().Sub(since).Seconds())
 	})
-	gauge("postwire_journal_events", "Events that are stored, delivered or not.", func() float64 { return float64(j.Usage().Events) })
-	gauge("postwire_journal_keys", "Identity keys that the dedupe window remembers; 0 where the engine cannot tell.", func() float64 { return float64(j.Usage().Keys) })
+	gauge("postwire_journal_events", "Stored events, delivered or not.", func() float64 { return float64(j.Usage().Events) })
+	gauge("postwire_journal_keys", "Identity keys inside the dedupe window; 0 for the jetstream engine, which does not count keys.", func() float64 { return float64(j.Usage().Keys) })
 	oldest := &oldestEvent{journal: j}
-	gauge("postwire_journal_oldest_seconds", "Age of the oldest event that is stored, delivered or not; 0 if there is none or it cannot be read.", func() float64 {
+	gauge("postwire_journal_oldest_seconds", "Age of the oldest stored event, delivered or not; 0 for an empty or unreadable journal.", func() float64 {
 		at := oldest.accepted()
 		if at.IsZero() {
 			return 0
@@ -127,7 +127,7 @@ func measureJournal(r prometheus.Registerer, j journal.Journal, now func() time.
 		return max(0, now().Sub(at).Seconds())
 	})
 	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "postwire_journal_trimmed_total", Help: "Delivered events that were removed before their retention to make room.",
+		Name: "postwire_journal_trimmed_total", Help: "Delivered events that were removed before journal.retention to free space.",
 	}, func() float64 { return float64(j.Usage().Trimmed) }))
 }
 

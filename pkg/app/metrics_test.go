@@ -122,10 +122,9 @@ func metricsPage(t *testing.T, own []*dto.MetricFamily) string {
 	b.WriteString(`<!-- Generated from the registered metrics; do not edit. -->
 # Metrics
 
-What ` + "`/metrics` on `admin.listen`" + ` tells, in the format of Prometheus; beside these, what its Go client tells of the process
-(` + "`go_…`, `process_…`" + `). A label is a name of the configuration (` + "`source`, `sink`" + `) or of a closed set (below): nothing that a sender
-chooses becomes one. Histograms are native ones where the scraper asks for them, and have a few classic buckets besides. All names
-and labels are part of the contract.
+Metrics at ` + "`/metrics` on `admin.listen`" + `, in the Prometheus format, in addition to the metrics of the Prometheus Go client (` + "`go_…`, `process_…`" + `). The
+value of a label is a name in the configuration (` + "`source`, `sink`" + `) or one value of a closed set (below): a sender cannot choose a value. Histograms are
+native histograms if the scraper requests native histograms, with a few classic buckets in addition. Names and labels are part of the contract.
 
 | name | type | labels | unit | meaning | alert |
 |---|---|---|---|---|---|
@@ -134,7 +133,7 @@ and labels are part of the contract.
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()),
 			code(labels(f)), unit(f), f.GetHelp(), strings.Join(alerting[f.GetName()], ", "))
 	}
-	b.WriteString("\n## Values of labels\n\n| name | label | values |\n|---|---|---|\n")
+	b.WriteString("\n## Label values\n\n| name | label | values |\n|---|---|---|\n")
 	for _, f := range own {
 		for _, label := range []string{"kind", "operation", "outcome", "reason"} {
 			if values := valuesOf(f, label); len(values) > 1 {
@@ -180,9 +179,9 @@ func unit(f *dto.MetricFamily) string {
 		}
 	}
 	switch {
-	case strings.HasPrefix(f.GetHelp(), "1 ") || strings.HasPrefix(f.GetHelp(), "1;") || strings.HasPrefix(f.GetHelp(), "0 while"):
+	case strings.HasPrefix(f.GetHelp(), "1 ") || strings.HasPrefix(f.GetHelp(), "Always 1") || strings.HasPrefix(f.GetHelp(), "0 while"):
 		return "0 or 1"
-	case strings.HasPrefix(name, "postwire_received"), strings.Contains(name, "admin_busy"), strings.Contains(name, "requests_evicted"):
+	case strings.HasPrefix(name, "postwire_received"), strings.Contains(name, "admin_busy"), strings.Contains(name, "requests_evicted"), strings.Contains(name, "quarantine_discarded"):
 		return "requests"
 	case strings.Contains(name, "connections"):
 		return "connections"

@@ -81,13 +81,13 @@ func newGaps(j journal.Journal, now func() time.Time, metrics prometheus.Registe
 	g := &gaps{
 		log: log, journal: j, now: now, sources: map[string]*gap{},
 		recovered: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "postwire_reconciled_total", Help: "Events that no webhook has told of and that were found in the sender's history.",
+			Name: "postwire_reconciled_total", Help: "Events backfilled from the sender's history, for which no webhook arrived.",
 		}, []string{"source"}),
 		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "postwire_reconcile_failures_total", Help: "Comparisons with the sender's history that failed; the next one makes up for it.",
+			Name: "postwire_reconcile_failures_total", Help: "Failed reconciles with the sender's history. The next successful reconcile covers the time of the failures.",
 		}, []string{"source"}),
 		succeeded: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "postwire_reconcile_last_success_seconds", Help: "When a comparison with the sender's history last succeeded, in Unix seconds; 0 is never.",
+			Name: "postwire_reconcile_last_success_seconds", Help: "Time of the last successful reconcile with the sender's history, in Unix seconds; 0 before the first.",
 		}, []string{"source"}),
 	}
 	metrics.MustRegister(g.recovered, g.failed, g.succeeded)

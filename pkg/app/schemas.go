@@ -19,7 +19,7 @@ type mismatches struct {
 
 func newMismatches(metrics prometheus.Registerer) *mismatches {
 	m := &mismatches{count: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "postwire_schema_mismatches_total", Help: "Events whose data does not fit the schema that they name, of sources that check it (schema: warn or quarantine).",
+		Name: "postwire_schema_mismatches_total", Help: "Events with data that does not match the schema, of sources with schema: warn or quarantine.",
 	}, []string{"source"})}
 	metrics.MustRegister(m.count)
 	return m

@@ -46,7 +46,7 @@ func ReadVersion() Version {
 func buildInfo() prometheus.Collector {
 	v := ReadVersion()
 	g := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "postwire_build_info", Help: "1; which build this is stands in the labels.",
+		Name: "postwire_build_info", Help: "Always 1; the labels have version, commit and Go version of the build.",
 		ConstLabels: prometheus.Labels{"version": v.Version, "commit": v.Commit, "go": v.Go},
 	})
 	g.Set(1)

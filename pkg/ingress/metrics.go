@@ -34,54 +34,54 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_received_total",
-			Help: "Requests received, by source and what became of them. The source is empty for unknown paths.",
+			Help: "Received requests, by source and outcome. The source is empty for unknown paths.",
 		}, []string{"source", "outcome"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "postwire_request_seconds",
-			Help:    "Time from a request's header until its answer was known, by source and what became of it.",
+			Help:    "Time from the header of a request to its answer, by source and outcome.",
 			Buckets: []float64{.001, .005, .025, .1, .5, 2.5, 10}, NativeHistogramBucketFactor: 1.1,
 			NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
 		}, []string{"source", "outcome"}),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "postwire_journal_append_seconds",
-			Help:    "Time from handing events to the journal until they were on stable storage.",
+			Help:    "Time from the append of events to the journal until the events are on stable storage.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 15), NativeHistogramBucketFactor: 1.1,
 			NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
 		}),
 		stored: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_events_stored_total",
-			Help: "Events that were new and are on stable storage, by source.",
+			Help: "New events on stable storage, by source.",
 		}, []string{"source"}),
 		repeats: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_dedupe_hits_total",
-			Help: "Events that had been seen inside the dedupe window and were dropped, by source.",
+			Help: "Duplicate events inside the dedupe window, which are not stored, by source.",
 		}, []string{"source"}),
 		timeless: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_events_without_time_total",
-			Help: "Events whose time was missing or could not be read, by source.",
+			Help: "Events with a missing or unreadable time, by source.",
 		}, []string{"source"}),
 		shared: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_events_shared_id_total",
-			Help: "Stored events that have the CloudEvents source and id of another one among the 16384 events that this process stored last, by source. Consumers that know an event by source and id drop one of the two.",
+			Help: "Stored events with the CloudEvents source and id of an earlier event, among the last 16384 events of this process, by source. Consumers that compare source and id drop the second event.",
 		}, []string{"source"}),
 		newest: newIdentities(),
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "postwire_ingress_connections",
-			Help: "Connections that are open.",
+			Help: "Open connections of the webhook port.",
 		}),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "postwire_ingress_connections_evicted_total",
-			Help: "Connections that were closed to make room, at server.max_connections or server.max_buffered_bytes: those whose senders had sent nothing for the longest, strangers first.",
+			Help: "Connections that were closed at server.max_connections or server.max_buffered_bytes, the connection without data for the longest time first; strangers before authenticated senders.",
 		}),
 		evictedRequests: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "postwire_ingress_requests_evicted_total",
-			Help: "Requests that were answered 503 before they were verified, to make room at server.max_buffered_bytes: those that had been arriving for the longest, strangers first.",
+			Help: "Requests that were answered 503 at server.max_buffered_bytes before authentication, the request with the longest arrival first; strangers before authenticated senders.",
 		}),
 	}
 	r.MustRegister(m.requests, m.duration, m.latency, m.stored, m.repeats, m.timeless, m.shared, m.connections, m.evicted, m.evictedRequests)
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "postwire_ingress_memory_bytes",
-		Help: "Memory that connections, headers and bodies are counted for, of server.max_buffered_bytes.",
+		Help: "Memory of connections, headers and bodies that counts toward server.max_buffered_bytes.",
 	}, func() float64 {
 		if memory := m.memory.Load(); memory != nil {
 			return float64(memory.inUse())
@@ -90,7 +90,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	}))
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "postwire_tls_certificate_expiry_timestamp_seconds",
-		Help: "When the first certificate of the chain that is served ends, in Unix seconds; 0 without TLS.",
+		Help: "Expiry of the TLS certificate of the webhook port, in Unix seconds: the earliest expiry in the chain. 0 without TLS.",
 	}, func() float64 {
 		if served := m.served.Load(); served != nil {
 			return float64(served.Expiry().Unix())

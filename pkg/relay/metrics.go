@@ -41,26 +41,26 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		lag:          lags{sinks: map[string]lag{}},
 		delivered:    counter("postwire_sink_delivered_total", "Events that the broker acknowledged.", "sink"),
-		retries:      counter("postwire_sink_retries_total", "Attempts to deliver a batch that failed, in whole or in part, and were repeated.", "sink"),
-		matched:      counter("postwire_sink_matched_total", "Events that the filter of the sink matched; every event where the sink has no filter.", "sink"),
-		filtered:     counter("postwire_sink_filtered_total", "Events that the filter of the sink did not match, so that the sink does not get them.", "sink"),
-		filterErrors: counter("postwire_sink_filter_errors_total", "Events for which the filter of the sink could not be evaluated. They count as filtered, and the sink does not get them.", "sink"),
-		dead:         counter("postwire_sink_dead_letters_total", "Events set aside because the broker refused them for good.", "sink", "reason"),
+		retries:      counter("postwire_sink_retries_total", "Attempts to deliver a batch that failed completely or partly and were retried.", "sink"),
+		matched:      counter("postwire_sink_matched_total", "Events that the filter of the sink matched; every event for a sink without a filter.", "sink"),
+		filtered:     counter("postwire_sink_filtered_total", "Events that the filter of the sink did not match. The sink does not get these events.", "sink"),
+		filterErrors: counter("postwire_sink_filter_errors_total", "Events for which the filter of the sink could not be evaluated. These events count as filtered, and the sink does not get these events.", "sink"),
+		dead:         counter("postwire_sink_dead_letters_total", "Events that became dead letters, because the broker refused the event permanently or a limit of retry was reached.", "sink", "reason"),
 		discarded:    counter("postwire_sink_discarded_total", "Events that the discard policy of the sink discarded. The sink does not get these events. reason after: older than discard.after. reason beyond: more pending events than discard.beyond.", "sink", "reason"),
 		replayed:     counter("postwire_sink_replayed_total", "Events that the broker acknowledged in a replay.", "sink"),
-		duplicates:   counter("postwire_sink_duplicates_total", "Acknowledgements in which the broker says that it has a message of the same ID and discards the event. repeat: an earlier attempt may have delivered the event, as after a crash or a lost acknowledgement. lost: the event was sent for the first time, so its consumers do not get it.", "sink", "outcome"),
-		opaque:       counter("postwire_sink_opaque_data_total", "Messages in structured mode whose data is called JSON and is none that every reader can parse, so that it went as data_base64.", "sink"),
-		unreadable:   counter("postwire_sink_unreadable_total", "Attempts to read the journal for the sink that failed; it gets nothing while they do.", "sink"),
-		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last attempt to deliver was taken, 0 while the sink fails."}, []string{"sink"}),
-		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while nothing arrives at the sink and it is probed with one event at a time, otherwise 0."}, []string{"sink"}),
-		paused:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while nothing is sent to the sink because an operator has paused it, otherwise 0."}, []string{"sink"}),
+		duplicates:   counter("postwire_sink_duplicates_total", "Acknowledgements by which the broker reports a duplicate message ID and discards the event. outcome repeat: an earlier attempt may have delivered the event, as after a crash or a lost acknowledgement. outcome lost: the event was sent for the first time, so consumers do not get the event.", "sink", "outcome"),
+		opaque:       counter("postwire_sink_opaque_data_total", "Messages in structured mode with data that has a JSON media type and is not valid JSON for every parser; such data is sent as data_base64.", "sink"),
+		unreadable:   counter("postwire_sink_unreadable_total", "Failed attempts to read the journal for the sink. While reading fails, the sink gets no events.", "sink"),
+		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last delivery attempt to the sink was successful, 0 while attempts fail."}, []string{"sink"}),
+		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while the circuit breaker of the sink is open: attempts fail, and the relay probes the sink with one event at a time. Otherwise 0."}, []string{"sink"}),
+		paused:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while an operator has paused delivery to the sink, otherwise 0."}, []string{"sink"}),
 	}
 	m.unconfigured = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "postwire_sink_unconfigured_lag_events", Help: "Pending events of a sink that is in the journal and not in the configuration. They are not delivered until another sink adopts them. 0 for configured sinks.",
+		Name: "postwire_sink_unconfigured_lag_events", Help: "Pending events of a removed sink: a sink with a cursor in the journal that is not in the configuration. The events are not delivered until another sink adopts the removed sink. 0 for configured sinks.",
 	}, []string{"sink"})
-	m.latency = histogram("postwire_sink_latency_seconds", "Time from an event's acceptance to the broker's acknowledgement. Replays are not in it.",
+	m.latency = histogram("postwire_sink_latency_seconds", "Time from the acceptance of an event to the acknowledgement of the broker, without replays.",
 		.005, .025, .1, .5, 1, 5, 15, 60, 300, 1800, 3600)
-	m.attempts = histogram("postwire_sink_attempt_seconds", "Time that one attempt to deliver a batch took, whatever came of it.",
+	m.attempts = histogram("postwire_sink_attempt_seconds", "Duration of one attempt to deliver a batch, successful or not.",
 		.001, .005, .025, .1, .5, 2.5, 10, 30)
 	r.MustRegister(m.up, m.open, m.paused, m.unconfigured, &m.lag)
 	return m
@@ -157,8 +157,8 @@ func (l *lags) set(sink string, how lag) {
 }
 
 var (
-	lagEvents  = prometheus.NewDesc("postwire_sink_lag_events", "Events in the journal behind the sink's cursor.", []string{"sink"}, nil)
-	lagSeconds = prometheus.NewDesc("postwire_sink_lag_seconds", "Age of the oldest event that the sink has not been given, 0 if there is none.", []string{"sink"}, nil)
+	lagEvents  = prometheus.NewDesc("postwire_sink_lag_events", "Lag of the sink: events in the journal after the cursor of the sink.", []string{"sink"}, nil)
+	lagSeconds = prometheus.NewDesc("postwire_sink_lag_seconds", "Lag of the sink in seconds: age of the oldest pending event, 0 without pending events.", []string{"sink"}, nil)
 )
 
 // Describe implements prometheus.Collector.

@@ -217,7 +217,7 @@ func TestDeadLettersAreRetriedAndDropped(t *testing.T) {
 	b.shots("entry")
 	b.click(`[data-act="retry"]`)
 	b.confirm()
-	b.shows("it is still not understood")
+	b.shows("the source cannot convert the request")
 	b.click(`dialog button[type="button"]`)
 	b.click(`[data-act="drop"]`)
 	b.confirm()

@@ -18,7 +18,7 @@ func TestSignIn(t *testing.T) {
 	b.do(chromedp.Navigate(w.admin + "/console/"))
 	b.fill("#token", "wrong")
 	b.click("form.door button")
-	b.shows("This token opens nothing.")
+	b.shows("Wrong token.")
 	b.shots("door")
 	b.fill("#token", operatorToken)
 	b.click("form.door button")

@@ -73,7 +73,7 @@ function registration(s, registered, refresh) {
   return h("div", { className: "registration" },
     r && (r.problem ? note("warn", r.problem) : facts([
       ["Registered at", r.url ? h("span", { className: "id" }, r.url) : "no URL: Upload-Post sends no webhooks"],
-      r.url && ["URL of this relay", r.here ? "yes, a path of this source" : h("span", { className: "bad" }, "no: the path is not a path of this source")],
+      r.url && ["URL of this relay", r.path_matches ? "yes, a path of this source" : h("span", { className: "bad" }, "no: the path is not a path of this source")],
       ["Channels", r.channels.join(", ") || "none"], ["Events", r.events.join(", ") || "default of Upload-Post"], ["Signed", r.secret ? "yes" : "no"],
     ])),
     h("button", { type: "button", "data-act": "registration", onclick: look }, r ? "Refresh registration" : "Show registered webhook"));
