@@ -377,7 +377,7 @@ func TestTLSIsReloaded(t *testing.T) {
 	if name := state.PeerCertificates[0].Subject.CommonName; name != "first" || state.NegotiatedProtocol != "h2" {
 		t.Errorf("served %q over %q", name, state.NegotiatedProtocol)
 	}
-	want := fmt.Sprintf("# HELP %[1]s When the first certificate of the chain that is served ends, in Unix seconds; 0 without TLS.\n# TYPE %[1]s gauge\n%[1]s %[2]d\n",
+	want := fmt.Sprintf("# HELP %[1]s Expiry of the TLS certificate of the webhook port, in Unix seconds: the earliest expiry in the chain. 0 without TLS.\n# TYPE %[1]s gauge\n%[1]s %[2]d\n",
 		"postwire_tls_certificate_expiry_timestamp_seconds", state.PeerCertificates[0].NotAfter.Unix())
 	if err := testutil.GatherAndCompare(w.registry, strings.NewReader(want), "postwire_tls_certificate_expiry_timestamp_seconds"); err != nil {
 		t.Error(err)

@@ -460,10 +460,10 @@ func TestLag(t *testing.T) {
 	s := m.sink("x", b.relay.pumps[0].cursor, func() time.Time { return now })
 	s.setOldest(now.Add(-90 * time.Second))
 	want := `
-# HELP postwire_sink_lag_events Events in the journal behind the sink's cursor.
+# HELP postwire_sink_lag_events Lag of the sink: events in the journal after the cursor of the sink.
 # TYPE postwire_sink_lag_events gauge
 postwire_sink_lag_events{sink="x"} 3
-# HELP postwire_sink_lag_seconds Age of the oldest event that the sink has not been given, 0 if there is none.
+# HELP postwire_sink_lag_seconds Lag of the sink in seconds: age of the oldest pending event, 0 without pending events.
 # TYPE postwire_sink_lag_seconds gauge
 postwire_sink_lag_seconds{sink="x"} 90
 `
