@@ -1,4 +1,4 @@
-// Package all lists the kinds of sources. A new kind is one line here.
+// Package all lists the kinds of sources. A new kind adds one line here.
 package all
 
 import (
@@ -8,7 +8,7 @@ import (
 	"github.com/postwire/postwire/pkg/source/webhook"
 )
 
-// Kinds returns every kind of source there is.
+// Kinds returns every kind of source.
 func Kinds() []source.Kind {
 	return []source.Kind{
 		cloudevents.Kind(),

@@ -16,14 +16,14 @@ import (
 )
 
 const (
-	// maxName is how long the name of an attribute may be; CloudEvents
-	// recommends 20.
+	// maxName is the maximum length of an attribute name; CloudEvents recommends 20.
 	maxName = 64
-	// maxExtensions is how many an event may have: each becomes a header.
+	// maxExtensions is the maximum number of extensions of an event; each extension becomes
+	// a header.
 	maxExtensions = 100
 )
 
-// The errors of an attribute quote nothing of it.
+// The errors of an attribute quote nothing of its value.
 var (
 	errName     = errors.New("is not a name of an attribute: lower-case letters and digits, at most 64")
 	errString   = errors.New("is not a string")
@@ -38,15 +38,15 @@ var (
 	errVersion  = errors.New("is a version that is not read here, must be 1.0")
 )
 
-// attributes gathers the attributes of an event, in canonical form or as JSON
-// has them: a string, a bool or an int32.
+// attributes collects the attributes of an event, as canonical text or as a JSON string,
+// bool or int32.
 type attributes struct {
 	ceevent.EventContextV1
 
 	version bool
 }
 
-// set sets one. A value that could not be passed on as it is is an error.
+// set sets an attribute. A value that cannot be passed on unchanged is an error.
 func (a *attributes) set(name string, value any) error {
 	text, ok := value.(string)
 	if ok && text == "" {
@@ -105,17 +105,17 @@ func (a *attributes) set(name string, value any) error {
 	return nil
 }
 
-// core are the attributes that CloudEvents itself defines.
+// core are the core attributes of CloudEvents.
 var core = []string{"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema"}
 
-// extend sets an extension. One that is called data would be taken for the
-// data in structured mode.
+// extend sets an extension. An extension named data would become the data in structured
+// mode.
 func (a *attributes) extend(name string, value any) error {
 	if !validName(name) || name == "data" {
 		return errName
 	}
 	if name == event.RecordedTime {
-		return nil // it will be ours
+		return nil // Postwire sets the attribute
 	}
 	if len(a.Extensions) >= maxExtensions {
 		return errMany
@@ -132,8 +132,7 @@ func validName(name string) bool {
 		!strings.ContainsFunc(name, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') })
 }
 
-// missing returns the name of an attribute that every event has and this one
-// has not.
+// missing returns the name of a required attribute that the event lacks.
 func (a *attributes) missing() string {
 	switch {
 	case !a.version:
@@ -148,12 +147,12 @@ func (a *attributes) missing() string {
 	return ""
 }
 
-// parseTime reads a time that comes out as the same instant: in UTC, with no
-// more than nanoseconds, and in the years that RFC 3339 has. Year 0 is not
-// taken: Go's zero time is near.
+// parseTime parses a time that is encoded again as the same instant: in UTC, with at most
+// nanoseconds, in the years of RFC 3339. Year 0 is an error, because Go's zero time is
+// near.
 func parseTime(text string) (time.Time, error) {
 	at, err := time.Parse(time.RFC3339Nano, strings.ToUpper(text))
-	if err != nil || strings.Contains(text, ",") { // which only ISO 8601 has
+	if err != nil || strings.Contains(text, ",") { // ISO 8601 only
 		return time.Time{}, errTime
 	}
 	if at = at.UTC(); at.IsZero() || at.Year() < 1 || at.Year() > 9999 {

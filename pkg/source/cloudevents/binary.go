@@ -12,7 +12,7 @@ import (
 	ceevent "github.com/cloudevents/sdk-go/v2/event"
 )
 
-// prefix is what the headers of attributes begin with, as Go spells them.
+// prefix is the prefix of attribute headers in Go's canonical form.
 const prefix = "Ce-"
 
 var (
@@ -21,8 +21,7 @@ var (
 	errForbidden = errors.New("must not be sent: in binary mode it is Content-Type")
 )
 
-// readBinary reads an event whose attributes are headers and whose data is the
-// body.
+// readBinary parses an event with attributes in headers and data in the body.
 func readBinary(h http.Header, contentType string, body []byte) ([]ceevent.Event, error) {
 	var a attributes
 	for _, header := range slices.Sorted(maps.Keys(h)) {
@@ -69,16 +68,16 @@ func (a *attributes) setHeader(name string, values []string) error {
 	}
 	err = a.set(name, text)
 	if errors.Is(err, errURI) && text != values[0] {
-		// The CloudEvents SDK for Go does not encode. A URI has no character
-		// that must be, so what is none after decoding was not encoded.
+		// The CloudEvents SDK for Go does not encode. A decoded text that is not a URI was
+		// not encoded, because a URI has no character to encode.
 		err = a.set(name, values[0])
 	}
 	return err
 }
 
-// decodeHeader reads an attribute's value as in the HTTP binding, section
-// 3.1.3.2: quotes around it are taken off, and then percent-encoding. Quotes
-// inside are read in two ways by readers of different versions.
+// decodeHeader decodes an attribute header (HTTP binding, section 3.1.3.2): the outer
+// quotes, then percent-encoding. Inner quotes are an error, because versions of readers
+// differ there.
 func decodeHeader(value string) (string, error) {
 	if strings.HasPrefix(value, `"`) {
 		var ok bool
@@ -95,7 +94,7 @@ func decodeHeader(value string) (string, error) {
 	return text, nil
 }
 
-// unquote reads a quoted string as in RFC 7230, section 3.2.6.
+// unquote decodes a quoted string (RFC 7230, section 3.2.6).
 func unquote(s string) (string, bool) {
 	var b strings.Builder
 	for i := 1; i < len(s); i++ {
@@ -112,7 +111,7 @@ func unquote(s string) (string, bool) {
 	return "", false
 }
 
-// single returns a header that may be there once.
+// single returns a header that may occur once.
 func single(h http.Header, name string) (string, error) {
 	switch values := h[name]; len(values) {
 	case 0:

@@ -1,28 +1,26 @@
-// Package cloudevents takes events that are CloudEvents already: from Knative,
-// Azure Event Grid, another Postwire, or a service of one's own.
+// Package cloudevents accepts CloudEvents, for example from Knative, Azure Event Grid,
+// another Postwire, or an internal service.
 //
-// Events of version 1.0 are read in the three modes of the HTTP binding: binary,
-// structured (application/cloudevents+json) and batched
-// (application/cloudevents-batch+json). Of a batch all events are stored or none:
-// one that makes no sense makes no sense of the whole body. Other versions and
-// other event formats are not understood, nor are batches of more than max_batch
-// events.
+// The source accepts version 1.0 in the three modes of the HTTP binding: binary, structured
+// (application/cloudevents+json) and batched (application/cloudevents-batch+json). The
+// events of a batch are stored together; one malformed event makes the whole body
+// malformed. Other versions and event formats are malformed, and so are batches of more
+// than max_batch events.
 //
-// An event keeps its attributes. Postwire sets recordedtime, in place of one
-// that the sender may have set, and nothing else; a time is passed on in UTC, and
-// the content type that structured mode implies is written out
-// (application/json, JSON format, section 3.1.2). What could not be passed on as
-// it is, such as an attribute with control characters or of more than 1024
-// bytes, is not understood, rather than changed. Data in binary mode is kept
-// byte for byte; it goes out as bytes (data_base64) where a sink writes
-// structured mode and it is neither JSON nor text as its type says.
+// An event keeps its attributes, with three exceptions: Postwire sets recordedtime, a time
+// is sent in UTC, and the content type that structured mode implies is set
+// (application/json, JSON format, section 3.1.2). An event that cannot be sent unchanged is
+// malformed, for example with control characters or with attributes of more than 1024
+// bytes. Data in binary mode is kept byte for byte. A sink in structured mode sends it as
+// bytes (data_base64) unless it is JSON or text of its media type.
 //
-// Two events are the same if they agree on source and id, as CloudEvents has it.
+// Two events are equal if they have equal source and id, as CloudEvents defines.
 //
-// A sender that asks with OPTIONS whether it may send, as in "HTTP 1.1 Web Hooks
-// for Event Delivery", is let if allowed_origins names it; the rate it is let is
-// that of rate. WebHook-Request-Callback is never followed: what a sender says
-// must not choose whom Postwire talks to. The consent proves nothing, so an event
+// The OPTIONS handshake of "HTTP 1.1 Web Hooks for Event Delivery" allows a sender if
+// allowed_origins lists its origin, with the rate of the source. WebHook-Request-Callback
+// is ignored, because a sender must not choose the servers that Postwire calls. The
+// handshake is no authentication: an event without WebHook-Request-Origin is accepted, too,
+// if it passes auth.
 // without WebHook-Request-Origin is taken too if it passes auth.
 package cloudevents
 
@@ -43,7 +41,7 @@ import (
 	"github.com/postwire/postwire/pkg/source/auth"
 )
 
-// Config is the block of a source of type cloudevents.
+// Config is the configuration of a source of type cloudevents.
 type Config struct {
 	AllowedOrigins []string  `yaml:"allowed_origins" doc:"Origins allowed in the CloudEvents webhook handshake (an OPTIONS request; Azure Event Grid needs the handshake), compared with WebHook-Request-Origin; \"*\" allows any origin. The response contains the rate of the source. Empty answers OPTIONS with 405. Not part of authentication: events are accepted from any origin that passes auth. WebHook-Request-Callback is never called." example:"[eventgrid.azure.net]"`
 	ContentModes   []string  `yaml:"content_modes" enum:"binary,structured,batched" doc:"Accepted modes of the CloudEvents HTTP binding; an event in another mode is malformed. Default is all three modes; with auth.signature the default is structured and batched, because a signature does not cover the ce- headers of binary mode: an attacker with one signed request could repeat the request with different attributes. With binary beside auth.signature, two requests with equal signed content are one event, and an event without data is malformed unless the signature covers a header." example:"[structured]"`
@@ -51,19 +49,19 @@ type Config struct {
 	Auth           auth.Auth `yaml:"auth" required:"true" doc:"Authentication of the sender: the word none, or a mapping of methods; a request must pass every method."`
 }
 
-// defaultBatch is ten times what the sink http sends by default.
+// defaultBatch is ten times the default batch of the sink http.
 const defaultBatch = 1000
 
-// The modes of the HTTP binding.
+// Modes of the HTTP binding.
 const (
-	modeBinary     = "binary" // attributes are in headers
+	modeBinary     = "binary" // attributes in headers
 	modeStructured = "structured"
 	modeBatched    = "batched"
 )
 
 func allModes() []string { return []string{modeBinary, modeStructured, modeBatched} }
 
-// anyOrigin is the origin that stands for all.
+// anyOrigin allows every origin.
 const anyOrigin = "*"
 
 // Validate implements source.Config.
@@ -92,14 +90,14 @@ func (c Config) Validate() error {
 //go:embed example.yaml
 var example string
 
-// Kind is the source of type cloudevents.
+// Kind is the kind of source cloudevents.
 func Kind() source.Kind {
 	return source.Define("cloudevents", "CloudEvents 1.0 over HTTP, in the modes binary, structured and batched: from Knative, Azure Event Grid, another Postwire, or a custom service. "+
 		"An event keeps its attributes and data, except recordedtime, which Postwire sets. Two events with equal source and id are duplicates.", example,
 		func() Config { return Config{MaxBatch: defaultBatch} }, New)
 }
 
-// New makes a source.
+// New returns a source.
 func New(c Config, env source.Env) (source.Source, error) {
 	verifier, err := c.Auth.Verifier()
 	if err != nil {
@@ -120,9 +118,9 @@ type Source struct {
 	name     string
 	verifier *auth.Verifier
 	proof    source.Proof
-	modes    []string // in which events are taken
+	modes    []string // accepted modes
 	origins  []string
-	rate     string // in WebHook-Allowed-Rate
+	rate     string // value of WebHook-Allowed-Rate
 	maxBatch int
 }
 
@@ -132,23 +130,21 @@ func (s *Source) Verify(r *source.Request) error { return s.verifier.Verify(r) }
 // Proof implements source.Source.
 func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
 
-// The headers of the handshake.
+// Headers of the handshake.
 const (
 	requestOrigin = "Webhook-Request-Origin"
 	allowedOrigin = "Webhook-Allowed-Origin"
 	allowedRate   = "Webhook-Allowed-Rate"
 )
 
-// Attributes implements source.Source: the sender names them. Those that
-// Postwire and CloudEvents document are listed, so that a filter can use their
-// names.
+// Attributes implements source.Source. The sender names the attributes. The list has the
+// attributes that Postwire and CloudEvents document, so that a filter can use their names.
 func (s *Source) Attributes() source.Attributes {
 	return source.Attributes{Names: event.Extensions(), Any: true}
 }
 
-// Options implements source.Source: the handshake of "HTTP 1.1 Web Hooks for
-// Event Delivery", section 4. Who may not send gets no header of it, and so no
-// consent.
+// Options implements source.Source: the handshake of "HTTP 1.1 Web Hooks for Event
+// Delivery", section 4. A sender that is not allowed gets no header of the handshake.
 func (s *Source) Options(r *source.Request) (http.Header, bool) {
 	asked := r.Header[requestOrigin]
 	if len(asked) != 1 || asked[0] == "" || s.verifier.Reaches(r) != nil {
@@ -165,8 +161,7 @@ func (s *Source) Options(r *source.Request) (http.Header, bool) {
 	return nil, false
 }
 
-// perMinute is a rate as the handshake tells it: requests a minute, at least
-// one, or no limit.
+// perMinute returns a rate in requests per minute, at least 1, or no limit.
 func perMinute(r source.Rate) string {
 	if r.PerSecond == 0 {
 		return "*"

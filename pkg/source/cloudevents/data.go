@@ -12,10 +12,9 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// Data is JSON, text or bytes. It matters where a sink writes structured mode:
-// JSON stands there as it is, if it is JSON (event.Structured looks); text is a
-// string, which has no place for bytes that are not UTF-8, so that these go as
-// bytes.
+// Data is JSON, text or bytes. The kind matters in structured mode: JSON data is a JSON
+// value if event.Structured accepts the data, text is a string, and bytes or text that is
+// not UTF-8 become data_base64.
 type kind int
 
 const (
@@ -24,7 +23,7 @@ const (
 	jsonData
 )
 
-// kindOf is what a media type says of its data. Without one it is bytes.
+// kindOf returns the kind of data of a media type; bytes without a media type.
 func kindOf(contentType string) kind {
 	mediaType, parameters, err := mime.ParseMediaType(contentType)
 	if err != nil {
@@ -41,8 +40,7 @@ func kindOf(contentType string) kind {
 	return bytesData
 }
 
-// goesAsBytes tells of data that came as bytes whether it is to go as bytes in
-// structured mode, too.
+// goesAsBytes reports whether received bytes are sent as bytes in structured mode.
 func goesAsBytes(contentType string, data []byte) (bool, error) {
 	switch kindOf(contentType) {
 	case jsonData:
@@ -62,7 +60,7 @@ var (
 	errCharset = errors.New("is text in another charset than UTF-8")
 )
 
-// fromString reads data that came as a string, because its type is not JSON.
+// fromString decodes data from a JSON string, because its media type is not JSON.
 func fromString(contentType string, value jsontext.Value) ([]byte, error) {
 	if value.Kind() != '"' {
 		return nil, errText
@@ -71,7 +69,7 @@ func fromString(contentType string, value jsontext.Value) ([]byte, error) {
 	if err != nil || len(text) == 0 {
 		return nil, err
 	}
-	// The media type was parsed when it was set.
+	// The media type was valid when it was set.
 	if _, parameters, _ := mime.ParseMediaType(contentType); !utf8Compatible(parameters["charset"]) {
 		for _, c := range text {
 			if c >= utf8.RuneSelf {

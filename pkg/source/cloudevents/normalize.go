@@ -15,24 +15,23 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// formats is what the media types of all event formats begin with. By it
-// structured and batched mode are told from binary.
+// formats is the prefix of the media types of all event formats. It distinguishes
+// structured and batched mode from binary mode.
 const formats = "application/cloudevents"
 
 // Normalize implements source.Source.
 //
-// The bodies are taken apart here rather than by the SDK's reader, which tests
-// hold this one against. That one panics on some bodies
-// (cloudevents/sdk-go#1309, or a number in data_base64), leaves headers
-// percent-encoded, and silently changes what it has no place for: it cuts
-// fractions off, drops a dataschema that is no URI, and takes a name twice.
+// The package parses bodies itself. Tests compare the parser with the parser of the SDK,
+// which panics for some bodies (cloudevents/sdk-go#1309, or a number in data_base64), does
+// not decode percent-encoded headers, and silently changes some values: it truncates
+// fractions, drops a dataschema that is not a URI, and accepts repeated names.
 func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	contentType, err := single(r.Header, "Content-Type")
 	if err != nil {
 		return nil, err
 	}
 	var read []ceevent.Event
-	var signed []string // what identifies a request whose signature does not cover the attributes
+	var signed []string // identity of a request whose signature does not cover the attributes
 	if !strings.HasPrefix(strings.ToLower(contentType), formats) {
 		if err := s.takes(modeBinary); err != nil {
 			return nil, err
@@ -57,7 +56,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 		}
 		events[i] = event.Event{
 			CloudEvent: ce,
-			// They are kept on disk: they must come out the same in every
+			// The journal and consumers store IDs and keys: they must be equal in every
 			// later version.
 			Keys: []event.Key{event.NewKey(s.name, "ce", ce.Source(), ce.ID())},
 		}
@@ -68,7 +67,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	return events, nil
 }
 
-// takes refuses a mode that is not among those of the configuration.
+// takes rejects a mode that the configuration does not allow.
 func (s *Source) takes(mode string) error {
 	if slices.Contains(s.modes, mode) {
 		return nil
@@ -80,7 +79,7 @@ func (s *Source) takes(mode string) error {
 	return malformed("Content-Type", err)
 }
 
-// readFormat reads a body that is one event, or a list of them.
+// readFormat parses a body with one event or a list of events.
 func (s *Source) readFormat(contentType string, body []byte) ([]ceevent.Event, error) {
 	mediaType, parameters, err := mime.ParseMediaType(contentType)
 	if err != nil || !utf8Compatible(parameters["charset"]) {
@@ -102,8 +101,7 @@ func (s *Source) readFormat(contentType string, body []byte) ([]ceevent.Event, e
 		ceevent.ApplicationCloudEventsJSON, ceevent.ApplicationCloudEventsBatchJSON))
 }
 
-// utf8Compatible tells of a charset whether its ASCII text, or all of it, is
-// UTF-8.
+// utf8Compatible reports whether ASCII text, or all text, of a charset is UTF-8.
 func utf8Compatible(charset string) bool {
 	return slices.Contains([]string{"", "utf-8", "utf8", "us-ascii", "ascii"}, strings.ToLower(charset))
 }

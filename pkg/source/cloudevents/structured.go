@@ -23,14 +23,14 @@ var (
 	errUnknown = errors.New("has a member that is no attribute: their names are lower-case letters and digits, at most 64")
 )
 
-// envelope is an event in the JSON format, or what is in its place.
+// envelope is an event in JSON format, or another JSON value.
 type envelope struct {
 	kind    jsontext.Kind
 	members []member
-	twice   bool // a member is there twice, which readers understand differently
+	twice   bool // a member is repeated, and readers would differ
 }
 
-// member of an envelope.
+// member is a member of an envelope.
 type member struct {
 	name  string
 	value jsontext.Value
@@ -57,20 +57,20 @@ func (e *envelope) UnmarshalJSONFrom(d *jsontext.Decoder) error {
 		if err != nil {
 			return err
 		}
-		// An event with more is refused for those that there are: all but ten
-		// are extensions, and one that is null is not there.
+		// An event has at most the core members and maxExtensions extensions. Null members
+		// are absent.
 		if len(e.members) > maxExtensions+10 || value.Kind() == 'n' && m.name != "data" {
 			continue
 		}
-		m.value = slices.Clone(value) // it is the decoder's
+		m.value = slices.Clone(value) // the decoder reuses its buffer
 		e.members = append(e.members, m)
 	}
 	_, err := d.ReadToken()
 	return err
 }
 
-// batch is a list of events. What is behind max of them is not kept: a body of
-// a megabyte has room for 20000 events, which take a hundred times as much.
+// batch is a list of up to max events. Further events are not kept: a body of 1 MB has room
+// for 20,000 events, which take a hundred times as much memory.
 type batch struct {
 	max    int
 	events []envelope
@@ -106,7 +106,7 @@ var (
 	_ json.UnmarshalerFrom = (*batch)(nil)
 )
 
-// readStructured reads a body that is an event.
+// readStructured parses a body with one event.
 func readStructured(body []byte) ([]ceevent.Event, error) {
 	var e envelope
 	if err := jsonbody.Object(body, &e); err != nil {
@@ -116,8 +116,7 @@ func readStructured(body []byte) ([]ceevent.Event, error) {
 	return []ceevent.Event{ce}, err
 }
 
-// readBatch reads a body that is a list of at most so many events. The list may
-// be empty.
+// readBatch parses a body with a list of events. The list may be empty.
 func readBatch(body []byte, most int) ([]ceevent.Event, error) {
 	list := batch{max: most}
 	if err := jsonbody.List(body, &list); err != nil {
@@ -140,7 +139,7 @@ func readBatch(body []byte, most int) ([]ceevent.Event, error) {
 	return events, nil
 }
 
-// read reads the event, which is at a place of the body.
+// read parses the event at a JSON pointer in the body.
 func (e *envelope) read(place string) (ceevent.Event, error) {
 	var a attributes
 	if e.twice {
@@ -175,12 +174,12 @@ func (e *envelope) read(place string) (ceevent.Event, error) {
 		if err != nil {
 			return ceevent.Event{}, malformed(place+"/data_base64", err)
 		}
-		if len(raw) > 0 { // none is no data, as in the journal
+		if len(raw) > 0 { // an event without data has no empty data, as in the journal
 			ce.DataEncoded, ce.DataBase64 = raw, true
 		}
 	case data != nil:
 		if a.DataContentType == nil {
-			// Implied here, and lost in another mode if it is not said.
+			// Implied in structured mode, and lost in other modes unless set.
 			a.DataContentType = new(ceevent.ApplicationJSON)
 		}
 		if kindOf(*a.DataContentType) == jsonData {
@@ -196,7 +195,7 @@ func (e *envelope) read(place string) (ceevent.Event, error) {
 	return ce, nil
 }
 
-// setJSON sets an attribute from its member. One that is null is not there.
+// setJSON sets an attribute from its member. A null member is absent.
 func (a *attributes) setJSON(name string, value jsontext.Value) error {
 	switch value.Kind() {
 	case 'n':

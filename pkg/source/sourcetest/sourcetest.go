@@ -1,4 +1,4 @@
-// Package sourcetest holds what every source must do. Each test's name is a
+// Package sourcetest is the conformance suite of sources. The name of each test is a
 // sentence of the contract in package source.
 package sourcetest
 
@@ -18,7 +18,7 @@ import (
 	"github.com/postwire/postwire/pkg/source"
 )
 
-// Run runs the suite on some bodies, good and bad.
+// Run runs the suite on valid and invalid bodies.
 func Run(t *testing.T, s source.Source, bodies [][]byte) {
 	t.Run("any bytes give valid events or a malformed error", func(t *testing.T) {
 		for _, body := range bodies {
@@ -41,7 +41,7 @@ func Run(t *testing.T, s source.Source, bodies [][]byte) {
 	})
 	t.Run("what it asks for is always the same", func(t *testing.T) {
 		first := s.Proof()
-		for i := range first.SecretHeaders { // whoever got it may do with it what they want
+		for i := range first.SecretHeaders { // a caller may change the result
 			first.SecretHeaders[i] = "X-Changed"
 		}
 		if diff := cmp.Diff(s.Proof(), s.Proof()); diff != "" || len(first.SecretHeaders) > 0 && cmp.Equal(first, s.Proof()) {
@@ -66,7 +66,7 @@ func Run(t *testing.T, s source.Source, bodies [][]byte) {
 	})
 }
 
-// Check holds the contract on one body; a fuzz target calls it.
+// Check checks the contract on one body. Fuzz targets call Check.
 func Check(t *testing.T, s source.Source, body []byte) {
 	t.Helper()
 	before := bytes.Clone(body)
@@ -128,7 +128,7 @@ func Check(t *testing.T, s source.Source, body []byte) {
 	}
 }
 
-// sameChallenge reports whether both errors are challenges with one answer.
+// sameChallenge reports whether both errors are challenges with equal answers.
 func sameChallenge(a, b error) bool {
 	first, ok1 := errors.AsType[*source.ChallengeError](a)
 	second, ok2 := errors.AsType[*source.ChallengeError](b)

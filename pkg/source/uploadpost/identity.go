@@ -5,14 +5,14 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// The kinds of identity that have a name in the payload.
+// Names of identities in the payload.
 const (
 	publishID = "publish_id"
 	postID    = "post_id"
 )
 
-// SuccessKeys are the keys of an upload that succeeded, of which one ID is known
-// and not which of the two it is: whichever a webhook has, it is the same event.
+// SuccessKeys returns the identity keys of a successful upload with one known ID. A webhook
+// may have the ID as publish_id or as post_id; both are keys of one event.
 func SuccessKeys(source, platform, id string) []event.Key {
 	return []event.Key{
 		event.NewKey(source, publishID, uploadCompleted, platform, id, success),
@@ -20,14 +20,13 @@ func SuccessKeys(source, platform, id string) []event.Key {
 	}
 }
 
-// TypeOf is the CloudEvents type of an event of the payload.
+// TypeOf returns the CloudEvents type of an event name.
 func TypeOf(name string) string { return TypePrefix + name }
 
-// identify says which event this is: its CloudEvents id, and the keys by which
-// a repeat is recognized. Two deliveries are the same event if they agree on
-// event, platform, publish_id and outcome; post_id is a second key of it; a
-// payload with neither is known by the digest of its canonical JSON. Ids and keys are kept on disk and by consumers: they must come
-// out the same in every later version.
+// identify returns the CloudEvents id and the identity keys of an event. Two deliveries are
+// one event if event, platform, publish_id and outcome are equal; post_id is a second key.
+// Without both IDs the identity is the digest of the canonical JSON. The journal and
+// consumers store IDs and keys: they must be equal in every later version.
 func identify(name string, f facts, body []byte) (id string, keys []event.Key) {
 	key := func(kind, value string) event.Key {
 		return event.NewKey(name, kind, f.event, f.platform, value, f.outcome)

@@ -17,7 +17,7 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// TypePrefix begins the type of each event; the payload's own event follows.
+// TypePrefix is the prefix of event types; the event name of the payload follows.
 const TypePrefix = "com.upload-post."
 
 const (
@@ -26,15 +26,15 @@ const (
 	failure         = "failure"
 )
 
-// accountEvents have a status in place of a result.
+// accountEvents have a status instead of a result.
 var accountEvents = []string{"social_account_connected", "social_account_disconnected", "social_account_reauth_required"}
 
-// payload holds the fields that become attributes.
+// payload has the fields that become attributes.
 type payload struct {
 	event, profile, platform, mediaType   field
 	accountName, status, jobID, createdAt field
-	result                                field // an object, or something else in its place
-	success, publishID, postID            field // of the result
+	result                                field // an object, or another JSON value
+	success, publishID, postID            field // fields of the result
 }
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
@@ -55,7 +55,7 @@ func (p *payload) readResult(d *jsontext.Decoder) error {
 	return jsonbody.Members(d, func(name []byte) error { return p.resultField(name).read(d) })
 }
 
-// field is where the value of a name goes; nil where nobody wants it.
+// field returns the destination of a member; nil for an unused member.
 func (p *payload) field(name []byte) *field {
 	switch string(name) {
 	case "event":
@@ -90,17 +90,16 @@ func (p *payload) resultField(name []byte) *field {
 	return nil
 }
 
-// field is a value of any type: one of the wrong type is as good as absent,
-// unless it is needed, and so is a string of white space alone, and one that is
-// there twice, which readers understand differently. The zero field is absent.
+// field is a JSON value. The source ignores a value of a wrong type, white space only, or a
+// repeated member, unless the field is required. The zero field is absent.
 type field struct {
 	kind  jsontext.Kind
 	twice bool
-	empty bool   // the string ""
-	text  string // a string that can be the value of an attribute
+	empty bool   // empty string
+	text  string // string that can be an attribute value
 }
 
-// read reads a value; a nil field passes over it.
+// read reads a value; a nil field skips the value.
 func (f *field) read(d *jsontext.Decoder) error {
 	if f == nil {
 		return d.SkipValue()
@@ -119,8 +118,8 @@ func (f *field) read(d *jsontext.Decoder) error {
 	}
 	var short [64]byte
 	text, err := jsontext.AppendUnquote(short[:0], v)
-	if err != nil { // it is no Unicode
-		return nil //nolint:nilerr // and so no attribute
+	if err != nil { // invalid UTF-8
+		return nil //nolint:nilerr // and therefore no attribute
 	}
 	f.empty = len(text) == 0
 	if known, ok := usual[string(text)]; ok {
@@ -131,8 +130,7 @@ func (f *field) read(d *jsontext.Decoder) error {
 	return nil
 }
 
-// usual is what nearly every webhook says in some field, as strings that are
-// values of attributes already.
+// usual are the most frequent values of some fields, as interned attribute values.
 var usual = func() map[string]any {
 	m := map[string]any{}
 	for _, text := range []string{
@@ -144,7 +142,7 @@ var usual = func() map[string]any {
 	return m
 }()
 
-// boxed is a text as the value of an attribute; nil where there is none.
+// boxed returns a text as an attribute value, or nil for an empty text.
 func boxed(text string) any {
 	if text == "" {
 		return nil
@@ -155,11 +153,10 @@ func boxed(text string) any {
 	return text
 }
 
-// isString reports whether f is a string that is empty or may become an
-// attribute.
+// isString reports whether f is empty or a string that can be an attribute.
 func (f *field) isString() bool { return f.text != "" || f.empty }
 
-// facts are what the payload says, each empty where it says nothing usable.
+// facts are the values of a payload; absent or unusable values are empty.
 type facts struct {
 	event, platform, profile, mediaType string
 	accountName, outcome, jobID         string
@@ -167,7 +164,7 @@ type facts struct {
 	time                                time.Time
 }
 
-// Normalize implements source.Source. One delivery is one event.
+// Normalize implements source.Source. A delivery has one event.
 func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	f, err := s.read(r.Body)
 	if err != nil {
@@ -221,7 +218,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	}}, nil
 }
 
-// read takes the facts out of a body, or says why it is unintelligible.
+// read reads the facts of a body. Its error is a *source.MalformedError.
 func (s *Source) read(body []byte) (facts, error) {
 	var p payload
 	if err := jsonbody.Object(body, &p); err != nil {
@@ -244,8 +241,7 @@ func (s *Source) read(body []byte) (facts, error) {
 	case 'f':
 		f.outcome = failure
 	}
-	// What is there twice readers understand differently, and so what tells one
-	// event from another must be there once.
+	// Readers differ for repeated members, so identifying members must occur once.
 	for _, identifying := range []struct {
 		name  string
 		field field
@@ -289,7 +285,7 @@ var errTwice = errors.New("is there twice")
 
 func malformed(field string, err error) error { return &source.MalformedError{Field: field, Err: err} }
 
-// need says what a field should have been.
+// need describes the expected value of a field.
 func need(name string, f field, want string) error {
 	is := map[jsontext.Kind]string{
 		0: "missing", 'n': "null", 't': "true", 'f': "false", '"': "a string", '0': "a number", '[': "an array", '{': "an object",
@@ -300,7 +296,7 @@ func need(name string, f field, want string) error {
 	return malformed(name, fmt.Errorf("is %s, must be %s", is, want))
 }
 
-// parseTime reads ISO 8601 as the sender writes it, with or without a zone.
+// parseTime parses ISO 8601 as the sender writes it, with or without a zone.
 func parseTime(s string, location *time.Location) time.Time {
 	if len(s) < len("2006-01-02T15:04:05") {
 		return time.Time{}
@@ -309,9 +305,9 @@ func parseTime(s string, location *time.Location) time.Time {
 		s = s[:10] + "T" + s[11:]
 	}
 	for _, layout := range []string{"2006-01-02T15:04:05", "2006-01-02T15:04:05Z07:00", "2006-01-02T15:04:05Z0700"} {
-		// A fraction of a second is read behind any of them.
+		// The layouts accept fractions of a second.
 		if t, err := time.ParseInLocation(layout, s, location); err == nil {
-			if y := t.UTC().Year(); y < 1 || y > 9999 { // RFC 3339; year 0 is Go's zero at times
+			if y := t.UTC().Year(); y < 1 || y > 9999 { // RFC 3339; Go's zero time may have year 0
 				return time.Time{}
 			}
 			return t.UTC()
@@ -320,7 +316,7 @@ func parseTime(s string, location *time.Location) time.Time {
 	return time.Time{}
 }
 
-// kind is what the events of a name have in common.
+// kind holds the common attributes of events with one name.
 type kind struct {
 	name   string // CloudEvents type
 	schema *types.URI
@@ -333,7 +329,7 @@ func (s *Source) kindOf(name string) kind {
 	return kind{TypeOf(name), types.ParseURI(s.env.Schema(TypeOf(name)))}
 }
 
-// sourceOf is the address of the profile.
+// sourceOf returns the source attribute: the URI of the profile.
 func sourceOf(f facts) types.URIRef {
 	const profiles = "/profiles/"
 	ref := types.URIRef{URL: url.URL{Scheme: "https", Host: "upload-post.com"}}
@@ -356,7 +352,7 @@ func subjectOf(f facts) string {
 	return f.platform
 }
 
-// join puts the parts that are there behind each other with slashes.
+// join joins the parts that are not empty with slashes.
 func join(parts ...string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "/")
 }

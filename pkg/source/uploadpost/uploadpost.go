@@ -1,8 +1,7 @@
-// Package uploadpost understands the webhooks of Upload-Post, which publishes
-// to social networks: uploads that ended, well or badly, and changes of the
-// connected accounts. Deliveries may be signed (HMAC-SHA256 over the
-// timestamp and the raw body); a sender that signs nothing is served in full
-// where the configuration says `auth: none`.
+// Package uploadpost understands the webhooks of Upload-Post, which publishes to social
+// networks: finished uploads, successful or failed, and changes of connected accounts.
+// Deliveries may be signed (HMAC-SHA256 over timestamp and raw body). With `auth: none` the
+// source accepts unsigned deliveries.
 package uploadpost
 
 import (
@@ -12,7 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"time"
-	_ "time/tzdata" // the sender's zone must be known on a machine without a zone database
+	_ "time/tzdata" // time zones on a machine without a zone database
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/event"
@@ -22,7 +21,7 @@ import (
 	client "github.com/postwire/postwire/pkg/uploadpost"
 )
 
-// The headers of a delivery.
+// Headers of a delivery.
 const (
 	SignatureHeader = "X-Upload-Post-Signature"
 	TimestampHeader = "X-Upload-Post-Timestamp"
@@ -30,7 +29,7 @@ const (
 	DeliveryHeader  = "X-Upload-Post-Delivery"
 )
 
-// Config is the block of a source of type uploadpost.
+// Config is the configuration of a source of type uploadpost.
 type Config struct {
 	Timezone string    `yaml:"timezone" doc:"Time zone of created_at values without an offset, from the IANA database." example:"Europe/Berlin"`
 	Auth     auth.Auth `yaml:"auth" required:"true" doc:"Authentication of the sender: the word none, or a mapping of methods; a request must pass every method."`
@@ -39,13 +38,13 @@ type Config struct {
 	Reconcile Reconcile `yaml:"reconcile" doc:"Backfill of uploads that are in the history of the API but for which no webhook arrived."`
 }
 
-// API is how the service's API is reached.
+// API configures access to the API of the service.
 type API struct {
 	Key config.Secret `yaml:"key" doc:"API key of the account." example:"${UPLOAD_POST_API_KEY}"`
 	URL config.URL    `yaml:"url" doc:"URL of the API."`
 }
 
-// Reconcile is when the history is compared with what came, and how far back.
+// Reconcile configures when and how far back the history is compared.
 type Reconcile struct {
 	Interval time.Duration `yaml:"interval" doc:"Time between two reconciliations; 0 disables reconciliation." example:"5m"`
 	Lookback time.Duration `yaml:"lookback" doc:"Period of history to compare. After an outage, the first reconciliation goes back to the last received event. At most journal.retention, because older received events are no longer known."`
@@ -79,7 +78,7 @@ func (c Config) Validate() error {
 //go:embed example.yaml
 var example string
 
-// Kind is the source of type uploadpost.
+// Kind is the kind of source uploadpost.
 func Kind() source.Kind {
 	return source.Define("uploadpost", "Webhooks of Upload-Post: completed uploads, and changes of connected accounts.", example,
 		func() Config {
@@ -91,13 +90,13 @@ func Kind() source.Kind {
 		New)
 }
 
-// New makes a source.
+// New returns a source.
 func New(c Config, env source.Env) (source.Source, error) {
 	location, err := time.LoadLocation(c.Timezone)
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", env.Name, err)
 	}
-	// A configuration that did not come through Kind signs as Upload-Post, too.
+	// A configuration without Kind has the signature format of Upload-Post, too.
 	c.Auth.Default = auth.UploadPost
 	verifier, err := c.Auth.Verifier()
 	if err != nil {
@@ -116,9 +115,9 @@ type Source struct {
 	verifier *auth.Verifier
 	location *time.Location
 
-	// What all events share; never changed.
+	// shared by all events; never changed
 	contentType string
-	kinds       map[string]kind // of the events that are known, by name
+	kinds       map[string]kind // known events by name
 }
 
 // Verify implements source.Source.
@@ -134,5 +133,5 @@ func (s *Source) Attributes() source.Attributes {
 	}}
 }
 
-// Options implements source.Source: Upload-Post does not ask.
+// Options implements source.Source: Upload-Post has no handshake.
 func (s *Source) Options(*source.Request) (http.Header, bool) { return nil, false }
