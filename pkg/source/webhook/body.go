@@ -10,19 +10,18 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// What stands in the place of a value that readers understand differently. An
-// expression that comes to it fails; one that does not, does not care.
+// Errors in place of values that readers understand differently. An expression that uses
+// such a value fails.
 var (
 	errTwice   = errors.New("meets a name that is twice in one object")
 	errUnicode = errors.New("meets text that is no Unicode")
 )
 
-// value reads JSON as expressions see it: maps, lists, texts, bools, null and
+// value parses JSON into the values of expressions: maps, lists, texts, bools, null and
 // numbers. Its error is a *source.MalformedError.
 //
-// A number is an int64, a uint64, or else a double, for CEL to calculate with. A
-// double has not all digits of what was sent, so where digits is set each number is
-// the text of it.
+// A number is an int64, a uint64 or a double, for CEL to calculate with. A double may lose
+// digits, so that with digits set each number is the sent text.
 func value(body []byte, digits bool) (any, error) {
 	r := reader{digits: digits}
 	err := jsonbody.Any(body, &r)
@@ -60,7 +59,7 @@ func (r *reader) value() (any, error) {
 	case '"':
 		text, err := jsontext.AppendUnquote(nil, v)
 		if err != nil {
-			return types.WrapErr(errUnicode), nil //nolint:nilerr // it is told where an expression comes to it
+			return types.WrapErr(errUnicode), nil //nolint:nilerr // reported when an expression uses the value
 		}
 		return string(text), nil
 	case '0':
@@ -79,7 +78,7 @@ func (r *reader) object() (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		// Of a name that is no Unicode this makes one that is.
+		// Invalid UTF-8 in a name becomes U+FFFD.
 		text, _ := jsontext.AppendUnquote(nil, raw)
 		name := string(text)
 		v, err := r.value()
@@ -121,6 +120,6 @@ func (r *reader) number(text string) any {
 	if u, err := strconv.ParseUint(text, 10, 64); err == nil {
 		return u
 	}
-	f, _ := strconv.ParseFloat(text, 64) // out of range it is infinite
+	f, _ := strconv.ParseFloat(text, 64) // infinite if out of range
 	return f
 }

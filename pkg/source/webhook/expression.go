@@ -19,11 +19,10 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// maxRequestCost bounds what the expressions of one request may cost together, in
-// CEL's units.
+// maxRequestCost limits the cost of all expressions of one request, in CEL's units.
 const maxRequestCost = 1_000_000
 
-// The variables of the language.
+// Variables of the language.
 const (
 	varBody     = "body"
 	varEnvelope = "envelope"
@@ -32,20 +31,18 @@ const (
 	varQuery    = "query"
 )
 
-// digitsOf begins the names of variables that expressions cannot write: the body,
-// or the envelope, with each number as the text that was sent.
+// digitsOf is the prefix of variables that expressions cannot name: the body or envelope
+// with each number as the sent text.
 const digitsOf = "@"
 
-// textOf is a macro: string(…) of a value of the body gives a number with the
-// digits that were sent. CEL's doubles have 15 of them, so that two different IDs
-// would come to one text.
+// textOf is a macro: string(…) of a value of the body keeps the sent digits of a number.
+// CEL's doubles have 15 digits, so that two different IDs could have one text.
 func textOf(h cel.MacroExprFactory, _ celast.Expr, args []celast.Expr) (celast.Expr, *cel.Error) {
 	keepDigits(h, args[0])
 	return h.NewCall("string", args[0]), nil
 }
 
-// isThere is a macro: has(…) of a field that is null is false, as of one that is
-// absent.
+// isThere is a macro: has(…) of a null field is false, as of an absent field.
 func isThere(h cel.MacroExprFactory, _ celast.Expr, args []celast.Expr) (celast.Expr, *cel.Error) {
 	if args[0].Kind() != celast.SelectKind {
 		return nil, h.NewError(args[0].ID(), "has() takes a field, such as body.id")
@@ -56,13 +53,12 @@ func isThere(h cel.MacroExprFactory, _ celast.Expr, args []celast.Expr) (celast.
 	return h.NewCall(operators.NotEquals, h.NewMemberCall("orValue", found, h.NewCall("dyn", null)), h.NewLiteral(types.NullValue)), nil
 }
 
-// uses reports whether an expression looks at a part of the request that nobody
-// has signed.
+// uses reports whether an expression uses a part of the request that is not signed.
 func (x *expression) uses(signs *source.Signs) (unsigned bool) {
 	if x == nil {
 		return false
 	}
-	signed := map[celast.Expr]bool{} // uses of headers
+	signed := map[celast.Expr]bool{} // uses of signed headers
 	celast.PreOrderVisit(x.ast.NativeRep().Expr(), celast.NewExprVisitor(func(e celast.Expr) {
 		if e.Kind() == celast.IdentKind {
 			switch e.AsIdent() {
@@ -97,8 +93,8 @@ func (x *expression) uses(signs *source.Signs) (unsigned bool) {
 	return unsigned
 }
 
-// keepDigits lets an expression find numbers as texts where it only looks a value
-// up and does not calculate with it.
+// keepDigits replaces number values by their texts where an expression only looks up a
+// value and does not calculate.
 func keepDigits(h cel.MacroExprFactory, e celast.Expr) {
 	switch e.Kind() {
 	case celast.IdentKind:
@@ -138,18 +134,18 @@ func keepDigits(h cel.MacroExprFactory, e celast.Expr) {
 	}
 }
 
-// language is CEL with the variables that a source's expressions may use.
+// language is CEL with the variables of a source's expressions.
 type language struct {
 	env  *cel.Env
-	hint string // names the variables
+	hint string // lists the variables
 }
 
-// newLanguage makes the language of all expressions; with the variable
-// envelope, where a body is split.
+// newLanguage returns the language of expressions. For a split body the language has the
+// variable envelope.
 func newLanguage(split bool) (language, error) {
 	texts := cel.MapType(cel.StringType, cel.StringType)
 	options := []cel.EnvOption{
-		// Null is absent, and so is the text of it.
+		// The text of null is null, which is absent.
 		cel.Function("string", cel.Overload("null_to_string", []*cel.Type{cel.NullType}, cel.StringType, cel.UnaryBinding(func(ref.Val) ref.Val { return types.NullValue }))),
 		cel.Variable(varBody, cel.DynType), cel.Variable(digitsOf+varBody, cel.DynType), cel.Variable(varHeaders, texts),
 		cel.Variable(varPath, cel.StringType), cel.Variable(varQuery, texts),
@@ -164,10 +160,10 @@ func newLanguage(split bool) (language, error) {
 	return l, err
 }
 
-// want says what an expression must give.
+// want is the expected type of an expression.
 type want struct {
 	noun  string
-	kinds []types.Kind // besides null, dyn, and an optional one of the kinds
+	kinds []types.Kind // besides null, dyn and optionals of the kinds
 	hint  string
 }
 
@@ -197,9 +193,9 @@ func (w want) takes(t *cel.Type) bool {
 	return false
 }
 
-// expression is one that is ready for use. It may be used concurrently.
+// expression is a compiled expression. It may be used concurrently.
 type expression struct {
-	key     string // in the configuration
+	key     string // configuration key
 	program cel.Program
 	ast     *cel.Ast
 }
@@ -220,20 +216,20 @@ func (l language) check(text string, w want) (*cel.Ast, *celexpr.Error) {
 	return a, nil
 }
 
-// compile makes an expression ready for use.
+// compile compiles an expression.
 func (l language) compile(key, text string, w want) (*expression, *celexpr.Error) {
 	a, f := l.check(text, w)
 	if f != nil {
 		return nil, f
 	}
 	p, err := l.env.Program(a, cel.CostLimit(celexpr.MaxCost), cel.EvalOptions(cel.OptOptimize))
-	if err != nil { // a constant part of it has no value
+	if err != nil { // a constant part of the expression has an error
 		return nil, &celexpr.Error{What: "is not an expression: " + err.Error(), Hint: "correct the part that holds no variable"}
 	}
 	return &expression{key: key, program: p, ast: a}, nil
 }
 
-// explain is the hint for a name that is no variable here.
+// explain returns a hint for an undeclared name.
 func (l language) explain(name string) string {
 	if name == varEnvelope {
 		return "envelope is there only where split is set; " + l.hint
@@ -241,8 +237,7 @@ func (l language) explain(name string) string {
 	return ""
 }
 
-// scope is what the expressions see of one request, and what they may still
-// cost.
+// scope holds the variables of one request and the remaining cost.
 type scope struct {
 	variables map[string]any
 	spent     uint64
@@ -254,23 +249,23 @@ var (
 	errExpensive = errors.New("costs too much to work out")
 )
 
-// see gives expressions a value under a name.
+// see sets a variable.
 func (s *scope) see(name string, data []byte) (err error) {
 	if s.variables[name], err = value(data, false); err != nil {
 		return err
 	}
-	s.variables[digitsOf+name] = func() any { // it is seldom asked for
+	s.variables[digitsOf+name] = func() any { // evaluated on demand, because few expressions use it
 		v, err := value(data, true)
 		if err != nil {
-			return types.WrapErr(err) // cannot be: it could be read above
+			return types.WrapErr(err) // impossible: value has parsed the JSON above
 		}
 		return v
 	}
 	return nil
 }
 
-// value works the expression out; nil is what is absent or null. Its error
-// quotes nothing of the request.
+// value evaluates the expression. Nil is an absent or null value. The error quotes nothing
+// of the request.
 func (x *expression) value(in *scope) (ref.Val, error) {
 	out, details, err := x.program.Eval(in.variables)
 	if details != nil && details.ActualCost() != nil {
@@ -284,25 +279,24 @@ func (x *expression) value(in *scope) (ref.Val, error) {
 	}
 	if optional, ok := out.(*types.Optional); ok {
 		if !optional.HasValue() {
-			return nil, nil //nolint:nilnil // nothing is there, and nothing is wrong
+			return nil, nil //nolint:nilnil // an absent value is no error
 		}
 		out = optional.GetValue()
 	}
-	if failed, ok := out.(*types.Err); ok { // it stood in the body
+	if failed, ok := out.(*types.Err); ok { // an error value of the body
 		return nil, x.failure(failed)
 	}
 	if out == types.NullValue {
-		return nil, nil //nolint:nilnil // as above
+		return nil, nil //nolint:nilnil // an absent value is no error
 	}
-	if text, ok := out.(types.String); ok { // CEL asks nothing for joining what it does not know to be text
+	if text, ok := out.(types.String); ok { // CEL counts no cost for joining values of type dyn
 		in.spent += uint64(len(text)) / 10
 	}
 	return out, nil
 }
 
-// failure returns nil where an error only says that something is not there. A
-// key or an index that is missing is of a type that CEL does not export; its
-// text is fixed.
+// failure returns nil for an error that means an absent value. CEL does not export the type
+// of the error of a missing key or index; its text is constant.
 func (x *expression) failure(err error) error {
 	text := err.Error()
 	if strings.HasPrefix(text, "no such key: ") || strings.HasPrefix(text, "index out of bounds: ") {
@@ -327,8 +321,8 @@ func (x *expression) failure(err error) error {
 	return errors.New(what)
 }
 
-// text works out text that can be an attribute. It is empty where there is
-// none: nothing, a value of another type, or text that cannot be one.
+// text evaluates a text that can be an attribute. It is empty for an absent value, a value
+// of another type, or an unusable text.
 func (x *expression) text(in *scope) (string, error) {
 	v, err := x.value(in)
 	if err != nil {
@@ -338,7 +332,7 @@ func (x *expression) text(in *scope) (string, error) {
 	return jsonbody.Text(string(text)), nil
 }
 
-// neededText is text where there must be some.
+// neededText is text for a required attribute.
 func (x *expression) neededText(in *scope) (string, error) {
 	v, err := x.value(in)
 	if err != nil {
@@ -357,8 +351,8 @@ func (x *expression) neededText(in *scope) (string, error) {
 	return "", errUnusable
 }
 
-// time works out a time: RFC 3339 text, Unix seconds or a timestamp. It is
-// zero where there is none, or something that is none.
+// time evaluates a time: RFC 3339 text, Unix seconds or a timestamp. It is zero for an
+// absent or invalid value.
 func (x *expression) time(in *scope) (time.Time, error) {
 	v, err := x.value(in)
 	if v == nil || err != nil {
@@ -368,7 +362,7 @@ func (x *expression) time(in *scope) (time.Time, error) {
 	switch v := v.(type) {
 	case types.String:
 		if t, err = time.Parse(time.RFC3339, string(v)); err != nil {
-			return time.Time{}, nil //nolint:nilerr // it is no time, and none is invented
+			return time.Time{}, nil //nolint:nilerr // an invalid time is an absent time
 		}
 	case types.Int:
 		const first, last = -62135596800, 253402300799 // years 1 to 9999

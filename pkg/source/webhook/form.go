@@ -14,24 +14,24 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// wholeForm is the value of form that makes JSON of all fields.
+// wholeForm is the value of the key form that converts all fields to JSON.
 const wholeForm = "*"
 
-// content returns the JSON of a request: its body, or what is in a form.
+// content returns the JSON of a request: the body, or the JSON in a form.
 func (s *Source) content(r *source.Request) ([]byte, error) {
 	if s.form == "" {
 		return r.Body, nil
 	}
-	// Content-Type is not signed. A body that is JSON is no form, or who has seen one
-	// could send it as a form, with fields out of a text in it.
+	// Content-Type is not signed. A JSON body is never a form: otherwise a stranger with
+	// one signed body could send the body as a form, with fields from a text inside.
 	if jsontext.Value(event.TrimBOM(r.Body)).IsValid(jsonbody.Lenient()) {
 		return r.Body, nil
 	}
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/x-www-form-urlencoded" {
-		return r.Body, nil //nolint:nilerr // what says nothing readable of itself is JSON
+		return r.Body, nil //nolint:nilerr // a body without a valid media type is JSON
 	}
 	fields, err := url.ParseQuery(string(r.Body))
-	if err != nil { // it is not quoted: it holds what was sent
+	if err != nil { // the error would quote the body
 		return nil, malformed("", errors.New("is no form"))
 	}
 	if s.form == wholeForm {
@@ -46,12 +46,11 @@ func (s *Source) content(r *source.Request) ([]byte, error) {
 	return nil, malformed("form", fmt.Errorf("finds the field %q more than once", s.form))
 }
 
-// formObject makes an object of a form's fields, each of them text, in the
-// order of their names.
+// formObject converts the fields of a form to an object of texts, sorted by name.
 func formObject(fields url.Values) ([]byte, error) {
 	object := make(map[string]string, len(fields))
 	for name, values := range fields {
-		if len(values) > 1 { // of two, readers might take different ones
+		if len(values) > 1 { // readers might use different values
 			return nil, malformed("", errors.New("has a field of the form more than once"))
 		}
 		object[name] = values[0]

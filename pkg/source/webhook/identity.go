@@ -7,9 +7,8 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// id is what the configuration maps, or the digest of the JSON. Ids and keys
-// are kept on disk and by consumers: they must come out the same in every later
-// version.
+// id returns the mapped id, or the digest of the JSON. The journal and consumers store IDs
+// and keys: they must be equal in every later version.
 func (s *Source) id(in *scope, data []byte) (string, error) {
 	if s.mapping.id == nil {
 		return jsonbody.Digest(data), nil
@@ -21,9 +20,8 @@ func (s *Source) id(in *scope, data []byte) (string, error) {
 	return id, nil
 }
 
-// keys are those by which a repeat is recognized: a key for each expression of
-// dedupe that finds something, told apart by their places in the list; or the
-// id, where there is no such list.
+// keys returns the identity keys: one key for each expression of dedupe with a value, with
+// the index of the expression; without dedupe, the id.
 func (s *Source) keys(in *scope, id string) ([]event.Key, error) {
 	if len(s.mapping.dedupe) == 0 {
 		return []event.Key{event.NewKey(s.env.Name, "id", id)}, nil

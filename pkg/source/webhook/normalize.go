@@ -46,8 +46,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	return s.events(in, body, r)
 }
 
-// events makes an event of each element of the body's list. All of them are
-// good, or there are none.
+// events returns an event for each element of the body's list, or an error for all of them.
 func (s *Source) events(in *scope, body []byte, r *source.Request) ([]event.Event, error) {
 	list, err := elements(body, s.mapping.path)
 	if err != nil {
@@ -71,10 +70,9 @@ func (s *Source) events(in *scope, body []byte, r *source.Request) ([]event.Even
 	return events, nil
 }
 
-// signedKey returns the identity key of the event at an index of a verified body,
-// where something else that identifies the event is not covered by the signature;
-// otherwise nil. It is made of the whole body: elements that are alike are events
-// of their own if the rest of the bodies differs.
+// signedKey returns an identity key of the event at an index of a verified body if other
+// parts of its identity are not signed, otherwise nil. The key contains the whole body:
+// equal elements of different bodies are different events.
 func (s *Source) signedKey(body []byte, r *source.Request, index int) []event.Key {
 	if !s.digest {
 		return nil
@@ -83,7 +81,7 @@ func (s *Source) signedKey(body []byte, r *source.Request, index int) []event.Ke
 	return []event.Key{event.NewKey(s.env.Name, parts...)}
 }
 
-// event makes the event of one piece of JSON, with further identity keys.
+// event returns the event of one JSON value, with further identity keys.
 func (s *Source) event(in *scope, data []byte, r *source.Request, further []event.Key) (event.Event, error) {
 	m := s.mapping
 	typ, err := m.typ.neededText(in)
@@ -143,12 +141,12 @@ func (s *Source) event(in *scope, data []byte, r *source.Request, further []even
 	return event.Event{CloudEvent: ceevent.Event{Context: ce, DataEncoded: data}, Keys: append(keys, further...)}, nil
 }
 
-// ambiguous reports whether an expression came to a value that readers understand
-// differently. An attribute that an event need not have is then left out.
+// ambiguous reports whether an expression used a value that readers understand differently.
+// An optional attribute is then absent.
 func ambiguous(err error) bool { return errors.Is(err, errTwice) || errors.Is(err, errUnicode) }
 
-// source works out the source: a URI reference that is the same when it is
-// written and read again, as it is in the journal and by every receiver.
+// source evaluates the source attribute: a URI reference that journal and receivers encode
+// unchanged.
 func (s *Source) source(in *scope) (*types.URIRef, error) {
 	text := "urn:postwire:source:" + s.env.Name
 	if s.mapping.source != nil {
@@ -168,7 +166,7 @@ func (s *Source) source(in *scope) (*types.URIRef, error) {
 	return ref, nil
 }
 
-// headersOf returns the first value of each header, by its name in lower case.
+// headersOf returns the first value of each header, by lower-case name.
 func headersOf(h http.Header) map[string]string {
 	headers := make(map[string]string, len(h))
 	for name, values := range h {
@@ -179,9 +177,9 @@ func headersOf(h http.Header) map[string]string {
 	return headers
 }
 
-// queryOf returns the first value of each parameter that can be read.
+// queryOf returns the first value of each valid parameter.
 func queryOf(raw string) map[string]string {
-	values, _ := url.ParseQuery(raw) // the rest is there all the same
+	values, _ := url.ParseQuery(raw) // the valid parameters are set also with an error
 	query := make(map[string]string, len(values))
 	for name := range values {
 		query[name] = values.Get(name)

@@ -6,13 +6,13 @@ import (
 	"github.com/postwire/postwire/pkg/source/auth"
 )
 
-// preset returns how a known sender's webhooks are mapped; false if there is
-// no such preset. How it signs, package auth knows by the same name.
+// preset returns the mapping of a known sender, and false for an unknown preset. Package
+// auth has the signature format of the same name.
 func preset(name auth.Preset) (c Config, ok bool) {
 	switch name {
-	case auth.GitHub: // as in the CloudEvents adapter for GitHub, save that source is the page of the repository
+	case auth.GitHub: // as in the CloudEvents adapter for GitHub, except that source is the page of the repository
 		return Config{
-			Form: "payload", // its webhooks may be set to send a form
+			Form: "payload", // GitHub can send webhooks as forms
 			Event: Mapping{
 				Type: `"com.github." + headers["x-github-event"] + (has(body.action) ? "." + body.action : "")`,
 				Source: `has(body.repository) ? body.repository.html_url` +
@@ -23,7 +23,7 @@ func preset(name auth.Preset) (c Config, ok bool) {
 				PartitionKey: `has(body.repository) ? body.repository.full_name : body.organization.login`,
 			},
 		}, true
-	case auth.Stripe: // snapshot events, and thin ones, which name the object in related_object
+	case auth.Stripe: // snapshot events, and thin events, which name the object in related_object
 		return Config{Event: Mapping{
 			Type:         `"com.stripe." + body.type`,
 			Source:       `has(body.account) ? "https://stripe.com/accounts/" + body.account : "https://stripe.com"`,
@@ -32,13 +32,13 @@ func preset(name auth.Preset) (c Config, ok bool) {
 			Time:         `body.created`,
 			PartitionKey: `body.?data.?object.?id.or(body.?related_object.?id)`,
 		}}, true
-	case auth.StandardWebhooks: // svix-id is the name that the header had before
+	case auth.StandardWebhooks: // svix-id is the older name of the header
 		return Config{Event: Mapping{
 			Type: `body.type`,
 			ID:   `"webhook-id" in headers ? headers["webhook-id"] : headers["svix-id"]`,
 			Time: `body.timestamp`,
 		}}, true
-	case auth.Slack: // the Events API; and interactions, which are a form and have a trigger_id
+	case auth.Slack: // the Events API, and interactions, which are forms and have a trigger_id
 		return Config{
 			Form: "payload",
 			Event: Mapping{
@@ -57,8 +57,8 @@ func preset(name auth.Preset) (c Config, ok bool) {
 	return Config{}, false
 }
 
-// completed returns c with the mapping of its preset where it has none itself.
-// It is the same the second time.
+// completed returns c with the mapping of its preset for missing keys. A second call
+// changes nothing.
 func (c Config) completed() Config {
 	p, ok := preset(c.Preset)
 	if !ok {

@@ -15,13 +15,12 @@ import (
 	"github.com/postwire/postwire/pkg/source/jsonbody"
 )
 
-// maxEvents is how many events one request may be: they are stored as one
-// atomic write.
+// maxEvents is the maximum number of events of one request, because one atomic write stores
+// them.
 const maxEvents = 1000
 
-// splitPath compiles where the list is that a body is split along: body, or
-// fields inside of it. It is a path and no expression, because each event's
-// data are the bytes that were sent.
+// splitPath compiles the path of the list that splits a body: body, or fields of body. It
+// is a path and not an expression, because the data of each event are the sent bytes.
 func (l language) splitPath(text string) ([]string, *celexpr.Error) {
 	a, f := l.check(text, want{noun: "a list", kinds: []types.Kind{types.ListKind}, hint: "name a field of the body"})
 	if f != nil {
@@ -35,8 +34,8 @@ func (l language) splitPath(text string) ([]string, *celexpr.Error) {
 	return names, nil
 }
 
-// pathOf returns the names behind body in an expression; or the part of it
-// that is none of a path.
+// pathOf returns the names after body in an expression, or the part of the expression that
+// is not a path.
 func pathOf(e celast.Expr) (names []string, bad celast.Expr) {
 	for {
 		switch {
@@ -68,8 +67,7 @@ func literalText(e celast.Expr) (string, bool) {
 	return string(s), ok
 }
 
-// elements returns the elements of the list at a path, as they were sent. The
-// body is JSON.
+// elements returns the elements of the list at a path, as sent. The body is JSON.
 func elements(body []byte, path []string) ([][]byte, error) {
 	at := jsontext.Value(event.TrimBOM(body))
 	for _, name := range path {
@@ -99,7 +97,7 @@ func elements(body []byte, path []string) ([][]byte, error) {
 	return all, nil
 }
 
-// member returns the value of a name in an object, which has it once.
+// member returns the value of a member of an object, which must occur once.
 func member(object jsontext.Value, name string) (jsontext.Value, error) {
 	d := jsontext.NewDecoder(bytes.NewReader(object), jsonbody.Lenient())
 	if d.PeekKind() != '{' {
@@ -114,7 +112,7 @@ func member(object jsontext.Value, name string) (jsontext.Value, error) {
 		if err != nil {
 			return nil, err
 		}
-		wanted := t.String() == name // the token is the decoder's
+		wanted := t.String() == name // the decoder reuses the token
 		v, err := d.ReadValue()
 		switch {
 		case err != nil:

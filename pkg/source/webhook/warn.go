@@ -13,14 +13,14 @@ import (
 
 var _ source.Warner = Config{}
 
-// Warnings implements source.Warner: where dedupe tells events apart that share
-// source and id, both are stored, and consumers that know an event by source and
-// id drop the second.
+// Warnings implements source.Warner. If dedupe distinguishes events with equal source and
+// id, the journal stores both, and consumers that identify an event by source and id drop
+// the second.
 func (c Config) Warnings() config.Invalids {
 	c = c.completed()
 	m, err := c.compile()
 	if err != nil || len(m.dedupe) == 0 {
-		return nil //nolint:nilerr // what is not valid has errors, and no warnings
+		return nil //nolint:nilerr // an invalid configuration has errors instead of warnings
 	}
 	id := lookups(m.source)
 	for at := range lookups(m.id) {
@@ -33,7 +33,7 @@ func (c Config) Warnings() config.Invalids {
 			digested := m.id == nil && (at == varBody || strings.HasPrefix(at, varBody+"."))
 			finer = finer || !id[at] && !digested
 		}
-		if !finer { // events of one id are one event by this expression
+		if !finer { // by this expression, events of one id are one event
 			return nil
 		}
 	}
@@ -43,7 +43,7 @@ func (c Config) Warnings() config.Invalids {
 	return p
 }
 
-// identity names the keys that make source and id.
+// identity returns the keys that determine source and id.
 func identity(m *mapping) string {
 	names := "the digest of their body"
 	if m.id != nil {
@@ -55,8 +55,7 @@ func identity(m *mapping) string {
 	return names
 }
 
-// lookups returns the places of a request that an expression looks at, such as
-// body.order.id.
+// lookups returns the parts of a request that an expression uses, such as body.order.id.
 func lookups(x *expression) map[string]bool {
 	found := map[string]bool{}
 	if x != nil {
@@ -65,8 +64,7 @@ func lookups(x *expression) map[string]bool {
 	return found
 }
 
-// lookUp adds what an expression looks at, and returns its own place; nothing where
-// it has none.
+// lookUp collects the parts that an expression uses, and returns its own path, or nothing.
 func lookUp(e celast.Expr, found map[string]bool) (place string) {
 	at := func(of celast.Expr, name string) string {
 		inner := map[string]bool{}

@@ -1,8 +1,6 @@
-// Package webhook understands any webhook that carries JSON, as its
-// configuration says: expressions in CEL find the attributes of the event and
-// what it is known by in the body, the headers, the path and the query. For
-// some senders there are presets. Only the configuration names attributes; what
-// was sent can only be their values.
+// Package webhook understands any webhook with a JSON body by its configuration: CEL
+// expressions map attributes and identity from body, headers, path and query. Some senders
+// have presets. Only the configuration names attributes; a request supplies values.
 package webhook
 
 import (
@@ -19,7 +17,7 @@ import (
 	"github.com/postwire/postwire/pkg/source/auth"
 )
 
-// Config is the block of a source of type webhook.
+// Config is the configuration of a source of type webhook.
 type Config struct {
 	Preset    auth.Preset `yaml:"preset" enum:"none,github,stripe,standard-webhooks,slack" doc:"Mapping and signature format of this sender. Keys you set override the preset's. postwire config print shows the preset as keys."`
 	Event     Mapping     `yaml:"event" doc:"Event attributes, as CEL expressions over body, headers (by lower-case names), path and query. An attribute is omitted if its expression finds nothing; without a type, an id or a mapped source the webhook is malformed. See docs/webhooks.md."`
@@ -30,7 +28,7 @@ type Config struct {
 	Auth      auth.Auth   `yaml:"auth" required:"true" doc:"Authentication of the sender: the word none, or a mapping of methods; a request must pass every method."`
 }
 
-// Mapping says what the attributes of an event are.
+// Mapping configures the attributes of events.
 type Mapping struct {
 	Type         string            `yaml:"type" doc:"Expression for the type. Required without a preset." example:"'com.example.' + body.event"`
 	Source       string            `yaml:"source" doc:"Expression for the source, a URI reference. Default is urn:postwire:source: followed by the name of this source."`
@@ -41,14 +39,13 @@ type Mapping struct {
 	Extensions   map[string]string `yaml:"extensions" doc:"Expressions for extension attributes, by name: lower-case letters and digits, at most 20." example:"{tenant: body.account.id}"`
 }
 
-// none is the preset of a source that is mapped by its own keys alone.
+// none is the preset of a source without a preset.
 const none auth.Preset = "none"
 
-// longestName is what CloudEvents asks of the names of extensions.
+// longestName is the maximum name length that CloudEvents recommends for extensions.
 const longestName = 20
 
-// taken are the attributes that Postwire sets itself, or that have keys of
-// their own.
+// taken are attributes that Postwire sets, or that have configuration keys of their own.
 func taken() []string {
 	return []string{
 		"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data",
@@ -62,15 +59,15 @@ func (c Config) Validate() error {
 	return config.Join(err, c.Auth.Validate())
 }
 
-// mapping is a Config whose expressions are ready for use.
+// mapping is a Config with compiled expressions.
 type mapping struct {
-	typ, source, subject, id, time, partitionKey, challenge *expression // nil where there is none
+	typ, source, subject, id, time, partitionKey, challenge *expression // nil without an expression
 
-	extensions []extension // by name
+	extensions []extension // sorted by name
 	dedupe     []*expression
 
 	split bool
-	path  []string // where split
+	path  []string // set with split
 }
 
 type extension struct {
@@ -78,8 +75,7 @@ type extension struct {
 	value *expression
 }
 
-// compile makes the expressions ready for use, or reports everything that is
-// wrong with them.
+// compile compiles the expressions, or reports all errors.
 func (c Config) compile() (*mapping, error) {
 	var p config.Invalids
 	if _, ok := preset(c.Preset); !ok && c.Preset != none && c.Preset != "" {
@@ -135,7 +131,7 @@ func (c Config) compile() (*mapping, error) {
 		m.dedupe = append(m.dedupe, compile(l, fmt.Sprintf("dedupe[%d]", i), text, wantText()))
 	}
 	if c.Challenge != "" {
-		whole, err := newLanguage(false) // a challenge is asked before the body is split
+		whole, err := newLanguage(false) // a challenge is evaluated before the body is split
 		if err != nil {
 			return nil, err
 		}
@@ -144,7 +140,7 @@ func (c Config) compile() (*mapping, error) {
 	return m, p.Err()
 }
 
-// unfitName says why an extension cannot bear a name.
+// unfitName returns why an extension cannot have a name.
 func unfitName(name string) (what, hint string) {
 	switch {
 	case slices.Contains(taken(), name):
@@ -164,7 +160,7 @@ func unfitName(name string) (what, hint string) {
 //go:embed example.yaml
 var example string
 
-// Kind is the source of type webhook.
+// Kind is the kind of source webhook.
 func Kind() source.Kind {
 	return source.DefineCompleted("webhook", "JSON webhooks of any sender, mapped to events by expressions. See [webhooks.md](../webhooks.md).", example,
 		func() Config { return Config{Preset: none} },
@@ -172,9 +168,9 @@ func Kind() source.Kind {
 		New)
 }
 
-// New makes a source.
+// New returns a source.
 func New(c Config, env source.Env) (source.Source, error) {
-	c = c.completed() // a configuration that did not come through Kind is not, yet
+	c = c.completed() // Kind has completed its configurations before
 	m, err := c.compile()
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", env.Name, err)
@@ -199,7 +195,7 @@ type Source struct {
 	proof    source.Proof
 	form     string
 	mapping  *mapping
-	digest   bool // what identifies an event is not signed, so that what is signed does, too
+	digest   bool // identity parts are not signed, so that the signed parts also identify the event
 }
 
 // Verify implements source.Source.
@@ -208,7 +204,7 @@ func (s *Source) Verify(r *source.Request) error { return s.verifier.Verify(r) }
 // Proof implements source.Source.
 func (s *Source) Proof() source.Proof { return s.verifier.Proof() }
 
-// Attributes implements source.Source: what the mapping names.
+// Attributes implements source.Source: the names of the mapping.
 func (s *Source) Attributes() source.Attributes {
 	var a source.Attributes
 	if s.mapping.partitionKey != nil {
@@ -220,5 +216,5 @@ func (s *Source) Attributes() source.Attributes {
 	return a
 }
 
-// Options implements source.Source: such senders do not ask.
+// Options implements source.Source: webhooks have no handshake.
 func (s *Source) Options(*source.Request) (http.Header, bool) { return nil, false }
