@@ -18,15 +18,14 @@ const (
 	Structured = "structured" // the whole event as the body, in JSON
 )
 
-// Message is an event in the shape that every binding starts from. What is
-// left to a protocol is how it spells its headers.
+// Message is an event, encoded in the common form of all bindings. Each
+// protocol only adds its own spelling of headers.
 type Message struct {
-	// Attributes are the context attributes of binary mode, in canonical
-	// string form and in no order; without datacontenttype. It is empty in
-	// structured mode.
+	// Attributes are the context attributes of binary mode, in canonical string
+	// form and unordered, without datacontenttype. Empty in structured mode.
 	Attributes []Attribute
-	// ContentType is datacontenttype in binary mode, and the media type of
-	// the event format in structured mode. It may be empty.
+	// ContentType is datacontenttype in binary mode, and the media type of the
+	// event format in structured mode. May be empty.
 	ContentType string
 	Body        []byte
 }
@@ -34,8 +33,8 @@ type Message struct {
 // Structured reports whether the message is in structured mode.
 func (m Message) Structured() bool { return len(m.Attributes) == 0 }
 
-// Headers are the attributes under the names of their headers, which begin with
-// prefix. The names share one allocation.
+// Headers returns the attributes as headers: each name is prefix plus the name
+// of the attribute. The names share one allocation.
 func (m Message) Headers(prefix string) iter.Seq2[string, string] {
 	return func(yield func(name, value string) bool) {
 		length := 0
@@ -62,13 +61,13 @@ func (m Message) Headers(prefix string) iter.Seq2[string, string] {
 // Attribute is a context attribute in canonical string form.
 type Attribute struct{ Name, Value string }
 
-// eventFormats is what the media types of all event formats begin with. By it
-// a reader tells structured mode from binary.
+// eventFormats is the common prefix of the media types of all event formats.
+// Readers recognise structured mode by this prefix.
 const eventFormats = "application/cloudevents"
 
-// Encode writes e, which is a CloudEvents 1.0 event, in the given content mode.
-// Data that is an event itself goes in structured mode always: in binary mode
-// readers would take it for the event.
+// Encode encodes e, a CloudEvents 1.0 event, in a content mode. Data in an
+// event format is always encoded in structured mode, because in binary mode a
+// reader would take the data for the event.
 func (env Env) Encode(e event.Event, mode string) (Message, error) {
 	ce, ok := e.CloudEvent.Context.(*ceevent.EventContextV1)
 	if !ok {
@@ -91,9 +90,9 @@ func (env Env) Encode(e event.Event, mode string) (Message, error) {
 	return Message{Attributes: attributes, ContentType: ce.GetDataContentType(), Body: e.CloudEvent.DataEncoded}, nil
 }
 
-// attributesOf are what binary mode puts into headers. The SDK's bindings come to
-// the same, by reflection and through interfaces, at several times the cost: it
-// was the dearest part of a delivery.
+// attributesOf returns the headers of binary mode. The SDK's bindings return
+// equal headers, by reflection and through interfaces, at several times the
+// cost, which was the largest part of a delivery.
 func attributesOf(ce *ceevent.EventContextV1) ([]Attribute, error) {
 	attributes := make([]Attribute, 0, 7+len(ce.Extensions))
 	attributes = append(attributes, Attribute{"specversion", ceevent.CloudEventsVersionV1}, Attribute{"id", ce.ID}, Attribute{"source", ce.Source.String()}, Attribute{"type", ce.Type})
@@ -107,7 +106,7 @@ func attributesOf(ce *ceevent.EventContextV1) ([]Attribute, error) {
 		attributes = append(attributes, Attribute{"time", types.FormatTime(t)})
 	}
 	for name, value := range ce.Extensions {
-		text, ok := value.(string) // as nearly all are
+		text, ok := value.(string) // the common case
 		if !ok {
 			var err error
 			if text, err = types.Format(value); err != nil {
@@ -119,9 +118,9 @@ func attributesOf(ce *ceevent.EventContextV1) ([]Attribute, error) {
 	return attributes, nil
 }
 
-// Lines sorts the events of a batch into lines, by their indexes: events of
-// one line must keep their order, events of different lines need not. Events
-// of one partition key are a line; an event without one is a line of its own.
+// Lines groups the events of a batch by partition key, as indexes. Events of a
+// line must keep their order; different lines are independent. An event without
+// a key is a separate line.
 func Lines(batch []event.Event) [][]int {
 	var lines [][]int
 	byKey := map[string]int{}
@@ -139,7 +138,7 @@ func Lines(batch []event.Event) [][]int {
 	return lines
 }
 
-// Outcome is the error of a batch in which errs[i] became of event i.
+// Outcome returns the error of a batch; errs[i] is the outcome of event i.
 func Outcome(errs []error) error {
 	if slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
 		return BatchError(errs)

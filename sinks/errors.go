@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// BatchError has one entry for each event of the batch, nil where the broker
-// acknowledged. It does not unwrap: that one event was refused for good says
-// nothing of its neighbors.
+// BatchError has an entry for each event of the batch, nil for an acknowledged
+// event. BatchError does not unwrap: a permanent failure of an event says
+// nothing about the other events.
 type BatchError []error
 
 func (e BatchError) Error() string {
@@ -25,26 +25,26 @@ func (e BatchError) Error() string {
 	return fmt.Sprintf("%d of %d events not delivered, the first because: %v", failed, len(e), first)
 }
 
-// Reason is why an event was set aside. The set is closed: it is a metric's
-// label and what an operator filters dead letters by.
+// Reason is the reason for a dead letter. The set is closed: Reason is a metric
+// label, and operators filter dead letters by Reason.
 type Reason string
 
-// The reasons there are.
+// Reasons for dead letters.
 const (
 	ReasonTooLarge      Reason = "too_large"      // over the broker's limit of a message
 	ReasonNoDestination Reason = "no_destination" // the subject or topic of this event does not exist and is not to be created
-	ReasonInvalid       Reason = "invalid"        // the broker cannot take it in this form
-	ReasonUnauthorized  Reason = "unauthorized"   // the broker forbids the subject or topic that this event's attributes name, and only this
+	ReasonInvalid       Reason = "invalid"        // the broker cannot store the event in this form
+	ReasonUnauthorized  Reason = "unauthorized"   // the broker forbids only the subject or topic of this event
 	ReasonRefused       Reason = "refused"        // the receiver says no, and not why
 	ReasonExpired       Reason = "expired"        // retry.dead_letter_after passed
 )
 
-// Reasons returns all there are.
+// Reasons returns all reasons.
 func Reasons() []Reason {
 	return []Reason{ReasonTooLarge, ReasonNoDestination, ReasonInvalid, ReasonUnauthorized, ReasonRefused, ReasonExpired}
 }
 
-// permanentError marks an error that trying again cannot mend.
+// permanentError marks an error for which a retry is useless.
 type permanentError struct {
 	reason Reason
 	err    error
@@ -53,10 +53,11 @@ type permanentError struct {
 func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
-// Permanent marks err as one that trying again cannot mend.
+// Permanent marks err as permanent: a retry is useless.
 func Permanent(reason Reason, err error) error { return &permanentError{reason, err} }
 
-// IsPermanent reports whether err is marked by Permanent, and with which reason.
+// IsPermanent reports whether err is marked by Permanent, and returns the
+// reason.
 func IsPermanent(err error) (Reason, bool) {
 	if p, ok := errors.AsType[*permanentError](err); ok {
 		return p.reason, true
@@ -64,7 +65,7 @@ func IsPermanent(err error) (Reason, bool) {
 	return "", false
 }
 
-// retryAfterError carries the wait that a broker asked for.
+// retryAfterError carries the wait requested by a broker.
 type retryAfterError struct {
 	wait time.Duration
 	err  error
@@ -73,10 +74,10 @@ type retryAfterError struct {
 func (e *retryAfterError) Error() string { return e.err.Error() }
 func (e *retryAfterError) Unwrap() error { return e.err }
 
-// RetryAfter marks err as transient, and wait as what the broker asked for.
+// RetryAfter marks err as transient and adds the wait requested by the broker.
 func RetryAfter(wait time.Duration, err error) error { return &retryAfterError{wait, err} }
 
-// Wait returns what the broker asked for by RetryAfter, or zero.
+// Wait returns the wait of RetryAfter, or zero.
 func Wait(err error) time.Duration {
 	if r, ok := errors.AsType[*retryAfterError](err); ok {
 		return r.wait

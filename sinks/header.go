@@ -2,21 +2,21 @@ package sinks
 
 import "strings"
 
-// EscapeHeader percent-encodes an attribute's value for a header, as the HTTP
-// binding has it (section 3.1.3.2) and the NATS binding after it: the space, the
-// double quote, the percent sign, and all that is not printable ASCII. No value
-// can then end its header and begin another.
+// EscapeHeader percent-encodes the value of an attribute for a header, as in
+// the HTTP binding (section 3.1.3.2) and the NATS binding: space, double quote,
+// percent sign, and everything except printable ASCII. A value can therefore
+// not end its header and start another header.
 func EscapeHeader(value string) string {
 	return percent(value, &inAttribute)
 }
 
-// EscapeMediaType leaves a media type as it is, with the spaces and quotes of
-// its parameters, save for what has no place in a header.
+// EscapeMediaType keeps a media type unchanged, with the spaces and quotes of
+// its parameters, except for characters that are invalid in a header.
 func EscapeMediaType(value string) string {
 	return percent(value, &inMediaType)
 }
 
-// The bytes that stay as they are.
+// The bytes to keep.
 var (
 	inAttribute = bytesOf(func(c byte) bool { return c > ' ' && c < 0x7f && c != '"' && c != '%' })
 	inMediaType = bytesOf(func(c byte) bool { return c >= ' ' && c < 0x7f })
@@ -29,7 +29,7 @@ func bytesOf(in func(c byte) bool) (set [256]bool) {
 	return set
 }
 
-// percent encodes the bytes of s that are not clean.
+// percent encodes all bytes of s except clean bytes.
 func percent(s string, clean *[256]bool) string {
 	const hex = "0123456789ABCDEF"
 	dirty := 0

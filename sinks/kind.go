@@ -8,8 +8,8 @@ import (
 	"github.com/postwire/postwire/config"
 )
 
-// Settings are the keys that every sink has, whatever its kind. The relay
-// acts on them; a sink does not see them.
+// Settings are the keys of every sink, regardless of kind. The relay implements
+// the settings; a sink does not see the settings.
 type Settings struct {
 	Filter  string        `yaml:"filter" doc:"CEL expression over the attributes of an event; the sink gets the events with a true result. Empty matches every event. An absent attribute is \"\". See docs/filters.md." example:"platform == \"instagram\""`
 	Start   string        `yaml:"start" enum:"latest,earliest" doc:"Start of a sink that is new to the journal. latest: at events accepted from now on. earliest: at the oldest stored event."`
@@ -22,7 +22,7 @@ type Settings struct {
 	Discard Discard `yaml:"discard" doc:"Discards pending events of this sink by age or by number. Discarded events are not delivered and do not become dead letters."`
 }
 
-// Discard says which pending events a sink discards.
+// Discard selects the pending events to discard.
 type Discard struct {
 	After  time.Duration `yaml:"after" doc:"Discards pending events older than this, counted from acceptance. Discarded events are not delivered and do not become dead letters; a log line and postwire_sink_discarded_total record the loss. 0 disables discarding. To keep such events, set retry.dead_letter_after instead."`
 	Beyond int           `yaml:"beyond" doc:"Discards the oldest pending events when more than this number are pending. Discarded events are not delivered and do not become dead letters; a log line and postwire_sink_discarded_total record the loss. 0 disables discarding."`
@@ -38,7 +38,7 @@ type Retry struct {
 	DeadLetterOn []int `yaml:"dead_letter_on" doc:"Additional HTTP statuses that make an event a dead letter, besides 400, 409, 413, 422 and, in binary mode, 415. Only for sinks of type http. By default, 401, 403, 404, 405 and other statuses are retried." example:"[404]"`
 }
 
-// DefaultSettings returns the settings of a sink that sets none.
+// DefaultSettings returns the defaults of Settings.
 func DefaultSettings() Settings {
 	return Settings{
 		Start: "latest", Batch: 512, Timeout: 30 * time.Second,
@@ -46,7 +46,7 @@ func DefaultSettings() Settings {
 	}
 }
 
-// Validate reports everything that is wrong with the settings.
+// Validate reports all invalid settings.
 func (s Settings) Validate() error {
 	var p config.Invalids
 	if s.Batch < 1 || s.Batch > 10000 {
@@ -79,21 +79,22 @@ func (s Settings) Validate() error {
 	return p.Err()
 }
 
-// Opener connects a configured sink. It fails as Deliver does: a broker that
-// is away is transient, and the relay calls again.
+// Opener connects a configured sink. Errors are like errors of Deliver: an
+// unavailable broker is a transient error, and the relay calls Opener again.
 type Opener func(ctx context.Context, env Env) (Sink, error)
 
-// Kind is one kind of sink. Kinds are made by Define and listed in package all.
+// Kind is a kind of sink. Define makes a Kind; package all lists the kinds.
 type Kind = config.Kind[Settings, Opener]
 
 // Registry finds kinds by name.
 type Registry = config.Registry[Settings, Opener]
 
-// Configured is a sink's block that has been read.
+// Configured is a decoded block of a sink.
 type Configured = config.Plugin[Settings, Opener]
 
-// Define makes a Kind: its name in the configuration, a line and an example for
-// the reference page, its defaults, and how it is opened.
+// Define makes a Kind from the name in the configuration, a summary and an
+// example for the reference page, the defaults, and the function that opens a
+// sink.
 func Define[C Config](name, summary, example string, defaults func() C, open func(context.Context, C, Env) (Sink, error)) Kind {
 	return config.Define(name, summary, example, DefaultSettings, defaults, func(c C) Opener {
 		return func(ctx context.Context, env Env) (Sink, error) { return open(ctx, c, env) }

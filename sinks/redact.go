@@ -8,20 +8,19 @@ import (
 	"github.com/postwire/postwire/config"
 )
 
-// Redact names what of an event's data a sink is not to see. A field is a name,
-// such as user_email, which is meant wherever it stands; or a JSON pointer
-// (RFC 6901), such as /result/error, which is meant at that place only.
+// Redact selects the fields of event data to hide from a sink. A field is a
+// name, such as user_email, at any depth; or a JSON pointer (RFC 6901), such as
+// /result/error, for a single position.
 type Redact struct {
 	Drop []string      `yaml:"drop" doc:"Fields to remove from the data: a name such as title, at any depth, or a JSON pointer such as /result/error." example:"[title, caption]"`
 	Hash []string      `yaml:"hash" doc:"Fields to replace by a keyed digest of the value, hmac-sha256: and 64 hex digits. Equal values give equal digests, and guessing a value needs the key. A field is written as in drop." example:"[user_email]"`
 	Key  config.Secret `yaml:"key" doc:"Key of the digests, as a long random text from openssl rand -hex 32. A different key gives different digests." example:"${REDACT_KEY}"`
 }
 
-// minRedactKey is how short a key may be: one that can be found by trying
-// protects nothing.
+// minRedactKey is the minimum length of a key: a shorter key can be guessed.
 const minRedactKey = 16
 
-// Validate reports everything that is wrong.
+// Validate reports all errors.
 func (r Redact) Validate() error {
 	var p config.Invalids
 	for _, list := range []struct {

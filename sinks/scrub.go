@@ -8,10 +8,10 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 )
 
-// Scrubbed returns an Opener whose sinks return no error with a secret in its
-// text. Whatever is done with an error of a client library afterwards (a log
-// line, a dead letter, the delivery history, a span, an answer of the API) is
-// done with the scrubbed text. The verdict about an event stays what it was.
+// Scrubbed returns an Opener for sinks whose errors contain no secret. All
+// later uses of an error of a client library (log line, dead letter, delivery
+// history, span, API response) get the scrubbed text. Permanent and transient
+// errors stay permanent and transient.
 func Scrubbed(open Opener, s *config.Scrubber) Opener {
 	return func(ctx context.Context, env Env) (Sink, error) {
 		sink, err := open(ctx, env)

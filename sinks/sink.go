@@ -1,6 +1,6 @@
-// Package sinks is the last of the five steps (ingress, source, journal,
-// relay, sinks): it hands events to brokers. Each kind of broker is a package
-// below this one; this package holds what they have in common.
+// Package sinks is the last of the five steps (ingress, source, journal, relay,
+// sinks): sinks deliver events to brokers. Each kind of broker is a package
+// below this package; this package contains the common parts.
 package sinks
 
 import (
@@ -13,52 +13,53 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 )
 
-// Sink hands events to one broker. It is open when it exists: there is no
-// Start. Deliver is called by one goroutine at a time; Close may be called
-// while it runs and makes it return.
+// Sink delivers events to a broker. An existing Sink is open: there is no
+// Start. Deliver is called by a single goroutine at a time. Close may be called
+// during Deliver and makes Deliver return.
 type Sink interface {
-	// Deliver returns when the broker has acknowledged or refused every
-	// event, or ctx is done. Nil means that all were acknowledged. A
-	// BatchError names those that were not; after any other error none
-	// counts as delivered, and all may be sent again.
+	// Deliver returns when the broker has acknowledged or refused every event,
+	// or ctx is done. Nil means that all events were acknowledged. A BatchError
+	// names the events that were not acknowledged; after any other error no
+	// event counts as delivered, and all events may be sent again.
 	//
-	// A failure is transient, to be tried again for as long as the operator
-	// allows, unless it is wrapped by Permanent. Only an event that the
-	// broker refuses for what it is may be Permanent: an unknown error is
-	// transient, because trying again loses nothing.
+	// A failure is transient, to be retried as long as the operator allows,
+	// unless the error is wrapped by Permanent. Only refuse an event as
+	// Permanent because of the event's content: an unknown error is transient,
+	// because a retry loses nothing.
 	//
-	// Order: when an event fails transiently, no later event of the batch
-	// with the same partition key may count as delivered.
+	// Order: if an event fails transiently, no later event of the batch with an
+	// equal partition key may count as delivered.
 	//
-	// Deliver neither keeps nor changes batch.
+	// Deliver does not keep and does not change batch.
 	Deliver(ctx context.Context, batch []event.Event) error
 
-	// Destination says where Deliver hands an event, or would. It asks nobody
-	// and keeps nothing, and is called by the goroutine that calls Deliver.
+	// Destination returns the destination of an event without delivering the
+	// event. Destination does no I/O and keeps no reference to e, and is called
+	// by the goroutine of Deliver.
 	Destination(e event.Event) Destination
 
-	// Close lets go of the connection. It does not flush: what Deliver has
-	// not reported is sent again by the next process.
+	// Close closes the connection without flushing: the next process sends
+	// again every event that Deliver has not reported.
 	Close() error
 }
 
-// Destination is where an event goes, as its broker calls it. The zero one is that
-// of a sink which has but one place, without a name.
+// Destination is the destination of an event, in the broker's terms. The zero
+// Destination belongs to a sink with a single, unnamed destination.
 type Destination struct {
 	Name     string // a subject, a topic; over HTTP, the receiver
-	Template string // of the configuration, that made the name; empty where all events go to one place
+	Template string // template of the name in the configuration; empty for a sink with a single destination
 }
 
-// Route is how a sink chooses the destination of an event. The zero Route is that
-// of a sink with one destination that has no name.
+// Route selects the destination of an event. The zero Route belongs to a sink
+// with a single, unnamed destination.
 type Route struct {
-	Noun     string              // what the broker calls a destination: subject, topic, receiver
-	Key      string              // of the configuration that holds Template; empty where no template is involved
+	Noun     string              // the broker's term for a destination: subject, topic, receiver
+	Key      string              // configuration key of Template; empty without a template
 	Template event.Template      // of the destination's name
-	Safe     func(string) string // makes a value part of a name; nil where Template is static
+	Safe     func(string) string // makes a value part of a name; nil for a static Template
 }
 
-// Destination returns where an event goes.
+// Destination returns the destination of an event.
 func (r Route) Destination(e event.Event) Destination {
 	if r.Template.Static() {
 		return Destination{Name: r.Template.String()}
@@ -66,24 +67,25 @@ func (r Route) Destination(e event.Event) Destination {
 	return Destination{Name: r.Template.Expand(e, r.Safe), Template: r.Template.String()}
 }
 
-// Env is what a sink gets besides its configuration: what tests replace.
+// Env contains the dependencies of a sink besides its configuration, so that
+// tests can replace the dependencies.
 type Env struct {
 	Name string // the sink's name in the configuration
 	Log  *zap.Logger
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	Now  func() time.Time
 
-	// DeadLetterOn are the statuses of a receiver over HTTP after which the
-	// operator wants a dead letter (retry.dead_letter_on).
+	// DeadLetterOn are the additional HTTP statuses that make an event a dead
+	// letter (retry.dead_letter_on).
 	DeadLetterOn []int
 
-	// Opaque is called by Encode for each event whose data says that it is JSON
-	// and is none that every reader can parse, so that structured mode holds it as
-	// data_base64. Nil is not called.
+	// Opaque is called by Encode for each event with a JSON content type but
+	// invalid JSON data, which structured mode encodes as data_base64. May be
+	// nil.
 	Opaque func()
 
 	// Duplicate is called by Deliver for each event whose acknowledgement says
-	// that the broker has stored a message of the same ID before. Such an event
-	// counts as delivered. Nil is not called.
+	// that the broker already had a message with an equal ID. Such an event
+	// counts as delivered. May be nil.
 	Duplicate func(e event.Event)
 }

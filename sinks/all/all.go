@@ -1,4 +1,4 @@
-// Package all lists the kinds of sinks. A new kind is one line here.
+// Package all lists the kinds of sinks. A new kind is a line here.
 package all
 
 import (
@@ -10,7 +10,7 @@ import (
 	"github.com/postwire/postwire/sinks/telegram"
 )
 
-// Kinds returns every kind of sink there is.
+// Kinds returns every kind of sink.
 func Kinds() []sinks.Kind {
 	return []sinks.Kind{
 		nats.Kind(),

@@ -19,19 +19,19 @@ import (
 )
 
 const (
-	// maxWait bounds what a receiver may ask for by Retry-After.
+	// maxWait limits Retry-After.
 	maxWait = time.Hour
-	// maxBody and bodyTime bound how much of an answer's body is read, and
-	// thrown away, so that the connection can be used again.
+	// maxBody and bodyTime limit how much of a response body is read and
+	// discarded to reuse the connection.
 	maxBody  = 4 << 10
 	bodyTime = time.Second
 )
 
-// errGone is what becomes of events after the receiver has answered 410.
-var errGone = errors.New("the receiver has answered 410 Gone, so that nothing more is sent to it until Postwire is started again; remove the sink, or set url to who takes its events")
+// errStopped is the outcome of events after the receiver has answered 410.
+var errStopped = errors.New("the receiver has answered 410 Gone, so that nothing more is sent to it until Postwire is started again; remove the sink, or set url to who takes its events")
 
-// answerError is an answer that does not acknowledge. It holds the status and
-// nothing else: whatever a receiver says may be an echo of the event.
+// answerError is a response without acknowledgement. answerError contains only
+// the status, because the response may quote the event.
 type answerError struct {
 	status int
 	hint   string
@@ -48,14 +48,14 @@ func (e *answerError) Error() string {
 	return text
 }
 
-// judge says what an answer means for the events of its request. Stop says that
-// the answer means the same for all events, so that none is sent before the next
-// attempt.
+// judge returns the outcome of a response for the events of the request. Stop
+// means that every event would get this response, so that no event is sent
+// before the next attempt.
 //
-// A status is a verdict on the event only where the receiver can hardly have
-// meant anything else (verdict), or where the operator says so by
-// retry.dead_letter_on. What is wrong with the url, the credentials or the
-// headers of the sink is the operator's to correct: the events wait.
+// A status is a permanent failure only if the receiver can hardly have meant
+// anything else (verdict), or if retry.dead_letter_on contains the status.
+// Errors in the url, the credentials or the headers of the sink are for the
+// operator to fix, and events stay pending.
 func (s *Sink) judge(answer *nethttp.Response) (stop bool, err error) {
 	status := answer.StatusCode
 	failed := &answerError{status: status, hint: s.advice(status)}
@@ -69,11 +69,11 @@ func (s *Sink) judge(answer *nethttp.Response) (stop bool, err error) {
 	case status >= 200 && status < 300:
 		return false, nil
 	case status == nethttp.StatusGone:
-		if s.gone.CompareAndSwap(false, true) {
+		if s.stopped.CompareAndSwap(false, true) {
 			s.log.Error("the receiver is gone for good: it has answered 410, and this sink sends nothing more; its events wait in the journal",
 				zap.String("receiver", s.route.Template.String()))
 		}
-		return true, errGone
+		return true, errStopped
 	}
 	if wait := retryAfter(answer.Header.Get("Retry-After"), s.now()); wait > 0 {
 		return true, sinks.RetryAfter(wait, failed)
@@ -81,8 +81,8 @@ func (s *Sink) judge(answer *nethttp.Response) (stop bool, err error) {
 	return failed.hint != "" || status == nethttp.StatusTooManyRequests, failed
 }
 
-// verdict is why an event becomes a dead letter after an answer with this status;
-// empty where the answer says nothing about the event.
+// verdict returns the reason for a dead letter after a response with this
+// status, or "" if the status says nothing about the event.
 func (s *Sink) verdict(status int) sinks.Reason {
 	switch status {
 	case nethttp.StatusRequestEntityTooLarge:
@@ -99,8 +99,8 @@ func (s *Sink) verdict(status int) sinks.Reason {
 	return ""
 }
 
-// advice is what the operator can correct after an answer with this status; empty
-// where nothing of the configuration is to blame.
+// advice returns how the operator can fix a response with this status, or "" if
+// the configuration is not the cause.
 func (s *Sink) advice(status int) string {
 	switch status {
 	case nethttp.StatusUnauthorized, nethttp.StatusForbidden:
@@ -124,7 +124,8 @@ func (s *Sink) advice(status int) string {
 	return ""
 }
 
-// retryAfter reads the header: seconds or a date. What cannot be read is no wish.
+// retryAfter reads the header: seconds or a date. An invalid value returns
+// zero.
 func retryAfter(text string, now time.Time) time.Duration {
 	wait := time.Duration(0)
 	if seconds, err := strconv.ParseUint(text, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
@@ -138,8 +139,8 @@ func retryAfter(text string, now time.Time) time.Duration {
 	return min(max(wait, 0), maxWait)
 }
 
-// drop reads what is left of an answer, within bounds. Cancel ends the request.
-// What comes of it is all the same: the status is known.
+// drop reads the rest of a response, within limits. Cancel ends the request.
+// Errors are ignored, because the status is known.
 func drop(answer *nethttp.Response, cancel context.CancelFunc) {
 	timer := time.AfterFunc(bodyTime, cancel)
 	defer timer.Stop()
@@ -147,8 +148,8 @@ func drop(answer *nethttp.Response, cancel context.CancelFunc) {
 	_ = answer.Body.Close()
 }
 
-// cause cuts an error of the transport down to what is not the receiver's: an
-// answer that is not HTTP is quoted in it.
+// cause removes the receiver's text from an error of the transport, which
+// quotes a response that is not HTTP.
 func cause(err error) error {
 	if dialing, ok := errors.AsType[*dialError](err); ok {
 		return dialing
@@ -156,7 +157,7 @@ func cause(err error) error {
 	if untrusted, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return untrusted
 	}
-	if network, ok := errors.AsType[net.Error](err); ok { // context.DeadlineExceeded is one
+	if network, ok := errors.AsType[net.Error](err); ok { // includes context.DeadlineExceeded
 		return network
 	}
 	for _, known := range []error{context.Canceled, nethttp.ErrSchemeMismatch, io.ErrUnexpectedEOF, io.EOF} {

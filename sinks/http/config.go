@@ -14,7 +14,7 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// batched is the content mode that only HTTP has.
+// batched is a content mode of HTTP only.
 const batched = "batched"
 
 // Config is the block of a sink of type http.
@@ -73,7 +73,8 @@ func (c Config) Validate() error {
 	return p.Err()
 }
 
-// checkURL does not show the url: it may hold a password or a token.
+// checkURL does not show the url, because the url may contain a password or a
+// token.
 func (c Config) checkURL(p *config.Invalids) {
 	const example = "for example https://functions.internal/events"
 	u, err := url.Parse(c.URL.Reveal())
@@ -98,8 +99,8 @@ func (c Config) checkURL(p *config.Invalids) {
 	}
 }
 
-// checkHeaders holds the headers against what the transport takes, so that none
-// fails later. Values are secrets and not shown.
+// checkHeaders checks the headers against the rules of the transport. Values
+// are secrets and not shown.
 func (c Config) checkHeaders(p *config.Invalids) {
 	names := make([]string, 0, len(c.Headers))
 	for name := range c.Headers {
@@ -110,7 +111,7 @@ func (c Config) checkHeaders(p *config.Invalids) {
 	for _, name := range names {
 		key := "headers." + name
 		if !httpguts.ValidHeaderFieldName(name) {
-			// Not shown: it may be a whole header, with its secret.
+			// Not shown: may be a whole header, including the secret.
 			p.Add("headers", "holds a name that no header has", "use letters, digits and dashes, then a colon, and the value")
 			continue
 		}
@@ -174,7 +175,7 @@ func validValue(s config.Secret) bool {
 	return !strings.ContainsFunc(s.Reveal(), func(r rune) bool { return r < ' ' || r >= 0x7f })
 }
 
-// header is what each request has before its event is put in.
+// header returns the constant headers of each request.
 func (c Config) header() nethttp.Header {
 	h := nethttp.Header{"User-Agent": {"Postwire"}}
 	for name, value := range c.Headers {
@@ -187,9 +188,9 @@ func (c Config) header() nethttp.Header {
 	case c.Bearer != "":
 		h.Set("Authorization", "Bearer "+c.Bearer.Reveal())
 	}
-	// Without a value it is not sent; it tells the transport that a request
-	// may be repeated when a connection that it had kept turns out to be
-	// closed. An event has its id and may always be repeated.
+	// A header without a value is not sent. The header tells the transport that
+	// a request may be repeated if a reused connection turns out to be closed.
+	// An event has an id and may always be repeated.
 	h["Idempotency-Key"] = []string{}
 	return h
 }

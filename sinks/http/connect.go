@@ -13,20 +13,20 @@ import (
 	"time"
 )
 
-// dialTimeout is how long it may take to connect, and then to agree on TLS.
+// dialTimeout limits the time to connect, and the time of the TLS handshake.
 const dialTimeout = 10 * time.Second
 
-// errPrivate is that refuse_private_addresses holds.
+// errPrivate is the error of refuse_private_addresses.
 var errPrivate = errors.New("only private addresses, which refuse_private_addresses forbids")
 
-// dialError marks what went wrong before the receiver had a say.
+// dialError marks an error before the connection to the receiver was
+// established.
 type dialError struct{ err error }
 
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-// endpoint is the address that url leads to, and the settings of TLS, nil for
-// http.
+// endpoint returns the address of url and the TLS settings, nil for http.
 func (s *Sink) endpoint(u *url.URL) (addr string, t *tls.Config, err error) {
 	if u.Scheme == "http" {
 		return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80")), nil, nil
@@ -42,14 +42,14 @@ func (s *Sink) endpoint(u *url.URL) (addr string, t *tls.Config, err error) {
 	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")), t, nil
 }
 
-// newTransport makes what carries requests. Redirects do not exist at this
-// level, nor do proxies: Proxy is nil, whatever the environment says.
+// newTransport makes the HTTP transport. A transport follows no redirects.
+// Proxies are disabled: Proxy is nil, regardless of the environment.
 func (s *Sink) newTransport(t *tls.Config) *nethttp.Transport {
 	return &nethttp.Transport{
 		DialContext:            s.dial,
 		TLSClientConfig:        t.Clone(),
 		TLSHandshakeTimeout:    dialTimeout,
-		ForceAttemptHTTP2:      true, // a dialer of one's own turns it off
+		ForceAttemptHTTP2:      true, // a custom dialer disables HTTP/2
 		HTTP2:                  &nethttp.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 		MaxIdleConns:           s.config.MaxInFlight,
 		MaxIdleConnsPerHost:    s.config.MaxInFlight,
@@ -59,9 +59,9 @@ func (s *Sink) newTransport(t *tls.Config) *nethttp.Transport {
 	}
 }
 
-// check connects and hangs up again, so that a sink which is open has a receiver
-// that is there. No request is made: what a receiver answers to something that
-// is not an event, nobody knows.
+// check connects and disconnects, so that an open sink has a reachable
+// receiver. No request is made, because the response to a request without an
+// event is undefined.
 func (s *Sink) check(ctx context.Context, addr string, t *tls.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -79,35 +79,35 @@ func (s *Sink) check(ctx context.Context, addr string, t *tls.Config) error {
 	return nil
 }
 
-// dial makes a connection that ends with the sink: the transport lets one that
-// is being made, or is lost, live on.
+// dial makes a connection that ends with the sink, because the transport does
+// not close new or lost connections.
 func (s *Sink) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
-	conn, err := s.way(ctx, network, addr)
+	conn, err := s.dialer(ctx, network, addr)
 	if err != nil {
 		return nil, &dialError{err}
 	}
-	return &mortal{conn, context.AfterFunc(s.life, func() { _ = conn.Close() })}, nil //nolint:contextcheck // it outlives ctx
+	return &sinkConn{conn, context.AfterFunc(s.life, func() { _ = conn.Close() })}, nil //nolint:contextcheck // it outlives ctx
 }
 
-// mortal is a connection that is closed with its sink.
-type mortal struct {
+// sinkConn is a connection that is closed with the sink.
+type sinkConn struct {
 	net.Conn
-	forget func() bool
+	stop func() bool
 }
 
-func (m *mortal) Close() error {
-	m.forget()
+func (m *sinkConn) Close() error {
+	m.stop()
 	return m.Conn.Close()
 }
 
-// guard dials public addresses only. It looks a name up itself and dials what
-// it has checked, by number: a name that leads elsewhere a moment later leads
-// nowhere.
+// guard connects to public addresses only. The guard resolves a name, checks
+// the addresses and dials a checked address by number, so that a later DNS
+// change has no effect.
 type guard struct {
-	lookUp func(ctx context.Context, network, host string) ([]netip.Addr, error)
+	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
@@ -116,7 +116,7 @@ func (g guard) Dial(ctx context.Context, network, addr string) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	found, err := g.lookUp(ctx, "ip", host)
+	found, err := g.lookup(ctx, "ip", host)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func (g guard) Dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return nil, errors.Join(failures...)
 }
 
-// dialOne dials an address in its share of the time that is left.
+// dialOne dials an address within a share of the remaining time.
 func (g guard) dialOne(ctx context.Context, network, addr string, left int) (net.Conn, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
@@ -150,8 +150,8 @@ func (g guard) dialOne(ctx context.Context, network, addr string, left int) (net
 	return g.dial(ctx, network, addr)
 }
 
-// public reports whether an address is one of the internet's. An address of
-// IPv6 that stands for one of IPv4 is judged as that.
+// public reports whether an address is on the public internet. An IPv6 address
+// that contains an IPv4 address is judged as the IPv4 address.
 func public(a netip.Addr) bool {
 	a = a.WithZone("").Unmap()
 	if !a.IsValid() {
@@ -175,14 +175,14 @@ func public(a netip.Addr) bool {
 	return true
 }
 
-// special are the networks that are not for the internet, of the registries of
-// special-purpose addresses (RFC 6890).
+// special returns the networks outside the public internet, from the registries
+// of special-purpose addresses (RFC 6890).
 func special() []netip.Prefix {
 	var all []netip.Prefix
 	for _, text := range []string{
 		"0.0.0.0/8",       // this host on this network
 		"10.0.0.0/8",      // private
-		"100.64.0.0/10",   // between a carrier and its customers
+		"100.64.0.0/10",   // carrier-grade NAT
 		"127.0.0.0/8",     // loopback
 		"169.254.0.0/16",  // link-local, and the metadata services of clouds
 		"172.16.0.0/12",   // private
@@ -195,11 +195,11 @@ func special() []netip.Prefix {
 		"203.0.113.0/24",  // documentation
 		"224.0.0.0/4",     // multicast
 		"240.0.0.0/4",     // reserved, and broadcast
-		"::/96",           // unspecified, loopback, and a form of IPv4 that was given up
+		"::/96",           // unspecified, loopback, and the deprecated IPv4-compatible form
 		"::ffff:0:0:0/96", // a form of IPv4 for translators
 		"64:ff9b:1::/48",  // NAT64 for local use
 		"100::/64",        // discarded
-		"2001::/23",       // protocol assignments, Teredo among them
+		"2001::/23",       // protocol assignments, including Teredo
 		"2001:db8::/32",   // documentation
 		"3fff::/20",       // documentation
 		"5f00::/16",       // segment routing

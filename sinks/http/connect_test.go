@@ -99,7 +99,7 @@ func TestANameThatLeadsElsewhereAMomentLater(t *testing.T) {
 	var dialled []string
 	errRefused := errors.New("refused, says the test")
 	g := guard{
-		lookUp: func(_ context.Context, _, host string) ([]netip.Addr, error) {
+		lookup: func(_ context.Context, _, host string) ([]netip.Addr, error) {
 			if host != "rebinding.example" {
 				t.Errorf("%s is looked up", host)
 			}

@@ -11,9 +11,9 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// part is an event as it goes out: all of a request, or one of its batch.
+// part is an encoded event: a whole request, or an element of a batch.
 type part struct {
-	index  int            // of the event in what Deliver was given
+	index  int            // index in the batch of Deliver
 	id     string         // the event's MessageID
 	header nethttp.Header // nil in a batch
 	body   []byte
@@ -41,7 +41,7 @@ func encode(env sinks.Env, e event.Event, mode string) (part, error) {
 	return part{id: e.MessageID, header: h, body: m.Body}, nil
 }
 
-// list is several events as one list in JSON.
+// list encodes several events as a JSON list.
 func list(parts []part) (nethttp.Header, []byte) {
 	bodies := make([][]byte, len(parts))
 	for i, p := range parts {

@@ -223,7 +223,7 @@ func messages(t *testing.T, all []request) []sinktest.Message {
 			t.Fatalf("by the specification there are %d events, the SDK's receiver sees %d", len(strict), len(sdk))
 		}
 		for i := range strict {
-			m := sinktest.Message{At: r.at, Seen: map[string]sinktest.Seen{"specification": strict[i], "SDK": sdk[i]}}
+			m := sinktest.Message{At: r.at, Read: map[string]sinktest.ReadEvent{"specification": strict[i], "SDK": sdk[i]}}
 			if i == 0 {
 				m.Wire = wire(r)
 			}
@@ -235,11 +235,11 @@ func messages(t *testing.T, all []request) []sinktest.Message {
 
 // readSDK reads with the SDK's receiver. That one leaves attributes as they are
 // on the wire, percent-encoded, so they are decoded here.
-func readSDK(r request) ([]sinktest.Seen, error) {
+func readSDK(r request) ([]sinktest.ReadEvent, error) {
 	h := &nethttp.Request{Header: r.header, Body: io.NopCloser(bytes.NewReader(r.body))}
 	if cehttp.IsHTTPBatch(r.header) {
 		events, err := cehttp.NewEventsFromHTTPRequest(h)
-		all := make([]sinktest.Seen, len(events))
+		all := make([]sinktest.ReadEvent, len(events))
 		for i := range events {
 			all[i] = sinktest.FromSDK(&events[i])
 		}
@@ -260,11 +260,11 @@ func readSDK(r request) ([]sinktest.Seen, error) {
 			return nil, err
 		}
 	}
-	return []sinktest.Seen{seen}, nil
+	return []sinktest.ReadEvent{seen}, nil
 }
 
 // readStrict reads by the letter of the HTTP binding.
-func readStrict(r request) ([]sinktest.Seen, error) {
+func readStrict(r request) ([]sinktest.ReadEvent, error) {
 	for name, values := range r.header {
 		if len(values) != 1 {
 			return nil, fmt.Errorf("%s is there %d times", name, len(values))
@@ -273,7 +273,7 @@ func readStrict(r request) ([]sinktest.Seen, error) {
 	contentType := r.header.Get("Content-Type")
 	if !strings.HasPrefix(contentType, "application/cloudevents") {
 		seen, err := readBinary(r)
-		return []sinktest.Seen{seen}, err
+		return []sinktest.ReadEvent{seen}, err
 	}
 	for name := range r.header {
 		if strings.HasPrefix(name, "Ce-") {
@@ -291,7 +291,7 @@ func readStrict(r request) ([]sinktest.Seen, error) {
 	default:
 		return nil, fmt.Errorf("the format is %q", contentType)
 	}
-	all := make([]sinktest.Seen, len(list))
+	all := make([]sinktest.ReadEvent, len(list))
 	for i, body := range list {
 		var err error
 		if all[i], err = sinktest.StrictJSON(body); err != nil {
@@ -301,17 +301,17 @@ func readStrict(r request) ([]sinktest.Seen, error) {
 	return all, nil
 }
 
-func readBinary(r request) (sinktest.Seen, error) {
+func readBinary(r request) (sinktest.ReadEvent, error) {
 	headers := map[string][]string{}
 	for name, values := range r.header {
 		headers[strings.ToLower(name)] = values
 	}
 	attributes, err := sinktest.Encoded(headers)
 	if err != nil {
-		return sinktest.Seen{}, err
+		return sinktest.ReadEvent{}, err
 	}
 	if _, there := attributes["datacontenttype"]; there {
-		return sinktest.Seen{}, errors.New("there is ce-datacontenttype")
+		return sinktest.ReadEvent{}, errors.New("there is ce-datacontenttype")
 	}
 	if contentType := r.header.Get("Content-Type"); contentType != "" {
 		attributes["datacontenttype"] = contentType

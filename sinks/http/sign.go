@@ -14,10 +14,10 @@ import (
 	"github.com/postwire/postwire/config"
 )
 
-// key signs requests as Standard Webhooks 1.0.0 has it, with HMAC-SHA256.
+// key signs requests according to Standard Webhooks 1.0.0, with HMAC-SHA256.
 type key []byte
 
-// minKey is the shortest key that the specification allows.
+// minKey is the minimum key length in the specification.
 const minKey = 24
 
 func parseKey(secret config.Secret) (key, error) {
@@ -43,9 +43,9 @@ func (k key) sign(h nethttp.Header, id string, at time.Time, body []byte) {
 	h.Set("Webhook-Signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 }
 
-// webhookID is the same whenever the same stored events are sent, and no other
-// request has it. It is a digest because an ID may have no dot in it, and a batch
-// has one ID.
+// webhookID returns an ID that is equal for equal stored events, and unique to
+// the request otherwise. The ID is a digest, because an ID must not contain a
+// dot and a batch needs a single ID.
 func webhookID(parts []part) string {
 	digest := sha256.New()
 	for _, p := range parts {

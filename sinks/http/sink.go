@@ -1,24 +1,24 @@
-// Package http delivers events to any receiver of CloudEvents over HTTP: Knative,
-// functions, a service of one's own.
+// Package http delivers events to any receiver of CloudEvents over HTTP:
+// Knative, functions, a custom service.
 //
-// Requests are POSTs that follow the HTTP binding of CloudEvents, in the modes
-// binary, structured or batched. With signing they are signed as Standard
-// Webhooks has it; webhook-id is then the same whenever an event is sent again,
-// and another one in a replay. A batch's is made of its events, so that it is
-// another one where they are grouped otherwise: there, compare each event's
-// source and id.
+// Requests are POSTs according to the HTTP binding of CloudEvents, in the modes
+// binary, structured or batched. With signing, requests are signed according to
+// Standard Webhooks; webhook-id stays equal when an event is sent again, and
+// differs in a replay. The webhook-id of a batch is made from the events of the
+// batch and differs if the events are grouped differently: for batches, compare
+// source and id of each event.
 //
-// An event is delivered when the receiver answers with a 2xx. After 400, 409, 413
-// or 422, in binary mode also after 415, the event becomes a dead letter; of a
+// An event is delivered when the receiver answers 2xx. After 400, 409, 413 or
+// 422, in binary mode also after 415, the event becomes a dead letter; of a
 // batch, only the event that the receiver refuses alone. After 410 nothing more
-// is sent until Postwire is started again, and events wait. After any other
-// answer (a redirect is not followed), or none, the event is tried again, and no
-// sooner than Retry-After asks, up to an hour: credentials (401, 403, 407) and a
-// wrong url (404, 405) are for the operator to correct. Statuses listed in
+// is sent until Postwire is restarted, and events stay pending. After any other
+// response (redirects are not followed), or without a response, the event is
+// retried, not before Retry-After, at most an hour later: credentials (401,
+// 403, 407) and a wrong url (404, 405) are for the operator to fix. Statuses in
 // retry.dead_letter_on make dead letters instead.
 //
-// Neither answers' bodies nor what follows the host in url is ever logged. There
-// is no way through a proxy, and HTTP_PROXY is not heeded.
+// Response bodies and everything after the host in url are never logged.
+// Proxies are not supported, and HTTP_PROXY is ignored.
 package http
 
 import (
@@ -59,42 +59,42 @@ func Kind() sinks.Kind {
 
 // Sink implements sinks.Sink.
 //
-// Order: the events of one partition key are in one lane, and of a lane there is
-// never more than one request on its way. The naive way, to post all at once
-// and repeat what failed, lets the second of two events arrive before the first.
-// A failure holds back the rest of its lane. Without batches a lane is one
-// partition key, or one event without a key; with batches it is as many of those
-// as make its requests full.
+// Order: all events of a partition key are in a single group, and a group never
+// has more than one request in flight. Posting all events at once and repeating
+// the failed events would let the second of two events arrive before the first.
+// A failure holds back the rest of its group. Without batches, a group is a
+// partition key, or an event without a key; with batches, a group combines
+// several keys to fill its requests.
 type Sink struct {
 	config    Config
 	env       sinks.Env
 	log       *zap.Logger
-	route     sinks.Route    // its name is what is shown of url
-	header    nethttp.Header // of each request
+	route     sinks.Route    // its name is the printable part of url
+	header    nethttp.Header // constant headers of a request
 	key       key            // nil: nothing is signed
-	way       func(ctx context.Context, network, addr string) (net.Conn, error)
+	dialer    func(ctx context.Context, network, addr string) (net.Conn, error)
 	transport *nethttp.Transport
 
 	life context.Context // ends with Close
 	end  context.CancelFunc
 
-	gone atomic.Bool // the receiver has answered 410
+	stopped atomic.Bool // the receiver has answered 410
 }
 
 func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	u, err := url.Parse(c.URL.Reveal())
 	if err != nil {
-		return nil, errors.New("url is not a URL") // not wrapped: it would be shown
+		return nil, errors.New("url is not a URL") // not wrapped, because the error quotes the url
 	}
-	s := &Sink{config: c, env: env, log: env.Log, route: c.Route(), header: c.header(), way: env.Dial}
+	s := &Sink{config: c, env: env, log: env.Log, route: c.Route(), header: c.header(), dialer: env.Dial}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
-	if s.way == nil {
-		s.way = (&net.Dialer{}).DialContext
+	if s.dialer == nil {
+		s.dialer = (&net.Dialer{}).DialContext
 	}
 	if c.RefusePrivateAddresses {
-		s.way = guard{net.DefaultResolver.LookupNetIP, s.way}.Dial
+		s.dialer = guard{net.DefaultResolver.LookupNetIP, s.dialer}.Dial
 	}
 	if c.Signing.Secret != "" {
 		if s.key, err = parseKey(c.Signing.Secret); err != nil {
@@ -122,7 +122,7 @@ func (s *Sink) now() time.Time {
 
 // Close implements sinks.Sink.
 func (s *Sink) Close() error {
-	s.end() // and all connections with it
+	s.end() // closes all connections
 	s.transport.CloseIdleConnections()
 	return nil
 }
@@ -132,68 +132,68 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	switch {
 	case s.life.Err() != nil:
 		return errClosed
-	case s.gone.Load():
-		return errGone
+	case s.stopped.Load():
+		return errStopped
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
 	d := &delivery{sink: s, batch: batch, errs: make([]error, len(batch))}
 	slots := make(chan struct{}, s.config.MaxInFlight)
-	var lanes sync.WaitGroup
-	for _, lane := range s.lanes(batch) {
-		slots <- struct{}{} // each ends with ctx
-		lanes.Go(func() {
+	var groups sync.WaitGroup
+	for _, group := range s.groups(batch) {
+		slots <- struct{}{} // all requests end with ctx
+		groups.Go(func() {
 			defer func() { <-slots }()
-			d.run(ctx, lane)
+			d.run(ctx, group)
 		})
 	}
-	lanes.Wait()
+	groups.Wait()
 	return sinks.Outcome(d.errs)
 }
 
-// Destination implements sinks.Sink: the receiver, without the path and the query of
-// its URL, which may hold a secret.
+// Destination implements sinks.Sink and returns the receiver without path and
+// query, which may contain a secret.
 func (s *Sink) Destination(e event.Event) sinks.Destination {
 	return s.route.Destination(e)
 }
 
-// lanes sorts the events of a batch into lanes, by their indexes. What is in
-// different lanes may go at once.
-func (s *Sink) lanes(batch []event.Event) [][]int {
+// groups partitions the events of a batch into groups, as indexes. Different
+// groups may be sent concurrently.
+func (s *Sink) groups(batch []event.Event) [][]int {
 	lines := sinks.Lines(batch)
 	if s.config.ContentMode != batched {
 		return lines
 	}
 	requests := (len(batch) + s.config.BatchSize - 1) / s.config.BatchSize
-	lanes := make([][]int, min(requests, s.config.MaxInFlight))
+	groups := make([][]int, min(requests, s.config.MaxInFlight))
 	for _, line := range lines {
 		shortest := 0
-		for i := range lanes {
-			if len(lanes[i]) < len(lanes[shortest]) {
+		for i := range groups {
+			if len(groups[i]) < len(groups[shortest]) {
 				shortest = i
 			}
 		}
-		lanes[shortest] = append(lanes[shortest], line...)
+		groups[shortest] = append(groups[shortest], line...)
 	}
-	for _, lane := range lanes {
-		slices.Sort(lane)
+	for _, group := range groups {
+		slices.Sort(group)
 	}
-	return lanes
+	return groups
 }
 
-// delivery is one call of Deliver.
+// delivery is a call of Deliver.
 type delivery struct {
 	sink  *Sink
 	batch []event.Event
-	errs  []error               // what became of each; each index is one goroutine's
+	errs  []error               // outcome of each event; a single goroutine writes each index
 	stop  atomic.Pointer[error] // why nothing more is sent before the next attempt
 }
 
-// run sends a lane in order. What fails holds back what is behind it.
-func (d *delivery) run(ctx context.Context, lane []int) {
-	parts := make([]part, 0, len(lane))
-	for _, i := range lane {
+// run sends a group in order. A failure holds back the rest of the group.
+func (d *delivery) run(ctx context.Context, group []int) {
+	parts := make([]part, 0, len(group))
+	for _, i := range group {
 		p, err := encode(d.sink.env, d.batch[i], d.sink.config.ContentMode)
 		if err != nil {
 			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
@@ -212,7 +212,7 @@ func (d *delivery) run(ctx context.Context, lane []int) {
 	}
 }
 
-// fit is how many of the parts go in one request.
+// fit returns how many of the parts fit into a request.
 func (s *Sink) fit(parts []part) int {
 	if s.config.ContentMode != batched {
 		return 1
@@ -227,9 +227,9 @@ func (s *Sink) fit(parts []part) int {
 	return n
 }
 
-// send sends parts in one request. Its error is why those behind them must wait.
-// A batch that the receiver refuses is halved until the event is found that it
-// refuses alone: the others are not to blame.
+// send sends parts in a single request. The error is the reason to hold back
+// later parts. A refused batch is halved until the receiver refuses a single
+// event, so that only this event fails.
 func (d *delivery) send(ctx context.Context, parts []part) error {
 	err := d.post(ctx, parts)
 	_, refused := sinks.IsPermanent(err)
@@ -255,7 +255,7 @@ func (d *delivery) hold(parts []part, err error) {
 	}
 }
 
-// post makes one request and judges its answer.
+// post makes a request and judges the response.
 func (d *delivery) post(ctx context.Context, parts []part) error {
 	if stop := d.stop.Load(); stop != nil {
 		return fmt.Errorf("not sent: %w", *stop)
@@ -281,7 +281,7 @@ func (d *delivery) post(ctx context.Context, parts []part) error {
 	return err
 }
 
-// request makes the request of one part, or of a batch.
+// request makes the request for a part, or for a batch.
 func (s *Sink) request(ctx context.Context, parts []part) (*nethttp.Request, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -292,7 +292,7 @@ func (s *Sink) request(ctx context.Context, parts []part) (*nethttp.Request, err
 	}
 	r, err := nethttp.NewRequestWithContext(ctx, nethttp.MethodPost, s.config.URL.Reveal(), bytes.NewReader(body))
 	if err != nil {
-		return nil, errors.New("url is not a URL") // not wrapped: it would be shown
+		return nil, errors.New("url is not a URL") // not wrapped, because the error quotes the url
 	}
 	r.Header = s.header.Clone()
 	maps.Copy(r.Header, header)

@@ -90,7 +90,7 @@ func TestABatchOnTheWire(t *testing.T) {
 	}
 	golden.Check(t, filepath.Join("testdata", "batch.golden"), wire(kept[0]))
 	for i, m := range messages(t, kept) {
-		for reader, seen := range m.Seen {
+		for reader, seen := range m.Read {
 			if diff := sinktest.Diff(events[i], seen, true); diff != "" {
 				t.Errorf("%s reads event %d otherwise: %s", reader, i, diff)
 			}
@@ -122,7 +122,7 @@ func TestHeadersCannotBeInjected(t *testing.T) {
 			t.Fatalf("got %+v", all)
 		}
 		for _, m := range messages(t, all) {
-			for reader, seen := range m.Seen {
+			for reader, seen := range m.Read {
 				if diff := sinktest.Diff(events[0], seen, false); diff != "" {
 					t.Errorf("%s: %s", reader, diff)
 				}
@@ -411,36 +411,36 @@ func TestABatchThatIsHalvedKeepsItsOrder(t *testing.T) {
 func TestLanes(t *testing.T) {
 	s := &Sink{config: Config{ContentMode: batched, BatchSize: 4, MaxInFlight: 3}}
 	events := numbered(16, "a", "b", "a", "c", "a")
-	lanes := s.lanes(events)
-	if len(lanes) != 3 {
-		t.Errorf("there are %d lanes", len(lanes))
+	groups := s.groups(events)
+	if len(groups) != 3 {
+		t.Errorf("there are %d groups", len(groups))
 	}
 	where := map[string]int{}
 	var all []int
-	for n, lane := range lanes {
-		if !slices.IsSorted(lane) {
-			t.Errorf("lane %v is not in order", lane)
+	for n, group := range groups {
+		if !slices.IsSorted(group) {
+			t.Errorf("group %v is not in order", group)
 		}
-		for _, i := range lane {
+		for _, i := range group {
 			key, _ := events[i].Attribute(event.PartitionKey)
 			if other, ok := where[key]; ok && other != n {
-				t.Errorf("key %s is in lanes %d and %d", key, other, n)
+				t.Errorf("key %s is in groups %d and %d", key, other, n)
 			}
 			where[key] = n
 		}
-		all = append(all, lane...)
+		all = append(all, group...)
 	}
 	slices.Sort(all)
 	for i, n := range all {
 		if i != n {
-			t.Fatalf("of %d events, the lanes hold %v", len(events), all)
+			t.Fatalf("of %d events, the groups hold %v", len(events), all)
 		}
 	}
-	if lanes := s.lanes(numbered(3, "a", "b", "c")); len(lanes) != 1 {
-		t.Errorf("what fits one request is in %d", len(lanes))
+	if groups := s.groups(numbered(3, "a", "b", "c")); len(groups) != 1 {
+		t.Errorf("what fits one request is in %d", len(groups))
 	}
-	if lanes := s.lanes(nil); len(lanes) != 0 {
-		t.Errorf("nothing is in %v", lanes)
+	if groups := s.groups(nil); len(groups) != 0 {
+		t.Errorf("nothing is in %v", groups)
 	}
 }
 

@@ -14,18 +14,18 @@ import (
 func (c Config) Route() sinks.Route {
 	u, err := url.Parse(c.URL.Reveal())
 	if err != nil {
-		return sinks.Route{} // Validate has parsed it
+		return sinks.Route{} // Validate has parsed the template
 	}
 	return sinks.Route{Noun: "receiver", Template: event.Literal(u.Scheme + "://" + u.Host)}
 }
 
-// Subscription implements sinks.Config. Of the URL it leaves out the query, which
-// some receivers take a token from.
+// Subscription implements sinks.Config. The query of the URL is omitted,
+// because the query may contain a token.
 func (c Config) Subscription() sinks.Subscription {
 	d := sinks.Subscription{Protocol: "http", ContentMode: c.ContentMode}
 	u, err := url.Parse(c.URL.Reveal())
 	if err != nil {
-		return sinks.Subscription{} // it has been found right
+		return sinks.Subscription{} // Validate has checked the value
 	}
 	d.Address = cmp.Or(u.EscapedPath(), "/")
 	d.Servers = []sinks.Server{{Protocol: u.Scheme, Host: u.Host, TLS: u.Scheme == "https"}}

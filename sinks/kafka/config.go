@@ -67,7 +67,7 @@ func (c Config) Validate() error {
 	for i, addr := range c.Brokers {
 		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
 			key := fmt.Sprintf("brokers[%d]", i)
-			if strings.Contains(addr, "@") { // it may be a password
+			if strings.Contains(addr, "@") { // may be a password
 				p.Add(key, "holds more than host:port", "for example localhost:9092; user and password stand under sasl")
 				continue
 			}
@@ -91,8 +91,9 @@ func (c Config) Validate() error {
 	return p.Err()
 }
 
-// validate holds a login against what its mechanism can carry. A client library
-// that refuses a password quotes it, so no such password may reach the library.
+// validate checks a login against the rules of the mechanism. A client library
+// that refuses a password quotes the password, so an invalid password must not
+// reach the library.
 func (s SASL) validate() error {
 	var p config.Invalids
 	switch {
@@ -119,7 +120,7 @@ func (s SASL) validate() error {
 	return p.Err()
 }
 
-// unprepared says what SASLprep found, without the text in which it was found.
+// unprepared returns the error of SASLprep without the quoted text.
 func unprepared(err error) string {
 	e, ok := errors.AsType[stringprep.Error](err)
 	switch {
@@ -133,7 +134,7 @@ func unprepared(err error) string {
 	return "holds an emoji, or another character that is newer than Unicode 3.2 or no text"
 }
 
-// checkTopic says what is wrong with a template as the name of a topic.
+// checkTopic returns the error in a topic template.
 func checkTopic(text string) (what, hint string) {
 	const example = "for example upload-post.events"
 	if text == "" {
@@ -146,7 +147,7 @@ func checkTopic(text string) (what, hint string) {
 		}
 		return err.Error(), example
 	}
-	// Without its attributes, the rest must be legal as it stands.
+	// The constant part must be a legal name.
 	literal := strings.NewReplacer("{", "", "}", "").Replace(text)
 	switch {
 	case literal != "" && literal != safeTopic(literal):
@@ -159,11 +160,11 @@ func checkTopic(text string) (what, hint string) {
 	return "", ""
 }
 
-// maxTopic is the longest name that a broker takes, in bytes.
+// maxTopic is the maximum length of a topic name in bytes.
 const maxTopic = 249
 
-// safeTopic makes a value part of a topic's name: what a name may not hold
-// becomes an underscore.
+// safeTopic makes a value part of a topic name: invalid characters become
+// underscores.
 func safeTopic(value string) string {
 	if value == "" {
 		return "_"

@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// conns are the connections that are open. The client leaves one that waits
-// for an answer alone until the request's time is up, even if nobody waits for
-// the answer any more; closing it here ends the goroutine behind it.
+// conns are the open connections. The client keeps a connection that waits for
+// a response until the request's timeout, even without a waiting caller;
+// closing the connection here ends the goroutine behind the connection.
 type conns struct {
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	mu   sync.Mutex
@@ -44,7 +44,7 @@ func (c *conns) closeAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for t := range c.open {
-		_ = t.Conn.Close() // it is given up, whatever it says
+		_ = t.Conn.Close() // the error of an abandoned connection is useless
 	}
 	clear(c.open)
 }

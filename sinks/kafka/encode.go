@@ -9,15 +9,16 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// record is an event as it goes to the broker.
+// record is an encoded event.
 type record struct {
-	key     []byte // nil where the event has no partition key
+	key     []byte // nil for an event without a partition key
 	value   []byte
 	headers []kafka.Header
 }
 
-// encode makes a record of an event and its key, as in the Kafka binding for CloudEvents:
-// attributes as ce_ headers in UTF-8, the partition key as the record's key.
+// encode makes a record from an event and a key, according to the Kafka binding
+// for CloudEvents: attributes as ce_ headers in UTF-8, the partition key as the
+// record key.
 func encode(env sinks.Env, e event.Event, key []byte, mode string) (record, error) {
 	m, err := env.Encode(e, mode)
 	if err != nil {
@@ -31,7 +32,7 @@ func encode(env sinks.Env, e event.Event, key []byte, mode string) (record, erro
 	for _, a := range m.Attributes {
 		length += len(a.Value)
 	}
-	values := make([]byte, 0, length) // one allocation for all
+	values := make([]byte, 0, length) // a single allocation
 	for name, value := range m.Headers("ce_") {
 		values = append(values, value...)
 		r.headers = append(r.headers, kafka.Header{Key: name, Value: slices.Clip(values[len(values)-len(value):])})
@@ -39,7 +40,8 @@ func encode(env sinks.Env, e event.Event, key []byte, mode string) (record, erro
 	return r, nil
 }
 
-// key is the key of an event's record; nil where the event has no partition key.
+// key returns the record key of an event, nil for an event without a partition
+// key.
 func key(e event.Event) []byte {
 	if key, ok := e.Attribute(event.PartitionKey); ok {
 		return []byte(key)
@@ -47,9 +49,9 @@ func key(e event.Event) []byte {
 	return nil
 }
 
-// size is at most how many bytes a batch takes on the wire that holds nothing
-// but this record, uncompressed: the frame of a batch and of a record, and the
-// record's parts with a length before each.
+// size returns an upper bound of the wire size in bytes of a batch with only
+// this record, uncompressed: the frame of the batch and the record, and the
+// parts of the record with their length prefixes.
 func (r record) size() int {
 	n := 90 + len(r.key) + len(r.value)
 	for _, h := range r.headers {

@@ -1,16 +1,15 @@
-// Package kafka delivers events to Apache Kafka, and to what speaks its
-// protocol.
+// Package kafka delivers events to Apache Kafka and compatible brokers.
 //
-// Records follow the Kafka binding of CloudEvents. A record's key is the event's
-// partition key, hashed as the Java client does, so that the events of one
-// profile share a partition and keep their order. Records carry no sequence
-// numbers: after a lost answer an event may be in the topic twice, with the same
-// CloudEvents source and id, by which consumers drop the repeat.
+// Records follow the Kafka binding of CloudEvents. The record key is the
+// event's partition key, hashed like in the Java client, so that the events of
+// a profile share a partition and keep their order. Records have no sequence
+// numbers: after a lost response, an event may be in the topic twice, with
+// equal CloudEvents source and id, and consumers drop the repeat.
 //
-// An event becomes a dead letter if it is over max_message_bytes or the topic's
-// own limit, and, where topic has attributes in it, if its topic does not exist
-// (and create is false), has no possible name, or may not be written to.
-// Everything else is tried again.
+// An event becomes a dead letter if the event exceeds max_message_bytes or the
+// topic's own limit, and, if topic contains attributes, if the topic does not
+// exist (and create is false), has an invalid name, or is not writable. All
+// other failures are retried.
 package kafka
 
 import (
@@ -31,12 +30,12 @@ import (
 )
 
 const (
-	// metadataTTL is at most how long the client's picture of the cluster
-	// stands unasked. After a failure a new one is made at once.
+	// metadataTTL is the maximum age of cached cluster metadata. After a
+	// failure, the metadata is refreshed at once.
 	metadataTTL = 5 * time.Second
 	dialTimeout = 5 * time.Second
-	// requestTimeout is how long the brokers may take to answer; half of it
-	// is what they are told.
+	// requestTimeout is the maximum time for a response of the brokers; the
+	// request itself contains half of this time.
 	requestTimeout = 10 * time.Second
 	// maxRequests is how many partitions are written to at once.
 	maxRequests = 16
@@ -52,19 +51,20 @@ func Kind() sinks.Kind {
 
 // Sink implements sinks.Sink.
 //
-// It does without kafka-go's Writer, whose queue, timer and retries hide what
-// became of a record. A batch is sorted by partition, and each partition's
-// records go in one request, without a timer: what has gathered while the last
-// batch was on its way goes next.
+// Sink does not use kafka-go's Writer, whose queue, timer and retries hide the
+// outcome of a record. A batch is grouped by partition, and the records of a
+// partition are sent in one request, without a timer: the next request has the
+// events that arrived during the previous request.
 //
-// Order: a key has one partition, of one partition there is one request on its
-// way, and a request is stored whole or not at all. When one fails, all of its
-// records count as failed, and those behind it in that partition are not sent.
-// A key moves only when somebody adds partitions.
+// Order: a key has a single partition, a partition has at most one request in
+// flight, and a request is stored whole or not at all. If a request fails, all
+// records of the request count as failed, and later records of the partition
+// are not sent. A key changes its partition only when an operator adds
+// partitions.
 //
-// The client keeps its own picture of the cluster, and connections that may be
-// dead without its knowing. Neither can be asked for, so after any failure both
-// are thrown away before the next attempt.
+// The client caches cluster metadata, and connections that may be dead. There
+// is no way to check the cache, so after any failure the metadata and the
+// connections are dropped before the next attempt.
 type Sink struct {
 	config    Config
 	env       sinks.Env
@@ -78,13 +78,13 @@ type Sink struct {
 	life context.Context // ends with Close
 	end  context.CancelFunc
 
-	mu    sync.Mutex // held by Deliver, which Close waits for
-	turn  int        // whose turn it is among the partitions, for events without a key
-	stale bool       // the last attempt failed
-	fresh bool       // the client's picture is from this attempt
+	mu         sync.Mutex // held by Deliver; Close waits for the lock
+	roundRobin int        // round-robin index of the partition for events without a key
+	stale      bool       // the last attempt failed
+	fresh      bool       // the client's picture is from this attempt
 
-	// accepted says that the brokers took a record: only then is a topic that they
-	// forbid no question of the credentials as a whole.
+	// accepted is set after the brokers stored a record. Only then a forbidden
+	// topic is an error of the event; before, the credentials may be wrong.
 	accepted atomic.Bool
 }
 
@@ -114,7 +114,7 @@ func (s *Sink) newTransport() (*kafka.Transport, error) {
 		ClientID: "postwire", Dial: s.conns.Dial, DialTimeout: dialTimeout, MetadataTTL: metadataTTL, Context: s.life,
 	}
 	if s.route.Template.Static() {
-		t.MetadataTopics = []string{s.route.Template.String()} // and not all that the cluster has
+		t.MetadataTopics = []string{s.route.Template.String()} // instead of all topics
 	}
 	var err error
 	if t.TLS, err = s.config.TLS.Config(); err != nil {
@@ -126,21 +126,20 @@ func (s *Sink) newTransport() (*kafka.Transport, error) {
 	return t, nil
 }
 
-// check makes sure that the brokers answer, and that the topic is there where
-// all events go to one.
+// check ensures that the brokers answer, and that a constant topic exists.
 func (s *Sink) check(ctx context.Context) error {
 	s.fresh = true
 	var err error
 	if s.route.Template.Static() {
 		_, err = s.destination(ctx, s.route.Template.String())
 	} else {
-		_, err = s.lookUp(ctx)
+		_, err = s.partitions(ctx)
 	}
 	return err
 }
 
-// reset throws away the client's connections and its picture of the cluster.
-// Nothing may be on its way that is still waited for.
+// reset drops the client's connections and metadata. No request may be in
+// flight.
 func (s *Sink) reset() {
 	s.conns.closeAll()
 	if s.transport != nil {
@@ -158,7 +157,7 @@ func (s *Sink) Close() error {
 	return nil
 }
 
-// target is one partition of a topic.
+// target is a partition of a topic.
 type target struct {
 	topic     string
 	partition int
@@ -184,10 +183,11 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	slots := make(chan struct{}, maxRequests)
 	var requests sync.WaitGroup
 	for _, q := range queues {
-		slots <- struct{}{} // each ends with ctx, or when its time is up
+		slots <- struct{}{} // all requests end with ctx, or at the timeout
 		requests.Go(func() {
 			defer func() { <-slots }()
-			// Encoding for one partition goes on while the broker works for another.
+			// Encoding for a partition overlaps with requests for other
+			// partitions.
 			d.writeAll(ctx, q.to, d.encode(q))
 		})
 	}
@@ -203,15 +203,15 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 // Destination implements sinks.Sink.
 func (s *Sink) Destination(e event.Event) sinks.Destination { return s.route.Destination(e) }
 
-// delivery is one call of Deliver.
+// delivery is a call of Deliver.
 type delivery struct {
 	sink    *Sink
 	batch   []event.Event
-	records []record // with their keys, and then encoded; each index is one goroutine's, here and in errs
-	errs    []error  // what became of each
+	records []record // first only keys, then encoded; a single goroutine writes each index, here and in errs
+	errs    []error  // outcome of each event
 }
 
-// queue holds the records of one partition by their indexes, in order.
+// queue has the records of a partition, as indexes in order.
 type queue struct {
 	to      target
 	indexes []int
@@ -227,7 +227,7 @@ func (d *delivery) sort(ctx context.Context) []*queue {
 	places := map[string]place{}
 	var queues []*queue
 	byTarget := map[target]*queue{}
-	s.turn++
+	s.roundRobin++
 	for i, e := range d.batch {
 		topic := s.route.Destination(e).Name
 		p, known := places[topic]
@@ -251,7 +251,7 @@ func (d *delivery) sort(ctx context.Context) []*queue {
 	return queues
 }
 
-// encode encodes the events of one partition, and returns those that can be sent.
+// encode encodes the events of a partition, and returns the sendable events.
 func (d *delivery) encode(q *queue) []int {
 	sendable := make([]int, 0, len(q.indexes))
 	for _, i := range q.indexes {
@@ -270,20 +270,20 @@ func (d *delivery) encode(q *queue) []int {
 	return sendable
 }
 
-// partition chooses as the Java client does: by the key's hash; without a key,
-// one partition for the whole batch, and the next one for the next.
+// partition selects a partition like the Java client: by the hash of the key;
+// batches without a key use the partitions round-robin.
 func (s *Sink) partition(key []byte, p partitions) int {
 	if key != nil {
 		return s.balancer.Balance(kafka.Message{Key: key}, p.all...)
 	}
 	if len(p.led) > 0 {
-		return p.led[s.turn%len(p.led)]
+		return p.led[s.roundRobin%len(p.led)]
 	}
-	return p.all[s.turn%len(p.all)]
+	return p.all[s.roundRobin%len(p.all)]
 }
 
-// writeAll writes the records of one partition, in as many requests as their
-// size asks for, one after another. A failure holds back all that is behind it.
+// writeAll writes the records of a partition, in several requests if the size
+// requires several, one after another. A failure holds back all later records.
 func (d *delivery) writeAll(ctx context.Context, to target, indexes []int) {
 	for len(indexes) > 0 {
 		n, size := 0, 0
@@ -299,9 +299,9 @@ func (d *delivery) writeAll(ctx context.Context, to target, indexes []int) {
 	}
 }
 
-// write writes records in one request. Its error is why those behind them must
-// wait. A batch that the broker refuses for a record in it is halved until the
-// record is found.
+// write writes records in a single request. The error is the reason to hold
+// back later records. A batch that the broker refuses because of a record is
+// halved until the record is found.
 func (d *delivery) write(ctx context.Context, to target, indexes []int) error {
 	err := d.sink.produce(ctx, to, d.records, indexes)
 	if err == nil {
@@ -351,7 +351,7 @@ func (s *Sink) produce(ctx context.Context, to target, records []record, indexes
 	return nil
 }
 
-// guilty returns why a batch was refused, if it was for a record in it.
+// guilty returns the reason if a batch was refused because of a record.
 func guilty(err error) sinks.Reason {
 	switch {
 	case errors.Is(err, kafka.MessageSizeTooLarge), errors.Is(err, kafka.RecordListTooLarge):
@@ -362,10 +362,10 @@ func guilty(err error) sinks.Reason {
 	return ""
 }
 
-// classify says whether an event was refused for what it is. All else passes:
-// brokers come back, leaders are elected, topics are made again, and of a lost
-// answer nobody knows what it was. Where all events go to one topic, what is
-// wrong with the topic is no event's fault.
+// classify marks an error as permanent if the broker refused the event's
+// content. All other errors are transient: brokers come back, leaders are
+// elected, topics are created again, and a lost response is unknown. With a
+// constant topic, an error of the topic is not the event's fault.
 func (s *Sink) classify(topic string, err error) error {
 	if reason := guilty(err); reason != "" {
 		return sinks.Permanent(reason, err)

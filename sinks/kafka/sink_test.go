@@ -104,17 +104,17 @@ func numbered(id, key string) event.Event {
 }
 
 // readStrict reads by the letter of the Kafka binding.
-func readStrict(m kafka.Message) (sinktest.Seen, error) {
+func readStrict(m kafka.Message) (sinktest.ReadEvent, error) {
 	headers := map[string]string{}
 	for _, h := range m.Headers {
 		if _, twice := headers[h.Key]; twice {
-			return sinktest.Seen{}, fmt.Errorf("header %s is there twice", h.Key)
+			return sinktest.ReadEvent{}, fmt.Errorf("header %s is there twice", h.Key)
 		}
 		headers[h.Key] = string(h.Value)
 	}
 	if contentType := headers["content-type"]; strings.HasPrefix(contentType, "application/cloudevents") {
 		if contentType != "application/cloudevents+json" {
-			return sinktest.Seen{}, fmt.Errorf("the format is %q", contentType)
+			return sinktest.ReadEvent{}, fmt.Errorf("the format is %q", contentType)
 		}
 		return sinktest.StrictJSON(m.Value)
 	}
@@ -125,13 +125,13 @@ func readStrict(m kafka.Message) (sinktest.Seen, error) {
 		}
 	}
 	if key := attributes[event.PartitionKey]; key != string(m.Key) {
-		return sinktest.Seen{}, fmt.Errorf("the record's key is %q, the partition key %q", m.Key, key)
+		return sinktest.ReadEvent{}, fmt.Errorf("the record's key is %q, the partition key %q", m.Key, key)
 	}
 	return sinktest.Strict(attributes, m.Value)
 }
 
 // readSDK reads with the SDK's receiver.
-func readSDK(m kafka.Message) (sinktest.Seen, error) {
+func readSDK(m kafka.Message) (sinktest.ReadEvent, error) {
 	headers, contentType := map[string][]byte{}, ""
 	for _, h := range m.Headers {
 		headers[h.Key] = h.Value
@@ -141,7 +141,7 @@ func readSDK(m kafka.Message) (sinktest.Seen, error) {
 	}
 	e, err := binding.ToEvent(context.Background(), cekafka.NewMessage(m.Value, contentType, headers))
 	if err != nil {
-		return sinktest.Seen{}, err
+		return sinktest.ReadEvent{}, err
 	}
 	return sinktest.FromSDK(e), nil
 }
@@ -158,7 +158,7 @@ func (b *broker) messages(t *testing.T, topic string) (all []sinktest.Message) {
 		if err != nil {
 			t.Fatalf("the SDK's receiver: %v", err)
 		}
-		all = append(all, sinktest.Message{Wire: wire(m), At: m.Topic, Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sdk}})
+		all = append(all, sinktest.Message{Wire: wire(m), At: m.Topic, Read: map[string]sinktest.ReadEvent{"specification": strict, "SDK": sdk}})
 	}
 	return all
 }
@@ -177,7 +177,7 @@ func wire(m kafka.Message) string {
 func (b *broker) ids(t *testing.T, topic string) (ids []string) {
 	t.Helper()
 	for _, m := range b.messages(t, topic) {
-		ids = append(ids, m.Seen["specification"].Attributes["id"])
+		ids = append(ids, m.Read["specification"].Attributes["id"])
 	}
 	return ids
 }

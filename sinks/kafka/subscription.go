@@ -7,7 +7,7 @@ import (
 
 // Route implements sinks.Config.
 func (c Config) Route() sinks.Route {
-	topic, _ := event.ParseTemplate(c.Topic) // Validate has parsed it
+	topic, _ := event.ParseTemplate(c.Topic) // Validate has parsed the template
 	return sinks.Route{Noun: "topic", Key: "topic", Template: topic, Safe: safeTopic}
 }
 

@@ -14,22 +14,22 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// partitions are the places where a topic's records can go.
+// partitions are the partitions of a topic.
 type partitions struct {
-	all []int // a key must not move while a partition has no leader: all count
-	led []int // those that have a leader
+	all []int // all partitions, including partitions without a leader, so that a key does not move
+	led []int // partitions with a leader
 }
 
-// destination finds the partitions of a topic, and creates the topic where that
-// is asked for.
+// destination finds the partitions of a topic, and creates the topic if
+// configured.
 func (s *Sink) destination(ctx context.Context, topic string) (partitions, error) {
 	if topic == "." || topic == ".." || len(topic) > maxTopic {
 		return partitions{}, sinks.Permanent(sinks.ReasonInvalid, fmt.Errorf("%q is not a name for a topic", topic))
 	}
-	p, err := s.lookUp(ctx, topic)
+	p, err := s.partitions(ctx, topic)
 	if err == nil && len(p.all) == 0 && !s.fresh {
-		s.reset() // the client's picture of the cluster is from before it
-		p, err = s.lookUp(ctx, topic)
+		s.reset() // the client's metadata is older than the topic
+		p, err = s.partitions(ctx, topic)
 	}
 	switch {
 	case err != nil:
@@ -42,7 +42,7 @@ func (s *Sink) destination(ctx context.Context, topic string) (partitions, error
 		}
 		return p, nil
 	case s.route.Template.Static():
-		return p, s.missing(topic) // all events go there: it is to be waited for
+		return p, s.missing(topic) // with a constant topic: wait for the topic
 	}
 	return p, sinks.Permanent(sinks.ReasonNoDestination, s.missing(topic))
 }
@@ -53,10 +53,9 @@ func (s *Sink) missing(topic string) error {
 
 func (s *Sink) brokers() string { return strings.Join(s.config.Brokers, ",") }
 
-// lookUp returns the partitions of a topic as in the client's picture of the
-// cluster; none where the topic does not exist. Without a topic it only makes
-// sure that there is such a picture.
-func (s *Sink) lookUp(ctx context.Context, topics ...string) (partitions, error) {
+// partitions returns the partitions of a topic in the client's metadata, none
+// for a missing topic. Without a topic, only the metadata is loaded.
+func (s *Sink) partitions(ctx context.Context, topics ...string) (partitions, error) {
 	m, err := s.client.Metadata(ctx, &kafka.MetadataRequest{Topics: append([]string{}, topics...)})
 	if err != nil {
 		return partitions{}, fmt.Errorf("asking %s for metadata: %w", s.brokers(), err)
@@ -78,8 +77,8 @@ func (s *Sink) lookUp(ctx context.Context, topics ...string) (partitions, error)
 	return p, nil
 }
 
-// create makes a topic, and waits until all of it has leaders that know of it: a
-// write right after the creation is refused by a real broker.
+// create creates a topic and waits until every partition has a leader that
+// knows the partition: a real broker refuses a write right after the creation.
 func (s *Sink) create(ctx context.Context, topic string) (partitions, error) {
 	resp, err := s.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
 		Topic: topic, NumPartitions: s.config.Partitions, ReplicationFactor: s.config.ReplicationFactor,
@@ -96,7 +95,7 @@ func (s *Sink) create(ctx context.Context, topic string) (partitions, error) {
 	again := time.NewTicker(50 * time.Millisecond)
 	defer again.Stop()
 	for {
-		p, err := s.lookUp(ctx, topic)
+		p, err := s.partitions(ctx, topic)
 		if err == nil && len(p.all) > 0 && len(p.led) == len(p.all) {
 			if err = s.leading(ctx, topic, p.all); err == nil {
 				return p, nil
@@ -111,8 +110,8 @@ func (s *Sink) create(ctx context.Context, topic string) (partitions, error) {
 	}
 }
 
-// leading asks the leaders of a topic's partitions whether they are in office:
-// the cluster announces them a moment earlier.
+// leading asks the leaders of a topic's partitions whether they lead, because
+// the cluster announces a leader slightly before the leader is ready.
 func (s *Sink) leading(ctx context.Context, topic string, partitions []int) error {
 	ask := make([]kafka.OffsetRequest, len(partitions))
 	for i, p := range partitions {

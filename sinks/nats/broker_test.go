@@ -45,17 +45,17 @@ func messages(t testing.TB, all []*nats.Msg) []sinktest.Message {
 		if err != nil {
 			t.Fatalf("the SDK's receiver: %v", err)
 		}
-		read[i] = sinktest.Message{Wire: wire(m), At: m.Subject, Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sdk}}
+		read[i] = sinktest.Message{Wire: wire(m), At: m.Subject, Read: map[string]sinktest.ReadEvent{"specification": strict, "SDK": sdk}}
 	}
 	return read
 }
 
 // readSDK reads with the SDK's receiver. That one leaves attributes as they
 // are on the wire, percent-encoded, so they are decoded here.
-func readSDK(m *nats.Msg) (sinktest.Seen, error) {
+func readSDK(m *nats.Msg) (sinktest.ReadEvent, error) {
 	e, err := binding.ToEvent(context.Background(), cejetstream.NewMessage(m))
 	if err != nil {
-		return sinktest.Seen{}, err
+		return sinktest.ReadEvent{}, err
 	}
 	seen := sinktest.FromSDK(e)
 	if cejetstream.NewMessage(m).ReadEncoding() == binding.EncodingBinary {
@@ -69,16 +69,16 @@ func readSDK(m *nats.Msg) (sinktest.Seen, error) {
 }
 
 // readStrict reads by the letter of the NATS binding.
-func readStrict(m *nats.Msg) (sinktest.Seen, error) {
+func readStrict(m *nats.Msg) (sinktest.ReadEvent, error) {
 	if types := m.Header["content-type"]; len(types) == 1 && strings.HasPrefix(types[0], "application/cloudevents") {
 		if types[0] != "application/cloudevents+json" {
-			return sinktest.Seen{}, fmt.Errorf("the format is %q", types[0])
+			return sinktest.ReadEvent{}, fmt.Errorf("the format is %q", types[0])
 		}
 		return sinktest.StrictJSON(m.Data)
 	}
 	attributes, err := sinktest.Encoded(m.Header)
 	if err != nil {
-		return sinktest.Seen{}, err
+		return sinktest.ReadEvent{}, err
 	}
 	return sinktest.Strict(attributes, m.Data)
 }

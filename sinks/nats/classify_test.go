@@ -44,7 +44,7 @@ func TestClassification(t *testing.T) {
 			c := Config{Subject: subject, Stream: "S"}
 			ses := &session{conn: &nats.Conn{}}
 			ses.accepted.Store(true)
-			d := &delivery{session: ses, sink: &Sink{config: c, route: c.Route()}, taken: func() ([]string, error) {
+			d := &delivery{session: ses, sink: &Sink{config: c, route: c.Route()}, subjects: func() ([]string, error) {
 				if tt.subjects == nil {
 					return nil, lookup
 				}

@@ -43,7 +43,7 @@ func defaults() Config {
 func (c Config) Validate() error {
 	var p config.Invalids
 	if !natsclient.ValidURLs(c.URL) {
-		p.Add("url", "is not a list of URLs", "for example nats://a:4222,nats://b:4222") // not shown: it may hold a password
+		p.Add("url", "is not a list of URLs", "for example nats://a:4222,nats://b:4222") // not shown, because the value may contain a password
 	}
 	if what, hint := checkSubject(c.Subject); what != "" {
 		p.Add("subject", what, hint)
@@ -74,7 +74,7 @@ func (c Config) login() natsclient.Login {
 	return natsclient.Login{CredentialsFile: c.CredentialsFile, NKeyFile: c.NKeyFile, User: c.User, Password: c.Password, Token: c.Token, TLS: c.TLS}
 }
 
-// checkSubject says what is wrong with a template as a subject to publish to.
+// checkSubject returns the error in a subject template.
 func checkSubject(text string) (what, hint string) {
 	const example = "for example events.{platform}.{outcome}"
 	if text == "" {
@@ -105,7 +105,7 @@ func checkSubject(text string) (what, hint string) {
 	return "", ""
 }
 
-// pattern is the subjects that a template can expand to, with wildcards.
+// pattern returns the subjects of a template, with wildcards.
 func pattern(text string) string {
 	tokens := strings.Split(text, ".")
 	for i, token := range tokens {
@@ -116,7 +116,7 @@ func pattern(text string) string {
 	return strings.Join(tokens, ".")
 }
 
-// overlap reports whether some subject matches both patterns.
+// overlap reports whether a subject can match both patterns.
 func overlap(a, b string) bool {
 	as, bs := strings.Split(a, "."), strings.Split(b, ".")
 	for i := 0; i < len(as) && i < len(bs); i++ {
@@ -130,15 +130,16 @@ func overlap(a, b string) bool {
 	return len(as) == len(bs)
 }
 
-// maxSubject is the longest subject that is sent. A server that reads a longer
-// line than its max_control_line, 4096 bytes unless set, ends the connection,
-// and one event would then hold up all others for ever.
+// maxSubject is the maximum length of a subject. A server that reads a line
+// longer than max_control_line, 4096 bytes by default, closes the connection,
+// and a single event would block all other events forever.
 const maxSubject = 2048
 
 func unsafe(r rune) bool { return r <= ' ' || r >= 0x7f && r <= 0xa0 || r == '\uFFFD' }
 
-// safeToken makes a value one token of a subject: whatever would end the token,
-// be a wildcard, or reach for the server's own subjects becomes an underscore.
+// safeToken makes a value a single token of a subject: characters that end the
+// token, wildcards, and the prefix of the server's own subjects become
+// underscores.
 func safeToken(value string) string {
 	if value == "" {
 		return "_"

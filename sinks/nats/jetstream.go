@@ -12,34 +12,34 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// acks is what the client says became of messages. It calls at any time, from
-// goroutines of its own, which must not wait.
+// acks collects the outcomes of messages. The client calls acks at any time,
+// from the client's own goroutines, which must not block.
 type acks struct {
-	mu    sync.Mutex
-	ended []ack
-	news  chan struct{} // has room for one
+	mu      sync.Mutex
+	ended   []ack
+	notifyC chan struct{} // capacity 1
 }
 
-// ack is the end of one message: the stream's acknowledgement, or an error.
+// ack is the outcome of a message: the stream's acknowledgement, or an error.
 type ack struct {
 	msg       *nats.Msg
-	duplicate bool // the stream says that it has a message of this ID
+	duplicate bool // the stream already has a message with this ID
 	err       error
 }
 
-func newAcks() *acks { return &acks{news: make(chan struct{}, 1)} }
+func newAcks() *acks { return &acks{notifyC: make(chan struct{}, 1)} }
 
 func (a *acks) add(end ack) {
 	a.mu.Lock()
 	a.ended = append(a.ended, end)
 	a.mu.Unlock()
 	select {
-	case a.news <- struct{}{}:
-	default: // whoever waits will see this one, too
+	case a.notifyC <- struct{}{}:
+	default: // the pending notification covers this ack
 	}
 }
 
-// take returns all that came since the last time.
+// take returns and removes all collected acks.
 func (a *acks) take() []ack {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -48,25 +48,25 @@ func (a *acks) take() []ack {
 	return ended
 }
 
-// flight is the delivery of a batch to a stream. One goroutine publishes and hears
-// what became of it: with one for each line, switching between them and writing
-// what each had to say took about half of the time.
-type flight struct {
+// inflightBatch is the delivery of a batch to a stream. A single goroutine
+// publishes and processes the outcomes: with a goroutine per line, context
+// switches and synchronization took about half of the time.
+type inflightBatch struct {
 	*delivery
 	batch   []event.Event
-	errs    []error             // what became of each
-	flying  map[*nats.Msg][]int // what is on its way, each with its line: the event itself and those behind it
+	errs    []error             // outcome of each event
+	flying  map[*nats.Msg][]int // messages in inflightBatch, with their lines: the event and the later events of the line
 	watched map[string]watched  // by subject
 }
 
 // watched is a subject that the server may forbid.
 type watched struct {
-	told    <-chan struct{}
+	denied  <-chan struct{}
 	release func()
 }
 
 func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
-	f := &flight{
+	f := &inflightBatch{
 		delivery: d, batch: batch, errs: make([]error, len(batch)),
 		flying: make(map[*nats.Msg][]int, min(len(batch), d.sink.config.Window)), watched: map[string]watched{},
 	}
@@ -75,7 +75,7 @@ func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 			w.release()
 		}
 	}()
-	d.acks.take() // of what a delivery before this one left behind
+	d.acks.take() // drop the acks of an earlier delivery
 	forbidden := d.denied.changed()
 	lines := sinks.Lines(batch)
 	for {
@@ -87,26 +87,26 @@ func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 			return sinks.Outcome(f.errs)
 		}
 		select {
-		case <-d.acks.news:
+		case <-d.acks.notifyC:
 			for _, a := range d.acks.take() {
 				f.end(a)
 			}
 		case <-forbidden:
-			forbidden = d.denied.changed() // before it is looked at what was
+			forbidden = d.denied.changed() // before the check of existing denials
 			f.deny()
 		case <-d.ended:
-			f.giveUp(lines, errEnded)
+			f.abort(lines, errEnded)
 			return sinks.Outcome(f.errs)
 		case <-ctx.Done():
-			f.giveUp(lines, ctx.Err())
+			f.abort(lines, ctx.Err())
 			return sinks.Outcome(f.errs)
 		}
 	}
 }
 
-// publish sends the first event of a line that can be sent. The rest of the line
-// waits for its acknowledgement.
-func (f *flight) publish(line []int) {
+// publish sends the first sendable event of a line. The rest of the line waits
+// for the acknowledgement.
+func (f *inflightBatch) publish(line []int) {
 	for ; len(line) > 0; line = line[1:] {
 		e := f.batch[line[0]]
 		msg, err := f.sink.message(e)
@@ -114,7 +114,7 @@ func (f *flight) publish(line []int) {
 			f.watch(msg.Subject)
 			_, err = f.js.PublishMsgAsync(msg,
 				jetstream.WithMsgID(e.MessageID),
-				// Another stream's acknowledgement must not count as ours.
+				// An acknowledgement of another stream must not count.
 				jetstream.WithExpectStream(f.sink.config.Stream),
 				jetstream.WithRetryAttempts(0)) // retries are the relay's
 			if err == nil {
@@ -130,9 +130,10 @@ func (f *flight) publish(line []int) {
 	}
 }
 
-// settle notes what became of a message, and returns those behind it in its line;
-// none if it is of an earlier delivery. The error is why they must wait.
-func (f *flight) settle(a ack) (behind []int, err error) {
+// record records the outcome of a message, and returns the later events of the
+// line; none for a message of an earlier delivery. The error is the reason to
+// hold back the later events.
+func (f *inflightBatch) record(a ack) (behind []int, err error) {
 	line, ok := f.flying[a.msg]
 	if !ok {
 		return nil, nil
@@ -152,9 +153,10 @@ func (f *flight) settle(a ack) (behind []int, err error) {
 	return line[1:], err
 }
 
-// end notes what became of a message, and publishes the next one of its line.
-func (f *flight) end(a ack) {
-	behind, err := f.settle(a)
+// end records the outcome of a message, and publishes the next event of the
+// line.
+func (f *inflightBatch) end(a ack) {
+	behind, err := f.record(a)
 	if err != nil {
 		f.hold(behind, err)
 		return
@@ -162,28 +164,28 @@ func (f *flight) end(a ack) {
 	f.publish(behind)
 }
 
-// goesOn reports whether those behind an event of which this became may be sent.
+// goesOn reports whether later events may be sent after this outcome.
 func goesOn(err error) bool {
 	_, refused := sinks.IsPermanent(err)
 	return err == nil || refused
 }
 
-// hold keeps back the rest of a line, which must not overtake.
-func (f *flight) hold(line []int, err error) {
+// hold holds back the rest of a line, to keep the order.
+func (f *inflightBatch) hold(line []int, err error) {
 	for _, i := range line {
 		f.errs[i] = fmt.Errorf("held back behind an event of its partition key: %w", err)
 	}
 }
 
-// giveUp ends all that is on its way, less what was just heard of, and the lines
-// that were not begun.
-func (f *flight) giveUp(lines [][]int, err error) {
+// abort fails all messages in inflightBatch without an outcome, and all lines that
+// were not started.
+func (f *inflightBatch) abort(lines [][]int, err error) {
 	for _, a := range f.acks.take() {
-		behind, _ := f.settle(a)
+		behind, _ := f.record(a)
 		lines = append(lines, behind)
 	}
 	for msg := range f.flying {
-		behind, _ := f.settle(ack{msg: msg, err: err})
+		behind, _ := f.record(ack{msg: msg, err: err})
 		f.hold(behind, err)
 	}
 	for _, line := range lines {
@@ -193,20 +195,20 @@ func (f *flight) giveUp(lines [][]int, err error) {
 	}
 }
 
-// watch makes sure that it is heard when the server forbids a subject.
-func (f *flight) watch(subject string) {
+// watch subscribes to denials of a subject by the server.
+func (f *inflightBatch) watch(subject string) {
 	if _, known := f.watched[subject]; !known {
-		told, release := f.denied.watch(subject)
-		f.watched[subject] = watched{told, release}
+		denied, release := f.denied.watch(subject)
+		f.watched[subject] = watched{denied, release}
 	}
 }
 
-// deny ends the messages on their way whose subject the server forbids.
-func (f *flight) deny() {
+// deny fails the messages in inflightBatch whose subject the server forbids.
+func (f *inflightBatch) deny() {
 	forbidden := map[string]bool{}
 	for subject, w := range f.watched {
 		select {
-		case <-w.told:
+		case <-w.denied:
 			w.release()
 			delete(f.watched, subject)
 			forbidden[subject] = true

@@ -18,9 +18,9 @@ import (
 	"github.com/postwire/postwire/pkg/natsclient"
 )
 
-// session is one connection with what hangs on it. The client connects again
-// by itself, for ever, after a network error; a session ends only when it is
-// closed, or when the server said something that the client takes for final.
+// session is a connection with its dependent objects. After a network error the
+// client reconnects by itself, without limit; a session ends only on Close, or
+// when the server sends an error that the client takes as final.
 type session struct {
 	conn   *nats.Conn
 	js     jetstream.JetStream // nil in core mode
@@ -29,8 +29,9 @@ type session struct {
 	ended  chan struct{} // closed when the connection is closed for good
 	end    context.CancelFunc
 
-	// accepted says that the server took a message of this connection: only then is
-	// a subject that it forbids no question of the credentials as a whole.
+	// accepted is set after the server stored a message of this connection.
+	// Only then a forbidden subject is an error of the event; before, the
+	// credentials may be wrong.
 	accepted atomic.Bool
 }
 
@@ -40,7 +41,7 @@ func (s *session) close() {
 	s.end()
 }
 
-// connect makes a session. It returns as soon as ctx is done.
+// connect makes a session, and returns as soon as ctx is done.
 func (s *Sink) connect(ctx context.Context) (*session, error) {
 	life, end := context.WithCancel(s.life)
 	ses := &session{acks: newAcks(), denied: newDenials(), ended: make(chan struct{}), end: end}
@@ -49,7 +50,7 @@ func (s *Sink) connect(ctx context.Context) (*session, error) {
 		end()
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, end) // only until it is connected
+	stop := context.AfterFunc(ctx, end) // only until connected
 	ses.conn, err = nats.Connect(s.config.URL.Reveal(), opts...)
 	if !stop() && err == nil {
 		ses.close()
@@ -67,8 +68,8 @@ func (s *Sink) connect(ctx context.Context) (*session, error) {
 			ses.acks.add(ack{msg: msg, duplicate: a.Duplicate})
 		}),
 		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, msg *nats.Msg, err error) { ses.acks.add(ack{msg: msg, err: err}) }),
-		// Those that Deliver left behind when its context ended still wait
-		// for their time to run out.
+		// Messages of a Deliver with a cancelled context stay pending until
+		// their timeout.
 		jetstream.WithPublishAsyncMaxPending(4*s.config.Window))
 	if err != nil {
 		ses.close()
@@ -85,7 +86,7 @@ func (s *Sink) options(life context.Context, ses *session) ([]nats.Option, error
 	opts = append(opts,
 		nats.Name("postwire/"+s.env.Name),
 		nats.Timeout(ackTimeout),
-		nats.PingInterval(10*time.Second), // finds a connection that is dead without saying so
+		nats.PingInterval(10*time.Second), // detects dead connections
 		nats.SetCustomDialer(&dialer{life, s.env.Dial}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if life.Err() == nil {
@@ -105,8 +106,8 @@ func (s *Sink) options(life context.Context, ses *session) ([]nats.Option, error
 	return opts, nil
 }
 
-// dialer makes connections that do not outlive their session: the client
-// offers no context to end one that hangs.
+// dialer makes connections that end with their session, because the client has
+// no context to cancel a hanging connection.
 type dialer struct {
 	life context.Context
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -119,27 +120,27 @@ func (d *dialer) Dial(network, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &mortal{conn, context.AfterFunc(d.life, func() { _ = conn.Close() })}, nil
+	return &sessionConn{conn, context.AfterFunc(d.life, func() { _ = conn.Close() })}, nil
 }
 
-// mortal is a connection that is closed with its session.
-type mortal struct {
+// sessionConn is a connection that is closed with its session.
+type sessionConn struct {
 	net.Conn
-	forget func() bool
+	stop func() bool
 }
 
-func (m *mortal) Close() error {
-	m.forget()
+func (m *sessionConn) Close() error {
+	m.stop()
 	return m.Conn.Close()
 }
 
-// denials tells publishers that the server forbids their subject. The server
-// says so out of band and leaves the message itself unanswered.
+// denials notifies publishers that the server forbids their subject. The server
+// reports a denial out of band and does not answer the message.
 type denials struct {
 	mu      sync.Mutex
 	waiting map[string]*denial // by subject
-	last    error              // the last one that was handled
-	news    chan struct{}      // closed when last changes
+	last    error              // the last handled error
+	notifyC chan struct{}      // closed when last changes
 }
 
 type denial struct {
@@ -148,7 +149,7 @@ type denial struct {
 }
 
 func newDenials() *denials {
-	return &denials{waiting: map[string]*denial{}, news: make(chan struct{})}
+	return &denials{waiting: map[string]*denial{}, notifyC: make(chan struct{})}
 }
 
 // watch returns a channel that is closed when the server forbids subject.
@@ -170,8 +171,8 @@ func (d *denials) watch(subject string) (denied <-chan struct{}, release func())
 	}
 }
 
-// handle reports whether err is that the server forbids to publish, and tells
-// those who wait for its subject.
+// handle reports whether err is a publish denial, and notifies the watchers of
+// the subject.
 func (d *denials) handle(err error) bool {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return false
@@ -189,29 +190,29 @@ func (d *denials) handle(err error) bool {
 		}
 	}
 	d.last = err
-	close(d.news)
-	d.news = make(chan struct{})
+	close(d.notifyC)
+	d.notifyC = make(chan struct{})
 	return true
 }
 
-// changed returns a channel that is closed when the server forbids something next.
+// changed returns a channel that is closed at the next denial.
 func (d *denials) changed() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.news
+	return d.notifyC
 }
 
 // handled waits until err, the connection's last error, went through handle.
-func (d *denials) handled(ctx context.Context, err error) error {
+func (d *denials) handledDenial(ctx context.Context, err error) error {
 	for {
 		d.mu.Lock()
-		last, news := d.last, d.news
+		last, notifyC := d.last, d.notifyC
 		d.mu.Unlock()
 		if last == err { //nolint:errorlint // this very one, not one like it
 			return nil
 		}
 		select {
-		case <-news:
+		case <-notifyC:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -1,16 +1,16 @@
 // Package nats delivers events to NATS: to a JetStream stream, which
-// acknowledges each one, or to core NATS, where whoever listens at that moment
-// gets it.
+// acknowledges each event, or to core NATS, which forwards events to the
+// current subscribers.
 //
-// Messages follow the NATS binding of CloudEvents. On JetStream each carries the
-// event's MessageID as Nats-Msg-Id, so that within the stream's duplicate window
-// (two minutes unless set) the stream drops a stored event that a crash or a lost
-// answer made Postwire send twice, and nothing else.
+// Messages follow the NATS binding of CloudEvents. On JetStream each message
+// has the event's MessageID as Nats-Msg-Id, so that within the stream's
+// duplicate window (two minutes by default) the stream drops a stored event
+// that was sent twice because of a crash or a lost response, and nothing else.
 //
-// An event becomes a dead letter if it is over the server's max_payload or the
-// stream's max_msg_size, and, where subject has attributes in it, if the stream
-// does not take its subject or the user may not publish to it. Everything else
-// is tried again.
+// An event becomes a dead letter if the event exceeds the server's max_payload
+// or the stream's max_msg_size, and, if subject contains attributes, if the
+// subject is not part of the stream or the user may not publish to the subject.
+// All other failures are retried.
 package nats
 
 import (
@@ -30,14 +30,14 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// ackTimeout is how long a server may take to answer. A lost answer is repeated
-// with the same Nats-Msg-Id, so that a short wait costs nothing.
+// ackTimeout is the maximum time for an acknowledgement. A lost acknowledgement
+// is repeated with an equal Nats-Msg-Id, so a short timeout is harmless.
 const ackTimeout = 5 * time.Second
 
-// Codes of the server that the client has no names for.
+// Error codes of the server without a name in the client.
 const (
 	codeHeaderTooLarge jetstream.ErrorCode = 10097
-	codeOtherStream    jetstream.ErrorCode = 10060 // another one than Nats-Expected-Stream took it
+	codeOtherStream    jetstream.ErrorCode = 10060 // a stream other than Nats-Expected-Stream stored the message
 )
 
 var (
@@ -55,31 +55,32 @@ func Kind() sinks.Kind {
 
 // Sink implements sinks.Sink.
 //
-// Order in JetStream. A stream stores in the order in which its leader takes
-// messages in, and the acknowledgements are what we learn of it. Publishing a
-// whole window regardless of keys is the fast and naive way: if the first of
-// two messages is lost (no leader at that moment, a limit, a reset between
-// servers) and the second is stored, then the repeat of the first stands behind
-// the second for good, whatever is reported; nothing can call the second back.
-// So of one partition key there is never more than one message on its way, and
-// the window is filled by different keys; a failure holds back the rest of its
-// key only, and events without a key wait for nobody.
+// Order in JetStream. A stream stores messages in the order in which its leader
+// accepts messages, and only acknowledgements tell the order. Publishing a
+// whole window regardless of keys is fast but wrong: if the first of two
+// messages is lost (no leader at that moment, a limit, a reset between servers)
+// and the second is stored, the repeat of the first is stored after the second,
+// and nothing can undo this order. Therefore a partition key never has more
+// than one message in inflightBatch, and the window is filled by different keys; a
+// failure holds back only the rest of its key, and events without a key are
+// independent.
 //
-// Measured on an embedded server (file store, loopback, 2 cores, batches of 512,
-// BenchmarkDeliver), beside events without a key, which use the whole window:
+// Measured on an embedded server (file store, loopback, 2 cores, batches of
+// 512, BenchmarkDeliver), relative to events without a key, which use the whole
+// window:
 //
 //	512 keys, one each       as fast
 //	 64 keys                 0.94
 //	  8 keys                 0.59
 //	  1 key                  0.25
 //
-// Only a sender with few profiles and a distant broker notices. Turned down:
-// Nats-Expected-Last-Msg-Id and the like, which fail as soon as anybody else
-// writes to the stream; and atomic batches, which the stream's owner must allow
-// first.
+// Only a sender with few profiles and a distant broker notices. Rejected
+// alternatives: Nats-Expected-Last-Msg-Id and similar headers fail as soon as
+// another publisher writes to the stream; atomic batches must first be enabled
+// by the stream's owner.
 //
-// Order in core: one connection, in order; when it breaks, the whole batch is
-// sent again.
+// Order in core NATS: a single connection, in order; after a broken connection
+// the whole batch is sent again.
 type Sink struct {
 	config Config
 	env    sinks.Env
@@ -112,7 +113,8 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	return s, nil
 }
 
-// connected returns the session, and makes a new one if the last one ended.
+// connected returns the session, or makes a new session after the last session
+// ended.
 func (s *Sink) connected(ctx context.Context) (*session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -136,7 +138,7 @@ func (s *Sink) connected(ctx context.Context) (*session, error) {
 
 // Close implements sinks.Sink.
 func (s *Sink) Close() error {
-	s.end() // whoever holds the lock is connecting, and stops now
+	s.end() // stops a connection attempt that has the lock
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.session != nil {
@@ -151,11 +153,11 @@ func (s *Sink) Destination(e event.Event) sinks.Destination {
 	return s.route.Destination(e)
 }
 
-// delivery is one call of Deliver.
+// delivery is a call of Deliver.
 type delivery struct {
 	*session
-	sink  *Sink
-	taken func() ([]string, error) // the subjects of the stream, looked up once
+	sink     *Sink
+	subjects func() ([]string, error) // the subjects of the stream, looked up once
 }
 
 // Deliver implements sinks.Sink.
@@ -171,11 +173,11 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	if ses.js == nil {
 		return d.core(ctx, batch)
 	}
-	d.taken = sync.OnceValues(func() ([]string, error) { return s.taken(ctx, ses) })
+	d.subjects = sync.OnceValues(func() ([]string, error) { return s.subjects(ctx, ses) })
 	return d.jetStream(ctx, batch)
 }
 
-// message encodes an event. Its errors are Permanent.
+// message encodes an event. All errors are Permanent.
 func (s *Sink) message(e event.Event) (*nats.Msg, error) {
 	subject := s.route.Destination(e).Name
 	if len(subject) > maxSubject {
@@ -188,8 +190,9 @@ func (s *Sink) message(e event.Event) (*nats.Msg, error) {
 	return msg, nil
 }
 
-// classify says whether an event was refused for what it is. All else passes:
-// servers and streams come back, and of a lost answer nobody knows what it was.
+// classify marks an error as permanent if the server refused the event's
+// content. All other errors are transient: servers and streams come back, and a
+// lost response is unknown.
 func (d *delivery) classify(subject string, err error) error {
 	api, _ := errors.AsType[*jetstream.APIError](err)
 	err = fmt.Errorf("publishing to %s: %w", subject, err)
@@ -208,9 +211,9 @@ func (d *delivery) classify(subject string, err error) error {
 	return err
 }
 
-// core publishes the batch and waits for the server's word that it has read it
-// all. A connection that was lost meanwhile leaves unknown how much of it
-// arrived: all is sent again.
+// core publishes the batch and waits until the server has read the whole batch.
+// After a lost connection, the number of received events is unknown: all events
+// are sent again.
 func (d *delivery) core(ctx context.Context, batch []event.Event) error {
 	errs := make([]error, len(batch))
 	denied := make([]<-chan struct{}, len(batch))
@@ -240,15 +243,15 @@ func (d *delivery) core(ctx context.Context, batch []event.Event) error {
 	if d.conn.Stats().Reconnects != reconnects {
 		return errors.New("the connection was lost while events were on their way")
 	}
-	// What the server forbids it said before it answered the flush, but the
-	// client hands that on through a queue.
+	// The server sends denials before the answer to the flush, but the client
+	// passes denials on through a queue.
 	if err := d.conn.LastError(); err != lastError && errors.Is(err, nats.ErrPermissionViolation) { //nolint:errorlint // another one, even if it says the same
-		if err := d.denied.handled(flush, err); err != nil {
+		if err := d.denied.handledDenial(flush, err); err != nil {
 			return fmt.Errorf("waiting for the server's refusals: %w", err)
 		}
 		forbidden := func(i int) bool {
 			select {
-			case <-denied[i]: // nil, and so never ready, where nothing was published
+			case <-denied[i]: // nil, and so never ready, if nothing was published
 				return true
 			default:
 				return false

@@ -12,13 +12,13 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// errMayNotLook is that our user has no right to look the stream up. It may
-// well have the right to publish, which is all that is needed.
-var errMayNotLook = errors.New("this user may not look it up")
+// errNoInfo means that the user has no permission to read the stream's
+// configuration. Permission to publish is enough.
+var errNoInfo = errors.New("this user may not look it up")
 
-// taken returns the subjects that the stream takes. A stream that is missing
-// is created where that is asked for.
-func (s *Sink) taken(ctx context.Context, ses *session) ([]string, error) {
+// subjects returns the subjects of the stream. A missing stream is created if
+// configured.
+func (s *Sink) subjects(ctx context.Context, ses *session) ([]string, error) {
 	name := s.config.Stream
 	denied, release := ses.denied.watch("$JS.API.STREAM.INFO." + name)
 	defer release()
@@ -27,7 +27,7 @@ func (s *Sink) taken(ctx context.Context, ses *session) ([]string, error) {
 	go func() {
 		select {
 		case <-denied:
-			cancel(errMayNotLook)
+			cancel(errNoInfo)
 		case <-ses.ended:
 			cancel(errEnded)
 		case <-asking.Done():
@@ -56,38 +56,38 @@ func (s *Sink) taken(ctx context.Context, ses *session) ([]string, error) {
 	return stream.CachedInfo().Config.Subjects, nil
 }
 
-// checkStream makes sure that the stream is there and takes our subjects.
+// checkStream ensures that the stream exists and has the sink's subjects.
 func (s *Sink) checkStream(ctx context.Context, ses *session) error {
-	subjects, err := s.taken(ctx, ses)
-	if errors.Is(err, errMayNotLook) {
+	subjects, err := s.subjects(ctx, ses)
+	if errors.Is(err, errNoInfo) {
 		s.log.Warn("the stream is not checked", zap.Error(err))
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if !takes(subjects, pattern(s.config.Subject)) {
+	if !covers(subjects, pattern(s.config.Subject)) {
 		return fmt.Errorf("stream %s takes %v and so no subject like %s; change subject, or the stream's subjects", s.config.Stream, subjects, s.config.Subject)
 	}
 	return nil
 }
 
-func takes(subjects []string, subject string) bool {
+func covers(subjects []string, subject string) bool {
 	return slices.ContainsFunc(subjects, func(p string) bool { return overlap(p, subject) })
 }
 
-// refused finds out why our stream did not take a subject; err is what was
-// answered. A stream that is gone may come back, or is created again where
-// that is allowed. A subject that a stream which is there does not take is
-// refused for good; unless all events go to that one subject, for then it is
-// the sink that is configured wrong, and no event is to blame.
+// refused finds out why the stream did not accept a subject; err is the answer.
+// A missing stream may come back, or is created again if allowed. A subject
+// that an existing stream does not have is a permanent failure, unless the sink
+// has a constant subject: then the configuration of the sink is wrong, not the
+// event.
 func (d *delivery) refused(subject string, err error) error {
-	subjects, lookup := d.taken()
+	subjects, lookup := d.subjects()
 	switch {
 	case lookup != nil:
 		return fmt.Errorf("%w: %w", err, lookup)
-	case takes(subjects, subject):
-		return err // its leader is away, or it came back just now
+	case covers(subjects, subject):
+		return err // the leader is unavailable, or just came back
 	}
 	err = fmt.Errorf("%w: stream %s does not take this subject, only %v", err, d.sink.config.Stream, subjects)
 	if d.sink.route.Template.Static() {

@@ -10,7 +10,7 @@ import (
 
 // Route implements sinks.Config.
 func (c Config) Route() sinks.Route {
-	subject, _ := event.ParseTemplate(c.Subject) // Validate has parsed it
+	subject, _ := event.ParseTemplate(c.Subject) // Validate has parsed the template
 	return sinks.Route{Noun: "subject", Key: "subject", Template: subject, Safe: safeToken}
 }
 
@@ -25,7 +25,7 @@ func (c Config) Subscription() sinks.Subscription {
 		}
 		u, err := url.Parse(text)
 		if err != nil {
-			continue // it has been found right
+			continue // Validate has checked the value
 		}
 		inURL = inURL || u.User != nil
 		s := sinks.Server{Protocol: "nats", Host: u.Host, TLS: c.TLS.Enabled || u.Scheme == "tls" || u.Scheme == "wss"}

@@ -22,8 +22,8 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// Events returns n events of some partition keys, and a few without one. They
-// are the same each time, and hold what encoders stumble over.
+// Events returns n events of some partition keys, and a few without a key. The
+// events are equal at each call, and contain difficult values for encoders.
 func Events(n, keys int) []event.Event {
 	events := make([]event.Event, n)
 	platforms := []string{"instagram", "tiktok", "you.tube", "x>*", "face book"}
@@ -46,23 +46,23 @@ func Events(n, keys int) []event.Event {
 		}
 		data := fmt.Sprintf("{\"n\": %d,\n  \"title\" : \"\\u00e4 & <b> ü 🎬 \\\\ \\/\", \"big\": 12345678901234567890, \"f\": 1.50, \"none\": null, \"list\": [ 1,2 ]}", i)
 		if err := e.SetData("application/json", []byte(data)); err != nil {
-			panic(err) // bytes are taken as they are
+			panic(err) // bytes are always accepted
 		}
 		events[i] = event.Event{CloudEvent: e, Keys: []event.Key{event.NewKey("test", e.ID())}, MessageID: fmt.Sprintf("journal/%d/dz3k", i+1)}
 	}
 	return events
 }
 
-// Seen is an event as a reader sees it: all attributes in canonical form,
-// datacontenttype too, and the data.
-type Seen struct {
+// ReadEvent is an event in the view of a reader: all attributes in canonical
+// form, including datacontenttype, and the data.
+type ReadEvent struct {
 	Attributes map[string]string
 	Data       []byte
 }
 
-// FromSDK is what the CloudEvents SDK read.
-func FromSDK(e *cloudevents.Event) Seen {
-	s := Seen{Attributes: map[string]string{}, Data: e.Data()}
+// FromSDK converts an event of the CloudEvents SDK.
+func FromSDK(e *cloudevents.Event) ReadEvent {
+	s := ReadEvent{Attributes: map[string]string{}, Data: e.Data()}
 	x := event.Event{CloudEvent: *e}
 	for _, name := range core() {
 		if v, ok := x.Attribute(name); ok {
@@ -79,37 +79,37 @@ func core() []string {
 	return []string{"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema"}
 }
 
-// Strict reads a binary message as the specification has it, from its
-// attributes by name, already decoded by the protocol's rules.
-func Strict(attributes map[string]string, data []byte) (Seen, error) {
+// Strict reads a binary message according to the specification, from attributes
+// by name that are already decoded by the protocol's rules.
+func Strict(attributes map[string]string, data []byte) (ReadEvent, error) {
 	if v := attributes["specversion"]; v != "1.0" {
-		return Seen{}, fmt.Errorf("specversion is %q", v)
+		return ReadEvent{}, fmt.Errorf("specversion is %q", v)
 	}
 	for _, name := range []string{"id", "source", "type"} {
 		if attributes[name] == "" {
-			return Seen{}, fmt.Errorf("%s is missing", name)
+			return ReadEvent{}, fmt.Errorf("%s is missing", name)
 		}
 	}
 	legal := regexp.MustCompile(`^[a-z0-9]{1,20}$`)
 	for name, value := range attributes {
 		if !legal.MatchString(name) && !slices.Contains(core(), name) {
-			return Seen{}, fmt.Errorf("%q is no name of an attribute", name)
+			return ReadEvent{}, fmt.Errorf("%q is no name of an attribute", name)
 		}
 		if value == "" {
-			return Seen{}, fmt.Errorf("%s is empty", name)
+			return ReadEvent{}, fmt.Errorf("%s is empty", name)
 		}
 	}
 	if text, ok := attributes["time"]; ok {
 		if _, err := time.Parse(time.RFC3339Nano, text); err != nil {
-			return Seen{}, err
+			return ReadEvent{}, err
 		}
 	}
-	return Seen{attributes, data}, nil
+	return ReadEvent{attributes, data}, nil
 }
 
-// Encoded takes the attributes of a binary message out of headers in lower
-// case, each ce- and its name, with values percent-encoded: so the bindings of
-// HTTP and NATS have it.
+// Encoded extracts the attributes of a binary message from headers in lower
+// case: ce- and the name, with percent-encoded values, as in the HTTP and NATS
+// bindings.
 func Encoded(headers map[string][]string) (map[string]string, error) {
 	attributes := map[string]string{}
 	for name, values := range headers {
@@ -134,11 +134,11 @@ func Encoded(headers map[string][]string) (map[string]string, error) {
 	return attributes, nil
 }
 
-// StrictJSON reads the JSON format as the specification has it.
-func StrictJSON(body []byte) (Seen, error) {
+// StrictJSON reads the JSON format according to the specification.
+func StrictJSON(body []byte) (ReadEvent, error) {
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(body, &members); err != nil {
-		return Seen{}, err
+		return ReadEvent{}, err
 	}
 	var data []byte
 	attributes := map[string]string{}
@@ -150,31 +150,31 @@ func StrictJSON(body []byte) (Seen, error) {
 		case "data_base64":
 			var text string
 			if err := json.Unmarshal(raw, &text); err != nil {
-				return Seen{}, err
+				return ReadEvent{}, err
 			}
 			var err error
 			if data, err = base64.StdEncoding.DecodeString(text); err != nil {
-				return Seen{}, err
+				return ReadEvent{}, err
 			}
 			continue
 		}
 		var value any
 		if err := json.Unmarshal(raw, &value); err != nil {
-			return Seen{}, err
+			return ReadEvent{}, err
 		}
 		switch value.(type) {
 		case string, bool, float64:
 			attributes[name] = strings.Trim(fmt.Sprint(value), "\x00")
 		default:
-			return Seen{}, fmt.Errorf("%s is a %T", name, value)
+			return ReadEvent{}, fmt.Errorf("%s is a %T", name, value)
 		}
 	}
 	return Strict(attributes, data)
 }
 
-// Diff tells how an event and what a reader saw of it differ: data byte for
-// byte, or as values of JSON.
-func Diff(e event.Event, s Seen, asJSON bool) string {
+// Diff returns the differences between an event and the event of a reader: data
+// byte for byte, or as JSON values.
+func Diff(e event.Event, s ReadEvent, asJSON bool) string {
 	want := FromSDK(&e.CloudEvent)
 	diff := cmp.Diff(want.Attributes, s.Attributes)
 	if !asJSON {
@@ -191,7 +191,7 @@ func Diff(e event.Event, s Seen, asJSON bool) string {
 	return diff
 }
 
-// value decodes one JSON value, with its numbers as they are written.
+// value decodes a JSON value, with numbers as written.
 func value(data []byte) (v any, err error) {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
@@ -204,8 +204,8 @@ func value(data []byte) (v any, err error) {
 	return v, nil
 }
 
-// Outcomes tells what became of each of n events that a sink answered with err:
-// "" where it was delivered, the reason where it never can be, or "again".
+// Outcomes returns the outcome of each of n events after Deliver returned err:
+// "" for delivered, the reason of a permanent failure, or "again".
 func Outcomes(err error, n int) []string {
 	each, ok := errors.AsType[sinks.BatchError](err)
 	if !ok {

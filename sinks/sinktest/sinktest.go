@@ -1,5 +1,5 @@
-// Package sinktest holds what every sink must do. Each test's name is a
-// sentence of the contract in package sinks.
+// Package sinktest is the conformance suite of sinks. The name of each test is
+// a sentence of the contract in package sinks.
 package sinktest
 
 import (
@@ -23,50 +23,51 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// Harness tells the suite how to run a sink, and what the sink can do.
+// Harness tells the suite how to run a sink, and describes the sink.
 type Harness struct {
-	// Start starts a broker that holds nothing, for one test.
+	// Start starts an empty broker for one test.
 	Start func(t *testing.T) Broker
-	// Modes are the content modes that the sink has; one that has no such
-	// setting has the mode "".
+	// Modes are the content modes of the sink; a sink without this setting has
+	// the mode "".
 	Modes []string
-	// TooLarge is a size of data that the broker refuses; 0 if it has no
-	// limit, which Lacks must then declare.
+	// TooLarge is a size of data that the broker refuses; 0 if the broker has
+	// no limit, which Lacks must then declare.
 	TooLarge int
-	// DropsRepeats says that an event which is sent twice is stored once.
+	// DropsRepeats says that the broker stores an event only once if the event
+	// is sent twice.
 	DropsRepeats bool
-	// Env holds the variables that the example names.
+	// Env has the variables in the example.
 	Env map[string]string
-	// Lacks declares the tests that this sink cannot pass, and why. They
-	// are skipped with that reason.
+	// Lacks declares the tests that this sink cannot pass, with reasons. The
+	// tests are skipped with the reason.
 	Lacks map[string]string
 }
 
-// Broker is a broker made for one test.
+// Broker is a broker for a single test.
 type Broker struct {
 	Kind sinks.Kind
 	// Config is the sink's block without name, type and content_mode, in
 	// YAML, not indented.
 	Config string
-	// World is the way to the broker, where faults happen.
+	// World is the network between sink and broker, where faults happen.
 	World World
-	// Away makes the broker go away, Back lets it come back with all that
-	// it had. Where they are nil, World.Down and World.Up stand in.
+	// Away stops the broker, Back starts the broker again with all its data. If
+	// nil, World.Down and World.Up are used.
 	Away, Back func(t *testing.T)
-	// Read returns everything the broker holds. Messages of one line are in
-	// the order in which they were stored.
+	// Read returns all messages of the broker. Messages of a line are in
+	// storage order.
 	Read func(t *testing.T) []Message
 }
 
-// Message is what the broker holds of an event.
+// Message is a stored event.
 type Message struct {
-	// Wire is all that is on the wire, as text for the golden files.
+	// Wire is everything on the wire, as text for the golden files.
 	Wire string
-	// At is the subject, topic or receiver that it came to; empty where the
-	// broker has no such thing.
+	// At is the subject, topic or receiver; empty for a broker without
+	// destinations.
 	At string
-	// Seen is what each reader made of it, by the reader's name.
-	Seen map[string]Seen
+	// Read has the event in the view of each reader, by the reader's name.
+	Read map[string]ReadEvent
 }
 
 // Run runs the suite.
@@ -111,21 +112,21 @@ func filtered() bool {
 	})
 }
 
-// patience is how long a test waits for what must come.
-const patience = 30 * time.Second
+// timeout limits the wait for a condition.
+const timeout = 30 * time.Second
 
-// prompt is how long something may take that must happen at once. It is long
-// because the race detector and a busy machine are slow.
+// prompt limits an immediate operation. The limit is long, because the race
+// detector and a busy machine are slow.
 const prompt = 4 * time.Second
 
-// limited ends with the test, and at the latest when patience does.
+// limited ends with the test, and at the latest when timeout does.
 func limited(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// open opens a sink of the broker, and closes it with the test.
+// open opens a sink of the broker, and closes the sink with the test.
 func open(t *testing.T, b Broker, mode string) sinks.Sink {
 	t.Helper()
 	s, err := tryOpen(limited(t), t, b, mode)
@@ -155,8 +156,8 @@ func block(b Broker, mode string) string {
 	return b.Config + "\ncontent_mode: " + mode
 }
 
-// Configure reads a block without name and type, in YAML: lines that are not
-// indented, or all in braces.
+// Configure reads a YAML block without name and type: lines without
+// indentation, or everything in braces.
 func Configure(t *testing.T, k sinks.Kind, block string) sinks.Configured {
 	t.Helper()
 	p, err := TryConfigure(k, block)
@@ -166,7 +167,7 @@ func Configure(t *testing.T, k sinks.Kind, block string) sinks.Configured {
 	return p
 }
 
-// TryConfigure is Configure for a block that may be wrong.
+// TryConfigure is Configure for a block that may be invalid.
 func TryConfigure(k sinks.Kind, block string) (sinks.Configured, error) {
 	text := "sinks:\n  - name: test\n    type: " + k.Name + "\n"
 	if rest, ok := strings.CutPrefix(block, "{"); ok {
@@ -183,8 +184,8 @@ func TryConfigure(k sinks.Kind, block string) (sinks.Configured, error) {
 	return config.NewRegistry(k).Configure("sink", c.Sinks[0])
 }
 
-// deliver does what the relay does: it delivers in batches, and tries again
-// what failed before it goes on. It holds each outcome against the contract.
+// deliver acts like the relay: deliver in batches, and retry failed events
+// before the next batch. Each outcome is checked against the contract.
 func deliver(ctx context.Context, t *testing.T, s sinks.Sink, events []event.Event, batch int) {
 	t.Helper()
 	for chunk := range slices.Chunk(events, batch) {
@@ -202,8 +203,8 @@ func deliver(ctx context.Context, t *testing.T, s sinks.Sink, events []event.Eve
 	}
 }
 
-// Attempt delivers a batch once and returns what is to be tried again. A
-// refusal for good fails the test, and so does a breach of the order.
+// Attempt delivers a batch once and returns the events to retry. A permanent
+// failure or a wrong order fails the test.
 func Attempt(ctx context.Context, t *testing.T, s sinks.Sink, batch []event.Event) []event.Event {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -222,7 +223,7 @@ func Attempt(ctx context.Context, t *testing.T, s sinks.Sink, batch []event.Even
 	if len(each) != len(batch) {
 		t.Fatalf("the outcome has %d entries for %d events", len(each), len(batch))
 	}
-	var again []event.Event
+	var retry []event.Event
 	failed := map[string]bool{}
 	for i, e := range batch {
 		key, keyed := e.Attribute(event.PartitionKey)
@@ -236,12 +237,12 @@ func Attempt(ctx context.Context, t *testing.T, s sinks.Sink, batch []event.Even
 			t.Fatalf("event %s is refused, %s: %v", e.CloudEvent.ID(), reason, each[i])
 		}
 		failed[key] = true
-		again = append(again, e)
+		retry = append(retry, e)
 	}
-	if len(again) == 0 {
+	if len(retry) == 0 {
 		t.Fatal("a BatchError names no event")
 	}
-	return again
+	return retry
 }
 
 func forModes(t *testing.T, h Harness, run func(t *testing.T, mode string)) {
@@ -279,9 +280,9 @@ func destination(t *testing.T, h Harness) {
 	}
 }
 
-// check reads the broker and holds what it has against the events: each is
-// there and equal for every reader, and per partition key they came in order,
-// repeats aside.
+// check compares the broker's messages with the events: each event exists and
+// is equal for every reader, and the events of a partition key are in order,
+// except for repeats.
 func check(t *testing.T, b Broker, events []event.Event, asJSON bool) []Message {
 	t.Helper()
 	messages := b.Read(t)
@@ -292,11 +293,11 @@ func check(t *testing.T, b Broker, events []event.Event, asJSON bool) []Message 
 	first := map[int]bool{}
 	last := map[string]int{} // by key
 	for _, m := range messages {
-		if len(m.Seen) == 0 {
+		if len(m.Read) == 0 {
 			t.Fatal("no reader read the message")
 		}
 		n := -1
-		for reader, seen := range m.Seen {
+		for reader, seen := range m.Read {
 			i, ok := byID[seen.Attributes["id"]]
 			if !ok {
 				t.Fatalf("%s reads an event that nobody sent: %v", reader, seen.Attributes)
@@ -382,7 +383,7 @@ func unchanged(t *testing.T, h Harness) {
 				t.Errorf("event %d was changed:\n%s", i, diff)
 			}
 		}
-		clear(events) // whoever kept the slice now has nothing
+		clear(events) // a sink that kept the slice now has empty events
 		check(t, b, twins, mode != sinks.Binary)
 	})
 }
@@ -569,7 +570,7 @@ func leaks(t *testing.T, h Harness) {
 		}
 		b.World.Thaw()
 	}
-	once() // what the broker starts for its first client stays
+	once() // objects for the broker's first client stay
 	before := goleak.IgnoreCurrent()
 	once()
 	once()
@@ -596,17 +597,17 @@ func example(t *testing.T, h Harness) {
 	}
 }
 
-// Until waits for a condition, and fails the test if it never holds.
+// Until waits for a condition, and fails the test if the condition stays false.
 func Until(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(timeout)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !is() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("in %v it did not come to pass that %s", patience, what)
+			t.Fatalf("in %v it did not come to pass that %s", timeout, what)
 		}
 	}
 }

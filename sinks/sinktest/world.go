@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// World is the way from a sink to its broker, where faults happen.
+// World is the network between a sink and its broker, where faults happen.
 type World interface {
-	// Dial is what sinks.Env.Dial is.
+	// Dial replaces sinks.Env.Dial.
 	Dial(ctx context.Context, network, addr string) (net.Conn, error)
-	// Down ends what is open and refuses what is new, until Up.
+	// Down closes open connections and refuses new connections, until Up.
 	Down()
 	Up()
 	// Freeze makes the broker silent without hanging up, until Thaw.
@@ -22,13 +22,13 @@ type World interface {
 	Thaw()
 	// Touched waits until the sink tries to send something, after Freeze.
 	Touched(t *testing.T)
-	// Break makes each step fail with a chance of rate, before, during or
-	// after it takes effect, until Mend, which tells how often it did.
+	// Break makes each step fail with probability rate, before, during or after
+	// its effect, until Mend, which returns the number of failures.
 	Break(r *rand.Rand, rate float64)
 	Mend() int
 }
 
-// Network is the World of sinks that reach their broker over a network.
+// Network is the World of sinks with a network connection to the broker.
 type Network struct {
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
@@ -100,8 +100,8 @@ func (n *Network) Freeze() {
 	n.frozen, n.touched = true, false
 }
 
-// Thaw implements World. What was sent meanwhile is lost, so that the
-// connections cannot go on.
+// Thaw implements World. Data sent while frozen is lost, so that the
+// connections cannot continue.
 func (n *Network) Thaw() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -134,7 +134,7 @@ func (n *Network) Mend() int {
 	return n.broken
 }
 
-// cut closes all connections. The lock is held.
+// cut closes all connections. The caller holds the lock.
 func (n *Network) cut() {
 	for c := range n.conns {
 		_ = c.Conn.Close()
@@ -153,9 +153,9 @@ type fault int
 
 const (
 	never  fault = iota
-	before       // nothing of it happens
-	within       // a part of it happens
-	after        // all of it happens, and nobody learns
+	before       // without effect
+	within       // with a partial effect
+	after        // with the whole effect, but the caller gets an error
 )
 
 func (c *conn) next() (f fault, frozen bool) {
@@ -169,7 +169,7 @@ func (c *conn) next() (f fault, frozen bool) {
 	return f, n.frozen
 }
 
-// Read reads; what comes while the network is frozen is lost.
+// Read reads; data that arrives while the network is frozen is lost.
 func (c *conn) Read(p []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(p)
@@ -187,7 +187,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// Write writes; while the network is frozen it only seems to.
+// Write writes; while the network is frozen, the data is lost without an error.
 func (c *conn) Write(p []byte) (int, error) {
 	f, frozen := c.next()
 	if frozen {
@@ -207,9 +207,9 @@ func (c *conn) Write(p []byte) (int, error) {
 	case after:
 		n, err := c.Conn.Write(p)
 		if err == nil {
-			// The other side gets it all, and its answer meets nobody.
+			// The peer gets all data, and the response is lost.
 			_ = c.SetReadDeadline(time.Now())
-			c.of.forget(c)
+			c.of.release(c)
 			time.AfterFunc(20*time.Millisecond, func() { _ = c.Conn.Close() })
 			return n, errBreak
 		}
@@ -218,7 +218,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-func (n *Network) forget(c *conn) {
+func (n *Network) release(c *conn) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.conns, c)
@@ -226,6 +226,6 @@ func (n *Network) forget(c *conn) {
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
-	c.of.forget(c)
+	c.of.release(c)
 	return c.Conn.Close()
 }

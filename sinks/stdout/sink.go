@@ -1,9 +1,10 @@
-// Package stdout writes events to the standard output of the process: one
-// CloudEvent in JSON a line, or a short line for people. It is meant for trying
-// things out, and for containers whose output is collected.
+// Package stdout writes events to the standard output of the process: a
+// CloudEvent as JSON per line, or a short text per line. Uses are experiments,
+// and containers with log collection.
 //
-// A line counts as delivered when it is written. An event in JSON always fits
-// one line; a line that a failure broke off is ended before the next one begins.
+// A line counts as delivered when the line is written. An event in JSON always
+// fits on a line; after an incomplete line, the next line starts with a line
+// break.
 package stdout
 
 import (
@@ -39,7 +40,7 @@ func (Config) Validate() error { return nil }
 // Route implements sinks.Config.
 func (Config) Route() sinks.Route { return sinks.Route{} }
 
-// Subscription implements sinks.Config: nobody can subscribe to a terminal.
+// Subscription implements sinks.Config: a terminal has no subscription.
 func (Config) Subscription() sinks.Subscription { return sinks.Subscription{} }
 
 func defaults() Config { return Config{Format: formatJSON} }
@@ -60,15 +61,15 @@ func KindTo(w io.Writer) sinks.Kind {
 
 // Sink implements sinks.Sink.
 //
-// A pipe that nobody reads blocks its writer, and a blocked write cannot be
-// called back. So the writing is done beside Deliver, which can then leave; the
-// next one waits until that write is over, or lines would mix.
+// A pipe without a reader blocks its writer, and a blocked write cannot be
+// cancelled. Therefore a separate goroutine writes, and Deliver can return. The
+// next Deliver waits for the end of that write, so that lines do not mix.
 type Sink struct {
 	env    sinks.Env
 	format string
 	out    io.Writer
 	idle   chan struct{} // holds a token while somebody writes
-	torn   bool          // the last line has no end; belongs to who writes
+	torn   bool          // the last line has no line break; owned by the writing goroutine
 
 	close  sync.Once
 	closed chan struct{}
@@ -121,13 +122,13 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	}
 }
 
-// Destination implements sinks.Sink: there is one output.
+// Destination implements sinks.Sink: the sink has a single output.
 func (*Sink) Destination(event.Event) sinks.Destination { return sinks.Destination{} }
 
 var errClosed = errors.New("the sink is closed")
 
-// write writes the lines that there are, and stops at the first failure, so
-// that what is behind it keeps its place.
+// write writes the non-empty lines, and stops at the first failure to keep the
+// order.
 func (s *Sink) write(ctx context.Context, lines [][]byte) []error {
 	errs := make([]error, len(lines))
 	for i, line := range lines {
@@ -160,7 +161,7 @@ func (s *Sink) writeLine(line []byte) error {
 	return err
 }
 
-// line is an event as it is printed, with its end.
+// line returns an event as printed, including the line break.
 func (s *Sink) line(e event.Event) ([]byte, error) {
 	if s.format == formatText {
 		return []byte(text(e) + "\n"), nil
@@ -169,14 +170,14 @@ func (s *Sink) line(e event.Event) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The payload may have line breaks between its values; JSON has none
-	// inside of them.
+	// The payload may have line breaks between its values; strings in JSON have
+	// no line breaks.
 	line := bytes.ReplaceAll(m.Body, []byte{'\n'}, []byte{' '})
 	line = bytes.ReplaceAll(line, []byte{'\r'}, []byte{' '})
 	return []byte(terminal.Line(string(line)) + "\n"), nil
 }
 
-// text is one line for people: time, type, subject, outcome, id.
+// text formats an event for people: time, type, subject, outcome, id.
 func text(e event.Event) string {
 	var parts []string
 	for _, names := range [][]string{{"time", event.RecordedTime}, {"type"}, {"subject"}, {event.Outcome}, {"id"}} {
@@ -192,7 +193,7 @@ func text(e event.Event) string {
 	return strings.Join(parts, "  ")
 }
 
-// Close implements sinks.Sink. What is being written may still appear.
+// Close implements sinks.Sink. A write in progress may still appear.
 func (s *Sink) Close() error {
 	s.close.Do(func() { close(s.closed) })
 	return nil

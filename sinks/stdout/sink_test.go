@@ -128,7 +128,7 @@ func TestConformance(t *testing.T) {
 							t.Fatalf("the SDK: %v", err)
 						}
 						all = append(all, sinktest.Message{
-							Wire: line, Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sinktest.FromSDK(&e)},
+							Wire: line, Read: map[string]sinktest.ReadEvent{"specification": strict, "SDK": sinktest.FromSDK(&e)},
 						})
 					}
 					return all

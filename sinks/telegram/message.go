@@ -16,7 +16,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 )
 
-// maxLength is how long a message may be, in UTF-16 code units, after its
+// maxLength is the maximum length of a message in UTF-16 code units, after its
 // entities have been parsed (Bot API, sendMessage).
 const maxLength = 4096
 
@@ -44,8 +44,8 @@ const standard = `
 {{.event.id}}
 {{- end}}`
 
-// parse reads a template, and tries it on an event without data, so that a
-// mistake shows when the configuration is read.
+// parse parses a template, and executes the template on an event without data,
+// so that errors show when the configuration is read.
 func parse(text string) (*template.Template, error) {
 	if text == "" {
 		text = standard
@@ -62,13 +62,13 @@ func parse(text string) (*template.Template, error) {
 
 var errTemplate = errors.New("the template fails on this event; take fields with get, which gives nothing where one is missing")
 
-// view is what a template sees of an event.
+// view is an event as seen by a template.
 type view map[string]any
 
 func viewOf(e event.Event) view {
 	whole, _, err := event.Structured(e)
 	if err != nil {
-		whole = nil // it is no CloudEvent
+		whole = nil // not a CloudEvent
 	}
 	attributes := map[string]string{}
 	for _, name := range append(event.Attributes(), names(e.CloudEvent)...) {
@@ -79,8 +79,8 @@ func viewOf(e event.Event) view {
 	return view{"event": attributes, "data": dataOf(e), "json": string(whole)}
 }
 
-// dataOf is the data of an event, its numbers as they were sent; nil where it is
-// not JSON, and so has no fields.
+// dataOf returns the data of an event, with numbers as sent; nil for data other
+// than JSON.
 func dataOf(e event.Event) (data any) {
 	d := json.NewDecoder(bytes.NewReader(event.TrimBOM(e.CloudEvent.DataEncoded)))
 	d.UseNumber()
@@ -97,8 +97,7 @@ func names(e cloudevents.Event) (names []string) {
 	return names
 }
 
-// get returns a field of the data by the names on the way to it, nothing where
-// one of them is not there.
+// get returns a field of the data by path, or nothing for a missing field.
 func get(data any, path ...string) any {
 	for _, name := range path {
 		object, ok := data.(map[string]any)
@@ -113,7 +112,7 @@ func get(data any, path ...string) any {
 	return data
 }
 
-// cut shortens what is longer than n characters.
+// cut shortens a text of more than n characters.
 func cut(n int, v any) string {
 	text := fmt.Sprint(v)
 	if runes := []rune(text); len(runes) > n {
@@ -122,16 +121,16 @@ func cut(n int, v any) string {
 	return text
 }
 
-// render writes an event as a message that is not too long: where it is, the
-// texts in it are cut more and more, and at last the whole as plain text.
+// render renders an event as a message within the limit: the texts of the event
+// are shortened step by step, and finally the whole message as plain text.
 func render(t *template.Template, e event.Event) (text string, isHTML bool, err error) {
 	v := viewOf(e)
-	for _, most := range []int{0, 1000, 300, 100, 30} {
-		if most > 0 {
-			v["data"] = shorten(v["data"], most)
+	for _, limit := range []int{0, 1000, 300, 100, 30} {
+		if limit > 0 {
+			v["data"] = shorten(v["data"], limit)
 		}
 		if text, err = execute(t, v); err != nil {
-			return "", false, errTemplate // not wrapped: it may quote the data
+			return "", false, errTemplate // not wrapped, because the error may quote the data
 		}
 		if length(plain(text)) <= maxLength {
 			return text, true, nil
@@ -149,20 +148,20 @@ func execute(t *template.Template, v view) (string, error) {
 }
 
 // shorten cuts all texts in v.
-func shorten(v any, most int) any {
+func shorten(v any, limit int) any {
 	switch v := v.(type) {
 	case string:
-		return cut(most, v)
+		return cut(limit, v)
 	case map[string]any:
 		short := make(map[string]any, len(v))
 		for name, value := range v {
-			short[name] = shorten(value, most)
+			short[name] = shorten(value, limit)
 		}
 		return short
 	case []any:
 		short := make([]any, len(v))
 		for i, value := range v {
-			short[i] = shorten(value, most)
+			short[i] = shorten(value, limit)
 		}
 		return short
 	}
@@ -171,7 +170,7 @@ func shorten(v any, most int) any {
 
 var tags = regexp.MustCompile(`<[^>]*>`)
 
-// plain is what is left of HTML when its tags are gone and its entities read.
+// plain removes the tags of HTML and decodes the entities.
 func plain(text string) string { return html.UnescapeString(tags.ReplaceAllString(text, "")) }
 
 func length(text string) (n int) {
@@ -182,21 +181,21 @@ func length(text string) (n int) {
 }
 
 // clip cuts plain text to a length.
-func clip(text string, most int) string {
-	if length(text) <= most {
+func clip(text string, limit int) string {
+	if length(text) <= limit {
 		return text
 	}
 	n := 1 // for the dots
 	for i, r := range text {
-		if n += utf16.RuneLen(r); n > most {
+		if n += utf16.RuneLen(r); n > limit {
 			return text[:i] + "…"
 		}
 	}
 	return text
 }
 
-// digest tells of many events in one message: how many there are of each
-// outcome, and what became of those that failed, as far as there is room.
+// digest summarises many events in one message: the number of events per
+// outcome, and the failed events, as far as there is room.
 func digest(batch []event.Event) string {
 	var order []string
 	counts := map[string]int{}
@@ -231,7 +230,7 @@ func digest(batch []event.Event) string {
 	return head
 }
 
-// line tells of one event.
+// line describes an event on a line.
 func line(e event.Event, outcome string) string {
 	mark := "•"
 	if outcome == "failure" {

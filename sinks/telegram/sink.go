@@ -1,13 +1,14 @@
-// Package telegram tells a Telegram chat of events: each by a message of its
-// own, or, when many wait, all of them by one.
+// Package telegram sends events to a Telegram chat: a message per event, or a
+// single message for many pending events.
 //
 // The text is a template over the event, escaped, and cut to Telegram's limit.
-// When the service asks to wait, the sink waits. An event that the template
-// cannot write, or that Telegram cannot read, becomes a dead letter; a bot that
-// was removed from its chat, or a wrong token, concerns every event, and events
-// wait until it is put right. After a lost answer a message may come twice.
+// When the service asks to wait, the sink waits. An event becomes a dead letter
+// if the template fails for the event, or if Telegram cannot read the message.
+// If the bot was removed from the chat, or the token is wrong, all events stay
+// pending until the operator fixes the cause. After a lost response a message
+// may arrive twice.
 //
-// Which events are told of is the filter's to say: outcome == "failure" tells of
+// The filter of the sink selects the events: outcome == "failure" sends
 // failures only.
 package telegram
 
@@ -38,8 +39,8 @@ func Kind() sinks.Kind {
 	return sinks.Define("telegram", "Messages to a Telegram chat: one message per event, or one message for many pending events.", example, defaults, open)
 }
 
-// Sink implements sinks.Sink. All messages go one after another: a chat is read
-// from top to bottom.
+// Sink implements sinks.Sink. Messages are sent sequentially, because a chat is
+// read from top to bottom.
 type Sink struct {
 	config    Config
 	template  *template.Template
@@ -76,7 +77,7 @@ func (s *Sink) Close() error {
 	return nil
 }
 
-// Destination implements sinks.Sink: there is one chat.
+// Destination implements sinks.Sink: the sink has a single chat.
 func (*Sink) Destination(event.Event) sinks.Destination { return sinks.Destination{} }
 
 // message is the body of sendMessage.
@@ -94,7 +95,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 		return s.send(ctx, digest(batch), false)
 	}
 	errs := make([]error, len(batch))
-	var failed error // what is behind it must not overtake
+	var failed error // holds back later events
 	for i, e := range batch {
 		if failed != nil {
 			errs[i] = fmt.Errorf("held back behind an event that failed: %w", failed)
@@ -124,7 +125,7 @@ func (s *Sink) send(ctx context.Context, text string, isHTML bool) error {
 	return s.call(ctx, "sendMessage", m)
 }
 
-// answer is what the Bot API answers.
+// answer is a response of the Bot API.
 type answer struct {
 	OK          bool   `json:"ok"`
 	Code        int    `json:"error_code"`
@@ -138,8 +139,8 @@ type answer struct {
 // maxAnswer is how much of an answer is read, in bytes.
 const maxAnswer = 64 << 10
 
-// call calls a method of the Bot API. Its errors are free of the token, which is
-// part of every URL.
+// call calls a method of the Bot API. The errors do not contain the token,
+// which is part of every URL.
 func (s *Sink) call(ctx context.Context, method string, body any) error {
 	if s.life.Err() != nil {
 		return errors.New("the sink is closed")
@@ -154,7 +155,7 @@ func (s *Sink) call(ctx context.Context, method string, body any) error {
 	target := s.config.URL.Reveal() + "/bot" + s.config.Token.Reveal() + "/" + method
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(text))
 	if err != nil {
-		return errors.New("url is not a URL") // not wrapped: it would show the token
+		return errors.New("url is not a URL") // not wrapped, because the error contains the token
 	}
 	r.Header.Set("Content-Type", "application/json")
 	resp, err := s.transport.RoundTrip(r) // follows no redirect
@@ -169,7 +170,7 @@ func (s *Sink) call(ctx context.Context, method string, body any) error {
 	return judge(method, a)
 }
 
-// hide returns the cause of an error without the URL around it.
+// hide returns the cause of an error without the URL.
 func (s *Sink) hide(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err
@@ -180,7 +181,7 @@ func (s *Sink) hide(err error) error {
 	return err
 }
 
-// judge says what an answer means. Only what lies in the text of one message is
+// judge classifies a response. Only an error in the text of a message is
 // permanent.
 func judge(method string, a answer) error {
 	if a.OK {

@@ -149,7 +149,7 @@ func TestConformance(t *testing.T) {
 							t.Fatalf("the SDK: %v", err)
 						}
 						all = append(all, sinktest.Message{
-							Wire: m.Text + "\n", Seen: map[string]sinktest.Seen{"specification": strict, "SDK": sinktest.FromSDK(&e)},
+							Wire: m.Text + "\n", Read: map[string]sinktest.ReadEvent{"specification": strict, "SDK": sinktest.FromSDK(&e)},
 						})
 					}
 					return all

@@ -1,5 +1,5 @@
-// Package kafkatest gives tests a Kafka: one in this process, or the real one
-// that POSTWIRE_TEST_KAFKA names as host:port.
+// Package kafkatest provides Kafka for tests: a broker in this process, or the
+// real broker in POSTWIRE_TEST_KAFKA as host:port.
 package kafkatest
 
 import (
@@ -16,17 +16,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// Broker is a real Kafka where POSTWIRE_TEST_KAFKA names one, and otherwise
-// one in this process.
+// Broker is the real Kafka in POSTWIRE_TEST_KAFKA, or a broker in this process.
 type Broker struct {
 	Addr     string
-	Replicas int            // of a topic that CreateTopic makes; 0 is 1
-	Fake     *kfake.Cluster // nil where it is real
+	Replicas int            // of topics created by CreateTopic; 0 means 1
+	Fake     *kfake.Cluster // nil for a real broker
 	opts     []kfake.Opt
 }
 
-// Start starts a broker for one test, or takes the real one, unless opts ask for
-// what only one in this process can do.
+// Start starts a broker for a single test, or uses the real broker, unless opts
+// require a broker in this process.
 func Start(t testing.TB, opts ...kfake.Opt) *Broker {
 	t.Helper()
 	if addr := os.Getenv("POSTWIRE_TEST_KAFKA"); addr != "" && len(opts) == 0 {
@@ -35,8 +34,8 @@ func Start(t testing.TB, opts ...kfake.Opt) *Broker {
 	return StartFake(t, opts...)
 }
 
-// StartFake is for what only a broker in this process can be made to do. It
-// comes back at its address, with its records, after a stop.
+// StartFake starts a broker in this process, for tests that control the broker.
+// After a stop, the broker starts again with its address and records.
 func StartFake(t testing.TB, opts ...kfake.Opt) *Broker {
 	t.Helper()
 	b := &Broker{opts: append([]kfake.Opt{
@@ -72,7 +71,7 @@ func (b *Broker) Restart(t testing.TB) {
 // Stop takes a broker in this process away.
 func (b *Broker) Stop(testing.TB) { b.Fake.Close() }
 
-// Messages reads what is in a topic, partition by partition.
+// Messages reads a topic, partition by partition.
 func (b *Broker) Messages(t testing.TB, topic string) (all []kafka.Message) {
 	t.Helper()
 	b.Each(t, topic, func(m kafka.Message) { all = append(all, m) })
@@ -124,8 +123,8 @@ func (b *Broker) Each(t testing.TB, topic string, f func(kafka.Message)) {
 	}
 }
 
-// CreateTopic makes a topic whose records tell when the broker stored them, and
-// returns when it is there.
+// CreateTopic creates a topic whose records have the storage time, and returns
+// when the topic exists.
 func (b *Broker) CreateTopic(t testing.TB, topic string, partitions int) {
 	t.Helper()
 	resp, err := b.client(t).CreateTopics(t.Context(), &kafka.CreateTopicsRequest{
@@ -142,8 +141,8 @@ func (b *Broker) CreateTopic(t testing.TB, topic string, partitions int) {
 	}
 }
 
-// client has connections of its own: those that are shared by address may be to
-// the broker of another test, which is gone.
+// client has separate connections: shared connections may lead to the stopped
+// broker of another test with an equal address.
 func (b *Broker) client(t testing.TB) *kafka.Client {
 	t.Helper()
 	transport := &kafka.Transport{}
@@ -151,7 +150,7 @@ func (b *Broker) client(t testing.TB) *kafka.Client {
 	return &kafka.Client{Addr: kafka.TCP(b.Addr), Timeout: 20 * time.Second, Transport: transport}
 }
 
-// DeleteTopic takes a topic away with all that is in it.
+// DeleteTopic deletes a topic and its records.
 func (b *Broker) DeleteTopic(t testing.TB, topic string) {
 	t.Helper()
 	resp, err := b.client(t).DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{topic}})
