@@ -55,7 +55,7 @@ func TestNamedOperators(t *testing.T) {
 	r := start(t, w.change(t, `admin: {listen: "${ADMIN}"}`, `admin: {listen: "${ADMIN}", tokens: [{name: alice, role: operator, token: "${file:`+alice+`}"}, {name: bob, role: viewer, token: "${file:`+bob+`}"}]}`))
 	r.must(t, nil, "sinks", "pause", "nats", "--token-file", alice)
 	r.must(t, nil, "sinks", "resume", "nats", "--token-file", alice)
-	if _, errs, code := r.ask(t, "sinks", "pause", "nats", "--token-file", bob); code != 1 || !strings.Contains(errs, "operators") {
+	if _, errs, code := r.ask(t, "sinks", "pause", "nats", "--token-file", bob); code != 1 || !strings.Contains(errs, "role operator") {
 		t.Errorf("a viewer's pause ended with %d: %s", code, errs)
 	}
 	lines := r.audit(t)

@@ -111,7 +111,7 @@ sinks: [{name: out, type: stdout}]
 		{name: "two sources on one path", args: []string{"config", "validate", "-c", "paths.yaml"}, code: 2, errs: []string{"paths.yaml:8:21: sources[1].paths[1]: /webhooks/upload-post is a path of source upload-post"}},
 		{name: "no such file", args: []string{"config", "validate", "-c", "none.yaml"}, code: 2, errs: []string{"none.yaml"}},
 		{name: "nothing to do", args: []string{"serve", "-c", "empty.yaml"}, code: 2, errs: []string{"sources", "sinks"}},
-		{name: "a cluster without servers", args: []string{"serve", "-c", "jetstream.yaml"}, code: 2, errs: []string{"journal.jetstream.url", "is missing"}},
+		{name: "a cluster without servers", args: []string{"serve", "-c", "jetstream.yaml"}, code: 2, errs: []string{"journal.jetstream.url", "is required"}},
 		{
 			name: "print", args: []string{"config", "print", "-c", "good.yaml"},
 			out: []string{"window: 24h", "max_body_bytes", "***"}, not: "whsec_that_is_printed",
