@@ -1,6 +1,5 @@
-// Package app puts the five steps together: ingress, source, journal, relay,
-// sinks. The commands, the end-to-end tests and the benchmarks are callers of
-// one assembly.
+// Package app assembles the five steps: ingress, source, journal, relay, sinks. The
+// commands, the end-to-end tests and the benchmarks share this assembly.
 package app
 
 import (
@@ -27,11 +26,11 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// App is an assembled relay: its journal is open and its ports are bound.
+// App is an assembled relay: the journal is open and the ports are bound.
 type App struct {
 	log     *Log
-	grace   time.Duration // for all of the stop
-	delay   time.Duration // for load balancers to notice, of grace
+	grace   time.Duration // time for the whole shutdown
+	delay   time.Duration // part of grace in which load balancers notice the shutdown
 	journal journal.Journal
 	relay   *relay.Relay
 	ingress *ingress.Server
@@ -39,34 +38,34 @@ type App struct {
 
 	ingressListener, adminListener net.Listener
 
-	plan       atomic.Pointer[Plan] // as its files are now
+	plan       atomic.Pointer[Plan] // plan of the current files
 	reloading  sync.Mutex
-	stamp      stamps        // of the files that have been read; guarded by reloading
-	refused    bool          // the text as it is now; guarded by reloading
-	look       chan struct{} // asks for a look at the files
+	stamp      stamps        // stamp of the read files; guarded by reloading
+	refused    bool          // the current text was refused; guarded by reloading
+	look       chan struct{} // requests a check of the files
 	metrics    *prometheus.Registry
 	reloads    *prometheus.CounterVec
 	applied    prometheus.Gauge // 1 unless the last reload was refused
-	renewing   sync.Mutex       // of sources
+	renewing   sync.Mutex       // held while sources are renewed
 	understand *understanding
-	gaps       *gaps // of Upload-Post's webhooks, by its history
+	gaps       *gaps // missed webhooks of Upload-Post
 	secrets    *secrets
 	mismatches *mismatches
 
 	credentials *admin.Credentials // of the admin API
 
 	history *admin.MetricsRing
-	last    atomic.Pointer[admin.LastReload] // nil before the first
+	last    atomic.Pointer[admin.LastReload] // nil before the first reload
 	used    atomic.Pointer[map[string]usage] // by source
 	began   time.Time
 	now     func() time.Time
 
 	ready   readiness
-	cleanup []func() error // in the order of assembly; undone from the end
+	cleanup []func() error // in the order of assembly; called in reverse
 }
 
-// New assembles the relay of a plan; Run sets it going. The order of the steps
-// is here: an event enters at the bottom of this function and leaves at the top.
+// New assembles the relay of a plan; Run starts it. The function shows the order of the
+// steps: an event enters at the bottom and leaves at the top.
 func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	grace := p.Config.Server.ShutdownTimeout
 	a := &App{
@@ -112,20 +111,20 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Traces of all steps are sent until the last of them has ended.
+	// Close traces after all steps have ended.
 	traces, err := telemetry.Open(ctx, p.Config.Telemetry.Traces, telemetry.Process{Name: name, Version: ReadVersion().Version}, log.Named("traces"))
 	if err != nil {
 		return nil, err
 	}
-	a.cleanup = append(a.cleanup, func() error { return closeTraces(traces, log) }) //nolint:contextcheck // it has a time of its own
+	a.cleanup = append(a.cleanup, func() error { return closeTraces(traces, log) }) //nolint:contextcheck // has its own timeout
 
-	// 3: the journal, which both halves stand on.
+	// 3: the journal.
 	a.journal, err = openJournal(ctx, p, name, metrics, log.Named("journal"))
 	if err != nil {
 		return nil, err
 	}
 	a.cleanup = append(a.cleanup, a.journal.Close)
-	measureJournal(metrics, a.journal, now) //nolint:contextcheck // a scrape has a time of its own
+	measureJournal(metrics, a.journal, now) //nolint:contextcheck // a scrape has its own timeout
 
 	// 5 and 4: the sinks, each with a pump.
 	a.relay, err = relay.New(ctx, relay.Options{
@@ -172,9 +171,9 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		return nil, err
 	}
 
-	// Beside the flow: the admin port.
+	// The admin port.
 	adminMetrics := admin.NewMetrics(metrics)
-	a.admin, err = admin.New(admin.Options{ //nolint:contextcheck // its requests end with its Shutdown
+	a.admin, err = admin.New(admin.Options{ //nolint:contextcheck // requests end with Shutdown
 		Checks:   []admin.Check{{Name: "journal", Run: func() error { return p.scrub.Error(a.journal.Check()) }}, {Name: "sources", Run: a.ready.check}},
 		Gatherer: metrics, Log: log.Named("admin"),
 		TLS: p.Config.Admin.TLS, MaxConnectionAge: p.Config.Admin.MaxConnectionAge, Metrics: adminMetrics,
@@ -196,8 +195,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	return a, nil
 }
 
-// closeTraces lets the last spans be sent, if the collector is there: nothing
-// that was promised hangs on it.
+// closeTraces sends the last spans if the collector answers. Traces are best effort.
 func closeTraces(traces *telemetry.Traces, log *Log) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
@@ -207,13 +205,13 @@ func closeTraces(traces *telemetry.Traces, log *Log) error {
 	return nil
 }
 
-// understanding is the sources by name, for requests that were set aside.
+// understanding holds the sources by name, for quarantined requests.
 type understanding struct {
 	mu      sync.Mutex
 	sources map[string]source.Source
 }
 
-// exchange lets the sources of these routes be all there are.
+// exchange replaces the sources by those of the routes.
 func (u *understanding) exchange(routes []ingress.Route) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -235,7 +233,7 @@ func (u *understanding) set(name string, src source.Source) {
 	u.sources[name] = src
 }
 
-// again reads a request that its source could not understand when it came.
+// again normalizes a quarantined request again.
 func (u *understanding) again(r journal.QuarantinedRequest) ([]event.Event, error) {
 	src := u.of(r.Source)
 	if src == nil {
@@ -246,8 +244,8 @@ func (u *understanding) again(r journal.QuarantinedRequest) ([]event.Event, erro
 	})
 }
 
-// listen binds a port. The listener is closed by whoever serves it, or by the
-// clean-up if nobody ever does.
+// listen binds a port. The server of the listener closes it, or the clean-up if no server
+// serves it.
 func (a *App) listen(key, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {

@@ -11,14 +11,13 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// AsyncAPI describes what the plan sends, for those who read it. Version is
-// Postwire's.
+// AsyncAPI returns the AsyncAPI document of the plan. Version is the version of Postwire.
 func (p *Plan) AsyncAPI(version string) (map[string]any, error) {
 	d := asyncapi.Description{Version: version, Events: p.events()}
 	for _, s := range p.Sinks {
 		own, ok := s.Own.(sinks.Config)
 		if !ok {
-			continue // Define lets none be another
+			continue // impossible: Define checks the type
 		}
 		d.Sinks = append(d.Sinks, asyncapi.Sink{
 			Name: s.Name, Filter: s.Settings.Filter, Redacts: len(s.Settings.Redact.Drop)+len(s.Settings.Redact.Hash) > 0, Subscription: own.Subscription(),
@@ -27,8 +26,8 @@ func (p *Plan) AsyncAPI(version string) (map[string]any, error) {
 	return asyncapi.Document(d)
 }
 
-// events are the types of events that the sources may make, as far as there are
-// schemas of them, and one for all others.
+// events returns the event types of the sources that have schemas, and one entry for all
+// other types.
 func (p *Plan) events() (all []asyncapi.Event) {
 	uploads, others := false, false
 	for _, s := range p.Sources {

@@ -3,17 +3,16 @@ package app
 import "go.uber.org/zap"
 
 const (
-	// reservedDescriptors are the file descriptors that connections of senders leave
-	// to others: the files of the journal (1000), the admin port (256), and brokers,
-	// listeners and files of the configuration.
+	// reservedDescriptors are the file descriptors besides sender connections: files of the
+	// journal (1000), the admin port (256), brokers, listeners and configuration files.
 	reservedDescriptors = 1000 + 256 + 256
-	// leastConnections is the number of connections that the ingress accepts however
-	// few descriptors there are.
+	// leastConnections is the minimum number of ingress connections, also with few
+	// descriptors.
 	leastConnections = 64
 )
 
-// connectionsFor returns how many connections the ingress may accept, out of the
-// configured number, where the process may open so many files; limit 0 is unknown.
+// connectionsFor returns the number of ingress connections for a configured number and a
+// limit of open files; limit 0 is unknown.
 func connectionsFor(configured int, limit uint64) int {
 	if limit == 0 {
 		return configured
@@ -25,8 +24,8 @@ func connectionsFor(configured int, limit uint64) int {
 	return min(configured, left)
 }
 
-// maxConnections is connectionsFor of this process. It logs a lower number than
-// the configured one.
+// maxConnections is connectionsFor of this process. It logs a number below the configured
+// one.
 func maxConnections(configured int, log *zap.Logger) int {
 	limit := descriptorLimit()
 	n := connectionsFor(configured, limit)

@@ -2,5 +2,5 @@
 
 package app
 
-// descriptorLimit is how many files the process may open; 0 is unknown.
+// descriptorLimit returns the limit of open files; 0 is unknown.
 func descriptorLimit() uint64 { return 0 }

@@ -17,14 +17,14 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
 )
 
-// configuration is what is in effect, for operators to see.
+// configuration returns the configuration in effect, for the admin API.
 func (a *App) configuration() (admin.Configuration, error) {
 	p := a.plan.Load()
 	text, err := p.YAML()
 	return admin.Configuration{YAML: string(text), File: p.name, Began: a.began, Last: a.last.Load()}, err
 }
 
-// told keeps in mind what came of a reload.
+// told records the result of a reload.
 func (a *App) told(changed []string, err error) {
 	last := &admin.LastReload{At: a.now().UTC(), Applied: err == nil, Changed: changed}
 	if changed == nil {
@@ -36,7 +36,7 @@ func (a *App) told(changed []string, err error) {
 	a.last.Store(last)
 }
 
-// inspect returns the sources, for operators to see.
+// inspect returns the sources, for the admin API.
 func (a *App) inspect() []admin.Source {
 	p := a.plan.Load()
 	all := make([]admin.Source, len(p.Sources))
@@ -55,16 +55,15 @@ func (a *App) inspect() []admin.Source {
 	return all
 }
 
-// usage is the signing secrets of a source that stand in the configuration, and
-// since when this process goes by them. How old they are otherwise, nobody tells.
+// usage are the configured signing secrets of a source, and since when this process uses
+// them. Their real age is unknown.
 type usage struct {
 	secrets []config.Secret
 	since   time.Time
-	rotated bool // they have taken the place of others
+	rotated bool // the secrets replaced others
 }
 
-// use keeps in mind which secrets a plan has, from now on where they are others
-// than those before.
+// use records the secrets of a plan, with the current time for changed secrets.
 func (a *App) use(p *Plan) {
 	before := map[string]usage{}
 	if was := a.used.Load(); was != nil {
@@ -85,7 +84,7 @@ func (a *App) use(p *Plan) {
 	a.used.Store(&now)
 }
 
-// registration asks the sender of a source where it sends webhooks.
+// registration reads the webhook registration of a source from the sender's API.
 func (a *App) registration(ctx context.Context, name string) (admin.Registration, error) {
 	p := a.plan.Load()
 	i := slices.IndexFunc(p.Sources, func(s source.Configured) bool { return s.Name == name })
@@ -117,8 +116,8 @@ func (a *App) registration(ctx context.Context, name string) (admin.Registration
 	return r, nil
 }
 
-// destination returns a URL as it may be shown, and whether its path is one of
-// those there are. A token behind the path is as secret as a password.
+// destination returns a URL for display, and whether its path is a path of a source. A path
+// token is as secret as a password.
 func destination(to string, paths []string, token bool) (shown string, here bool) {
 	if to == "" {
 		return "", false
@@ -133,7 +132,7 @@ func destination(to string, paths []string, token bool) (shown string, here bool
 	if token {
 		u.Path, u.RawPath = path.Dir(u.Path), ""
 	}
-	// A proxy in front may have put something before it.
+	// A proxy may add a prefix.
 	here = slices.ContainsFunc(paths, func(p string) bool { return strings.HasSuffix(u.Path, p) })
 	shown = u.Redacted()
 	if token {
@@ -142,7 +141,7 @@ func destination(to string, paths []string, token bool) (shown string, here bool
 	return shown, here
 }
 
-// age says how old the secret of a source is that comes from the sender's API.
+// age returns the age of a secret from the sender's API.
 func (s *secrets) age(name string) *admin.SecretAge {
 	k := s.of(name)
 	if k == nil {
@@ -158,7 +157,7 @@ func (s *secrets) age(name string) *admin.SecretAge {
 	return age
 }
 
-// told says how the comparisons of a source go; nil where there are none.
+// told returns the state of a source's comparisons, or nil.
 func (g *gaps) told(name string) *admin.ReconcileStatus {
 	g.mu.Lock()
 	s := g.sources[name]
@@ -180,7 +179,7 @@ func (g *gaps) told(name string) *admin.ReconcileStatus {
 	return c
 }
 
-// note keeps in mind what a comparison came to.
+// note records the result of a comparison.
 func (s *gap) note(at time.Time, report reconcile.Report, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 
 const engineJetStream = "jetstream"
 
-// processName is what this process is called where several share a journal.
+// processName is the name of this process among the relays that share a journal.
 func processName(c config.Config) (string, error) {
 	if c.Server.Name != "" {
 		return c.Server.Name, nil
@@ -36,17 +36,17 @@ func login(c config.JetStream) natsclient.Login {
 	return natsclient.Login{CredentialsFile: c.CredentialsFile, NKeyFile: c.NKeyFile, User: c.User, Password: c.Password, Token: c.Token, TLS: c.TLS}
 }
 
-// checkCluster says what is wrong with how the journal's cluster is reached.
+// checkCluster reports invalid addresses of the journal's cluster.
 func checkCluster(c config.JetStream) config.Invalids {
 	var p config.Invalids
 	if c.URL != "" && !natsclient.ValidURLs(c.URL) {
-		p.Add("url", "is not a list of URLs", "for example nats://a:4222,nats://b:4222") // not shown: it may hold a password
+		p.Add("url", "is not a list of URLs", "for example nats://a:4222,nats://b:4222") // without the URL, which may contain a password
 	}
 	login(c).Check("", &p)
 	return p
 }
 
-// openJournal opens the journal of the engine that is configured.
+// openJournal opens the journal of the configured engine.
 func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.Registerer, log *zap.Logger) (journal.Journal, error) {
 	groups := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "postwire_journal_group_size", Help: "Appends and other changes per synced write of the local engine.",
@@ -92,8 +92,8 @@ func clusterOptions(c *config.Config, name string, log *zap.Logger, clock func()
 	return opts
 }
 
-// measureJournal registers what the journal takes and has. Gauges of what
-// cannot be told, or is not limited, are 0.
+// measureJournal registers the gauges of the journal. A gauge is 0 if its value is unknown
+// or unlimited.
 func measureJournal(r prometheus.Registerer, j journal.Journal, now func() time.Time) {
 	gauge := func(name, help string, value func() float64) {
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
@@ -131,17 +131,16 @@ func measureJournal(r prometheus.Registerer, j journal.Journal, now func() time.
 	}, func() float64 { return float64(j.Usage().Trimmed) }))
 }
 
-// oldestEvent knows when the oldest event of a journal was accepted. It is read
-// once, and again when another one is the oldest.
+// oldestEvent caches the acceptance time of the oldest event.
 type oldestEvent struct {
 	journal journal.Log
 
 	mu  sync.Mutex
-	seq journal.Seq // of what at is about; 0 is none
+	seq journal.Seq // sequence of the cached event; 0 is none
 	at  time.Time
 }
 
-// accepted returns zero where there is none, or where reading it takes longer
+// accepted returns the acceptance time, or zero without events or if the read takes longer
 // than a scrape may.
 func (o *oldestEvent) accepted() time.Time {
 	o.mu.Lock()

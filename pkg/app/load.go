@@ -24,41 +24,39 @@ import (
 	allsinks "github.com/postwire/postwire/sinks/all"
 )
 
-// Plan is a configuration that has been read and found right, to the last key
-// of the last sink. Nothing of it runs yet.
+// Plan is a valid configuration. It starts nothing.
 type Plan struct {
 	Config  *config.Config
 	Sources []source.Configured
 	Sinks   []sinks.Configured
 	Schemas *schema.Library
 
-	// Warnings are what is valid and hardly meant.
+	// Warnings describe valid but suspicious settings.
 	Warnings config.Problems
 
-	// For what cannot be done to a machine: nil are the disk and time.Now.
+	// For tests; nil is the disk and time.Now.
 	Disk  vfs.FS
 	Clock func() time.Time
 
-	blocks     map[string]config.Block // of the sinks
-	attributes source.Attributes       // that events of the sources can have
+	blocks     map[string]config.Block // configuration of the sinks
+	attributes source.Attributes       // possible attributes of events
 	incomplete bool                    // a source has errors, so that attributes may lack names
 
-	// scrub knows the secrets of this plan and, once it is applied, of those
-	// before it.
+	// scrub knows the secrets of this plan and, after the plan is applied, of earlier
+	// plans.
 	scrub *config.Scrubber
 
-	// What it was read from.
+	// Origin of the plan.
 	name  string
-	file  bool   // that is a file's name
-	stamp string // of the file, from before it was read
+	file  bool   // name is a file name
+	stamp string // stamp of the file before it was read
 	text  []byte
 	env   func(string) (string, bool)
 }
 
-// Load reads the configuration at path. Its error is a config.Problems with
-// everything that is wrong in it.
+// Load reads the configuration at path. Its error is a config.Problems with all errors.
 func Load(path string) (*Plan, error) {
-	stamp := config.Stamp(path) // before it is read
+	stamp := config.Stamp(path) // before the read
 	text, err := config.Read(path)
 	if err != nil {
 		return nil, err
@@ -70,8 +68,8 @@ func Load(path string) (*Plan, error) {
 	return p, err
 }
 
-// Parse reads a configuration that is not in a file; name stands for the
-// file's in messages.
+// Parse parses a configuration that is not in a file; name replaces the file name in
+// messages.
 func Parse(name string, text []byte, env func(string) (string, bool)) (*Plan, error) {
 	c, err := config.Parse(name, text, env)
 	p, err := check(c, err)
@@ -81,15 +79,14 @@ func Parse(name string, text []byte, env func(string) (string, bool)) (*Plan, er
 	return p, err
 }
 
-// check reads the blocks of a configuration, which only their kinds can do,
-// and holds them against each other.
+// check parses the blocks of sources and sinks, and checks their relations.
 func check(c *config.Config, err error) (*Plan, error) {
 	if c == nil {
 		return nil, err
 	}
 	p := &Plan{Config: c, blocks: map[string]config.Block{}, scrub: config.NewScrubber()}
 	errs := []error{err}
-	paths := map[string]string{} // to the name of the source
+	paths := map[string]string{} // name of the source by path
 	for _, b := range c.Sources {
 		s, err := sources().Configure("source", b)
 		if err != nil {
@@ -154,16 +151,15 @@ func check(c *config.Config, err error) (*Plan, error) {
 	return p, nil
 }
 
-// scrubbed returns an opener whose errors hold no secret of this plan, nor of
-// those whose place it takes.
+// scrubbed returns an opener whose errors contain no secret of this plan or of the replaced
+// plan.
 func (p *Plan) scrubbed(open sinks.Opener) sinks.Opener {
 	return func(ctx context.Context, env sinks.Env) (sinks.Sink, error) {
 		return sinks.Scrubbed(open, p.scrub)(ctx, env)
 	}
 }
 
-// checkSource holds what a source asks of its senders against the server that
-// must ask them.
+// checkSource compares the proof of a source with the settings of the server.
 func checkSource(c *config.Config, b config.Block, s source.Configured) (source.Source, error) {
 	if least := c.Server.LeastBuffered(s.Settings.MaxBodyBytes); c.Server.MaxBufferedBytes < least {
 		return nil, b.Problem("max_body_bytes", fmt.Sprintf("server.max_buffered_bytes, %v, is too little for a body of %v", c.Server.MaxBufferedBytes, s.Settings.MaxBodyBytes), fmt.Sprintf("make it smaller, or server.max_buffered_bytes %v or more", least))
@@ -171,7 +167,7 @@ func checkSource(c *config.Config, b config.Block, s source.Configured) (source.
 	if own, ok := s.Own.(uploadpost.Config); ok && own.Reconcile.Interval > 0 && own.Reconcile.Lookback > c.Journal.Retention {
 		return nil, b.Problem("reconcile.lookback", fmt.Sprintf("%v is longer than journal.retention, %v: what came before that cannot be told from what did not", own.Reconcile.Lookback, c.Journal.Retention), "make one of them shorter, or the other longer")
 	}
-	src, err := s.Open(source.Env{Name: s.Name}) // it is pure
+	src, err := s.Open(source.Env{Name: s.Name}) // pure, without I/O
 	if err != nil {
 		return nil, b.Problem("", err.Error(), "")
 	}
@@ -181,8 +177,8 @@ func checkSource(c *config.Config, b config.Block, s source.Configured) (source.
 	return src, nil
 }
 
-// checkAttributes holds the attribute names in the filter and the template of a
-// sink against what the sources set.
+// checkAttributes compares the attribute names in the filter and the templates of a sink
+// with the attributes of the sources.
 func (p *Plan) checkAttributes(b config.Block, s sinks.Configured) error {
 	var errs []error
 	selects, err := filter.Parse(s.Settings.Filter)
@@ -202,7 +198,7 @@ func (p *Plan) checkAttributes(b config.Block, s sinks.Configured) error {
 	for _, name := range route.Template.Names() {
 		near := spelling.Nearest(name, p.attributes.Names)
 		if slices.Contains(p.attributes.Names, name) || p.attributes.Any && (near == "" || spelling.Distance(name, near) > 1) {
-			continue // senders of any CloudEvents name extensions of their own; a slip is a slip all the same
+			continue // CloudEvents senders name extensions of their own; still suggest a similar name
 		}
 		hint := "the configured sources set " + strings.Join(p.attributes.Names, ", ")
 		if near != "" {
@@ -213,7 +209,7 @@ func (p *Plan) checkAttributes(b config.Block, s sinks.Configured) error {
 	return errors.Join(errs...)
 }
 
-// sourceEnv is what a source gets besides its block.
+// sourceEnv returns the environment of a source.
 func (p *Plan) sourceEnv(s source.Configured) source.Env {
 	return source.Env{Name: s.Name, SchemaBase: p.schemaBase(), Rate: s.Settings.Rate}
 }
@@ -224,12 +220,12 @@ func sources() source.Registry { return config.NewRegistry(allsources.Kinds()...
 
 func outputs() sinks.Registry { return config.NewRegistry(allsinks.Kinds()...) }
 
-// destinations are the keys that a replay may set otherwise. Who may ask for
-// one must not be able to send a sink's credentials elsewhere, or to read a
-// file: an address is none of them.
+// destinations are the keys that a replay may override. An address is not among them: a
+// user who starts replays must not be able to send a sink's credentials elsewhere, or to
+// read a file.
 func destinations() []string { return []string{"subject", "topic"} }
 
-// redirect opens a sink with some of its keys set otherwise.
+// redirect opens a sink with other values of some keys.
 func (p *Plan) redirect(sink string, keys map[string]string) (sinks.Opener, error) {
 	b := p.blocks[sink]
 	for key, text := range keys {
@@ -240,7 +236,7 @@ func (p *Plan) redirect(sink string, keys map[string]string) (sinks.Opener, erro
 	}
 	s, err := outputs().Configure("sink", b)
 	if problems, ok := errors.AsType[config.Problems](err); ok {
-		// Their place in the file is not where the value comes from.
+		// The values are not from the file, so drop the position.
 		var what []string
 		for _, problem := range problems {
 			what = append(what, strings.TrimSuffix(fmt.Sprintf("%s: %s; %s", problem.Key, problem.What, problem.Hint), "; "))
@@ -253,10 +249,10 @@ func (p *Plan) redirect(sink string, keys map[string]string) (sinks.Opener, erro
 // Schema returns the JSON Schema of the configuration.
 func Schema() ([]byte, error) { return config.Schema(sources().Docs(), outputs().Docs()) }
 
-// Reference returns the reference page of the configuration, in Markdown.
+// Reference returns the reference page of the configuration in Markdown.
 func Reference() ([]byte, error) { return config.Reference(sources().Docs(), outputs().Docs()) }
 
-// YAML prints the plan's configuration with its defaults, and without secrets.
+// YAML returns the configuration of the plan with defaults and without secrets.
 func (p *Plan) YAML() ([]byte, error) {
 	var sources, sinks [][]any
 	for _, s := range p.Sources {

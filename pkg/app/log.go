@@ -13,21 +13,21 @@ import (
 	"github.com/postwire/postwire/internal/terminal"
 )
 
-// Of one message at one level, so many a second are logged, and then each of so
-// many: a flood of webhooks that are refused does not fill the disk.
+// Sampling: the first lines of a message per second, and then every nth line, so that a
+// flood of refused webhooks does not fill the disk.
 const (
 	logFirst  = 100
 	logEachOf = 100
 )
 
-// Log is the log of a process, whose level may be changed while it runs.
+// Log is the log of a process. Its level can change at run time.
 type Log struct {
 	*zap.Logger
 	level   zap.AtomicLevel
-	dropped atomic.Uint64 // lines, under a flood
+	dropped atomic.Uint64 // lines dropped by sampling
 }
 
-// NewLog makes the log of a configuration. It writes to standard error.
+// NewLog returns the log of a configuration. It writes to standard error.
 func NewLog(c config.Log) (*Log, error) {
 	level, err := zapcore.ParseLevel(c.Level)
 	if err != nil {
@@ -44,7 +44,7 @@ func NewLog(c config.Log) (*Log, error) {
 		how.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
 		encoder = zapcore.NewConsoleEncoder(how)
 	}
-	// Whatever is logged of senders and brokers, a terminal only shows it.
+	// Escape text of senders and brokers for terminals.
 	to := zapcore.Lock(zapcore.AddSync(terminal.NewWriter(os.Stderr)))
 	core := zapcore.NewSamplerWithOptions(zapcore.NewCore(encoder, to, l.level), time.Second, logFirst, logEachOf, zapcore.SamplerHook(func(_ zapcore.Entry, d zapcore.SamplingDecision) {
 		if d&zapcore.LogDropped != 0 {
@@ -55,7 +55,7 @@ func NewLog(c config.Log) (*Log, error) {
 	return l, nil
 }
 
-// LogTo makes a log of one that exists, whose own level stays what it is.
+// LogTo returns a Log on an existing logger, with the level of that logger.
 func LogTo(log *zap.Logger) *Log {
 	return &Log{Logger: log, level: zap.NewAtomicLevelAt(log.Level())}
 }

@@ -7,10 +7,10 @@ import (
 	"go.uber.org/zap"
 )
 
-// LimitMemory sets Go's memory limit to nine tenths of what the control group of
-// the process allows, so that the garbage collector works harder before the
-// kernel ends the process. The environment variable GOMEMLIMIT takes precedence.
-// Without a limit of the control group nothing changes.
+// LimitMemory sets Go's memory limit to nine tenths of the limit of the process's control
+// group, so that the garbage collector works harder before the kernel kills the process.
+// The environment variable GOMEMLIMIT takes precedence. Without a limit of the control
+// group nothing changes.
 func LimitMemory(log *Log) {
 	limit, err := memlimit.Set(memlimit.WithRatio(0.9))
 	switch {

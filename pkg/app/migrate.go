@@ -15,11 +15,11 @@ import (
 
 const engineLocal = "local"
 
-// Engines are the names of the journal's engines.
+// Engines are the names of the journal engines.
 func Engines() []string { return []string{engineLocal, engineJetStream} }
 
-// Migrate carries the journal from one engine to the other, whichever the
-// configuration names. It may be run again after an error.
+// Migrate migrates the journal between the engines, independently of the configured engine.
+// It may run again after an error.
 func Migrate(ctx context.Context, p *Plan, to string, log *zap.Logger, progress func(what string, done, total uint64)) (r transfer.Report, err error) {
 	if err := checkMigration(p.Config); err != nil {
 		return r, err
@@ -54,7 +54,7 @@ func Migrate(ctx context.Context, p *Plan, to string, log *zap.Logger, progress 
 	return transfer.Run(ctx, src, dst, transfer.Options{MoveEntry: relay.MoveEntry, Progress: progress})
 }
 
-// checkMigration says what of the two engines' settings is missing or wrong.
+// checkMigration reports missing or invalid settings of the two engines.
 func checkMigration(c *config.Config) error {
 	var errs []error
 	if c.Journal.JetStream.URL == "" {

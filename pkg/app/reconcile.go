@@ -20,8 +20,7 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
 )
 
-// gaps finds what Upload-Post's webhooks have not told, for each source that
-// knows the service's API.
+// gaps backfills missed webhooks of Upload-Post, for each source with access to the API.
 type gaps struct {
 	log     *zap.Logger
 	journal journal.Journal
@@ -29,7 +28,7 @@ type gaps struct {
 
 	mu      sync.Mutex
 	sources map[string]*gap
-	start   func(name string, s *gap) // sets one going; nil while run does not run
+	start   func(name string, s *gap) // starts a comparison loop; nil while run does not run
 
 	recovered, failed *prometheus.CounterVec
 	succeeded         *prometheus.GaugeVec
@@ -37,25 +36,25 @@ type gaps struct {
 
 type gap struct {
 	*reconcile.Reconciler
-	schedule reconcile.Schedule // an interval of 0 is by hand only
+	schedule reconcile.Schedule // an interval of 0 compares on request only
 	own      uploadpost.Config
-	stop     context.CancelFunc // nil until it runs; guarded by gaps.mu
+	stop     context.CancelFunc // nil before the loop runs; guarded by gaps.mu
 
 	mu        sync.Mutex
-	at        time.Time // of the last comparison; zero before the first
+	at        time.Time // time of the last comparison; zero before the first
 	report    reconcile.Report
 	problem   string
 	recovered uint64
 }
 
-// apis are what a source of Upload-Post asks the service by.
+// apis are the API clients of an Upload-Post source.
 type apis struct {
 	own     uploadpost.Config
 	history *client.Client
-	secret  *client.Client // nil where the source has its secrets from elsewhere
+	secret  *client.Client // nil if the secrets are not from the API
 }
 
-// apisOf makes them for each source of a plan that knows the service.
+// apisOf returns the clients for each source of a plan with access to the API.
 func apisOf(p *Plan) (map[string]*apis, error) {
 	all := map[string]*apis{}
 	for _, s := range p.Sources {
@@ -94,8 +93,8 @@ func newGaps(j journal.Journal, now func() time.Time, metrics prometheus.Registe
 	return g
 }
 
-// exchange lets go of sources that are no more, and begins with those that are
-// new, or are configured otherwise.
+// exchange stops the loops of removed sources, and starts the loops of new or changed
+// sources.
 func (g *gaps) exchange(apis map[string]*apis, u *understanding) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -159,7 +158,7 @@ func (g *gaps) run(ctx context.Context) {
 	all.Wait()
 }
 
-// found counts what a comparison has found, and says so where it is something.
+// found counts and logs the result of a comparison.
 func (g *gaps) found(name string, s *gap, r reconcile.Report, err error) {
 	s.note(g.now(), r, err)
 	log := g.log.With(zap.String("source", name), zap.Time("from", r.From), zap.Time("to", r.To))

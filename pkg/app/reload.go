@@ -18,14 +18,14 @@ import (
 	"github.com/postwire/postwire/pkg/ingress"
 )
 
-// lookEvery is how often the files are looked at: often enough for a rotation,
-// and Kubernetes takes longer to swap what it mounts.
+// lookEvery is the interval between two checks of the files: short enough for a rotation;
+// Kubernetes takes longer to swap mounted files.
 const lookEvery = time.Second
 
-// stamps change when files do.
+// stamps change with the files.
 type stamps struct {
-	text  string // the configuration's own
-	named string // those that it names by ${file:…}
+	text  string // stamp of the configuration file
+	named string // stamp of the files in ${file:…}
 }
 
 func stampsOf(p *Plan) (s stamps) {
@@ -36,11 +36,10 @@ func stampsOf(p *Plan) (s stamps) {
 	return s
 }
 
-// follow takes over what changes in the configuration and in the files that it
-// names by ${file:…}, until ctx is done. A secret is read at once, because a
-// sender may use it already. The configuration itself is let settle first: half
-// of it, as an editor may have written it by now, may be right and mean
-// something else.
+// follow applies changes of the configuration file and of the files in ${file:…}, until ctx
+// is done. A changed secret is applied at once, because a sender may use it already. A
+// changed configuration is applied after it has settled: an editor may have written half of
+// it, which may be valid and mean something else.
 func (a *App) follow(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -65,17 +64,17 @@ func (a *App) follow(ctx context.Context) {
 			last = now.text
 		}
 		if text || now.named != known.named {
-			_, _ = a.reload(ctx, text) // it has said what is wrong
+			_, _ = a.reload(ctx, text) // reload has logged the error
 		}
 	}
 }
 
-// doubtFor is how long a webhook is held that is signed with an unknown secret:
-// whoever rotates secrets writes the new one as soon as it is known.
+// doubtFor is how long the ingress holds a webhook with an unknown secret: a rotation
+// writes the new secret as soon as it is known.
 const doubtFor = 3 * time.Second
 
-// doubt looks for newer secrets of a source at once. It is a Doubt of the
-// ingress.
+// doubt requests a check for newer secrets of a source. It is the ingress's
+// OnUnknownSecret.
 func (a *App) doubt(name string) time.Duration {
 	hold := a.secrets.doubt(name)
 	if len(a.plan.Load().Config.Files()) == 0 {
@@ -83,14 +82,14 @@ func (a *App) doubt(name string) time.Duration {
 	}
 	select {
 	case a.look <- struct{}{}:
-	default: // it is about to be done
+	default: // already requested
 	}
 	return max(hold, doubtFor)
 }
 
-// renew lets a source have the secrets that are known by now.
+// renew opens a source with the current secrets.
 func (a *App) renew(name string) {
-	a.renewing.Lock() // what is read from files may change at the same moment
+	a.renewing.Lock() // the files may change at the same moment
 	defer a.renewing.Unlock()
 	p := a.plan.Load()
 	for _, s := range p.Sources {
@@ -109,7 +108,7 @@ func (a *App) renew(name string) {
 	}
 }
 
-// routes opens the sources of a plan with the secrets that are known by now.
+// routes opens the sources of a plan with the current secrets.
 func (a *App) routes(p *Plan) ([]ingress.Route, error) {
 	routes := make([]ingress.Route, len(p.Sources))
 	for i, s := range p.Sources {
@@ -122,18 +121,17 @@ func (a *App) routes(p *Plan) ([]ingress.Route, error) {
 	return routes, nil
 }
 
-// Reload reads the configuration and the files that it names again, and takes
-// over what of it can change while the relay runs, all of it or nothing. It
-// returns what has changed. Its error is a config.Problems where the
-// configuration is not right, or has a change that takes a restart; what was in
-// effect goes on then.
+// Reload reads the configuration and its files again, and applies the changes that need no
+// restart, all or nothing. It returns the changes. The error is a config.Problems if the
+// configuration is invalid or has a change that needs a restart; the old configuration then
+// stays in effect.
 func (a *App) Reload(ctx context.Context) (changed []string, err error) { return a.reload(ctx, true) }
 
 func (a *App) reload(ctx context.Context, text bool) (changed []string, err error) {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
 	old := a.plan.Load()
-	now := stampsOf(old) // of this attempt, before it reads them
+	now := stampsOf(old) // before the files are read
 	if !text {
 		now.text = a.stamp.text
 	}
@@ -149,17 +147,16 @@ func (a *App) reload(ctx context.Context, text bool) (changed []string, err erro
 		a.log.Error("the configuration, or a file that it names, has changed, and is refused; what was read before stays in effect", zap.Error(err))
 		return nil, err
 	}
-	a.stamp.named = next.Config.Stamp() // it may name others
+	a.stamp.named = next.Config.Stamp() // the new configuration may name other files
 	a.reloads.With(prometheus.Labels{"outcome": "applied"}).Inc()
-	if !a.refused { // a secret may be taken over while the text is not right
+	if !a.refused { // a secret may be applied while the text is invalid
 		a.applied.Set(1)
 	}
 	a.log.Info("the configuration was read again", zap.Strings("changed", changed))
 	return changed, nil
 }
 
-// takeOver puts a plan into effect in place of the old one. What may fail comes
-// first, the sinks are the last of it.
+// takeOver applies a plan. Steps that can fail come first, the sinks come last.
 func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, changed []string, err error) {
 	if next, err = old.again(text); err != nil {
 		return nil, nil, err
@@ -187,11 +184,11 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 	a.renewing.Lock()
 	defer a.renewing.Unlock()
 	a.secrets.exchange(apis)
-	routes, err := a.routes(next) // once more: secrets may have become known
+	routes, err := a.routes(next) // again, because secrets may have changed
 	if err == nil {
 		err = a.ingress.SetRoutes(routes)
 	}
-	if err != nil { // it has been right a moment ago
+	if err != nil { // impossible: checked before
 		return nil, nil, errors.Join(err, a.relay.SetSinks(ctx, old.Sinks))
 	}
 	a.understand.exchange(routes)
@@ -209,7 +206,7 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 	return next, changed, nil
 }
 
-// changes names what differs between two plans and is taken over.
+// changes returns the differences of two plans that are applied.
 func (p *Plan) changes(next *Plan) []string {
 	changed := []string{}
 	if p.Config.Log.Level != next.Config.Log.Level {
@@ -267,7 +264,7 @@ func (p *Plan) changes(next *Plan) []string {
 	return changed
 }
 
-// credentials are the tokens of a plan by which callers of the admin API are known.
+// credentials returns the tokens of a plan for the admin API.
 func credentials(p *Plan) (all []admin.Credential) {
 	for _, t := range p.Config.Admin.Credentials() {
 		role := admin.Viewer
@@ -279,9 +276,9 @@ func credentials(p *Plan) (all []admin.Credential) {
 	return all
 }
 
-// restarts says what differs between two plans and cannot change while the relay
-// runs. Of secrets among it, which come out of files that are rotated, it
-// returns the keys in later: the relay goes on with those that it has.
+// restarts returns the differences of two plans that need a restart. For secrets among
+// them, which are from rotated files, it returns the keys in later: the relay keeps the old
+// secrets.
 func (p *Plan) restarts(next *Plan) (restart config.Problems, later []string) {
 	was, is := *p.Config, *next.Config
 	was.Admin.Token, is.Admin.Token = "", ""
@@ -300,8 +297,8 @@ func (p *Plan) restarts(next *Plan) (restart config.Problems, later []string) {
 	return restart, later
 }
 
-// differences tells of the keys of a document, by the tags of its structs, whose
-// values differ, and whether they are secrets.
+// differences yields the keys of a document, by the tags of its structs, whose values
+// differ, and whether the values are secrets.
 func differences(prefix string, was, is reflect.Value, tell func(key string, secret bool)) {
 	for i := range was.NumField() {
 		field := was.Type().Field(i)
@@ -321,8 +318,8 @@ func differences(prefix string, was, is reflect.Value, tell func(key string, sec
 	}
 }
 
-// again is the configuration as its file is now, or with the text that it had,
-// and with what the files that it names hold now.
+// again parses the current file, or its old text, with the current contents of the files
+// that it names.
 func (p *Plan) again(text bool) (next *Plan, err error) {
 	now := p.text
 	if p.file && text {

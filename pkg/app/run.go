@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// readiness is whether webhooks are taken.
+// readiness is the readiness of the relay.
 type readiness struct{ serving atomic.Bool }
 
 func (r *readiness) check() error {
@@ -22,19 +22,19 @@ func (r *readiness) check() error {
 	return nil
 }
 
-// Addr is where webhooks are taken.
+// Addr returns the address of the webhook port.
 func (a *App) Addr() net.Addr { return a.ingressListener.Addr() }
 
-// AdminAddr is where health and metrics are served.
+// AdminAddr returns the address of the admin port.
 func (a *App) AdminAddr() net.Addr { return a.adminListener.Addr() }
 
-// Run carries events until ctx is done, and then stops in the order in which
-// nothing is lost: it is not ready any more, waits for load balancers to
-// notice, takes no more webhooks, lets the brokers acknowledge what they have been given, saves the cursors, and closes
-// the journal, all within the shutdown timeout. It is called once.
+// Run runs the relay until ctx is done, and then shuts down without loss: it becomes not
+// ready, waits for load balancers, stops accepting webhooks, lets batches in flight
+// complete, commits the cursors, and closes the journal, within the shutdown timeout. Run
+// is called once.
 func (a *App) Run(ctx context.Context) error {
 	defer a.ready.serving.Store(false)
-	// hard ends what the orderly stop did not.
+	// hard ends what the graceful shutdown did not end.
 	hard, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	running, cancel := context.WithCancel(ctx)
@@ -45,7 +45,7 @@ func (a *App) Run(ctx context.Context) error {
 	var g errgroup.Group
 	run := func(f func() error) {
 		g.Go(func() error {
-			defer cancel() // when one part ends, all do
+			defer cancel() // one part that ends also ends the others
 			return f()
 		})
 	}
@@ -75,7 +75,7 @@ func (a *App) Run(ctx context.Context) error {
 	a.ready.serving.Store(false)
 	a.log.Info("stopping", zap.Duration("timeout", a.grace))
 	defer time.AfterFunc(a.grace, cut).Stop()
-	if ctx.Err() != nil { // it was asked to stop; it has not failed
+	if ctx.Err() != nil { // requested, not a failure
 		waited := time.NewTimer(a.delay)
 		defer waited.Stop()
 		select {

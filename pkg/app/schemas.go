@@ -11,10 +11,10 @@ import (
 	"github.com/postwire/postwire/pkg/source"
 )
 
-// mismatches counts events that do not fit their schema, by source.
+// mismatches counts events that do not match their schema, by source.
 type mismatches struct {
 	count *prometheus.CounterVec
-	names []string // of the sources that are counted; guarded by App.renewing
+	names []string // counted sources; guarded by App.renewing
 }
 
 func newMismatches(metrics prometheus.Registerer) *mismatches {
@@ -25,8 +25,7 @@ func newMismatches(metrics prometheus.Registerer) *mismatches {
 	return m
 }
 
-// forget lets go of the series of sources that are no more, and begins those of
-// the others.
+// forget deletes the series of removed sources, and creates the series of the others.
 func (m *mismatches) forget(routes []ingress.Route) {
 	var names []string
 	for _, r := range routes {
@@ -41,8 +40,8 @@ func (m *mismatches) forget(routes []ingress.Route) {
 	m.names = names
 }
 
-// open opens a source of a plan with the secrets that are known by now, and
-// holds what it makes against the schemas of that plan.
+// open opens a source of a plan with the current secrets, and checks its events against the
+// schemas of the plan.
 func (a *App) open(p *Plan, s source.Configured) (source.Source, error) {
 	src, err := a.secrets.open(p, s)
 	if err != nil {

@@ -10,13 +10,13 @@ import (
 	"github.com/postwire/postwire/config"
 )
 
-// scrubbed lets no secret into the lines of a log from now on. It changes the
-// log itself: whoever holds the log writes through the scrubber.
+// scrubbed removes secrets from the lines of a log. It changes the log itself, so that
+// every holder of the log writes through the scrubber.
 func (l *Log) scrubbed(s *config.Scrubber) {
 	l.Logger = l.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core { return &scrubbedCore{core, s} }))
 }
 
-// scrubbedCore hides secrets in messages and in fields.
+// scrubbedCore removes secrets from messages and fields.
 type scrubbedCore struct {
 	zapcore.Core
 	scrub *config.Scrubber
@@ -27,7 +27,7 @@ func (c *scrubbedCore) With(fields []zapcore.Field) zapcore.Core {
 }
 
 func (c *scrubbedCore) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Core.Check(e, nil) == nil { // the level, or a flood
+	if c.Core.Check(e, nil) == nil { // level or sampling
 		return to
 	}
 	return to.AddCore(e, c)
@@ -38,7 +38,7 @@ func (c *scrubbedCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	return c.Core.Write(e, c.fields(fields))
 }
 
-// fields returns fields that hold no secret.
+// fields returns fields without secrets.
 func (c *scrubbedCore) fields(fields []zapcore.Field) []zapcore.Field {
 	clean := make([]zapcore.Field, len(fields))
 	for i, f := range fields {
@@ -53,7 +53,7 @@ func (c *scrubbedCore) field(f zapcore.Field) zapcore.Field {
 		f.String = c.scrub.Text(f.String)
 	case zapcore.ErrorType:
 		if err, ok := f.Interface.(error); ok {
-			// A field of text: zap would print what the error wraps, too.
+			// as text, because zap would also print wrapped errors
 			return zap.String(f.Key, c.text(err.Error))
 		}
 	case zapcore.StringerType:

@@ -16,56 +16,53 @@ import (
 )
 
 const (
-	// The service is asked at most so often while signatures do not match, in the
-	// long run: whoever sends wrong ones must not make us ask it all the time. One
-	// more is for a sender that came a moment too early to see the secret that was
-	// just read.
+	// Limit of reads of the service's secrets while signatures do not match: a stranger
+	// with wrong signatures must not cause constant reads. The burst of one more is for a
+	// sender that arrived just before a read finished.
 	askEvery = 5 * time.Second
 	askBurst = 2
-	// After an attempt that failed it is asked again by itself, so that a
-	// webhook which is held meanwhile need not be refused.
+	// Retry after a failed read, so that a held webhook need not be refused.
 	askAgain = 2 * time.Second
-	// askFor is how long a webhook is held while the service is asked: long enough
-	// for a look that begins after the webhook has come, also where a stranger has
-	// just caused another one. Senders wait ten seconds.
+	// askFor is how long a webhook is held while the secrets are read: long enough for a
+	// read that begins after the webhook arrived, also if a stranger has just caused
+	// another read. Senders wait ten seconds.
 	askFor = 8 * time.Second
-	// overlap is how long the secret before the last one is still taken:
-	// webhooks that were signed with it may be on their way.
+	// overlap is how long the previous secret stays valid: webhooks signed with it may be
+	// in flight.
 	overlap = time.Hour
 )
 
-// secrets are those of sources that read theirs from the sender's API.
+// secrets are the secrets of sources that read them from the sender's API.
 type secrets struct {
 	log    *zap.Logger
 	now    func() time.Time
-	change func(name string) // a source has another secret now
+	change func(name string) // called after a source got another secret
 	scrub  *config.Scrubber
 
 	mu      sync.Mutex
 	sources map[string]*secret
-	start   func(name string, k *secret) // sets one going; nil while run does not run
+	start   func(name string, k *secret) // starts a reader; nil while run does not run
 }
 
-// secret is that of one source.
+// secret is the secret of one source.
 type secret struct {
-	ask  chan struct{}      // holds one word when a look is asked for
-	stop context.CancelFunc // nil until it runs; guarded by secrets.mu
+	ask  chan struct{}      // holds a request for a read
+	stop context.CancelFunc // nil before the reader runs; guarded by secrets.mu
 
 	mu       sync.Mutex
 	api      *client.Client
-	last     config.Secret // empty until it could be read
+	last     config.Secret // empty before the first successful read
 	previous config.Secret
-	rotated  time.Time // when previous was the last one
-	failed   bool      // the last attempt
+	rotated  time.Time // time at which previous was replaced
+	failed   bool      // the last read failed
 }
 
 func newSecrets(now func() time.Time, log *zap.Logger) *secrets {
 	return &secrets{log: log, now: now, sources: map[string]*secret{}}
 }
 
-// exchange lets go of the secrets of sources that are no more, or do not read
-// theirs from the API any more, and sets those going that are new. Those that
-// stay keep what they know.
+// exchange stops the readers of sources that were removed or no longer read their secrets
+// from the API, and starts the readers of new sources. Other sources keep their secrets.
 func (s *secrets) exchange(apis map[string]*apis) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +76,7 @@ func (s *secrets) exchange(apis map[string]*apis) {
 	}
 	var inUse []config.Secret
 	defer func() {
-		if len(inUse) > 0 { // the scrubber forgets them after some configurations otherwise
+		if len(inUse) > 0 { // the scrubber forgets secrets after some reloads
 			s.scrub.Add(inUse...)
 		}
 	}()
@@ -101,21 +98,20 @@ func (s *secrets) exchange(apis map[string]*apis) {
 	}
 }
 
-// of returns the secret of a source; nil where it has none of this kind.
+// of returns the secret of a source; nil without one from the API.
 func (s *secrets) of(name string) *secret {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.sources[name]
 }
 
-// fromAPI returns the configuration of a source that reads its secret from the
-// sender's API.
+// fromAPI returns the API configuration of a source with secrets from the API.
 func fromAPI(s source.Configured) (uploadpost.Config, bool) {
 	own, ok := s.Own.(uploadpost.Config)
 	return own, ok && own.Auth.Signature != nil && own.Auth.Signature.FromAPI
 }
 
-// open opens a source with the secrets that are known by now.
+// open opens a source with the current secrets.
 func (s *secrets) open(p *Plan, src source.Configured) (source.Source, error) {
 	own, ok := fromAPI(src)
 	known := s.of(src.Name)
@@ -128,7 +124,7 @@ func (s *secrets) open(p *Plan, src source.Configured) (source.Source, error) {
 	return uploadpost.New(own, p.sourceEnv(src))
 }
 
-// current is what signatures may be made with now.
+// current returns the valid secrets.
 func (k *secret) current(now time.Time) (all []config.Secret) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -141,9 +137,8 @@ func (k *secret) current(now time.Time) (all []config.Secret) {
 	return all
 }
 
-// doubt asks for a look, and returns how long it is worth waiting for. The look
-// begins after this call, so that no doubt is spent on what was read before; how many
-// others doubt does not matter.
+// doubt requests a read, and returns how long to wait for it. The read begins after this
+// call, so that every request gets secrets read after its arrival, also with many requests.
 func (s *secrets) doubt(name string) time.Duration {
 	k := s.of(name)
 	if k == nil {
@@ -151,13 +146,12 @@ func (s *secrets) doubt(name string) time.Duration {
 	}
 	select {
 	case k.ask <- struct{}{}:
-	default: // it is asked for already, and has not begun
+	default: // already requested and not begun
 	}
 	return askFor
 }
 
-// run reads the secrets at once, and again when they are in doubt, until ctx is
-// done.
+// run reads the secrets at once and after each request, until ctx is done.
 func (s *secrets) run(ctx context.Context) {
 	var all sync.WaitGroup
 	s.mu.Lock()
@@ -184,7 +178,7 @@ func (s *secrets) run(ctx context.Context) {
 func (s *secrets) keep(ctx context.Context, name string, k *secret) {
 	looks := rate.NewLimiter(rate.Every(askEvery), askBurst)
 	for {
-		var again <-chan time.Time // never, unless it failed
+		var again <-chan time.Time // set after a failed read
 		if !s.read(ctx, name, k) {
 			again = time.After(askAgain)
 		}
@@ -194,7 +188,7 @@ func (s *secrets) keep(ctx context.Context, name string, k *secret) {
 				return
 			}
 			select {
-			case <-k.ask: // by those who came meanwhile
+			case <-k.ask: // requests that arrived meanwhile
 			default:
 			}
 		case <-again:
@@ -204,15 +198,14 @@ func (s *secrets) keep(ctx context.Context, name string, k *secret) {
 	}
 }
 
-// read reads a secret, lets the source have it if it is another one, and reports
-// whether there is one.
+// read reads a secret, applies a changed secret, and reports whether a secret is known.
 func (s *secrets) read(ctx context.Context, name string, k *secret) bool {
 	k.mu.Lock()
 	api := k.api
 	k.mu.Unlock()
 	settings, err := api.Notifications(ctx)
 	if ctx.Err() != nil {
-		return true // it is over
+		return true // stopped
 	}
 	k.mu.Lock()
 	failedBefore := k.failed
@@ -226,7 +219,7 @@ func (s *secrets) read(ctx context.Context, name string, k *secret) bool {
 	k.mu.Unlock()
 	log := s.log.With(zap.String("source", name))
 	switch {
-	case failed && failedBefore: // it has been said
+	case failed && failedBefore: // already logged
 	case err != nil:
 		log.Error("the signing secret cannot be read from the sender's API; it is tried again until it can", zap.Error(err))
 	case settings.WebhookSecret == "":

@@ -10,9 +10,9 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// Understand returns the events that a source of the plan makes of a request,
-// as the running relay would: it is not asked for proof, and nothing is stored.
-// Errors are those of source.Source's Normalize.
+// Understand returns the events that a source of the plan makes of a request, as the
+// running relay does, without authentication and without storing events. The errors are
+// those of source.Source.Normalize.
 func (p *Plan) Understand(s source.Configured, r *source.Request) ([]event.Event, error) {
 	src, err := s.Open(p.sourceEnv(s))
 	if err != nil {
@@ -25,17 +25,17 @@ func (p *Plan) Understand(s source.Configured, r *source.Request) ([]event.Event
 	return events, err
 }
 
-// Routed is what a sink would do with an event.
+// Routed is the routing of an event to one sink.
 type Routed struct {
 	Sink        string `json:"sink"`
 	Match       bool   `json:"match"`                 // the filter matches
 	Error       string `json:"error,omitempty"`       // why the filter could not be evaluated
 	Noun        string `json:"noun,omitempty"`        // subject, topic or receiver
-	Destination string `json:"destination,omitempty"` // its name
+	Destination string `json:"destination,omitempty"` // name of the destination
 }
 
-// Route returns, for each sink of the plan, whether its filter matches an event
-// and where the sink would send it. Nothing is sent.
+// Route returns, for each sink of the plan, whether its filter matches an event, and the
+// destination. Route sends nothing.
 func (p *Plan) Route(e event.Event) []Routed {
 	all := make([]Routed, len(p.Sinks))
 	for i, s := range p.Sinks {
@@ -55,7 +55,7 @@ func (p *Plan) Route(e event.Event) []Routed {
 	return all
 }
 
-// checked holds the events of a source against their schemas, as its block says.
+// checked checks the events of a source against their schemas, as configured.
 func (p *Plan) checked(s source.Configured, src source.Source, tell func(*schema.MismatchError)) source.Source {
 	return schema.Checked(src, p.Schemas, p.schemaBase(), s.Settings.Schema, tell)
 }

@@ -7,19 +7,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Version tells which build this is.
+// Version identifies the build.
 type Version struct {
-	Version string `json:"version"` // of the release, or of the module
+	Version string `json:"version"` // release version, or module version
 	Commit  string `json:"commit"`
-	Date    string `json:"date"` // of the commit
+	Date    string `json:"date"` // date of the commit
 	Go      string `json:"go"`
 }
 
-// release is set by a release build, with
-// -ldflags "-X github.com/postwire/postwire/pkg/app.release=1.2.3".
+// release is set by release builds, with -ldflags "-X
+// github.com/postwire/postwire/pkg/app.release=1.2.3".
 var release string
 
-// ReadVersion returns what the build wrote into the binary.
+// ReadVersion returns the version in the binary.
 func ReadVersion() Version {
 	v := Version{Version: "(devel)", Commit: "unknown", Date: "unknown", Go: runtime.Version()}
 	info, ok := debug.ReadBuildInfo()
