@@ -107,7 +107,7 @@ func (t *trial) run(plan *app.Plan, stdin io.Reader) (tried, error) {
 	if r.Body, err = t.body(stdin, plan.Config.Server.MaxBodyBytes); err != nil {
 		return tried{}, err
 	}
-	events, err := plan.Understand(s, r)
+	events, err := plan.Normalize(s, r)
 	if malformed, ok := errors.AsType[*source.MalformedError](err); ok {
 		return tried{Malformed: &triedMalformed{malformed.Field, malformed.Err.Error()}}, nil
 	}

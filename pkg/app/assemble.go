@@ -38,27 +38,27 @@ type App struct {
 
 	ingressListener, adminListener net.Listener
 
-	plan       atomic.Pointer[Plan] // plan of the current files
-	reloading  sync.Mutex
-	stamp      stamps        // stamp of the read files; guarded by reloading
-	refused    bool          // the current text was refused; guarded by reloading
-	look       chan struct{} // requests a check of the files
-	metrics    *prometheus.Registry
-	reloads    *prometheus.CounterVec
-	applied    prometheus.Gauge // 1 unless the last reload was refused
-	renewing   sync.Mutex       // held while sources are renewed
-	understand *understanding
-	gaps       *gaps // missed webhooks of Upload-Post
-	secrets    *secrets
-	mismatches *mismatches
+	plan        atomic.Pointer[Plan] // plan of the current files
+	reloading   sync.Mutex
+	stamp       stamps        // stamp of the read files; guarded by reloading
+	refused     bool          // the current text was refused; guarded by reloading
+	checkFiles  chan struct{} // requests a check of the files
+	metrics     *prometheus.Registry
+	reloads     *prometheus.CounterVec
+	applied     prometheus.Gauge // 1 unless the last reload was refused
+	renewing    sync.Mutex       // held while sources are renewed
+	sources     *sourceSet
+	reconcilers *reconcilers // missed webhooks of Upload-Post
+	secrets     *secrets
+	mismatches  *mismatches
 
 	credentials *admin.Credentials // of the admin API
 
-	history *admin.MetricsRing
-	last    atomic.Pointer[admin.LastReload] // nil before the first reload
-	used    atomic.Pointer[map[string]usage] // by source
-	began   time.Time
-	now     func() time.Time
+	history   *admin.MetricsRing
+	last      atomic.Pointer[admin.LastReload]     // nil before the first reload
+	secretUse atomic.Pointer[map[string]secretUse] // by source
+	began     time.Time
+	now       func() time.Time
 
 	ready   readiness
 	cleanup []func() error // in the order of assembly; called in reverse
@@ -70,8 +70,8 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	grace := p.Config.Server.ShutdownTimeout
 	a := &App{
 		log: log, grace: grace, delay: min(p.Config.Server.ShutdownDelay, grace/2),
-		stamp: stamps{p.stamp, p.Config.Stamp()}, understand: &understanding{sources: map[string]source.Source{}},
-		look: make(chan struct{}, 1),
+		stamp: stamps{p.stamp, p.Config.Stamp()}, sources: &sourceSet{sources: map[string]source.Source{}},
+		checkFiles: make(chan struct{}, 1),
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_config_reloads_total", Help: "Reloads of the configuration, because of a changed file, a signal or a request. applied: the relay applied the complete change. refused: the relay applied nothing.",
 		}, []string{"outcome"}),
@@ -93,7 +93,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		now = time.Now
 	}
 	a.began, a.now = now().UTC(), now
-	a.use(p)
+	a.trackSecrets(p)
 	metrics := prometheus.NewRegistry()
 	a.metrics, a.history = metrics, admin.NewMetricsRing(metrics, now)
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(), a.reloads, a.applied,
@@ -147,22 +147,22 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	a.mismatches = newMismatches(metrics)
 	a.secrets = newSecrets(now, log.Named("secrets"))
 	a.secrets.change, a.secrets.scrub = a.renew, p.scrub
-	a.secrets.exchange(apis)
+	a.secrets.setSources(apis)
 	routes, err := a.routes(p)
 	if err != nil {
 		return nil, err
 	}
-	a.understand.exchange(routes)
-	a.mismatches.forget(routes)
-	a.gaps = newGaps(a.journal, now, metrics, log.Named("reconcile"))
-	a.gaps.exchange(apis, a.understand)
+	a.sources.replace(routes)
+	a.mismatches.setSources(routes)
+	a.reconcilers = newReconcilers(a.journal, now, metrics, log.Named("reconcile"))
+	a.reconcilers.setSources(apis, a.sources)
 
 	// 1: the ingress.
 	server := p.Config.Server
 	server.MaxConnections = maxConnections(server.MaxConnections, log.Named("ingress"))
 	a.ingress, err = ingress.New(ingress.Options{
 		Config: server, Routes: routes, Journal: a.journal,
-		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Traces: traces, Now: now, OnUnknownSecret: a.doubt,
+		Log: log.Named("ingress"), Metrics: ingress.NewMetrics(metrics), Traces: traces, Now: now, OnUnknownSecret: a.requestRefresh,
 	})
 	if err != nil {
 		return nil, err
@@ -179,7 +179,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 		TLS: p.Config.Admin.TLS, MaxConnectionAge: p.Config.Admin.MaxConnectionAge, Metrics: adminMetrics,
 		Schemas: schema.Handler(func() *schema.Library { return a.plan.Load().Schemas }),
 		API: &admin.API{
-			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Renormalize: a.understand.again, Attributes: func() []string { return a.plan.Load().attributes.Names }, Reconcile: a.gaps.compare,
+			Journal: a.journal, Engine: p.Config.Journal.Engine, Name: name, Relay: a.relay, Renormalize: a.sources.Renormalize, Attributes: func() []string { return a.plan.Load().attributes.Names }, Reconcile: a.reconcilers.compare,
 			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, Series: a.history,
 			Credentials: a.credentials, Proxies: p.Config.Server.TrustedProxies, Metrics: adminMetrics,
 			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"), Scrub: p.scrub,
@@ -205,14 +205,14 @@ func closeTraces(traces *telemetry.Traces, log *Log) error {
 	return nil
 }
 
-// understanding holds the sources by name, for quarantined requests.
-type understanding struct {
+// sourceSet holds the sources by name, for quarantined requests.
+type sourceSet struct {
 	mu      sync.Mutex
 	sources map[string]source.Source
 }
 
-// exchange replaces the sources by those of the routes.
-func (u *understanding) exchange(routes []ingress.Route) {
+// replace replaces the sources by those of the routes.
+func (u *sourceSet) replace(routes []ingress.Route) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.sources = map[string]source.Source{}
@@ -221,20 +221,20 @@ func (u *understanding) exchange(routes []ingress.Route) {
 	}
 }
 
-func (u *understanding) of(name string) source.Source {
+func (u *sourceSet) of(name string) source.Source {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.sources[name]
 }
 
-func (u *understanding) set(name string, src source.Source) {
+func (u *sourceSet) set(name string, src source.Source) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.sources[name] = src
 }
 
-// again normalizes a quarantined request again.
-func (u *understanding) again(r journal.QuarantinedRequest) ([]event.Event, error) {
+// Renormalize normalizes a quarantined request again.
+func (u *sourceSet) Renormalize(r journal.QuarantinedRequest) ([]event.Event, error) {
 	src := u.of(r.Source)
 	if src == nil {
 		return nil, fmt.Errorf("source %q is not in the configuration", r.Source)

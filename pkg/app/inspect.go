@@ -24,8 +24,8 @@ func (a *App) configuration() (admin.Configuration, error) {
 	return admin.Configuration{YAML: string(text), File: p.name, Began: a.began, Last: a.last.Load()}, err
 }
 
-// told records the result of a reload.
-func (a *App) told(changed []string, err error) {
+// recordReload records the result of a reload.
+func (a *App) recordReload(changed []string, err error) {
 	last := &admin.LastReload{At: a.now().UTC(), Applied: err == nil, Changed: changed}
 	if changed == nil {
 		last.Changed = []string{}
@@ -41,35 +41,35 @@ func (a *App) inspect() []admin.Source {
 	p := a.plan.Load()
 	all := make([]admin.Source, len(p.Sources))
 	for i, s := range p.Sources {
-		all[i] = admin.Source{Source: s.Name, Kind: s.Kind, Paths: s.Settings.Paths, Reconcile: a.gaps.told(s.Name)}
-		if src := a.understand.of(s.Name); src != nil {
+		all[i] = admin.Source{Source: s.Name, Kind: s.Kind, Paths: s.Settings.Paths, Reconcile: a.reconcilers.status(s.Name)}
+		if src := a.sources.of(s.Name); src != nil {
 			all[i].AuthRequired = src.Proof().Required
 		}
 		if _, ok := fromAPI(s); ok {
 			all[i].Secret = a.secrets.age(s.Name)
 		} else if own, ok := s.Own.(uploadpost.Config); ok && own.Auth.Signature != nil {
-			u := (*a.used.Load())[s.Name]
+			u := (*a.secretUse.Load())[s.Name]
 			all[i].Secret = &admin.SecretAge{From: "configuration", Known: len(u.secrets) > 0, Since: &u.since, Rotated: u.rotated}
 		}
 	}
 	return all
 }
 
-// usage are the configured signing secrets of a source, and since when this process uses
+// secretUse are the configured signing secrets of a source, and since when this process uses
 // them. Their real age is unknown.
-type usage struct {
+type secretUse struct {
 	secrets []config.Secret
 	since   time.Time
 	rotated bool // the secrets replaced others
 }
 
-// use records the secrets of a plan, with the current time for changed secrets.
-func (a *App) use(p *Plan) {
-	before := map[string]usage{}
-	if was := a.used.Load(); was != nil {
+// trackSecrets records the secrets of a plan, with the current time for changed secrets.
+func (a *App) trackSecrets(p *Plan) {
+	before := map[string]secretUse{}
+	if was := a.secretUse.Load(); was != nil {
 		before = *was
 	}
-	now := map[string]usage{}
+	now := map[string]secretUse{}
 	for _, s := range p.Sources {
 		own, ok := s.Own.(uploadpost.Config)
 		if !ok || own.Auth.Signature == nil {
@@ -77,11 +77,11 @@ func (a *App) use(p *Plan) {
 		}
 		u, known := before[s.Name]
 		if secrets := own.Auth.Signature.Secrets; !known || !slices.Equal(secrets, u.secrets) {
-			u = usage{secrets, a.now().UTC(), known}
+			u = secretUse{secrets, a.now().UTC(), known}
 		}
 		now[s.Name] = u
 	}
-	a.used.Store(&now)
+	a.secretUse.Store(&now)
 }
 
 // registration reads the webhook registration of a source from the sender's API.
@@ -111,14 +111,14 @@ func (a *App) registration(ctx context.Context, name string) (admin.Registration
 			r.Channels = append(r.Channels, channel)
 		}
 	}
-	src := a.understand.of(name)
+	src := a.sources.of(name)
 	r.URL, r.PathMatches = destination(now.WebhookURL, p.Sources[i].Settings.Paths, src != nil && src.Proof().PathToken)
 	return r, nil
 }
 
 // destination returns a URL for display, and whether its path is a path of a source. A path
 // token is as secret as a password.
-func destination(to string, paths []string, token bool) (shown string, here bool) {
+func destination(to string, paths []string, token bool) (shown string, ours bool) {
 	if to == "" {
 		return "", false
 	}
@@ -133,12 +133,12 @@ func destination(to string, paths []string, token bool) (shown string, here bool
 		u.Path, u.RawPath = path.Dir(u.Path), ""
 	}
 	// A proxy may add a prefix.
-	here = slices.ContainsFunc(paths, func(p string) bool { return strings.HasSuffix(u.Path, p) })
+	ours = slices.ContainsFunc(paths, func(p string) bool { return strings.HasSuffix(u.Path, p) })
 	shown = u.Redacted()
 	if token {
 		shown += "/***"
 	}
-	return shown, here
+	return shown, ours
 }
 
 // age returns the age of a secret from the sender's API.
@@ -157,8 +157,8 @@ func (s *secrets) age(name string) *admin.SecretAge {
 	return age
 }
 
-// told returns the state of a source's comparisons, or nil.
-func (g *gaps) told(name string) *admin.ReconcileStatus {
+// status returns the state of a source's comparisons, or nil.
+func (g *reconcilers) status(name string) *admin.ReconcileStatus {
 	g.mu.Lock()
 	s := g.sources[name]
 	g.mu.Unlock()
@@ -179,8 +179,8 @@ func (g *gaps) told(name string) *admin.ReconcileStatus {
 	return c
 }
 
-// note records the result of a comparison.
-func (s *gap) note(at time.Time, report reconcile.Report, err error) {
+// record records the result of a comparison.
+func (s *reconcileJob) record(at time.Time, report reconcile.Report, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.at, s.report, s.problem = at, report, ""

@@ -65,7 +65,7 @@ func TestOperatorsSeeWhatRuns(t *testing.T) {
 	if err != nil || c.Last != nil || c.File != "postwire.yaml" || time.Since(c.Began) > time.Minute || !strings.Contains(c.YAML, "name: signed") || strings.Contains(c.YAML, "top-secret") {
 		t.Errorf("the configuration: %+v, %v", c, err)
 	}
-	a.told(nil, errors.New("sinks[0].steam: unknown key"))
+	a.recordReload(nil, errors.New("sinks[0].steam: unknown key"))
 	if c, err = a.configuration(); err != nil || c.Last.Applied || c.Last.Problem != "sinks[0].steam: unknown key" || c.Last.Changed == nil {
 		t.Errorf("a reload that was refused: %+v, %v", c.Last, err)
 	}
@@ -74,7 +74,7 @@ func TestOperatorsSeeWhatRuns(t *testing.T) {
 		t.Errorf("the first source: %+v, %+v", s, s.Secret)
 	}
 	a.now = func() time.Time { return c.Began.Add(time.Hour) }
-	a.use(plan) // as it was
+	a.trackSecrets(plan) // as it was
 	if s := a.inspect()[0].Secret; s.Since.Sub(c.Began) > time.Minute || s.Rotated {
 		t.Errorf("a secret that is the same: %+v", s)
 	}
@@ -82,7 +82,7 @@ func TestOperatorsSeeWhatRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.use(other)
+	a.trackSecrets(other)
 	if s := a.inspect()[0].Secret; !s.Since.Equal(c.Began.Add(time.Hour)) || !s.Rotated {
 		t.Errorf("a secret that has been rotated: %+v", s)
 	}

@@ -20,21 +20,21 @@ import (
 	"github.com/postwire/postwire/pkg/uploadpost/reconcile"
 )
 
-// gaps backfills missed webhooks of Upload-Post, for each source with access to the API.
-type gaps struct {
+// reconcilers backfills missed webhooks of Upload-Post, for each source with access to the API.
+type reconcilers struct {
 	log     *zap.Logger
 	journal journal.Journal
 	now     func() time.Time
 
 	mu      sync.Mutex
-	sources map[string]*gap
-	start   func(name string, s *gap) // starts a comparison loop; nil while run does not run
+	sources map[string]*reconcileJob
+	start   func(name string, s *reconcileJob) // starts a comparison loop; nil while run does not run
 
 	recovered, failed *prometheus.CounterVec
 	succeeded         *prometheus.GaugeVec
 }
 
-type gap struct {
+type reconcileJob struct {
 	*reconcile.Reconciler
 	schedule reconcile.Schedule // an interval of 0 compares on request only
 	own      uploadpost.Config
@@ -76,9 +76,9 @@ func apisOf(p *Plan) (map[string]*apis, error) {
 	return all, nil
 }
 
-func newGaps(j journal.Journal, now func() time.Time, metrics prometheus.Registerer, log *zap.Logger) *gaps {
-	g := &gaps{
-		log: log, journal: j, now: now, sources: map[string]*gap{},
+func newReconcilers(j journal.Journal, now func() time.Time, metrics prometheus.Registerer, log *zap.Logger) *reconcilers {
+	g := &reconcilers{
+		log: log, journal: j, now: now, sources: map[string]*reconcileJob{},
 		recovered: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postwire_reconciled_total", Help: "Events backfilled from the sender's history, for which no webhook arrived.",
 		}, []string{"source"}),
@@ -93,9 +93,9 @@ func newGaps(j journal.Journal, now func() time.Time, metrics prometheus.Registe
 	return g
 }
 
-// exchange stops the loops of removed sources, and starts the loops of new or changed
+// setSources stops the loops of removed sources, and starts the loops of new or changed
 // sources.
-func (g *gaps) exchange(apis map[string]*apis, u *understanding) {
+func (g *reconcilers) setSources(apis map[string]*apis, u *sourceSet) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for name, s := range g.sources {
@@ -118,7 +118,7 @@ func (g *gaps) exchange(apis map[string]*apis, u *understanding) {
 			continue
 		}
 		r := api.own.Reconcile
-		s := &gap{
+		s := &reconcileJob{
 			Reconciler: reconcile.New(reconcile.Options{Source: name, Reads: u.of(name), History: api.history, Journal: g.journal, Now: g.now}),
 			schedule:   reconcile.Schedule{Interval: r.Interval, Lookback: r.Lookback, Settle: r.Settle}, own: api.own,
 		}
@@ -133,10 +133,10 @@ func (g *gaps) exchange(apis map[string]*apis, u *understanding) {
 }
 
 // run compares as scheduled until ctx is done.
-func (g *gaps) run(ctx context.Context) {
+func (g *reconcilers) run(ctx context.Context) {
 	var all sync.WaitGroup
 	g.mu.Lock()
-	g.start = func(name string, s *gap) {
+	g.start = func(name string, s *reconcileJob) {
 		if s.schedule.Interval == 0 {
 			return
 		}
@@ -144,7 +144,7 @@ func (g *gaps) run(ctx context.Context) {
 		s.stop = stop
 		all.Go(func() {
 			defer stop()
-			s.Run(running, s.schedule, func(r reconcile.Report, err error) { g.found(name, s, r, err) })
+			s.Run(running, s.schedule, func(r reconcile.Report, err error) { g.recordReport(name, s, r, err) })
 		})
 	}
 	for name, s := range g.sources {
@@ -158,9 +158,9 @@ func (g *gaps) run(ctx context.Context) {
 	all.Wait()
 }
 
-// found counts and logs the result of a comparison.
-func (g *gaps) found(name string, s *gap, r reconcile.Report, err error) {
-	s.note(g.now(), r, err)
+// recordReport counts and logs the result of a comparison.
+func (g *reconcilers) recordReport(name string, s *reconcileJob, r reconcile.Report, err error) {
+	s.record(g.now(), r, err)
 	log := g.log.With(zap.String("source", name), zap.Time("from", r.From), zap.Time("to", r.To))
 	g.recovered.WithLabelValues(name).Add(float64(r.Recovered))
 	if r.Recovered > 0 {
@@ -179,7 +179,7 @@ func (g *gaps) found(name string, s *gap, r reconcile.Report, err error) {
 }
 
 // compare compares once, for an operator.
-func (g *gaps) compare(ctx context.Context, name string, from, to time.Time, dry bool) (reconcile.Report, error) {
+func (g *reconcilers) compare(ctx context.Context, name string, from, to time.Time, dry bool) (reconcile.Report, error) {
 	g.mu.Lock()
 	names := slices.Collect(maps.Keys(g.sources))
 	if name == "" && len(names) == 1 {
@@ -196,7 +196,7 @@ func (g *gaps) compare(ctx context.Context, name string, from, to time.Time, dry
 	}
 	report, err := s.Compare(ctx, from, to, dry)
 	if !dry {
-		g.found(name, s, report, err)
+		g.recordReport(name, s, report, err)
 	}
 	return report, err
 }

@@ -18,9 +18,9 @@ import (
 	"github.com/postwire/postwire/pkg/ingress"
 )
 
-// lookEvery is the interval between two checks of the files: short enough for a rotation;
+// pollInterval is the interval between two checks of the files: short enough for a rotation;
 // Kubernetes takes longer to swap mounted files.
-const lookEvery = time.Second
+const pollInterval = time.Second
 
 // stamps change with the files.
 type stamps struct {
@@ -41,7 +41,7 @@ func stampsOf(p *Plan) (s stamps) {
 // changed configuration is applied after it has settled: an editor may have written half of
 // it, which may be valid and mean something else.
 func (a *App) follow(ctx context.Context) {
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	a.reloading.Lock()
 	last := a.stamp.text
@@ -51,7 +51,7 @@ func (a *App) follow(ctx context.Context) {
 		select {
 		case <-tick.C:
 			due = true
-		case <-a.look:
+		case <-a.checkFiles:
 		case <-ctx.Done():
 			return
 		}
@@ -69,22 +69,22 @@ func (a *App) follow(ctx context.Context) {
 	}
 }
 
-// doubtFor is how long the ingress holds a webhook with an unknown secret: a rotation
+// unknownSecretHold is how long the ingress holds a webhook with an unknown secret: a rotation
 // writes the new secret as soon as it is known.
-const doubtFor = 3 * time.Second
+const unknownSecretHold = 3 * time.Second
 
-// doubt requests a check for newer secrets of a source. It is the ingress's
+// requestRefresh requests a check for newer secrets of a source. It is the ingress's
 // OnUnknownSecret.
-func (a *App) doubt(name string) time.Duration {
-	hold := a.secrets.doubt(name)
+func (a *App) requestRefresh(name string) time.Duration {
+	hold := a.secrets.requestRead(name)
 	if len(a.plan.Load().Config.Files()) == 0 {
 		return hold
 	}
 	select {
-	case a.look <- struct{}{}:
+	case a.checkFiles <- struct{}{}:
 	default: // already requested
 	}
-	return max(hold, doubtFor)
+	return max(hold, unknownSecretHold)
 }
 
 // renew opens a source with the current secrets.
@@ -104,7 +104,7 @@ func (a *App) renew(name string) {
 			a.log.Error("a source cannot be opened with its new secret; the one before it stays in effect", zap.String("source", name), zap.Error(err))
 			return
 		}
-		a.understand.set(name, src)
+		a.sources.set(name, src)
 	}
 }
 
@@ -136,8 +136,8 @@ func (a *App) reload(ctx context.Context, text bool) (changed []string, err erro
 		now.text = a.stamp.text
 	}
 	a.stamp = now
-	next, changed, err := a.takeOver(ctx, old, text)
-	a.told(changed, err)
+	next, changed, err := a.apply(ctx, old, text)
+	a.recordReload(changed, err)
 	if text {
 		a.refused = err != nil
 	}
@@ -156,9 +156,9 @@ func (a *App) reload(ctx context.Context, text bool) (changed []string, err erro
 	return changed, nil
 }
 
-// takeOver applies a plan. Steps that can fail come first, the sinks come last.
-func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, changed []string, err error) {
-	if next, err = old.again(text); err != nil {
+// apply applies a plan. Steps that can fail come first, the sinks come last.
+func (a *App) apply(ctx context.Context, old *Plan, text bool) (next *Plan, changed []string, err error) {
+	if next, err = old.reparse(text); err != nil {
 		return nil, nil, err
 	}
 	restart, later := old.restarts(next)
@@ -183,7 +183,7 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 
 	a.renewing.Lock()
 	defer a.renewing.Unlock()
-	a.secrets.exchange(apis)
+	a.secrets.setSources(apis)
 	routes, err := a.routes(next) // again, because secrets may have changed
 	if err == nil {
 		err = a.ingress.SetRoutes(routes)
@@ -191,15 +191,15 @@ func (a *App) takeOver(ctx context.Context, old *Plan, text bool) (next *Plan, c
 	if err != nil { // impossible: checked before
 		return nil, nil, errors.Join(err, a.relay.SetSinks(ctx, old.Sinks))
 	}
-	a.understand.exchange(routes)
-	a.mismatches.forget(routes)
-	a.gaps.exchange(apis, a.understand)
+	a.sources.replace(routes)
+	a.mismatches.setSources(routes)
+	a.reconcilers.setSources(apis, a.sources)
 	if next.Config.Log.Level != old.Config.Log.Level {
 		a.log.level.SetLevel(level)
 	}
 	a.plan.Store(next)
 	a.credentials.Replace(credentials(next)...)
-	a.use(next)
+	a.trackSecrets(next)
 	if len(later) > 0 {
 		a.log.Warn("some of what has changed takes effect at the next start only", zap.Strings("keys", later))
 	}
@@ -299,7 +299,7 @@ func (p *Plan) restarts(next *Plan) (restart config.Problems, later []string) {
 
 // differences yields the keys of a document, by the tags of its structs, whose values
 // differ, and whether the values are secrets.
-func differences(prefix string, was, is reflect.Value, tell func(key string, secret bool)) {
+func differences(prefix string, was, is reflect.Value, yield func(key string, secret bool)) {
 	for i := range was.NumField() {
 		field := was.Type().Field(i)
 		name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
@@ -308,19 +308,19 @@ func differences(prefix string, was, is reflect.Value, tell func(key string, sec
 		}
 		key := strings.TrimPrefix(prefix+"."+name, ".")
 		if field.Type.Kind() == reflect.Struct {
-			differences(key, was.Field(i), is.Field(i), tell)
+			differences(key, was.Field(i), is.Field(i), yield)
 			continue
 		}
 		if !reflect.DeepEqual(was.Field(i).Interface(), is.Field(i).Interface()) {
 			secret := reflect.TypeFor[config.Secret]()
-			tell(key, field.Type == secret || field.Type.Kind() == reflect.Map && field.Type.Elem() == secret)
+			yield(key, field.Type == secret || field.Type.Kind() == reflect.Map && field.Type.Elem() == secret)
 		}
 	}
 }
 
-// again parses the current file, or its old text, with the current contents of the files
+// reparse parses the current file, or its old text, with the current contents of the files
 // that it names.
-func (p *Plan) again(text bool) (next *Plan, err error) {
+func (p *Plan) reparse(text bool) (next *Plan, err error) {
 	now := p.text
 	if p.file && text {
 		if now, err = config.Read(p.name); err != nil {

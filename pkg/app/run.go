@@ -57,7 +57,7 @@ func (a *App) Run(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error {
-		a.gaps.run(running)
+		a.reconcilers.run(running)
 		return nil
 	})
 	g.Go(func() error {

@@ -25,8 +25,8 @@ func newMismatches(metrics prometheus.Registerer) *mismatches {
 	return m
 }
 
-// forget deletes the series of removed sources, and creates the series of the others.
-func (m *mismatches) forget(routes []ingress.Route) {
+// setSources deletes the series of removed sources, and creates the series of the others.
+func (m *mismatches) setSources(routes []ingress.Route) {
 	var names []string
 	for _, r := range routes {
 		m.count.WithLabelValues(r.Name)

@@ -22,7 +22,7 @@ const (
 	askEvery = 5 * time.Second
 	askBurst = 2
 	// Retry after a failed read, so that a held webhook need not be refused.
-	askAgain = 2 * time.Second
+	retryInterval = 2 * time.Second
 	// askFor is how long a webhook is held while the secrets are read: long enough for a
 	// read that begins after the webhook arrived, also if a stranger has just caused
 	// another read. Senders wait ten seconds.
@@ -61,9 +61,9 @@ func newSecrets(now func() time.Time, log *zap.Logger) *secrets {
 	return &secrets{log: log, now: now, sources: map[string]*secret{}}
 }
 
-// exchange stops the readers of sources that were removed or no longer read their secrets
+// setSources stops the readers of sources that were removed or no longer read their secrets
 // from the API, and starts the readers of new sources. Other sources keep their secrets.
-func (s *secrets) exchange(apis map[string]*apis) {
+func (s *secrets) setSources(apis map[string]*apis) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, k := range s.sources {
@@ -137,9 +137,9 @@ func (k *secret) current(now time.Time) (all []config.Secret) {
 	return all
 }
 
-// doubt requests a read, and returns how long to wait for it. The read begins after this
+// requestRead requests a read, and returns how long to wait for it. The read begins after this
 // call, so that every request gets secrets read after its arrival, also with many requests.
-func (s *secrets) doubt(name string) time.Duration {
+func (s *secrets) requestRead(name string) time.Duration {
 	k := s.of(name)
 	if k == nil {
 		return 0
@@ -178,9 +178,9 @@ func (s *secrets) run(ctx context.Context) {
 func (s *secrets) keep(ctx context.Context, name string, k *secret) {
 	looks := rate.NewLimiter(rate.Every(askEvery), askBurst)
 	for {
-		var again <-chan time.Time // set after a failed read
+		var retry <-chan time.Time // set after a failed read
 		if !s.read(ctx, name, k) {
-			again = time.After(askAgain)
+			retry = time.After(retryInterval)
 		}
 		select {
 		case <-k.ask:
@@ -191,7 +191,7 @@ func (s *secrets) keep(ctx context.Context, name string, k *secret) {
 			case <-k.ask: // requests that arrived meanwhile
 			default:
 			}
-		case <-again:
+		case <-retry:
 		case <-ctx.Done():
 			return
 		}

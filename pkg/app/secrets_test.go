@@ -46,18 +46,18 @@ func TestADoubtIsAnsweredWhoeverDoubts(t *testing.T) {
 		s := newSecrets(time.Now, zap.NewNop())
 		s.scrub = &config.Scrubber{}
 		s.change = func(string) {}
-		s.exchange(map[string]*apis{"source": {secret: api}})
+		s.setSources(map[string]*apis{"source": {secret: api}})
 		go s.run(t.Context())
 		synctest.Wait()
 		began, before := time.Now(), service.asked.Load()
 		for i := range 20 {
 			for range 5 { // forged ones, every two seconds
 				time.Sleep(2 * time.Second)
-				s.doubt("source")
+				s.requestRead("source")
 			}
 			secret := "whsec_0123456789abcdef" + string(rune('a'+i))
 			set(secret)
-			next := time.Now().Add(s.doubt("source"))
+			next := time.Now().Add(s.requestRead("source"))
 			for time.Now().Before(next) && string(s.of("source").current(time.Now())[0]) != secret {
 				time.Sleep(100 * time.Millisecond)
 			}

@@ -27,7 +27,7 @@ sinks: [{name: other, type: stdout}]
 	if err != nil {
 		t.Fatal(err)
 	}
-	events, err := (&understanding{sources: map[string]source.Source{"hooks": src}}).again(journal.QuarantinedRequest{
+	events, err := (&sourceSet{sources: map[string]source.Source{"hooks": src}}).Renormalize(journal.QuarantinedRequest{
 		Source: "hooks", Received: time.Unix(1e9, 0).UTC(), Method: http.MethodPost, Path: "/b", RawQuery: "of=x",
 		Header: http.Header{"X-Event": {"e"}}, Body: []byte("{}"),
 	})
@@ -37,7 +37,7 @@ sinks: [{name: other, type: stdout}]
 	if got := events[0].CloudEvent.Type(); got != "e/b?x" {
 		t.Errorf("the type is %q", got)
 	}
-	if _, err := (&understanding{}).again(journal.QuarantinedRequest{Source: "gone"}); err == nil {
+	if _, err := (&sourceSet{}).Renormalize(journal.QuarantinedRequest{Source: "gone"}); err == nil {
 		t.Error("a source that is gone understands")
 	}
 }

@@ -23,7 +23,7 @@ type checked struct {
 	library    *Library
 	base       string
 	quarantine bool
-	onMismatch       func(*MismatchError)
+	onMismatch func(*MismatchError)
 }
 
 var _ source.Source = (*checked)(nil)

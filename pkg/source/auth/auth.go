@@ -130,14 +130,14 @@ func (a Auth) Validate() error {
 
 // Verifier checks requests with a valid Auth. The methods may be called concurrently.
 type Verifier struct {
-	allow []netip.Prefix
-	token way // also in ways; nil without a path token
-	ways  []way
-	proof source.Proof
+	allow  []netip.Prefix
+	token  check // also in ways; nil without a path token
+	checks []check
+	proof  source.Proof
 }
 
-// way is one kind of proof. Its errors quote nothing of the request.
-type way func(r *source.Request) error
+// check is one kind of proof. Its errors quote nothing of the request.
+type check func(r *source.Request) error
 
 // Verifier returns a verifier. The error is the error of Validate, because an invalid Auth
 // must accept no request.
@@ -148,26 +148,26 @@ func (a Auth) Verifier() (*Verifier, error) {
 	v := &Verifier{allow: a.IPAllow, proof: source.Proof{
 		Required: !a.None, PathToken: a.PathToken != nil, ClientCertificate: a.ClientCertificate != nil,
 	}}
-	add := func(w way, secret ...string) {
-		v.ways = append(v.ways, w)
+	add := func(w check, secret ...string) {
+		v.checks = append(v.checks, w)
 		v.proof.SecretHeaders = append(v.proof.SecretHeaders, secret...)
 	}
 	// Cheap checks come first, because a stranger should cost little.
 	if a.PathToken != nil {
-		v.token = a.PathToken.way()
+		v.token = a.PathToken.check()
 		add(v.token)
 	}
 	if a.ClientCertificate != nil {
-		add(a.ClientCertificate.way())
+		add(a.ClientCertificate.check())
 	}
 	if a.Basic != nil {
-		add(a.Basic.way(), authorization)
+		add(a.Basic.check(), authorization)
 	}
 	if a.Bearer != nil {
-		add(a.Bearer.way(), authorization)
+		add(a.Bearer.check(), authorization)
 	}
 	if a.Header != nil {
-		add(a.Header.way(), http.CanonicalHeaderKey(a.Header.Name))
+		add(a.Header.check(), http.CanonicalHeaderKey(a.Header.Name))
 	}
 	if a.Signature != nil {
 		s, err := newSigning(a.signature())
@@ -185,7 +185,7 @@ func (v *Verifier) Verify(r *source.Request) error {
 	if err := v.allows(r); err != nil {
 		return err
 	}
-	for _, passes := range v.ways {
+	for _, passes := range v.checks {
 		if err := passes(r); err != nil {
 			return fmt.Errorf("%w: %w", source.ErrUnauthenticated, err)
 		}

@@ -42,7 +42,7 @@ func (c ClientCertificate) Validate() error {
 	return p.Err()
 }
 
-func (c ClientCertificate) way() way {
+func (c ClientCertificate) check() check {
 	return func(r *source.Request) error {
 		if r.Client == nil {
 			return errors.New("there is no verified client certificate")

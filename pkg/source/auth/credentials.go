@@ -36,7 +36,7 @@ func (b Basic) Validate() error {
 	return p.Err()
 }
 
-func (b Basic) way() way {
+func (b Basic) check() check {
 	var known digests
 	for _, password := range b.Passwords {
 		known.add([]byte(b.Username + ":" + password.Reveal()))
@@ -70,7 +70,7 @@ func (b Bearer) Validate() error {
 	return p.Err()
 }
 
-func (b Bearer) way() way {
+func (b Bearer) check() check {
 	known := digestsOf(b.Tokens)
 	return func(r *source.Request) error {
 		token, err := credentials(r.Header, "Bearer")
@@ -112,7 +112,7 @@ func (h Header) Validate() error {
 	return p.Err()
 }
 
-func (h Header) way() way {
+func (h Header) check() check {
 	name, known := http.CanonicalHeaderKey(h.Name), digestsOf(h.Values)
 	return func(r *source.Request) error {
 		value, err := one(r.Header, name)
@@ -144,7 +144,7 @@ func (t PathToken) Validate() error {
 	return p.Err()
 }
 
-func (t PathToken) way() way {
+func (t PathToken) check() check {
 	known := digestsOf(t.Tokens)
 	return func(r *source.Request) error {
 		if r.Token == "" {
@@ -171,8 +171,8 @@ func digestsOf(secrets []config.Secret) (d digests) {
 func (d *digests) add(secret []byte) { *d = append(*d, sha256.Sum256(secret)) }
 
 // hold reports whether given is one of the secrets, and compares all secrets.
-func (d digests) hold(given []byte) bool {
-	digest, match := sha256.Sum256(given), 0
+func (d digests) hold(value []byte) bool {
+	digest, match := sha256.Sum256(value), 0
 	for i := range d {
 		match |= subtle.ConstantTimeCompare(digest[:], d[i][:])
 	}

@@ -392,7 +392,7 @@ func (s *signing) verify(r *source.Request) error {
 
 // read parses the signatures in a header value, and the timestamp if the header contains
 // it.
-func (s *signing) read(name, value string) (timestamp string, given [][]byte, err error) {
+func (s *signing) read(name, value string) (timestamp string, signatures [][]byte, err error) {
 	if s.separator == "" {
 		text, ok := strings.CutPrefix(value, s.prefix)
 		signature, err := s.decode(text)
@@ -410,17 +410,17 @@ func (s *signing) read(name, value string) (timestamp string, given [][]byte, er
 		// Ignore a malformed entry like an entry of another version.
 		if text, ok := strings.CutPrefix(entry, s.prefix); ok {
 			if signature, err := s.decode(text); err == nil && len(signature) == s.size {
-				given = append(given, signature)
+				signatures = append(signatures, signature)
 			}
 		}
 	}
 	switch {
 	case s.timestampPrefix != "" && stamps != 1:
 		return "", nil, fmt.Errorf("header %s does not hold one timestamp %s", name, s.timestampPrefix)
-	case len(given) == 0:
+	case len(signatures) == 0:
 		return "", nil, fmt.Errorf("header %s holds no %s", name, s.form())
 	}
-	return timestamp, given, nil
+	return timestamp, signatures, nil
 }
 
 // form describes a signature for error messages: `sha256= and 64 hex digits`.

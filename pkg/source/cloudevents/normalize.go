@@ -33,7 +33,7 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	var read []ceevent.Event
 	var signed []string // identity of a request whose signature does not cover the attributes
 	if !strings.HasPrefix(strings.ToLower(contentType), formats) {
-		if err := s.takes(modeBinary); err != nil {
+		if err := s.allows(modeBinary); err != nil {
 			return nil, err
 		}
 		read, err = readBinary(r.Header, contentType, r.Body)
@@ -67,8 +67,8 @@ func (s *Source) Normalize(r *source.Request) ([]event.Event, error) {
 	return events, nil
 }
 
-// takes rejects a mode that the configuration does not allow.
-func (s *Source) takes(mode string) error {
+// allows rejects a mode that the configuration does not allow.
+func (s *Source) allows(mode string) error {
 	if slices.Contains(s.modes, mode) {
 		return nil
 	}
@@ -87,12 +87,12 @@ func (s *Source) readFormat(contentType string, body []byte) ([]ceevent.Event, e
 	}
 	switch mediaType {
 	case ceevent.ApplicationCloudEventsJSON:
-		if err := s.takes(modeStructured); err != nil {
+		if err := s.allows(modeStructured); err != nil {
 			return nil, err
 		}
 		return readStructured(body)
 	case ceevent.ApplicationCloudEventsBatchJSON:
-		if err := s.takes(modeBatched); err != nil {
+		if err := s.allows(modeBatched); err != nil {
 			return nil, err
 		}
 		return readBatch(body, s.maxBatch)

@@ -117,13 +117,13 @@ func readStructured(body []byte) ([]ceevent.Event, error) {
 }
 
 // readBatch parses a body with a list of events. The list may be empty.
-func readBatch(body []byte, most int) ([]ceevent.Event, error) {
-	list := batch{max: most}
+func readBatch(body []byte, maxEvents int) ([]ceevent.Event, error) {
+	list := batch{max: maxEvents}
 	if err := jsonbody.List(body, &list); err != nil {
 		return nil, err
 	}
 	if list.more {
-		return nil, malformed("", fmt.Errorf("has more than %d events (max_batch)", most))
+		return nil, malformed("", fmt.Errorf("has more than %d events (max_batch)", maxEvents))
 	}
 	events := make([]ceevent.Event, len(list.events))
 	for i, e := range list.events {

@@ -59,16 +59,16 @@ func identity(m *mapping) string {
 func lookups(x *expression) map[string]bool {
 	found := map[string]bool{}
 	if x != nil {
-		lookUp(x.ast.NativeRep().Expr(), found)
+		collectLookups(x.ast.NativeRep().Expr(), found)
 	}
 	return found
 }
 
-// lookUp collects the parts that an expression uses, and returns its own path, or nothing.
-func lookUp(e celast.Expr, found map[string]bool) (place string) {
+// collectLookups collects the parts that an expression uses, and returns its own path, or nothing.
+func collectLookups(e celast.Expr, found map[string]bool) (place string) {
 	at := func(of celast.Expr, name string) string {
 		inner := map[string]bool{}
-		if outer := lookUp(of, inner); outer != "" {
+		if outer := collectLookups(of, inner); outer != "" {
 			place = outer + "." + name
 			delete(inner, outer)
 			found[place] = true
@@ -87,12 +87,12 @@ func lookUp(e celast.Expr, found map[string]bool) (place string) {
 		return at(e.AsSelect().Operand(), e.AsSelect().FieldName())
 	case celast.ListKind:
 		for _, element := range e.AsList().Elements() {
-			lookUp(element, found)
+			collectLookups(element, found)
 		}
 	case celast.MapKind:
 		for _, entry := range e.AsMap().Entries() {
-			lookUp(entry.AsMapEntry().Key(), found)
-			lookUp(entry.AsMapEntry().Value(), found)
+			collectLookups(entry.AsMapEntry().Key(), found)
+			collectLookups(entry.AsMapEntry().Value(), found)
 		}
 	case celast.CallKind:
 		call := e.AsCall()
@@ -104,10 +104,10 @@ func lookUp(e celast.Expr, found map[string]bool) (place string) {
 			}
 		}
 		if call.IsMemberFunction() {
-			lookUp(call.Target(), found)
+			collectLookups(call.Target(), found)
 		}
 		for _, arg := range args {
-			lookUp(arg, found)
+			collectLookups(arg, found)
 		}
 	case celast.UnspecifiedExprKind, celast.ComprehensionKind, celast.LiteralKind, celast.StructKind:
 	}

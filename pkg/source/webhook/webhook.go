@@ -45,8 +45,8 @@ const none auth.Preset = "none"
 // longestName is the maximum name length that CloudEvents recommends for extensions.
 const longestName = 20
 
-// taken are attributes that Postwire sets, or that have configuration keys of their own.
-func taken() []string {
+// reserved are attributes that Postwire sets, or that have configuration keys of their own.
+func reserved() []string {
 	return []string{
 		"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data",
 		event.PartitionKey, event.RecordedTime, event.TraceParent, event.SourceName, "tracestate",
@@ -143,7 +143,7 @@ func (c Config) compile() (*mapping, error) {
 // unfitName returns why an extension cannot have a name.
 func unfitName(name string) (what, hint string) {
 	switch {
-	case slices.Contains(taken(), name):
+	case slices.Contains(reserved(), name):
 		hint = "name it otherwise"
 		if slices.Contains([]string{"id", "source", "type", "subject", "time", event.PartitionKey}, name) {
 			hint = "write it beside extensions, as event." + name

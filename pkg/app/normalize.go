@@ -10,10 +10,10 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// Understand returns the events that a source of the plan makes of a request, as the
+// Normalize returns the events that a source of the plan makes of a request, as the
 // running relay does, without authentication and without storing events. The errors are
 // those of source.Source.Normalize.
-func (p *Plan) Understand(s source.Configured, r *source.Request) ([]event.Event, error) {
+func (p *Plan) Normalize(s source.Configured, r *source.Request) ([]event.Event, error) {
 	src, err := s.Open(p.sourceEnv(s))
 	if err != nil {
 		return nil, fmt.Errorf("opening the source: %w", err)
@@ -56,6 +56,6 @@ func (p *Plan) Route(e event.Event) []Routed {
 }
 
 // checked checks the events of a source against their schemas, as configured.
-func (p *Plan) checked(s source.Configured, src source.Source, tell func(*schema.MismatchError)) source.Source {
-	return schema.Checked(src, p.Schemas, p.schemaBase(), s.Settings.Schema, tell)
+func (p *Plan) checked(s source.Configured, src source.Source, onMismatch func(*schema.MismatchError)) source.Source {
+	return schema.Checked(src, p.Schemas, p.schemaBase(), s.Settings.Schema, onMismatch)
 }
