@@ -20,7 +20,7 @@ import (
 type UnconfiguredSink struct {
 	Sink      string      `json:"sink"`
 	Committed journal.Seq `json:"committed" doc:"Sequence of the last event that was delivered, or passed over, for the sink."`
-	LagEvents uint64      `json:"lag_events" doc:"Stored events that were pending for the sink when it was removed. They are not delivered unless another sink adopts them."`
+	LagEvents uint64      `json:"lag_events" doc:"Pending events of the sink at its removal. Not delivered unless another sink adopts the events."`
 	Since     time.Time   `json:"since" doc:"Time at which a relay first found the sink unconfigured."`
 	Replay    string      `json:"replay,omitempty" doc:"ID of the replay by which another sink adopts the events."`
 }
