@@ -53,10 +53,10 @@ func (a *acks) take() []ack {
 // switches and synchronization took about half of the time.
 type inflightBatch struct {
 	*delivery
-	batch   []event.Event
-	errs    []error             // outcome of each event
-	flying  map[*nats.Msg][]int // messages in inflightBatch, with their lines: the event and the later events of the line
-	watched map[string]watched  // by subject
+	batch    []event.Event
+	errs     []error             // outcome of each event
+	inflight map[*nats.Msg][]int // messages in flight, with their lines: the event and the later events of the line
+	watched  map[string]watched  // by subject
 }
 
 // watched is a subject that the server may forbid.
@@ -68,7 +68,7 @@ type watched struct {
 func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 	f := &inflightBatch{
 		delivery: d, batch: batch, errs: make([]error, len(batch)),
-		flying: make(map[*nats.Msg][]int, min(len(batch), d.sink.config.Window)), watched: map[string]watched{},
+		inflight: make(map[*nats.Msg][]int, min(len(batch), d.sink.config.Window)), watched: map[string]watched{},
 	}
 	defer func() {
 		for _, w := range f.watched {
@@ -79,11 +79,11 @@ func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 	forbidden := d.denied.changed()
 	lines := sinks.Lines(batch)
 	for {
-		for len(lines) > 0 && len(f.flying) < d.sink.config.Window && ctx.Err() == nil {
+		for len(lines) > 0 && len(f.inflight) < d.sink.config.Window && ctx.Err() == nil {
 			f.publish(lines[0])
 			lines = lines[1:]
 		}
-		if len(lines)+len(f.flying) == 0 {
+		if len(lines)+len(f.inflight) == 0 {
 			return sinks.Outcome(f.errs)
 		}
 		select {
@@ -118,7 +118,7 @@ func (f *inflightBatch) publish(line []int) {
 				jetstream.WithExpectStream(f.sink.config.Stream),
 				jetstream.WithRetryAttempts(0)) // retries are the relay's
 			if err == nil {
-				f.flying[msg] = line
+				f.inflight[msg] = line
 				return
 			}
 			err = f.classify(msg.Subject, err)
@@ -134,11 +134,11 @@ func (f *inflightBatch) publish(line []int) {
 // line; none for a message of an earlier delivery. The error is the reason to
 // hold back the later events.
 func (f *inflightBatch) record(a ack) (behind []int, err error) {
-	line, ok := f.flying[a.msg]
+	line, ok := f.inflight[a.msg]
 	if !ok {
 		return nil, nil
 	}
-	delete(f.flying, a.msg)
+	delete(f.inflight, a.msg)
 	if a.err != nil {
 		a.err = f.classify(a.msg.Subject, a.err)
 	} else {
@@ -177,14 +177,14 @@ func (f *inflightBatch) hold(line []int, err error) {
 	}
 }
 
-// abort fails all messages in inflightBatch without an outcome, and all lines that
+// abort fails all messages in flight without an outcome, and all lines that
 // were not started.
 func (f *inflightBatch) abort(lines [][]int, err error) {
 	for _, a := range f.acks.take() {
 		behind, _ := f.record(a)
 		lines = append(lines, behind)
 	}
-	for msg := range f.flying {
+	for msg := range f.inflight {
 		behind, _ := f.record(ack{msg: msg, err: err})
 		f.hold(behind, err)
 	}
@@ -203,7 +203,7 @@ func (f *inflightBatch) watch(subject string) {
 	}
 }
 
-// deny fails the messages in inflightBatch whose subject the server forbids.
+// deny fails the messages in flight whose subject the server forbids.
 func (f *inflightBatch) deny() {
 	forbidden := map[string]bool{}
 	for subject, w := range f.watched {
@@ -216,7 +216,7 @@ func (f *inflightBatch) deny() {
 		}
 	}
 	var ended []*nats.Msg
-	for msg := range f.flying {
+	for msg := range f.inflight {
 		if forbidden[msg.Subject] {
 			ended = append(ended, msg)
 		}

@@ -61,7 +61,7 @@ func Kind() sinks.Kind {
 // messages is lost (no leader at that moment, a limit, a reset between servers)
 // and the second is stored, the repeat of the first is stored after the second,
 // and nothing can undo this order. Therefore a partition key never has more
-// than one message in inflightBatch, and the window is filled by different keys; a
+// than one message in flight, and the window is filled by different keys; a
 // failure holds back only the rest of its key, and events without a key are
 // independent.
 //
