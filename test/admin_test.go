@@ -231,7 +231,7 @@ func TestAdminTLS(t *testing.T) {
 	}{
 		"flags":                        {[]string{"--admin", "https://" + r.admin, "--ca-file", cert, "--cert-file", clientCert, "--key-file", clientKey}, 0, "journal"},
 		"the configuration":            {[]string{"-c", r.config, "--cert-file", clientCert, "--key-file", clientKey}, 0, "journal"},
-		"without a client certificate": {[]string{"-c", r.config}, 1, "client certificate is needed"},
+		"without a client certificate": {[]string{"-c", r.config}, 1, "client certificate is required"},
 		"without the authority":        {[]string{"--admin", "https://" + r.admin}, 1, "--ca-file"},
 		"without TLS":                  {[]string{"--admin", "http://" + r.admin}, 1, "use https://"},
 		"with a file that is none":     {[]string{"--admin", "https://" + r.admin, "--ca-file", key}, 2, "contains no PEM certificate"},

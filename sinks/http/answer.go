@@ -28,7 +28,7 @@ const (
 )
 
 // errStopped is the outcome of events after the receiver has answered 410.
-var errStopped = errors.New("the receiver has answered 410 Gone, so that nothing more is sent to it until Postwire is started again; remove the sink, or set url to who takes its events")
+var errStopped = errors.New("the receiver answered 410 Gone, and delivery stops until Postwire is restarted; remove the sink, or set url to another receiver")
 
 // answerError is a response without acknowledgement. answerError contains only
 // the status, because the response may quote the event.
@@ -70,7 +70,7 @@ func (s *Sink) judge(answer *nethttp.Response) (stop bool, err error) {
 		return false, nil
 	case status == nethttp.StatusGone:
 		if s.stopped.CompareAndSwap(false, true) {
-			s.log.Error("the receiver is gone for good: it has answered 410, and this sink sends nothing more; its events wait in the journal",
+			s.log.Error("receiver answered 410 Gone, delivery to the sink stops; the events wait in the journal",
 				zap.String("receiver", s.route.Template.String()))
 		}
 		return true, errStopped

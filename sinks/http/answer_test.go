@@ -196,7 +196,7 @@ func TestGoneClosesTheSink(t *testing.T) {
 	}
 	for range 3 {
 		err := deliver(t, s, numbered(5))
-		if err == nil || !strings.Contains(err.Error(), "410 Gone") || !strings.Contains(err.Error(), "started again") {
+		if err == nil || !strings.Contains(err.Error(), "410 Gone") || !strings.Contains(err.Error(), "restarted") {
 			t.Errorf("got %v", err)
 		}
 		if _, refused := sinks.IsPermanent(err); refused {

@@ -94,7 +94,7 @@ func (s *Sink) options(life context.Context, ses *session) ([]nats.Option, error
 			}
 		}),
 		nats.ReconnectHandler(func(c *nats.Conn) {
-			s.log.Info("connected to NATS again", zap.String("server", c.ConnectedUrlRedacted()))
+			s.log.Info("reconnected to NATS", zap.String("server", c.ConnectedUrlRedacted()))
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if !ses.denied.handle(err) {
@@ -202,8 +202,9 @@ func (d *denials) changed() <-chan struct{} {
 	return d.notifyC
 }
 
-// handled waits until err, the connection's last error, went through handle.
-func (d *denials) handledDenial(ctx context.Context, err error) error {
+// waitHandled waits until the error handler has handled err, the last error of the
+// connection.
+func (d *denials) waitHandled(ctx context.Context, err error) error {
 	for {
 		d.mu.Lock()
 		last, notifyC := d.last, d.notifyC

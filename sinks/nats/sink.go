@@ -246,7 +246,7 @@ func (d *delivery) core(ctx context.Context, batch []event.Event) error {
 	// The server sends denials before the answer to the flush, but the client
 	// passes denials on through a queue.
 	if err := d.conn.LastError(); err != lastError && errors.Is(err, nats.ErrPermissionViolation) { //nolint:errorlint // another one, even if it says the same
-		if err := d.denied.handledDenial(flush, err); err != nil {
+		if err := d.denied.waitHandled(flush, err); err != nil {
 			return fmt.Errorf("waiting for the server's refusals: %w", err)
 		}
 		forbidden := func(i int) bool {

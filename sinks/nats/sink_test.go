@@ -480,7 +480,7 @@ func TestLogAndErrorsKeepPasswords(t *testing.T) {
 	b.Stop(t)
 	sinktest.Until(t, "the loss is logged", func() bool { return seen.FilterMessageSnippet("disconnected").Len() > 0 })
 	b.Restart(t)
-	sinktest.Until(t, "the return is logged", func() bool { return seen.FilterMessageSnippet("again").Len() > 0 })
+	sinktest.Until(t, "the return is logged", func() bool { return seen.FilterMessageSnippet("reconnected").Len() > 0 })
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}

@@ -14,7 +14,7 @@ import (
 
 // errNoInfo means that the user has no permission to read the stream's
 // configuration. Permission to publish is enough.
-var errNoInfo = errors.New("this user may not look it up")
+var errNoInfo = errors.New("the NATS user has no permission to read the stream")
 
 // subjects returns the subjects of the stream. A missing stream is created if
 // configured.
@@ -60,7 +60,7 @@ func (s *Sink) subjects(ctx context.Context, ses *session) ([]string, error) {
 func (s *Sink) checkStream(ctx context.Context, ses *session) error {
 	subjects, err := s.subjects(ctx, ses)
 	if errors.Is(err, errNoInfo) {
-		s.log.Warn("the stream is not checked", zap.Error(err))
+		s.log.Warn("stream not checked", zap.Error(err))
 		return nil
 	}
 	if err != nil {

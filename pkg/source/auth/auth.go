@@ -116,14 +116,14 @@ func (a Auth) Validate() error {
 	if a.ClientCertificate != nil {
 		p.Nest("auth.client_certificate", a.ClientCertificate.Validate())
 	}
-	const clash = "and a request has one"
+	const clash = "and a request has one header Authorization"
 	switch named := a.Header != nil && http.CanonicalHeaderKey(a.Header.Name) == authorization; {
 	case a.Basic != nil && a.Bearer != nil:
-		p.Add("auth.bearer", "wants the header Authorization, as basic does, "+clash, "remove one of the two")
+		p.Add("auth.bearer", "uses the header Authorization like auth.basic, "+clash, "remove auth.basic or auth.bearer")
 	case named && a.Basic != nil:
-		p.Add("auth.header.name", "is the header that basic wants, "+clash, "remove one of the two")
+		p.Add("auth.header.name", "is the header of auth.basic, "+clash, "remove auth.basic or auth.header")
 	case named && a.Bearer != nil:
-		p.Add("auth.header.name", "is the header that bearer wants, "+clash, "remove one of the two")
+		p.Add("auth.header.name", "is the header of auth.bearer, "+clash, "remove auth.bearer or auth.header")
 	}
 	return p.Err()
 }

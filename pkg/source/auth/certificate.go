@@ -24,7 +24,7 @@ type ClientCertificate struct {
 func (c ClientCertificate) Validate() error {
 	var p config.Invalids
 	if len(c.Subjects)+len(c.SANs) == 0 {
-		p.Add("", "names nobody", "list at least one entry under subjects or sans")
+		p.Add("", "allows no certificate", "list at least one entry under subjects or sans")
 	}
 	for i, name := range c.Subjects {
 		if name == "" {
