@@ -47,15 +47,8 @@ func exitSignal(s os.Signal) int {
 // execute runs one command line and returns its exit code.
 func execute(ctx context.Context, args []string) int {
 	started := false // cobra's own errors come before a command starts
-	root := &cobra.Command{
-		Use:               "postwire",
-		Short:             "Relay webhooks to message brokers, durably and at-least-once",
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		PersistentPreRun:  func(*cobra.Command, []string) { started = true },
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
-	}
-	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), eventsCommand(), dlqCommand(), replayCommand(), sinksCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand()) //nolint:contextcheck // cobra passes the context
+	root := rootCommand() //nolint:contextcheck // cobra passes the context
+	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
 	root.SetArgs(args)
 	// Printed texts may come from senders, brokers and servers: escape control characters.
 	out, errs := terminal.NewWriter(os.Stdout), terminal.NewWriter(os.Stderr)
@@ -74,6 +67,19 @@ func execute(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// rootCommand returns the command postwire with every subcommand.
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:               "postwire",
+		Short:             "Relay webhooks to message brokers, durably and at-least-once",
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), eventsCommand(), dlqCommand(), replayCommand(), sinksCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand())
+	return root
 }
 
 // errUsage marks a wrong command line.
