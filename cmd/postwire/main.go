@@ -46,7 +46,7 @@ func exitSignal(s os.Signal) int {
 
 // execute runs one command line and returns its exit code.
 func execute(ctx context.Context, args []string) int {
-	started := false // cobra's own errors come before a command starts
+	started := false      // cobra's own errors come before a command starts
 	root := rootCommand() //nolint:contextcheck // cobra passes the context
 	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
 	root.SetArgs(args)
