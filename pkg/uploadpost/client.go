@@ -1,7 +1,6 @@
 // Package uploadpost is a client of Upload-Post's API: notification settings and upload
 // history. The client follows the documentation, and accepts the variants in which the
 // service answers at times: two hosts, two shapes of a field, several names of a list.
-// of a list.
 package uploadpost
 
 import (

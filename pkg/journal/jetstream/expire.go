@@ -87,7 +87,7 @@ func (j *Journal) Expire(ctx context.Context) error {
 	j.mu.Lock()
 	oldest, last := j.state.oldest, j.state.last
 	j.mu.Unlock()
-	passed, err := j.committed(ctx, last)
+	passed, err := j.committedByAll(ctx, last)
 	if err != nil || passed < oldest {
 		return err
 	}
@@ -115,7 +115,7 @@ func (j *Journal) Expire(ctx context.Context) error {
 
 // committedByAll returns the lowest committed sequence of the cursors that are or recently
 // were open.
-func (j *Journal) committed(ctx context.Context, last journal.Seq) (journal.Seq, error) {
+func (j *Journal) committedByAll(ctx context.Context, last journal.Seq) (journal.Seq, error) {
 	opened := map[string]time.Time{}
 	for n, err := range j.Values(ctx, openPrefix) {
 		if err != nil {

@@ -15,57 +15,54 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// Limits of one group. The first keeps a burst from making the first of it
-// wait for the last; the second keeps a group within a memtable.
+// Limits of one group: the first bounds the wait of the first request in a burst, the
+// second keeps a group within a memtable.
 const (
 	maxGroupRequests = 1024
 	maxGroupBytes    = 4 << 20
-	// groupsInFlight is how many groups may wait, applied, for the one before
-	// them to be synced. More would be smaller ones, each with its own price.
+	// groupsInFlight is the maximum number of applied groups that wait for a sync. More
+	// groups would be smaller, and each has a fixed cost.
 	groupsInFlight = 1
 )
 
-// request is one change of the store, staged into the group that is being
-// made. Stage runs in the committer alone; done gets the outcome, once.
+// request is one change of the store. The committer calls stage for the group that it
+// makes; done receives the result, once.
 type request struct {
-	size  int  // bytes, about
-	grows bool // it is refused where there is no room for it
+	size  int  // approximate bytes
+	grows bool // refused if the journal is full
 	stage func(*group) error
 	done  chan error
 }
 
-// group is what is written with one sync.
+// group is the set of requests of one synced write. It keeps these invariants:
 //
-// The order of things is what makes the promise hold:
+//  1. The committer looks up the keys in the group and in the store, where every earlier
+//     group is visible, also before its sync.
+//  2. One batch contains events and their keys.
+//  3. The batch is applied, and the next group is made during the sync.
+//  4. The syncer handles the groups in order. After the sync of a group it advances the
+//     durable sequence, which is the limit for cursors, and answers the requests.
 //
-//  1. The committer looks the keys up, in the group itself and in the store,
-//     where every earlier group is visible though perhaps not yet synced.
-//  2. Events and keys go into one batch, so that neither is ever without the
-//     other.
-//  3. The batch is applied, and the next group is made while it is synced.
-//  4. The syncer takes the groups in order. Only after a group's sync does it
-//     move the durable place, which is as far as cursors see, and answer.
-//
-// A duplicate's answer therefore comes no earlier than its original's: the
-// original is in the same group or in an earlier one.
+// So the answer to a duplicate comes after the sync of its first event, which is in the
+// same or an earlier group.
 type group struct {
 	st            *store
 	batch         *pebble.Batch
-	now           int64 // nanoseconds since 1970; never less than in the group before
+	now           int64 // nanoseconds since 1970; increasing
 	last          journal.Seq
-	dedupeEntries map[event.Key]dedupeEntry // made by this group
+	dedupeEntries map[event.Key]dedupeEntry // added by this group
 	removed       map[string]bool           // entries removed by this group
 	quarantined
-	lookups  *pebble.Iterator // over those of earlier groups; nil until the first
+	lookups  *pebble.Iterator // over the entries of earlier groups; nil before the first look-up
 	appended []sized          // for the tail
 	key      []byte           // scratch
 	requests []*request
 	size     int
-	bytes    uint64 // of the batch, where it is applied
-	applied  bool   // the batch is the store's until its sync has been waited for
+	bytes    uint64 // size of the applied batch
+	applied  bool   // the store owns the batch until its sync has ended
 }
 
-// find looks a key up in the group and in the store.
+// find looks up a key in the group and in the store.
 func (g *group) find(key event.Key) (dedupeEntry, bool, error) {
 	if s, ok := g.dedupeEntries[key]; ok {
 		return s, true, nil
@@ -79,14 +76,13 @@ func (g *group) find(key event.Key) (dedupeEntry, bool, error) {
 	return g.st.window.find(g.lookups, key, g.now)
 }
 
-// put remembers a key.
+// put records a key.
 func (g *group) put(key event.Key, s dedupeEntry) error {
 	g.dedupeEntries[key] = s
 	return g.st.window.put(g.batch, key, s, g.now)
 }
 
-// appendEvent stages one encoded event: eight bytes that are free for the time
-// of acceptance, then the event.
+// appendEvent stages an encoded event after eight bytes for the acceptance time.
 func (g *group) appendEvent(e event.Event, value []byte) (journal.Receipt, error) {
 	var original dedupeEntry
 	unseen := make([]event.Key, 0, 4)
@@ -114,8 +110,8 @@ func (g *group) appendEvent(e event.Event, value []byte) (journal.Receipt, error
 		}
 		g.appended = append(g.appended, sized{journal.Record{Seq: g.last, Accepted: g.time(), Event: e}, len(value)})
 	}
-	// A duplicate may bring a key that its original did not have. It is
-	// remembered as seen with the original: a duplicate extends nothing.
+	// A duplicate may have a key that the first event does not have. The key gets the time
+	// of the first event, so that a duplicate does not extend the window.
 	for _, key := range unseen {
 		if err := g.put(key, original); err != nil {
 			return journal.Receipt{}, err
@@ -134,7 +130,7 @@ func (g *group) appendAll(events []event.Event, values [][]byte, receipts []jour
 	return nil
 }
 
-// appendRecord stages a record of which only the encoding is at hand.
+// appendRecord stages an encoded record.
 func (g *group) appendRecord(value []byte) (journal.Seq, error) {
 	if err := g.set(value); err != nil {
 		return 0, err
@@ -144,8 +140,8 @@ func (g *group) appendRecord(value []byte) (journal.Seq, error) {
 	return g.last, err
 }
 
-// set stages a record at the next place. The first eight bytes of its encoding
-// are free for the time of acceptance.
+// set stages a record with the next sequence, and sets the acceptance time in the first
+// eight bytes.
 func (g *group) set(value []byte) error {
 	g.last++
 	binary.BigEndian.PutUint64(value, uint64(g.now))
@@ -153,12 +149,11 @@ func (g *group) set(value []byte) error {
 	return g.batch.Set(g.key, value, nil)
 }
 
-// time is the moment at which the group is made.
+// time returns the time of the group.
 func (g *group) time() time.Time { return time.Unix(0, g.now).UTC() }
 
-// commit makes groups out of requests until the store fails or stop is
-// closed, and returns why the store failed, or nil. Every request it took has
-// been answered when it returns.
+// commit makes groups of requests until the store fails or stop is closed, and returns the
+// error of the store, or nil. Commit answers every received request before it returns.
 func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced func(*group)) error {
 	groups := make(chan *group, groupsInFlight)
 	finished := make(chan struct{})
@@ -181,9 +176,9 @@ func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced f
 		case <-stop:
 			return nil
 		}
-		runtime.Gosched() // who is about to hand something over, does
+		runtime.Gosched() // lets senders of requests run
 		g := st.gather(first, requests)
-		if len(g.requests) == 0 { // there was no room for any
+		if len(g.requests) == 0 { // all requests were refused
 			if err := g.batch.Close(); err != nil {
 				st.guard.fail(fmt.Errorf("closing a batch: %w", err))
 			}
@@ -196,8 +191,8 @@ func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced f
 	}
 }
 
-// gather makes a group of the first request and of all that wait behind it.
-// There is no timer: while one group is synced, the next one collects.
+// gather makes a group of the first request and all waiting requests. Gather uses no timer:
+// requests collect during the sync of the previous group.
 func (st *store) gather(first *request, requests <-chan *request) *group {
 	clear(st.dedupeEntries)
 	g := &group{
@@ -223,8 +218,8 @@ func (st *store) gather(first *request, requests <-chan *request) *group {
 	}
 }
 
-// roomIn returns an error where a request is to be refused for want of room. Many
-// may wait here that came when there was some.
+// roomIn returns an error for a request that does not fit the journal. Requests may have
+// waited since a time with more room.
 func (st *store) roomIn(g *group, r *request) error {
 	if !r.grows {
 		return nil
@@ -232,8 +227,8 @@ func (st *store) roomIn(g *group, r *request) error {
 	return st.room(g.size + r.size)
 }
 
-// apply stages all requests and makes the batch visible in the store. Its
-// error is the store's end: what was staged before it must not be kept.
+// apply stages all requests and applies the batch. After an error the store must be closed,
+// and the staged requests are not stored.
 func (g *group) apply() error {
 	if err := g.st.guard.failure(); err != nil {
 		return err
@@ -245,7 +240,7 @@ func (g *group) apply() error {
 	if g.batch.Empty() {
 		return nil
 	}
-	g.bytes = uint64(g.batch.Len()) // the engine may take the batch's memory
+	g.bytes = uint64(g.batch.Len()) // Pebble may reuse the memory of the batch
 	if err := g.st.db.ApplyNoSyncWait(g.batch, pebble.Sync); err != nil {
 		return fmt.Errorf("writing to the log: %w", err)
 	}
@@ -268,7 +263,7 @@ func (g *group) stage() (err error) {
 	return nil
 }
 
-// sync waits until the group is on stable storage, and answers its requests.
+// sync waits for the sync of the group, and answers its requests.
 func (g *group) sync(synced func(*group)) {
 	if g.applied {
 		if err := g.batch.SyncWait(); err != nil {
@@ -289,26 +284,25 @@ func (g *group) sync(synced func(*group)) {
 	}
 }
 
-// store is one opening of the files: from Open, or from the recovery after a
-// failure, to the next failure.
+// store is one opening of the files, until the next failure.
 type store struct {
 	db       *pebble.DB
 	guard    *guard
 	clock    func() time.Time
-	keepKeys bool           // give records back with their identity keys
-	users    sync.WaitGroup // who read from db; added to under the journal's mu
-	lost     []Range        // known to be, in order
-	share    uint64         // bytes of the quarantined requests of one source
+	keepKeys bool           // read the identity keys with the records
+	users    sync.WaitGroup // readers of db; added under the journal's mu
+	lost     []Range        // known lost ranges, in order
+	share    uint64         // limit of the quarantined requests of one source, in bytes
 	room     func(bytes int) error
-	wrote    func(bytes uint64) // is told of each group
+	wrote    func(bytes uint64) // called for each group
 
-	// The committer's own.
+	// Used by the committer only.
 	window   *window
-	last     journal.Seq // newest event applied
-	accepted int64       // when it was accepted, nanoseconds since 1970
+	last     journal.Seq // newest applied event
+	accepted int64       // acceptance time of the newest event, nanoseconds since 1970
 
-	dedupeEntries map[event.Key]dedupeEntry // of the group that is being made
+	dedupeEntries map[event.Key]dedupeEntry // of the current group
 
-	quotas   map[string]*sourceQuota // of each source in the quarantine
-	received uint64                  // newest number of a receipt
+	quotas   map[string]*sourceQuota // by source
+	received uint64                  // number of the newest receipt
 }

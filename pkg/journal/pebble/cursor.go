@@ -18,14 +18,14 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// maxReadBytes bounds what one Next holds in memory, whatever its limit.
+// maxReadBytes limits the size of the records of one Next.
 const maxReadBytes = 8 << 20
 
 // cursor implements journal.Cursor.
 type cursor struct {
 	j         *Journal
 	name      string
-	next      journal.Seq // what Next returns first
+	next      journal.Seq // first sequence of the next Next
 	committed atomic.Uint64
 	began     atomic.Uint64
 }
@@ -38,7 +38,7 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 		j.mu.Unlock()
 		return nil, fmt.Errorf("opening cursor %s: it is open already", name)
 	}
-	// From here on expiry waits for the cursor, wherever it will stand.
+	// From now on expiry waits for the cursor.
 	j.cursors[name] = c
 	j.mu.Unlock()
 
@@ -48,7 +48,7 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 	return c, nil
 }
 
-// place finds where the cursor stands, and makes a new one durable there.
+// place reads the position of the cursor, and stores the position of a new cursor.
 func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	known := false
 	var committed, began, repaired journal.Seq
@@ -80,7 +80,7 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 		committed = oldest - 1
 	case known:
 	case repaired >= oldest:
-		// It may be one whose position the repair could not save.
+		// A repair may have lost the position.
 		c.j.log.Warn("a repair lost positions of sinks, and this sink has none; it begins at the oldest event that is stored",
 			zap.String("sink", c.name), zap.Uint64("oldest", uint64(oldest)))
 		committed = oldest - 1
@@ -95,7 +95,7 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 		c.committed.Store(uint64(committed))
 		return nil
 	}
-	// Without this a restart would put a new sink at a later present.
+	// Without this write a restart would begin a new sink later.
 	return c.Commit(ctx, committed, journal.Undelivered{})
 }
 
@@ -141,7 +141,7 @@ func (j *Journal) DeleteCursor(ctx context.Context, name string) error {
 	return nil
 }
 
-// read runs do on the store, and waits for it while it is being reopened.
+// read runs do on the store, and waits while the store is reopened.
 func (j *Journal) read(ctx context.Context, do func(*store) error) error {
 	for {
 		j.mu.Lock()
@@ -168,8 +168,8 @@ func (j *Journal) read(ctx context.Context, do func(*store) error) error {
 	}
 }
 
-// reach waits until the event at want is on stable storage, and returns the
-// place of the last one that is.
+// reach waits until the event at want is on stable storage, and returns the newest sequence
+// on stable storage.
 func (j *Journal) reach(ctx context.Context, want journal.Seq) (journal.Seq, error) {
 	for {
 		j.mu.Lock()
@@ -205,7 +205,7 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 	if err != nil {
 		return nil, fmt.Errorf("reading from %d: %w", c.next, err)
 	}
-	if len(records) == 0 { // all that is there so far is lost
+	if len(records) == 0 { // all events so far are lost
 		c.next = through + 1
 		return c.Next(ctx, limit)
 	}
@@ -213,14 +213,14 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 	return records, nil
 }
 
-// read returns the records from one place through another: at least one, unless
-// a repair found all of them lost.
+// read returns the records of a range of sequences, at least one unless a repair found all
+// of them lost.
 func (st *store) read(from, through journal.Seq, limit int) (records []journal.Record, err error) {
 	it, err := st.events(from)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = cmp.Or(err, it.Close()) }() // it repeats a read error
+	defer func() { err = cmp.Or(err, it.Close()) }() // Close returns a read error again
 	var decoder record.Decoder
 	size, next := 0, from
 	for ok := it.First(); ok && seqOf(it.Key()) <= through && len(records) < max(limit, 1) && size < maxReadBytes; ok = it.Next() {
@@ -304,11 +304,11 @@ func (c *cursor) Committed() journal.Seq { return journal.Seq(c.committed.Load()
 
 // Lag implements journal.Cursor.
 func (c *cursor) Lag() uint64 {
-	committed := c.Committed() // first, so that it is never negative
+	committed := c.Committed() // before Last, so that the lag is never negative
 	return uint64(c.j.Last() - committed)
 }
 
-// OwnershipLost implements journal.Cursor: nobody shares this journal.
+// OwnershipLost implements journal.Cursor: one process uses this journal.
 func (c *cursor) OwnershipLost() <-chan struct{} { return nil }
 
 // Owner implements journal.Cursor.

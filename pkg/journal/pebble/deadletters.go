@@ -14,22 +14,21 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// change hands a change that must be made to the committer. While storage
-// fails it waits for that to pass.
+// change passes a required change to the committer, and retries while storage fails.
 func (j *Journal) change(ctx context.Context, stage func(*group) error) error {
 	for {
 		err := j.do(ctx, 64, stage)
 		if !errors.Is(err, journal.ErrUnavailable) {
 			return err
 		}
-		// The store comes back, or ctx ends, or the journal is closed.
+		// Wait for the store, ctx or Close.
 		if err := j.read(ctx, func(*store) error { return nil }); err != nil {
 			return err
 		}
 	}
 }
 
-// get returns a copy of an entry, or an error that wraps journal.ErrNotFound.
+// get returns a copy of an entry. Its error may wrap journal.ErrNotFound.
 func (st *store) get(key []byte) ([]byte, error) {
 	value, closer, err := st.db.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
@@ -41,9 +40,8 @@ func (st *store) get(key []byte) ([]byte, error) {
 	return append([]byte(nil), value...), closer.Close()
 }
 
-// take removes an entry and returns what it was. An entry that an earlier
-// request of the group took is not there any more, though the store still
-// shows it.
+// take removes an entry and returns its value. An entry that an earlier request of the
+// group removed is missing, although the store still shows the entry.
 func (g *group) take(key []byte) ([]byte, error) {
 	if g.removed[string(key)] {
 		return nil, journal.ErrNotFound
@@ -59,8 +57,8 @@ func (g *group) take(key []byte) ([]byte, error) {
 	return value, g.batch.Delete(key, nil)
 }
 
-// recordDisposition keeps in mind what a sink is not given, as one with what was given up
-// right before it.
+// recordDisposition stores a disposition, and merges it with an adjacent earlier
+// disposition.
 func (g *group) recordDisposition(sink string, u journal.Disposition) (err error) {
 	it, err := g.st.db.NewIter(&pebble.IterOptions{LowerBound: sinkPrefix(dispositionSpace, sink), UpperBound: after(sinkPrefix(dispositionSpace, sink))})
 	if err != nil {
@@ -87,8 +85,7 @@ func (g *group) recordDisposition(sink string, u journal.Disposition) (err error
 	return g.batch.Set(sinkKey(dispositionSpace, journal.DeliveryID{Sink: sink, Seq: u.From}), value, nil)
 }
 
-// deadOf takes the entry of a dead letter apart, and leaves the record of the
-// event as it is.
+// deadOf decodes a dead letter except for its record.
 func deadOf(key, value []byte) (id journal.DeliveryID, letter journal.DeadLetter, rec []byte, err error) {
 	if id, err = sinkOf(key); err != nil {
 		return id, letter, nil, err
@@ -110,7 +107,7 @@ func decodeDead(key, value []byte) (d journal.Dead, err error) {
 	return d, err
 }
 
-// splitDead takes the value of a dead letter apart.
+// splitDead splits the value of a dead letter.
 func splitDead(value []byte) (letter, rec []byte, err error) {
 	r := &record.Reader{B: value}
 	letter = r.Bytes()
@@ -144,13 +141,13 @@ func (j *Journal) DeadLetter(ctx context.Context, id journal.DeliveryID) (d jour
 	return d, nil
 }
 
-// resolveDeadLetter takes a dead letter out and does something with it, as one act.
+// resolveDeadLetter removes a dead letter and stages a change in one atomic write.
 func (j *Journal) resolveDeadLetter(ctx context.Context, id journal.DeliveryID, do func(g *group, rec []byte) error) error {
 	var missing error
 	err := j.change(ctx, func(g *group) error {
 		value, err := g.take(sinkKey(deadSpace, id))
 		if missing = err; errors.Is(err, journal.ErrNotFound) {
-			return nil // of one request, not of the store
+			return nil // an error of the request, not of the store
 		}
 		if err != nil {
 			return err
@@ -204,7 +201,7 @@ func (j *Journal) Disposition(ctx context.Context, id journal.DeliveryID) (u jou
 		if err != nil {
 			return err
 		}
-		// The last one that begins at the event or before it.
+		// The last range that begins at or before the event.
 		if it.SeekLT(append(sinkKey(dispositionSpace, id), 0)) {
 			err = json.Unmarshal(it.Value(), &u)
 		}
@@ -245,13 +242,12 @@ func (j *Journal) Values(ctx context.Context, prefix string) iter.Seq2[journal.K
 	})
 }
 
-// maxPageBytes bounds the values that scan holds at once, but for one that is
-// larger: a quarantined request holds a whole body.
+// maxPageBytes limits the values of one page, except for a single larger value: a
+// quarantined request contains a whole body.
 const maxPageBytes = 1 << 20
 
-// scan yields what decode makes of each entry under prefix, but for one of which
-// it says that it is there no more. It reads in pages, so that a slow consumer
-// does not hold the store, and ends with ctx.
+// scan yields the decoded entries with a prefix, in pages, so that a slow caller does not
+// hold the store. Scan ends with ctx.
 func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode func(st *store, key, value []byte) (T, error)) iter.Seq2[T, error] {
 	const page = 256
 	return func(yield func(T, error) bool) {

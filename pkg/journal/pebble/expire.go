@@ -16,7 +16,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// expire removes what is old, now and then, until Close.
+// expire removes expired data periodically until Close.
 func (j *Journal) expire() {
 	tick := time.NewTicker(j.opts.Every)
 	defer tick.Stop()
@@ -32,14 +32,13 @@ func (j *Journal) expire() {
 	}
 }
 
-// Expire removes the events that are past their retention and that every open
-// cursor has passed, the quarantined requests that were last received before it,
-// and the identity keys outside the window. For events and keys
-// it costs a binary search and two range deletions, however much there is to
-// remove. The engine calls it now and then by itself.
+// Expire removes the events that are older than the retention and that every open cursor
+// has passed, the quarantined requests whose last receipt is older than the retention, and
+// the identity keys outside the window. The cost for events and keys is a binary search and
+// two range deletions. The engine calls Expire periodically.
 //
-// A sink that is no longer configured has no open cursor and holds nothing
-// back; if it returns it goes on at the oldest event that is stored.
+// The cursor of a removed sink is not open and keeps no events. A sink that is configured
+// again begins at the oldest stored event.
 func (j *Journal) Expire(ctx context.Context) error {
 	cutoff := j.opts.Clock().Add(-j.opts.Retention)
 	if err := j.expireQuarantine(ctx, cutoff); err != nil {
@@ -51,9 +50,8 @@ func (j *Journal) Expire(ctx context.Context) error {
 	return err
 }
 
-// trim removes events before their retention has passed, the oldest first and
-// none that a cursor has not passed, to make room for new ones: what was
-// delivered is given up before what comes in is refused.
+// trim removes events within their retention that every open cursor has passed, oldest
+// first, to make room for new events.
 func (j *Journal) trim(ctx context.Context, excess uint64) error {
 	var first journal.Seq
 	removed, err := j.remove(ctx, func(st *store, oldest, committed journal.Seq) (journal.Seq, error) {
@@ -69,14 +67,14 @@ func (j *Journal) trim(ctx context.Context, excess uint64) error {
 	j.log.Warn("the journal is nearly full: events that every sink has passed were removed before their retention",
 		zap.Uint64("events", removed), zap.Uint64("from", uint64(first)), zap.Duration("retention", j.opts.Retention),
 		zap.Uint64("max_bytes", j.opts.MaxBytes))
-	// Removed is not yet free: the files must be written anew without them.
+	// Removed data takes space until its files are rewritten.
 	return j.read(ctx, func(st *store) error {
 		return st.db.Compact(ctx, eventKey(first), eventKey(first+journal.Seq(removed)), false)
 	})
 }
 
-// remove removes the events through the place that choose finds, from the
-// oldest to the one that every open cursor has passed, and returns how many.
+// remove removes the oldest events through the sequence that choose returns, at most to the
+// lowest open cursor, and returns their number.
 func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, committed journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
 	var through journal.Seq
 	j.mu.Lock()
@@ -99,11 +97,12 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, com
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		if j.oldest != oldest || through < oldest {
-			return nil // nothing to do, or done by somebody else
+			return nil // nothing to remove
 		}
 		j.oldest = through + 1
 		removed = uint64(through + 1 - oldest)
-		// The newest event may be among them; its place is not given twice.
+		// The newest event may be removed; store its sequence, so that it is not assigned
+		// again.
 		last := binary.BigEndian.AppendUint64(nil, uint64(g.last))
 		first := binary.BigEndian.AppendUint64(nil, uint64(through+1))
 		for _, l := range g.st.lost {
@@ -123,7 +122,7 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, com
 	return removed, err
 }
 
-// removeDispositions removes what was kept of events that are removed themselves.
+// removeDispositions removes the dispositions of removed events.
 func (g *group) removeDispositions(through journal.Seq) (err error) {
 	it, err := g.st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{dispositionSpace}, UpperBound: []byte{dispositionSpace + 1}})
 	if err != nil {
@@ -135,7 +134,7 @@ func (g *group) removeDispositions(through journal.Seq) (err error) {
 		if err != nil {
 			return err
 		}
-		// The last one that begins at through or before it may go beyond it.
+		// The last range may extend beyond through.
 		first := sinkKey(dispositionSpace, id)
 		if !it.SeekLT(append(sinkKey(dispositionSpace, journal.DeliveryID{Sink: id.Sink, Seq: through}), 0)) || bytes.Compare(it.Key(), first) < 0 {
 			ok = it.SeekGE(after(sinkPrefix(dispositionSpace, id.Sink)))
@@ -157,8 +156,8 @@ func (g *group) removeDispositions(through journal.Seq) (err error) {
 	return it.Error()
 }
 
-// weighing returns the first place, from oldest through last, before and at
-// which the events take about size bytes of disk, or last.
+// weighing returns the first sequence up to which the events take about size bytes of disk,
+// at most last.
 func (st *store) weighing(size uint64, oldest, last journal.Seq) (journal.Seq, error) {
 	low, high := oldest, last
 	for low < high {
@@ -176,14 +175,13 @@ func (st *store) weighing(size uint64, oldest, last journal.Seq) (journal.Seq, e
 	return low, nil
 }
 
-// before returns the last place, from oldest through last, whose event was
-// accepted before cutoff, or the place before oldest.
+// before returns the last sequence whose event was accepted before cutoff, or oldest-1.
 func (st *store) before(cutoff time.Time, oldest, last journal.Seq) (journal.Seq, error) {
-	low, high := oldest, last+1 // all before low are old, none from high on is
+	low, high := oldest, last+1 // events before low are old, events from high on are not
 	for low < high {
 		mid := low + (high-low)/2
 		value, closer, err := st.db.Get(eventKey(mid))
-		if errors.Is(err, pebble.ErrNotFound) { // it was old, and has just been removed
+		if errors.Is(err, pebble.ErrNotFound) { // the event was old and has just been removed
 			low = mid + 1
 			continue
 		}

@@ -8,22 +8,22 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// The key space. Numbers are big-endian, so that keys sort as they count.
+// Key space. Numbers are big-endian, so that keys sort by number.
 //
-//	c <name>                  cursor: seq, and the seq where it began
-//	d <len><sink> <seq>       dead letter: length-prefixed JSON, then the event as in e
-//	e <seq>                   event: accepted, then the encoded event
-//	g <len><sink> <seq>       given up, from seq on: JSON
-//	i <identity>              quarantined request by identity: its receipts, JSON
-//	k <generation> <key>      identity key: first seen, seq, CloudEvents id
-//	l <seq>                   lost, from seq on, and found so by a repair: the last seq
-//	m first                   the oldest seq kept, once any has been removed
-//	m keys <generation>       how many identity keys it holds
-//	m last                    the newest seq, kept when its event has been removed
-//	m repaired                the newest seq when a repair lost positions of sinks
-//	n <name>                  note
-//	o <len><source> <number>  order of the last receipts of a source's quarantined requests: identity, size
-//	q <id>                    quarantined request: identity, then as package record encodes it
+//	c <name>                  cursor: committed seq and start seq
+//	d <len><sink> <seq>       dead letter: JSON with its length, then the event as in e
+//	e <seq>                   event: acceptance time, then the encoded event
+//	g <len><sink> <seq>       disposition from seq on: JSON
+//	i <identity>              receipts of a quarantined request: JSON
+//	k <generation> <key>      identity key: first receipt, seq, CloudEvents id
+//	l <seq>                   events that a repair found lost, from seq on: the last seq
+//	m first                   oldest seq, after a removal
+//	m keys <generation>       number of identity keys
+//	m last                    newest seq, if its event is removed
+//	m repaired                newest seq when a repair lost positions of sinks
+//	n <key>                   value of the KV
+//	o <len><source> <number>  order of the last receipts of a source: identity, size
+//	q <id>                    quarantined request: identity, then the encoding of package record
 const (
 	cursorSpace      = 'c'
 	deadSpace        = 'd'
@@ -50,7 +50,7 @@ func seqOf(key []byte) journal.Seq {
 
 func cursorKey(name string) []byte { return append([]byte{cursorSpace}, name...) }
 
-// sinkPrefix is the start of all keys of a sink in a space.
+// sinkPrefix returns the prefix of the keys of a sink in a space.
 func sinkPrefix(space byte, sink string) []byte {
 	return append(binary.AppendUvarint([]byte{space}, uint64(len(sink))), sink...)
 }
@@ -59,7 +59,7 @@ func sinkKey(space byte, id journal.DeliveryID) []byte {
 	return binary.BigEndian.AppendUint64(sinkPrefix(space, id.Sink), uint64(id.Seq))
 }
 
-// sinkOf reads what sinkKey wrote.
+// sinkOf decodes a key of sinkKey.
 func sinkOf(key []byte) (journal.DeliveryID, error) {
 	r := &record.Reader{B: key}
 	r.Byte()
@@ -72,8 +72,7 @@ func quarantineKey(id string) []byte { return append([]byte{quarantineSpace}, id
 
 func identityKey(i identity) []byte { return append([]byte{identitySpace}, i[:]...) }
 
-// orderKey sorts the receipts of a source by their numbers, as sinkKey does the
-// places of a sink.
+// orderKey sorts the receipts of a source by number.
 func orderKey(source string, number uint64) []byte {
 	return sinkKey(orderSpace, journal.DeliveryID{Sink: source, Seq: journal.Seq(number)})
 }
@@ -96,7 +95,7 @@ func lostKey(s journal.Seq) []byte {
 	return binary.BigEndian.AppendUint64([]byte{lostSpace}, uint64(s))
 }
 
-// after returns the smallest key behind all that begin with prefix.
+// after returns the smallest key after all keys with the prefix.
 func after(prefix []byte) []byte {
 	end := slices.Clone(prefix)
 	for i := len(end) - 1; i >= 0; i-- {

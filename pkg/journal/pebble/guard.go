@@ -8,32 +8,30 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// guard is the file system of one opened store. It makes the first failed
-// write final: what lies behind a failed sync is not known to be safe (the
-// kernel may drop the dirty pages and report the next sync as good), so the
-// store must be opened again from what the disk really holds.
+// guard is the file system of one opened store. It makes the first failed write final:
+// after a failed sync the written data is not known to be safe (the kernel may drop the
+// dirty pages and report success for the next sync), so the store must be reopened from the
+// disk.
 //
-// Pebble itself ends the process when its log or manifest cannot be written.
-// The guard therefore never shows it such an error: it notes the failure,
-// pretends that the call went well, and from then on sends every change into
-// memory, to be forgotten. The doomed store can so be closed in good order
-// while the files on disk stay as they were. Nothing is acknowledged on its
-// word, because the committer asks failure after each sync.
+// Pebble ends the process if its log or manifest cannot be written. Therefore the guard
+// hides the error from Pebble: it records the failure, reports success, and redirects all
+// further changes to memory. The failed store can be closed, and the files on disk do not
+// change. No request is acknowledged, because the committer checks failure after each sync.
 type guard struct {
 	vfs.FS
 
-	mu     sync.RWMutex // held for reading by every change of the disk
-	err    error        // the failure; nil while all is well
+	mu     sync.RWMutex // read-locked by every change of the disk
+	err    error        // the failure; nil before
 	failed chan struct{}
-	limbo  *vfs.MemFS // where changes go after the failure
+	limbo  *vfs.MemFS // receives changes after the failure
 }
 
 func newGuard(fs vfs.FS) *guard {
 	return &guard{FS: fs, failed: make(chan struct{}), limbo: vfs.NewMem()}
 }
 
-// fail makes the store fail with err. When it returns, no change is under way
-// and none follows.
+// fail makes the store fail with err. When fail returns, no change is in progress and none
+// follows.
 func (g *guard) fail(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -43,15 +41,15 @@ func (g *guard) fail(err error) {
 	}
 }
 
-// failure returns why the store failed, or nil.
+// failure returns the failure of the store, or nil.
 func (g *guard) failure() error {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	return g.err
 }
 
-// change runs one change of the disk, unless the store has failed. It reports
-// whether the change was made; a failed one was not.
+// change runs one change of the disk unless the store has failed, and reports whether the
+// change succeeded.
 func (g *guard) change(do func() error) bool {
 	g.mu.RLock()
 	if g.err != nil {
@@ -132,8 +130,8 @@ func (g *guard) MkdirAll(dir string, perm os.FileMode) error {
 	return nil
 }
 
-// Remove and RemoveAll show their errors: Pebble asks for files that are not
-// there, and a file too many does no harm.
+// Remove and RemoveAll return their errors: Pebble removes missing files, and an extra file
+// does no harm.
 func (g *guard) Remove(name string) error    { return g.remove(name, g.FS.Remove) }
 func (g *guard) RemoveAll(name string) error { return g.remove(name, g.FS.RemoveAll) }
 
@@ -178,7 +176,7 @@ func (f *guardedFile) SyncTo(length int64) (fullSync bool, err error) {
 	return fullSync, nil
 }
 
-// Preallocate is a hint, which a full disk may refuse without harm.
+// Preallocate is a hint; a full disk may refuse the hint.
 func (f *guardedFile) Preallocate(offset, length int64) error {
 	var err error
 	f.g.change(func() error { err = f.File.Preallocate(offset, length); return nil })
@@ -186,8 +184,7 @@ func (f *guardedFile) Preallocate(offset, length int64) error {
 }
 
 func (f *guardedFile) Close() error {
-	// The descriptor must be given back in any case; what close reports of
-	// earlier writes counts as a failed write.
+	// The descriptor must be closed in any case. An error of close is a failed write.
 	if err := f.File.Close(); err != nil {
 		f.g.fail(err)
 	}

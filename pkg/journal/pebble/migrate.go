@@ -21,15 +21,15 @@ import (
 	"github.com/postwire/postwire/pkg/journal/transfer"
 )
 
-// Notes of a transfer into this journal. None of the relay's begins like that.
+// Keys of a migration into this journal. No key of the relay has the prefix.
 const (
 	carriedPrefix = "transfer/"
-	carriedState  = carriedPrefix + "state"      // how far it is
-	carriedRows   = carriedPrefix + "row/"       // of each page, its places in both journals
-	unfinished    = carriedPrefix + "unfinished" // there until all has been carried
+	carriedState  = carriedPrefix + "state"      // progress
+	carriedRows   = carriedPrefix + "row/"       // sequences of each page in both journals
+	unfinished    = carriedPrefix + "unfinished" // exists until the migration is complete
 )
 
-// checkFinished refuses a journal that holds half of another one.
+// checkFinished refuses an incompletely migrated journal.
 func (st *store) checkFinished() error {
 	_, err := st.get(valueKey(unfinished))
 	if errors.Is(err, journal.ErrNotFound) {
@@ -41,7 +41,7 @@ func (st *store) checkFinished() error {
 	return errors.New("it holds a part of another journal, which 'postwire journal migrate' has not carried to the end: run that again, or set journal.dir to another folder")
 }
 
-// source implements transfer.Source on files that are only read.
+// source implements transfer.Source on read-only files.
 type source struct {
 	opts  Options
 	lock  *pebble.Lock
@@ -51,8 +51,8 @@ type source struct {
 	repaired journal.Seq
 }
 
-// OpenSource opens the journal in opts.Dir to be carried elsewhere. It refuses a
-// folder that another process uses, and changes nothing in it.
+// OpenSource opens the journal in opts.Dir for a migration and does not change it. It
+// refuses a folder that another process uses.
 func OpenSource(opts Options) (transfer.Source, error) {
 	opts = opts.withDefaults()
 	s, err := openSource(opts)
@@ -117,7 +117,7 @@ func (s *source) Range() (oldest, last journal.Seq, events uint64) {
 	return s.oldest, s.store.last, n
 }
 
-// entries yields what decode makes of each entry under a prefix, behind a key.
+// entries yields the decoded entries with a prefix, after a key.
 func entries[T any](ctx context.Context, st *store, prefix, from []byte, decode func(key, value []byte) (T, error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var zero T
@@ -168,8 +168,8 @@ func (s *source) Events(ctx context.Context, from journal.Seq) iter.Seq2[transfe
 	}
 }
 
-// Keys implements transfer.Source. Of a key that is in two generations the newer
-// one comes last.
+// Keys implements transfer.Source. If a key is in two generations, the newer entry comes
+// last.
 func (s *source) Keys(ctx context.Context) iter.Seq2[transfer.Key, error] {
 	now := s.opts.Clock().UnixNano()
 	return func(yield func(transfer.Key, error) bool) {
@@ -267,16 +267,16 @@ func (s *source) Missing() []string {
 	return missing
 }
 
-// target implements transfer.Target on a journal that only it uses.
+// target implements transfer.Target on a journal without other users.
 type target struct {
 	*Journal
 	rows int
 }
 
-// OpenTarget opens the journal in opts.Dir to be filled, or makes one. It refuses
-// a folder that another process uses.
+// OpenTarget opens or creates the journal in opts.Dir as the target of a migration. It
+// refuses a folder that another process uses.
 func OpenTarget(opts Options) (transfer.Target, error) {
-	opts.Every = math.MaxInt64 // nothing is removed meanwhile
+	opts.Every = math.MaxInt64 // no expiry during the migration
 	opts.MaxBytes, opts.Quarantine = 0, math.MaxUint64
 	opts.filling = true
 	j, err := Open(opts)
@@ -300,13 +300,13 @@ func (t *target) State(ctx context.Context) ([]byte, error) {
 		if err != nil || state != nil {
 			return err
 		}
-		// A sink that has been given nothing has a cursor all the same.
+		// a sink without deliveries has a cursor, too
 		it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{cursorSpace + 1}})
 		if err != nil {
 			return err
 		}
 		found := it.First()
-		if found && bytes.Equal(it.Key(), metaIDKey()) { // which every journal has
+		if found && bytes.Equal(it.Key(), metaIDKey()) { // every journal has an ID
 			found = it.Next()
 		}
 		if found {
@@ -347,7 +347,7 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func
 			continue
 		}
 		e := *i.Event
-		e.Keys = nil // they stand in the window
+		e.Keys = nil // the window stores the keys
 		records[n] = e.Record()
 		size += len(records[n])
 	}
@@ -361,7 +361,7 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func
 				}
 			}
 		}
-		if holes > 0 { // as if they had been removed
+		if holes > 0 { // as after a removal
 			first := binary.BigEndian.AppendUint64(nil, uint64(last)+uint64(holes)+1)
 			through := binary.BigEndian.AppendUint64(nil, uint64(last)+uint64(holes))
 			if err := errors.Join(g.batch.Set(metaFirstKey(), first, nil), g.batch.Set(metaLastKey(), through, nil)); err != nil {
@@ -383,8 +383,7 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func
 	return err
 }
 
-// Clear implements transfer.Target. Keys stay: what is put again takes their
-// place.
+// Clear implements transfer.Target. Keys stay; Put replaces them.
 func (t *target) Clear(ctx context.Context) error {
 	return t.do(ctx, 64, func(g *group) error {
 		var err error

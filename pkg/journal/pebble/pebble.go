@@ -1,7 +1,6 @@
-// Package pebble is the embedded engine of the journal: a log, its identity
-// keys and its cursors in one Pebble store on the local disk. One committer
-// groups waiting appends into one synced batch, so that dedupe and durability
-// are one atomic act and the price of a sync is shared.
+// Package pebble is the journal engine on the local disk: one Pebble store holds events,
+// identity keys and cursors. One committer groups waiting appends into one synced batch, so
+// that deduplication and durability are one atomic write, and many appends share a sync.
 package pebble
 
 import (
@@ -31,32 +30,32 @@ import (
 // Options of the engine. Dir and Window are needed.
 type Options struct {
 	Dir       string
-	Window    time.Duration // dedupe: from the first sight of a key
-	Retention time.Duration // how long events stay that every cursor has passed
-	MaxBytes  uint64        // size of the journal at which appends are refused; 0 is no limit
-	MinFree   uint64        // bytes of free disk space below which appends are refused
+	Window    time.Duration // dedupe window, from the first receipt of a key
+	Retention time.Duration // how long the journal keeps events that every cursor has passed
+	MaxBytes  uint64        // size of the journal at which appends fail; 0 is no limit
+	MinFree   uint64        // bytes of free disk space below which appends fail
 
-	// Quarantine is how many bytes the quarantined requests of one source take
-	// before the oldest are discarded; 0 is journal.DefaultQuarantine.
+	// Quarantine is the limit of the quarantined requests of one source, in bytes. Beyond
+	// the limit the engine discards the oldest; 0 is journal.DefaultQuarantine.
 	Quarantine uint64
-	// Discarded is told of quarantined requests that were discarded, by one
-	// goroutine; nil is not told.
+	// Discarded is called by one goroutine when quarantined requests were discarded. Nil is
+	// allowed.
 	Discarded func(journal.QuarantineDiscards)
 
-	Name     string // of this process, for those who ask who reads
-	KeepKeys bool   // give records back with their identity keys
+	Name     string // name of this process, the owner of cursors
+	KeepKeys bool   // read the identity keys with the records
 
-	Log   *zap.Logger      // nil is silent
+	Log   *zap.Logger      // nil logs nothing
 	FS    vfs.FS           // nil is the disk
 	Clock func() time.Time // nil is time.Now
-	Every time.Duration    // between two removals of what is old; 0 is a minute
+	Every time.Duration    // interval between two removals of expired data; 0 is a minute
 
-	filling bool // by a transfer, which may not be finished
-	// Synced is told how many changes each synced write held, by one goroutine;
-	// nil is not told.
+	filling bool // a migration writes the journal and may be unfinished
+	// Synced is called by one goroutine with the number of changes of each synced write.
+	// Nil is allowed.
 	Synced func(changes int)
 
-	memTable uint64 // bytes; 0 is 16 MiB, or less in a small journal. Tests make it small, so that files are rotated.
+	memTable uint64 // bytes; 0 is 16 MiB, or less in a small journal. Tests use a small size to rotate files.
 }
 
 // Journal implements journal.Journal.
@@ -68,36 +67,35 @@ type Journal struct {
 	stop     chan struct{} // closed by Close
 	life     context.Context
 	end      context.CancelFunc // with stop
-	ended    chan struct{}      // closed when the committer has answered all that it took
+	ended    chan struct{}      // closed when the committer has answered all requests
 	done     sync.WaitGroup
 
 	tail tail
 	room atomic.Pointer[room]
-	// reserved: the reserve is there, or cannot be had.
+	// reserved: the reserve exists or cannot be made.
 	reserved atomic.Bool
 	trimmed  atomic.Uint64 // events removed before their retention
-	// Bytes of groups since the journal was opened: written, and of those on
-	// stable storage, where the engine counts them in its size.
+	// Bytes of groups since the journal was opened: written, and counted by the engine
+	// after the sync.
 	written, counted atomic.Uint64
 	quarantineCount  atomic.Int64 // quarantined requests on stable storage
 	freed            freed
 	discards         discards
 
 	mu      sync.Mutex
-	store   *store        // nil while it is being reopened
-	failure error         // why it is
-	changed chan struct{} // closed, and made anew, when store, durable or closed change
+	store   *store        // nil while the store is reopened
+	failure error         // why the store is reopened
+	changed chan struct{} // closed and replaced when store, durable or closed changes
 	id      string
 	durable journal.Seq
-	oldest  journal.Seq // no event before it is stored
+	oldest  journal.Seq // no event before this sequence is stored
 	cursors map[string]*cursor
 	closed  bool
 }
 
 var _ journal.Journal = (*Journal)(nil)
 
-// memTables is how many memtables may be full before appends wait for one to
-// be flushed.
+// memTables is the number of full memtables at which appends wait for a flush.
 const memTables = 4
 
 const (
@@ -106,8 +104,8 @@ const (
 	formatVersion = 3
 )
 
-// Open opens the journal in opts.Dir, or makes one. It refuses a folder that
-// another process uses, and one that another version wrote in another format.
+// Open opens or creates the journal in opts.Dir. It refuses a folder that another process
+// uses, and a journal of another format.
 func Open(opts Options) (_ *Journal, err error) {
 	defer func() { err = explained(err, opts.Dir) }()
 	if opts.Window <= 0 {
@@ -167,8 +165,8 @@ func (o Options) withDefaults() Options {
 		o.Every = time.Minute
 	}
 	if o.memTable == 0 {
-		// The engine keeps as many logs for their next use as there may be
-		// memtables, and one more: of a small journal they must be a small part.
+		// Pebble keeps one recycled log more than memtables. In a small journal logs must
+		// be small.
 		o.memTable = 16 << 20
 		if o.MaxBytes > 0 {
 			o.memTable = min(max(o.MaxBytes/64, 4<<20), o.memTable)
@@ -194,10 +192,9 @@ func lockDir(opts Options) (*pebble.Lock, error) {
 	return lock, nil
 }
 
-// makeDir makes dir, and puts it on stable storage with all the folders it is
-// in: a crash must not take one of them away with the journal in it. That
-// takes place until the folder is marked as a journal: of an attempt that failed
-// in between nobody knows which folders it made.
+// makeDir creates dir and syncs its parent folders, so that a crash does not remove one of
+// them with the journal. The sync happens until the folder has a format marker, because the
+// folders that a failed attempt created are unknown.
 func makeDir(fsys vfs.FS, dir string) error {
 	if _, err := fsys.Stat(fsys.PathJoin(dir, formatFile)); err == nil {
 		return nil
@@ -207,7 +204,7 @@ func makeDir(fsys vfs.FS, dir string) error {
 	}
 	for path := dir; fsys.PathDir(path) != path; {
 		path = fsys.PathDir(path)
-		// A folder that we may not read is none that we have made.
+		// An earlier attempt did not create a folder that this process may not read.
 		if err := syncDir(fsys, path); err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
@@ -223,14 +220,14 @@ func syncDir(fsys vfs.FS, dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// marker is what the format marker holds.
+// marker is the content of the format marker.
 func marker() string { return fmt.Sprintf("%s %d\n", formatName, formatVersion) }
 
-// errMarker is wrapped where the format marker is missing or not one.
+// errMarker is wrapped if the format marker is missing or invalid.
 var errMarker = errors.New("no marker of a journal")
 
-// checkFormat checks the format marker and that the engine's own files belong
-// to it, or makes a new folder a journal.
+// checkFormat checks the format marker and that it belongs to Pebble's files, or
+// initializes a new folder.
 func checkFormat(fsys vfs.FS, dir string) error {
 	names, err := fsys.List(dir)
 	if err != nil {
@@ -245,7 +242,7 @@ func checkFormat(fsys vfs.FS, dir string) error {
 		return fmt.Errorf("it holds %s and has no file %s: %s", names[data], formatFile, advice)
 	case errors.Is(err, fs.ErrNotExist):
 		for _, name := range names {
-			// A crash may have left the lock and the marker's first half.
+			// A crash may have left the lock and half of the marker.
 			if name != "LOCK" && name != formatFile+".tmp" {
 				return fmt.Errorf("the folder is not empty (it holds %s) and has no file %s, so it is no journal; set journal.dir to a new folder", name, formatFile)
 			}
@@ -264,10 +261,10 @@ func checkFormat(fsys vfs.FS, dir string) error {
 	return nil
 }
 
-// advice is what to do about damage.
+// advice is the advice for a damaged journal.
 const advice = "restore it, or stop the relay and run 'postwire journal check', which says what is wrong, and 'postwire journal repair', which saves what can be read"
 
-// damaged explains an error that lies in the journal's own files.
+// damaged explains an error in the journal's files.
 func damaged(err error) error {
 	if info := pebble.ExtractDataCorruptionInfo(err); info != nil {
 		return fmt.Errorf("the journal's file %s is damaged (%w): %s", info.Path, info.Details, advice)
@@ -309,7 +306,7 @@ func readFile(fsys vfs.FS, path string) (string, error) {
 	return string(b[:n]), f.Close()
 }
 
-// writeFile writes a small file that is there whole after a crash, or not at all.
+// writeFile writes a small file atomically.
 func writeFile(fsys vfs.FS, dir, name, text string) error {
 	tmp := fsys.PathJoin(dir, name+".tmp")
 	f, err := fsys.Create(tmp, vfs.WriteCategoryUnspecified)
@@ -326,9 +323,8 @@ func writeFile(fsys vfs.FS, dir, name, text string) error {
 	return syncDir(fsys, dir)
 }
 
-// pebbleLog carries Pebble's words to our log. Fatalf is called where Pebble
-// has found its own state broken; the guard keeps disk errors from getting
-// there.
+// pebbleLog logs Pebble's messages. Pebble calls Fatalf if its state is broken; because of
+// the guard no disk error reaches Fatalf.
 type pebbleLog struct{ log *zap.Logger }
 
 func (l pebbleLog) Infof(format string, args ...any)  { l.log.Debug(fmt.Sprintf(format, args...)) }
@@ -368,12 +364,12 @@ func (j *Journal) openFiles() (*store, error) {
 	defer j.mu.Unlock()
 	j.store, j.failure, j.id, j.durable, j.oldest = st, nil, id, st.last, oldest
 	j.quarantineCount.Store(st.requests())
-	j.counted.Store(j.written.Load()) // what a failure has cut off is not there
+	j.counted.Store(j.written.Load()) // without the writes that the failure has cut off
 	j.notify()
 	return st, nil
 }
 
-// engineOptions are how the engine is run. Without a lock it takes its own.
+// engineOptions returns the options of Pebble. Without a lock Pebble takes its own.
 func engineOptions(opts Options, fsys vfs.FS, lock *pebble.Lock) *pebble.Options {
 	log := opts.Log.Named("pebble")
 	o := &pebble.Options{
@@ -383,12 +379,11 @@ func engineOptions(opts Options, fsys vfs.FS, lock *pebble.Lock) *pebble.Options
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                opts.memTable,
 		MemTableStopWritesThreshold: memTables,
-		// Memtables are taken off the cache's size, which would leave no
-		// room for the filters.
+		// Pebble subtracts memtables from the cache, which would leave no room for the
+		// filters.
 		CacheSize: 32<<20 + memTables*int64(opts.memTable),
-		// Events lie in order and new keys are found by filters, so that
-		// many tables side by side cost little, and merging them late saves
-		// a twentieth of all work.
+		// Events are in order and filters find new keys, so that many tables cost little,
+		// and late merging saves a twentieth of all work.
 		L0CompactionThreshold: 8,
 		L0StopWritesThreshold: 24,
 		EventListener: &pebble.EventListener{
@@ -397,22 +392,22 @@ func engineOptions(opts Options, fsys vfs.FS, lock *pebble.Lock) *pebble.Options
 			},
 			DataCorruption: func(info pebble.DataCorruptionInfo) {
 				if g, ok := fsys.(*guard); ok && g.failure() != nil {
-					return // what the engine wrote last went nowhere
+					return // the last writes of Pebble went to memory
 				}
 				log.Error("a file of the journal is damaged", zap.String("path", info.Path), zap.String("error", info.Details.Error()), zap.String("advice", advice))
 			},
 		},
 	}
 	for i := range o.Levels {
-		// Nearly every key that is looked up is a new one: the filter
-		// answers without reading a block.
+		// Nearly every look-up is for a new key: the filter answers without reading a
+		// block.
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		o.Levels[i].FilterType = pebble.TableFilter
 	}
 	return o
 }
 
-// load reads where the log ends and which generations of keys there are.
+// load reads the end of the log and the generations of keys.
 func (st *store) load(width time.Duration) error {
 	var err error
 	if st.window, err = openWindow(st.db, width); err != nil {
@@ -436,8 +431,8 @@ func (st *store) load(width time.Duration) error {
 	return errors.Join(it.Close(), st.readLost(), st.checkPositions(), st.readHoldings())
 }
 
-// checkPositions makes sure that no sink stands beyond the end of the log: the
-// log is written in order, so its end was cut off.
+// checkPositions returns an error if a cursor is beyond the end of the log: the log is
+// written in order, so its end is missing.
 func (st *store) checkPositions() error {
 	it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{cursorSpace}, UpperBound: []byte{cursorSpace + 1}})
 	if err != nil {
@@ -452,12 +447,12 @@ func (st *store) checkPositions() error {
 	return errors.Join(err, it.Close())
 }
 
-// events iterates over the events from a place on.
+// events iterates over the events from a sequence on.
 func (st *store) events(from journal.Seq) (*pebble.Iterator, error) {
 	return st.db.NewIter(&pebble.IterOptions{LowerBound: eventKey(from), UpperBound: []byte{eventSpace + 1}})
 }
 
-// number returns the place kept under a key, or otherwise none.
+// number returns the number stored under a key, or a default.
 func (st *store) number(key []byte, none journal.Seq) (journal.Seq, error) {
 	value, err := st.get(key)
 	if errors.Is(err, journal.ErrNotFound) {
@@ -472,7 +467,7 @@ func (st *store) number(key []byte, none journal.Seq) (journal.Seq, error) {
 	return seqOf(value), nil
 }
 
-// identity returns the ID of the journal, and gives it one where it has none.
+// identity returns the ID of the journal, and creates a missing ID.
 func (st *store) identity() (string, error) {
 	id, err := st.get(metaIDKey())
 	if errors.Is(err, journal.ErrNotFound) {
@@ -495,7 +490,7 @@ func (st *store) identity() (string, error) {
 	return stored.String(), nil
 }
 
-// readLost reads what a repair found lost.
+// readLost reads the ranges that a repair found lost.
 func (st *store) readLost() error {
 	it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{lostSpace}, UpperBound: []byte{lostSpace + 1}})
 	if err != nil {
@@ -507,13 +502,13 @@ func (st *store) readLost() error {
 	return it.Close()
 }
 
-// notify wakes all who wait for a change. The caller holds mu.
+// notify wakes all waiting goroutines. The caller holds mu.
 func (j *Journal) notify() {
 	close(j.changed)
 	j.changed = make(chan struct{})
 }
 
-// run commits on one store after another until Close.
+// run commits on the current store until Close, and reopens the store after a failure.
 func (j *Journal) run(st *store) {
 	defer close(j.ended)
 	for {
@@ -538,8 +533,8 @@ func (j *Journal) run(st *store) {
 	}
 }
 
-// reopen tries until the store is open, and refuses requests meanwhile. It
-// returns nil when Close is called.
+// reopen reopens the store, with retries, and refuses requests meanwhile. It returns nil
+// after Close.
 func (j *Journal) reopen() *store {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 50*time.Millisecond, 5*time.Second
@@ -567,7 +562,7 @@ func (j *Journal) reopen() *store {
 	}
 }
 
-// synced moves the durable place behind a group of changes.
+// synced advances the durable sequence after the sync of a group.
 func (j *Journal) synced(g *group) {
 	if j.opts.Synced != nil {
 		j.opts.Synced(len(g.requests))
@@ -620,7 +615,7 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 		}
 		records, err = st.read(from, through, limit)
 		if err != nil && j.Oldest() > from {
-			err = nil // it expired under our hands; the caller goes on from what is left
+			err = nil // the event has just expired; the caller continues with the remaining events
 			records, err = st.read(j.Oldest(), through, limit)
 		}
 		return err
@@ -646,7 +641,7 @@ func (j *Journal) Since(ctx context.Context, t time.Time) (s journal.Seq, err er
 	return s + 1, nil
 }
 
-// AcquireLease implements journal.Journal: nobody shares this journal.
+// AcquireLease implements journal.Journal: one process uses this journal.
 func (j *Journal) AcquireLease(context.Context, string, time.Duration) (bool, error) {
 	return true, nil
 }
@@ -672,16 +667,16 @@ func (j *Journal) Check() error {
 	return j.roomFor(0)
 }
 
-// spare are requests that nobody uses.
+// spare holds unused requests.
 var spare = sync.Pool{New: func() any { return &request{done: make(chan error, 1)} }}
 
-// do hands a change to the committer and waits for its outcome. A change that
-// was handed over is made even if ctx ends.
+// do passes a change to the committer and waits for its result. If ctx ends first, the
+// committer still makes the change.
 func (j *Journal) do(ctx context.Context, size int, stage func(*group) error) error {
 	return j.hand(ctx, size, false, stage)
 }
 
-// grow is do for a change that is refused where there is no room for it.
+// grow is do for a change that is refused if the journal is full.
 func (j *Journal) grow(ctx context.Context, size int, stage func(*group) error) error {
 	return j.hand(ctx, size, true, stage)
 }
@@ -699,13 +694,13 @@ func (j *Journal) hand(ctx context.Context, size int, grows bool, stage func(*gr
 	select {
 	case err := <-r.done:
 		r.stage = nil
-		spare.Put(r) // only here is it nobody else's any more
+		spare.Put(r) // the only place where no other goroutine uses the request
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-j.stop:
 	}
-	// Close lets the committer finish what it has taken.
+	// Close waits until the committer has handled the received requests.
 	<-j.ended
 	select {
 	case err := <-r.done:
@@ -732,8 +727,7 @@ func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.
 	return receipts, nil
 }
 
-// encodeAll encodes events, each behind eight bytes for the time of its
-// acceptance.
+// encodeAll encodes events, each after eight bytes for the acceptance time.
 func (j *Journal) encodeAll(events []event.Event) (values [][]byte, size int, err error) {
 	values = make([][]byte, len(events))
 	for i, e := range events {

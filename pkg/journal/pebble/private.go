@@ -12,9 +12,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// private is the disk on which a journal's files are for its user alone: webhooks
-// hold personal data. The engine makes files as the umask says; these are narrowed
-// before anything is written to them.
+// private is a file system that makes files of the journal accessible to its user only,
+// because webhooks contain personal data. It narrows the mode of a new file before any
+// write.
 type private struct {
 	vfs.FS
 	chmod func(name string, mode os.FileMode) error
@@ -25,8 +25,8 @@ const (
 	privateFile = 0o600
 )
 
-// privateDisk wraps a file system that is this machine's disk in the end; another
-// one has no modes, nor has one of Windows.
+// privateDisk wraps a file system on the local disk. Other file systems and Windows have no
+// modes.
 func privateDisk(fsys vfs.FS) vfs.FS {
 	if _, ok := fsys.(private); ok || vfs.Root(fsys) != vfs.Default || runtime.GOOS == "windows" {
 		return fsys
@@ -34,8 +34,8 @@ func privateDisk(fsys vfs.FS) vfs.FS {
 	return private{fsys, os.Chmod}
 }
 
-// narrow makes a new file private. Where that fails, the folder that it is in keeps
-// others out, or has been warned about.
+// narrow makes a new file private. If that fails, the folder is private, or a warning was
+// logged.
 func (p private) narrow(name string) { _ = p.chmod(name, privateFile) }
 
 func (p private) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
@@ -76,9 +76,8 @@ func (p private) MkdirAll(dir string, perm os.FileMode) error {
 
 func (p private) Unwrap() vfs.FS { return p.FS }
 
-// tighten takes the folder and the files of a journal away from everybody but its
-// user, and warns about what it cannot: another user's folder, such as a volume
-// that is mounted for a group.
+// tighten makes the folder and files of a journal private, and warns about files that it
+// cannot change, such as a volume of another user with a group.
 func (p private) tighten(dir string, log *zap.Logger) {
 	var open []string
 	root, err := filepath.EvalSymlinks(dir)
@@ -89,7 +88,7 @@ func (p private) tighten(dir string, log *zap.Logger) {
 			}
 			info, err := d.Info()
 			if err != nil || info.Mode().Type()&^fs.ModeDir != 0 || info.Mode().Perm()&^privateDir == 0 {
-				return nil //nolint:nilerr // it is gone by now
+				return nil //nolint:nilerr // removed meanwhile
 			}
 			if err := p.chmod(path, info.Mode().Perm()&privateDir); err != nil {
 				open = append(open, fmt.Sprintf("%s (%v)", path, info.Mode()))

@@ -23,47 +23,44 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// A quarantined request is three entries, which one batch writes and one removes:
-// the request itself, which may be large and does not change; its receipts under
-// its identity, by which a repeat finds it and which alone a repeat writes anew;
-// and its place in the order in which the requests of its source were last
-// received, by which the oldest are found.
+// A quarantined request has three entries, written and removed by one batch: the request,
+// which may be large and never changes; its receipts by identity, which a repeat updates;
+// and its position in the order of last receipts of its source.
 
-// identity is that of a request.
+// identity is the Identity of a request.
 type identity [sha256.Size]byte
 
-// receipts is what is known of a quarantined request without reading it.
+// receipts describes a quarantined request without its body.
 type receipts struct {
 	ID     string    `json:"id"`
 	Source string    `json:"source"`
-	Number uint64    `json:"number"` // of the last receipt, by which its order key is found
-	Bytes  uint64    `json:"bytes"`  // that it counts for
+	Number uint64    `json:"number"` // number of the last receipt, for the order key
+	Bytes  uint64    `json:"bytes"`  // bytes that the request counts for
 	Count  uint64    `json:"count"`
 	Last   time.Time `json:"last"`
 }
 
-// entryBytes is what the keys and receipts of a request count for, beside the
-// request: the share of a source bounds how many requests it may have, too.
+// entryBytes is what the keys and receipts of a request count for, besides the request, so
+// that the limit of a source also limits the number of requests.
 const entryBytes = 512
 
-// sourceQuota is what a source has in the quarantine.
+// sourceQuota is the size of the quarantine of a source.
 type sourceQuota struct {
 	bytes    uint64
 	requests uint64
-	front    uint64 // no receipt with a lower number is in the order; those that were leave tombstones
+	front    uint64 // no receipt with a lower number is in the order; removed ones leave tombstones
 }
 
-// quarantined is what a group does to the quarantine.
+// quarantined are the changes of a group to the quarantine.
 type quarantined struct {
-	receipts  map[identity]*receipts // as the group leaves them; nil is removed
-	staged    []identity             // that are in the group's batch and not in the store, in order
-	added     int64                  // requests more than before
+	receipts  map[identity]*receipts // state after the group; nil is removed
+	staged    []identity             // in the group's batch and not in the store, in order
+	added     int64                  // change of the number of requests
 	freed     freeing
 	discarded []journal.QuarantineDiscards
 }
 
-// maxDiscards bounds how many requests one change discards, and so how long the
-// appends beside it wait. Each new request may discard more than it can be worth.
+// maxDiscards limits the requests that one change discards, to bound the delay of appends.
 const maxDiscards = 4096
 
 func encodeOrder(i identity, bytes uint64) []byte {
@@ -87,7 +84,7 @@ func decodeReceipts(value []byte) (r *receipts, err error) {
 	return r, nil
 }
 
-// splitRejected returns the identity of a quarantined request, and the rest.
+// splitRejected splits the identity from a quarantined request.
 func splitRejected(value []byte) (i identity, rest []byte, err error) {
 	if len(value) < len(i) {
 		return i, nil, record.ErrTruncated
@@ -95,8 +92,8 @@ func splitRejected(value []byte) (i identity, rest []byte, err error) {
 	return identity(value), value[len(i):], nil
 }
 
-// readHoldings adds up what each source has in the quarantine. It reads the order
-// alone, in which no request stands.
+// readHoldings sums up the quarantine of each source. It reads the order only, which does
+// not contain requests.
 func (st *store) readHoldings() error {
 	st.quotas = map[string]*sourceQuota{}
 	it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{orderSpace}, UpperBound: []byte{orderSpace + 1}})
@@ -120,7 +117,7 @@ func (st *store) readHoldings() error {
 	return nil
 }
 
-// hold adds a request to what a source has.
+// hold adds a request to the quota of its source.
 func (st *store) hold(source string, bytes uint64) {
 	h := st.quotas[source]
 	if h == nil {
@@ -131,7 +128,7 @@ func (st *store) hold(source string, bytes uint64) {
 	h.requests++
 }
 
-// requests is how many there are of all sources.
+// requests returns the number of requests of all sources.
 func (st *store) requests() (n int64) {
 	for _, h := range st.quotas {
 		n += int64(h.requests)
@@ -139,7 +136,7 @@ func (st *store) requests() (n int64) {
 	return n
 }
 
-// QuarantineCount is how many requests are in quarantine.
+// QuarantineCount returns the number of quarantined requests.
 func (j *Journal) QuarantineCount() uint64 { return uint64(max(j.quarantineCount.Load(), 0)) }
 
 // Quarantine implements journal.Appender.
@@ -170,8 +167,7 @@ func (j *Journal) Quarantine(ctx context.Context, r journal.QuarantinedRequest) 
 	return id, nil
 }
 
-// receiptsOf returns what is known of the request of that identity, or
-// journal.ErrNotFound.
+// receiptsOf returns the receipts of an identity, or journal.ErrNotFound.
 func (g *group) receiptsOf(i identity) (*receipts, error) {
 	if r, ok := g.receipts[i]; ok {
 		if r == nil {
@@ -186,7 +182,7 @@ func (g *group) receiptsOf(i identity) (*receipts, error) {
 	return decodeReceipts(value)
 }
 
-// quarantine stages a request, or one receipt more of the one that is kept.
+// quarantine stages a new request, or a repeat of a stored request.
 func (g *group) quarantine(i identity, r journal.QuarantinedRequest, value []byte) (id string, err error) {
 	kept, err := g.receiptsOf(i)
 	switch {
@@ -217,8 +213,8 @@ func (g *group) quarantine(i identity, r journal.QuarantinedRequest, value []byt
 	return kept.ID, err
 }
 
-// putRejected stages a request as it was in another journal, in the place of what a
-// transfer that was cut short has put.
+// putRejected stages a migrated request, and replaces the request of an interrupted
+// migration.
 func (g *group) putRejected(i identity, r journal.QuarantinedRequest, value []byte) error {
 	before, err := g.receiptsOf(i)
 	if err == nil {
@@ -231,7 +227,7 @@ func (g *group) putRejected(i identity, r journal.QuarantinedRequest, value []by
 	return err
 }
 
-// putReceipts stages the receipts of a request and its place in the order.
+// putReceipts stages the receipts of a request and its position in the order.
 func (g *group) putReceipts(i identity, r *receipts) error {
 	value, err := json.Marshal(r)
 	if err != nil {
@@ -245,8 +241,8 @@ func (g *group) putReceipts(i identity, r *receipts) error {
 	return errors.Join(g.batch.Set(identityKey(i), value, nil), g.batch.Set(orderKey(r.Source, r.Number), encodeOrder(i, r.Bytes), nil))
 }
 
-// discard removes the requests of a source that were not received for the longest
-// time, as long as old reports true, and returns whether it may have left some.
+// discard removes the requests of a source with the oldest receipts while old returns true,
+// and returns whether more may remain.
 func (g *group) discard(source, reason string, old func(*receipts) bool) (more bool, err error) {
 	n := 0
 	defer func() {
@@ -254,12 +250,12 @@ func (g *group) discard(source, reason string, old func(*receipts) bool) (more b
 			g.discarded = append(g.discarded, journal.QuarantineDiscards{Source: source, Reason: reason, Requests: uint64(n)})
 		}
 	}()
-	// try discards one, and reports whether to go on.
+	// try discards one request, and reports whether to continue.
 	try := func(i identity, number uint64) (bool, error) {
 		r, err := g.receiptsOf(i)
 		switch {
 		case errors.Is(err, journal.ErrNotFound) || err == nil && number != 0 && r.Number != number:
-			return true, nil // the group has removed it, or received it again
+			return true, nil // the group has removed or updated the request
 		case err != nil:
 			return false, err
 		case n == maxDiscards || !old(r):
@@ -304,7 +300,7 @@ func (g *group) discard(source, reason string, old func(*receipts) bool) (more b
 	return more, nil
 }
 
-// mayDiscard spares the look where it is known to find nothing.
+// mayDiscard skips a search that would find nothing.
 func (g *group) mayDiscard(h *sourceQuota, reason string) bool {
 	return h.requests > 0 && (reason != journal.QuarantineMaxBytes || h.bytes > g.st.share)
 }
@@ -329,8 +325,7 @@ func (g *group) removeRejected(i identity, r *receipts) error {
 	)
 }
 
-// rejected returns what is known of the request of that ID, or an error that wraps
-// journal.ErrNotFound.
+// rejected returns the receipts of a request by ID. Its error may wrap journal.ErrNotFound.
 func (g *group) rejected(id string) (i identity, r *receipts, err error) {
 	value, err := g.st.get(quarantineKey(id))
 	if err == nil {
@@ -339,14 +334,14 @@ func (g *group) rejected(id string) (i identity, r *receipts, err error) {
 	if err == nil {
 		r, err = g.receiptsOf(i)
 	}
-	if err == nil && r.ID != id { // an earlier request of the group took it, and another brought it again
+	if err == nil && r.ID != id { // an earlier request of the group removed it, and another one stored it again
 		err = journal.ErrNotFound
 	}
 	return i, r, err
 }
 
-// Carried removes a request of which as many receipts as count have been carried to
-// another journal, or, where there have been more meanwhile, leaves those.
+// Carried removes a request after count of its receipts were forwarded to another journal;
+// later receipts remain.
 func (j *Journal) Carried(ctx context.Context, id string, count uint64) error {
 	var missing error
 	err := j.do(ctx, 64, func(g *group) error {
@@ -370,9 +365,9 @@ func (j *Journal) Carried(ctx context.Context, id string, count uint64) error {
 	return nil
 }
 
-// expireQuarantine discards the requests that were last received before cutoff,
-// and what is beyond the share of a source, which may have been made smaller. A
-// retention of 0 says nothing about them.
+// expireQuarantine discards the requests whose last receipt is before cutoff, and requests
+// beyond the limit of a source, which may be lower than before. A retention of 0 is no
+// limit.
 func (j *Journal) expireQuarantine(ctx context.Context, cutoff time.Time) error {
 	for more := true; more; {
 		more = false
@@ -400,7 +395,7 @@ func (j *Journal) expireQuarantine(ctx context.Context, cutoff time.Time) error 
 	return nil
 }
 
-// rejected decodes a quarantined request, with its receipts.
+// rejected decodes a quarantined request with its receipts.
 func (st *store) rejected(_, value []byte) (r journal.QuarantinedRequest, err error) {
 	i, rest, err := splitRejected(value)
 	if err != nil {
@@ -417,7 +412,7 @@ func (st *store) rejected(_, value []byte) (r journal.QuarantinedRequest, err er
 	if err != nil {
 		return r, err
 	}
-	if known.ID != r.ID { // it was removed, and the same was received again
+	if known.ID != r.ID { // removed and stored again
 		return r, journal.ErrNotFound
 	}
 	r.Count, r.LastReceived = known.Count, known.Last
@@ -469,7 +464,7 @@ func (j *Journal) Release(ctx context.Context, id string, events ...event.Event)
 		i, r, err := g.rejected(id)
 		missing = err
 		if errors.Is(err, journal.ErrNotFound) {
-			return nil // of one request, not of the store
+			return nil // an error of the request, not of the store
 		}
 		if err == nil {
 			err = g.removeRejected(i, r)
@@ -485,10 +480,10 @@ func (j *Journal) Release(ctx context.Context, id string, events ...event.Event)
 	return answers, nil
 }
 
-// freeing is what removed requests took.
+// freeing is the space of removed requests.
 type freeing struct {
 	bytes, requests uint64
-	low, high       string // their IDs lie between
+	low, high       string // range of their IDs
 }
 
 func (f *freeing) add(r *receipts) { f.join(freeing{r.Bytes, 1, r.ID, r.ID}) }
@@ -505,7 +500,7 @@ func (f *freeing) join(other freeing) {
 	f.requests += other.requests
 }
 
-// freed is what was removed since the engine was told to give its room back.
+// freed collects the removals since the last reclaim.
 type freed struct {
 	mu sync.Mutex
 	freeing
@@ -517,7 +512,7 @@ func (f *freed) add(more freeing) {
 	f.join(more)
 }
 
-// take returns what was removed, where it is worth the work, or room is short.
+// take returns the removals if reclaiming is worth its cost or space is short.
 func (f *freed) take(short bool) (freeing, bool) {
 	const worth = 1 << 20
 	f.mu.Lock()
@@ -530,14 +525,13 @@ func (f *freed) take(short bool) (freeing, bool) {
 	return taken, true
 }
 
-// reclaim gives back the disk space of quarantined requests that were removed:
-// their files must be written anew without them. It stands beside the committer,
-// which goes on meanwhile, and rests between two rounds, so that a flood that
-// pushes old requests out does not have the same files written over and over.
+// reclaim frees the disk space of removed quarantined requests by rewriting their files. It
+// runs beside the committer and pauses between rounds, so that a flood does not rewrite the
+// same files constantly.
 func (j *Journal) reclaim() {
 	const (
 		rest  = time.Second
-		whole = 1 << 12 // removed requests from which on the index is worth it
+		whole = 1 << 12 // number of removed requests from which rewriting the index pays off
 	)
 	tick := time.NewTicker(rest / 4)
 	defer tick.Stop()
@@ -563,7 +557,7 @@ func (j *Journal) reclaim() {
 				return err
 			}
 			if left := before - min(before, f.bytes); r.Free > 0 && left > r.Free/2 {
-				j.freed.add(f) // what is left does not fit the disk twice; it is tried again when there is room
+				j.freed.add(f) // the rest does not fit the disk twice; retried when there is room
 				return nil
 			}
 			err = st.db.Compact(j.life, low, high, false)
@@ -583,8 +577,8 @@ func (j *Journal) reclaim() {
 	}
 }
 
-// discards are counted here until they are logged, one line a source and reason
-// now and then, however many there are.
+// discards counts discarded requests until they are logged, in one line per source and
+// reason from time to time.
 type discards struct {
 	mu     sync.Mutex
 	counts map[journal.QuarantineDiscards]uint64 // by source and reason
@@ -605,8 +599,7 @@ func (d *discards) add(all []journal.QuarantineDiscards) {
 	}
 }
 
-// log tells what was discarded, unless that was done a moment ago and there is
-// more time.
+// log logs the counts, except shortly after the last line.
 func (d *discards) log(log *zap.Logger, last bool) {
 	const every = 10 * time.Second
 	d.mu.Lock()

@@ -9,28 +9,27 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// room is how much there is, as of a moment ago.
+// room is the measured size and space.
 type room struct {
 	journal.Usage
-	// pending is what a flush of the memtables will write: until it is done, what
-	// they hold is on the disk twice.
+	// pending is the size of the next flush of the memtables, whose data is on the disk
+	// twice until then.
 	pending uint64
-	counted uint64 // bytes of groups that both hold, since the journal was opened
+	counted uint64 // bytes of groups in the measured sizes, since the journal was opened
 
-	full string // why appends are refused; empty is that they are taken
-	near string // why they soon will be; empty is that they will not
+	full string // why appends fail; empty while appends succeed
+	near string // why appends will fail soon; empty otherwise
 }
 
-// Parts of journal.max_bytes, in percent. History is trimmed well before new
-// events are refused, and an operator hears of it in between.
+// Percentages of journal.max_bytes. Delivered events are removed well before appends fail,
+// with a warning in between.
 const (
-	trimAt = 80 // from here on
+	trimAt = 80 // start of removal
 	trimTo = 75
 	warnAt = 85
 )
 
-// needs is how many bytes the journal takes once all that it holds is in tables, and
-// their logs are not given up yet.
+// needs returns the size of the journal after the flush of all memtables, with their logs.
 func (r *room) needs() uint64 { return r.Bytes + r.pending }
 
 // Usage implements journal.Journal.
@@ -46,11 +45,11 @@ func (j *Journal) Usage() journal.Usage {
 	return u
 }
 
-// measure looks at the size of the journal and at the free space of the disk.
+// measure reads the size of the journal and the free space of the disk.
 func (j *Journal) measure() {
 	r := &room{Usage: journal.Usage{MaxBytes: j.opts.MaxBytes, MinFree: j.opts.MinFree}}
 	was := j.room.Load()
-	// Not every file system can tell; then only its own refusal counts.
+	// Some file systems do not report free space.
 	if usage, err := j.opts.FS.GetDiskUsage(j.opts.Dir); err == nil {
 		r.Free = usage.AvailBytes
 		j.reserve(r.Free)
@@ -69,7 +68,8 @@ func (j *Journal) measure() {
 	j.mu.Unlock()
 	r.Bytes, r.pending, r.counted = was.Bytes, was.pending, was.counted
 	if st != nil {
-		// Before it is measured: what comes in between is counted twice, not left out.
+		// Before the measurement: bytes written meanwhile count twice rather than not at
+		// all.
 		r.counted = j.counted.Load()
 		m := st.db.Metrics()
 		r.Bytes, r.pending = m.DiskSpaceUsage(), m.WAL.Size
@@ -102,15 +102,15 @@ func tooLarge(bytes, limit uint64) string {
 	return fmt.Sprintf("it needs %d bytes with what is being written, journal.max_bytes is %d", bytes, limit)
 }
 
-// roomFor returns an error that wraps journal.ErrFull where as many bytes more do
-// not fit journal.max_bytes. Between two measurements it goes by what was written
-// since, so that however fast events come, the limit holds.
+// roomFor returns an error that wraps journal.ErrFull if as many more bytes do not fit
+// journal.max_bytes. Between measurements it adds the written bytes, so that the limit
+// holds at any rate.
 func (j *Journal) roomFor(bytes int) error {
 	if j.opts.MaxBytes == 0 {
 		return nil
 	}
 	r := j.room.Load()
-	// In the log now, and in a table soon.
+	// In the log now, and in a table after a flush.
 	needs := r.needs() + 2*(j.written.Load()-r.counted+uint64(bytes))
 	if needs >= j.opts.MaxBytes {
 		return fmt.Errorf("%w: %s", journal.ErrFull, tooLarge(needs, j.opts.MaxBytes))
@@ -133,8 +133,8 @@ func (j *Journal) watch() {
 	}
 }
 
-// makeRoom trims when the journal is nearly full. It stands beside watch since
-// a compaction under load takes its time, and the limit must hold meanwhile.
+// makeRoom removes events when the journal is nearly full. It runs beside watch, because
+// compactions under load are slow and the limit must hold meanwhile.
 func (j *Journal) makeRoom() {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
@@ -146,7 +146,7 @@ func (j *Journal) makeRoom() {
 			return
 		}
 		r := j.room.Load()
-		// What was trimmed takes a moment to be gone from the disk.
+		// Removed events take space for a moment.
 		if r.MaxBytes == 0 || r.needs() <= r.MaxBytes/100*trimAt || time.Since(trimmed) < 2*time.Second {
 			continue
 		}

@@ -6,25 +6,24 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// maxTailBytes bounds what the tail holds of encoded events.
+// maxTailBytes limits the encoded size of the tail.
 const maxTailBytes = 4 << 20
 
-// tail is the newest events on stable storage, as they were appended: a sink
-// that keeps up reads neither the disk nor an encoding, however many sinks
-// there are. It is consecutive; what is not in it is in the store.
+// tail holds the newest events on stable storage, decoded: a sink without lag needs neither
+// a disk read nor decoding. The events are consecutive; older events are in the store.
 type tail struct {
 	mu      sync.RWMutex
 	records []sized
 	bytes   int
 }
 
-// sized is a record and the size of its encoding, in bytes.
+// sized is a record with its encoded size in bytes.
 type sized struct {
 	journal.Record
 	size int
 }
 
-// add puts records behind those that there are, and forgets the oldest.
+// add appends records and drops the oldest.
 func (t *tail) add(records []sized) {
 	if len(records) == 0 {
 		return
@@ -32,7 +31,7 @@ func (t *tail) add(records []sized) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := len(t.records); n > 0 && t.records[n-1].Seq+1 != records[0].Seq {
-		t.records, t.bytes = nil, 0 // what is between was stored, and its answer was lost
+		t.records, t.bytes = nil, 0 // events in between are stored, and their result was lost
 	}
 	t.records = append(t.records, records...)
 	for _, r := range records {
@@ -43,12 +42,12 @@ func (t *tail) add(records []sized) {
 		t.bytes -= t.records[n].size
 		n++
 	}
-	clear(t.records[:n]) // the array lives on
+	clear(t.records[:n]) // the array is reused
 	t.records = t.records[n:]
 }
 
-// read returns at most limit records from one place through another, which is
-// on stable storage; none where the first is not here.
+// read returns up to limit records of a range on stable storage; none if the first is not
+// in the tail.
 func (t *tail) read(from, through journal.Seq, limit int) []journal.Record {
 	t.mu.RLock()
 	defer t.mu.RUnlock()

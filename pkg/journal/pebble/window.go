@@ -16,29 +16,28 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// window is the memory of which identity keys were seen, and when. Keys are
-// written into generations, one after another, each as long as the window; a
-// key inside the window is therefore in one of the last two. A generation that
-// is wholly outside is removed by one range deletion, however many keys it
-// holds: there is no index by time and no scan.
+// window stores identity keys with their time. Keys are written into consecutive
+// generations, each as long as the window, so that a key inside the window is in one of the
+// last two generations. One range deletion removes a generation outside the window; no
+// index by time and no scan is needed.
 //
-// Each entry carries the moment of its first sight, so that the window's edge
-// is exact. Only the committer uses a window.
+// Each entry has the time of the first receipt, so that the window is exact. Only the
+// committer uses a window.
 type window struct {
 	width       time.Duration
-	generations []int64       // when each began, in nanoseconds since 1970; oldest first
-	counts      []uint64      // keys in each
-	all         atomic.Uint64 // keys in all; may be read by anybody
+	generations []int64       // start of each generation in nanoseconds since 1970, oldest first
+	counts      []uint64      // number of keys by generation
+	all         atomic.Uint64 // number of all keys; read concurrently
 	uncounted   bool          // the newest count is not in a batch yet
 
 	key, value []byte // scratch
 }
 
-// dedupeEntry is what the window knows of a key.
+// dedupeEntry is the stored value of a key.
 type dedupeEntry struct {
-	first int64 // nanoseconds since 1970
+	first int64 // first receipt, nanoseconds since 1970
 	seq   journal.Seq
-	id    string // of the CloudEvent that was stored
+	id    string // CloudEvents id of the stored event
 }
 
 func keyPrefix(generation int64) []byte { return appendKeyPrefix(nil, generation) }
@@ -47,7 +46,7 @@ func appendKeyPrefix(b []byte, generation int64) []byte {
 	return binary.BigEndian.AppendUint64(append(b, keySpace), uint64(generation))
 }
 
-// appendTo encodes the sighting.
+// appendTo encodes the entry.
 func (s dedupeEntry) appendTo(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(s.first))
 	return append(binary.BigEndian.AppendUint64(b, uint64(s.seq)), s.id...)
@@ -60,7 +59,7 @@ func decodeDedupeEntry(b []byte) (dedupeEntry, error) {
 	return s, r.Err
 }
 
-// openWindow finds the generations that are stored.
+// openWindow finds the stored generations.
 func openWindow(db pebble.Reader, width time.Duration) (*window, error) {
 	w := &window{width: width}
 	it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte{keySpace}, UpperBound: []byte{keySpace + 1}})
@@ -82,8 +81,8 @@ func openWindow(db pebble.Reader, width time.Duration) (*window, error) {
 	return w, it.Close()
 }
 
-// countOf returns how many keys a generation holds: as it was noted, or, where an
-// older version or a repair has left no note, by counting.
+// countOf returns the number of keys of a generation: the stored number, or a count after a
+// repair.
 func countOf(db pebble.Reader, it *pebble.Iterator, generation int64) (n uint64, err error) {
 	value, closer, err := db.Get(metaKeysKey(generation))
 	if err == nil {
@@ -101,13 +100,13 @@ func countOf(db pebble.Reader, it *pebble.Iterator, generation int64) (n uint64,
 	return n, it.Error()
 }
 
-// begin adds a generation that holds some keys.
+// begin adds a generation with a number of keys.
 func (w *window) begin(generation int64, keys uint64) {
 	w.generations, w.counts = append(w.generations, generation), append(w.counts, keys)
 	w.all.Add(keys)
 }
 
-// record puts the newest count into the batch, where it has changed.
+// record stages the newest count if it changed.
 func (w *window) record(b *pebble.Batch) error {
 	if !w.uncounted {
 		return nil
@@ -117,17 +116,17 @@ func (w *window) record(b *pebble.Batch) error {
 	return b.Set(metaKeysKey(w.generations[newest]), binary.BigEndian.AppendUint64(nil, w.counts[newest]), nil)
 }
 
-// lookups opens an iterator for find. Unlike Get, it asks the filters of the
-// lowest level too, where nearly all keys are; it must be closed.
+// lookups opens an iterator for find, with the filters of the lowest level, which holds
+// nearly all keys. The caller closes the iterator.
 func (w *window) lookups(db pebble.Reader) (*pebble.Iterator, error) {
 	return db.NewIter(&pebble.IterOptions{
 		LowerBound: []byte{keySpace}, UpperBound: []byte{keySpace + 1}, UseL6Filters: true,
 	})
 }
 
-// find returns the sighting of key that is inside the window at now.
+// find returns the entry of a key inside the window at now.
 func (w *window) find(it *pebble.Iterator, key event.Key, now int64) (dedupeEntry, bool, error) {
-	// The newest first: the same key may stand, expired, in an older one.
+	// Newest generation first: an older one may hold an expired entry of the key.
 	for _, generation := range slices.Backward(w.generations) {
 		if !it.SeekPrefixGE(w.stored(generation, key)) {
 			if err := it.Error(); err != nil {
@@ -139,14 +138,14 @@ func (w *window) find(it *pebble.Iterator, key event.Key, now int64) (dedupeEntr
 		if err != nil {
 			return dedupeEntry{}, false, fmt.Errorf("identity key: %w", err)
 		}
-		// A clock that was set back makes first lie ahead of now; that is
-		// inside.
+		// After a clock was set back, first is later than now; the key is inside the
+		// window.
 		return s, now-s.first < int64(w.width), nil
 	}
 	return dedupeEntry{}, false, nil
 }
 
-// put writes a sighting into the generation of now.
+// put stages an entry in the generation of now.
 func (w *window) put(b *pebble.Batch, key event.Key, s dedupeEntry, now int64) error {
 	if n := len(w.generations); n == 0 || now >= w.generations[n-1]+int64(w.width) {
 		if err := w.record(b); err != nil {
@@ -161,14 +160,14 @@ func (w *window) put(b *pebble.Batch, key event.Key, s dedupeEntry, now int64) e
 	return b.Set(w.stored(w.generations[len(w.generations)-1], key), w.value, nil)
 }
 
-// stored is where a key stands, until the next call.
+// stored returns the stored key of an entry, valid until the next call.
 func (w *window) stored(generation int64, key event.Key) []byte {
 	w.key = append(appendKeyPrefix(w.key[:0], generation), key...)
 	return w.key
 }
 
-// expire removes the generations that are wholly outside the window at now:
-// those whose last possible entry, made as the next one began, is too old.
+// expire removes the generations outside the window at now: their newest possible entry,
+// made when the next generation began, is too old.
 func (w *window) expire(b *pebble.Batch, now int64) error {
 	for len(w.generations) > 0 {
 		end := w.generations[0] + int64(w.width)

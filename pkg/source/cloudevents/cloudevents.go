@@ -21,7 +21,6 @@
 // is ignored, because a sender must not choose the servers that Postwire calls. The
 // handshake is no authentication: an event without WebHook-Request-Origin is accepted, too,
 // if it passes auth.
-// without WebHook-Request-Origin is taken too if it passes auth.
 package cloudevents
 
 import (
