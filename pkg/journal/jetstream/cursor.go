@@ -21,17 +21,16 @@ import (
 )
 
 const (
-	// group is the one that all processes pull in: the server pins one of them.
+	// group is the priority group in which all processes pull: the server pins one of them.
 	group = "pump"
-	// pinnedTTL is how long the server waits for a sign of the pinned process
-	// before it pins another, and keepEvery how often that gives one.
+	// pinnedTTL is how long the server waits for a pull of the pinned process before it
+	// pins another process; keepEvery is the interval of pulls.
 	pinnedTTL = 3 * time.Second
 	keepEvery = time.Second
-	// ackWait is after how long the server offers an event again that was not
-	// committed. It is what makes another process begin where the one before
-	// died with all there is in its hands.
+	// ackWait is how long the server waits for the commit of an event before it offers the
+	// event again. The next owner begins there after a crash.
 	ackWait = 5 * time.Second
-	// pullAtOnce, pullBytes and maxPending bound what one process has in hand.
+	// pullAtOnce, pullBytes and maxPending limit the events in flight of one process.
 	pullAtOnce = 512
 	pullBytes  = 8 << 20
 	maxPending = 2048
@@ -40,20 +39,19 @@ const (
 	nameKey  = "postwire.cursor"
 )
 
-// cursor implements journal.Cursor on a durable consumer, whose acknowledged
-// floor is the durable place. The consumer is pinned: of all processes that pull
-// from it the server gives events to one, until that has gone silent.
+// cursor implements journal.Cursor on a durable consumer, whose acknowledged floor is the
+// committed sequence. The consumer is pinned: the server gives events to one of the pulling
+// processes until that process is silent for pinnedTTL.
 //
-// The server keeps no order among events that it offers a second time, and a
-// process that takes over is offered new ones before those that the one before
-// left behind. So what the server offers is used only where it follows on what
-// was read before; at any break, such as the first event after a takeover, all
-// from the durable place on is read from the stream itself.
+// The server keeps no order among events that it offers again, and offers new events to a
+// new owner before the events of the previous owner. So the cursor uses an offered event
+// only if it follows the last read event. After a gap, for example after a takeover, the
+// cursor reads the events after the committed sequence from the stream.
 //
-// An acknowledgement names the place of an event and the number of its delivery.
-// The numbers of those that were read from the stream are counted from the floor:
-// each was delivered at least once since, in order, before the newest delivery,
-// and the server asks no more of a number than that it grows.
+// An acknowledgement contains the sequence of an event and its delivery number. The cursor
+// counts the numbers of events read from the stream from the floor: each was delivered at
+// least once since, in order, before the newest delivery, and the server requires
+// increasing numbers only.
 type cursor struct {
 	j       *Journal
 	name    string
@@ -65,10 +63,10 @@ type cursor struct {
 
 	mu        sync.Mutex
 	pulling   bool
-	changed   chan struct{} // closed, and made anew, when any of these change
-	bound     bool          // the consumer is there
-	broken    error         // what is stored where the cursor stands cannot be read
-	ownership *ownership    // nil while another process reads
+	changed   chan struct{} // closed and replaced when one of the following changes
+	bound     bool          // the consumer exists
+	broken    error         // why the event at the cursor cannot be read
+	ownership *ownership    // nil while another process is the owner
 	committed journal.Seq
 	startSeq  journal.Seq
 	lag       uint64
@@ -79,20 +77,20 @@ type cursor struct {
 // ownership is the time from one pinning of this process to its end.
 type ownership struct {
 	pin       string
-	ack       []string      // the parts of the subject of an acknowledgement
+	ack       []string      // parts of the subject of an acknowledgement
 	read      journal.Seq   // newest event read
 	delivered uint64        // newest delivery
-	queue     []delivery    // read, and not yet given to Next
-	bytes     int           // of the queue
-	out       []delivery    // given to Next, and not yet committed
-	done      chan struct{} // closed when it is
+	queue     []delivery    // read events, not yet returned by Next
+	bytes     int           // bytes of the queue
+	out       []delivery    // returned by Next, not yet committed
+	done      chan struct{} // closed at the end of the ownership
 }
 
-// delivery is an event in hand.
+// delivery is an event in flight.
 type delivery struct {
 	seq    journal.Seq
-	number uint64 // of the delivery
-	value  []byte // the record
+	number uint64 // delivery number
+	value  []byte // record
 }
 
 // Reader implements journal.Journal.
@@ -111,7 +109,7 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 	ready := j.ready
 	j.mu.Unlock()
 	c.life, c.end = context.WithCancel(j.life)
-	if !ready { // the set-up binds it, before anything is stored
+	if !ready { // setUp binds the cursor before anything is stored
 		return c, nil
 	}
 	err := j.retry(ctx, c.bind)
@@ -124,14 +122,14 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 	return c, nil
 }
 
-// notify wakes all who wait for a change. The caller holds mu.
+// notify wakes all waiting goroutines. The caller holds mu.
 func (c *cursor) notify() {
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
 
-// consumerConfig is how the consumer of the cursor must be. It begins behind a
-// place.
+// consumerConfig returns the configuration of the consumer. A new consumer begins after a
+// sequence.
 func (c *cursor) consumerConfig(began journal.Seq) jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
 		Durable: c.durable, Description: "Place of the sink " + c.name,
@@ -143,7 +141,7 @@ func (c *cursor) consumerConfig(began journal.Seq) jetstream.ConsumerConfig {
 	}
 }
 
-// bind finds the consumer, or makes it.
+// bind finds or creates the consumer.
 func (c *cursor) bind(ctx context.Context) error {
 	s, err := c.j.js.Stream(ctx, c.j.opts.Stream)
 	if err != nil {
@@ -162,7 +160,7 @@ func (c *cursor) bind(ctx context.Context) error {
 			began = max(began, newest)
 		}
 		consumer, err = s.CreateConsumer(ctx, c.consumerConfig(began))
-		if errors.Is(err, jetstream.ErrConsumerExists) { // another process was faster
+		if errors.Is(err, jetstream.ErrConsumerExists) { // another process has created the consumer
 			consumer, err = s.Consumer(ctx, c.durable)
 		}
 	}
@@ -182,7 +180,7 @@ func (c *cursor) bind(ctx context.Context) error {
 	return nil
 }
 
-// take takes over what the cluster says of the consumer.
+// take applies the state of the consumer.
 func (c *cursor) take(info *jetstream.ConsumerInfo) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -208,8 +206,7 @@ func (c *cursor) take(info *jetstream.ConsumerInfo) {
 	}
 }
 
-// poll asks the cluster how the consumer stands. What cannot be asked now is
-// asked the next time.
+// poll reads the state of the consumer. The next poll repeats a failed read.
 func (c *cursor) poll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -248,13 +245,13 @@ func (c *cursor) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	return consumer.CachedInfo(), nil
 }
 
-// ownerRecord is what a process leaves behind when it is pinned.
+// ownerRecord is the stored record of the pinned process.
 type ownerRecord struct {
 	Name string `json:"name"`
 	Pin  string `json:"pin"`
 }
 
-// saveOwner tells the others who is pinned.
+// saveOwner stores that this process is pinned.
 func (c *cursor) saveOwner(ctx context.Context, pin string) {
 	b, err := json.Marshal(ownerRecord{c.j.opts.Name, pin})
 	if err == nil {
@@ -298,8 +295,8 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 	}
 }
 
-// take moves records from the queue out, at most limit. One that cannot be read
-// stays where it is, and with it all behind it.
+// take moves up to limit records from the queue to out. A record that cannot be decoded
+// stays in the queue with all later records.
 func (t *ownership) take(limit int) (records []journal.Record, err error) {
 	var decoder record.Decoder
 	for len(t.queue) > 0 && len(records) < max(limit, 1) {
@@ -342,7 +339,7 @@ func (c *cursor) pull() {
 	}
 }
 
-// release ends the tenure: what is in hand is somebody else's business.
+// release ends the ownership: the next owner delivers the events in flight.
 func (c *cursor) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -398,7 +395,7 @@ func (c *cursor) session(ctx context.Context, well func()) error {
 			keeping.Go(func() { c.keep(ctx, cancel, pin) })
 			well()
 		case t.pin != pin:
-			return errUnpinned // and pinned again: from the durable place on
+			return errUnpinned // pinned again: continue after the committed sequence
 		}
 		if err := c.ingest(ctx, t, m, meta); err != nil {
 			return err
@@ -409,8 +406,8 @@ func (c *cursor) session(ctx context.Context, well func()) error {
 	}
 }
 
-// begin begins a tenure with all that stands behind the durable place and was
-// delivered before, to whomever.
+// begin begins an ownership with the events after the committed sequence that were
+// delivered before to any process.
 func (c *cursor) begin(ctx context.Context, pin, reply string) (*ownership, error) {
 	ack, err := ackSubject(reply)
 	if err != nil {
@@ -430,8 +427,8 @@ func (c *cursor) begin(ctx context.Context, pin, reply string) (*ownership, erro
 	return t, nil
 }
 
-// catchUp reads from the stream what was delivered and not read: from the durable
-// place, or the newest event read, through the newest delivery.
+// catchUp reads events from the stream that were delivered and not read, up to the newest
+// delivery.
 func (c *cursor) catchUp(ctx context.Context, t *ownership) error {
 	info, err := c.info(ctx)
 	if err != nil {
@@ -471,14 +468,14 @@ func (t *ownership) push(ds ...delivery) {
 	t.queue = append(t.queue, ds...)
 }
 
-// ingest takes an event that the server offers, where it follows on the one
-// before; where it does not, the gap is read from the stream.
+// ingest takes an offered event that follows the last read event. Before an event after a
+// gap, ingest reads the missing events from the stream.
 func (c *cursor) ingest(ctx context.Context, t *ownership, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
 	seq, number := journal.Seq(meta.Sequence.Stream), meta.Sequence.Consumer
 	follows := number == t.delivered+1 && meta.NumDelivered == 1
 	t.delivered = max(t.delivered, number)
 	if seq <= t.read {
-		return nil // offered again, or read already
+		return nil // offered again, or already read
 	}
 	if !follows {
 		if err := c.catchUp(ctx, t); err != nil {
@@ -500,7 +497,7 @@ func (c *cursor) ingest(ctx context.Context, t *ownership, m jetstream.Msg, meta
 	return nil
 }
 
-// room waits until there is room for another event in hand.
+// room waits for room for another event in flight.
 func (c *cursor) room(ctx context.Context, t *ownership) error {
 	for {
 		c.mu.Lock()
@@ -517,9 +514,8 @@ func (c *cursor) room(ctx context.Context, t *ownership) error {
 	}
 }
 
-// keep keeps the pin while no more events can be taken: it asks for a message of
-// at most one byte, and there is none so short. The answer also says when the pin
-// is lost.
+// keep keeps the pin while the queue is full: it pulls a message of at most one byte, and
+// no message is so small. The answer also reports the loss of the pin.
 func (c *cursor) keep(ctx context.Context, lost context.CancelCauseFunc, pin string) {
 	request, err := json.Marshal(map[string]any{"batch": 1, "max_bytes": 1, "expires": keepEvery / 4, "group": group, "id": pin})
 	if err != nil {
@@ -545,13 +541,13 @@ func (c *cursor) keep(ctx context.Context, lost context.CancelCauseFunc, pin str
 		case err == nil:
 			answered = time.Now()
 		case time.Since(answered) > pinnedTTL:
-			lost(errUnpinned) // or soon will be
+			lost(errUnpinned) // or will be soon
 			return
 		}
 	}
 }
 
-// ackSubject takes the subject of an acknowledgement apart:
+// ackSubject parses the subject of an acknowledgement:
 //
 //	$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<number>.<time>.<pending>
 //	$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<seq>.<number>.<time>.<pending>[.<random>]
@@ -563,8 +559,8 @@ func ackSubject(reply string) ([]string, error) {
 	return parts, nil
 }
 
-// acknowledgement is the subject at which a delivery, and all before it, is
-// acknowledged.
+// acknowledgement returns the subject that acknowledges a delivery and all earlier
+// deliveries.
 func (t *ownership) acknowledgement(d delivery) string {
 	parts := slices.Clone(t.ack)
 	at := 5
@@ -628,7 +624,7 @@ func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered jo
 	return nil
 }
 
-// cause is why ctx is done, if it is why err is.
+// cause returns why ctx is done, if ctx caused err.
 func cause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -636,12 +632,12 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// undeliveredMessages are the messages that keep what was not delivered.
+// undeliveredMessages returns the messages that store dead letters and dispositions.
 func (c *cursor) undeliveredMessages(undelivered journal.Undelivered, done []delivery) (messages []*nats.Msg, err error) {
 	for _, letter := range undelivered.Dead {
 		n, ok := slices.BinarySearchFunc(done, letter.Seq, func(d delivery, s journal.Seq) int { return cmp.Compare(d.seq, s) })
 		if !ok {
-			continue // it is behind the place
+			continue // after the committed sequence
 		}
 		value, err := encodeDead(letter, done[n].value)
 		if err != nil {
@@ -659,7 +655,7 @@ func (c *cursor) undeliveredMessages(undelivered journal.Undelivered, done []del
 	return messages, nil
 }
 
-// acknowledge moves the floor of the consumer, and waits until that is stored.
+// acknowledge moves the floor of the consumer, and waits until the new floor is stored.
 func (c *cursor) acknowledge(ctx context.Context, t *ownership, d delivery) error {
 	subject := t.acknowledgement(d)
 	return c.j.retry(ctx, func(ctx context.Context) error {
@@ -669,8 +665,7 @@ func (c *cursor) acknowledge(ctx context.Context, t *ownership, d delivery) erro
 		if err == nil {
 			return nil
 		}
-		// A server that has just become the leader may not answer; then the
-		// floor says whether it was moved.
+		// A new leader may not answer; then the floor shows whether it has moved.
 		info, err := c.info(ctx)
 		if err != nil {
 			return err
@@ -746,9 +741,8 @@ func (c *cursor) Close() error {
 	return nil
 }
 
-// handOver lets another process take over at once: the server pins another one,
-// and offers it the first event that is in hand here. Where that fails, it takes
-// as long as if this process had died.
+// handOver releases the pin for another process: the server pins the process and offers the
+// first event in flight. If handOver fails, the takeover is as slow as after a crash.
 func (c *cursor) handOver(t *ownership) {
 	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout/2)
 	defer cancel()
@@ -776,7 +770,7 @@ func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err erro
 	return all, nil
 }
 
-// positions reads where the cursors of a stream stand, by name.
+// positions reads the committed sequences of the cursors of a stream, by name.
 func positions(ctx context.Context, js jetstream.JetStream, name string) (all []journal.Position, err error) {
 	stream, err := js.Stream(ctx, name)
 	if err != nil {
@@ -786,7 +780,7 @@ func positions(ctx context.Context, js jetstream.JetStream, name string) (all []
 	for info := range consumers.Info() {
 		name, ok := info.Config.Metadata[nameKey]
 		if !ok {
-			continue // an operator's own
+			continue // a consumer of an operator
 		}
 		began, err := strconv.ParseUint(info.Config.Metadata[beganKey], 10, 64)
 		if err != nil {

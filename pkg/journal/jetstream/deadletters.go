@@ -14,8 +14,8 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// The value of a dead letter is the letter in JSON behind its length, and then
-// the record of the event.
+// The value of a dead letter is the length of the letter's JSON, the JSON, and the record
+// of the event.
 func encodeDead(letter journal.DeadLetter, rec []byte) ([]byte, error) {
 	text, err := json.Marshal(letter)
 	if err != nil {
@@ -33,8 +33,7 @@ func splitDead(value []byte) (letter journal.DeadLetter, rec []byte, err error) 
 	return letter, r.B, json.Unmarshal(text, &letter)
 }
 
-// deadOf takes the entry of a dead letter apart, and leaves the record of the
-// event as it is.
+// deadOf decodes a dead letter except for its record.
 func (j *Journal) deadOf(e entry) (id journal.DeliveryID, letter journal.DeadLetter, rec []byte, err error) {
 	if id, err = j.names.deadID(e.subject); err == nil {
 		letter, rec, err = splitDead(e.value)
@@ -73,7 +72,7 @@ func (j *Journal) DeadLetter(ctx context.Context, id journal.DeliveryID) (d jour
 	return d, nil
 }
 
-// lostMessage is one that keeps what a sink is not given.
+// lostMessage returns the message that stores a disposition.
 func (j *Journal) lostMessage(sink string, u journal.Disposition) (*nats.Msg, error) {
 	b, err := json.Marshal(u)
 	if err != nil {
@@ -84,9 +83,9 @@ func (j *Journal) lostMessage(sink string, u journal.Disposition) (*nats.Msg, er
 	return m, nil
 }
 
-// resolveDeadLetter takes a dead letter out and stores something with that, as one act.
-// An attempt that was not answered is made again; where the letter is gone then,
-// done says whether it was by that attempt.
+// resolveDeadLetter removes a dead letter and stores messages in one atomic write. An
+// attempt without an answer is repeated; if the dead letter is gone then, done reports
+// whether the earlier attempt succeeded.
 func (j *Journal) resolveDeadLetter(ctx context.Context, id journal.DeliveryID, with func(rec []byte) ([]*nats.Msg, error), done func(context.Context) (bool, error)) (end uint64, err error) {
 	unknown := false
 	err = j.retry(ctx, func(ctx context.Context) error {
@@ -111,9 +110,9 @@ func (j *Journal) resolveDeadLetter(ctx context.Context, id journal.DeliveryID, 
 		}
 		removed := j.removals(e)
 		end, err = j.store(ctx, append(messages, removed...))
-		end -= min(end, uint64(len(removed)-1)) // as if it were one message
+		end -= min(end, uint64(len(removed)-1)) // a removal of several messages counts as one
 		if errors.Is(err, errConflict) {
-			return errors.New("the dead letter has changed") // look again
+			return errors.New("the dead letter has changed") // retry with the new entry
 		}
 		unknown = err != nil && !errors.Is(err, journal.ErrFull)
 		return err
@@ -143,8 +142,8 @@ func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (s journ
 		binary.BigEndian.PutUint64(value, uint64(j.now()))
 		messages := j.messages(j.names.event(), value)
 		parts = len(messages)
-		// Where it stands is not known before it is stored; the event stands
-		// right before this range, which says so by As being itself.
+		// The sequence is unknown before the write. The event is stored right before the
+		// disposition, which has its own sequence as RedeliveredAs.
 		lost, err := j.lostMessage(id.Sink, journal.Disposition{From: id.Seq, To: id.Seq, Reason: journal.Redelivered, At: at})
 		if err != nil {
 			return nil, err
@@ -159,7 +158,7 @@ func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (s journ
 	if err != nil || s != 0 {
 		return s, err
 	}
-	s = journal.Seq(end - 1 - uint64(parts)) // before the range and the removal
+	s = journal.Seq(end - 1 - uint64(parts)) // before the disposition and the removal
 	j.stored(s)
 	return s, nil
 }
@@ -187,7 +186,7 @@ func (j *Journal) Drop(ctx context.Context, id journal.DeliveryID) error {
 // Disposition implements journal.DeadLetterStore.
 func (j *Journal) Disposition(ctx context.Context, id journal.DeliveryID) (u journal.Disposition, err error) {
 	if id.Seq < j.Oldest() {
-		err = journal.ErrNotFound // it goes with the events
+		err = journal.ErrNotFound // removed with the events
 	} else {
 		err = j.retry(ctx, func(ctx context.Context) error {
 			u, err = j.lostRange(ctx, id)
@@ -200,8 +199,8 @@ func (j *Journal) Disposition(ctx context.Context, id journal.DeliveryID) (u jou
 	return u, nil
 }
 
-// lostRange finds the newest range that holds the event. Each is stored behind
-// the events that it is about.
+// lostRange finds the newest disposition of the event. A disposition is stored after its
+// events.
 func (j *Journal) lostRange(ctx context.Context, id journal.DeliveryID) (found journal.Disposition, err error) {
 	const page = 512
 	for from := id.Seq; ; {
@@ -215,7 +214,7 @@ func (j *Journal) lostRange(ctx context.Context, id journal.DeliveryID) (found j
 				return found, fmt.Errorf("%w: %s at %d: %w", errBroken, m.subject, m.seq, err)
 			}
 			if u.From <= id.Seq && id.Seq <= u.To {
-				if found = u; u.Reason == journal.Redelivered && u.RedeliveredAs == 0 { // one that was carried here says it
+				if found = u; u.Reason == journal.Redelivered && u.RedeliveredAs == 0 { // migrated dispositions have a sequence
 					if found.RedeliveredAs, err = j.eventBefore(ctx, m.seq); err != nil {
 						return found, err
 					}
@@ -233,13 +232,13 @@ func (j *Journal) lostRange(ctx context.Context, id journal.DeliveryID) (found j
 	return found, nil
 }
 
-// eventBefore is the place of the event that a retry has stored right before
-// the range at a place.
+// eventBefore returns the sequence of the redelivered event that was stored right before a
+// disposition.
 func (j *Journal) eventBefore(ctx context.Context, at uint64) (journal.Seq, error) {
 	for at--; at > 0; at-- {
 		m, err := j.leaderGet(ctx, getRequest{Seq: at})
 		if err != nil {
-			return 0, ignoreMissing(err) // it has passed its retention
+			return 0, ignoreMissing(err) // the event has expired
 		}
 		if m.subject == j.names.event() {
 			return journal.Seq(at), nil

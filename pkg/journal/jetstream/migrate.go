@@ -26,20 +26,20 @@ import (
 	"github.com/postwire/postwire/pkg/journal/transfer"
 )
 
-// Subjects of a transfer into this stream:
+// Subjects of a migration into this stream:
 //
-//	transfer.state        how far it is
-//	transfer.row.<n>      of each page, its places in both journals
-//	transfer.hole         a place that is kept free
+//	transfer.state        progress
+//	transfer.row.<n>      sequences of a page in both journals
+//	transfer.hole         reserved sequence
 func (n names) carried() string         { return n.stream + ".transfer.state" }
 func (n names) carriedRows() string     { return n.stream + ".transfer.row.>" }
 func (n names) carriedRow(i int) string { return fmt.Sprintf("%s.transfer.row.%010d", n.stream, i) }
 func (n names) hole() string            { return n.stream + ".transfer.hole" }
 
-// unfinishedKey marks a stream that holds half of another journal.
+// unfinishedKey marks an incompletely migrated stream.
 const unfinishedKey = "postwire.unfinished"
 
-// checkFinished refuses a stream that holds half of another journal.
+// checkFinished refuses an incompletely migrated stream.
 func (j *Journal) checkFinished(have jetstream.StreamConfig) error {
 	if have.Metadata[unfinishedKey] == "" || j.opts.filling {
 		return nil
@@ -48,16 +48,15 @@ func (j *Journal) checkFinished(have jetstream.StreamConfig) error {
 }
 
 const (
-	// stepTimeout is how long one step of a transfer waits for the cluster, and
-	// attempt how long it waits for one answer: a cluster without a leader gives
-	// none.
+	// stepTimeout bounds the wait of one step for the cluster, and attempt the wait for one
+	// answer, because a cluster without a leader does not answer.
 	stepTimeout = time.Minute
 	attempt     = 5 * time.Second
-	// migratePage is how many messages are read at once.
+	// migratePage is the number of messages per read.
 	migratePage = 512
 )
 
-// attach connects to the cluster, and starts nothing.
+// attach connects to the cluster without starting goroutines.
 func attach(ctx context.Context, opts Options) (*Journal, error) {
 	if opts.Window <= 0 {
 		return nil, fmt.Errorf("the dedupe window is %v, it must be longer than 0", opts.Window)
@@ -82,7 +81,7 @@ func attach(ctx context.Context, opts Options) (*Journal, error) {
 	return j, nil
 }
 
-// retryUntil does something until the cluster has done it, but not for ever.
+// retryUntil retries do until it succeeds or a deadline passes.
 func (j *Journal) retryUntil(ctx context.Context, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
@@ -102,12 +101,12 @@ func (j *Journal) retryUntil(ctx context.Context, do func(context.Context) error
 	}
 }
 
-// where says, for people, which journal it is.
+// where describes the journal for users.
 func (j *Journal) where() string {
 	return fmt.Sprintf("the stream %s at %s", j.opts.Stream, j.opts.URL)
 }
 
-// idle refuses a stream that a relay uses: one that has a sink pulls.
+// idle refuses a stream that a relay uses: a relay with a sink pulls.
 func (j *Journal) idle(ctx context.Context) error {
 	s, err := j.js.Stream(ctx, j.opts.Stream)
 	if err != nil {
@@ -125,13 +124,12 @@ func (j *Journal) idle(ctx context.Context) error {
 // source implements transfer.Source.
 type source struct {
 	*Journal
-	end     uint64 // place of the stream's last message when it was opened
-	unknown uint64 // keys whose text is nowhere
+	end     uint64 // sequence of the last message when the stream was opened
+	unknown uint64 // keys without known text
 }
 
-// OpenSource opens the journal in a stream to be carried elsewhere. It refuses a
-// stream that a relay uses, and one whose process has events in its spill; it
-// changes nothing in it.
+// OpenSource opens the journal in a stream for a migration and does not change it. It
+// refuses a stream that a relay uses, and a configuration with events in its spill.
 func OpenSource(ctx context.Context, opts Options) (transfer.Source, error) {
 	j, err := attach(ctx, opts)
 	if err != nil {
@@ -174,8 +172,7 @@ func (s *source) begin(ctx context.Context) error {
 	})
 }
 
-// nothingSpilled refuses to leave events behind that are in the spill of this
-// configuration.
+// nothingSpilled refuses a configuration with events in its spill.
 func nothingSpilled(ctx context.Context, opts Options) (err error) {
 	if opts.Spill == nil {
 		return nil
@@ -222,7 +219,7 @@ func (s *source) Range() (oldest, last journal.Seq, events uint64) {
 	return s.state.oldest, s.state.last, s.state.events
 }
 
-// scan yields the messages of a subject from a place through another.
+// scan yields the messages of a subject in a range of sequences.
 func (s *source) scan(ctx context.Context, subject string, from, through uint64) iter.Seq2[message, error] {
 	return func(yield func(message, error) bool) {
 		for from <= through {
@@ -243,8 +240,8 @@ func (s *source) scan(ctx context.Context, subject string, from, through uint64)
 	}
 }
 
-// readPage reads messages of a subject from a place on: none if there are none, also
-// on the leader.
+// readPage reads messages of a subject from a sequence on. The result is empty only if the
+// leader has none.
 func (s *source) readPage(ctx context.Context, subject string, from uint64) (messages []message, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
@@ -285,8 +282,8 @@ func (s *source) event(ctx context.Context, m message) (transfer.Event, error) {
 	return transfer.Split(journal.Seq(m.seq), value)
 }
 
-// Keys implements transfer.Source. A claim is under the hash of its key; the key
-// is with the claim, or with the event that it stands for.
+// Keys implements transfer.Source. The subject of a claim is the hash of its key; the claim
+// or its event has the key.
 func (s *source) Keys(ctx context.Context) iter.Seq2[transfer.Key, error] {
 	now := s.opts.Clock().UnixNano()
 	return func(yield func(transfer.Key, error) bool) {
@@ -319,10 +316,10 @@ func (s *source) Keys(ctx context.Context) iter.Seq2[transfer.Key, error] {
 	}
 }
 
-// keysOf returns the keys of claims that count at a time.
+// keysOf returns the keys of the valid claims.
 func (s *source) keysOf(ctx context.Context, claims []message, now int64) ([]transfer.Key, error) {
 	var keys []transfer.Key
-	wanted := map[journal.Seq][]int{} // of those that are with their event
+	wanted := map[journal.Seq][]int{} // claims whose event has the key
 	for _, m := range claims {
 		c, err := decodeClaim(m)
 		if err != nil {
@@ -339,7 +336,7 @@ func (s *source) keysOf(ctx context.Context, claims []message, now int64) ([]tra
 			}
 			k.Key = event.Key(b)
 		} else {
-			k.Key = event.Key(m.subject) // until it is found
+			k.Key = event.Key(m.subject) // replaced by findKeys
 			wanted[c.seq] = append(wanted[c.seq], len(keys))
 		}
 		keys = append(keys, k)
@@ -350,8 +347,8 @@ func (s *source) keysOf(ctx context.Context, claims []message, now int64) ([]tra
 	return slices.DeleteFunc(keys, func(k transfer.Key) bool { return k.Key == "" }), nil
 }
 
-// findKeys looks for keys, which are the subjects of their claims yet, in the
-// events that they stand for. Those that are not there become empty.
+// findKeys replaces subjects of claims by the keys in their events. Missing keys become
+// empty.
 func (s *source) findKeys(ctx context.Context, keys []transfer.Key, wanted map[journal.Seq][]int) error {
 	places := make([]journal.Seq, 0, len(wanted))
 	for at := range wanted {
@@ -484,12 +481,12 @@ func (s *source) Missing() []string {
 // target implements transfer.Target.
 type target struct {
 	*Journal
-	end  uint64 // place of the stream's last message
+	end  uint64 // sequence of the last message
 	rows int
 }
 
-// OpenTarget opens the journal in a stream to be filled, or makes the stream. It
-// refuses one that a relay uses.
+// OpenTarget opens or creates the stream as the target of a migration. It refuses a stream
+// that a relay uses.
 func OpenTarget(ctx context.Context, opts Options) (transfer.Target, error) {
 	opts.filling = true
 	j, err := attach(ctx, opts)
@@ -541,8 +538,8 @@ func (t *target) State(ctx context.Context) (state []byte, err error) {
 	return nil, t.setUnfinished(ctx, true)
 }
 
-// hasOwn reports whether there is anything of a journal in the stream. A relay
-// that has taken nothing notes who reads, and who leads.
+// hasOwn reports whether the stream has data of a journal. A relay without events stores
+// only owners and leases.
 func (t *target) hasOwn(ctx context.Context) (bool, error) {
 	for _, kind := range []string{"event", "key.>", "dead.>", "lost.>", "receipts.>", "rejected.>", "part.>"} {
 		switch _, err := t.leaderGet(ctx, getRequest{Seq: 1, NextFor: t.names.prefix() + kind}); {
@@ -560,7 +557,7 @@ func (t *target) hasOwn(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// setUnfinished marks the stream as unfinished, or as finished.
+// setUnfinished sets or removes the mark of an unfinished stream.
 func (t *target) setUnfinished(ctx context.Context, unfinished bool) error {
 	return t.retryUntil(ctx, func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
@@ -599,9 +596,9 @@ func (t *target) Rows(ctx context.Context) iter.Seq2[[]byte, error] {
 	}
 }
 
-// Append implements transfer.Target. The batch is refused unless it follows on the
-// last message known: so its places are known before, and of attempts that were
-// not answered one is stored.
+// Append implements transfer.Target. The cluster rejects the batch unless it follows the
+// last known message: so its sequences are known in advance, and of repeated attempts one
+// is stored.
 func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func([]journal.Seq) (row, state []byte)) error {
 	var messages []*nats.Msg
 	seqs := make([]journal.Seq, len(items))
@@ -625,11 +622,11 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func
 			t.end = end
 			return nil
 		}
-		// It may have been stored, by this attempt or the one before.
+		// This or an earlier attempt may be stored.
 		at, behind, unread := t.find(ctx, state)
 		switch {
 		case unread != nil:
-			return unread // it is not known what became of it
+			return unread // the outcome is unknown
 		case at > 0:
 			t.end = at
 			return nil
@@ -647,14 +644,14 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func
 	return err
 }
 
-// find returns where a state is stored, or 0, and whether something has been
-// stored behind the last message known.
+// find returns the sequence of a stored state, or 0, and whether messages were stored after
+// the last known message.
 func (t *target) find(ctx context.Context, state []byte) (at uint64, behind bool, err error) {
 	s, err := t.js.Stream(ctx, t.opts.Stream)
 	if err != nil {
 		return 0, false, err
 	}
-	behind = s.CachedInfo().State.LastSeq > t.end // looked at before the state: what is behind may be it
+	behind = s.CachedInfo().State.LastSeq > t.end // before the state, because the state may be after it
 	e, err := t.entry(ctx, t.names.carried())
 	if err == nil && string(e.value) == string(state) {
 		return e.at, behind, nil
@@ -664,11 +661,11 @@ func (t *target) find(ctx context.Context, state []byte) (at uint64, behind bool
 
 // Fit implements transfer.Target.
 func (t *target) Fit(items []transfer.Item) int {
-	n, size := 2, 0 // the row and the state
+	n, size := 2, 0 // row and state
 	for at, i := range items {
 		n++
 		if i.Event != nil {
-			n += len(i.Event.Encoded) / t.maxChunk() // and a little more, which makes one more at most
+			n += len(i.Event.Encoded) / t.maxChunk() // rounding adds at most one more
 			size += len(i.Event.Encoded)
 		}
 		if at > 0 && (n+at+1 > maxGroupMessages || size > maxGroupBytes) {
@@ -771,7 +768,7 @@ func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
 			return fmt.Errorf("cursor %s: %w", c.Name, err)
 		}
 	}
-	// What was not answered may have been stored.
+	// An attempt without an answer may be stored.
 	return t.retryUntil(ctx, func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
 		if err == nil {
@@ -781,7 +778,7 @@ func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
 	})
 }
 
-// batches are the messages of things, those together that belong together.
+// batches returns the messages of metadata; messages of one entry stay together.
 func (t *target) batches(things transfer.Metadata) (acts [][]*nats.Msg, err error) {
 	newest := map[event.Key]int{}
 	for n, k := range things.Keys {
@@ -825,7 +822,7 @@ func (t *target) batches(things transfer.Metadata) (acts [][]*nats.Msg, err erro
 		acts = append(acts, t.messagesFor(t.names.value(n.Key), n.Value))
 	}
 	for _, c := range things.Cursors {
-		seen, err := json.Marshal(now.UTC()) // its events are kept until its sink has had time to come
+		seen, err := json.Marshal(now.UTC()) // the events are kept until the sink has had time to connect
 		if err != nil {
 			return nil, err
 		}
@@ -834,7 +831,7 @@ func (t *target) batches(things transfer.Metadata) (acts [][]*nats.Msg, err erro
 	return acts, nil
 }
 
-// setCursor makes the consumer of a cursor.
+// setCursor creates the consumer of a cursor.
 func (t *target) setCursor(ctx context.Context, at transfer.Cursor) error {
 	c := &cursor{j: t.Journal, name: at.Name, durable: token(at.Name)}
 	config := c.consumerConfig(at.StartSeq)
@@ -842,7 +839,7 @@ func (t *target) setCursor(ctx context.Context, at transfer.Cursor) error {
 	return t.retryUntil(ctx, func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
 		if err == nil {
-			_, err = s.CreateConsumer(ctx, config) // the very same one may be there already
+			_, err = s.CreateConsumer(ctx, config) // an equal consumer may exist
 		}
 		return err
 	})

@@ -615,7 +615,7 @@ func TestAnotherSourceIsRefused(t *testing.T) {
 			if _, err := carry(t, from, to, broken); !errors.Is(err, errFault) {
 				t.Fatal(err)
 			}
-			if _, err := carry(t, other, to, nil); err == nil || !strings.Contains(err.Error(), "out of another journal") {
+			if _, err := carry(t, other, to, nil); err == nil || !strings.Contains(err.Error(), "events of another journal") {
 				t.Errorf("another source: %v", err)
 			}
 			// A relay that ran in between has stored more, and is the newer truth.
@@ -635,7 +635,7 @@ func TestAnotherSourceIsRefused(t *testing.T) {
 			j = from.open(t)
 			must(j.Append(t.Context(), journaltest.Event("later")))(t)
 			closed(t, j)
-			if _, err := carry(t, from, to, nil); err == nil || !strings.Contains(err.Error(), "written to the source since") {
+			if _, err := carry(t, from, to, nil); err == nil || !strings.Contains(err.Error(), "source was written after it") {
 				t.Errorf("a source that has changed since: %v", err)
 			}
 		})
