@@ -21,50 +21,49 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// Range is a run of events.
+// Range is a range of events.
 type Range struct {
 	From journal.Seq `json:"from"`
 	To   journal.Seq `json:"to"`
 }
 
-// Len is how many events are in the run.
+// Len returns the number of events.
 func (r Range) Len() int { return int(r.To - r.From + 1) }
 
-// Position is where a sink, or a replay, stands.
+// Position is the position of a sink or of a replay.
 type Position struct {
 	Name      string      `json:"name"`
 	Committed journal.Seq `json:"committed"`
-	Waiting   int         `json:"waiting"` // stored events that it has not passed
-	Lost      int         `json:"lost"`    // lost events that it had not passed
+	Waiting   int         `json:"waiting"` // stored events after the cursor
+	Lost      int         `json:"lost"`    // lost events after the cursor
 }
 
-// Contents is what a journal holds.
+// Contents describes the contents of a journal.
 type Contents struct {
-	Oldest      journal.Seq `json:"oldest"` // no event before it is kept
-	Last        journal.Seq `json:"last"`   // newest place that anything speaks of
+	Oldest      journal.Seq `json:"oldest"` // no event before this sequence is stored
+	Last        journal.Seq `json:"last"`   // newest sequence that any entry names
 	Events      int         `json:"events"`
-	Lost        []Range     `json:"lost"` // events that should be there
+	Lost        []Range     `json:"lost"` // missing events
 	Dead        int         `json:"dead_letters"`
 	Quarantined int         `json:"quarantined"`
 	Positions   []Position  `json:"positions"`
-	Damage      []Damage    `json:"damage"` // what cannot be read
+	Damage      []Damage    `json:"damage"` // unreadable data
 }
 
-// Repaired is what a repair has done.
+// Repaired is the result of a repair.
 type Repaired struct {
 	Contents
-	Kept string `json:"kept"` // folder with what was there before
+	Kept string `json:"kept"` // folder with the old files
 }
 
-// The repair of a folder works in three steps, each of which can be done again
-// when a crash cuts it short:
+// A repair has three steps, and each step can be repeated after a crash:
 //
-//  1. repairing/ is filled with a new journal. It counts once its FORMAT is there.
-//  2. What was in the folder moves to damaged-<time>/, FORMAT first, and then
-//     repairing/ becomes repaired/.
-//  3. What is in repaired/ moves into the folder, FORMAT last.
+//  1. repairing/ is filled with a new journal, which is complete when it has a FORMAT.
+//  2. The files of the folder move to damaged-<time>/, FORMAT first; then repairing/
+//     becomes repaired/.
+//  3. The files of repaired/ move into the folder, FORMAT last.
 //
-// A folder in the middle of it has no FORMAT, so that nothing opens it.
+// A folder during a repair has no FORMAT, so that it cannot be opened.
 const (
 	repairingDir = "repairing"
 	repairedDir  = "repaired"
@@ -73,20 +72,19 @@ const (
 
 var errInterrupted = errors.New("a repair of it was interrupted: run 'postwire journal repair' again")
 
-// interrupted reports whether a folder is in the middle of a repair.
+// interrupted reports whether a repair of the folder was interrupted.
 func interrupted(names []string) bool {
 	return !slices.Contains(names, formatFile) && (slices.Contains(names, repairingDir) || slices.Contains(names, repairedDir))
 }
 
-// ours reports whether a file belongs to the journal itself.
+// ours reports whether a file belongs to the journal.
 func ours(name string) bool {
 	return name != "LOCK" && name != repairingDir && name != repairedDir && !strings.HasPrefix(name, damagedDir)
 }
 
-// Repair makes a journal that opens out of whatever can be read in opts.Dir,
-// and keeps the folder's old content in a folder inside it. It must not be in
-// use, needs as much free space as the journal takes, and can be run again
-// after it was interrupted.
+// Repair makes a journal of the readable data in opts.Dir, and keeps the old files in a
+// subfolder. The journal must not be in use. Repair needs as much free space as the journal
+// has, and can be repeated after an interruption.
 func Repair(ctx context.Context, opts Options) (Repaired, error) {
 	opts = opts.withDefaults()
 	done, err := repair(ctx, opts)
@@ -132,7 +130,7 @@ func repair(ctx context.Context, opts Options) (done Repaired, err error) {
 	if err := errors.Join(fsys.RemoveAll(ready), syncDir(fsys, dir)); err != nil {
 		return done, err
 	}
-	if done.Kept == "" || done.Last == 0 { // the part that tells it was done before
+	if done.Kept == "" || done.Last == 0 { // the part with the report was done before the interruption
 		damage := done.Damage
 		if done.Contents, err = inspect(ctx, opts, lock, true); err != nil {
 			return done, err
@@ -142,7 +140,7 @@ func repair(ctx context.Context, opts Options) (done Repaired, err error) {
 	return done, nil
 }
 
-// rank puts the format marker last.
+// rank sorts the format marker last.
 func rank(name string) int {
 	if name == formatFile {
 		return 1
@@ -150,7 +148,7 @@ func rank(name string) int {
 	return 0
 }
 
-// moveOldFiles moves what is in the folder to where it is kept.
+// moveOldFiles moves the files of the folder to the subfolder.
 func moveOldFiles(opts Options) (string, error) {
 	names, err := opts.FS.List(opts.Dir)
 	if err != nil {
@@ -159,7 +157,7 @@ func moveOldFiles(opts Options) (string, error) {
 	kept := ""
 	for _, name := range names {
 		if strings.HasPrefix(name, damagedDir) && !slices.Contains(names, formatFile) {
-			kept = max(kept, name) // of the repair that was interrupted
+			kept = max(kept, name) // the subfolder of the interrupted repair
 		}
 	}
 	if kept == "" {
@@ -173,13 +171,13 @@ func moveOldFiles(opts Options) (string, error) {
 	return kept, move(opts, slices.DeleteFunc(names, func(n string) bool { return !ours(n) }), opts.Dir, kept)
 }
 
-// move moves files in the order of their names, and makes that durable.
+// move moves files in the order of their names, and syncs the folders.
 func move(opts Options, names []string, from, to string) error {
 	for i, name := range names {
 		if name == "LOCK" {
 			continue
 		}
-		// The marker goes alone: before all others, or after them.
+		// the marker moves before or after the other files
 		if i > 0 && (rank(names[i-1]) == 1 || rank(name) == 1) {
 			if err := errors.Join(syncDir(opts.FS, to), syncDir(opts.FS, from)); err != nil {
 				return err
@@ -197,7 +195,7 @@ func exists(opts Options, path string) bool {
 	return err == nil
 }
 
-// enter locks a folder that should hold a journal, and lists it.
+// enter locks a journal folder and lists its files.
 func enter(opts Options) (*pebble.Lock, []string, error) {
 	names, err := opts.FS.List(opts.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -216,18 +214,18 @@ func enter(opts Options) (*pebble.Lock, []string, error) {
 	return lock, names, nil
 }
 
-// isEngineFile reports whether a file holds the engine's data.
+// isEngineFile reports whether a file belongs to Pebble.
 func isEngineFile(name string) bool {
 	_, _, isLog := wal.ParseLogFilename(name)
 	return isLog || strings.HasSuffix(name, ".sst")
 }
 
-// rebuild writes a new journal of what can be read in opts.Dir.
+// rebuild writes a new journal of the readable data in opts.Dir.
 func rebuild(ctx context.Context, opts Options, lock *pebble.Lock, to string) (c Contents, err error) {
 	if err := checkVersion(opts.FS, opts.Dir); err != nil && !errors.Is(err, errMarker) {
 		return c, err
 	}
-	// If the engine can open it, its own recovery leaves only what counts.
+	// If Pebble can open the folder, its recovery selects the valid entries.
 	settled, unsound := pebble.Open(opts.Dir, settling(opts, lock))
 	if unsound == nil {
 		if err := settled.Close(); err != nil {
@@ -270,21 +268,21 @@ func rebuild(ctx context.Context, opts Options, lock *pebble.Lock, to string) (c
 	return c, writeFile(opts.FS, to, formatFile, marker())
 }
 
-// rewriter writes what is kept.
+// rewriter writes the readable entries.
 type rewriter struct {
 	db    *pebble.DB
 	batch *pebble.Batch
 	*scanSummary
 }
 
-// take keeps an entry that makes sense.
+// take writes a valid entry.
 func (w *rewriter) take(key, value []byte) (err error) {
 	if !w.count(key, value) {
 		return nil
 	}
 	switch key[0] {
 	case identitySpace, orderSpace:
-		return nil // quarantined requests come behind them, and bring them
+		return nil // quarantined requests follow, with their receipts
 	case quarantineSpace:
 		err = w.quarantine(key, value)
 	default:
@@ -299,9 +297,9 @@ func (w *rewriter) take(key, value []byte) (err error) {
 	return w.flush()
 }
 
-// quarantine keeps a quarantined request, and what is known of its receipts: where
-// they are damaged, that it was received once. Of two of the same identity, of
-// which a damaged file has brought one back, the one that has receipts is kept.
+// quarantine writes a quarantined request with its receipts, or with one receipt if they
+// are damaged. If a damaged file has restored a second request of one identity, the request
+// with receipts is kept.
 func (w *rewriter) quarantine(key, value []byte) error {
 	i, rest, err := splitRejected(value)
 	if err != nil {
@@ -339,7 +337,7 @@ func (w *rewriter) flush() error {
 	return err
 }
 
-// finish writes down what is lost, so that it is passed over knowingly.
+// finish records the lost events, so that cursors pass them.
 func (w *rewriter) finish(damage []Damage) error {
 	w.close()
 	for _, l := range w.lost {
@@ -348,8 +346,8 @@ func (w *rewriter) finish(damage []Damage) error {
 		}
 	}
 	if len(w.lost)+len(damage)+len(w.damage) > 0 {
-		// New events may take the places of those that are lost, so they must
-		// not share a message ID with what a broker has of those.
+		// New events may get the sequences of lost events, so they must not share a message
+		// ID with events that a broker has.
 		if err := w.batch.Delete(metaIDKey(), nil); err != nil {
 			return err
 		}
@@ -360,7 +358,7 @@ func (w *rewriter) finish(damage []Damage) error {
 		return err
 	}
 	for _, p := range w.positions {
-		// A sink that stands before what is lost need not wait there.
+		// A cursor right before lost events passes them.
 		to := skip(w.lost, p.committed+1) - 1
 		if to == p.committed {
 			continue
@@ -369,8 +367,7 @@ func (w *rewriter) finish(damage []Damage) error {
 			return err
 		}
 	}
-	// A sink whose position was lost must not begin behind what it has not
-	// been given.
+	// A sink with a lost position must not begin after undelivered events.
 	if slices.ContainsFunc(damage, func(d Damage) bool { return d.mayHold(cursorSpace) }) {
 		if err := w.batch.Set(metaRepairedKey(), last, nil); err != nil {
 			return err
@@ -379,20 +376,20 @@ func (w *rewriter) finish(damage []Damage) error {
 	return w.flush()
 }
 
-// scanSummary counts what a journal holds, from its keys in order.
+// scanSummary counts the contents of a journal from its keys in order.
 type scanSummary struct {
-	oldest        journal.Seq // no event before it is kept; 0 is that none was ever removed
-	last          journal.Seq // the newest place that anything speaks of
+	oldest        journal.Seq // no event before this sequence is stored; 0 before the first removal
+	last          journal.Seq // newest sequence that any entry names
 	events        int
 	dead, movedTo int
 	positions     []position
-	stored        []Range // runs of events that are there
-	lost          []Range // runs that should be
-	admitted      []Range // of the lost, what an earlier repair wrote down
+	stored        []Range // ranges of stored events
+	lost          []Range // ranges of missing events
+	admitted      []Range // lost ranges that an earlier repair recorded
 	damage        []Damage
 
-	receipts map[identity]*receipts // of quarantined requests; nil is that nobody wants them
-	received uint64                 // the newest of them
+	receipts map[identity]*receipts // of quarantined requests; nil is not needed
+	received uint64                 // newest receipt
 }
 
 type position struct {
@@ -400,7 +397,7 @@ type position struct {
 	committed, began journal.Seq
 }
 
-// count takes note of an entry, and reports whether it makes sense.
+// count counts an entry, and reports whether the entry is valid.
 func (c *scanSummary) count(key, value []byte) bool {
 	err := c.see(key, value)
 	if err != nil {
@@ -500,9 +497,10 @@ func (c *scanSummary) see(key, value []byte) error {
 	return nil
 }
 
-// close finds what is missing, once all has been counted.
+// close finds the missing events after all entries are counted.
 func (c *scanSummary) close() {
-	// What is removed is the oldest; every later place holds its event.
+	// Only the oldest events are removed, so every later sequence up to the newest has an
+	// event.
 	c.oldest = max(c.oldest, 1)
 	next := c.oldest
 	for _, s := range c.stored {
@@ -517,7 +515,7 @@ func (c *scanSummary) close() {
 	}
 }
 
-// unadmitted are the lost events that no repair has written down.
+// unadmitted returns the lost events that no repair has recorded.
 func (c *scanSummary) unadmitted() []Range {
 	return slices.DeleteFunc(slices.Clone(c.lost), func(m Range) bool { return skip(c.admitted, m.From) == m.To+1 })
 }
@@ -534,7 +532,7 @@ func (c *scanSummary) contents(damage []Damage) Contents {
 	return out
 }
 
-// after64 counts what of the ranges is behind a place.
+// after64 counts the events of the ranges after a sequence.
 func after64(ranges []Range, at journal.Seq) (n int) {
 	for _, r := range ranges {
 		if r.From = max(r.From, at+1); r.From <= r.To {
@@ -544,9 +542,9 @@ func after64(ranges []Range, at journal.Seq) (n int) {
 	return n
 }
 
-// skip returns the first place, from one on, that is in none of the ranges.
+// skip returns the first sequence from s on that is in no range.
 func skip(ranges []Range, from journal.Seq) journal.Seq {
-	for _, r := range ranges { // they are few and in order
+	for _, r := range ranges { // few and in order
 		if r.From <= from && from <= r.To {
 			from = r.To + 1
 		}
@@ -554,9 +552,9 @@ func skip(ranges []Range, from journal.Seq) journal.Seq {
 	return from
 }
 
-// Inspect verifies a journal that is not in use, and changes nothing: every
-// block's checksum, every record, and that no event is missing. Damage is part
-// of what it returns; an error is that it could not look.
+// Inspect checks a journal that is not in use, without changes: the checksum of every
+// block, every record, and missing events. Damage is part of the result; an error means
+// that the check failed.
 func Inspect(ctx context.Context, opts Options) (Contents, error) {
 	opts = opts.withDefaults()
 	lock, names, err := enter(opts)
@@ -574,25 +572,24 @@ func Inspect(ctx context.Context, opts Options) (Contents, error) {
 	return Contents{}, fmt.Errorf("checking the journal %s: %w", opts.Dir, err)
 }
 
-// inspect is Inspect of a locked folder. All tells of lost events too that an
-// earlier repair has written down.
+// inspect is Inspect of a locked folder. With all, the result includes lost events that an
+// earlier repair recorded.
 func inspect(ctx context.Context, opts Options, lock *pebble.Lock, all bool) (c Contents, err error) {
 	if err := checkVersion(opts.FS, opts.Dir); errors.Is(err, errMarker) {
 		c.Damage = append(c.Damage, Damage{File: formatFile, Err: err})
 	} else if err != nil {
 		return c, err
 	}
-	// What each file holds, by itself.
+	// Each file by itself.
 	s, err := openSalvage(ctx, opts.FS, opts.Dir)
 	if err != nil {
 		return c, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	// What they hold together; or, if that cannot be read, what a repair would
-	// save.
+	// All files together, or, if Pebble cannot open them, the result of a repair.
 	n := &scanSummary{}
 	live, whole := summaryOf(ctx, opts, lock, n)
-	if live != nil { // others are what a crash left of unfinished work
+	if live != nil { // other files are leftovers of a crash
 		s.damage = slices.DeleteFunc(s.damage, func(d Damage) bool { return strings.HasSuffix(d.File, ".sst") && !live[d.File] })
 	}
 	if whole != nil {
@@ -613,8 +610,7 @@ func inspect(ctx context.Context, opts Options, lock *pebble.Lock, all bool) (c 
 	return n.contents(slices.Concat(c.Damage, s.damage, n.damage)), nil
 }
 
-// summaryOf counts what the engine finds, and returns which tables belong to
-// it, as far as it can be opened.
+// summaryOf counts the contents of an opened journal, and returns its tables.
 func summaryOf(ctx context.Context, opts Options, lock *pebble.Lock, n *scanSummary) (live map[string]bool, err error) {
 	o := settling(opts, lock)
 	o.ReadOnly = true
@@ -648,7 +644,7 @@ func summaryOf(ctx context.Context, opts Options, lock *pebble.Lock, n *scanSumm
 	return live, it.Error()
 }
 
-// settling are the engine's options for a look that starts no work.
+// settling returns options of Pebble without background work.
 func settling(opts Options, lock *pebble.Lock) *pebble.Options {
 	o := engineOptions(opts, opts.FS, lock)
 	o.DisableAutomaticCompactions = true

@@ -23,17 +23,16 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// The salvage reads the engine's tables and logs one by one, without the
-// manifest that ties them together, so that whatever is broken costs only
-// itself. It follows the engine's rules: of a key the entry with the highest
-// sequence number holds, unless a deletion is above it.
+// The salvage reads the tables and logs of Pebble one by one, without the manifest, so that
+// a damaged file costs only its own entries. It follows Pebble's rules: the entry of a key
+// with the highest sequence number is valid, unless a newer deletion covers the entry.
 
-// Damage is a place of the journal that cannot be read.
+// Damage is an unreadable part of the journal.
 type Damage struct {
-	File string // inside the folder
+	File string // file in the folder
 	Err  error
 
-	// from and to bound the keys that were there; nil is that nobody knows.
+	// from and to bound the lost keys; nil is unknown.
 	from, to []byte
 }
 
@@ -42,7 +41,7 @@ func (d Damage) String() string { return d.File + ": " + d.Err.Error() }
 // MarshalText implements encoding.TextMarshaler.
 func (d Damage) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// mayHold reports whether a key of a space may have been lost here.
+// mayHold reports whether keys of a space may be lost.
 func (d Damage) mayHold(space byte) bool {
 	return (d.from == nil || d.from[0] <= space) && (d.to == nil || d.to[0] >= space)
 }
@@ -50,7 +49,7 @@ func (d Damage) mayHold(space byte) bool {
 // entry is one version of a key.
 type entry struct {
 	key, value []byte
-	number     uint64 // the engine's sequence number
+	number     uint64 // Pebble's sequence number
 	deletes    bool
 }
 
@@ -64,14 +63,14 @@ type rangeDeletion struct {
 	number     uint64
 }
 
-// mergeSource is a sorted run of entries.
+// mergeSource is a sorted sequence of entries.
 type mergeSource struct {
 	head entry
 	next func() (entry, bool)
-	end  func() error // nil is nothing to close
+	end  func() error // nil if nothing is to close
 }
 
-// mergeHeap is a heap, the smallest head first.
+// mergeHeap is a heap with the smallest head first.
 type mergeHeap []*mergeSource
 
 func (s mergeHeap) Len() int           { return len(s) }
@@ -84,14 +83,14 @@ func (s *mergeHeap) Pop() any {
 	return last
 }
 
-// salvage is what can be read of a folder.
+// salvage is the readable data of a folder.
 type salvage struct {
 	fs      vfs.FS
 	dir     string
 	runs    mergeHeap
 	deleted []rangeDeletion
 	damage  []Damage
-	tails   []Damage // ends of logs that are no whole records
+	tails   []Damage // incomplete records at the ends of logs
 }
 
 // openSalvage opens all tables and logs in a folder.
@@ -126,7 +125,7 @@ func (s *salvage) close() error {
 	return errors.Join(errs...)
 }
 
-// add takes a sorted run.
+// add adds a sorted sequence.
 func (s *salvage) add(next func() (entry, bool), end func() error) error {
 	r := &mergeSource{next: next, end: end}
 	var ok bool
@@ -140,7 +139,7 @@ func (s *salvage) add(next func() (entry, bool), end func() error) error {
 	return nil
 }
 
-// each calls do with every key that holds, in order, and its value.
+// each calls do for every valid key, in order, with its value.
 func (s *salvage) each(ctx context.Context, do func(key, value []byte) error) error {
 	var last []byte
 	for s.runs.Len() > 0 {
@@ -179,8 +178,7 @@ func (s *salvage) damaged(file string, err error, from, to []byte) {
 	s.damage = append(s.damage, Damage{File: file, Err: err, from: from, to: to})
 }
 
-// openTable opens a table: a sound one to be read as it is needed, a damaged
-// one as far as it can be read, now.
+// openTable opens a table. It reads a damaged table at once, as far as possible.
 func (s *salvage) openTable(ctx context.Context, name string) {
 	f, err := s.fs.Open(s.fs.PathJoin(s.dir, name))
 	if err != nil {
@@ -202,8 +200,7 @@ func (s *salvage) openTable(ctx context.Context, name string) {
 	}
 }
 
-// readTable adds a table's entries, and sees to it that the table is closed,
-// unless it returns an error.
+// readTable adds the entries of a table, and closes the table unless it returns an error.
 func (s *salvage) readTable(ctx context.Context, name string, table *sstable.Reader) error {
 	deletions, err := table.NewRawRangeDelIter(ctx, sstable.NoFragmentTransforms, sstable.NoReadEnv)
 	if err != nil {
@@ -235,7 +232,7 @@ func (s *salvage) readTable(ctx context.Context, name string, table *sstable.Rea
 			}
 			got := kv()
 			if got == nil {
-				if err := it.Error(); err != nil { // it was sound a moment ago
+				if err := it.Error(); err != nil { // the table was valid before
 					s.damaged(name, err, nil, nil)
 				}
 				return entry{}, false
@@ -273,13 +270,12 @@ func entryOf(key, value []byte, number uint64, kind pebble.InternalKeyKind) entr
 	return e
 }
 
-// maxBlockEvents is how many events after one another are tried before the
-// rest of a table counts as unreadable. A block holds far fewer.
+// maxBlockEvents is the number of consecutive events that are tried before the rest of a
+// table counts as unreadable. A block holds far fewer events.
 const maxBlockEvents = 1 << 16
 
-// recoverBlock reads a damaged table from the front to the first bad block, and from
-// the back to the last. Between the two lie blocks that only events can be
-// asked for, since only their keys are known.
+// recoverBlock reads a damaged table from the front to the first bad block, and from the
+// back to the last bad block. In between it can only look up events, whose keys are known.
 func (s *salvage) recoverBlock(name string, it sstable.Iterator) []entry {
 	var front, back []entry
 	kv := it.First()
@@ -292,7 +288,7 @@ func (s *salvage) recoverBlock(name string, it sstable.Iterator) []entry {
 	}
 	cause := it.Error()
 	if cause == nil && kv == nil {
-		return front // what is damaged is not read by anybody, such as a filter
+		return front // the damaged part, such as a filter, is not needed
 	}
 	isNew := func(e entry) bool { return len(front) == 0 || e.compare(front[len(front)-1]) > 0 }
 	misses := 0
@@ -336,11 +332,11 @@ func (s *salvage) recoverBlock(name string, it sstable.Iterator) []entry {
 	return append(front, back...)
 }
 
-const logBlock = 32 << 10 // of a log; a record never begins with a block's middle
+const logBlock = 32 << 10 // block size of a log; a record never begins in the middle of a block
 
-// openLog adds the entries of a log. What stands between two whole records is
-// damage. What stands behind the last one is too, if the engine says so: it
-// knows how much had been synced; otherwise a crash leaves it.
+// openLog adds the entries of a log. Bytes between two whole records are damage. Bytes
+// after the last record are damage if Pebble knows that they were synced; otherwise a crash
+// has left them.
 func (s *salvage) openLog(name string, number uint64) {
 	f, err := s.fs.Open(s.fs.PathJoin(s.dir, name))
 	if err != nil {
@@ -352,7 +348,7 @@ func (s *salvage) openLog(name string, number uint64) {
 		s.damaged(name, err, nil, nil)
 	}
 	slices.SortFunc(entries, entry.compare)
-	_ = s.add(inOrder(entries), nil) // there is nothing to close
+	_ = s.add(inOrder(entries), nil) // nothing to close
 }
 
 func (s *salvage) readLog(name string, f io.ReaderAt, number uint64) (entries []entry, err error) {
@@ -368,8 +364,7 @@ func (s *salvage) readLog(name string, f io.ReaderAt, number uint64) (entries []
 				if broken == nil {
 					broken = fmt.Errorf("near byte %d: %w", offset+r.Offset(), err)
 				}
-				// The next record that begins a chunk can be found from the
-				// next block on.
+				// The next record with a first chunk can be found from the next block on.
 				offset += r.Offset()/logBlock*logBlock + logBlock
 				break
 			}
@@ -390,7 +385,7 @@ func (s *salvage) readLog(name string, f io.ReaderAt, number uint64) (entries []
 	}
 }
 
-// openRecords names the type of a log's number, which the engine does not.
+// openRecords infers the type of a log number, which Pebble does not export.
 func openRecords[N ~uint64](open func(io.Reader, N) *chunks.Reader, r io.Reader, number uint64) *chunks.Reader {
 	return open(r, N(number))
 }
@@ -403,7 +398,7 @@ func nextRecord(r *chunks.Reader) ([]byte, error) {
 	return io.ReadAll(one)
 }
 
-// takeBatch adds the entries of a batch as a log holds it.
+// takeBatch adds the entries of a batch in a log.
 func (s *salvage) takeBatch(entries []entry, batch []byte) ([]entry, error) {
 	head, ok := batchrepr.ReadHeader(batch)
 	if !ok {
