@@ -1,6 +1,6 @@
-// Package charts proves the chart postwire: what it renders is what was
-// reviewed, what a cluster takes, and what the product runs on; and so
-// deploy/compose.yaml. It is a module of its own, so that the product's
-// dependencies stay few; run it with -count=1, because what it proves is outside
-// of the module, where go test sees no changes.
+// Package charts tests the chart postwire and deploy/compose.yaml: the rendered manifests
+// equal the reviewed manifests, a cluster accepts the manifests, and the product runs with
+// the rendered configuration. The package is a separate module to keep the dependencies of
+// the product few. Run the tests with -count=1, because go test does not see changes
+// outside of the module.
 package charts

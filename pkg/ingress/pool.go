@@ -222,7 +222,7 @@ func (p *pool) leave(c *connection) {
 	}
 }
 
-// push makes a allocation a candidate for eviction, as the youngest.
+// push makes an allocation a candidate for eviction, as the youngest.
 func (p *pool) push(h *allocation, now time.Time) {
 	if h.queued || h.evicted {
 		return
@@ -235,7 +235,7 @@ func (p *pool) push(h *allocation, now time.Time) {
 	}
 }
 
-// pull ends the candidacy of a allocation for eviction.
+// pull ends the candidacy of an allocation for eviction.
 func (p *pool) pull(h *allocation) {
 	if !h.queued {
 		return
@@ -248,7 +248,7 @@ func (p *pool) pull(h *allocation) {
 	}
 }
 
-// acquire adds n bytes to a allocation, and evicts other allocations if memory is short. take
+// acquire adds n bytes to an allocation, and evicts other allocations if memory is short. take
 // returns errSpent if no other allocation can be evicted, or if h itself was evicted.
 func (p *pool) acquire(h *allocation, n int64) error {
 	for {
@@ -304,7 +304,7 @@ func (p *pool) makesRoom(victim, h *allocation) bool {
 // endsConnection reports whether the eviction of a request also ends its connection.
 func (h *allocation) endsConnection() bool { return h.writer != nil && !h.conn.http2 }
 
-// freeable returns the bytes that the eviction of a allocation frees.
+// freeable returns the bytes that the eviction of an allocation frees.
 func (h *allocation) freeable() int64 {
 	if h.endsConnection() {
 		return h.bytes + h.conn.own.bytes
@@ -312,7 +312,7 @@ func (h *allocation) freeable() int64 {
 	return h.bytes
 }
 
-// release returns n bytes of a allocation.
+// release returns n bytes of an allocation.
 func (p *pool) release(h *allocation, n int64) {
 	n = min(n, h.bytes)
 	h.quota.release(n)
@@ -322,14 +322,14 @@ func (p *pool) release(h *allocation, n int64) {
 	}
 }
 
-// drop ends a allocation: the allocation returns all of its bytes and takes none from now on.
+// drop ends an allocation: the allocation returns all of its bytes and takes none from now on.
 func (p *pool) drop(h *allocation) {
 	p.pull(h)
 	p.release(h, h.bytes)
 	h.evicted = true
 }
 
-// evict evicts a allocation. The bytes of the allocation count as free at once, although its
+// evict evicts an allocation. The bytes of the allocation count as free at once, although its
 // handler or its connection ends a moment later.
 func (p *pool) evict(h *allocation) {
 	if h.writer == nil {
@@ -349,7 +349,7 @@ func (p *pool) evict(h *allocation) {
 	_ = http.NewResponseController(h.writer).SetReadDeadline(time.Unix(1, 0))
 }
 
-// evictConnection closes the connection of a allocation.
+// evictConnection closes the connection of an allocation.
 func (p *pool) evictConnection(h *allocation) {
 	if h.writer != nil {
 		p.drop(h)

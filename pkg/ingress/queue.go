@@ -1,6 +1,6 @@
 package ingress
 
-// queue is a linked list of allocations in the order of their time, oldest first. A allocation
+// queue is a linked list of allocations in the order of their time, oldest first. An allocation
 // can be in two queues and has links for both, so that a queue allocates nothing. The
 // field link selects the links that the queue uses.
 type queue struct {
@@ -8,7 +8,7 @@ type queue struct {
 	first, last *allocation
 }
 
-// Indexes into the links of a allocation.
+// Indexes into the links of an allocation.
 const (
 	byClass = iota
 	byAddress

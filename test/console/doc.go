@@ -1,5 +1,5 @@
-// Package console tries the console in a browser, on a live relay. It is a module
-// of its own, so that the driver of the browser stays out of the product's
-// dependencies; run it with -count=1, because the console is outside of the
-// module, where go test sees no changes.
+// Package console tests the console in a browser on a live relay. The package is a separate
+// module to keep the browser driver out of the dependencies of the product. Run the tests
+// with -count=1, because go test does not see changes of the console, outside of the
+// module.
 package console

@@ -7,11 +7,11 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// tables is where the README's template wants the values.
+// tables is the place of the values in the README's template.
 const tables = "<!-- values -->\n"
 
-// Readme returns the chart's README: its template, with a table of keys for
-// each section in place.
+// Readme returns the README of the chart: its template with a table of keys for each
+// section.
 func Readme(template string, keys []Key) (string, error) {
 	before, after, ok := strings.Cut(template, tables)
 	if !ok {
@@ -51,8 +51,7 @@ func nextOf(keys []Key, k Key) *Key {
 	return nil
 }
 
-// written is the default as one would write it on a line; nothing for a
-// mapping whose keys have lines of their own.
+// written returns the default on one line, or nothing for a mapping with documented keys.
 func (k Key) written() string {
 	told := false
 	Walk(k.Keys, func(inner Key) { told = told || inner.Doc != "" })
@@ -69,7 +68,7 @@ func (k Key) written() string {
 	return "`" + text + "`"
 }
 
-// plain takes comments off a node, and lets it be written on one line.
+// plain removes comments from a node and sets the one-line style.
 func plain(n *yaml.Node) {
 	n.HeadComment, n.LineComment, n.FootComment = "", "", ""
 	if n.Kind != yaml.ScalarNode {

@@ -9,9 +9,9 @@ import (
 	"slices"
 )
 
-// What the chart asks of the configuration beyond what the product does: it
-// reads these itself, so they are written out. Draft 7 is what every Helm 3 and
-// Helm 4 reads; the product's schema uses nothing that is newer.
+// Requirements of the chart on the configuration beyond those of the product, because the
+// templates read the keys. Every Helm 3 and Helm 4 reads draft 7; the product's schema uses
+// no newer keyword.
 const narrowed = `{
   "required": ["server", "admin", "journal"],
   "properties": {
@@ -30,14 +30,14 @@ const narrowed = `{
   }
 }`
 
-// reference is what a secret looks like in a ConfigMap: nothing, or ${…}. What
-// is said of another one shows how it should be, and not what it is.
+// reference is the pattern of a secret in a ConfigMap: empty or ${…}. The error message
+// shows the expected form and not the value.
 func reference(secret map[string]any) {
 	secret["if"] = map[string]any{"not": map[string]any{"pattern": `^$|\$\{`}}
 	secret["then"] = map[string]any{"const": "${NAME} or ${file:/path}"}
 }
 
-// Schema returns values.schema.json for keys and the product's own schema.
+// Schema returns values.schema.json for keys and the schema of the product.
 func Schema(keys []Key, product []byte) ([]byte, error) {
 	var config map[string]any
 	if err := json.Unmarshal(product, &config); err != nil {
@@ -83,8 +83,8 @@ func Schema(keys []Key, product []byte) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// refer makes every secret of the product's schema a reference: the
-// configuration becomes a ConfigMap, which whoever looks may read.
+// refer makes every secret of the product's schema a reference, because the configuration
+// becomes a ConfigMap, which many users can read.
 func refer(schema any) {
 	switch s := schema.(type) {
 	case map[string]any:
@@ -101,7 +101,7 @@ func refer(schema any) {
 	}
 }
 
-// object returns the schema of a mapping that has these keys and no others.
+// object returns the schema of a mapping with exactly the given keys.
 func object(keys []Key) (map[string]any, error) {
 	properties := map[string]any{}
 	for _, k := range keys {
@@ -154,7 +154,7 @@ func typeName(value any) (string, error) {
 	return "", fmt.Errorf("a default of type %T needs a type in @schema", value)
 }
 
-// Choices are the values that a key may have, where its schema lists them.
+// Choices returns the allowed values of a key if the schema lists the values.
 func (k Key) Choices() []string {
 	list, _ := k.Schema["enum"].([]any)
 	var all []string

@@ -1,6 +1,5 @@
-// Package described reads the comments of the chart's values.yaml, and makes of
-// them what would otherwise be written again: values.schema.json and the table
-// of the README.
+// Package described parses the comments in the values.yaml of the chart, and generates
+// values.schema.json and the README's tables.
 package described
 
 import (
@@ -11,24 +10,24 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Key is one key of values.yaml with what is said of it.
+// Key is a documented key of values.yaml.
 type Key struct {
 	Name    string
-	Path    string         // with dots, from the root
-	Section string         // of the README, where one begins here
-	Doc     string         // what follows "# --"
-	Schema  map[string]any // what follows "# @schema"
+	Path    string         // path from the root, with dots
+	Section string         // section of the README that begins at the key
+	Doc     string         // text after "# --"
+	Schema  map[string]any // schema after "# @schema"
 	Default any
-	Keys    []Key // of a mapping
+	Keys    []Key // keys of a mapping
 
 	node *yaml.Node
 }
 
-// Opaque reports whether the key's own comment says what may be in it, so that
-// the chart's default does not.
+// Opaque reports whether the comment of the key defines the allowed values, so that the
+// default does not.
 func (k Key) Opaque() bool { return len(k.Keys) == 0 || k.Schema != nil }
 
-// Read reads values.yaml.
+// Read parses values.yaml.
 func Read(text []byte) ([]Key, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
@@ -45,7 +44,7 @@ func keys(path string, n *yaml.Node, lines []string) ([]Key, error) {
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		name, value := n.Content[i], n.Content[i+1]
 		k := Key{Name: name.Value, Path: strings.TrimPrefix(path+"."+name.Value, "."), node: value}
-		if n.Style&yaml.FlowStyle == 0 { // otherwise it shares its line
+		if n.Style&yaml.FlowStyle == 0 { // in flow style the keys share a line
 			if err := k.comments(above(lines, name.Line-1)); err != nil {
 				return nil, fmt.Errorf("line %d: %s: %w", name.Line, k.Path, err)
 			}
@@ -64,7 +63,7 @@ func keys(path string, n *yaml.Node, lines []string) ([]Key, error) {
 	return all, nil
 }
 
-// above returns the comment that stands directly above a line.
+// above returns the comment directly above a line.
 func above(lines []string, at int) []string {
 	begin := at
 	for begin > 0 && strings.HasPrefix(strings.TrimSpace(lines[begin-1]), "#") {
@@ -97,7 +96,7 @@ func (k *Key) comments(lines []string) error {
 	return nil
 }
 
-// Walk visits keys, outer ones first.
+// Walk visits keys, outer keys first.
 func Walk(keys []Key, visit func(Key)) {
 	for _, k := range keys {
 		visit(k)

@@ -1,5 +1,5 @@
-// Package journaltest holds what every engine of the journal must do. Each
-// test's name is a sentence of the contract in package journal.
+// Package journaltest is the conformance suite of journal engines. The name of each test is
+// a sentence of the contract in package journal.
 package journaltest
 
 import (
@@ -22,26 +22,24 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// Harness is one journal under test and its world.
+// Harness is the journal under test with its environment.
 type Harness struct {
-	// Open opens the journal, again and again on the same storage.
+	// Open opens the journal. Each call uses the same storage.
 	Open func(t *testing.T) journal.Journal
-	// Advance moves the journal's clock.
+	// Advance moves the clock of the journal.
 	Advance func(time.Duration)
-	// Expire removes what is old, now.
+	// Expire removes expired data at once.
 	Expire func(t *testing.T, j journal.Journal)
-	// Window, Retention and Quarantine, a source's share in bytes, are what Open
-	// configures.
+	// Window, Retention and Quarantine (bytes per source) are the settings of Open.
 	Window, Retention time.Duration
 	Quarantine        uint64
-	// Discarded is what Open's journals have discarded so far.
+	// Discarded counts the requests that the journals of Open discarded.
 	Discarded *Discarded
-	// Consecutive declares that events stand at one place after another. An
-	// engine without that keeps other things in between.
+	// Consecutive is set if the engine assigns sequences without gaps.
 	Consecutive bool
 }
 
-// Run runs the suite; start gives each test a harness with empty storage.
+// Run runs the suite; start returns a harness with empty storage.
 func Run(t *testing.T, start func(t *testing.T) Harness) {
 	tests := []struct {
 		name string
@@ -93,7 +91,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 	}
 }
 
-// Event makes an event with the given id, and its keys, or one made of the id.
+// Event returns an event with an id and identity keys; the default key contains the id.
 func Event(id string, keys ...event.Key) event.Event {
 	e := cloudevents.NewEvent()
 	e.SetID(id)
@@ -187,7 +185,7 @@ func mustClose(t *testing.T, j journal.Journal) {
 	}
 }
 
-// mustBeIdle fails if the cursor has a record.
+// mustBeIdle fails the test if the cursor has a record.
 func mustBeIdle(t *testing.T, c journal.Cursor) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
@@ -197,7 +195,7 @@ func mustBeIdle(t *testing.T, c journal.Cursor) {
 	}
 }
 
-// within waits for what is true a moment later.
+// within waits for a condition.
 func within(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for start := time.Now(); !is(); time.Sleep(5 * time.Millisecond) {
@@ -360,7 +358,7 @@ func windowEdge(t *testing.T, h Harness) {
 	if r := mustAppend(t, j, Event("a"))[0]; r.Duplicate {
 		t.Error("at the edge: still a duplicate")
 	}
-	// The second event has a window of its own, through several removals.
+	// The second event has a later window, over several removals.
 	for range 4 {
 		h.Advance(h.Window / 5)
 		h.Expire(t, j)
@@ -392,7 +390,7 @@ func consecutive(t *testing.T, h Harness) {
 	for w := range writers {
 		wg.Go(func() {
 			for i := range each {
-				// Every third is a duplicate of the one before.
+				// Every third event is a duplicate of the previous event.
 				if _, err := j.Append(t.Context(), Event(fmt.Sprintf("%d-%d", w, i-i%3/2))); err != nil {
 					t.Errorf("Append: %v", err)
 					return
@@ -424,7 +422,7 @@ func starts(t *testing.T, h Harness) {
 	mustAppend(t, j, Event("c"))
 	wantIDs(t, mustRead(t, latest, 1), "c")
 	wantIDs(t, mustRead(t, earliest, 3), "a", "b", "c")
-	// A cursor that never committed still stands where it first stood.
+	// A cursor without a commit keeps its start.
 	mustClose(t, j)
 	j = h.Open(t)
 	wantIDs(t, mustRead(t, mustReader(t, j, "latest", journal.Latest), 1), "c")
@@ -542,7 +540,7 @@ func deadLetters(t *testing.T, h Harness) {
 	}
 }
 
-// bury makes dead letters of events, and returns their ids.
+// bury makes dead letters of events, and returns their IDs.
 func bury(t *testing.T, sink string, c journal.Cursor, n int) (buried []journal.DeliveryID) {
 	t.Helper()
 	var dead []journal.DeadLetter
@@ -616,7 +614,7 @@ func retryDead(t *testing.T, h Harness) {
 	if err != nil || lost.Reason != journal.Redelivered || lost.RedeliveredAs != at {
 		t.Errorf("Lost = %+v, %v", lost, err)
 	}
-	// Refused again, it is still the event of its first place.
+	// The original sequence stays after a second refusal.
 	mustCommit(t, c, at, journal.DeadLetter{Seq: at, Reason: "invalid"})
 	mustClose(t, j)
 	j = h.Open(t)
@@ -689,7 +687,7 @@ func discarded(t *testing.T, h Harness) {
 	if _, err := j.Disposition(t.Context(), journal.DeliveryID{Sink: "other", Seq: seq(3)}); !errors.Is(err, journal.ErrNotFound) {
 		t.Errorf("Lost of another sink = %v", err)
 	}
-	// What was kept goes with the events.
+	// Dispositions are removed with their events.
 	mustCommit(t, c, seq(12))
 	h.Advance(h.Retention)
 	mustAppend(t, j, Event("new"))
@@ -840,7 +838,7 @@ func startAt(t *testing.T, h Harness) {
 		t.Fatal(err)
 	}
 	for i := range all {
-		all[i].InUse = false // another process may not have noticed the end yet
+		all[i].InUse = false // another process may not have noticed the end
 	}
 	if diff := cmp.Diff([]journal.Position{{Name: "at", Committed: r[1].Seq, StartSeq: r[0].Seq, Lag: 1}}, all); diff != "" {
 		t.Errorf("cursors (-want +got):\n%s", diff)

@@ -14,14 +14,14 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 )
 
-// Discarded adds up what journals have discarded. Its zero value is usable, by
-// several goroutines.
+// Discarded counts discarded requests. The zero value is ready. The methods may be called
+// concurrently.
 type Discarded struct {
 	mu  sync.Mutex
 	all map[journal.QuarantineDiscards]uint64
 }
 
-// Add is for an engine's option Discarded.
+// Add is the value of an engine's option Discarded.
 func (d *Discarded) Add(one journal.QuarantineDiscards) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -31,7 +31,7 @@ func (d *Discarded) Add(one journal.QuarantineDiscards) {
 	d.all[journal.QuarantineDiscards{Source: one.Source, Reason: one.Reason}] += one.Requests
 }
 
-// Of returns how many requests of a source were discarded for a reason.
+// Of returns the number of discarded requests of a source by reason.
 func (d *Discarded) Of(source, reason string) uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -49,7 +49,7 @@ func mustQuarantine(t *testing.T, j journal.Journal, r journal.QuarantinedReques
 	return id
 }
 
-// eventually waits for what an engine does in the background.
+// eventually waits for background work of an engine.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
@@ -59,7 +59,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// quarantined lists what of a source is kept.
+// quarantined lists the quarantined requests of a source.
 func quarantined(t *testing.T, j journal.Journal, source string) (all []journal.QuarantinedRequest) {
 	t.Helper()
 	for r, err := range j.Quarantined(t.Context(), "") {
@@ -98,7 +98,7 @@ func repeats(t *testing.T, h Harness) {
 		t.Errorf("after it was opened again a repeat of %s is %s", id, got)
 	}
 	want := first
-	want.ID, want.Count, want.LastReceived = id, 3, received.Add(time.Minute) // the order of arrival is not that of the clocks
+	want.ID, want.Count, want.LastReceived = id, 3, received.Add(time.Minute) // the order of arrival differs from the clocks
 	got, err := j.QuarantinedRequest(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +119,7 @@ func concurrentRepeats(t *testing.T, h Harness) {
 	for n := range senders {
 		all.Go(func() {
 			for range each {
-				for _, body := range []string{"a", "b"} { // one that alternates, too
+				for _, body := range []string{"a", "b"} { // also a repeat after another request
 					if _, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{Source: "s", Received: received, Body: []byte(body)}); err != nil {
 						t.Errorf("sender %d: %v", n, err)
 						return
@@ -198,7 +198,7 @@ func repeatBesideRelease(t *testing.T, h Harness) {
 		repeat := <-answer
 		kept := quarantined(t, j, "s")
 		switch {
-		case repeat == id && len(kept) == 0: // counted with the one that was released
+		case repeat == id && len(kept) == 0: // counted for the released request
 			released += 2
 		case repeat != id && len(kept) == 1 && kept[0].ID == repeat && kept[0].Count == 1:
 			released++
@@ -225,10 +225,10 @@ func sourceShare(t *testing.T, h Harness) {
 	for n := range 5 {
 		all = append(all, mustQuarantine(t, j, body("s", n)))
 	}
-	mustQuarantine(t, j, body("s", 0)) // now the newest
+	mustQuarantine(t, j, body("s", 0)) // the newest request now
 	for n := range 15 {
 		all = append(all, mustQuarantine(t, j, body("s", 5+n)))
-		if n == 1 { // it is received every now and then
+		if n == 1 { // received from time to time
 			mustQuarantine(t, j, body("s", 0))
 		}
 	}
@@ -250,7 +250,7 @@ func sourceShare(t *testing.T, h Harness) {
 	}
 	mustClose(t, j)
 
-	// The share is counted on after it was opened again.
+	// The engine counts on after a restart.
 	j = h.Open(t)
 	newest := mustQuarantine(t, j, body("s", 99))
 	eventually(t, "the share of the source after reopening", func() bool { return len(quarantined(t, j, "s")) <= 7 })
@@ -260,7 +260,7 @@ func sourceShare(t *testing.T, h Harness) {
 	if _, err := j.QuarantinedRequest(t.Context(), all[0]); !errors.Is(err, journal.ErrNotFound) {
 		t.Errorf("Rejected of what was discarded: %v", err)
 	}
-	// What was discarded is kept anew.
+	// A discarded request is quarantined again.
 	if again := mustQuarantine(t, j, body("s", 1)); again == all[1] {
 		t.Errorf("%s was discarded, and is there again", again)
 	}
@@ -310,7 +310,7 @@ func quarantineRetention(t *testing.T, h Harness) {
 	if n := h.Discarded.Of("s", journal.QuarantineRetention); n != 1 {
 		t.Errorf("%d requests were discarded", n)
 	}
-	// A clock that is set back discards nothing, and nothing stays for ever.
+	// A clock that is set back discards no request, and no request stays for ever.
 	h.Advance(-h.Retention)
 	h.Expire(t, j)
 	late := put("late")

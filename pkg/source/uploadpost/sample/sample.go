@@ -1,4 +1,4 @@
-// Package sample makes webhooks as Upload-Post sends them, to try a relay with.
+// Package sample makes sample webhooks of Upload-Post.
 package sample
 
 import (
@@ -16,10 +16,10 @@ var example []byte
 // Example returns the documented example.
 func Example() []byte { return slices.Clone(example) }
 
-// Event is the name of one of the four events there are.
+// Event is the name of a webhook event.
 type Event string
 
-// The events.
+// Webhook events.
 const (
 	UploadCompleted     Event = "upload_completed"
 	AccountConnected    Event = "social_account_connected"
@@ -64,15 +64,15 @@ type account struct {
 	CreatedAt   string `json:"created_at"`
 }
 
-// Profiles returns the profiles that webhooks are made of.
+// Profiles returns the profiles in samples.
 func Profiles() []string {
 	return []string{"brightside_bakery", "north.trail.runners", "studio_lumen", "marta-cooks", "café_olé", "retro games"}
 }
 
 func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
 
-// Random returns a realistic webhook: no two have the same identity. Failed
-// uploads have no IDs, as the sender's have none.
+// Random returns a realistic webhook with a unique identity. Failed uploads have no IDs, as
+// in real webhooks.
 func Random(r *rand.Rand, event Event, failed bool, at time.Time) ([]byte, error) {
 	profile := pick(r, Profiles()...)
 	platform := pick(r, "instagram", "tiktok", "youtube", "facebook", "linkedin", "x", "threads", "pinterest")
@@ -108,7 +108,7 @@ func Random(r *rand.Rand, event Event, failed bool, at time.Time) ([]byte, error
 	}
 	id := fmt.Sprintf("%d", 1e16+r.Uint64N(9e16))
 	u.Result = result{Success: true, PublishID: id, PostID: id, URL: "https://www." + platform + ".com/p/" + id}
-	if platform == "tiktok" { // here the two differ
+	if platform == "tiktok" { // TikTok has two different IDs
 		u.Result.PublishID = fmt.Sprintf("v_pub_url~v2-1.%d", r.Uint64N(9e18))
 	}
 	return json.Marshal(u)
