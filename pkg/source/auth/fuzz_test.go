@@ -26,6 +26,7 @@ var sentences = regexp.MustCompile(`^unauthenticated: (` + strings.Join([]string
 	`name or password in header H is wrong`,
 	`token in header H is wrong`,
 	`the timestamp in header H is not a number of seconds`,
+	`the timestamp in header H has a sign or leading zeros`,
 	`the timestamp is more than 5m0s from this machine's clock`,
 	`no secret fits the signature`,
 }, "|") + `)$`)
