@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/texts"
 	"github.com/postwire/postwire/pkg/source"
 	allsources "github.com/postwire/postwire/pkg/source/all"
 	"github.com/postwire/postwire/sinks"
@@ -73,15 +74,11 @@ func TestEveryKeyHasOneAnchor(t *testing.T) {
 	}
 }
 
-// dangling finds words that refer to a text before the description, or that
-// hide a loss.
-var dangling = regexp.MustCompile(`(?i)\b(them|both|the same|of it|those that|whoever|what became|(is|are) (told|let)|given up|set aside|taken over|stands? in)\b`)
-
 // TestDescriptionsStandAlone: an editor, a schema and a table show a description
 // without the descriptions around it.
 func TestDescriptionsStandAlone(t *testing.T) {
 	check := func(key, text string) {
-		if word := dangling.FindString(text); word != "" {
+		if word := texts.Dangling(text); word != "" {
 			t.Errorf("%s: %q in the description needs a noun: %s", key, word, text)
 		}
 	}
