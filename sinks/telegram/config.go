@@ -16,7 +16,7 @@ type Config struct {
 	ChatID   string        `yaml:"chat_id" required:"true" doc:"Chat for the messages: a number in quotes, or the @name of a public channel. The bot must be a member of the chat." example:"\"123456789\""`
 	ThreadID int64         `yaml:"thread_id" doc:"Topic of a forum; 0 uses no topic."`
 	Silent   bool          `yaml:"silent" doc:"Send messages without a notification sound."`
-	Template string        `yaml:"template" doc:"Template of a message, as a Go template of HTML: {{.event.platform}} is an attribute, {{get .data \"result\" \"url\"}} a field of the data, {{.json}} the whole event; {{cut 100 …}} shortens a text. Values are escaped. Telegram supports b, i, u, s, a, code, pre and blockquote. Empty gives a summary of Upload-Post events, and the type of other events." example:"\"<b>{{.event.platform}}</b>: {{get .data \\\"title\\\" | cut 80}}\""`
+	Template string        `yaml:"template" doc:"Template of a message, as a Go template of HTML: {{.event.platform}} is an attribute, {{get .data \"result\" \"url\"}} a field of the data, {{.json}} the whole event; {{cut 100 …}} shortens a text. Values are escaped. Telegram supports b, i, u, s, a, code, pre and blockquote. Empty gives a summary of Upload-Post events, and the type and id of other events." example:"\"<b>{{.event.platform}}</b>: {{get .data \\\"title\\\" | cut 80}}\""`
 	Digest   int           `yaml:"digest" doc:"Maximum number of events sent as single messages. If more events are pending, one message gives the number of events and lists the failures. 0 always sends single messages."`
 	URL      config.URL    `yaml:"url" doc:"URL of the Bot API: Telegram's server, or a self-hosted server."`
 }
