@@ -309,8 +309,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	} else {
 		s.opts.Metrics.unrouted(a.outcome, duration)
 	}
-	refused := !a.proven && answers[a.outcome].status >= http.StatusBadRequest
-	if refused && !trusted || hr.ProtoMajor < 2 && s.pool.isEvicted(request) {
+	refused := answers[a.outcome].status >= http.StatusBadRequest
+	if !a.proven && (refused && !trusted || hr.ProtoMajor < 2 && s.pool.isEvicted(request)) {
 		// A sender that has not authenticated does not keep the connection. The
 		// connection of a trusted proxy is shared and stays open, unless the pool has
 		// already returned its bytes.

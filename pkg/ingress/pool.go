@@ -53,7 +53,7 @@ const (
 // | request | unverified: the body arrives, or the request waits for newer secrets | settle, end | the sender gets 503; with HTTP/1 the connection then ends |
 // | request | verified: the event is stored; with HTTP/2 also answered: the sender reads the answer | end | never evicted |
 //
-// An evicted allocation has no memory and cannot take memory. The methods may
+// An ended allocation has no memory and cannot take memory. The methods may
 // be called concurrently.
 type pool struct {
 	metrics        *Metrics
@@ -95,7 +95,7 @@ type allocation struct {
 	since    time.Time
 	class    class
 	queued   bool // can be evicted
-	evicted  bool
+	ended    bool
 	verified bool // the request is verified
 
 	links [2]links
@@ -199,9 +199,9 @@ func (p *pool) makeRoom(h *allocation, now time.Time) bool {
 // leave removes a connection from the pool. Further calls do nothing.
 func (p *pool) leave(c *connection) {
 	if !c.open {
-		if c.own.quota != nil && !c.own.evicted { // never admitted
+		if c.own.quota != nil && !c.own.ended { // never admitted
 			p.unref(c.own.address)
-			c.own.evicted = true
+			c.own.ended = true
 		}
 		return
 	}
@@ -224,7 +224,7 @@ func (p *pool) leave(c *connection) {
 
 // push makes an allocation a candidate for eviction, as the youngest.
 func (p *pool) push(h *allocation, now time.Time) {
-	if h.queued || h.evicted {
+	if h.queued || h.ended {
 		return
 	}
 	h.queued, h.since = true, now
@@ -252,14 +252,14 @@ func (p *pool) pull(h *allocation) {
 // returns errSpent if no other allocation can be evicted, or if h itself was evicted.
 func (p *pool) acquire(h *allocation, n int64) error {
 	for {
-		if h.evicted {
+		if h.ended {
 			return errExhausted
 		}
 		var victim *allocation
 		switch limited := h.queued && h.address != nil; {
 		case limited && p.memory.scarce() && h.address.bytes+n > p.memory.total/4:
 			victim = h.address.queue.first // may be h
-			if other := h.address.queue.find(func(o *allocation) bool { return p.mayEvict(o, h) }); other != nil {
+			if other := h.address.queue.find(func(o *allocation) bool { return o.bytes > 0 && p.mayEvict(o, h) }); other != nil {
 				victim = other
 			}
 		case h.quota.acquire(n) == nil:
@@ -269,7 +269,7 @@ func (p *pool) acquire(h *allocation, n int64) error {
 			}
 			return nil
 		default:
-			frees := func(o *allocation) bool { return p.mayEvict(o, h) && p.makesRoom(o, h) }
+			frees := func(o *allocation) bool { return p.mayEvict(o, h) && o.freesFor(h) }
 			for class := range p.queues {
 				if victim = p.queues[class].find(frees); victim != nil {
 					break
@@ -283,34 +283,26 @@ func (p *pool) acquire(h *allocation, n int64) error {
 	}
 }
 
-// mayEvict reports whether the eviction of victim can make room for h. The connection of h
-// cannot, and a connection that was just accepted and holds little cannot.
+// mayEvict reports whether the pool may evict victim to make room for h: neither the
+// connection of h, nor a connection that was just accepted and holds little.
 func (p *pool) mayEvict(victim, h *allocation) bool {
-	if victim == h || victim.freeable() == 0 || victim.writer == nil && victim.conn == h.conn {
+	if victim == h || victim.writer == nil && victim.conn == h.conn {
 		return false
 	}
 	return victim.writer != nil || victim.bytes > p.connBytes+acceptedHeader*headerFactor || time.Since(victim.since) >= acceptedFor
 }
 
-// makesRoom reports whether the quota of h, or the half that all sources share, has more
-// room after the eviction of victim.
-func (p *pool) makesRoom(victim, h *allocation) bool {
+// freesFor reports whether the eviction of h frees bytes of the quota of other, or of the
+// half that all sources share.
+func (h *allocation) freesFor(other *allocation) bool {
 	frees := func(o *allocation) bool {
-		return o.bytes > 0 && (o.quota == h.quota || o.quota.usesShared())
+		return o.bytes > 0 && (o.quota == other.quota || o.quota.usesShared())
 	}
-	return frees(victim) || victim.endsConnection() && frees(&victim.conn.own)
+	return frees(h) || h.endsConnection() && frees(&h.conn.own)
 }
 
 // endsConnection reports whether the eviction of a request also ends its connection.
 func (h *allocation) endsConnection() bool { return h.writer != nil && !h.conn.http2 }
-
-// freeable returns the bytes that the eviction of an allocation frees.
-func (h *allocation) freeable() int64 {
-	if h.endsConnection() {
-		return h.bytes + h.conn.own.bytes
-	}
-	return h.bytes
-}
 
 // release returns n bytes of an allocation.
 func (p *pool) release(h *allocation, n int64) {
@@ -326,7 +318,7 @@ func (p *pool) release(h *allocation, n int64) {
 func (p *pool) drop(h *allocation) {
 	p.pull(h)
 	p.release(h, h.bytes)
-	h.evicted = true
+	h.ended = true
 }
 
 // evict evicts an allocation. The bytes of the allocation count as free at once, although its
@@ -439,7 +431,7 @@ func (p *pool) wait(h *allocation) <-chan struct{} {
 	defer p.mu.Unlock()
 	if h.wake == nil {
 		h.wake = make(chan struct{})
-		if h.evicted {
+		if h.ended {
 			close(h.wake)
 		}
 	}
@@ -451,7 +443,7 @@ func (p *pool) wait(h *allocation) <-chan struct{} {
 func (p *pool) verify(h *allocation, proof bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if h.evicted {
+	if h.ended {
 		return false
 	}
 	p.pull(h)
@@ -470,11 +462,11 @@ func (p *pool) verify(h *allocation, proof bool) bool {
 	return true
 }
 
-// isEvicted reports whether the pool has evicted a request.
+// isEvicted reports whether the pool has evicted a request in progress.
 func (p *pool) isEvicted(h *allocation) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return h.evicted
+	return h.ended
 }
 
 // cut closes the connection of a request, and so ends all requests of the connection.

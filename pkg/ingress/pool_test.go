@@ -312,14 +312,20 @@ func TestLargeHeadersOfYoungConnections(t *testing.T) {
 // TestConnectionsOfStalledRequests: connections fill the memory, and each of them handles
 // a request whose body does not arrive. A new connection gets the place of the oldest.
 func TestConnectionsOfStalledRequests(t *testing.T) {
-	for name, addresses := range map[string]int{"of one address": 1, "of many addresses": 200} {
+	for name, tt := range map[string]struct {
+		addresses int
+		header    int64 // bytes of a request
+	}{
+		"of one address": {1, 100}, "of many addresses": {200, 100},
+		"without a header, of one address": {1, 0}, "without a header, of many addresses": {200, 0}, // chunked
+	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newPlayers(t, 8<<20, 10000)
 				var all []*allocation
 				for i := range 600 { // the shared half has room for 256 connections
 					time.Sleep(time.Millisecond)
-					h, err := p.ask(p.connect(1+i%addresses), 100)
+					h, err := p.ask(p.connect(1+i%tt.addresses), tt.header)
 					if err != nil {
 						t.Fatalf("request %d: %v", i, err)
 					}
@@ -445,7 +451,7 @@ func (p *players) audit(t *testing.T) {
 		var before *allocation
 		for h := p.queues[class].first; h != nil; before, h = h, h.links[byClass].behind {
 			switch {
-			case !h.queued || h.evicted || h.verified || h.class != class:
+			case !h.queued || h.ended || h.verified || h.class != class:
 				t.Fatalf("%+v can yield", h)
 			case before != nil && h.since.Before(before.since):
 				t.Fatal("the queue is not in order")
