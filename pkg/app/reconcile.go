@@ -38,7 +38,7 @@ type reconcileJob struct {
 	*reconcile.Reconciler
 	schedule reconcile.Schedule // an interval of 0 compares on request only
 	own      uploadpost.Config
-	stop     context.CancelFunc // nil before the loop runs; guarded by gaps.mu
+	stop     context.CancelFunc // nil before the loop runs; guarded by reconcilers.mu
 
 	mu        sync.Mutex
 	at        time.Time // time of the last comparison; zero before the first
@@ -164,7 +164,7 @@ func (g *reconcilers) recordReport(name string, s *reconcileJob, r reconcile.Rep
 	log := g.log.With(zap.String("source", name), zap.Time("from", r.From), zap.Time("to", r.To))
 	g.recovered.WithLabelValues(name).Add(float64(r.Recovered))
 	if r.Recovered > 0 {
-		log.Warn("uploads that no webhook has told of were found in the history, and entered", zap.Int("recovered", r.Recovered), zap.Int("uploads", r.Uploads))
+		log.Warn("missed uploads backfilled from the history", zap.Int("recovered", r.Recovered), zap.Int("uploads", r.Uploads))
 	}
 	if r.Unreadable > 0 {
 		log.Warn("uploads of the history make no event and were passed over", zap.Int("unreadable", r.Unreadable))

@@ -246,12 +246,12 @@ func (p *Plan) changes(next *Plan) []string {
 		is["sink "+s.Name] = block{s.Kind, s.Settings, s.Own}
 		names = append(names, "sink "+s.Name)
 	}
-	told := map[string]bool{}
+	reported := map[string]bool{}
 	for _, name := range names {
 		before, had := was[name]
 		after, has := is[name]
 		switch {
-		case told[name]:
+		case reported[name]:
 		case !has:
 			changed = append(changed, name+" removed")
 		case !had:
@@ -259,7 +259,7 @@ func (p *Plan) changes(next *Plan) []string {
 		case !reflect.DeepEqual(before, after):
 			changed = append(changed, name)
 		}
-		told[name] = true
+		reported[name] = true
 	}
 	return changed
 }

@@ -48,12 +48,12 @@ const (
 //
 // | allocation | state | ends with | on eviction |
 // |---|---|---|---|
-// | connection | waiting: no request is handled; with HTTP/2 also while requests are unverified or answered | begin, settle | the pool closes the connection |
+// | connection | waiting: no request is handled; with HTTP/2 also while requests are unverified or answered | begin, verify | the pool closes the connection |
 // | connection | busy: a request (HTTP/1) or a verified request (HTTP/2) is handled | end | never evicted |
-// | request | unverified: the body arrives, or the request waits for newer secrets | settle, end | the sender gets 503; with HTTP/1 the connection then ends |
+// | request | unverified: the body arrives, or the request waits for newer secrets | verify, end | the sender gets 503; with HTTP/1 the connection then ends |
 // | request | verified: the event is stored; with HTTP/2 also answered: the sender reads the answer | end | never evicted |
 //
-// An ended allocation has no memory and cannot take memory. The methods may
+// An ended allocation has no memory and cannot acquire memory. The methods may
 // be called concurrently.
 type pool struct {
 	metrics        *Metrics
@@ -155,7 +155,7 @@ func (p *pool) enter(c *connection, trusted bool) (entered bool, retryIn time.Du
 		p.waiting = true
 		return false, acceptedFor
 	}
-	h.since = now // before take: the new connection is the youngest
+	h.since = now // before acquire: the new connection is the youngest
 	if err := p.acquire(h, p.connBytes); err != nil {
 		p.waiting = true
 		return false, acceptedFor
@@ -248,8 +248,8 @@ func (p *pool) pull(h *allocation) {
 	}
 }
 
-// acquire adds n bytes to an allocation, and evicts other allocations if memory is short. take
-// returns errSpent if no other allocation can be evicted, or if h itself was evicted.
+// acquire adds n bytes to an allocation, and evicts other allocations if memory is short. acquire
+// returns errExhausted if no other allocation can be evicted, or if h itself was evicted.
 func (p *pool) acquire(h *allocation, n int64) error {
 	for {
 		if h.ended {
@@ -438,7 +438,7 @@ func (p *pool) wait(h *allocation) <-chan struct{} {
 	return h.wake
 }
 
-// verify marks a request as verified; proof says whether the sender authenticated. settle
+// verify marks a request as verified; proof says whether the sender authenticated. verify
 // returns false if the pool has evicted the request.
 func (p *pool) verify(h *allocation, proof bool) bool {
 	p.mu.Lock()
@@ -523,7 +523,7 @@ func (p *pool) end(h *allocation, last bool) {
 	p.rest(c)
 }
 
-// rememberSender remembers an authenticated address. Beyond mostProven addresses the older
+// rememberSender remembers an authenticated address. Beyond maxAuthenticated addresses the older
 // generation is dropped.
 func (p *pool) rememberSender(prefix netip.Prefix) {
 	if _, ok := p.authenticated[0][prefix]; ok {

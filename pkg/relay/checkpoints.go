@@ -99,7 +99,7 @@ func (p *deliveryHistory) checkpointsSaved(entries []journal.KVEntry, err error)
 		return
 	}
 	m.started = false
-	m.full = slices.DeleteFunc(m.full, func(f journal.KVEntry) bool { // less those that have become full meanwhile
+	m.full = slices.DeleteFunc(m.full, func(f journal.KVEntry) bool { // keep entries that became full meanwhile
 		return slices.ContainsFunc(entries, func(n journal.KVEntry) bool { return n.Key == f.Key && bytes.Equal(n.Value, f.Value) })
 	})
 }
@@ -126,26 +126,26 @@ func (r *Relay) saveCheckpoints(ctx context.Context, histories map[string]*deliv
 	defer cancel()
 	begun := false
 	for sink, p := range histories {
-		notes, started := p.unsavedCheckpoints()
-		if len(notes) == 0 {
+		entries, started := p.unsavedCheckpoints()
+		if len(entries) == 0 {
 			continue
 		}
 		var err error
-		for _, n := range notes {
+		for _, n := range entries {
 			if err == nil {
 				err = r.opts.Journal.PutValue(ctx, n.Key, n.Value)
 			}
 		}
-		p.checkpointsSaved(notes, err)
+		p.checkpointsSaved(entries, err)
 		if err != nil {
-			r.opts.Log.Debug("keeping when events were delivered", zap.String("sink", sink), zap.Error(err))
+			r.opts.Log.Debug("storing checkpoints failed, retrying", zap.String("sink", sink), zap.Error(err))
 			continue
 		}
 		begun = begun || started
 	}
 	if begun {
 		if err := r.pruneCheckpoints(ctx); err != nil {
-			r.opts.Log.Debug("removing old marks of when events were delivered", zap.Error(err))
+			r.opts.Log.Debug("removing old checkpoints failed", zap.Error(err))
 		}
 	}
 }
@@ -246,7 +246,7 @@ func encodeCheckpoints(all []checkpoint) []byte {
 func decodeCheckpoints(b []byte) (all []checkpoint, err error) {
 	r := &record.Reader{B: b}
 	if v := r.Byte(); r.Err != nil || v != checkpointsVersion {
-		return nil, fmt.Errorf("marks have format %d, this version reads %d", v, checkpointsVersion)
+		return nil, fmt.Errorf("checkpoints have format %d, this version reads %d", v, checkpointsVersion)
 	}
 	var before checkpoint
 	for len(r.B) > 0 && r.Err == nil {

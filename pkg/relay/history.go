@@ -32,7 +32,7 @@ type deliveryHistory struct {
 	acked       []ackRange  // a ring; once full, the oldest range is at oldest
 	oldest      int
 	errors      []DeliveryError // newest last
-	checkpoints checkpoints     // of runs, to be stored
+	checkpoints checkpoints     // checkpoints to be stored
 }
 
 // ackRange is a range of events that the broker acknowledged in one attempt. The range may

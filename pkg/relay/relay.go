@@ -61,7 +61,7 @@ type Relay struct {
 
 	setSinksMu sync.Mutex // held for all of an exchange
 	mu         sync.Mutex
-	pumps      []*Pump // never changed, only exchanged
+	pumps      []*Pump // replaced as a whole by SetSinks
 	start      func(*Pump)
 }
 

@@ -131,7 +131,7 @@ func (a Auth) Validate() error {
 // Verifier checks requests with a valid Auth. The methods may be called concurrently.
 type Verifier struct {
 	allow  []netip.Prefix
-	token  check // also in ways; nil without a path token
+	token  check // also in checks; nil without a path token
 	checks []check
 	proof  source.Proof
 }
