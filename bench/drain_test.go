@@ -16,7 +16,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/postwire/postwire/pkg/event"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
@@ -26,7 +26,7 @@ import (
 // many identity keys more.
 func fill(tb testing.TB, dir string, events, more int) {
 	tb.Helper()
-	j, err := pebble.Open(pebble.Options{Dir: dir, Window: 24 * time.Hour, Retention: 24 * time.Hour})
+	j, err := local.Open(local.Options{Dir: dir, Window: 24 * time.Hour, Retention: 24 * time.Hour})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -22,7 +22,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 	clustered "github.com/postwire/postwire/pkg/journal/jetstream"
 	"github.com/postwire/postwire/pkg/journal/journaltest"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 )
 
 const refusedNumber = 7
@@ -236,7 +236,7 @@ func carried(t *testing.T, r *postwire, from, to string, events int) {
 // fillJournal appends events to the journal of a relay that is stopped.
 func fillJournal(t *testing.T, dir string, n int, sinks ...string) {
 	t.Helper()
-	j, err := pebble.Open(pebble.Options{Dir: dir, Window: time.Hour})
+	j, err := local.Open(local.Options{Dir: dir, Window: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +314,7 @@ func TestMigrateWhileALeaderDies(t *testing.T) {
 	c.nodes[leader].Start(t)
 	c.whole(t)
 
-	src, err := pebble.OpenSource(pebble.Options{Dir: dir, Window: time.Hour})
+	src, err := local.OpenSource(local.Options{Dir: dir, Window: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postwire/postwire/pkg/app"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 )
 
 func journalCommand() *cobra.Command {
@@ -32,18 +32,18 @@ func (f *journalFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.dir, "dir", "", "folder of the journal, instead of journal.dir of the configuration")
 }
 
-func (f *journalFlags) options() (pebble.Options, error) {
+func (f *journalFlags) options() (local.Options, error) {
 	if f.dir != "" {
-		return pebble.Options{Dir: f.dir}, nil
+		return local.Options{Dir: f.dir}, nil
 	}
 	plan, err := app.Load(f.config)
 	if err != nil {
-		return pebble.Options{}, err
+		return local.Options{}, err
 	}
 	if j := plan.Config.Journal; j.Engine != "local" {
-		return pebble.Options{}, fmt.Errorf("%w: journal.engine is %s: the NATS servers check the journal in the cluster; to check the spill of this relay, use --dir %s", errUsage, j.Engine, j.Spill.Dir)
+		return local.Options{}, fmt.Errorf("%w: journal.engine is %s: the NATS servers check the journal in the cluster; to check the spill of this relay, use --dir %s", errUsage, j.Engine, j.Spill.Dir)
 	}
-	return pebble.Options{Dir: plan.Config.Journal.Dir}, nil
+	return local.Options{Dir: plan.Config.Journal.Dir}, nil
 }
 
 func journalCheckCommand() *cobra.Command {
@@ -53,8 +53,8 @@ func journalCheckCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Verify every checksum and every record of the journal, and find missing events",
 		Long: `Verify every checksum and every record of a journal, and find missing events. The
-command changes nothing. The relay must be stopped. The exit code is 1 if the
-journal is damaged.`,
+command reads all files and changes nothing. The relay must be stopped. The exit
+code is 1 if the journal is damaged.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check("text"); err != nil {
@@ -64,7 +64,7 @@ journal is damaged.`,
 			if err != nil {
 				return err
 			}
-			found, err := pebble.Inspect(cmd.Context(), opts)
+			found, err := local.Inspect(cmd.Context(), opts)
 			if err != nil {
 				return err
 			}
@@ -73,7 +73,7 @@ journal is damaged.`,
 			} else {
 				err = printContents(cmd.OutOrStdout(), found)
 			}
-			if len(found.Damage) > 0 || len(found.Lost) > 0 {
+			if !found.Sound() {
 				err = errors.Join(err, errors.New("the journal is damaged; 'postwire journal repair' saves the readable events"))
 			}
 			return err
@@ -91,9 +91,10 @@ func journalRepairCommand() *cobra.Command {
 		Use:   "repair",
 		Short: "Repair a damaged journal, and report lost events",
 		Long: `Build a valid journal from the readable parts of a damaged journal, and report the
-lost events. The damaged files are kept in a folder inside the journal's folder. The
-relay must be stopped, and the disk needs as much free space as the journal uses. To
-continue an interrupted repair, run the command again.`,
+lost events. A journal without damage is not changed. The damaged files are kept in a
+folder inside the journal's folder. The relay must be stopped. The disk needs free
+space for the index and for the damaged segments. To continue an interrupted repair,
+run the command again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check("text"); err != nil {
@@ -104,7 +105,7 @@ continue an interrupted repair, run the command again.`,
 				return err
 			}
 			// A repair is short, and an interrupted repair is useless: do not cancel.
-			done, err := pebble.Repair(context.WithoutCancel(cmd.Context()), opts)
+			done, err := local.Repair(context.WithoutCancel(cmd.Context()), opts)
 			if err != nil {
 				return err
 			}
@@ -112,6 +113,10 @@ continue an interrupted repair, run the command again.`,
 				return printJSON(cmd.OutOrStdout(), done)
 			}
 			if err := printContents(cmd.OutOrStdout(), done.Contents); err != nil {
+				return err
+			}
+			if done.Kept == "" {
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), "the journal is not damaged; nothing was changed")
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "repaired; the damaged files are kept in %s\n", done.Kept)
@@ -124,7 +129,7 @@ continue an interrupted repair, run the command again.`,
 }
 
 // printContents prints the contents and the losses of a journal.
-func printContents(w io.Writer, c pebble.Contents) error {
+func printContents(w io.Writer, c local.Contents) error {
 	err := table(w, "ITEM COUNT DETAIL", func(row func(...any)) error {
 		row("events", c.Events, fmt.Sprintf("seq %d to %d", c.Oldest, c.Last))
 		lost := 0
@@ -136,6 +141,7 @@ func printContents(w io.Writer, c pebble.Contents) error {
 		row("lost events", lost, strings.Join(where, ", "))
 		row("dead letters", c.Dead, "")
 		row("quarantined requests", c.Quarantined, "")
+		row("bytes read", c.Bytes, "")
 		for _, p := range c.Positions {
 			row("sink "+p.Name, p.Waiting, fmt.Sprintf("pending; next event %d; lost before delivery: %d", p.Committed+1, p.Lost))
 		}

@@ -31,7 +31,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/journaltest"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/relay"
 	"github.com/postwire/postwire/pkg/schema"
 	"github.com/postwire/postwire/sinks"
@@ -77,7 +77,7 @@ func taken(string) error { return nil }
 // world is a relay with its admin port; every answer of the API is held
 // against the description that it serves.
 type world struct {
-	journal *pebble.Journal
+	journal *local.Journal
 	broker  *broker
 	client  *Client
 	server  *Server
@@ -108,7 +108,7 @@ func (w *world) metrics() *Metrics { return w.api.Metrics }
 
 func newWorld(t testing.TB, token string) *world {
 	t.Helper()
-	j, err := pebble.Open(pebble.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
+	j, err := local.Open(local.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/jetstream"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/natsclient"
 )
 
@@ -67,7 +67,7 @@ func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.R
 	}
 	c := p.Config.Journal
 	if c.Engine != engineJetStream {
-		return pebble.Open(pebble.Options{
+		return local.Open(local.Options{
 			Dir: c.Dir, Window: p.Config.Dedupe.Window, Retention: c.Retention,
 			MaxBytes: uint64(c.MaxBytes), MinFree: uint64(c.MinFreeBytes), Quarantine: uint64(c.Quarantine.MaxBytesPerSource), Discarded: discards,
 			Name: name, Log: log,

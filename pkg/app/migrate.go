@@ -8,7 +8,7 @@ import (
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/journal/jetstream"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/journal/transfer"
 	"github.com/postwire/postwire/pkg/relay"
 )
@@ -29,19 +29,19 @@ func Migrate(ctx context.Context, p *Plan, to string, log *zap.Logger, progress 
 		return r, err
 	}
 	cluster := clusterOptions(p.Config, name, log, p.Clock)
-	folder := pebble.Options{
+	folder := local.Options{
 		Dir: p.Config.Journal.Dir, Window: p.Config.Dedupe.Window, Retention: p.Config.Journal.Retention,
 		MinFree: uint64(p.Config.Journal.MinFreeBytes), Name: name, Log: log, FS: p.Disk, Clock: p.Clock,
 	}
 	var src transfer.Source
 	var dst transfer.Target
 	if to == engineJetStream {
-		if src, err = pebble.OpenSource(folder); err == nil {
+		if src, err = local.OpenSource(folder); err == nil {
 			dst, err = jetstream.OpenTarget(ctx, cluster)
 		}
 	} else {
 		if src, err = jetstream.OpenSource(ctx, cluster); err == nil {
-			dst, err = pebble.OpenTarget(folder)
+			dst, err = local.OpenTarget(folder)
 		}
 	}
 	if src != nil {

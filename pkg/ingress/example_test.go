@@ -14,7 +14,7 @@ import (
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/ingress"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
@@ -27,7 +27,7 @@ func Example() {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	j, err := pebble.Open(pebble.Options{Dir: dir, Window: time.Hour, Retention: time.Hour})
+	j, err := local.Open(local.Options{Dir: dir, Window: time.Hour, Retention: time.Hour})
 	if err != nil {
 		panic(err)
 	}

@@ -30,7 +30,7 @@ import (
 	"github.com/postwire/postwire/internal/selfsigned"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
@@ -102,7 +102,7 @@ func serveRoutes(t testing.TB, opts Options) *world {
 	registry := prometheus.NewRegistry()
 	w := &world{logs: logs, metrics: NewMetrics(registry), registry: registry}
 	if opts.Journal == nil {
-		j, err := pebble.Open(pebble.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
+		j, err := local.Open(local.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 )
 
 // A journal stores an event once inside the dedupe window. A cursor reads the stored
@@ -21,7 +21,7 @@ func Example() {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	j, err := pebble.Open(pebble.Options{Dir: dir, Window: time.Hour, Retention: time.Hour})
+	j, err := local.Open(local.Options{Dir: dir, Window: time.Hour, Retention: time.Hour})
 	if err != nil {
 		panic(err)
 	}

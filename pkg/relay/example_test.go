@@ -11,7 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/event"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/relay"
 	"github.com/postwire/postwire/sinks"
 )
@@ -37,7 +37,7 @@ func Example() {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	j, err := pebble.Open(pebble.Options{Dir: dir, Window: time.Hour, Retention: time.Hour})
+	j, err := local.Open(local.Options{Dir: dir, Window: time.Hour, Retention: time.Hour})
 	if err != nil {
 		panic(err)
 	}

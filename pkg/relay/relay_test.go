@@ -21,7 +21,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/journaltest"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -110,7 +110,7 @@ func (b *broker) ids() []string {
 // bench is a running relay.
 type bench struct {
 	opts    Options
-	journal *pebble.Journal
+	journal *local.Journal
 	relay   *Relay
 	metrics *Metrics
 	logs    *observer.ObservedLogs
@@ -120,7 +120,7 @@ type bench struct {
 
 func start(t *testing.T, change func(*sinks.Settings), brokers ...*broker) *bench {
 	t.Helper()
-	j, err := pebble.Open(pebble.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
+	j, err := local.Open(local.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

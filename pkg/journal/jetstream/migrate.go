@@ -22,7 +22,7 @@ import (
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/journal/transfer"
 )
 
@@ -180,7 +180,7 @@ func nothingSpilled(ctx context.Context, opts Options) (err error) {
 	if _, err := os.Stat(filepath.Join(opts.Spill.Dir, "FORMAT")); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	src, err := pebble.OpenSource(pebble.Options{Dir: opts.Spill.Dir, Window: opts.Window})
+	src, err := local.OpenSource(local.Options{Dir: opts.Spill.Dir, Window: opts.Window})
 	if err != nil {
 		return fmt.Errorf("spill: %w", err)
 	}

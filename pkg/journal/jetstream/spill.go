@@ -14,7 +14,7 @@ import (
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
@@ -45,7 +45,7 @@ type Spill struct {
 // Mu guards the fields after it.
 type spill struct {
 	j            *Journal
-	journal      *pebble.Journal
+	journal      *local.Journal
 	cursor       journal.Cursor
 	subscription *nats.Subscription // of the announcements of peers
 	announceC    chan struct{}      // requests an announcement
@@ -65,7 +65,7 @@ const forwarder = "forward"
 
 // openSpill opens the journal of spilled events.
 func openSpill(j *Journal) (*spill, error) {
-	own, err := pebble.Open(pebble.Options{
+	own, err := local.Open(local.Options{
 		Dir: j.opts.Spill.Dir, Window: j.opts.Window, MaxBytes: j.opts.Spill.MaxBytes, MinFree: j.opts.Spill.MinFree, KeepKeys: true,
 		Name: j.opts.Name, Log: j.log.Named("spill"), Clock: j.opts.Clock, Discarded: j.opts.Discarded,
 	})
@@ -82,8 +82,25 @@ func openSpill(j *Journal) (*spill, error) {
 	return s, nil
 }
 
+// checkOwn refuses the journal of a relay: its events would go nowhere. A spill has one
+// cursor, from its beginning on.
+func (s *spill) checkOwn(ctx context.Context) error {
+	cursors, err := s.journal.Cursors(ctx)
+	if err != nil {
+		return err
+	}
+	own := s.journal.Last() == 0 && len(cursors) == 0 || len(cursors) == 1 && cursors[0].Name == forwarder
+	if !own {
+		return fmt.Errorf("the folder %s is the journal of a relay with the engine local, not a spill: set journal.spill.dir to a folder of its own, and migrate that journal with 'postwire journal migrate'", s.j.opts.Spill.Dir)
+	}
+	return nil
+}
+
 // recover counts the events that an earlier process has spilled.
 func (s *spill) recover(ctx context.Context) (err error) {
+	if err := s.checkOwn(ctx); err != nil {
+		return err
+	}
 	if s.cursor, err = s.journal.Reader(ctx, forwarder, journal.Earliest); err != nil {
 		return err
 	}
@@ -96,9 +113,6 @@ func (s *spill) recover(ctx context.Context) (err error) {
 			break
 		}
 		for _, r := range records {
-			if len(r.Event.Keys) == 0 {
-				return fmt.Errorf("event %d in %s has no identity key: the folder is a journal of another kind, whose events would go nowhere; set journal.spill.dir to a folder of its own, and carry that journal with 'postwire journal migrate'", r.Seq, s.j.opts.Spill.Dir)
-			}
 			s.count(r.Event, r.Accepted)
 			next = r.Seq + 1
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/journaltest"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 )
 
 // of makes an event of a partition key.
@@ -194,7 +194,7 @@ func TestNoSpill(t *testing.T) {
 // be passed over.
 func TestSpillIsAnotherJournal(t *testing.T) {
 	dir := t.TempDir()
-	other, err := pebble.Open(pebble.Options{Dir: dir, Window: time.Hour})
+	other, err := local.Open(local.Options{Dir: dir, Window: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

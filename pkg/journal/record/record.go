@@ -40,15 +40,14 @@ func AppendString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
-// AppendEvent appends an encoded event without the name of its source, for a record that
-// stores the identity keys: the keys contain the name. AppendEvent fails for extension types
-// that CloudEvents does not have.
-func AppendEvent(b []byte, e event.Event) ([]byte, error) { return appendEvent(b, e, "") }
-
-// AppendSourced is AppendEvent for a record without identity keys: the encoded event
-// contains the name of the source.
-func AppendSourced(b []byte, e event.Event) ([]byte, error) {
-	return appendEvent(b, e, sourceOf(e.Keys))
+// EventID returns the CloudEvents id of an encoded event.
+func EventID(encoded []byte) (string, error) {
+	if len(encoded) < 6 {
+		return "", ErrTruncated
+	}
+	r := &Reader{B: encoded[6:]}
+	id := string(r.Bytes())
+	return id, r.Err
 }
 
 // sourceOf returns the name of the source in the keys of an event.
@@ -73,7 +72,10 @@ func Sourced(encoded []byte, keys []event.Key) ([]byte, error) {
 	return append(named, encoded[6+length:]...), nil
 }
 
-func appendEvent(b []byte, e event.Event, name string) ([]byte, error) {
+// AppendEvent appends an encoded event without the name of its source, for a record that
+// stores the identity keys: the keys contain the name. AppendEvent fails for extension types
+// that CloudEvents does not have.
+func AppendEvent(b []byte, e event.Event) ([]byte, error) {
 	ce, ok := e.CloudEvent.Context.(*ceevent.EventContextV1)
 	if !ok {
 		return nil, errors.New("not a CloudEvents 1.0 event")
@@ -98,9 +100,6 @@ func appendEvent(b []byte, e event.Event, name string) ([]byte, error) {
 		if b, err = appendExtension(b, name, value); err != nil {
 			return nil, fmt.Errorf("extension %s: %w", name, err)
 		}
-	}
-	if name != "" {
-		b = AppendString(b, name)
 	}
 	binary.BigEndian.PutUint32(b[start-4:], uint32(len(b)-start))
 	return append(b, e.CloudEvent.DataEncoded...), nil

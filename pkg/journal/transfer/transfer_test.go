@@ -22,7 +22,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/jetstream"
 	"github.com/postwire/postwire/pkg/journal/journaltest"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/journal/record"
 	"github.com/postwire/postwire/pkg/journal/transfer"
 )
@@ -61,22 +61,22 @@ type folder struct {
 	clock *clock
 }
 
-func (f folder) options() pebble.Options {
-	return pebble.Options{Dir: f.dir, Window: window, Retention: retention, Clock: f.clock.Now, Every: time.Hour}
+func (f folder) options() local.Options {
+	return local.Options{Dir: f.dir, Window: window, Retention: retention, Clock: f.clock.Now, Every: time.Hour}
 }
 
 func (f folder) open(t *testing.T) journal.Journal {
 	t.Helper()
-	j, err := pebble.Open(f.options())
+	j, err := local.Open(f.options())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return j
 }
 
-func (f folder) source(*testing.T) (transfer.Source, error) { return pebble.OpenSource(f.options()) }
+func (f folder) source(*testing.T) (transfer.Source, error) { return local.OpenSource(f.options()) }
 
-func (f folder) target(*testing.T) (transfer.Target, error) { return pebble.OpenTarget(f.options()) }
+func (f folder) target(*testing.T) (transfer.Target, error) { return local.OpenTarget(f.options()) }
 
 type stream struct {
 	url, name string
@@ -583,7 +583,7 @@ func refusesToOpen(t *testing.T, p place, n int, after bool) {
 	var err error
 	switch p := p.(type) {
 	case folder:
-		j, err = pebble.Open(p.options())
+		j, err = local.Open(p.options())
 	case stream:
 		j, err = jetstream.Open(t.Context(), p.options())
 	}

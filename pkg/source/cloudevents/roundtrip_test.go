@@ -13,7 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/postwire/postwire/pkg/event"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/sinks"
@@ -51,7 +51,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 // stored returns events as they come out of a journal.
 func stored(t *testing.T, events []event.Event) []event.Event {
 	t.Helper()
-	j, err := pebble.Open(pebble.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
+	j, err := local.Open(local.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

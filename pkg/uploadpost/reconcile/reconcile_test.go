@@ -18,7 +18,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/journal/pebble"
+	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/source"
 	"github.com/postwire/postwire/pkg/source/auth"
 	upload "github.com/postwire/postwire/pkg/source/uploadpost"
@@ -50,7 +50,7 @@ func (h *history) History(_ context.Context, q uploadpost.Query) iter.Seq2[uploa
 
 type world struct {
 	history *history
-	journal *pebble.Journal
+	journal *local.Journal
 	source  source.Source
 	now     time.Time
 	*Reconciler
@@ -60,7 +60,7 @@ func start(t *testing.T) *world {
 	t.Helper()
 	w := &world{history: &history{}, now: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)}
 	var err error
-	w.journal, err = pebble.Open(pebble.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: 240 * time.Hour, Clock: func() time.Time { return w.now }})
+	w.journal, err = local.Open(local.Options{Dir: "data", FS: vfs.NewMem(), Window: time.Hour, Retention: 240 * time.Hour, Clock: func() time.Time { return w.now }})
 	if err != nil {
 		t.Fatal(err)
 	}

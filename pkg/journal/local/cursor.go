@@ -1,0 +1,288 @@
+package local
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
+)
+
+// maxReadBytes limits the size of the records of one Next.
+const maxReadBytes = 8 << 20
+
+// cursor implements journal.Cursor.
+type cursor struct {
+	j         *Journal
+	name      string
+	next      journal.Seq // first sequence of the next Next
+	committed atomic.Uint64
+	began     atomic.Uint64
+}
+
+// Reader implements journal.Journal.
+func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) (journal.Cursor, error) {
+	c := &cursor{j: j, name: name}
+	j.mu.Lock()
+	if _, ok := j.cursors[name]; ok {
+		j.mu.Unlock()
+		return nil, fmt.Errorf("opening cursor %s: it is open already", name)
+	}
+	// From now on expiry waits for the cursor.
+	j.cursors[name] = c
+	j.mu.Unlock()
+
+	if err := c.place(ctx, start); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close())
+	}
+	return c, nil
+}
+
+// place reads the position of the cursor, and stores the position of a new cursor.
+func (c *cursor) place(ctx context.Context, start journal.Start) error {
+	known := false
+	var committed, began, repaired journal.Seq
+	err := c.j.read(ctx, func(st *store) (err error) {
+		if repaired, err = st.number(metaRepairedKey(), 0); err != nil {
+			return err
+		}
+		value, err := st.get(cursorKey(c.name))
+		if errors.Is(err, journal.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		known = true
+		committed, began, err = decodeCursor(value)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	c.j.mu.Lock()
+	oldest, durable := c.j.oldest, c.j.durable
+	c.j.mu.Unlock()
+	switch {
+	case known && committed+1 < oldest:
+		c.j.log.Warn("events passed their retention while no sink of this name was configured; it goes on at the oldest that is stored",
+			zap.String("sink", c.name), zap.Uint64("first_gone", uint64(committed+1)), zap.Uint64("oldest", uint64(oldest)))
+		committed = oldest - 1
+	case known:
+	case repaired >= oldest:
+		// A repair may have lost the position.
+		c.j.log.Warn("a repair lost positions of sinks, and this sink has none; it begins at the oldest event that is stored",
+			zap.String("sink", c.name), zap.Uint64("oldest", uint64(oldest)))
+		committed = oldest - 1
+		began = committed
+	default:
+		committed = min(max(journal.Seq(start), oldest-1), durable)
+		began = committed
+	}
+	c.next = committed + 1
+	c.began.Store(uint64(began))
+	if known {
+		c.committed.Store(uint64(committed))
+		return nil
+	}
+	// Without this write a restart would begin a new sink later.
+	return c.Commit(ctx, committed, journal.Undelivered{})
+}
+
+// Cursors implements journal.Journal.
+func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err error) {
+	j.mu.Lock()
+	oldest, last := j.oldest, j.durable
+	open := slices.Collect(maps.Keys(j.cursors))
+	j.mu.Unlock()
+	err = j.read(ctx, func(st *store) error {
+		all = nil
+		for p, err := range entries(ctx, st, []byte{cursorSpace}, []byte{cursorSpace}, func(key, value []byte) (p journal.Position, err error) {
+			p.Name = string(key[1:])
+			p.Committed, p.StartSeq, err = decodeCursor(value)
+			return p, err
+		}) {
+			if err != nil {
+				return err
+			}
+			p.InUse = slices.Contains(open, p.Name)
+			p.Lag = uint64(last - min(last, max(p.Committed, oldest-1)))
+			all = append(all, p)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing cursors: %w", err)
+	}
+	return all, nil
+}
+
+// DeleteCursor implements journal.Journal.
+func (j *Journal) DeleteCursor(ctx context.Context, name string) error {
+	j.mu.Lock()
+	_, open := j.cursors[name]
+	j.mu.Unlock()
+	if open {
+		return fmt.Errorf("forgetting cursor %s: it is open", name)
+	}
+	if err := j.change(ctx, func(g *group) error { return g.delete(cursorKey(name)) }); err != nil {
+		return fmt.Errorf("forgetting cursor %s: %w", name, err)
+	}
+	return nil
+}
+
+// read runs do on the store, and waits while the store is reopened.
+func (j *Journal) read(ctx context.Context, do func(*store) error) error {
+	for {
+		j.mu.Lock()
+		st, changed, closed := j.store, j.changed, j.closed
+		if st != nil {
+			st.users.Add(1)
+		}
+		j.mu.Unlock()
+		if st != nil {
+			err := do(st)
+			st.users.Done()
+			if err == nil || st.guard.failure() == nil {
+				return err
+			}
+		}
+		if closed {
+			return journal.ErrClosed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// reach waits until the event at want is on stable storage, and returns the newest sequence
+// on stable storage.
+func (j *Journal) reach(ctx context.Context, want journal.Seq) (journal.Seq, error) {
+	for {
+		j.mu.Lock()
+		durable, changed, closed := j.durable, j.changed, j.closed
+		j.mu.Unlock()
+		if closed {
+			return 0, journal.ErrClosed
+		}
+		if durable >= want {
+			return durable, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// Next implements journal.Cursor.
+func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) {
+	through, err := c.j.reach(ctx, c.next)
+	if err != nil {
+		return nil, err
+	}
+	records := c.j.tail.read(c.next, through, limit)
+	if len(records) == 0 {
+		err = c.j.read(ctx, func(st *store) (err error) {
+			records, err = st.read(c.next, through, limit)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading from %d: %w", c.next, err)
+	}
+	if len(records) == 0 { // a repair found all events so far lost
+		c.next = through + 1
+		return c.Next(ctx, limit)
+	}
+	c.next = records[len(records)-1].Seq + 1
+	return records, nil
+}
+
+// Commit implements journal.Cursor.
+func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered journal.Undelivered) error {
+	letters := make([][]byte, len(undelivered.Dead))
+	for i, d := range undelivered.Dead {
+		letter, err := json.Marshal(d)
+		if err != nil {
+			return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
+		}
+		letters[i] = letter
+	}
+	err := c.j.change(ctx, func(g *group) error {
+		for i, d := range undelivered.Dead {
+			value, err := g.st.value(d.Seq)
+			if err != nil {
+				return fmt.Errorf("event %d of a dead letter: %w", d.Seq, err)
+			}
+			b := append(record.AppendString(nil, string(letters[i])), value...)
+			id := journal.DeliveryID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: d.Seq}
+			if err := g.set(sinkKey(deadSpace, id), b); err != nil {
+				return err
+			}
+		}
+		for _, u := range undelivered.Discarded {
+			if err := g.recordDisposition(c.name, u); err != nil {
+				return err
+			}
+		}
+		return g.set(cursorKey(c.name), encodeCursor(through, c.StartSeq()))
+	})
+	if err != nil {
+		return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
+	}
+	c.committed.Store(uint64(through))
+	c.next = max(c.next, through+1)
+	return nil
+}
+
+func encodeCursor(committed, began journal.Seq) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(committed)), uint64(began))
+}
+
+func decodeCursor(value []byte) (committed, began journal.Seq, err error) {
+	r := &record.Reader{B: value}
+	committed, began = journal.Seq(r.Uint64()), journal.Seq(r.Uint64())
+	return committed, began, r.Err
+}
+
+// StartSeq implements journal.Cursor.
+func (c *cursor) StartSeq() journal.Seq { return journal.Seq(c.began.Load()) }
+
+// Committed implements journal.Cursor.
+func (c *cursor) Committed() journal.Seq { return journal.Seq(c.committed.Load()) }
+
+// Lag implements journal.Cursor.
+func (c *cursor) Lag() uint64 {
+	committed := c.Committed() // before Last, so that the lag is never negative
+	return uint64(c.j.Last() - committed)
+}
+
+// OwnershipLost implements journal.Cursor: one process uses this journal.
+func (c *cursor) OwnershipLost() <-chan struct{} { return nil }
+
+// Owner implements journal.Cursor.
+func (c *cursor) Owner() journal.Owner { return journal.Owner{Name: c.j.opts.Name, Local: true} }
+
+// Close implements io.Closer.
+func (c *cursor) Close() error {
+	c.j.mu.Lock()
+	defer c.j.mu.Unlock()
+	if c.j.cursors[c.name] == c {
+		delete(c.j.cursors, c.name)
+	}
+	return nil
+}

@@ -1,0 +1,241 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal"
+)
+
+// expire removes expired data periodically until Close.
+func (j *Journal) expire() {
+	tick := time.NewTicker(j.opts.Every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := j.Expire(j.life); err != nil && j.life.Err() == nil {
+				j.log.Warn("removing old events failed, it will be tried again", zap.Error(err))
+			}
+		case <-j.stop:
+			return
+		}
+	}
+}
+
+// Expire removes the events that are older than the retention and that every open cursor
+// has passed, the quarantined requests whose last receipt is older than the retention, and
+// the identity keys outside the window. Removed events cannot be read any more; their disk
+// space is free when a whole segment is removed. The engine calls Expire periodically.
+//
+// The cursor of a removed sink is not open and keeps no events. A sink that is configured
+// again begins at the oldest stored event.
+func (j *Journal) Expire(ctx context.Context) error {
+	cutoff := j.opts.Clock().Add(-j.opts.Retention)
+	if err := j.expireQuarantine(ctx, cutoff); err != nil {
+		return err
+	}
+	_, err := j.remove(ctx, func(st *store, oldest, passed journal.Seq) (journal.Seq, error) {
+		return st.before(cutoff, oldest, passed)
+	})
+	if err != nil {
+		return err
+	}
+	return j.removeSegments(ctx, true)
+}
+
+// trim removes segments within the retention whose events every open cursor has passed,
+// oldest first, until excess bytes are free.
+func (j *Journal) trim(ctx context.Context, excess uint64) error {
+	var first journal.Seq
+	removed, err := j.remove(ctx, func(st *store, oldest, passed journal.Seq) (journal.Seq, error) {
+		first = oldest
+		through := oldest - 1
+		var bytes uint64
+		infos := st.segments.infos()
+		for _, s := range infos[:len(infos)-1] {
+			if s.last > passed || bytes >= excess {
+				break
+			}
+			through = max(through, s.last)
+			bytes += uint64(s.end)
+		}
+		return through, nil
+	})
+	if err != nil {
+		return err
+	}
+	if removed > 0 {
+		j.trimmed.Add(removed)
+		j.log.Warn("the journal is nearly full: events that every sink has passed were removed before their retention",
+			zap.Uint64("events", removed), zap.Uint64("from", uint64(first)), zap.Duration("retention", j.opts.Retention),
+			zap.Uint64("max_bytes", j.opts.MaxBytes))
+	}
+	return j.removeSegments(ctx, false)
+}
+
+// remove removes the oldest events through the sequence that choose returns, at most to the
+// lowest open cursor, and returns their number. The log keeps them until removeSegments.
+func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, passed journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
+	var through journal.Seq
+	j.mu.Lock()
+	oldest, passed := j.oldest, j.durable
+	for _, c := range j.cursors {
+		passed = min(passed, c.Committed())
+	}
+	j.mu.Unlock()
+	err = j.read(ctx, func(st *store) (err error) {
+		through, err = choose(st, oldest, passed)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = j.do(ctx, 64, func(g *group) error {
+		if err := g.st.window.expire(g); err != nil {
+			return err
+		}
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if j.oldest != oldest || through < oldest {
+			return nil // nothing to remove
+		}
+		j.oldest = through + 1
+		removed = uint64(through + 1 - oldest)
+		// The newest event may be removed; store its sequence, so that it is not assigned
+		// again.
+		last := binary.BigEndian.AppendUint64(nil, uint64(g.last))
+		first := binary.BigEndian.AppendUint64(nil, uint64(through+1))
+		for _, l := range g.st.lost {
+			if l.To <= through {
+				if err := g.delete(lostKey(l.From)); err != nil {
+					return err
+				}
+			}
+		}
+		return errors.Join(
+			g.set(metaFirstKey(), first),
+			g.set(metaLastKey(), last),
+			g.removeDispositions(through),
+		)
+	})
+	return removed, err
+}
+
+// removeSegments removes the oldest segments if all of their events are removed. With whole,
+// it ends a written segment whose events are removed, so that it can be removed, too.
+func (j *Journal) removeSegments(ctx context.Context, whole bool) error {
+	if whole {
+		if err := j.endRemoved(ctx); err != nil {
+			return err
+		}
+	}
+	var through uint32
+	err := j.read(ctx, func(st *store) error {
+		oldest := j.Oldest()
+		infos := st.segments.infos()
+		for _, s := range infos[:len(infos)-1] {
+			if s.events > 0 && s.last >= oldest {
+				break
+			}
+			through = s.number
+		}
+		if through < st.flushed.Load() {
+			return nil
+		}
+		// The segments have the last changes of the index.
+		_, at, _, err := st.readSegments()
+		if err != nil {
+			return err
+		}
+		if err := st.db.Flush(); err != nil {
+			return fmt.Errorf("writing the index: %w", err)
+		}
+		if err := st.guard.failure(); err != nil {
+			return err
+		}
+		st.flushed.Store(max(st.flushed.Load(), at.number))
+		through = min(through, at.number-1)
+		return nil
+	})
+	if err != nil || through == 0 {
+		return err
+	}
+	err = j.do(ctx, 64, func(g *group) error {
+		end := journal.Seq(0)
+		for _, s := range g.st.segments.infos() {
+			if s.number > through {
+				break
+			}
+			end = max(end, s.last)
+			if err := g.delete(segmentKey(s.number)); err != nil {
+				return err
+			}
+		}
+		return g.deleteRange(eventKey(0), eventKey(end+1))
+	})
+	if err != nil {
+		return err
+	}
+	return j.read(ctx, func(st *store) error { return st.segments.remove(through) })
+}
+
+// endRemoved ends the written segment if all of its events are removed.
+func (j *Journal) endRemoved(ctx context.Context) error {
+	ends := false
+	err := j.read(ctx, func(st *store) error {
+		infos := st.segments.infos()
+		s := infos[len(infos)-1]
+		ends = s.events > 0 && s.last < j.Oldest()
+		return nil
+	})
+	if err != nil || !ends {
+		return err
+	}
+	return j.do(ctx, 64, func(g *group) error {
+		g.st.rotate.Store(true)
+		return g.set(metaLastKey(), binary.BigEndian.AppendUint64(nil, uint64(g.last)))
+	})
+}
+
+// removeDispositions removes the dispositions of removed events.
+func (g *group) removeDispositions(through journal.Seq) (err error) {
+	it, err := g.iterate([]byte{dispositionSpace}, []byte{dispositionSpace + 1})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	for ok := it.First(); ok; {
+		id, err := sinkOf(it.Key())
+		if err != nil {
+			return err
+		}
+		// The last range may extend beyond through.
+		first := sinkKey(dispositionSpace, id)
+		if !it.SeekLT(append(sinkKey(dispositionSpace, journal.DeliveryID{Sink: id.Sink, Seq: through}), 0)) || bytes.Compare(it.Key(), first) < 0 {
+			ok = it.SeekGE(after(sinkPrefix(dispositionSpace, id.Sink)))
+			continue
+		}
+		var u journal.Disposition
+		if err := json.Unmarshal(it.Value(), &u); err != nil {
+			return err
+		}
+		end := it.Key()
+		if u.To <= through {
+			end = append(slices.Clone(end), 0)
+		}
+		if err := g.deleteRange(first, end); err != nil {
+			return err
+		}
+		ok = it.SeekGE(after(sinkPrefix(dispositionSpace, id.Sink)))
+	}
+	return it.Error()
+}
