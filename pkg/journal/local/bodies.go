@@ -81,7 +81,7 @@ func (b *bodies) write(id string, body []byte) error {
 	if err != nil {
 		return fmt.Errorf("storing a body: %w", err)
 	}
-	_, err = f.Write(body)
+	_, err = f.WriteAt(body, 0) // Write of the in-memory file system may change body
 	if err := errors.Join(err, f.Sync(), f.Close(), b.sync()); err != nil {
 		return fmt.Errorf("storing a body: %w", err)
 	}

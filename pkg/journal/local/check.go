@@ -267,9 +267,8 @@ func (s *survey) readSegment(ctx context.Context, dir string, number, limit uint
 				seg.next = binary.LittleEndian.Uint32(f.payload[1:])
 				return io.EOF
 			}
-		case entryFrame:
-			err := s.readEntry(f.payload)
-			if err != nil {
+		case entriesFrame, compressedFrame:
+			if err := s.readEntries(f.payload); err != nil {
 				s.damaged(segmentFile(number), fmt.Errorf("frame at offset %d: %w", f.at, err), true)
 				seg.intact = false
 			}
@@ -326,25 +325,27 @@ func eachFrame(fsys vfs.FS, dir string, number, salt uint32, do func(*frameReade
 	}
 }
 
-// readEntry counts the events of an entry.
-func (s *survey) readEntry(payload []byte) error {
-	e, err := decodeEntry(payload)
+// readEntries counts the events of a frame.
+func (s *survey) readEntries(payload []byte) error {
+	entries, err := entriesOf(payload, nil)
 	if err != nil {
 		return err
 	}
-	for i, value := range e.records {
-		at := e.seq + journal.Seq(i)
-		if _, err := record.Decode(at, value); err != nil {
-			return err
+	return eachEntryOf(entries, func(e entry) error {
+		for i, value := range e.records {
+			at := e.seq + journal.Seq(i)
+			if _, err := record.Decode(at, value); err != nil {
+				return err
+			}
+			s.events++
+			if k := len(s.stored) - 1; k >= 0 && s.stored[k].To+1 == at {
+				s.stored[k].To = at
+			} else {
+				s.stored = append(s.stored, Range{at, at})
+			}
 		}
-		s.events++
-		if k := len(s.stored) - 1; k >= 0 && s.stored[k].To+1 == at {
-			s.stored[k].To = at
-		} else {
-			s.stored = append(s.stored, Range{at, at})
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // spaces are the first bytes of the keys of the index.

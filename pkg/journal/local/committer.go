@@ -36,14 +36,14 @@ type request struct {
 	done  chan error
 }
 
-// group is the set of requests of one synced write. Each request is one frame of the log.
-// The group keeps these invariants:
+// group is the set of requests of one synced write, which is one frame of the log. The group
+// keeps these invariants:
 //
 //  1. The committer looks up the keys in the group, in earlier groups that are not applied
 //     yet, and in the index.
-//  2. One frame contains the events of a request with their keys, and all its other changes.
+//  2. One entry contains the events of a request with their keys, and all its other changes.
 //  3. The next group is made during the sync.
-//  4. The writer handles the groups in order: it writes and syncs the frames, applies the
+//  4. The writer handles the groups in order: it writes and syncs the frame, applies the
 //     changes to the index, advances the durable sequence, which is the limit for cursors,
 //     and answers the requests. So the index never has what the log may lose.
 //
@@ -61,9 +61,9 @@ type group struct {
 	requests []*request
 	size     int
 
-	entry  entry // of the request that is staged
-	frames []byte
-	marks  []frameMark
+	entry   entry  // of the request that is staged
+	entries []byte // of the requests that are staged
+	mark    groupMark
 
 	applied chan struct{} // closed when the index has the group, or the store has failed
 }
@@ -240,7 +240,7 @@ func (st *store) gather(first *request, requests <-chan *request) *group {
 		st: st, last: st.last,
 		now:           max(st.clock().UnixNano(), st.accepted),
 		dedupeEntries: st.newMap(),
-		frames:        st.newFrames(),
+		entries:       st.newEntries(),
 		applied:       make(chan struct{}),
 	}
 	for r := first; ; {
@@ -274,8 +274,8 @@ func (st *store) reuse() {
 		}
 		clear(g.dedupeEntries)
 		st.spareMaps = append(st.spareMaps, g.dedupeEntries)
-		if cap(g.frames) <= maxGroupBytes {
-			st.spareFrames = append(st.spareFrames, g.frames[:0])
+		if cap(g.entries) <= maxGroupBytes {
+			st.spareEntries = append(st.spareEntries, g.entries[:0])
 		}
 	}
 	st.unapplied = slices.Delete(st.unapplied, 0, n)
@@ -290,10 +290,10 @@ func (st *store) newMap() map[event.Key]dedupeEntry {
 	return map[event.Key]dedupeEntry{}
 }
 
-func (st *store) newFrames() []byte {
-	if n := len(st.spareFrames); n > 0 {
-		b := st.spareFrames[n-1]
-		st.spareFrames = st.spareFrames[:n-1]
+func (st *store) newEntries() []byte {
+	if n := len(st.spareEntries); n > 0 {
+		b := st.spareEntries[n-1]
+		st.spareEntries = st.spareEntries[:n-1]
 		return b
 	}
 	return nil
@@ -328,30 +328,44 @@ func (g *group) stage() error {
 		return err
 	}
 	g.st.last, g.st.accepted = g.last, g.now
-	g.st.staged.Add(int64(len(g.frames)))
+	g.st.staged.Add(int64(len(g.entries)))
 	return nil
 }
 
-// endEntry makes a frame of the staged changes of a request.
+// add counts the events of an entry.
+func (m *groupMark) add(e *entry) error {
+	first, err := record.Accepted(e.records[0]) // a migration sets the time
+	if err != nil {
+		return err
+	}
+	last, err := record.Accepted(e.records[len(e.records)-1])
+	if err != nil {
+		return err
+	}
+	if m.events == 0 {
+		m.first, m.oldest = e.seq, first.UnixNano()
+	}
+	m.events += len(e.records)
+	m.newest = last.UnixNano()
+	return nil
+}
+
+// endEntry adds the staged changes of a request to the entries of the group.
 func (g *group) endEntry(before journal.Seq) error {
 	e := &g.entry
 	if len(e.records) == 0 && len(e.changes) == 0 {
 		return nil // a duplicate
 	}
-	mark := frameMark{at: len(g.frames), events: len(e.records)}
-	if e.seq = g.last; mark.events > 0 {
-		e.seq = g.last - journal.Seq(mark.events) + 1
-		accepted, err := record.Accepted(e.records[mark.events-1]) // a migration sets the time
-		if err != nil {
+	if e.seq = g.last; len(e.records) > 0 {
+		e.seq = g.last - journal.Seq(len(e.records)) + 1
+		if err := g.mark.add(e); err != nil {
 			return err
 		}
-		mark.first, mark.accepted = e.seq, accepted.UnixNano()
 	}
 	if e.seq < before {
 		return fmt.Errorf("the sequence went from %d to %d", before, e.seq)
 	}
-	g.frames = e.appendTo(append(g.frames, make([]byte, headerBytes)...))
-	g.marks = append(g.marks, mark)
+	g.entries = e.appendTo(g.entries)
 	clear(e.records)
 	e.records, e.changes = e.records[:0], e.changes[:0]
 	return nil
@@ -362,7 +376,7 @@ func (g *group) finish(synced func(*group)) {
 	err := g.st.guard.failure()
 	if err == nil {
 		err = g.write()
-		g.st.staged.Add(-int64(len(g.frames)))
+		g.st.staged.Add(-int64(len(g.entries)))
 		if err != nil {
 			g.st.guard.fail(err)
 		}
@@ -373,25 +387,25 @@ func (g *group) finish(synced func(*group)) {
 			g.st.guard.fail(fmt.Errorf("closing a batch: %w", err))
 		}
 	}
+	close(g.applied)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", journal.ErrUnavailable, err)
 	} else {
 		synced(g)
 	}
-	close(g.applied)
 	for _, r := range g.requests {
 		r.done <- err
 	}
 }
 
-// write writes the frames to the log, syncs them, and applies the changes to the index.
+// write writes the entries to the log, syncs them, and applies the changes to the index.
 func (g *group) write() error {
-	if len(g.frames) == 0 {
+	if len(g.entries) == 0 {
 		return nil
 	}
 	l := g.st.segments
 	rotated := false
-	if g.st.rotate.Swap(false) || l.full(len(g.frames)) {
+	if g.st.rotate.Swap(false) || l.full(len(g.entries)) {
 		old, err := l.rotate()
 		if err != nil {
 			return err
@@ -401,18 +415,14 @@ func (g *group) write() error {
 		}
 		rotated = true
 	}
-	at, err := l.write(g.frames, g.marks)
+	at, err := l.write(g.entries, g.mark)
 	if err != nil {
 		return err
 	}
 	s := l.active().segmentInfo
-	for _, m := range g.marks {
-		offset := at + int64(m.at)
-		if m.events == 0 || l.sparse != 0 && offset-l.sparse < sparseBytes {
-			continue
-		}
-		l.sparse = max(offset, 1)
-		if err := g.batch.Set(eventKey(m.first), position{s.number, offset, m.accepted}.append(nil), nil); err != nil {
+	if g.mark.events > 0 && (l.sparse == 0 || at-l.sparse >= sparseBytes) {
+		l.sparse = max(at, 1)
+		if err := g.batch.Set(eventKey(g.mark.first), position{s.number, at, g.mark.oldest}.append(nil), nil); err != nil {
 			return err
 		}
 	}
@@ -471,8 +481,8 @@ type store struct {
 	accepted  int64       // acceptance time of the newest event, nanoseconds since 1970
 	unapplied []*group    // staged and maybe not in the index, in order
 
-	spareMaps   []map[event.Key]dedupeEntry
-	spareFrames [][]byte
+	spareMaps    []map[event.Key]dedupeEntry
+	spareEntries [][]byte
 
 	quotas   map[string]*sourceQuota // by source
 	received uint64                  // number of the newest receipt
@@ -481,8 +491,8 @@ type store struct {
 // close closes the files. Nothing uses the store any more.
 func (st *store) close() error {
 	clean := st.guard.failure() == nil
-	err := errors.Join(st.segments.close(clean))
+	err := st.segments.close(clean)
 	st.flushes.Wait()
-	st.window.stop()
+	st.window.stored.stop()
 	return errors.Join(err, st.db.Close())
 }

@@ -4,27 +4,83 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/klauspost/compress/s2"
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// An entry is the payload of a frame: the events that one request appends, with their
-// identity keys, and all other changes of the request. The changes are those of the index,
-// so that the index can be brought up to date from the log: applying an entry twice changes
-// nothing.
+// An entry is what one request changes: the events that it appends, with their identity keys,
+// and all other changes. The changes are those of the index, so that the index can be
+// brought up to date from the log: applying an entry twice changes nothing.
 //
-//	entryFrame | seq | n | (length record)… | changes
+//	length | seq | n | (length record)… | changes
 //
 // Seq has 8 bytes: the sequence of the first event, or without events the newest sequence.
-// N and the lengths are uvarints. A record is encoded by package record.
+// The other numbers are uvarints. A record is encoded by package record.
 type entry struct {
 	seq     journal.Seq
 	records [][]byte
 	changes []byte
+}
+
+// A frame of entries has the entries of one group, compressed if that makes them smaller:
+// events resemble each other.
+const (
+	entriesFrame    = 1 // entries
+	compressedFrame = 4 // entries, in the block format of S2
+)
+
+// appendEntries appends the payload of a frame of entries.
+func appendEntries(b, entries []byte) []byte {
+	start := len(b)
+	b = slices.Grow(b, 1+s2.MaxEncodedLen(len(entries)))
+	packed := s2.Encode(b[start+1:cap(b)], entries)
+	if len(packed) < len(entries) {
+		b = b[:start+1+len(packed)]
+		b[start] = compressedFrame
+		return b
+	}
+	return append(append(b, entriesFrame), entries...)
+}
+
+// entriesOf returns the entries of a payload, or nil for a frame of another kind. The result
+// may use the memory of buffer.
+func entriesOf(payload, buffer []byte) ([]byte, error) {
+	switch payload[0] {
+	case entriesFrame:
+		return payload[1:], nil
+	case compressedFrame:
+		entries, err := s2.Decode(buffer[:cap(buffer)], payload[1:])
+		if err != nil {
+			return nil, fmt.Errorf("decompressing: %w", err)
+		}
+		return entries, nil
+	}
+	return nil, nil
+}
+
+// eachEntryOf calls do for each entry.
+func eachEntryOf(entries []byte, do func(entry) error) error {
+	r := &record.Reader{B: entries}
+	for len(r.B) > 0 {
+		b := r.Bytes()
+		if r.Err != nil {
+			return r.Err
+		}
+		e, err := decodeEntry(b)
+		if err == nil {
+			err = do(e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Kinds of changes. Keys and values are strings with their length.
@@ -37,21 +93,36 @@ const (
 
 // appendTo encodes the entry.
 func (e *entry) appendTo(b []byte) []byte {
-	b = binary.BigEndian.AppendUint64(append(b, entryFrame), uint64(e.seq))
+	length := 8 + binary.MaxVarintLen64 + len(e.changes)
+	for _, r := range e.records {
+		length += binary.MaxVarintLen64 + len(r)
+	}
+	// The length is written last, and its bytes are reserved for the largest length.
+	start := len(b)
+	width := len(binary.AppendUvarint(nil, uint64(length)))
+	b = append(b, make([]byte, width)...)
+	b = binary.BigEndian.AppendUint64(b, uint64(e.seq))
 	b = binary.AppendUvarint(b, uint64(len(e.records)))
 	for _, r := range e.records {
 		b = append(binary.AppendUvarint(b, uint64(len(r))), r...)
 	}
-	return append(b, e.changes...)
+	b = append(b, e.changes...)
+	putUvarint(b[start:start+width], uint64(len(b)-start-width))
+	return b
 }
 
-// decodeEntry decodes the payload of an entryFrame. The result shares memory with the
-// payload.
-func decodeEntry(payload []byte) (e entry, err error) {
-	if len(payload) == 0 || payload[0] != entryFrame {
-		return e, errors.New("no entry")
+// putUvarint writes a uvarint of exactly the size of b.
+func putUvarint(b []byte, n uint64) {
+	for i := range b {
+		b[i] = byte(n) | 0x80
+		n >>= 7
 	}
-	r := &record.Reader{B: payload[1:]}
+	b[len(b)-1] &= 0x7f
+}
+
+// decodeEntry decodes an entry without its length. The result shares memory with b.
+func decodeEntry(b []byte) (e entry, err error) {
+	r := &record.Reader{B: b}
 	e.seq = journal.Seq(r.Uint64())
 	n := r.Uvarint()
 	if n > uint64(len(r.B)) {
@@ -119,6 +190,7 @@ type replayer struct {
 	window *window
 	batch  *pebble.Batch
 	sparse int64 // offset of the last entry in the sparse index
+	buffer []byte
 
 	last     journal.Seq
 	accepted int64
@@ -126,11 +198,38 @@ type replayer struct {
 
 // apply applies a frame of a segment.
 func (r *replayer) apply(s *segment, f frame) error {
-	e, err := decodeEntry(f.payload)
-	if err != nil {
+	entries, err := entriesOf(f.payload, r.buffer)
+	if err != nil || entries == nil {
 		return err
 	}
-	var accepted int64
+	if f.payload[0] == compressedFrame {
+		r.buffer = entries[:0]
+	}
+	before := s.events
+	err = eachEntryOf(entries, func(e entry) error {
+		if len(e.records) > 0 && s.events == before && (s.events == 0 || f.at < r.sparse || f.at-r.sparse >= sparseBytes) {
+			r.sparse = f.at
+			accepted, err := record.Accepted(e.records[0])
+			if err != nil {
+				return err
+			}
+			if err := r.batch.Set(eventKey(e.seq), position{s.number, f.at, accepted.UnixNano()}.append(nil), nil); err != nil {
+				return err
+			}
+		}
+		if err := r.applyEntry(s, e); err != nil {
+			return err
+		}
+		return applyChanges(e.changes, r.batch, r.window)
+	})
+	if err != nil || r.batch.Len() < 1<<20 {
+		return err
+	}
+	return r.flush(s.segmentInfo, f.end(), f.generation)
+}
+
+// applyEntry stages the identity keys of the events of an entry.
+func (r *replayer) applyEntry(s *segment, e entry) error {
 	for i, value := range e.records {
 		at := e.seq + journal.Seq(i)
 		head, encoded, err := record.Split(at, value)
@@ -141,28 +240,16 @@ func (r *replayer) apply(s *segment, f frame) error {
 		if err != nil {
 			return fmt.Errorf("event %d: %w", at, err)
 		}
-		accepted = head.Accepted.UnixNano()
+		accepted := head.Accepted.UnixNano()
 		for _, key := range head.Event.Keys {
 			if err := r.window.put(r.batch, key, dedupeEntry{first: accepted, seq: at, id: id}, accepted); err != nil {
 				return err
 			}
 		}
+		s.add(at, accepted)
 		r.last, r.accepted = max(r.last, at), max(r.accepted, accepted)
 	}
-	if len(e.records) > 0 && (s.events == 0 || f.at < r.sparse || f.at-r.sparse >= sparseBytes) {
-		r.sparse = f.at
-		if err := r.batch.Set(eventKey(e.seq), position{s.number, f.at, accepted}.append(nil), nil); err != nil {
-			return err
-		}
-	}
-	s.add(len(e.records), e.seq, accepted)
-	if err := applyChanges(e.changes, r.batch, r.window); err != nil {
-		return err
-	}
-	if r.batch.Len() < 1<<20 {
-		return nil
-	}
-	return r.flush(s.segmentInfo, f.end(), f.generation)
+	return nil
 }
 
 // flush applies the batch, with the position in the log.

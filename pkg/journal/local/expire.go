@@ -103,12 +103,9 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, pas
 		if err := g.st.window.expire(g); err != nil {
 			return err
 		}
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		if j.oldest != oldest || through < oldest {
+		if through < oldest || !j.advance(oldest, through+1) {
 			return nil // nothing to remove
 		}
-		j.oldest = through + 1
 		removed = uint64(through + 1 - oldest)
 		// The newest event may be removed; store its sequence, so that it is not assigned
 		// again.
@@ -128,6 +125,17 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, pas
 		)
 	})
 	return removed, err
+}
+
+// advance moves the oldest sequence, unless it has moved meanwhile.
+func (j *Journal) advance(from, to journal.Seq) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.oldest != from {
+		return false
+	}
+	j.oldest = to
+	return true
 }
 
 // removeSegments removes the oldest segments if all of their events are removed. With whole,

@@ -1,8 +1,8 @@
 package local
 
 import (
-	"context"
 	"encoding/binary"
+	"errors"
 	"hash/maphash"
 	"maps"
 	"sync"
@@ -10,9 +10,11 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.uber.org/zap"
+
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// filter finds that a key was not added, with an error of about one in a hundred in the
+// filter finds that a key was not added, with an error of less than one in a hundred in the
 // other direction. It is a list of blocked Bloom filters, each twice as large as the one
 // before. The nil filter has no key.
 type filter struct{ parts []*blockedBloom }
@@ -24,11 +26,10 @@ type blockedBloom struct {
 }
 
 const (
-	firstKeys  = 1 << 12 // keys of the first part of a filter
-	keyBits    = 10      // bits per key
-	probes     = 6       // bits that a key sets
-	blockBits  = 512
-	maxFilters = 64 << 20 // bytes of one filter; beyond them look-ups go to the index
+	firstKeys = 1 << 12 // keys of the first part of a filter
+	keyBits   = 16      // bits per key
+	blockBits = 512
+	maxFilter = 64 << 20 // bytes of one filter; beyond them look-ups go to the index
 )
 
 // full reports whether the filter has reached its largest size, and may have every key.
@@ -45,7 +46,7 @@ func (f *filter) add(hash uint64) {
 	}
 	if n == 0 || f.parts[n-1].room == 0 {
 		keys := firstKeys << n
-		if keys*keyBits/8 > maxFilters/2 {
+		if keys*keyBits/8 > maxFilter/2 {
 			f.parts = append(f.parts, nil)
 			return
 		}
@@ -55,11 +56,15 @@ func (f *filter) add(hash uint64) {
 	b := f.parts[n-1]
 	b.room--
 	block := b.block(hash)
-	for range probes {
-		hash = hash*0x9e3779b97f4a7c15 + 1
-		bit := hash >> 55
-		block[bit>>6] |= 1 << (bit & 63)
+	for bits := mix(hash); bits > 0; bits >>= 9 {
+		block[bits>>6&7] |= 1 << (bits & 63)
 	}
+}
+
+// mix returns seven numbers of 9 bits, the bits of a key in its block.
+func mix(hash uint64) uint64 {
+	hash *= 0x9e3779b97f4a7c15
+	return (hash^hash>>29)>>1 | 1<<62 // never 0, so that there are seven
 }
 
 func (b *blockedBloom) block(hash uint64) *[8]uint64 {
@@ -81,10 +86,8 @@ func (f *filter) mayHave(hash uint64) bool {
 
 func (b *blockedBloom) mayHave(hash uint64) bool {
 	block := b.block(hash)
-	for range probes {
-		hash = hash*0x9e3779b97f4a7c15 + 1
-		bit := hash >> 55
-		if block[bit>>6]&(1<<(bit&63)) == 0 {
+	for bits := mix(hash); bits > 0; bits >>= 9 {
+		if block[bits>>6&7]&(1<<(bits&63)) == 0 {
 			return false
 		}
 	}
@@ -95,38 +98,42 @@ func (b *blockedBloom) mayHave(hash uint64) bool {
 // loaded in the background; until then every key may be there.
 type storedKeys struct {
 	filters atomic.Pointer[map[int64]*filter] // by generation of the window; nil until loaded
-	cancel  context.CancelFunc
+	stopped atomic.Bool
 	ended   sync.WaitGroup
 }
 
-// load reads the keys of a snapshot.
+// load reads the keys of a snapshot in the background, and closes the snapshot. New keys are
+// added to another filter, from before the snapshot on.
 func (s *storedKeys) load(snapshot *pebble.Snapshot, seed maphash.Seed, log *zap.Logger) {
-	ctx, cancel := context.WithCancel(context.Background())
-	s.cancel = cancel
 	s.ended.Go(func() {
-		filters, err := readKeys(ctx, snapshot, seed)
-		if err == nil && ctx.Err() == nil {
+		filters, err := s.read(snapshot, seed)
+		if err == nil {
 			s.filters.Store(&filters)
 		}
 		if closed := snapshot.Close(); err == nil {
 			err = closed
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil && !s.stopped.Load() {
 			log.Warn("reading the identity keys into memory failed; the journal looks every key up on the disk", zap.Error(err))
 		}
 	})
 }
 
-func readKeys(ctx context.Context, snapshot *pebble.Snapshot, seed maphash.Seed) (map[int64]*filter, error) {
+var errStopped = errors.New("the journal is being closed")
+
+func (s *storedKeys) read(snapshot *pebble.Snapshot, seed maphash.Seed) (map[int64]*filter, error) {
 	it, err := snapshot.NewIter(&pebble.IterOptions{LowerBound: []byte{keySpace}, UpperBound: []byte{keySpace + 1}})
 	if err != nil {
 		return nil, err
 	}
 	filters := map[int64]*filter{}
-	for ok := it.First(); ok && ctx.Err() == nil; ok = it.Next() {
+	for ok := it.First(); ok; {
+		if s.stopped.Load() {
+			return nil, errors.Join(errStopped, it.Close())
+		}
 		key := it.Key()
 		if len(key) < 9 {
-			continue
+			return nil, errors.Join(record.ErrTruncated, it.Close())
 		}
 		generation := int64(binary.BigEndian.Uint64(key[1:]))
 		f := filters[generation]
@@ -135,12 +142,10 @@ func readKeys(ctx context.Context, snapshot *pebble.Snapshot, seed maphash.Seed)
 			filters[generation] = f
 		}
 		f.add(maphash.Bytes(seed, key[9:]))
-		if f.full() { // continue with the next generation
+		if f.full() {
 			ok = it.SeekGE(after(keyPrefix(generation)))
-			if !ok {
-				break
-			}
-			ok = it.Prev()
+		} else {
+			ok = it.Next()
 		}
 	}
 	if err := it.Error(); err != nil {
@@ -168,9 +173,7 @@ func (s *storedKeys) drop(generation int64) {
 }
 
 // stop ends the loading.
-func (w *window) stop() {
-	if w.stored.cancel != nil {
-		w.stored.cancel()
-		w.stored.ended.Wait()
-	}
+func (s *storedKeys) stop() {
+	s.stopped.Store(true)
+	s.ended.Wait()
 }

@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
 )
@@ -25,9 +24,8 @@ const (
 	spareName     = "spare" // an expired segment, which becomes the next segment
 )
 
-// The first byte of a payload is the kind of the frame.
+// The first byte of a payload is the kind of the frame, see also entry.go.
 const (
-	entryFrame  = 1 // events and changes of one request
 	nextFrame   = 2 // the last frame of a segment: the number of the next segment, 4 bytes
 	closedFrame = 3 // a clean end: everything before the frame is on stable storage
 )
@@ -41,16 +39,13 @@ type segmentInfo struct {
 	oldest, newest int64       // acceptance of those, nanoseconds since 1970
 }
 
-// add counts events of an entry.
-func (s *segmentInfo) add(events int, first journal.Seq, accepted int64) {
-	if events == 0 {
-		return
-	}
+// add counts an event.
+func (s *segmentInfo) add(seq journal.Seq, accepted int64) {
 	if s.events == 0 {
-		s.first, s.oldest = first, accepted
+		s.first, s.oldest = seq, accepted
 	}
-	s.events += uint64(events)
-	s.last, s.newest = first+journal.Seq(events)-1, accepted
+	s.events++
+	s.last, s.newest = seq, accepted
 }
 
 func (s segmentInfo) appendTo(b []byte) []byte {
@@ -85,7 +80,6 @@ type segmentLog struct {
 	dir  string
 	size int64 // a segment ends before it grows beyond this size, unless one write is larger
 	salt uint32
-	log  *zap.Logger
 
 	bytes atomic.Int64 // size of all segments through their last frames
 
@@ -96,8 +90,9 @@ type segmentLog struct {
 	// Used by the writing goroutine only.
 	file       vfs.File
 	generation uint32
-	synced     int64 // offset of the written segment that is on stable storage
-	sparse     int64 // offset of the last entry in the sparse index
+	synced     int64  // offset of the written segment that is on stable storage
+	sparse     int64  // offset of the last entry in the sparse index
+	frame      []byte // memory of the next frame
 }
 
 // segmentFile returns the name of a segment in the folder of the journal.
@@ -276,7 +271,7 @@ func (r *recovery) segment(s *segment) (synced int64, next, newest uint32, err e
 		}
 		newest, synced, s.end = f.generation, max(synced, f.synced), f.end()
 		switch f.payload[0] {
-		case entryFrame:
+		case entriesFrame, compressedFrame:
 			if err := r.apply(s, f); err != nil {
 				return 0, 0, 0, damagedLog(s.number, fmt.Errorf("frame at offset %d: %w", f.at, err))
 			}
@@ -377,27 +372,25 @@ func (l *segmentLog) rotate() (segmentInfo, error) {
 	return old.segmentInfo, nil
 }
 
-// frameMark is a frame of a write.
-type frameMark struct {
-	at       int         // offset of the frame in the written bytes
-	events   int         // number of events
-	first    journal.Seq // first event
-	accepted int64       // nanoseconds since 1970
+// groupMark describes the events of a group.
+type groupMark struct {
+	events         int
+	first          journal.Seq
+	oldest, newest int64 // acceptance of the first and the last event, nanoseconds since 1970
 }
 
-// write seals and writes frames, and syncs them. It returns the offset of the first frame in
-// the written segment.
-func (l *segmentLog) write(frames []byte, marks []frameMark) (at int64, err error) {
+// write writes the entries of a group as one frame, and syncs it. It returns the offset of
+// the frame in the written segment.
+func (l *segmentLog) write(entries []byte, m groupMark) (at int64, err error) {
 	s := l.active()
 	at = s.end
-	for i, m := range marks {
-		end := len(frames)
-		if i+1 < len(marks) {
-			end = marks[i+1].at
-		}
-		seal(frames[m.at:end], l.salt, l.generation, uint32(l.synced))
+	l.frame = appendEntries(append(l.frame[:0], make([]byte, headerBytes)...), entries)
+	frame := l.frame
+	seal(frame, l.salt, l.generation, uint32(l.synced))
+	if cap(l.frame) > 2*maxGroupBytes {
+		l.frame = nil // of one large request
 	}
-	if _, err := l.file.WriteAt(frames, at); err != nil {
+	if _, err := l.file.WriteAt(frame, at); err != nil {
 		return 0, fmt.Errorf("writing to the log: %w", err)
 	}
 	if err := l.file.SyncData(); err != nil {
@@ -405,12 +398,16 @@ func (l *segmentLog) write(frames []byte, marks []frameMark) (at int64, err erro
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s.end += int64(len(frames))
-	for _, m := range marks {
-		s.add(m.events, m.first, m.accepted)
+	s.end += int64(len(frame))
+	if m.events > 0 {
+		if s.events == 0 {
+			s.first, s.oldest = m.first, m.oldest
+		}
+		s.events += uint64(m.events)
+		s.last, s.newest = m.first+journal.Seq(m.events)-1, m.newest
 	}
 	l.synced = s.end
-	l.bytes.Add(int64(len(frames)))
+	l.bytes.Add(int64(len(frame)))
 	return at, nil
 }
 

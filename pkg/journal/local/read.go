@@ -63,11 +63,17 @@ func (st *store) readRecords(from journal.Seq, yield func(storedRecord) bool) er
 		p.at = 0
 		s = st.segments.after(p.number)
 	}
-	buffer := buffers.Get().(*[]byte)
-	defer buffers.Put(buffer)
+	buffer, unpacked := buffers.Get().(*[]byte), buffers.Get().(*[]byte)
+	defer func() {
+		for _, b := range []*[]byte{buffer, unpacked} {
+			if cap(*b) <= 2*maxGroupBytes {
+				buffers.Put(b)
+			}
+		}
+	}()
 	for s != nil {
 		number := s.number
-		more, err := st.readSegment(s, p.at, from, buffer, yield)
+		more, err := st.readSegment(s, p.at, from, buffer, unpacked, yield)
 		if err := errors.Join(err, st.segments.release(s)); err != nil || !more {
 			return err
 		}
@@ -79,7 +85,7 @@ func (st *store) readRecords(from journal.Seq, yield func(storedRecord) bool) er
 
 // readSegment yields the records of a segment from an offset and a sequence on, and reports
 // whether to continue with the next segment.
-func (st *store) readSegment(s *segment, at int64, from journal.Seq, buffer *[]byte, yield func(storedRecord) bool) (more bool, err error) {
+func (st *store) readSegment(s *segment, at int64, from journal.Seq, buffer, unpacked *[]byte, yield func(storedRecord) bool) (more bool, err error) {
 	limit := st.segments.endOf(s)
 	file, err := st.segments.fs.Open(st.segments.path(segmentName(s.number)))
 	if err != nil {
@@ -99,20 +105,31 @@ func (st *store) readSegment(s *segment, at int64, from journal.Seq, buffer *[]b
 		if err != nil {
 			return false, fmt.Errorf("reading a segment: %w", err)
 		}
-		if f.payload[0] != entryFrame {
-			continue
-		}
-		e, err := decodeEntry(f.payload)
+		entries, err := entriesOf(f.payload, *unpacked)
 		if err != nil {
 			return false, damagedLog(s.number, fmt.Errorf("frame at offset %d: %w", f.at, err))
 		}
-		for i, value := range e.records {
-			if r := (storedRecord{e.seq + journal.Seq(i), value}); r.seq >= from && !yield(r) {
-				return false, nil
+		if f.payload[0] == compressedFrame {
+			*unpacked = entries[:0]
+		}
+		err = eachEntryOf(entries, func(e entry) error {
+			for i, value := range e.records {
+				if r := (storedRecord{e.seq + journal.Seq(i), value}); r.seq >= from && !yield(r) {
+					return errEnough
+				}
 			}
+			return nil
+		})
+		if errors.Is(err, errEnough) {
+			return false, nil
+		}
+		if err != nil {
+			return false, damagedLog(s.number, fmt.Errorf("frame at offset %d: %w", f.at, err))
 		}
 	}
 }
+
+var errEnough = errors.New("no more records are wanted")
 
 // read returns the records of a range of sequences on stable storage. It returns none if all
 // events of the range are lost or removed.

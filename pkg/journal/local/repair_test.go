@@ -161,12 +161,12 @@ func TestRepair(t *testing.T) {
 	}{
 		{name: "nothing", least: 3000, damage: func(*testing.T, vfs.FS) string { return "" }},
 		{name: "nothing, after a crash", crashed: true, least: 3000, damage: func(*testing.T, vfs.FS) string { return "" }},
-		{name: "a frame", least: 2980, damage: func(t *testing.T, fs vfs.FS) string {
+		{name: "a frame", least: 2960, damage: func(t *testing.T, fs vfs.FS) string {
 			name := files(t, fs, logDir, segmentSuffix)[3]
 			rewrite(t, fs, name, spoil(0.5))
 			return name
 		}},
-		{name: "two frames of a segment", least: 2960, damage: func(t *testing.T, fs vfs.FS) string {
+		{name: "two frames of a segment", least: 2920, damage: func(t *testing.T, fs vfs.FS) string {
 			name := files(t, fs, logDir, segmentSuffix)[3]
 			rewrite(t, fs, name, spoil(0.3))
 			rewrite(t, fs, name, spoil(0.6))
@@ -182,7 +182,7 @@ func TestRepair(t *testing.T) {
 			rewrite(t, fs, name, spoil(0.99999))
 			return name
 		}},
-		{name: "a frame of every segment, after a crash", crashed: true, open: "damaged", least: 2600, damage: func(t *testing.T, fs vfs.FS) string {
+		{name: "a frame of every segment, after a crash", crashed: true, open: "damaged", least: 2400, damage: func(t *testing.T, fs vfs.FS) string {
 			all := files(t, fs, logDir, segmentSuffix)
 			for _, name := range all {
 				rewrite(t, fs, name, spoil(0.4))
