@@ -193,7 +193,7 @@ type Journal struct {
 	Engine       string        `yaml:"engine" enum:"local,jetstream" doc:"Storage of the journal. local: a folder on this machine. jetstream: a NATS JetStream cluster, for several relays on several machines with failover."`
 	Dir          string        `yaml:"dir" doc:"Folder of the local engine, created if missing. A relative path starts at the working directory." example:"/var/lib/postwire"`
 	Retention    time.Duration `yaml:"retention" doc:"How long events stay in the journal, for replay. Events pending for a sink stay longer. 0 keeps only pending events."`
-	MaxBytes     Size          `yaml:"max_bytes" doc:"Maximum size of the journal; at this size new events are refused with 503, and accepted events are kept. The local engine stays below this size at any rate of events, but during a compaction the rewritten files exist twice on the disk. From four fifths of this size on, events without a pending delivery are removed before the end of retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (at least 16MiB) for dead letters. 0 disables the limit."`
+	MaxBytes     Size          `yaml:"max_bytes" doc:"Maximum size of the journal; at this size new events are refused with 503, and accepted events are kept. The local engine counts every event when it is accepted; on the disk it may take one segment of its log more, at most 16MiB. From four fifths of this size on, or when the disk has less than one and a half times min_free_bytes free, events without a pending delivery are removed before the end of retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (at least 16MiB) for dead letters. 0 disables the limit."`
 	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Minimum free disk space; below this, new events are refused with 503, so that no write to the journal stops in the middle. If the disk has several times this space free, the file RESERVE reserves the space once more; a relay that starts on a full disk deletes RESERVE to deliver the stored events. Used by the local engine; 0 disables the check and the reserve."`
 	Quarantine   Quarantine    `yaml:"quarantine" doc:"Limits of the quarantine: authenticated requests that no source understood. Discards a request after retention, counted from its last repeat, unless retention is 0."`
 	JetStream    JetStream     `yaml:"jetstream" doc:"NATS cluster of the jetstream engine; unused by the local engine."`
@@ -202,7 +202,7 @@ type Journal struct {
 
 // Quarantine limits the stored requests that no source understood.
 type Quarantine struct {
-	MaxBytesPerSource Size `yaml:"max_bytes_per_source" doc:"Discards the oldest quarantined requests of a source beyond this size; a log line and postwire_quarantine_discarded_total record the loss. The newest request is kept regardless of size. Requests of a source with equal bodies are stored once, with a count. Each request counts half a KiB more than its size, and 4KiB more with the jetstream engine. 0 means a twentieth of journal.max_bytes, at most 1GiB."`
+	MaxBytesPerSource Size `yaml:"max_bytes_per_source" doc:"Discards the oldest quarantined requests of a source beyond this size; a log line and postwire_quarantine_discarded_total record the loss. The newest request is kept regardless of size. Requests of a source with equal bodies are stored once, with a count. Each request counts half a KiB more than its size, with its body in whole blocks of 4KiB; with the jetstream engine it counts 4KiB more than its size. 0 means a twentieth of journal.max_bytes, at most 1GiB."`
 }
 
 // JetStream configures the NATS cluster of the journal.
@@ -436,8 +436,8 @@ func (t ServerTLS) validate() error {
 	return p.Err()
 }
 
-// minJournal is the smallest journal.max_bytes. The engine's own logs take up
-// to a few memtables.
+// minJournal is the smallest journal.max_bytes: in a smaller journal, segments and index
+// would leave little room for events.
 const minJournal = Size(128 << 20)
 
 func (t Traces) validate() error {
