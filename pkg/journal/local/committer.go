@@ -449,8 +449,10 @@ func (st *store) flush(number uint32) {
 	st.flushes.Go(func() {
 		select {
 		case <-done:
-			st.flushed.Store(max(st.flushed.Load(), number))
-			st.rotated()
+			if st.guard.failure() == nil {
+				st.flushed.Store(max(st.flushed.Load(), number))
+				st.rotated()
+			}
 		case <-st.guard.failed:
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -27,6 +28,7 @@ type cursor struct {
 	next      journal.Seq // first sequence of the next Next
 	committed atomic.Uint64
 	began     atomic.Uint64
+	placed    bool // the position is stored
 }
 
 // Reader implements journal.Journal.
@@ -39,11 +41,13 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 	}
 	// From now on expiry waits for the cursor.
 	j.cursors[name] = c
+	delete(j.pins, name)
 	j.mu.Unlock()
 
 	if err := c.place(ctx, start); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close())
 	}
+	c.placed = true
 	return c, nil
 }
 
@@ -137,7 +141,52 @@ func (j *Journal) DeleteCursor(ctx context.Context, name string) error {
 	if err := j.change(ctx, func(g *group) error { return g.delete(cursorKey(name)) }); err != nil {
 		return fmt.Errorf("forgetting cursor %s: %w", name, err)
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.pins, name)
 	return nil
+}
+
+// pin is the position of a cursor that is not open. For a while it keeps its events: a relay
+// opens its cursors shortly after the journal, and closes and opens a cursor when the
+// configuration of its sink changes.
+type pin struct {
+	committed journal.Seq
+	until     time.Time
+}
+
+const pinned = 5 * time.Minute
+
+// pinAll pins the stored cursors.
+func (j *Journal) pinAll(ctx context.Context) error {
+	positions, err := j.Cursors(ctx)
+	if err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, p := range positions {
+		j.pins[p.Name] = pin{p.Committed, j.opts.Clock().Add(pinned)}
+	}
+	return nil
+}
+
+// passed returns the newest sequence that every open or pinned cursor has passed. The caller
+// holds mu.
+func (j *Journal) passed() journal.Seq {
+	through := j.durable
+	for _, c := range j.cursors {
+		through = min(through, c.Committed())
+	}
+	now := j.opts.Clock()
+	for name, p := range j.pins {
+		if now.After(p.until) {
+			delete(j.pins, name)
+			continue
+		}
+		through = min(through, p.committed)
+	}
+	return through
 }
 
 // read runs do on the store, and waits while the store is reopened.
@@ -214,23 +263,13 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 
 // Commit implements journal.Cursor.
 func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered journal.Undelivered) error {
-	letters := make([][]byte, len(undelivered.Dead))
-	for i, d := range undelivered.Dead {
-		letter, err := json.Marshal(d)
-		if err != nil {
-			return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
-		}
-		letters[i] = letter
+	letters, err := c.deadLetters(ctx, undelivered)
+	if err != nil {
+		return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
 	}
-	err := c.j.change(ctx, func(g *group) error {
-		for i, d := range undelivered.Dead {
-			value, err := g.st.value(d.Seq)
-			if err != nil {
-				return fmt.Errorf("event %d of a dead letter: %w", d.Seq, err)
-			}
-			b := append(record.AppendString(nil, string(letters[i])), value...)
-			id := journal.DeliveryID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: d.Seq}
-			if err := g.set(sinkKey(deadSpace, id), b); err != nil {
+	err = c.j.change(ctx, func(g *group) error {
+		for _, l := range letters {
+			if err := g.set(l.key, l.value); err != nil {
 				return err
 			}
 		}
@@ -247,6 +286,31 @@ func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered jo
 	c.committed.Store(uint64(through))
 	c.next = max(c.next, through+1)
 	return nil
+}
+
+// keyValue is an entry of the index.
+type keyValue struct{ key, value []byte }
+
+// deadLetters returns the entries of dead letters, with copies of their events.
+func (c *cursor) deadLetters(ctx context.Context, undelivered journal.Undelivered) ([]keyValue, error) {
+	letters := make([]keyValue, len(undelivered.Dead))
+	for i, d := range undelivered.Dead {
+		letter, err := json.Marshal(d)
+		if err != nil {
+			return nil, err
+		}
+		var event []byte
+		err = c.j.read(ctx, func(st *store) (err error) {
+			event, err = st.value(d.Seq)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("event %d of a dead letter: %w", d.Seq, err)
+		}
+		id := journal.DeliveryID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: d.Seq}
+		letters[i] = keyValue{sinkKey(deadSpace, id), append(record.AppendString(nil, string(letter)), event...)}
+	}
+	return letters, nil
 }
 
 func encodeCursor(committed, began journal.Seq) []byte {
@@ -283,6 +347,9 @@ func (c *cursor) Close() error {
 	defer c.j.mu.Unlock()
 	if c.j.cursors[c.name] == c {
 		delete(c.j.cursors, c.name)
+		if c.placed {
+			c.j.pins[c.name] = pin{c.Committed(), c.j.opts.Clock().Add(pinned)}
+		}
 	}
 	return nil
 }

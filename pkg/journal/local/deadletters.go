@@ -146,61 +146,80 @@ func (j *Journal) DeadLetter(ctx context.Context, id journal.DeliveryID) (d jour
 }
 
 // resolveDeadLetter removes a dead letter and stages a change in one atomic write.
-func (j *Journal) resolveDeadLetter(ctx context.Context, id journal.DeliveryID, do func(g *group, rec []byte) error) error {
+func (j *Journal) resolveDeadLetter(ctx context.Context, id journal.DeliveryID, do func(g *group) error) error {
 	var missing error
 	err := j.change(ctx, func(g *group) error {
-		value, err := g.take(sinkKey(deadSpace, id))
+		_, err := g.take(sinkKey(deadSpace, id))
 		if missing = err; errors.Is(err, journal.ErrNotFound) {
 			return nil // an error of the request, not of the store
 		}
 		if err != nil {
 			return err
 		}
-		_, rec, err := splitDead(value)
-		if err != nil {
-			return err
-		}
-		return do(g, rec)
+		return do(g)
 	})
-	if err = errors.Join(err, missing); err != nil {
+	if err == nil { // otherwise the committer may still write missing
+		err = missing
+	}
+	if err != nil {
 		return fmt.Errorf("dead letter %d of sink %s: %w", id.Seq, id.Sink, err)
 	}
 	return nil
 }
 
 // Redeliver implements journal.DeadLetterStore.
-func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (s journal.Seq, err error) {
+func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (journal.Seq, error) {
 	if err := j.Check(); err != nil {
 		return 0, fmt.Errorf("retrying: %w", err)
 	}
-	err = j.resolveDeadLetter(ctx, id, func(g *group, rec []byte) error {
-		r, encoded, err := record.Split(id.Seq, rec)
-		if err != nil {
-			return err
-		}
-		if r.OriginSeq == 0 {
-			r.OriginSeq = id.Seq
-		}
-		// Without identity keys: they belong to the original event.
-		if encoded, err = record.Sourced(encoded, r.Event.Keys); err != nil {
-			return err
-		}
-		value := append(record.AppendAddress(nil, id.Sink, r.OriginSeq), encoded...)
+	value, again, err := j.redelivery(ctx, id)
+	if err != nil {
+		return 0, fmt.Errorf("dead letter %d of sink %s: %w", id.Seq, id.Sink, err)
+	}
+	var s journal.Seq
+	err = j.resolveDeadLetter(ctx, id, func(g *group) error {
 		g.appendRecord(value)
 		s = g.last
-		again, err := record.Decode(s, value)
-		if err != nil {
-			return err
-		}
+		again.Seq, again.Accepted = s, g.time()
 		g.appended = append(g.appended, sized{again, len(value)})
 		return g.recordDisposition(id.Sink, journal.Disposition{From: id.Seq, To: id.Seq, Reason: journal.Redelivered, At: g.time(), RedeliveredAs: s})
 	})
-	return s, err
+	if err != nil {
+		return 0, err
+	}
+	return s, nil
+}
+
+// redelivery returns the record of a redelivered dead letter, encoded and decoded.
+func (j *Journal) redelivery(ctx context.Context, id journal.DeliveryID) (value []byte, again journal.Record, err error) {
+	var stored []byte
+	err = j.read(ctx, func(st *store) (err error) {
+		stored, err = st.get(sinkKey(deadSpace, id))
+		return err
+	})
+	if err != nil {
+		return nil, again, err
+	}
+	_, rec, err := splitDead(stored)
+	if err != nil {
+		return nil, again, err
+	}
+	r, encoded, err := record.Split(id.Seq, rec)
+	if err != nil {
+		return nil, again, err
+	}
+	// Without identity keys: they belong to the original event.
+	if encoded, err = record.Sourced(encoded, r.Event.Keys); err != nil {
+		return nil, again, err
+	}
+	value = append(record.AppendAddress(nil, id.Sink, cmp.Or(r.OriginSeq, id.Seq)), encoded...)
+	again, err = record.Decode(id.Seq, value)
+	return value, again, err
 }
 
 // Drop implements journal.DeadLetterStore.
 func (j *Journal) Drop(ctx context.Context, id journal.DeliveryID) error {
-	return j.resolveDeadLetter(ctx, id, func(g *group, _ []byte) error {
+	return j.resolveDeadLetter(ctx, id, func(g *group) error {
 		return g.recordDisposition(id.Sink, journal.Disposition{From: id.Seq, To: id.Seq, Reason: journal.DroppedByOperator, At: g.time()})
 	})
 }
@@ -268,6 +287,7 @@ func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode f
 		from := start
 		for from != nil {
 			items := make([]T, 0, page)
+			var next []byte
 			err := j.read(ctx, func(st *store) (err error) {
 				items = items[:0]
 				it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: after(prefix)})
@@ -275,7 +295,8 @@ func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode f
 					return err
 				}
 				defer func() { err = errors.Join(err, it.Close()) }()
-				next, more, size := []byte(nil), false, 0
+				more, size := false, 0
+				next = nil
 				for ok := it.First(); ok; ok = it.Next() {
 					if more = len(items) == page || size >= maxPageBytes; more {
 						break
@@ -299,9 +320,9 @@ func scan[T any](ctx context.Context, j *Journal, prefix, start []byte, decode f
 				if !more {
 					next = nil
 				}
-				from = next
 				return it.Error()
 			})
+			from = next
 			if err != nil {
 				yield(zero, err)
 				return

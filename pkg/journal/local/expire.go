@@ -87,10 +87,7 @@ func (j *Journal) trim(ctx context.Context, excess uint64) error {
 func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, passed journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
 	var through journal.Seq
 	j.mu.Lock()
-	oldest, passed := j.oldest, j.durable
-	for _, c := range j.cursors {
-		passed = min(passed, c.Committed())
-	}
+	oldest, passed := j.oldest, j.passed()
 	j.mu.Unlock()
 	err = j.read(ctx, func(st *store) (err error) {
 		through, err = choose(st, oldest, passed)
@@ -124,14 +121,18 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, pas
 			g.removeDispositions(through),
 		)
 	})
-	return removed, err
+	if err != nil {
+		return 0, err // the committer may still write removed
+	}
+	return removed, nil
 }
 
-// advance moves the oldest sequence, unless it has moved meanwhile.
+// advance moves the oldest sequence, unless it has moved meanwhile, or a cursor was opened
+// that needs the events.
 func (j *Journal) advance(from, to journal.Seq) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.oldest != from {
+	if j.oldest != from || j.passed() < to-1 {
 		return false
 	}
 	j.oldest = to
@@ -147,7 +148,9 @@ func (j *Journal) removeSegments(ctx context.Context, whole bool) error {
 		}
 	}
 	var through uint32
+	var opened *store
 	err := j.read(ctx, func(st *store) error {
+		opened, through = st, 0
 		oldest := j.Oldest()
 		infos := st.segments.infos()
 		for _, s := range infos[:len(infos)-1] {
@@ -178,6 +181,9 @@ func (j *Journal) removeSegments(ctx context.Context, whole bool) error {
 		return err
 	}
 	err = j.do(ctx, 64, func(g *group) error {
+		if g.st != opened { // the oldest sequence may not have been stored
+			return nil
+		}
 		end := journal.Seq(0)
 		for _, s := range g.st.segments.infos() {
 			if s.number > through {
@@ -193,7 +199,12 @@ func (j *Journal) removeSegments(ctx context.Context, whole bool) error {
 	if err != nil {
 		return err
 	}
-	return j.read(ctx, func(st *store) error { return st.segments.remove(through) })
+	return j.read(ctx, func(st *store) error {
+		if st != opened {
+			return nil
+		}
+		return st.segments.remove(through)
+	})
 }
 
 // endRemoved ends the written segment if all of its events are removed.

@@ -21,6 +21,7 @@ const indexDir = "index"
 //	k <generation> <key>      identity key: first receipt, seq, CloudEvents id
 //	l <seq>                   events that a repair found lost, from seq on: the last seq
 //	m first                   oldest seq, after a removal
+//	m linked                  newest segment whose file may be linked to by a folder of a repair
 //	m log                     position in the log through which the index is complete
 //	m marker                  copy of the format marker
 //	m keys <generation>       number of identity keys
@@ -93,6 +94,8 @@ func metaKeysKey(generation int64) []byte {
 }
 
 func metaLastKey() []byte { return append([]byte{metaSpace}, "last"...) }
+
+func metaLinkedKey() []byte { return append([]byte{metaSpace}, "linked"...) }
 
 func metaLogKey() []byte { return append([]byte{metaSpace}, "log"...) }
 

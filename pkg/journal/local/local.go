@@ -97,6 +97,7 @@ type Journal struct {
 	durable journal.Seq
 	oldest  journal.Seq // no event before this sequence is stored
 	cursors map[string]*cursor
+	pins    map[string]pin
 	closed  bool
 }
 
@@ -135,7 +136,7 @@ func Open(opts Options) (_ *Journal, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", opts.Dir, err), lock.Close())
 	}
-	if err := j.bodies.sweep(st); err != nil {
+	if err := errors.Join(j.bodies.sweep(st), j.pinAll(j.life)); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: opening: %w", opts.Dir, err), st.close(), lock.Close())
 	}
 	_, err = opts.FS.Stat(opts.FS.PathJoin(opts.Dir, reserveFile))
@@ -159,6 +160,7 @@ func newJournal(opts Options, lock *pebble.Lock, m marker) *Journal {
 		rotated:  make(chan struct{}, 1),
 		bodies:   newBodies(opts),
 		cursors:  map[string]*cursor{},
+		pins:     map[string]pin{},
 	}
 	j.life, j.end = context.WithCancel(context.Background())
 	j.room.Store(&room{})
@@ -266,7 +268,13 @@ func checkFormat(fsys vfs.FS, dir string) (m marker, err error) {
 	if err != nil {
 		return m, fmt.Errorf("listing the folder: %w", err)
 	}
-	data := slices.IndexFunc(names, isData)
+	data := slices.IndexFunc(names, func(name string) bool {
+		if !isData(name) {
+			return false
+		}
+		files, err := fsys.List(fsys.PathJoin(dir, name))
+		return err != nil || len(files) > 0 // a crash may leave new folders
+	})
 	m, err = readMarker(fsys, dir)
 	switch {
 	case interrupted(names):
@@ -276,7 +284,7 @@ func checkFormat(fsys vfs.FS, dir string) (m marker, err error) {
 	case errors.Is(err, fs.ErrNotExist):
 		for _, name := range names {
 			// A crash may have left the lock and half of the marker.
-			if name != "LOCK" && name != formatFile+".tmp" {
+			if name != "LOCK" && name != formatFile+".tmp" && !isData(name) {
 				return m, fmt.Errorf("the folder is not empty (it holds %s) and has no file %s, so it is no journal; set journal.dir to a new folder", name, formatFile)
 			}
 		}
@@ -541,6 +549,11 @@ func (st *store) recover(width time.Duration, m marker) error {
 	if known, _, _, err = st.readSegments(); err != nil {
 		return err
 	}
+	linked, err := st.number(metaLinkedKey(), 0)
+	if err != nil {
+		return err
+	}
+	st.segments.linked = uint32(linked)
 	if err := st.segments.keepOnly(known); err != nil {
 		return err
 	}

@@ -85,7 +85,10 @@ type segmentLog struct {
 
 	mu       sync.Mutex
 	segments []*segment // oldest first; the last one is written
-	spare    bool       // the file spareName exists
+
+	spareMu sync.Mutex
+	spare   bool   // the file spareName exists
+	linked  uint32 // the files of segments up to this one are not written again: a repair has linked them
 
 	// Used by the writing goroutine only.
 	file       vfs.File
@@ -313,23 +316,10 @@ func (l *segmentLog) rewrite(s *segment, from int64) (err error) {
 
 // create makes a new segment and writes to it from now on.
 func (l *segmentLog) create(number uint32) error {
-	l.mu.Lock()
-	spare := l.spare
-	l.spare = false
-	l.mu.Unlock()
 	name := l.path(segmentName(number))
-	var file vfs.File
-	var err error
-	if spare {
-		file, err = l.fs.ReuseForWrite(l.path(spareName), name, vfs.WriteCategoryUnspecified)
-	} else {
-		file, err = l.fs.Create(name, vfs.WriteCategoryUnspecified)
-	}
+	file, err := l.newFile(name)
 	if err != nil {
 		return fmt.Errorf("making a segment: %w", err)
-	}
-	if !spare {
-		_ = file.Preallocate(0, l.size) // a hint
 	}
 	// The size of the file must be on stable storage with the name.
 	if err := errors.Join(file.Sync(), syncDir(l.fs, l.dir)); err != nil {
@@ -340,6 +330,24 @@ func (l *segmentLog) create(number uint32) error {
 	defer l.mu.Unlock()
 	l.segments = append(l.segments, &segment{segmentInfo: segmentInfo{number: number}})
 	return nil
+}
+
+// newFile makes a file of the spare, or creates a file.
+func (l *segmentLog) newFile(name string) (vfs.File, error) {
+	l.spareMu.Lock()
+	defer l.spareMu.Unlock()
+	if l.spare {
+		l.spare = false
+		file, err := l.fs.ReuseForWrite(l.path(spareName), name, vfs.WriteCategoryUnspecified)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return file, err
+		}
+	}
+	file, err := l.fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_ = file.Preallocate(0, l.size) // a hint
+	}
+	return file, err
 }
 
 // active returns the segment that is written. Only the writing goroutine changes it.
@@ -541,20 +549,16 @@ func (l *segmentLog) remove(through uint32) error {
 
 // free removes the file of a segment, or keeps it for the next segment.
 func (l *segmentLog) free(number uint32) error {
+	l.spareMu.Lock()
+	defer l.spareMu.Unlock()
 	name := l.path(segmentName(number))
-	l.mu.Lock()
-	keep := !l.spare
-	l.mu.Unlock()
-	if keep {
-		if err := l.fs.Rename(name, l.path(spareName)); err != nil {
-			return fmt.Errorf("removing a segment: %w", err)
-		}
-		l.mu.Lock()
+	var err error
+	if l.spare || number <= l.linked {
+		err = l.fs.Remove(name)
+	} else if err = l.fs.Rename(name, l.path(spareName)); err == nil {
 		l.spare = true
-		l.mu.Unlock()
-		return nil
 	}
-	if err := l.fs.Remove(name); err != nil {
+	if err != nil {
 		return fmt.Errorf("removing a segment: %w", err)
 	}
 	return nil

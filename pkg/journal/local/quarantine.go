@@ -428,7 +428,10 @@ func (j *Journal) Carried(ctx context.Context, id string, count uint64) error {
 		rest.Count -= count
 		return g.putReceipts(i, &rest)
 	})
-	if err = errors.Join(err, missing); err != nil {
+	if err == nil { // otherwise the committer may still write missing
+		err = missing
+	}
+	if err != nil {
 		return fmt.Errorf("quarantined request %s: %w", id, err)
 	}
 	return nil
@@ -559,7 +562,10 @@ func (j *Journal) Release(ctx context.Context, id string, events ...event.Event)
 		}
 		return g.appendAll(events, values, answers)
 	})
-	if err = errors.Join(err, missing); err != nil {
+	if err == nil { // otherwise the committer may still write missing
+		err = missing
+	}
+	if err != nil {
 		return nil, fmt.Errorf("quarantined request %s: %w", id, err)
 	}
 	return answers, nil

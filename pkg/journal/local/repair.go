@@ -27,7 +27,7 @@ type Repaired struct {
 // A repair has three steps, and each step can be repeated after a crash:
 //
 //  1. repairing/ is filled with a new journal, which is complete when it has a FORMAT.
-//     Sound files are links to the old files.
+//     Sound files are links to the old files, except for the last segment, which grows.
 //  2. The files of the folder move to damaged-<time>/, FORMAT first; then repairing/
 //     becomes repaired/.
 //  3. The files of repaired/ move into the folder, FORMAT last.
@@ -37,6 +37,7 @@ const (
 	repairingDir = "repairing"
 	repairedDir  = "repaired"
 	damagedDir   = "damaged-" // and the time
+	keptFile     = "KEPT"     // in repairing/ and repaired/: the name of that folder
 )
 
 var errInterrupted = errors.New("a repair of it was interrupted: run 'postwire journal repair' again")
@@ -73,7 +74,8 @@ func repair(ctx context.Context, opts Options) (done Repaired, err error) {
 	building, ready := fsys.PathJoin(dir, repairingDir), fsys.PathJoin(dir, repairedDir)
 
 	if !slices.Contains(names, repairedDir) {
-		if !slices.Contains(names, repairingDir) || !exists(opts, fsys.PathJoin(building, formatFile)) {
+		// With a FORMAT the folder may have been used since an earlier repair.
+		if slices.Contains(names, formatFile) || !exists(opts, fsys.PathJoin(building, formatFile)) {
 			if err := fsys.RemoveAll(building); err != nil {
 				return done, err
 			}
@@ -93,6 +95,7 @@ func repair(ctx context.Context, opts Options) (done Repaired, err error) {
 	if err != nil {
 		return done, err
 	}
+	moved = slices.DeleteFunc(moved, func(name string) bool { return name == keptFile })
 	slices.SortFunc(moved, func(a, b string) int { return cmp.Compare(rank(a), rank(b)) })
 	if err := move(opts, moved, ready, dir); err != nil {
 		return done, err
@@ -118,23 +121,22 @@ func rank(name string) int {
 	return 0
 }
 
-// moveOldFiles moves the files of the folder to the subfolder.
-func moveOldFiles(opts Options) (string, error) {
-	names, err := opts.FS.List(opts.Dir)
+// moveOldFiles moves the files of the folder to a subfolder, whose name the new journal has
+// for a repair that continues.
+func moveOldFiles(opts Options) (kept string, err error) {
+	fsys := opts.FS
+	building := fsys.PathJoin(opts.Dir, repairingDir)
+	kept, err = readFile(fsys, fsys.PathJoin(building, keptFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		kept = damagedDir + opts.Clock().UTC().Format("20060102T150405.000Z")
+		err = writeFile(fsys, building, keptFile, kept)
+	}
 	if err != nil {
 		return "", err
 	}
-	kept := ""
-	for _, name := range names {
-		if strings.HasPrefix(name, damagedDir) && !slices.Contains(names, formatFile) {
-			kept = max(kept, name) // the subfolder of the interrupted repair
-		}
-	}
-	if kept == "" {
-		kept = damagedDir + opts.Clock().UTC().Format("20060102T150405Z")
-	}
-	kept = opts.FS.PathJoin(opts.Dir, kept)
-	if err := errors.Join(opts.FS.MkdirAll(kept, 0o700), syncDir(opts.FS, opts.Dir)); err != nil {
+	kept = fsys.PathJoin(opts.Dir, kept)
+	names, err := fsys.List(opts.Dir)
+	if err := errors.Join(err, fsys.MkdirAll(kept, 0o700), syncDir(fsys, opts.Dir)); err != nil {
 		return "", err
 	}
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(rank(b), rank(a)) })
@@ -230,7 +232,7 @@ func (s *survey) copyLog(building Options) error {
 	}
 	for i, seg := range s.segments {
 		name := segmentName(seg.number)
-		if seg.intact {
+		if seg.intact && i+1 < len(s.segments) {
 			if err := fsys.Link(fsys.PathJoin(from, name), fsys.PathJoin(to, name)); err != nil {
 				return err
 			}
@@ -348,6 +350,12 @@ func (s *survey) finish(st *store) error {
 	first := binary.BigEndian.AppendUint64(nil, uint64(s.oldest))
 	if err := errors.Join(b.Set(metaLastKey(), last, nil), b.Set(metaFirstKey(), first, nil)); err != nil {
 		return err
+	}
+	if n := len(s.segments); n > 0 {
+		linked := binary.BigEndian.AppendUint64(nil, uint64(s.segments[n-1].number))
+		if err := b.Set(metaLinkedKey(), linked, nil); err != nil {
+			return err
+		}
 	}
 	_, err := eachEntry(st.db, cursorSpace, func(key, value []byte) error {
 		committed, start, err := decodeCursor(value)
