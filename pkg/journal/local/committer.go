@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,9 +23,6 @@ import (
 const (
 	maxGroupRequests = 1024
 	maxGroupBytes    = 4 << 20
-	// groupsInFlight is the maximum number of groups that wait for a sync. More groups
-	// would be smaller, and each has a fixed cost.
-	groupsInFlight = 1
 )
 
 // request is one change of the journal. The committer calls stage for the group that it
@@ -42,7 +40,7 @@ type request struct {
 //  1. The committer looks up the keys in the group, in earlier groups that are not applied
 //     yet, and in the index.
 //  2. One entry contains the events of a request with their keys, and all its other changes.
-//  3. The next group is made during the sync.
+//  3. The next group collects requests during the sync.
 //  4. The writer handles the groups in order: it writes and syncs the frame, applies the
 //     changes to the index, advances the durable sequence, which is the limit for cursors,
 //     and answers the requests. So the index never has what the log may lose.
@@ -64,6 +62,9 @@ type group struct {
 	entry   entry  // of the request that is staged
 	entries []byte // of the requests that are staged
 	mark    groupMark
+
+	counted int   // bytes of entries that store.staged has
+	err     error // of the staged requests
 
 	applied chan struct{} // closed when the index has the group, or the store has failed
 }
@@ -198,7 +199,7 @@ func (g *group) time() time.Time { return time.Unix(0, g.now).UTC() }
 // commit makes groups of requests until the store fails or stop is closed, and returns the
 // error of the store, or nil. Commit answers every received request before it returns.
 func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced func(*group)) error {
-	groups := make(chan *group, groupsInFlight)
+	groups := make(chan *group) // without a buffer: a group takes requests until the writer is ready for it
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
@@ -211,54 +212,109 @@ func (st *store) commit(requests <-chan *request, stop <-chan struct{}, synced f
 		<-finished
 	}()
 	for {
-		var first *request
 		select {
-		case first = <-requests:
+		case first := <-requests:
+			runtime.Gosched() // lets senders of requests run
+			st.collect(first, requests, groups)
 		case <-st.guard.failed:
 			return st.guard.failure()
 		case <-stop:
 			return nil
 		}
-		runtime.Gosched() // lets senders of requests run
-		g := st.gather(first, requests)
-		if len(g.requests) == 0 { // all requests were refused
-			continue
-		}
-		if err := g.stage(); err != nil {
-			st.guard.fail(err)
-		}
-		st.unapplied = append(st.unapplied, g)
-		groups <- g
 	}
 }
 
-// gather makes a group of the first request and all waiting requests. Gather uses no timer:
-// requests collect during the sync of the previous group.
-func (st *store) gather(first *request, requests <-chan *request) *group {
+// collect makes a group of the first request and of the requests that arrive until the writer
+// takes the group. Collect uses no timer: requests collect while the writer syncs the group
+// before.
+func (st *store) collect(first *request, requests <-chan *request, groups chan<- *group) {
+	g := st.newGroup()
+	g.addRequest(first)
+	for {
+		for waiting := true; waiting && !g.full(); {
+			select {
+			case r := <-requests:
+				g.addRequest(r)
+			default:
+				waiting = false
+			}
+		}
+		if len(g.requests) == 0 { // all requests were refused
+			g.drop()
+			return
+		}
+		if err := g.end(); err != nil {
+			st.guard.fail(err)
+		}
+		more := requests
+		if g.full() {
+			more = nil
+		}
+		select {
+		case r := <-more:
+			g.addRequest(r)
+		case groups <- g:
+			st.unapplied = append(st.unapplied, g)
+			return
+		}
+	}
+}
+
+func (st *store) newGroup() *group {
 	st.reuse()
-	g := &group{
-		st: st, last: st.last,
+	return &group{
+		st: st, batch: st.db.NewBatch(), last: st.last,
 		now:           max(st.clock().UnixNano(), st.accepted),
 		dedupeEntries: st.newMap(),
 		entries:       st.newEntries(),
 		applied:       make(chan struct{}),
 	}
-	for r := first; ; {
-		if err := st.roomIn(g, r); err != nil {
-			r.done <- err
-		} else {
-			g.requests = append(g.requests, r)
-			g.size += r.size
-		}
-		if len(g.requests) == maxGroupRequests || g.size >= maxGroupBytes {
-			return g
-		}
-		select {
-		case r = <-requests:
-		default:
-			return g
-		}
+}
+
+// full reports whether the group takes no more requests.
+func (g *group) full() bool {
+	return len(g.requests) >= maxGroupRequests || g.size >= maxGroupBytes || g.err != nil
+}
+
+// addRequest adds a request to the group, or refuses the request.
+func (g *group) addRequest(r *request) {
+	if err := g.st.roomIn(g, r); err != nil {
+		r.done <- err
+		return
 	}
+	g.requests = append(g.requests, r)
+	g.size += r.size
+	if g.err = cmp.Or(g.err, g.st.guard.failure()); g.err != nil {
+		return
+	}
+	before := g.last
+	if g.err = r.stage(g); g.err == nil {
+		g.err = g.endEntry(before)
+	}
+}
+
+// drop ends a group without requests.
+func (g *group) drop() {
+	if err := g.batch.Close(); err != nil {
+		g.st.guard.fail(fmt.Errorf("closing a batch: %w", err))
+	}
+	g.st.spareMaps = append(g.st.spareMaps, g.dedupeEntries)
+	g.st.spareEntries = append(g.st.spareEntries, g.entries[:0])
+}
+
+// end makes the group ready for the writer. A group that takes more requests ends again.
+// After an error the store must be closed, and the staged requests are not stored.
+func (g *group) end() error {
+	if g.err != nil {
+		return g.err
+	}
+	if err := g.st.window.record(g.batch); err != nil {
+		return err
+	}
+	g.st.last, g.st.accepted = g.last, g.now
+	g.st.staged.Add(int64(len(g.entries) - g.counted))
+	g.counted = len(g.entries)
+	return nil
 }
 
 // reuse keeps the memory of the groups that are applied for new groups.
@@ -308,30 +364,6 @@ func (st *store) roomIn(g *group, r *request) error {
 	return st.room(st, g.size+r.size)
 }
 
-// stage stages all requests. After an error the store must be closed, and the staged
-// requests are not stored.
-func (g *group) stage() error {
-	g.batch = g.st.db.NewBatch()
-	if err := g.st.guard.failure(); err != nil {
-		return err
-	}
-	for _, r := range g.requests {
-		before := g.last
-		if err := r.stage(g); err != nil {
-			return err
-		}
-		if err := g.endEntry(before); err != nil {
-			return err
-		}
-	}
-	if err := g.st.window.record(g.batch); err != nil {
-		return err
-	}
-	g.st.last, g.st.accepted = g.last, g.now
-	g.st.staged.Add(int64(len(g.entries)))
-	return nil
-}
-
 // add counts the events of an entry.
 func (m *groupMark) add(e *entry) error {
 	first, err := record.Accepted(e.records[0]) // a migration sets the time
@@ -376,16 +408,14 @@ func (g *group) finish(synced func(*group)) {
 	err := g.st.guard.failure()
 	if err == nil {
 		err = g.write()
-		g.st.staged.Add(-int64(len(g.entries)))
+		g.st.staged.Add(-int64(g.counted))
 		if err != nil {
 			g.st.guard.fail(err)
 		}
 		err = g.st.guard.failure() // also of the index
 	}
-	if g.batch != nil {
-		if err := g.batch.Close(); err != nil {
-			g.st.guard.fail(fmt.Errorf("closing a batch: %w", err))
-		}
+	if err := g.batch.Close(); err != nil {
+		g.st.guard.fail(fmt.Errorf("closing a batch: %w", err))
 	}
 	close(g.applied)
 	if err != nil {

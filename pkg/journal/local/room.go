@@ -72,8 +72,7 @@ func (j *Journal) measure() {
 	j.mu.Unlock()
 	r.Bytes = was.Bytes
 	if st != nil {
-		m := st.db.Metrics()
-		r.index = m.DiskSpaceUsage() + m.MemTable.Size
+		r.index = st.db.Metrics().DiskSpaceUsage()
 		r.Bytes = j.bytes(st, r.index)
 		st.users.Done()
 	}
