@@ -331,6 +331,54 @@ func TestEveryOperationFailsInTurn(t *testing.T) {
 	}
 }
 
+// TestEveryOperationOfAStartFails lets the nth change of the disk fail, once, from the first
+// start on: the next attempt opens the journal, and a crash after that loses nothing.
+func TestEveryOperationOfAStartFails(t *testing.T) {
+	for n := int64(1); ; n++ {
+		mem := vfs.NewCrashableMem()
+		var count atomic.Int64
+		f := &faulty{err: &os.PathError{Op: "op", Path: "p", Err: syscall.EIO}}
+		f.match = func(op errorfs.Op) bool {
+			return op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpRemove && count.Add(1) == n
+		}
+		f.armed.Store(true)
+		o := options(t, errorfs.Wrap(mem, f), "data", newClock())
+		o.Log = nil
+		j, err := Open(o)
+		if err != nil {
+			if !errors.Is(err, syscall.EIO) {
+				t.Fatalf("operation %d: %v", n, err)
+			}
+			if j, err = Open(o); err != nil {
+				t.Fatalf("operation %d, and once more: %v", n, err)
+			}
+		}
+		eventually(t, "append", func() bool {
+			_, err := j.Append(t.Context(), journaltest.Event("1"))
+			return err == nil
+		})
+		crashed := mem.CrashClone(vfs.CrashCloneCfg{})
+		if err := j.Close(); err != nil {
+			t.Fatal(err)
+		}
+		o.FS = crashed
+		after, err := Open(o)
+		if err != nil {
+			t.Fatalf("operation %d failed, and the journal does not open after a crash: %v", n, err)
+		}
+		if r, err := after.Append(t.Context(), journaltest.Event("1")); err != nil || !r[0].Duplicate {
+			t.Errorf("operation %d failed, and an acknowledged event is gone: %+v, %v", n, r, err)
+		}
+		if err := after.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if f.hits.Load() == 0 {
+			t.Logf("%d operations failed in turn", n-1)
+			return
+		}
+	}
+}
+
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()

@@ -222,6 +222,10 @@ func (r *recovery) run() error {
 	if len(l.segments) == 0 {
 		return l.create(l.generation)
 	}
+	// An earlier process may have made a file and failed to sync the folder.
+	if err := syncDir(l.fs, l.dir); err != nil {
+		return fmt.Errorf("syncing the folder of segments: %w", err)
+	}
 	// A failed sync may have left written bytes in memory only, where they are read as if
 	// they were on the disk.
 	for i, s := range l.segments[max(0, len(l.segments)-2):] {
