@@ -481,8 +481,8 @@ func indexOptions(opts Options, fsys vfs.FS) *pebble.Options {
 		Logger:             pebbleLog{log},
 		FormatMajorVersion: pebble.FormatNewest,
 		DisableWAL:         true,
-		MemTableSize:       8 << 20,
-		CacheSize:          16 << 20,
+		MemTableSize:       4 << 20,
+		CacheSize:          12 << 20,
 		// The filter in memory finds new keys, so that many tables cost little, and late
 		// merging saves most of the work.
 		L0CompactionThreshold: 32,
@@ -838,7 +838,7 @@ func (j *Journal) encodeAll(events []event.Event) (values [][]byte, size int, er
 		if len(e.Keys) == 0 {
 			return nil, 0, fmt.Errorf("%s: the event has no identity key", e.CloudEvent.ID())
 		}
-		value := make([]byte, 8, 512+len(e.CloudEvent.DataEncoded))
+		value := make([]byte, 8, 768+len(e.CloudEvent.DataEncoded))
 		value, err := record.AppendEvent(record.AppendKeys(value, e.Keys), e)
 		if err != nil {
 			return nil, 0, fmt.Errorf("%s: %w", e.CloudEvent.ID(), err)

@@ -446,27 +446,33 @@ func TestFilesArePrivate(t *testing.T) {
 			t.Errorf("%s: the folder is %v, %v", when, info.Mode(), err)
 		}
 		kinds := map[string]bool{}
-		err := filepath.WalkDir(o.Dir, func(path string, f fs.DirEntry, err error) error {
+		var open []string
+		// A new file is made private before anything is written to it.
+		eventually(t, when+": files are private", func() bool {
+			open = nil
+			err := filepath.WalkDir(o.Dir, func(path string, f fs.DirEntry, err error) error {
+				if err != nil {
+					return nil //nolint:nilerr // it is gone by now
+				}
+				info, err := f.Info()
+				if err != nil {
+					return nil //nolint:nilerr // it is gone by now
+				}
+				want := os.FileMode(0o600)
+				if f.IsDir() {
+					want = 0o700
+				}
+				if info.Mode().Perm() != want {
+					open = append(open, fmt.Sprintf("%s is %v", path, info.Mode()))
+				}
+				kinds[f.Name()[strings.LastIndexByte(f.Name(), '.')+1:]] = true
+				return nil
+			})
 			if err != nil {
-				return nil //nolint:nilerr // it is gone by now
+				t.Fatal(err)
 			}
-			info, err := f.Info()
-			if err != nil {
-				return nil //nolint:nilerr // it is gone by now
-			}
-			want := os.FileMode(0o600)
-			if f.IsDir() {
-				want = 0o700
-			}
-			if info.Mode().Perm() != want {
-				t.Errorf("%s: %s is %v", when, path, info.Mode())
-			}
-			kinds[f.Name()[strings.LastIndexByte(f.Name(), '.')+1:]] = true
-			return nil
+			return len(open) == 0
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
 		for _, kind := range []string{"seg", "sst", "FORMAT", "LOCK", reserveFile, quarantineDir} {
 			if !kinds[kind] {
 				t.Errorf("%s: there is no file %s to look at", when, kind)

@@ -134,7 +134,7 @@ var errEnough = errors.New("no more records are wanted")
 // read returns the records of a range of sequences on stable storage. It returns none if all
 // events of the range are lost or removed.
 func (st *store) read(from, through journal.Seq, limit int) (records []journal.Record, err error) {
-	var decoder record.Decoder
+	decoder := record.Decoder{DropKeys: !st.keepKeys}
 	size := 0
 	for r, err := range st.records(from) {
 		if err != nil {
@@ -146,9 +146,6 @@ func (st *store) read(from, through journal.Seq, limit int) (records []journal.R
 		decoded, err := decoder.Record(r.seq, r.value)
 		if err != nil {
 			return nil, damaged(err)
-		}
-		if !st.keepKeys {
-			decoded.Event.Keys = nil
 		}
 		records = append(records, decoded)
 		if size += len(r.value); len(records) >= limit || size >= maxReadBytes {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
@@ -404,7 +405,7 @@ func FuzzEntries(f *testing.F) {
 	e := entry{seq: 5, records: [][]byte{{1, 2}}, changes: appendChange(appendChange(nil, changeSet, []byte("c"), []byte("v")), changeDelete, []byte("k"))}
 	f.Add(appendEntries(nil, e.appendTo(nil)))
 	f.Add(appendEntries(nil, bytes.Repeat(e.appendTo(nil), 20)))
-	db, err := pebble.Open("", &pebble.Options{FS: vfs.NewMem()})
+	db, err := pebble.Open("", &pebble.Options{FS: vfs.NewMem(), Logger: pebbleLog{zap.NewNop()}})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -3,6 +3,7 @@
 package record
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -256,7 +257,11 @@ func (r *Reader) Uint64() uint64 {
 // backlog costs more than the rest of a record. The zero value is ready. One goroutine at a
 // time uses a Decoder.
 type Decoder struct {
-	uris map[string]*types.URIRef // the values are never changed
+	DropKeys bool // records have no identity keys
+
+	uris   map[string]*types.URIRef // the values are never changed
+	name   string                   // source of the last identity key
+	prefix []byte                   // what the keys of that source begin with
 }
 
 // maxURIs limits the cache of a Decoder.
@@ -371,34 +376,39 @@ func AppendAddress(b []byte, sink string, of journal.Seq) []byte {
 
 // Split decodes a record except for its event, and returns the encoded event.
 func Split(s journal.Seq, value []byte) (r journal.Record, encoded []byte, err error) {
+	r, encoded, _, err = split(s, value, true)
+	return r, encoded, err
+}
+
+// split is Split. Without withKeys it returns the first identity key only, which shares memory with value.
+func split(s journal.Seq, value []byte, withKeys bool) (r journal.Record, encoded, first []byte, err error) {
 	accepted, err := Accepted(value)
 	if err != nil {
-		return r, nil, fmt.Errorf("event %d: %w", s, err)
+		return r, nil, nil, fmt.Errorf("event %d: %w", s, err)
 	}
 	r = journal.Record{Seq: s, Accepted: accepted}
-	encoded = value[8:]
-	if len(encoded) > 0 && encoded[0] == addressed {
-		head := &Reader{B: encoded[1:]}
+	head := &Reader{B: value[8:]}
+	if len(head.B) > 0 && head.B[0] == addressed {
+		head.Byte()
 		r.TargetSink, r.OriginSeq = string(head.Bytes()), journal.Seq(head.Uint64())
-		if head.Err != nil {
-			return r, nil, fmt.Errorf("event %d: %w", s, head.Err)
-		}
-		encoded = head.B
 	}
-	if len(encoded) > 0 && encoded[0] == keyed {
-		head := &Reader{B: encoded[1:]}
-		for range head.Uvarint() {
-			if head.Err != nil {
-				break
+	if len(head.B) > 0 && head.B[0] == keyed && head.Err == nil {
+		head.Byte()
+		n := head.Uvarint()
+		for i := uint64(0); i < n && head.Err == nil; i++ {
+			key := head.Bytes()
+			if i == 0 {
+				first = key
 			}
-			r.Event.Keys = append(r.Event.Keys, event.Key(head.Bytes()))
+			if withKeys {
+				r.Event.Keys = append(r.Event.Keys, event.Key(key))
+			}
 		}
-		if head.Err != nil {
-			return r, nil, fmt.Errorf("event %d: %w", s, head.Err)
-		}
-		encoded = head.B
 	}
-	return r, encoded, nil
+	if head.Err != nil {
+		return r, nil, nil, fmt.Errorf("event %d: %w", s, head.Err)
+	}
+	return r, head.B, first, nil
 }
 
 // Decode decodes the record with sequence s.
@@ -408,7 +418,7 @@ func Decode(s journal.Seq, value []byte) (journal.Record, error) {
 
 // Record decodes the record with sequence s.
 func (d *Decoder) Record(s journal.Seq, value []byte) (journal.Record, error) {
-	r, encoded, err := Split(s, value)
+	r, encoded, first, err := split(s, value, !d.DropKeys)
 	if err != nil {
 		return r, err
 	}
@@ -418,9 +428,22 @@ func (d *Decoder) Record(s journal.Seq, value []byte) (journal.Record, error) {
 		return r, fmt.Errorf("event %d: %w", s, err)
 	}
 	if r.Event.Keys, r.Event.SourceName = keys, name; name == "" {
-		r.Event.SourceName = sourceOf(keys)
+		r.Event.SourceName = d.sourceOf(first)
 	}
 	return r, nil
+}
+
+// sourceOf returns the name of the source in an identity key. Most keys of a backlog have
+// the name of the key before.
+func (d *Decoder) sourceOf(key []byte) string {
+	if len(d.prefix) > 0 && bytes.HasPrefix(key, d.prefix) {
+		return d.name
+	}
+	name := event.Key(key).Source()
+	if name != "" {
+		d.name, d.prefix = name, []byte(event.NewKey(name))
+	}
+	return name
 }
 
 // Accepted returns the acceptance time of a record.
