@@ -61,7 +61,7 @@ type group struct {
 
 	entry   entry  // of the request that is staged
 	entries []byte // of the requests that are staged
-	mark    groupMark
+	events  groupEvents
 
 	counted int   // bytes of entries that store.staged has
 	err     error // of the staged requests
@@ -111,8 +111,8 @@ func (g *group) deleteRange(from, to []byte) error {
 	return g.batch.DeleteRange(from, to, nil)
 }
 
-// settle waits until the index has all earlier groups.
-func (g *group) settle() error {
+// waitApplied waits until the index has all earlier groups.
+func (g *group) waitApplied() error {
 	for _, before := range g.st.unapplied {
 		<-before.applied
 	}
@@ -121,7 +121,7 @@ func (g *group) settle() error {
 
 // get returns an entry of the index as of the group before; see store.get.
 func (g *group) get(key []byte) ([]byte, error) {
-	if err := g.settle(); err != nil {
+	if err := g.waitApplied(); err != nil {
 		return nil, err
 	}
 	return g.st.get(key)
@@ -129,7 +129,7 @@ func (g *group) get(key []byte) ([]byte, error) {
 
 // iterate iterates over the index as of the group before.
 func (g *group) iterate(from, to []byte) (*pebble.Iterator, error) {
-	if err := g.settle(); err != nil {
+	if err := g.waitApplied(); err != nil {
 		return nil, err
 	}
 	return g.st.db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
@@ -365,7 +365,7 @@ func (st *store) roomIn(g *group, r *request) error {
 }
 
 // add counts the events of an entry.
-func (m *groupMark) add(e *entry) error {
+func (m *groupEvents) add(e *entry) error {
 	first, err := record.Accepted(e.records[0]) // a migration sets the time
 	if err != nil {
 		return err
@@ -390,7 +390,7 @@ func (g *group) endEntry(before journal.Seq) error {
 	}
 	if e.seq = g.last; len(e.records) > 0 {
 		e.seq = g.last - journal.Seq(len(e.records)) + 1
-		if err := g.mark.add(e); err != nil {
+		if err := g.events.add(e); err != nil {
 			return err
 		}
 	}
@@ -445,14 +445,14 @@ func (g *group) write() error {
 		}
 		rotated = true
 	}
-	at, err := l.write(g.entries, g.mark)
+	at, err := l.write(g.entries, g.events)
 	if err != nil {
 		return err
 	}
 	s := l.active().segmentInfo
-	if g.mark.events > 0 && (l.sparse == 0 || at-l.sparse >= sparseBytes) {
+	if g.events.events > 0 && (l.sparse == 0 || at-l.sparse >= sparseBytes) {
 		l.sparse = max(at, 1)
-		if err := g.batch.Set(eventKey(g.mark.first), position{s.number, at, g.mark.oldest}.append(nil), nil); err != nil {
+		if err := g.batch.Set(eventKey(g.events.first), position{s.number, at, g.events.oldest}.append(nil), nil); err != nil {
 			return err
 		}
 	}

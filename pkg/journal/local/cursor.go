@@ -171,9 +171,9 @@ func (j *Journal) pinAll(ctx context.Context) error {
 	return nil
 }
 
-// passed returns the newest sequence that every open or pinned cursor has passed. The caller
+// deliveredThrough returns the newest sequence that every open or pinned cursor has passed. The caller
 // holds mu.
-func (j *Journal) passed() journal.Seq {
+func (j *Journal) deliveredThrough() journal.Seq {
 	through := j.durable
 	for _, c := range j.cursors {
 		through = min(through, c.Committed())

@@ -172,7 +172,7 @@ func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (journal
 	if err := j.Check(); err != nil {
 		return 0, fmt.Errorf("retrying: %w", err)
 	}
-	value, again, err := j.redelivery(ctx, id)
+	value, redelivered, err := j.redelivery(ctx, id)
 	if err != nil {
 		return 0, fmt.Errorf("dead letter %d of sink %s: %w", id.Seq, id.Sink, err)
 	}
@@ -180,8 +180,8 @@ func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (journal
 	err = j.resolveDeadLetter(ctx, id, func(g *group) error {
 		g.appendRecord(value)
 		s = g.last
-		again.Seq, again.Accepted = s, g.time()
-		g.appended = append(g.appended, sized{again, len(value)})
+		redelivered.Seq, redelivered.Accepted = s, g.time()
+		g.appended = append(g.appended, sized{redelivered, len(value)})
 		return g.recordDisposition(id.Sink, journal.Disposition{From: id.Seq, To: id.Seq, Reason: journal.Redelivered, At: g.time(), RedeliveredAs: s})
 	})
 	if err != nil {
@@ -191,30 +191,30 @@ func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (journal
 }
 
 // redelivery returns the record of a redelivered dead letter, encoded and decoded.
-func (j *Journal) redelivery(ctx context.Context, id journal.DeliveryID) (value []byte, again journal.Record, err error) {
+func (j *Journal) redelivery(ctx context.Context, id journal.DeliveryID) (value []byte, redelivered journal.Record, err error) {
 	var stored []byte
 	err = j.read(ctx, func(st *store) (err error) {
 		stored, err = st.get(sinkKey(deadSpace, id))
 		return err
 	})
 	if err != nil {
-		return nil, again, err
+		return nil, redelivered, err
 	}
 	_, rec, err := splitDead(stored)
 	if err != nil {
-		return nil, again, err
+		return nil, redelivered, err
 	}
 	r, encoded, err := record.Split(id.Seq, rec)
 	if err != nil {
-		return nil, again, err
+		return nil, redelivered, err
 	}
 	// Without identity keys: they belong to the original event.
 	if encoded, err = record.Sourced(encoded, r.Event.Keys); err != nil {
-		return nil, again, err
+		return nil, redelivered, err
 	}
 	value = append(record.AppendAddress(nil, id.Sink, cmp.Or(r.OriginSeq, id.Seq)), encoded...)
-	again, err = record.Decode(id.Seq, value)
-	return value, again, err
+	redelivered, err = record.Decode(id.Seq, value)
+	return value, redelivered, err
 }
 
 // Drop implements journal.DeadLetterStore.

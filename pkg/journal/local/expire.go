@@ -43,8 +43,8 @@ func (j *Journal) Expire(ctx context.Context) error {
 	if err := j.expireQuarantine(ctx, cutoff); err != nil {
 		return err
 	}
-	_, err := j.remove(ctx, func(st *store, oldest, passed journal.Seq) (journal.Seq, error) {
-		return st.before(cutoff, oldest, passed)
+	_, err := j.remove(ctx, func(st *store, oldest, delivered journal.Seq) (journal.Seq, error) {
+		return st.before(cutoff, oldest, delivered)
 	})
 	if err != nil {
 		return err
@@ -56,13 +56,13 @@ func (j *Journal) Expire(ctx context.Context) error {
 // oldest first, until excess bytes are free.
 func (j *Journal) trim(ctx context.Context, excess uint64) error {
 	var first journal.Seq
-	removed, err := j.remove(ctx, func(st *store, oldest, passed journal.Seq) (journal.Seq, error) {
+	removed, err := j.remove(ctx, func(st *store, oldest, delivered journal.Seq) (journal.Seq, error) {
 		first = oldest
 		through := oldest - 1
 		var bytes uint64
 		infos := st.segments.infos()
 		for _, s := range infos[:len(infos)-1] {
-			if s.last > passed || bytes >= excess {
+			if s.last > delivered || bytes >= excess {
 				break
 			}
 			through = max(through, s.last)
@@ -84,13 +84,13 @@ func (j *Journal) trim(ctx context.Context, excess uint64) error {
 
 // remove removes the oldest events through the sequence that choose returns, at most to the
 // lowest open cursor, and returns their number. The log keeps them until removeSegments.
-func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, passed journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
+func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, delivered journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
 	var through journal.Seq
 	j.mu.Lock()
-	oldest, passed := j.oldest, j.passed()
+	oldest, delivered := j.oldest, j.deliveredThrough()
 	j.mu.Unlock()
 	err = j.read(ctx, func(st *store) (err error) {
-		through, err = choose(st, oldest, passed)
+		through, err = choose(st, oldest, delivered)
 		return err
 	})
 	if err != nil {
@@ -132,7 +132,7 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, pas
 func (j *Journal) advance(from, to journal.Seq) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.oldest != from || j.passed() < to-1 {
+	if j.oldest != from || j.deliveredThrough() < to-1 {
 		return false
 	}
 	j.oldest = to

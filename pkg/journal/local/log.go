@@ -133,12 +133,12 @@ func listSegments(fsys vfs.FS, dir string) (numbers []uint32, spare bool, err er
 
 // recovery reads the log at the opening of a journal.
 type recovery struct {
-	l      *segmentLog
-	known  map[uint32]segmentInfo // segments that the index has
-	from   segmentInfo            // the segment through which the index is complete, up to end
-	newest uint32                 // newest generation that a frame may have
-	apply  func(s *segment, f frame) error
-	ended  func(s segmentInfo) error // a segment is complete
+	l       *segmentLog
+	indexed map[uint32]segmentInfo // segments that the index has
+	from    segmentInfo            // the segment through which the index is complete, up to end
+	newest  uint32                 // newest generation that a frame may have
+	apply   func(s *segment, f frame) error
+	ended   func(s segmentInfo) error // a segment is complete
 }
 
 // generations is more than the number of openings between two writes of the index.
@@ -173,7 +173,7 @@ func (r *recovery) run() error {
 	var unsynced [2]int64 // offsets of the last two segments from which bytes may be in memory only
 	for _, number := range numbers {
 		if number < r.from.number {
-			if info, ok := r.known[number]; ok {
+			if info, ok := r.indexed[number]; ok {
 				l.segments = append(l.segments, &segment{segmentInfo: info})
 				unsynced[0], unsynced[1] = unsynced[1], info.end
 			} else if err := l.fs.Remove(l.path(segmentName(number))); err != nil { // expired
@@ -243,7 +243,7 @@ func (r *recovery) run() error {
 }
 
 // segment reads the frames of a segment after s.end, and moves s.end. It returns the offset
-// through which the segment is known to be on stable storage, the number in its last frame
+// through which the segment is on stable storage for certain, the number in its last frame
 // if that is a nextFrame, and its newest generation.
 func (r *recovery) segment(s *segment) (synced int64, next, newest uint32, err error) {
 	name := r.l.path(segmentName(s.number))
@@ -384,8 +384,8 @@ func (l *segmentLog) rotate() (segmentInfo, error) {
 	return old.segmentInfo, nil
 }
 
-// groupMark describes the events of a group.
-type groupMark struct {
+// groupEvents describes the events of a group.
+type groupEvents struct {
 	events         int
 	first          journal.Seq
 	oldest, newest int64 // acceptance of the first and the last event, nanoseconds since 1970
@@ -393,7 +393,7 @@ type groupMark struct {
 
 // write writes the entries of a group as one frame, and syncs it. It returns the offset of
 // the frame in the written segment.
-func (l *segmentLog) write(entries []byte, m groupMark) (at int64, err error) {
+func (l *segmentLog) write(entries []byte, m groupEvents) (at int64, err error) {
 	s := l.active()
 	at = s.end
 	l.frame = appendEntries(append(l.frame[:0], make([]byte, headerBytes)...), entries)
@@ -500,20 +500,20 @@ func (l *segmentLog) release(s *segment) error {
 
 // keepOnly removes the segments that the index does not have, and returns an error if the
 // index has a segment without a file.
-func (l *segmentLog) keepOnly(known map[uint32]segmentInfo) error {
-	var gone uint32
+func (l *segmentLog) keepOnly(indexed map[uint32]segmentInfo) error {
+	var through uint32
 	l.mu.Lock()
 	for _, s := range l.segments[:len(l.segments)-1] {
-		if _, ok := known[s.number]; !ok {
-			gone = s.number
+		if _, ok := indexed[s.number]; !ok {
+			through = s.number
 		}
-		delete(known, s.number)
+		delete(indexed, s.number)
 	}
 	l.mu.Unlock()
-	for number := range known {
+	for number := range indexed {
 		return damagedLog(number, errMissing)
 	}
-	return l.remove(gone)
+	return l.remove(through)
 }
 
 // infos returns the segments, oldest first; the last one is written.

@@ -118,7 +118,7 @@ func indexOptions(opts Options, fsys vfs.FS) *pebble.Options {
 
 // recover brings the index up to date from the log.
 func (st *store) recover(width time.Duration, m marker) error {
-	known, from, generation, err := st.readSegments()
+	indexed, from, generation, err := st.readSegments()
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (st *store) recover(width time.Duration, m marker) error {
 	}
 	r := &replayer{db: st.db, window: w, batch: st.db.NewBatch()}
 	err = (&recovery{
-		l: st.segments, known: known, from: from, newest: generation, apply: r.apply,
+		l: st.segments, indexed: indexed, from: from, newest: generation, apply: r.apply,
 		ended: func(s segmentInfo) error { return r.batch.Set(segmentKey(s.number), s.appendTo(nil), nil) },
 	}).run()
 	if err != nil {
@@ -156,7 +156,7 @@ func (st *store) recover(width time.Duration, m marker) error {
 	}
 	st.last, st.accepted = r.last, r.accepted
 	// The log may have ended segments and generations of keys.
-	if known, _, _, err = st.readSegments(); err != nil {
+	if indexed, _, _, err = st.readSegments(); err != nil {
 		return err
 	}
 	linked, err := st.number(metaLinkedKey(), 0)
@@ -164,7 +164,7 @@ func (st *store) recover(width time.Duration, m marker) error {
 		return err
 	}
 	st.segments.linked = uint32(linked)
-	if err := st.segments.keepOnly(known); err != nil {
+	if err := st.segments.keepOnly(indexed); err != nil {
 		return err
 	}
 	st.window, err = openWindow(st.db, width)
@@ -173,8 +173,8 @@ func (st *store) recover(width time.Duration, m marker) error {
 
 // readSegments returns the segments of the index, and the position through which the index
 // is complete.
-func (st *store) readSegments() (known map[uint32]segmentInfo, from segmentInfo, generation uint32, err error) {
-	known = map[uint32]segmentInfo{}
+func (st *store) readSegments() (indexed map[uint32]segmentInfo, from segmentInfo, generation uint32, err error) {
+	indexed = map[uint32]segmentInfo{}
 	it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{segmentSpace}, UpperBound: []byte{segmentSpace + 1}})
 	if err != nil {
 		return nil, from, 0, err
@@ -182,7 +182,7 @@ func (st *store) readSegments() (known map[uint32]segmentInfo, from segmentInfo,
 	for ok := it.First(); ok && err == nil; ok = it.Next() {
 		var s segmentInfo
 		if s, err = decodeSegmentInfo(it.Value()); err == nil {
-			known[s.number] = s
+			indexed[s.number] = s
 		}
 	}
 	if err := cmp.Or(err, it.Error(), it.Close()); err != nil {
@@ -190,7 +190,7 @@ func (st *store) readSegments() (known map[uint32]segmentInfo, from segmentInfo,
 	}
 	value, err := st.get(metaLogKey())
 	if errors.Is(err, journal.ErrNotFound) {
-		return known, from, 0, nil
+		return indexed, from, 0, nil
 	}
 	if err == nil {
 		from, generation, err = decodeLogPosition(value)
@@ -198,7 +198,7 @@ func (st *store) readSegments() (known map[uint32]segmentInfo, from segmentInfo,
 	if err != nil {
 		return nil, from, 0, damaged(err)
 	}
-	return known, from, generation, nil
+	return indexed, from, generation, nil
 }
 
 // load reads the end of the log and the quarantine.

@@ -22,7 +22,7 @@ type storedRecord struct {
 }
 
 // buffers holds the memory of readers.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 0, readAhead); return &b }}
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, readSize); return &b }}
 
 // locate returns the position of the entry in the sparse index at or before a sequence, or
 // of the oldest entry. It reports false without any entry.

@@ -62,8 +62,8 @@ type frameReader struct {
 	start  int64
 }
 
-// readAhead is the size of one read. Frames may be larger.
-const readAhead = 256 << 10
+// readSize is the size of one read. Frames may be larger.
+const readSize = 256 << 10
 
 // window returns n bytes at an offset, or fewer at the limit. The result is valid until
 // the next call.
@@ -71,7 +71,7 @@ func (r *frameReader) window(at int64, n int) ([]byte, error) {
 	if have := r.start + int64(len(r.buffer)) - at; at >= r.start && have >= int64(n) {
 		return r.buffer[at-r.start:][:n], nil
 	}
-	size := int(min(int64(max(n, readAhead)), r.limit-at))
+	size := int(min(int64(max(n, readSize)), r.limit-at))
 	if size <= 0 {
 		return nil, nil
 	}
@@ -135,7 +135,7 @@ func (r *frameReader) frameAt(at int64) (frame, error) {
 // most newest. It reports false if no valid frame follows.
 func (r *frameReader) resume(newest uint32) (bool, error) {
 	for at := r.at + 1; ; {
-		chunk, err := r.window(at, readAhead)
+		chunk, err := r.window(at, readSize)
 		if err != nil || len(chunk) < headerBytes {
 			return false, err
 		}
