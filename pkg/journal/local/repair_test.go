@@ -158,6 +158,7 @@ func TestRepair(t *testing.T) {
 		damage  func(t *testing.T, fs vfs.FS) (file string)
 		least   int    // events that must be saved
 		open    string // what Open says; empty is that it opens
+		mayOpen bool   // the start may not need what is damaged
 	}{
 		{name: "nothing", least: 3000, damage: func(*testing.T, vfs.FS) string { return "" }},
 		{name: "nothing, after a crash", crashed: true, least: 3000, damage: func(*testing.T, vfs.FS) string { return "" }},
@@ -215,7 +216,7 @@ func TestRepair(t *testing.T) {
 			}
 			return ""
 		}},
-		{name: "a block of the index", least: 3000, open: "damaged", damage: func(t *testing.T, fs vfs.FS) string {
+		{name: "a block of the index", least: 3000, mayOpen: true, open: "damaged", damage: func(t *testing.T, fs vfs.FS) string {
 			name := files(t, fs, indexDir, ".sst")[0]
 			rewrite(t, fs, name, spoil(0.5))
 			return name
@@ -273,7 +274,7 @@ func TestRepair(t *testing.T) {
 			if file != "" && !slices.ContainsFunc(found.Damage, func(d Damage) bool { return strings.Contains(d.File, file) }) {
 				t.Errorf("check does not name %s: %v", file, found.Damage)
 			}
-			wantOpen(t, o, tt.open)
+			wantOpen(t, o, tt.open, tt.mayOpen)
 
 			done, err := Repair(t.Context(), o)
 			if err != nil {
@@ -316,12 +317,12 @@ func storedID(t *testing.T, fs *vfs.MemFS) string {
 
 // wantOpen opens a damaged journal and reads it to the end; somewhere on the
 // way an error must say what to do.
-func wantOpen(t *testing.T, o Options, want string) {
+func wantOpen(t *testing.T, o Options, want string, mayOpen bool) {
 	t.Helper()
 	j, err := Open(o)
 	if err == nil {
 		defer j.Close()
-		if want != "" {
+		if want != "" && !mayOpen {
 			t.Errorf("Open went well, want %q", want)
 		}
 		for next := journal.Seq(1); err == nil && next <= j.Last(); next += 100 {
@@ -475,7 +476,7 @@ func TestRepairIsResumed(t *testing.T) {
 		if names, err := o.FS.List("data"); err != nil {
 			t.Fatal(err)
 		} else if interrupted(names) {
-			wantOpen(t, o, "interrupted")
+			wantOpen(t, o, "interrupted", false)
 		}
 		done, err := Repair(t.Context(), o)
 		if err != nil {
