@@ -81,7 +81,7 @@ type segmentLog struct {
 	size int64 // a segment ends before it grows beyond this size, unless one write is larger
 	salt uint32
 
-	bytes atomic.Int64 // size of all segments through their last frames
+	bytes atomic.Int64 // size of all segments through their last frames, and of the spare
 
 	mu       sync.Mutex
 	segments []*segment // oldest first; the last one is written
@@ -159,7 +159,9 @@ func (r *recovery) run() error {
 	if err != nil {
 		return fmt.Errorf("listing the segments: %w", err)
 	}
-	l.spare = spare
+	if l.spare = spare; spare {
+		l.bytes.Add(l.size)
+	}
 	if r.from.number != 0 && !slices.Contains(numbers, r.from.number) {
 		return damagedLog(r.from.number, errMissing)
 	}
@@ -342,6 +344,7 @@ func (l *segmentLog) newFile(name string) (vfs.File, error) {
 	defer l.spareMu.Unlock()
 	if l.spare {
 		l.spare = false
+		l.bytes.Add(-l.size)
 		file, err := l.fs.ReuseForWrite(l.path(spareName), name, vfs.WriteCategoryUnspecified)
 		if !errors.Is(err, fs.ErrNotExist) {
 			return file, err
@@ -561,6 +564,7 @@ func (l *segmentLog) free(number uint32) error {
 		err = l.fs.Remove(name)
 	} else if err = l.fs.Rename(name, l.path(spareName)); err == nil {
 		l.spare = true
+		l.bytes.Add(l.size)
 	}
 	if err != nil {
 		return fmt.Errorf("removing a segment: %w", err)

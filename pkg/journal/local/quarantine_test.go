@@ -66,10 +66,12 @@ func TestDroppedRequestsFreeTheDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	j.measure()
 	before := j.Usage().Bytes
 	if n := released(t, j); n != many {
 		t.Fatalf("%d requests were released", n)
 	}
+	j.measure()
 	if after := j.Usage().Bytes; after > before-many*size*9/10 {
 		t.Errorf("%d bytes, after the drop %d", before, after)
 	}
