@@ -2,6 +2,7 @@ package local
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -149,5 +150,27 @@ func TestASourceWithHoles(t *testing.T) {
 	want := []string{fmt.Sprintf("%d events that a repair found lost", lost), "the note of a repair that positions of sinks were lost: a sink that has none begins where its key start says"}
 	if m := src.Missing(); !slices.Equal(m, want) {
 		t.Errorf("missing: %q", m)
+	}
+}
+
+// A quarantined request that is carried twice keeps its body.
+func TestATargetReplacesRequests(t *testing.T) {
+	o := options(t, vfs.NewMem(), "data", newClock())
+	dst, err := OpenTarget(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := journal.QuarantinedRequest{ID: "of-its-own", Source: "s", Received: newClock().Now(), Body: []byte("body")}
+	for range 2 {
+		if err := dst.Put(t.Context(), transfer.Metadata{Quarantined: []journal.QuarantinedRequest{r}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(dst.Finish(t.Context()), dst.Close()); err != nil {
+		t.Fatal(err)
+	}
+	j := mustOpen(t, o)
+	if got, err := j.QuarantinedRequest(t.Context(), r.ID); err != nil || string(got.Body) != "body" {
+		t.Errorf("the request is %+v, %v", got, err)
 	}
 }

@@ -258,6 +258,8 @@ func (g *group) quarantine(i identity, r journal.QuarantinedRequest, head []byte
 		g.st.hold(r.Source, kept.Bytes)
 		g.added++
 		g.addedBytes += int64(kept.Bytes)
+		// The request replaces a request of its ID, whose file is its file now.
+		g.dropped = slices.DeleteFunc(g.dropped, func(id string) bool { return id == r.ID })
 		err = g.set(quarantineKey(r.ID), head)
 	case err == nil:
 		again := *kept
