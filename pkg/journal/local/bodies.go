@@ -37,9 +37,7 @@ type bodies struct {
 }
 
 func newBodies(opts Options) *bodies {
-	b := &bodies{fs: opts.FS, dir: opts.FS.PathJoin(opts.Dir, quarantineDir), wake: make(chan struct{}, 1)}
-	b.round = &syncRound{}
-	return b
+	return &bodies{fs: opts.FS, dir: opts.FS.PathJoin(opts.Dir, quarantineDir), round: &syncRound{}, wake: make(chan struct{}, 1)}
 }
 
 // syncRound is one sync of the folder for all bodies that wait for it.

@@ -102,13 +102,14 @@ type survey struct {
 	damage    []Damage
 	bytes     int64
 
-	quarantine map[identity]string // IDs of the readable requests
+	quarantined int // readable requests
 }
 
 type surveyedSegment struct {
 	number uint32
 	next   uint32 // number in the last frame; 0 without
 	intact bool
+	empty  bool // it has no frame
 }
 
 type cursorPosition struct {
@@ -118,7 +119,7 @@ type cursorPosition struct {
 
 // examine reads a locked folder.
 func examine(ctx context.Context, opts Options) (s *survey, err error) {
-	s = &survey{opts: opts, quarantine: map[identity]string{}}
+	s = &survey{opts: opts}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -144,11 +145,11 @@ func examine(ctx context.Context, opts Options) (s *survey, err error) {
 	}
 	// The journal as the relay would see it, or the index by itself.
 	db := s.db
-	if st, err := openReadOnly(opts, s.marker); err == nil {
+	if st, opening := openReadOnly(opts, s.marker); opening == nil {
 		defer func() { err = errors.Join(err, st.close()) }()
 		db = st.db
 	} else if s.db != nil && len(s.damage) == 0 {
-		s.damaged("the journal", err, true)
+		s.damaged("the journal", opening, true)
 	}
 	if db != nil {
 		if err := s.readIndex(ctx, db); err != nil {
@@ -244,23 +245,15 @@ func (s *survey) readLog(ctx context.Context) error {
 
 // emptyAfter reports whether a crash left the next segment empty.
 func (s *survey) emptyAfter(i int) bool {
-	return i+2 == len(s.segments) && s.segments[i+1].intact && s.segments[i+1].next == 0 && s.emptyFile(s.segments[i+1].number)
-}
-
-func (s *survey) emptyFile(number uint32) bool {
-	empty := true
-	err := eachFrame(s.opts.FS, s.opts.FS.PathJoin(s.opts.Dir, logDir), number, s.marker.salt, func(*frameReader, frame) error {
-		empty = false
-		return io.EOF
-	}, nil)
-	return err == nil && empty
+	return i+2 == len(s.segments) && s.segments[i+1].intact && s.segments[i+1].empty
 }
 
 // readSegment reads the frames of a segment, also after damage.
 func (s *survey) readSegment(ctx context.Context, dir string, number, limit uint32) (seg surveyedSegment, err error) {
-	seg = surveyedSegment{number: number, intact: true}
+	seg = surveyedSegment{number: number, intact: true, empty: true}
 	err = eachFrame(s.opts.FS, dir, number, s.marker.salt, func(_ *frameReader, f frame) error {
 		s.bytes += int64(headerBytes + len(f.payload))
+		seg.empty = false
 		switch f.payload[0] {
 		case nextFrame:
 			if len(f.payload) == 5 {
@@ -288,7 +281,7 @@ func (s *survey) readSegment(ctx context.Context, dir string, number, limit uint
 }
 
 // eachFrame calls do for the frames of a segment until do returns io.EOF. At an invalid
-// frame it calls skip, which may move the reader; a nil skip ends there.
+// frame it calls skip, which may move the reader.
 func eachFrame(fsys vfs.FS, dir string, number, salt uint32, do func(*frameReader, frame) error, skip func(*frameReader, error) (bool, error)) (err error) {
 	file, err := fsys.Open(fsys.PathJoin(dir, segmentName(number)))
 	if err != nil {
@@ -313,12 +306,10 @@ func eachFrame(fsys vfs.FS, dir string, number, salt uint32, do func(*frameReade
 			}
 		case errors.Is(err, io.EOF):
 			return nil
-		case errors.Is(err, errInvalidFrame) && skip != nil:
+		case errors.Is(err, errInvalidFrame):
 			if more, err := skip(frames, err); err != nil || !more {
 				return err
 			}
-		case errors.Is(err, errInvalidFrame):
-			return nil
 		default:
 			return err
 		}
@@ -491,7 +482,7 @@ func (s *survey) readRequest(db *pebble.DB, key, value []byte) error {
 		return errors.New("the body is not the body that was stored")
 	}
 	s.bytes += int64(len(q.Body))
-	s.quarantine[i] = q.ID
+	s.quarantined++
 	return nil
 }
 
@@ -529,7 +520,7 @@ func (s *survey) unadmitted() []Range {
 
 func (s *survey) contents(lost []Range) Contents {
 	c := Contents{
-		Oldest: s.oldest, Last: s.last, Events: s.events, Lost: lost, Dead: s.dead, Quarantined: len(s.quarantine), Damage: s.damage, Bytes: s.bytes,
+		Oldest: s.oldest, Last: s.last, Events: s.events, Lost: lost, Dead: s.dead, Quarantined: s.quarantined, Damage: s.damage, Bytes: s.bytes,
 	}
 	for _, p := range s.positions {
 		at := Position{Name: p.name, Committed: p.committed}

@@ -308,7 +308,7 @@ func (c *cursor) deadLetters(ctx context.Context, undelivered journal.Undelivere
 			return nil, fmt.Errorf("event %d of a dead letter: %w", d.Seq, err)
 		}
 		id := journal.DeliveryID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: d.Seq}
-		letters[i] = keyValue{sinkKey(deadSpace, id), append(record.AppendString(nil, string(letter)), event...)}
+		letters[i] = keyValue{sinkKey(deadSpace, id), joinDead(letter, event)}
 	}
 	return letters, nil
 }

@@ -108,6 +108,11 @@ func decodeDead(key, value []byte) (d journal.Dead, err error) {
 	return d, err
 }
 
+// joinDead makes the value of a dead letter.
+func joinDead(letter, rec []byte) []byte {
+	return append(record.AppendString(nil, string(letter)), rec...)
+}
+
 // splitDead splits the value of a dead letter.
 func splitDead(value []byte) (letter, rec []byte, err error) {
 	r := &record.Reader{B: value}

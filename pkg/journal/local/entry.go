@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -93,32 +94,21 @@ const (
 
 // appendTo encodes the entry.
 func (e *entry) appendTo(b []byte) []byte {
-	length := 8 + binary.MaxVarintLen64 + len(e.changes)
+	length := 8 + uvarintBytes(len(e.records)) + len(e.changes)
 	for _, r := range e.records {
-		length += binary.MaxVarintLen64 + len(r)
+		length += uvarintBytes(len(r)) + len(r)
 	}
-	// The length is written last, and its bytes are reserved for the largest length.
-	start := len(b)
-	width := len(binary.AppendUvarint(nil, uint64(length)))
-	b = append(b, make([]byte, width)...)
+	b = binary.AppendUvarint(b, uint64(length))
 	b = binary.BigEndian.AppendUint64(b, uint64(e.seq))
 	b = binary.AppendUvarint(b, uint64(len(e.records)))
 	for _, r := range e.records {
 		b = append(binary.AppendUvarint(b, uint64(len(r))), r...)
 	}
-	b = append(b, e.changes...)
-	putUvarint(b[start:start+width], uint64(len(b)-start-width))
-	return b
+	return append(b, e.changes...)
 }
 
-// putUvarint writes a uvarint of exactly the size of b.
-func putUvarint(b []byte, n uint64) {
-	for i := range b {
-		b[i] = byte(n) | 0x80
-		n >>= 7
-	}
-	b[len(b)-1] &= 0x7f
-}
+// uvarintBytes returns the size of a number as a uvarint.
+func uvarintBytes(n int) int { return (bits.Len64(uint64(n)|1) + 6) / 7 }
 
 // decodeEntry decodes an entry without its length. The result shares memory with b.
 func decodeEntry(b []byte) (e entry, err error) {
@@ -246,7 +236,7 @@ func (r *replayer) applyEntry(s *segment, e entry) error {
 				return err
 			}
 		}
-		s.add(at, accepted)
+		s.add(groupEvents{1, at, accepted, accepted})
 		r.last, r.accepted = max(r.last, at), max(r.accepted, accepted)
 	}
 	return nil

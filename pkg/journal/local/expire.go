@@ -163,7 +163,7 @@ func (j *Journal) removeSegments(ctx context.Context, whole bool) error {
 			return nil
 		}
 		// The segments have the last changes of the index.
-		_, at, _, err := st.readSegments()
+		at, _, err := st.logPosition()
 		if err != nil {
 			return err
 		}

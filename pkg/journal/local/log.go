@@ -32,38 +32,38 @@ const (
 
 // segmentInfo describes a segment.
 type segmentInfo struct {
-	number         uint32
-	end            int64 // offset after the last frame
-	events         uint64
-	first, last    journal.Seq // first and last event; 0 without events
-	oldest, newest int64       // acceptance of those, nanoseconds since 1970
+	number uint32
+	end    int64 // offset after the last frame
+	events uint64
+	last   journal.Seq // last event; 0 without events
+	newest int64       // its acceptance, nanoseconds since 1970
 }
 
-// add counts an event.
-func (s *segmentInfo) add(seq journal.Seq, accepted int64) {
-	if s.events == 0 {
-		s.first, s.oldest = seq, accepted
+// add counts the events of a group.
+func (s *segmentInfo) add(m groupEvents) {
+	if m.events == 0 {
+		return
 	}
-	s.events++
-	s.last, s.newest = seq, accepted
+	s.events += uint64(m.events)
+	s.last, s.newest = m.first+journal.Seq(m.events)-1, m.newest
 }
 
 func (s segmentInfo) appendTo(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, s.number)
-	for _, n := range [...]uint64{uint64(s.end), s.events, uint64(s.first), uint64(s.last), uint64(s.oldest), uint64(s.newest)} {
+	for _, n := range [...]uint64{uint64(s.end), s.events, uint64(s.last), uint64(s.newest)} {
 		b = binary.BigEndian.AppendUint64(b, n)
 	}
 	return b
 }
 
-const segmentInfoBytes = 4 + 6*8
+const segmentInfoBytes = 4 + 4*8
 
 func decodeSegmentInfo(b []byte) (s segmentInfo, err error) {
 	if len(b) != segmentInfoBytes {
 		return s, errors.New("entry of a segment has a wrong length")
 	}
 	n := func(i int) uint64 { return binary.BigEndian.Uint64(b[4+8*i:]) }
-	return segmentInfo{binary.BigEndian.Uint32(b), int64(n(0)), n(1), journal.Seq(n(2)), journal.Seq(n(3)), int64(n(4)), int64(n(5))}, nil
+	return segmentInfo{binary.BigEndian.Uint32(b), int64(n(0)), n(1), journal.Seq(n(2)), int64(n(3))}, nil
 }
 
 // segment is a segment of an opened log.
@@ -414,13 +414,7 @@ func (l *segmentLog) write(entries []byte, m groupEvents) (at int64, err error) 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.end += int64(len(frame))
-	if m.events > 0 {
-		if s.events == 0 {
-			s.first, s.oldest = m.first, m.oldest
-		}
-		s.events += uint64(m.events)
-		s.last, s.newest = m.first+journal.Seq(m.events)-1, m.newest
-	}
+	s.add(m)
 	l.synced = s.end
 	l.bytes.Add(int64(len(frame)))
 	return at, nil

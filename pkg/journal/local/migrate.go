@@ -394,18 +394,17 @@ func (t *target) Clear(ctx context.Context) error {
 
 // Put implements transfer.Target.
 func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
-	type pair struct{ key, value []byte }
 	type carried struct {
 		identity
 		journal.QuarantinedRequest
 		head []byte
 	}
-	var all []pair
+	var all []keyValue
 	rejected := make([]carried, len(things.Quarantined))
 	size := 0
 	put := func(key []byte, value any) error {
 		b, err := json.Marshal(value)
-		all = append(all, pair{key, b})
+		all = append(all, keyValue{key, b})
 		return err
 	}
 	for _, d := range things.Dead {
@@ -414,8 +413,7 @@ func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
 			return err
 		}
 		d.Event.Keys = nil
-		value := append(record.AppendString(nil, string(letter)), d.Event.Record()...)
-		all = append(all, pair{sinkKey(deadSpace, journal.DeliveryID{Sink: d.Sink, Seq: d.Letter.Seq}), value})
+		all = append(all, keyValue{sinkKey(deadSpace, journal.DeliveryID{Sink: d.Sink, Seq: d.Letter.Seq}), joinDead(letter, d.Event.Record())})
 	}
 	for _, u := range things.Dispositions {
 		if err := put(sinkKey(dispositionSpace, journal.DeliveryID{Sink: u.Sink, Seq: u.From}), u.Disposition); err != nil {
@@ -435,10 +433,10 @@ func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
 		size += len(head)
 	}
 	for _, n := range things.Values {
-		all = append(all, pair{valueKey(n.Key), n.Value})
+		all = append(all, keyValue{valueKey(n.Key), n.Value})
 	}
 	for _, c := range things.Cursors {
-		all = append(all, pair{cursorKey(c.Name), encodeCursor(c.Committed, c.StartSeq)})
+		all = append(all, keyValue{cursorKey(c.Name), encodeCursor(c.Committed, c.StartSeq)})
 	}
 	for _, e := range all {
 		size += len(e.value)

@@ -118,7 +118,11 @@ func indexOptions(opts Options, fsys vfs.FS) *pebble.Options {
 
 // recover brings the index up to date from the log.
 func (st *store) recover(width time.Duration, m marker) error {
-	indexed, from, generation, err := st.readSegments()
+	indexed, err := st.readSegments()
+	if err != nil {
+		return err
+	}
+	from, generation, err := st.logPosition()
 	if err != nil {
 		return err
 	}
@@ -156,7 +160,7 @@ func (st *store) recover(width time.Duration, m marker) error {
 	}
 	st.last, st.accepted = r.last, r.accepted
 	// The log may have ended segments and generations of keys.
-	if indexed, _, _, err = st.readSegments(); err != nil {
+	if indexed, err = st.readSegments(); err != nil {
 		return err
 	}
 	linked, err := st.number(metaLinkedKey(), 0)
@@ -171,13 +175,12 @@ func (st *store) recover(width time.Duration, m marker) error {
 	return err
 }
 
-// readSegments returns the segments of the index, and the position through which the index
-// is complete.
-func (st *store) readSegments() (indexed map[uint32]segmentInfo, from segmentInfo, generation uint32, err error) {
-	indexed = map[uint32]segmentInfo{}
+// readSegments returns the segments of the index.
+func (st *store) readSegments() (map[uint32]segmentInfo, error) {
+	indexed := map[uint32]segmentInfo{}
 	it, err := st.db.NewIter(&pebble.IterOptions{LowerBound: []byte{segmentSpace}, UpperBound: []byte{segmentSpace + 1}})
 	if err != nil {
-		return nil, from, 0, err
+		return nil, err
 	}
 	for ok := it.First(); ok && err == nil; ok = it.Next() {
 		var s segmentInfo
@@ -186,19 +189,25 @@ func (st *store) readSegments() (indexed map[uint32]segmentInfo, from segmentInf
 		}
 	}
 	if err := cmp.Or(err, it.Error(), it.Close()); err != nil {
-		return nil, from, 0, damaged(err)
+		return nil, damaged(err)
 	}
+	return indexed, nil
+}
+
+// logPosition returns the position through which the index is complete, and the newest
+// generation at that time. The number of the segment is 0 for a new index.
+func (st *store) logPosition() (at segmentInfo, generation uint32, err error) {
 	value, err := st.get(metaLogKey())
 	if errors.Is(err, journal.ErrNotFound) {
-		return indexed, from, 0, nil
+		return at, 0, nil
 	}
 	if err == nil {
-		from, generation, err = decodeLogPosition(value)
+		at, generation, err = decodeLogPosition(value)
 	}
 	if err != nil {
-		return nil, from, 0, damaged(err)
+		return at, 0, damaged(err)
 	}
-	return indexed, from, generation, nil
+	return at, generation, nil
 }
 
 // load reads the end of the log and the quarantine.

@@ -306,7 +306,7 @@ func (s *survey) copyIndex(ctx context.Context, building Options) error {
 		return err
 	}
 	b := db.NewBatch()
-	copied := &survey{opts: s.opts, quarantine: map[identity]string{}}
+	copied := &survey{opts: s.opts}
 	for _, space := range spaces {
 		if s.db == nil || space == eventSpace || space == segmentSpace || space == quarantineSpace || err != nil {
 			continue
