@@ -65,6 +65,22 @@ func IsPermanent(err error) (Reason, bool) {
 	return "", false
 }
 
+// destinationError marks an error of a whole destination.
+type destinationError struct{ err error }
+
+func (e *destinationError) Error() string { return e.err.Error() }
+func (e *destinationError) Unwrap() error { return e.err }
+
+// AtDestination marks err as transient and as an error of the destination of the event:
+// every event of the destination would fail.
+func AtDestination(err error) error { return &destinationError{err} }
+
+// IsAtDestination reports whether err is marked by AtDestination.
+func IsAtDestination(err error) bool {
+	_, ok := errors.AsType[*destinationError](err)
+	return ok
+}
+
 // retryAfterError carries the wait requested by a broker.
 type retryAfterError struct {
 	wait time.Duration

@@ -43,3 +43,5 @@ func (s *scrubbed) Deliver(ctx context.Context, batch []event.Event) error {
 func (s *scrubbed) Destination(e event.Event) Destination { return s.sink.Destination(e) }
 
 func (s *scrubbed) Close() error { return s.scrub.Error(s.sink.Close()) }
+
+func (s *scrubbed) Limits() Limits { return s.sink.Limits() }

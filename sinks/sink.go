@@ -14,9 +14,13 @@ import (
 )
 
 // Sink delivers events to a broker. An existing Sink is open: there is no
-// Start. Deliver is called by a single goroutine at a time. Close may be called
-// during Deliver and makes Deliver return.
+// Start. Several goroutines may call Deliver and Destination, within Limits.
+// Close may be called during Deliver and makes Deliver return.
 type Sink interface {
+	// Limits returns how the relay may call Deliver. The limits of a sink never
+	// change.
+	Limits() Limits
+
 	// Deliver returns when the broker has acknowledged or refused every event,
 	// or ctx is done. Nil means that all events were acknowledged. A BatchError
 	// names the events that were not acknowledged; after any other error no
@@ -27,6 +31,13 @@ type Sink interface {
 	// Permanent because of the event's content: an unknown error is transient,
 	// because a retry loses nothing.
 	//
+	// A transient failure of an event says something about this event only: the
+	// relay holds back the later events of the same partition key and goes on
+	// with all others. A failure of a whole destination is wrapped by
+	// AtDestination: the relay then holds back all events of the destination. A
+	// failure of the connection, or of the whole broker, is an error that is no
+	// BatchError. RetryAfter holds back all events of the sink.
+	//
 	// Order: if an event fails transiently, no later event of the batch with an
 	// equal partition key may count as delivered.
 	//
@@ -34,8 +45,7 @@ type Sink interface {
 	Deliver(ctx context.Context, batch []event.Event) error
 
 	// Destination returns the destination of an event without delivering the
-	// event. Destination does no I/O and keeps no reference to e, and is called
-	// by the goroutine of Deliver.
+	// event. Destination does no I/O and keeps no reference to e.
 	Destination(e event.Event) Destination
 
 	// Close closes the connection without flushing: the next process sends
@@ -43,11 +53,26 @@ type Sink interface {
 	Close() error
 }
 
+// Limits limit the calls of Deliver. The zero Limits are one call at a time, with
+// up to Settings.Batch events.
+type Limits struct {
+	// InFlight is the maximum number of concurrent calls; 0 is 1. Two concurrent
+	// calls never have events of the same partition key.
+	InFlight int
+	// Batch is the maximum number of events of a call; 0 is Settings.Batch.
+	Batch int
+	// PerDestination restricts a call to events of one destination, and each
+	// destination to one call at a time.
+	PerDestination bool
+}
+
 // Destination is the destination of an event, in the broker's terms. The zero
 // Destination belongs to a sink with a single, unnamed destination.
 type Destination struct {
 	Name     string // a subject, a topic; over HTTP, the receiver
 	Template string // template of the name in the configuration; empty for a sink with a single destination
+
+	Partition int // partition of a topic; 0 for a broker without partitions
 }
 
 // Route selects the destination of an event. The zero Route belongs to a sink

@@ -699,3 +699,6 @@ func TestTailsAreBounded(t *testing.T) {
 		t.Errorf("no tail opens after the others have ended: %v", again.Err())
 	}
 }
+
+// Limits implements sinks.Sink.
+func (*broker) Limits() sinks.Limits { return sinks.Limits{} }

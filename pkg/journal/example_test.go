@@ -53,7 +53,7 @@ func Example() {
 	for _, r := range records {
 		fmt.Println("deliver", r.Event.CloudEvent.Type())
 	}
-	if err := cursor.Commit(ctx, records[len(records)-1].Seq, journal.Undelivered{}); err != nil {
+	if err := cursor.Commit(ctx, journal.UpTo(records[len(records)-1].Seq)); err != nil {
 		panic(err)
 	}
 	fmt.Println("lag", cursor.Lag())

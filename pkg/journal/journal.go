@@ -10,8 +10,9 @@
 //  3. Inside the dedupe window an identity key is stored once, also by concurrent
 //     appends of several processes.
 //  4. Sequences increase, and a sequence is never given to a second event.
-//  5. An event is not removed before every open cursor has passed the event.
-//  6. A cursor moves only by Commit. A crash may repeat events; it never skips one.
+//  5. An event is not removed before it is done for every open cursor.
+//  6. An event is done for a cursor only by Commit. A crash may repeat events; it never
+//     skips one.
 //  7. Dead letters, dispositions and quarantined requests are as durable as events.
 package journal
 
@@ -206,25 +207,29 @@ type Usage struct {
 // Cursor is the durable position of one reader, such as a sink.
 type Cursor interface {
 	// Next returns the 1 to limit records after the records that Next returned last. Next
-	// blocks until there is a record, and while storage fails. Of the processes that
-	// share a journal, one owns the cursor and gets records. The next owner begins after
-	// the committed sequence.
+	// blocks until there is a record, and while storage fails. The records may be done.
+	// Of the processes that share a journal, one owns the cursor and gets records. The next
+	// owner begins after the committed sequence.
 	Next(ctx context.Context, limit int) ([]Record, error)
 
-	// Commit moves the cursor to a sequence, and stores why the sink did not get some of
-	// the events up to there. An engine that cannot do both atomically moves the cursor
-	// last, so that a crash repeats events and never skips one. Commit blocks while
-	// storage fails. Its error wraps ErrOwnershipLost if another process owns the
-	// cursor; Next then blocks until this process is the owner again.
-	Commit(ctx context.Context, through Seq, undelivered Undelivered) error
+	// Commit stores the progress of the sink, and why the sink did not get some of the
+	// events. An engine that cannot do both atomically stores the progress last, so that a
+	// crash repeats events and never skips one. Commit blocks while storage fails. Its error
+	// wraps ErrOwnershipLost if another process owns the cursor; Next then blocks until this
+	// process is the owner again.
+	Commit(ctx context.Context, p Progress) error
 
-	// Committed returns the sequence of the last Commit.
+	// Committed returns the sequence up to which every event is done, as of the last Commit.
 	Committed() Seq
+
+	// Done reports whether an event is done, as of the last Commit: at most Committed, or in
+	// a range that was committed. Done may be called concurrently.
+	Done(s Seq) bool
 
 	// StartSeq returns the sequence at which the cursor was created.
 	StartSeq() Seq
 
-	// Lag returns the number of events after the committed sequence, as of a moment ago.
+	// Lag returns the number of stored events that are not done, as of a moment ago.
 	Lag() uint64
 
 	// OwnershipLost returns a channel that is closed when another process becomes the
@@ -245,6 +250,25 @@ type Owner struct {
 	Local bool      // this process is the owner
 }
 
+// Range is the sequences from From through To.
+type Range struct{ From, To Seq }
+
+// Progress is what a sink has done with the events of its cursor.
+type Progress struct {
+	// Done are the events that the sink needs no more. The ranges may contain sequences
+	// without an event, and events that were done before. To move Committed, the ranges
+	// must cover also the sequences without an event.
+	Done []Range
+	// Open is the number of events that Next has returned and that are not done. An engine
+	// that can count these events itself ignores Open.
+	Open uint64
+
+	Undelivered
+}
+
+// UpTo is the progress of a sink that is done with every event up to a sequence.
+func UpTo(s Seq) Progress { return Progress{Done: []Range{{1, s}}} }
+
 // Undelivered are the events that a cursor passes without a delivery.
 type Undelivered struct {
 	Sink      string // sink of the dead letters; empty is the name of the cursor
@@ -256,9 +280,10 @@ type Undelivered struct {
 type Position struct {
 	Name      string
 	Committed Seq
-	StartSeq  Seq    // sequence at which the cursor was created
-	Lag       uint64 // stored events after Committed
-	InUse     bool   // a process has opened the cursor
+	Done      []Range // done events after Committed
+	StartSeq  Seq     // sequence at which the cursor was created
+	Lag       uint64  // stored events that are not done
+	InUse     bool    // a process has opened the cursor
 }
 
 // Start is the sequence after which a new cursor begins.

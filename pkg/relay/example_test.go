@@ -80,3 +80,6 @@ func Example() {
 	}
 	// Output: delivered com.example.invoice.paid
 }
+
+// Limits implements sinks.Sink.
+func (printer) Limits() sinks.Limits { return sinks.Limits{} }

@@ -86,7 +86,7 @@ func (p *Pump) commitDone(hard context.Context) error {
 	if p.background.uncommitted == 0 {
 		return nil
 	}
-	if err := p.cursor.Commit(hard, p.background.uncommitted, journal.Undelivered{}); err != nil {
+	if err := p.cursor.Commit(hard, journal.UpTo(p.background.uncommitted)); err != nil {
 		return err
 	}
 	p.background.uncommitted = 0

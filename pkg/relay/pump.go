@@ -203,7 +203,7 @@ func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record)
 				p.metrics.clearOldest()
 				return nil
 			}
-			if err := p.cursor.Commit(hard, done, now); err != nil {
+			if err := p.cursor.Commit(hard, journal.Progress{Done: journal.UpTo(done).Done, Undelivered: now}); err != nil {
 				return err
 			}
 			p.background.uncommitted = 0 // before done

@@ -472,3 +472,6 @@ postwire_sink_lag_seconds{sink="x"} 90
 	}
 	close(broker.hold)
 }
+
+// Limits implements sinks.Sink.
+func (*broker) Limits() sinks.Limits { return sinks.Limits{} }

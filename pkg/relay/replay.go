@@ -583,7 +583,7 @@ func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 		if spec.Adopts != "" { // events of other replays were delivered before, or are dead letters already
 			undelivered.Dead = slices.DeleteFunc(dead, func(d journal.DeadLetter) bool { return d.Seq > through })
 		}
-		moved := cursor.Commit(hard, through, undelivered)
+		moved := cursor.Commit(hard, journal.Progress{Done: journal.UpTo(through).Done, Undelivered: undelivered})
 		if errors.Is(moved, journal.ErrOwnershipLost) {
 			r.replays.mu.Lock()
 			re.local = false

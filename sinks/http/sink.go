@@ -301,3 +301,6 @@ func (s *Sink) request(ctx context.Context, parts []part) (*nethttp.Request, err
 	}
 	return r, nil
 }
+
+// Limits implements sinks.Sink.
+func (*Sink) Limits() sinks.Limits { return sinks.Limits{} }

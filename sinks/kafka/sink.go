@@ -382,3 +382,6 @@ func (s *Sink) classify(topic string, err error) error {
 	}
 	return err
 }
+
+// Limits implements sinks.Sink.
+func (*Sink) Limits() sinks.Limits { return sinks.Limits{} }

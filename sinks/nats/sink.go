@@ -272,3 +272,6 @@ func (d *delivery) core(ctx context.Context, batch []event.Event) error {
 	}
 	return sinks.Outcome(errs)
 }
+
+// Limits implements sinks.Sink.
+func (*Sink) Limits() sinks.Limits { return sinks.Limits{} }

@@ -198,3 +198,6 @@ func (s *Sink) Close() error {
 	s.close.Do(func() { close(s.closed) })
 	return nil
 }
+
+// Limits implements sinks.Sink.
+func (*Sink) Limits() sinks.Limits { return sinks.Limits{} }

@@ -205,3 +205,6 @@ func judge(method string, a answer) error {
 	}
 	return err
 }
+
+// Limits implements sinks.Sink.
+func (*Sink) Limits() sinks.Limits { return sinks.Limits{} }

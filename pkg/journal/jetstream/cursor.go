@@ -18,6 +18,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
+	"github.com/postwire/postwire/pkg/journal/seqset"
 )
 
 const (
@@ -68,6 +69,7 @@ type cursor struct {
 	broken    error         // why the event at the cursor cannot be read
 	ownership *ownership    // nil while another process is the owner
 	committed journal.Seq
+	marks     *seqset.Set // done events after committed
 	startSeq  journal.Seq
 	lag       uint64
 	owner     journal.Owner
@@ -95,7 +97,7 @@ type delivery struct {
 
 // Reader implements journal.Journal.
 func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) (journal.Cursor, error) {
-	c := &cursor{j: j, name: name, durable: token(name), start: start, changed: make(chan struct{})}
+	c := &cursor{j: j, name: name, durable: token(name), start: start, marks: seqset.At(0), changed: make(chan struct{})}
 	j.mu.Lock()
 	switch {
 	case j.closed:
@@ -572,8 +574,18 @@ func (t *ownership) acknowledgement(d delivery) string {
 }
 
 // Commit implements journal.Cursor.
-func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered journal.Undelivered) error {
+func (c *cursor) Commit(ctx context.Context, p journal.Progress) error {
+	undelivered := p.Undelivered
 	c.mu.Lock()
+	set := seqset.At(c.committed)
+	for r := range c.marks.Ranges() {
+		set.Add(r.From, r.To)
+	}
+	for _, r := range p.Done {
+		set.Add(r.From, r.To)
+	}
+	c.marks = set
+	through := set.Floor()
 	t, closed := c.ownership, c.closed || c.life.Err() != nil
 	var done []delivery
 	if t != nil {
@@ -675,6 +687,13 @@ func (c *cursor) acknowledge(ctx context.Context, t *ownership, d delivery) erro
 		}
 		return errors.New("the acknowledgement was not answered")
 	})
+}
+
+// Done implements journal.Cursor.
+func (c *cursor) Done(s journal.Seq) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return s <= c.committed
 }
 
 // Committed implements journal.Cursor.

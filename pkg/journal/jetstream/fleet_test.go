@@ -153,7 +153,7 @@ func TestSinksChangeHands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := ca.Commit(t.Context(), records[3].Seq, journal.Undelivered{Dead: []journal.DeadLetter{{Seq: records[1].Seq, Reason: "invalid"}}}); err != nil {
+	if err := ca.Commit(t.Context(), journal.Progress{Done: journal.UpTo(records[3].Seq).Done, Undelivered: journal.Undelivered{Dead: []journal.DeadLetter{{Seq: records[1].Seq, Reason: "invalid"}}}}); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
@@ -184,7 +184,7 @@ func TestSinksChangeHands(t *testing.T) {
 	if got := strings.Join(ids, " "); got != "5 6 7 8 9 10 11" { // the one that stood by has 4
 		t.Errorf("after the other one died: %s", got)
 	}
-	if err := ca.Commit(t.Context(), last, journal.Undelivered{}); err != nil {
+	if err := ca.Commit(t.Context(), journal.UpTo(last)); err != nil {
 		t.Errorf("Commit: %v", err)
 	}
 	within(t, "nothing is left", func() bool { return ca.Lag() == 0 })
@@ -222,7 +222,7 @@ func TestCommitOfWhatHasMoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	within(t, "the first one has noticed", func() bool { return !ca.Owner().Local })
-	if err := ca.Commit(t.Context(), last, journal.Undelivered{}); !errors.Is(err, journal.ErrOwnershipLost) {
+	if err := ca.Commit(t.Context(), journal.UpTo(last)); !errors.Is(err, journal.ErrOwnershipLost) {
 		t.Errorf("Commit = %v", err)
 	}
 }
@@ -268,7 +268,7 @@ func TestLargeEvents(t *testing.T) {
 	if err != nil || len(records) != 1 || string(records[0].Event.CloudEvent.DataEncoded) != string(large.CloudEvent.DataEncoded) {
 		t.Fatalf("Read: %d records, %v", len(records), err)
 	}
-	if err := c.Commit(t.Context(), last, journal.Undelivered{Dead: []journal.DeadLetter{{Seq: last, Reason: "too_large"}}}); err != nil {
+	if err := c.Commit(t.Context(), journal.Progress{Done: journal.UpTo(last).Done, Undelivered: journal.Undelivered{Dead: []journal.DeadLetter{{Seq: last, Reason: "too_large"}}}}); err != nil {
 		t.Fatal(err)
 	}
 	at, err := j.Redeliver(t.Context(), journal.DeliveryID{Sink: "sink", Seq: last})
@@ -305,7 +305,7 @@ func TestFull(t *testing.T) {
 	if ids[0] != "0" {
 		t.Errorf("the oldest is %s", ids[0])
 	}
-	if err := c.Commit(t.Context(), last, journal.Undelivered{Dead: []journal.DeadLetter{{Seq: last, Reason: "invalid"}}}); err != nil {
+	if err := c.Commit(t.Context(), journal.Progress{Done: journal.UpTo(last).Done, Undelivered: journal.Undelivered{Dead: []journal.DeadLetter{{Seq: last, Reason: "invalid"}}}}); err != nil {
 		t.Fatal(err)
 	}
 	// What every sink has passed makes room.

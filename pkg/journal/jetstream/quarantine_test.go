@@ -103,7 +103,7 @@ func TestRemovedRequestsLeaveTheStream(t *testing.T) {
 		return s.bytes
 	}
 	before := bytes()
-	if err := c.Commit(t.Context(), at, journal.Undelivered{Dead: []journal.DeadLetter{{Seq: at, Reason: "too_large"}}}); err != nil {
+	if err := c.Commit(t.Context(), journal.Progress{Done: journal.UpTo(at).Done, Undelivered: journal.Undelivered{Dead: []journal.DeadLetter{{Seq: at, Reason: "too_large"}}}}); err != nil {
 		t.Fatal(err)
 	}
 	var ids []string

@@ -346,7 +346,7 @@ func (s *spill) forwardEvents(ctx context.Context) {
 		if stored == 0 {
 			continue
 		}
-		if err := s.cursor.Commit(ctx, pending[stored-1].Seq, journal.Undelivered{}); err != nil {
+		if err := s.cursor.Commit(ctx, journal.UpTo(pending[stored-1].Seq)); err != nil {
 			if ctx.Err() == nil {
 				s.j.log.Error("the spill cannot note what was forwarded; it is forwarded again", zap.Error(err))
 			}

@@ -173,7 +173,7 @@ func mustRead(t *testing.T, c journal.Cursor, n int) []journal.Record {
 
 func mustCommit(t *testing.T, c journal.Cursor, through journal.Seq, dead ...journal.DeadLetter) {
 	t.Helper()
-	if err := c.Commit(t.Context(), through, journal.Undelivered{Dead: dead}); err != nil {
+	if err := c.Commit(t.Context(), journal.Progress{Done: journal.UpTo(through).Done, Undelivered: journal.Undelivered{Dead: dead}}); err != nil {
 		t.Fatalf("Commit(%d): %v", through, err)
 	}
 }
@@ -658,7 +658,7 @@ func discarded(t *testing.T, h Harness) {
 	seq := func(n int) journal.Seq { return records[n-1].Seq }
 	give := func(through journal.Seq, ranges ...journal.Disposition) {
 		t.Helper()
-		if err := c.Commit(t.Context(), through, journal.Undelivered{Discarded: ranges}); err != nil {
+		if err := c.Commit(t.Context(), journal.Progress{Done: journal.UpTo(through).Done, Undelivered: journal.Undelivered{Discarded: ranges}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -936,7 +936,7 @@ func closed(t *testing.T, h Harness) {
 	if _, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{}); !errors.Is(err, journal.ErrClosed) {
 		t.Errorf("Quarantine: %v", err)
 	}
-	if err := c.Commit(t.Context(), 1, journal.Undelivered{}); !errors.Is(err, journal.ErrClosed) {
+	if err := c.Commit(t.Context(), journal.UpTo(1)); !errors.Is(err, journal.ErrClosed) {
 		t.Errorf("Commit: %v", err)
 	}
 	if err := j.Check(); !errors.Is(err, journal.ErrClosed) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
+	"github.com/postwire/postwire/pkg/journal/seqset"
 )
 
 // Range is a range of events.
@@ -341,7 +342,7 @@ func (s *survey) readEntries(payload []byte) error {
 
 // spaces are the first bytes of the keys of the index.
 var spaces = []byte{
-	cursorSpace, deadSpace, eventSpace, dispositionSpace, identitySpace, keySpace, lostSpace, metaSpace, valueSpace, orderSpace, quarantineSpace, segmentSpace,
+	doneSpace, cursorSpace, deadSpace, eventSpace, dispositionSpace, identitySpace, keySpace, lostSpace, metaSpace, valueSpace, orderSpace, quarantineSpace, segmentSpace,
 }
 
 // eachEntry calls do for every readable entry of a space, and returns the error of an
@@ -408,6 +409,11 @@ func (s *survey) readEntryOf(db *pebble.DB, key, value []byte) error {
 		}
 		s.positions = append(s.positions, cursorPosition{string(key[1:]), committed, start})
 		s.last = max(s.last, committed)
+	case doneSpace:
+		if _, err := sinkOf(key); err != nil {
+			return err
+		}
+		return seqset.At(0).Load(uint64(seqOf(key)), value)
 	case deadSpace:
 		if _, err := decodeDead(key, value); err != nil {
 			return err

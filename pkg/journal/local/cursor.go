@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
+	"github.com/postwire/postwire/pkg/journal/seqset"
 )
 
 // maxReadBytes limits the size of the records of one Next.
@@ -23,17 +25,20 @@ const maxReadBytes = 8 << 20
 
 // cursor implements journal.Cursor.
 type cursor struct {
-	j         *Journal
-	name      string
-	next      journal.Seq // first sequence of the next Next
-	committed atomic.Uint64
-	began     atomic.Uint64
-	placed    bool // the position is stored
+	j      *Journal
+	name   string
+	next   journal.Seq // first sequence of the next Next
+	began  atomic.Uint64
+	placed bool        // the position is stored
+	staged *seqset.Set // done events, with those of a Commit that runs
+
+	mu   sync.RWMutex
+	done *seqset.Set // done events whose Commit is on stable storage
 }
 
 // Reader implements journal.Journal.
 func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) (journal.Cursor, error) {
-	c := &cursor{j: j, name: name}
+	c := &cursor{j: j, name: name, staged: seqset.At(0), done: seqset.At(0)}
 	j.mu.Lock()
 	if _, ok := j.cursors[name]; ok {
 		j.mu.Unlock()
@@ -55,6 +60,7 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	known := false
 	var committed, began, repaired journal.Seq
+	var pages map[uint64][]byte
 	err := c.j.read(ctx, func(st *store) (err error) {
 		if repaired, err = st.number(metaRepairedKey(), 0); err != nil {
 			return err
@@ -67,7 +73,10 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 			return err
 		}
 		known = true
-		committed, began, err = decodeCursor(value)
+		if committed, began, err = decodeCursor(value); err != nil {
+			return err
+		}
+		pages, err = st.pages(ctx, c.name)
 		return err
 	})
 	if err != nil {
@@ -94,12 +103,54 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	}
 	c.next = committed + 1
 	c.began.Store(uint64(began))
+	staged, err := loadDone(committed, pages)
+	if err != nil {
+		return err
+	}
+	done, err := loadDone(committed, pages)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.staged, c.done = staged, done
+	c.mu.Unlock()
 	if known {
-		c.committed.Store(uint64(committed))
 		return nil
 	}
 	// Without this write a restart would begin a new sink later.
-	return c.Commit(ctx, committed, journal.Undelivered{})
+	return c.Commit(ctx, journal.Progress{})
+}
+
+// pages reads the encoded pages of done events of a cursor.
+func (st *store) pages(ctx context.Context, name string) (map[uint64][]byte, error) {
+	pages := map[uint64][]byte{}
+	prefix := sinkPrefix(doneSpace, name)
+	for page, err := range entries(ctx, st, prefix, prefix, func(key, value []byte) (donePage, error) {
+		return donePage{uint64(seqOf(key)), slices.Clone(value)}, nil
+	}) {
+		if err != nil {
+			return nil, err
+		}
+		pages[page.number] = page.value
+	}
+	return pages, nil
+}
+
+// donePage is an encoded page of done events.
+type donePage struct {
+	number uint64
+	value  []byte
+}
+
+// loadDone returns the done events of a cursor.
+func loadDone(committed journal.Seq, pages map[uint64][]byte) (*seqset.Set, error) {
+	set := seqset.At(committed)
+	for number, page := range pages {
+		if err := set.Load(number, page); err != nil {
+			return nil, fmt.Errorf("events that are done from %d on: %w", number*seqset.PageSize, err)
+		}
+	}
+	return set, nil
 }
 
 // Cursors implements journal.Journal.
@@ -119,7 +170,16 @@ func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err erro
 				return err
 			}
 			p.InUse = slices.Contains(open, p.Name)
-			p.Lag = uint64(last - min(last, max(p.Committed, oldest-1)))
+			pages, err := st.pages(ctx, p.Name)
+			if err != nil {
+				return err
+			}
+			done, err := loadDone(p.Committed, pages)
+			if err != nil {
+				return err
+			}
+			p.Done = slices.Collect(done.Ranges())
+			p.Lag = done.Missing(oldest, last)
 			all = append(all, p)
 		}
 		return nil
@@ -138,7 +198,10 @@ func (j *Journal) DeleteCursor(ctx context.Context, name string) error {
 	if open {
 		return fmt.Errorf("forgetting cursor %s: it is open", name)
 	}
-	if err := j.change(ctx, func(g *group) error { return g.delete(cursorKey(name)) }); err != nil {
+	pages := sinkPrefix(doneSpace, name)
+	if err := j.change(ctx, func(g *group) error {
+		return errors.Join(g.delete(cursorKey(name)), g.deleteRange(pages, after(pages)))
+	}); err != nil {
 		return fmt.Errorf("forgetting cursor %s: %w", name, err)
 	}
 	j.mu.Lock()
@@ -262,10 +325,19 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 }
 
 // Commit implements journal.Cursor.
-func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered journal.Undelivered) error {
-	letters, err := c.deadLetters(ctx, undelivered)
+func (c *cursor) Commit(ctx context.Context, p journal.Progress) error {
+	letters, err := c.deadLetters(ctx, p.Undelivered)
 	if err != nil {
-		return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
+		return fmt.Errorf("committing %s: %w", c.name, err)
+	}
+	for _, r := range p.Done {
+		c.staged.Add(r.From, r.To)
+	}
+	committed := c.staged.Floor()
+	changed := c.staged.Changed()
+	pages := make([][]byte, len(changed))
+	for i, number := range changed {
+		pages[i] = c.staged.Page(number)
 	}
 	err = c.j.change(ctx, func(g *group) error {
 		for _, l := range letters {
@@ -273,18 +345,35 @@ func (c *cursor) Commit(ctx context.Context, through journal.Seq, undelivered jo
 				return err
 			}
 		}
-		for _, u := range undelivered.Discarded {
+		for _, u := range p.Discarded {
 			if err := g.recordDisposition(c.name, u); err != nil {
 				return err
 			}
 		}
-		return g.set(cursorKey(c.name), encodeCursor(through, c.StartSeq()))
+		for i, number := range changed {
+			key := sinkKey(doneSpace, journal.DeliveryID{Sink: c.name, Seq: journal.Seq(number)})
+			if pages[i] == nil {
+				err = g.delete(key)
+			} else {
+				err = g.set(key, pages[i])
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return g.set(cursorKey(c.name), encodeCursor(committed, c.StartSeq()))
 	})
 	if err != nil {
-		return fmt.Errorf("committing %s at %d: %w", c.name, through, err)
+		c.staged.Change(changed)
+		return fmt.Errorf("committing %s at %d: %w", c.name, committed, err)
 	}
-	c.committed.Store(uint64(through))
-	c.next = max(c.next, through+1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range p.Done {
+		c.done.Add(r.From, r.To)
+	}
+	c.done.Changed() // staged is what is stored
+	c.next = max(c.next, committed+1)
 	return nil
 }
 
@@ -327,12 +416,24 @@ func decodeCursor(value []byte) (committed, began journal.Seq, err error) {
 func (c *cursor) StartSeq() journal.Seq { return journal.Seq(c.began.Load()) }
 
 // Committed implements journal.Cursor.
-func (c *cursor) Committed() journal.Seq { return journal.Seq(c.committed.Load()) }
+func (c *cursor) Committed() journal.Seq {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.done.Floor()
+}
+
+// Done implements journal.Cursor.
+func (c *cursor) Done(s journal.Seq) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.done.Has(s)
+}
 
 // Lag implements journal.Cursor.
 func (c *cursor) Lag() uint64 {
-	committed := c.Committed() // before Last, so that the lag is never negative
-	return uint64(c.j.Last() - committed)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.done.Missing(c.done.Floor()+1, c.j.Last())
 }
 
 // OwnershipLost implements journal.Cursor: one process uses this journal.

@@ -79,7 +79,7 @@ func powerLoss(t *testing.T, seed uint64) {
 				return
 			}
 			last := records[len(records)-1].Seq
-			if err := cursor.Commit(ctx, last, journal.Undelivered{Dead: []journal.DeadLetter{{Seq: records[0].Seq, Reason: "x"}}}); err != nil {
+			if err := cursor.Commit(ctx, journal.Progress{Done: journal.UpTo(last).Done, Undelivered: journal.Undelivered{Dead: []journal.DeadLetter{{Seq: records[0].Seq, Reason: "x"}}}}); err != nil {
 				return
 			}
 			committed.Store(uint64(last))
@@ -254,7 +254,7 @@ func TestDiskFails(t *testing.T) {
 						seen[id] = true
 					}
 				}
-				if err := reader.Commit(t.Context(), records[len(records)-1].Seq, journal.Undelivered{}); err != nil {
+				if err := reader.Commit(t.Context(), journal.UpTo(records[len(records)-1].Seq)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -420,7 +420,7 @@ func TestTooLittleSpaceRefusesEventsAndLetsCursorsMove(t *testing.T) {
 	if _, err := j.Quarantine(t.Context(), journal.QuarantinedRequest{}); !errors.Is(err, journal.ErrFull) {
 		t.Errorf("Quarantine = %v, want ErrFull", err)
 	}
-	if err := c.Commit(t.Context(), 1, journal.Undelivered{}); err != nil {
+	if err := c.Commit(t.Context(), journal.UpTo(1)); err != nil {
 		t.Errorf("Commit = %v", err)
 	}
 	disk.free.Store(1 << 30)
@@ -509,7 +509,7 @@ func TestLimitTrimsHistoryBeforeItRefuses(t *testing.T) {
 	eventually(t, "delivered events make room", func() bool {
 		if put() == nil {
 			accepted++
-			if err := c.Commit(t.Context(), j.Last(), journal.Undelivered{}); err != nil {
+			if err := c.Commit(t.Context(), journal.UpTo(j.Last())); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -528,7 +528,7 @@ func TestLimitTrimsHistoryBeforeItRefuses(t *testing.T) {
 	if u := j.Usage(); u.Bytes < u.MaxBytes*3/4 {
 		t.Errorf("full at %d of %d bytes", u.Bytes, u.MaxBytes)
 	}
-	if err := c.Commit(t.Context(), j.Last(), journal.Undelivered{}); err != nil {
+	if err := c.Commit(t.Context(), journal.UpTo(j.Last())); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "there is room again", func() bool { return put() == nil })

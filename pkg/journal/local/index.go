@@ -13,6 +13,7 @@ const indexDir = "index"
 
 // Key space of the index. Numbers are big-endian, so that keys sort by number.
 //
+//	a <len><name> <number>    page of done events of a cursor, after its committed seq: package seqset
 //	c <name>                  cursor: committed seq and start seq
 //	d <len><sink> <seq>       dead letter: JSON with its length, then the record of the event
 //	e <seq>                   sparse index: where the event is in the log, acceptance time
@@ -32,6 +33,7 @@ const indexDir = "index"
 //	q <id>                    quarantined request without body: identity, then the encoding of package record
 //	s <number>                segment of the log that is complete
 const (
+	doneSpace        = 'a'
 	cursorSpace      = 'c'
 	deadSpace        = 'd'
 	eventSpace       = 'e'

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -17,6 +18,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
+	"github.com/postwire/postwire/pkg/journal/seqset"
 	"github.com/postwire/postwire/pkg/journal/transfer"
 )
 
@@ -241,8 +243,19 @@ func (s *source) Values(ctx context.Context) iter.Seq2[journal.KVEntry, error] {
 func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] {
 	return entries(ctx, s.store, []byte{cursorSpace}, []byte{cursorSpace}, func(key, value []byte) (c transfer.Cursor, err error) {
 		c.Name = string(key[1:])
-		c.Committed, c.StartSeq, err = decodeCursor(value)
-		return c, err
+		if c.Committed, c.StartSeq, err = decodeCursor(value); err != nil {
+			return c, err
+		}
+		pages, err := s.store.pages(ctx, c.Name)
+		if err != nil {
+			return c, err
+		}
+		done, err := loadDone(c.Committed, pages)
+		if err != nil {
+			return c, err
+		}
+		c.Done = slices.Collect(done.Ranges())
+		return c, nil
 	})
 }
 
@@ -383,7 +396,7 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func
 func (t *target) Clear(ctx context.Context) error {
 	return t.do(ctx, 64, func(g *group) error {
 		var err error
-		for _, space := range []byte{cursorSpace, deadSpace, dispositionSpace, identitySpace, orderSpace, quarantineSpace} {
+		for _, space := range []byte{doneSpace, cursorSpace, deadSpace, dispositionSpace, identitySpace, orderSpace, quarantineSpace} {
 			err = errors.Join(err, g.deleteRange([]byte{space}, []byte{space + 1}))
 		}
 		carried := valueKey(carriedPrefix)
@@ -436,7 +449,16 @@ func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
 		all = append(all, keyValue{valueKey(n.Key), n.Value})
 	}
 	for _, c := range things.Cursors {
-		all = append(all, keyValue{cursorKey(c.Name), encodeCursor(c.Committed, c.StartSeq)})
+		done := seqset.At(c.Committed)
+		for _, r := range c.Done {
+			done.Add(r.From, r.To)
+		}
+		all = append(all, keyValue{cursorKey(c.Name), encodeCursor(done.Floor(), c.StartSeq)})
+		for _, number := range done.Changed() {
+			if page := done.Page(number); page != nil {
+				all = append(all, keyValue{sinkKey(doneSpace, journal.DeliveryID{Sink: c.Name, Seq: journal.Seq(number)}), page})
+			}
+		}
 	}
 	for _, e := range all {
 		size += len(e.value)

@@ -83,7 +83,7 @@ func TestReaderDuringRemoval(t *testing.T) {
 		t.Errorf("the sink goes on with %v, %v", records, err)
 	}
 	// The dead letter of an event that is not there is an error of the commit alone.
-	err = sink.Commit(t.Context(), 1, journal.Undelivered{Dead: []journal.DeadLetter{{Seq: 100, Reason: "x"}}})
+	err = sink.Commit(t.Context(), journal.Progress{Done: journal.UpTo(1).Done, Undelivered: journal.Undelivered{Dead: []journal.DeadLetter{{Seq: 100, Reason: "x"}}}})
 	if !errors.Is(err, journal.ErrNotFound) {
 		t.Errorf("Commit = %v", err)
 	}

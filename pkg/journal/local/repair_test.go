@@ -56,8 +56,8 @@ func filled(t *testing.T, o Options, closed bool, events, size int) {
 	}
 	dead := journal.DeadLetter{Seq: 1, Reason: "too_large"}
 	if err := errors.Join(
-		slow.Commit(t.Context(), journal.Seq(events/3), journal.Undelivered{Dead: []journal.DeadLetter{dead}}),
-		quick.Commit(t.Context(), journal.Seq(events*2/3), journal.Undelivered{}),
+		slow.Commit(t.Context(), journal.Progress{Done: journal.UpTo(journal.Seq(events / 3)).Done, Undelivered: journal.Undelivered{Dead: []journal.DeadLetter{dead}}}),
+		quick.Commit(t.Context(), journal.UpTo(journal.Seq(events*2/3))),
 		j.PutValue(t.Context(), "note", []byte("text")),
 	); err != nil {
 		t.Fatal(err)

@@ -97,7 +97,7 @@ func TestSegmentsAreRemoved(t *testing.T) {
 	if after := segmentFiles(t, mem); !slices.Equal(after, before) || j.Oldest() != 1 {
 		t.Errorf("the sink has had nothing, the oldest event is %d, and of %v are left %v", j.Oldest(), before, after)
 	}
-	if err := sink.Commit(t.Context(), 50, journal.Undelivered{}); err != nil {
+	if err := sink.Commit(t.Context(), journal.UpTo(50)); err != nil {
 		t.Fatal(err)
 	}
 	if err := j.Expire(t.Context()); err != nil {
@@ -123,7 +123,7 @@ func TestSegmentsAreRemoved(t *testing.T) {
 			t.Errorf("after a crash: %+v, %v", r, err)
 		}
 	}
-	if err := sink.Commit(t.Context(), 116, journal.Undelivered{}); err != nil {
+	if err := sink.Commit(t.Context(), journal.UpTo(116)); err != nil {
 		t.Fatal(err)
 	}
 	c.Advance(3 * time.Hour)
@@ -356,7 +356,7 @@ func TestLittleSpaceTrimsHistory(t *testing.T) {
 		t.Fatal(err)
 	}
 	appendNoise(t, j, 1, 100, 4<<10)
-	if err := c.Commit(t.Context(), 100, journal.Undelivered{}); err != nil {
+	if err := c.Commit(t.Context(), journal.UpTo(100)); err != nil {
 		t.Fatal(err)
 	}
 	disk.free.Store(5 << 18) // of which a quarter is above the limit

@@ -174,6 +174,7 @@ type Disposition struct {
 type Cursor struct {
 	Name                string
 	Committed, StartSeq journal.Seq
+	Done                []journal.Range `json:"done,omitempty"` // done events after Committed
 }
 
 // Metadata is all data except events.
@@ -368,7 +369,7 @@ func (t *transfer) fingerprint(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintln(h, "cursor", c.Name, c.Committed)
+		fmt.Fprintln(h, "cursor", c.Name, c.Committed, c.Done)
 	}
 	for d, err := range t.src.DeadLetters(ctx) {
 		if err != nil {
@@ -566,6 +567,13 @@ func (t *transfer) metadata(ctx context.Context) error {
 	var cursors uint64
 	return each(ctx, t, "cursors", t.src.Cursors(ctx), &cursors, func(c Cursor) (Cursor, error) {
 		c.Committed, c.StartSeq = t.seqs.floor(c.Committed), t.seqs.floor(c.StartSeq)
+		var done []journal.Range
+		for _, r := range c.Done {
+			if r.From, r.To = t.seqs.ceil(r.From), t.seqs.floor(r.To); r.From <= r.To {
+				done = append(done, r)
+			}
+		}
+		c.Done = done
 		t.report.Cursors = append(t.report.Cursors, c)
 		return c, nil
 	}, func(all []Cursor) Metadata { return Metadata{Cursors: all} })

@@ -134,7 +134,7 @@ func read(t *testing.T, c journal.Cursor, n int) (records []journal.Record) {
 
 func commit(t *testing.T, c journal.Cursor, through journal.Seq, u journal.Undelivered) {
 	t.Helper()
-	if err := c.Commit(t.Context(), through, u); err != nil {
+	if err := c.Commit(t.Context(), journal.Progress{Done: journal.UpTo(through).Done, Undelivered: u}); err != nil {
 		t.Fatal(err)
 	}
 }
