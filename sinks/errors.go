@@ -37,11 +37,13 @@ const (
 	ReasonUnauthorized  Reason = "unauthorized"   // the broker forbids only the subject or topic of this event
 	ReasonRefused       Reason = "refused"        // the receiver says no, and not why
 	ReasonExpired       Reason = "expired"        // retry.dead_letter_after passed
+	ReasonMaxAttempts   Reason = "max_attempts"   // retry.max_attempts attempts failed
+	ReasonOperator      Reason = "operator"       // an operator gave up the blocked event
 )
 
 // Reasons returns all reasons.
 func Reasons() []Reason {
-	return []Reason{ReasonTooLarge, ReasonNoDestination, ReasonInvalid, ReasonUnauthorized, ReasonRefused, ReasonExpired}
+	return []Reason{ReasonTooLarge, ReasonNoDestination, ReasonInvalid, ReasonUnauthorized, ReasonRefused, ReasonExpired, ReasonMaxAttempts, ReasonOperator}
 }
 
 // permanentError marks an error for which a retry is useless.

@@ -17,9 +17,18 @@ type Settings struct {
 	Timeout time.Duration `yaml:"timeout" doc:"Maximum time for one attempt to deliver a batch; after this time the attempt counts as failed and is repeated."`
 	Retry   Retry         `yaml:"retry" doc:"Retries of failed deliveries."`
 
+	MaxPending int  `yaml:"max_pending" doc:"Maximum number of events that are read ahead for this sink and not yet delivered, 1 to 1000000. Events behind an event of their partition key that fails do not count: they are read again later."`
+	Rate       Rate `yaml:"rate" doc:"Limit of the events that are sent per second, retries included."`
+
 	Redact Redact `yaml:"redact" doc:"Redaction of event data for this sink. The data is written as JSON again: values that are not redacted stay equal, white space may change. An event with data in another format than JSON becomes a dead letter. Attributes, such as profile, are not changed."`
 
 	Discard Discard `yaml:"discard" doc:"Discards pending events of this sink by age or by number. Discarded events are not delivered and do not become dead letters."`
+}
+
+// Rate limits the events of a sink per second.
+type Rate struct {
+	PerSecond float64 `yaml:"per_second" doc:"Maximum number of events per second, on average. 0 is no limit." example:"50"`
+	Burst     int     `yaml:"burst" doc:"Maximum number of events at once after a pause. 0 is the number of events of one second."`
 }
 
 // Discard selects the pending events to discard.
@@ -35,13 +44,15 @@ type Retry struct {
 
 	DeadLetterAfter time.Duration `yaml:"dead_letter_after" doc:"Age, counted from acceptance, at which an undelivered event becomes a dead letter. 0 retries forever."`
 
+	MaxAttempts int `yaml:"max_attempts" doc:"Number of failed attempts after which an event becomes a dead letter. Only attempts count that fail for this event; while the broker or the destination is away, no attempt counts. 0 retries forever."`
+
 	DeadLetterOn []int `yaml:"dead_letter_on" doc:"Additional HTTP statuses that make an event a dead letter, besides 400, 409, 413, 422 and, in binary mode, 415. Only for sinks of type http. By default, 401, 403, 404, 405 and other statuses are retried." example:"[404]"`
 }
 
 // DefaultSettings returns the defaults of Settings.
 func DefaultSettings() Settings {
 	return Settings{
-		Start: "latest", Batch: 512, Timeout: 30 * time.Second,
+		Start: "latest", Batch: 512, Timeout: 30 * time.Second, MaxPending: 10000,
 		Retry: Retry{Initial: 200 * time.Millisecond, Max: 30 * time.Second},
 	}
 }
@@ -60,6 +71,18 @@ func (s Settings) Validate() error {
 	}
 	if s.Retry.Max < s.Retry.Initial {
 		p.Add("retry.max", fmt.Sprintf("%v is shorter than retry.initial, %v", s.Retry.Max, s.Retry.Initial), "use a longer one, for example 30s")
+	}
+	if s.MaxPending < 1 || s.MaxPending > 1_000_000 {
+		p.Add("max_pending", fmt.Sprintf("%d is out of range", s.MaxPending), "use 1 to 1000000, for example 10000")
+	}
+	if !(s.Rate.PerSecond >= 0 && s.Rate.PerSecond <= 1e9) {
+		p.Add("rate.per_second", fmt.Sprintf("%v is out of range", s.Rate.PerSecond), "use 0 for no limit, or a number of events such as 50")
+	}
+	if s.Rate.Burst < 0 {
+		p.Add("rate.burst", "is negative", "use 0 for the events of one second, or a number such as 100")
+	}
+	if s.Retry.MaxAttempts < 0 {
+		p.Add("retry.max_attempts", "is negative", "use 0 to retry for ever, or a number such as 20")
 	}
 	p.Nest("redact", s.Redact.Validate())
 	if s.Discard.After < 0 {

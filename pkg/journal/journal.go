@@ -216,7 +216,7 @@ type Cursor interface {
 	// events. An engine that cannot do both atomically stores the progress last, so that a
 	// crash repeats events and never skips one. Commit blocks while storage fails. Its error
 	// wraps ErrOwnershipLost if another process owns the cursor; Next then blocks until this
-	// process is the owner again.
+	// process is the owner again. Commit may be called while Next blocks.
 	Commit(ctx context.Context, p Progress) error
 
 	// Committed returns the sequence up to which every event is done, as of the last Commit.
@@ -421,8 +421,9 @@ type Disposition struct {
 
 // Reasons of a disposition.
 const (
-	DiscardedAfter    = "after"       // discard policy: the event was too old
-	DiscardedBeyond   = "beyond"      // discard policy: the sink had too many pending events
-	DroppedByOperator = "dropped"     // an operator dropped the dead letter
-	Redelivered       = "redelivered" // an operator redelivered the dead letter as RedeliveredAs
+	DiscardedAfter      = "after"       // discard policy: the event was too old
+	DiscardedBeyond     = "beyond"      // discard policy: the sink had too many pending events
+	DroppedByOperator   = "dropped"     // an operator dropped the dead letter
+	DiscardedByOperator = "operator"    // an operator discarded an event that failed again and again
+	Redelivered         = "redelivered" // an operator redelivered the dead letter as RedeliveredAs
 )

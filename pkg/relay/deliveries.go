@@ -14,7 +14,7 @@ type State string
 
 // Delivery statuses. All but Pending are final.
 const (
-	Pending     State = "pending"     // after the sink's cursor
+	Pending     State = "pending"     // not done yet
 	Delivered   State = "delivered"   // the broker acknowledged the event
 	Filtered    State = "filtered"    // the filter does not match, or the event is a redelivery to another sink
 	Skipped     State = "skipped"     // accepted before the sink existed
@@ -63,7 +63,7 @@ func (r *Relay) deliveryStatus(ctx context.Context, p *Pump, record journal.Reco
 	case !matched && !beforeStart:
 		f.State = Filtered
 		return f, nil
-	case record.Seq > p.cursor.Committed() && !beforeStart:
+	case !p.cursor.Done(record.Seq) && !beforeStart:
 		f.State = Pending
 		return f, nil
 	}

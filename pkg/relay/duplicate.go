@@ -4,6 +4,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -34,33 +35,60 @@ func (o *sinkHandle) messageID(r journal.Record) string {
 // unknownSeq is the value of sinkHandle.unsent if another process may have sent any event.
 const unknownSeq journal.Seq = math.MaxUint64
 
-// duplicates are the events of one attempt that the broker reported as duplicates.
+// duplicates are the message IDs that the broker reported as duplicates, and that no attempt
+// has judged yet. The methods may be called concurrently.
 type duplicates struct {
-	ids      []string // message IDs
 	counters duplicateCounters
+
+	mu  sync.Mutex
+	ids map[string]bool
 }
 
 type duplicateCounters struct{ lost, repeat prometheus.Counter }
 
+func (d *duplicates) add(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ids == nil {
+		d.ids = map[string]bool{}
+	}
+	d.ids[id] = true
+}
+
+// empty reports whether no message ID was reported.
+func (d *duplicates) empty() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.ids) == 0
+}
+
+// take reports whether the broker reported a message ID, and forgets the message ID.
+func (d *duplicates) take(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	reported := d.ids[id]
+	delete(d.ids, id)
+	return reported
+}
+
 // judgeDuplicates counts the events of an attempt that the broker reported as duplicates. If
 // the event was sent for the first time, the broker has discarded the event.
-func (o *sinkHandle) judgeDuplicates(records []pendingRecord) {
-	if len(o.duplicates.ids) == 0 {
+func (o *sinkHandle) judgeDuplicates(items []*item) {
+	if o.duplicates.empty() {
 		return
 	}
-	byID := make(map[string]pendingRecord, len(records))
-	for _, r := range records {
-		byID[o.messageID(r.Record)] = r
-	}
-	for _, id := range o.duplicates.ids {
-		r, known := byID[id]
-		if !known || r.attempts > 1 || r.Seq < o.unsent {
+	for _, i := range items {
+		id := o.messageID(i.Record)
+		if !o.duplicates.take(id) {
+			continue
+		}
+		if i.attempts > 1 || i.Seq < o.unsent {
 			o.duplicates.counters.repeat.Inc()
 			continue
 		}
 		o.duplicates.counters.lost.Inc()
 		o.env.Log.Error("broker discarded an event as a duplicate although it was sent for the first time; consumers do not get the event",
-			zap.Uint64("seq", uint64(r.Seq)), zap.String("event_id", r.Event.CloudEvent.ID()), zap.String("message_id", id),
+			zap.Uint64("seq", uint64(i.Seq)), zap.String("event_id", i.Event.CloudEvent.ID()), zap.String("message_id", id),
 			zap.String("advice", "look for another program that publishes with the same message IDs, then send the event again with postwire replay"))
 	}
 }

@@ -19,7 +19,7 @@ type Metrics struct {
 	delivered, retries, matched, filtered, filterErrors *prometheus.CounterVec
 	dead, discarded                                     *prometheus.CounterVec
 	replayed, unreadable, duplicates, opaque            *prometheus.CounterVec
-	up, open, paused, unconfigured                      *prometheus.GaugeVec
+	up, open, paused, unconfigured, blocked, held       *prometheus.GaugeVec
 	latency, attempts                                   *prometheus.HistogramVec
 }
 
@@ -55,6 +55,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while the circuit breaker of the sink is open: attempts fail, and the relay probes the sink with one event at a time. Otherwise 0."}, []string{"sink"}),
 		paused:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while an operator has paused delivery to the sink, otherwise 0."}, []string{"sink"}),
 	}
+	m.blocked = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_blocked_keys", Help: "Partition keys of the sink whose first event failed and waits for its next attempt. The later events of these keys wait, too; an event without a partition key is a key of its own."}, []string{"sink"})
+	m.held = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_held_destinations", Help: "Destinations of the sink, such as topic partitions or subjects, that fail. Their events wait, and the relay probes each destination with one event at a time."}, []string{"sink"})
 	m.unconfigured = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "postwire_sink_unconfigured_lag_events", Help: "Pending events of a removed sink: a sink with a cursor in the journal that is not in the configuration. The events are not delivered until another sink adopts the removed sink. 0 for configured sinks.",
 	}, []string{"sink"})
@@ -62,7 +64,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		.005, .025, .1, .5, 1, 5, 15, 60, 300, 1800, 3600)
 	m.attempts = histogram("postwire_sink_attempt_seconds", "Duration of one attempt to deliver a batch, successful or not.",
 		.001, .005, .025, .1, .5, 2.5, 10, 30)
-	r.MustRegister(m.up, m.open, m.paused, m.unconfigured, &m.lag)
+	r.MustRegister(m.up, m.open, m.blocked, m.held, m.paused, m.unconfigured, &m.lag)
 	return m
 }
 
@@ -74,6 +76,7 @@ type sinkMetrics struct {
 	dead, discarded   *prometheus.CounterVec
 	duplicates        duplicateCounters
 	upGauge, open     prometheus.Gauge
+	blocked, held     prometheus.Gauge
 	latency, attempts prometheus.Observer
 
 	head atomic.Int64 // acceptance of the oldest event in flight, nanoseconds since 1970; 0 without one
@@ -93,6 +96,8 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 		duplicates:   duplicateCounters{lost: m.duplicates.WithLabelValues(name, "lost"), repeat: m.duplicates.WithLabelValues(name, "repeat")},
 		upGauge:      m.up.WithLabelValues(name),
 		open:         m.open.WithLabelValues(name),
+		blocked:      m.blocked.WithLabelValues(name),
+		held:         m.held.WithLabelValues(name),
 		latency:      m.latency.WithLabelValues(name),
 		attempts:     m.attempts.WithLabelValues(name),
 	}
@@ -121,7 +126,7 @@ func (m *Metrics) deleteSeries(name string) {
 	labels := prometheus.Labels{"sink": name}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.discarded, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.paused, m.latency, m.attempts} {
+	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.discarded, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.blocked, m.held, m.paused, m.latency, m.attempts} {
 		vec.DeletePartialMatch(labels)
 	}
 }
@@ -157,7 +162,7 @@ func (l *lags) set(sink string, how lag) {
 }
 
 var (
-	lagEvents  = prometheus.NewDesc("postwire_sink_lag_events", "Lag of the sink: events in the journal after the cursor of the sink.", []string{"sink"}, nil)
+	lagEvents  = prometheus.NewDesc("postwire_sink_lag_events", "Lag of the sink: events in the journal that are not done for the sink.", []string{"sink"}, nil)
 	lagSeconds = prometheus.NewDesc("postwire_sink_lag_seconds", "Lag of the sink in seconds: age of the oldest pending event, 0 without pending events.", []string{"sink"}, nil)
 )
 
@@ -186,6 +191,26 @@ func (s *sinkMetrics) breaker(open bool) {
 	s.open.Set(0)
 	if open {
 		s.open.Set(1)
+	}
+}
+
+// setSchedule sets the metrics of the events in hand.
+func (s *sinkMetrics) setSchedule(of *schedule) {
+	s.blocked.Set(float64(of.blocked()))
+	s.held.Set(float64(len(of.held)))
+	if oldest := of.oldest(); oldest.IsZero() {
+		s.clearOldest()
+	} else {
+		s.setOldest(oldest)
+	}
+}
+
+// detached returns metrics of a replay, which are not registered.
+func (s *sinkMetrics) detached() *sinkMetrics {
+	return &sinkMetrics{
+		retries: prometheus.NewCounter(prometheus.CounterOpts{}), unreadable: s.unreadable, opaque: s.opaque, duplicates: s.duplicates,
+		upGauge: prometheus.NewGauge(prometheus.GaugeOpts{}), open: prometheus.NewGauge(prometheus.GaugeOpts{}),
+		blocked: prometheus.NewGauge(prometheus.GaugeOpts{}), held: prometheus.NewGauge(prometheus.GaugeOpts{}), attempts: prometheus.NewHistogram(prometheus.HistogramOpts{}),
 	}
 }
 

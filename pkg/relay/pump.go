@@ -1,390 +1,615 @@
 package relay
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
-	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/telemetry"
 	"github.com/postwire/postwire/sinks"
 )
 
-// Pump delivers events from the journal to one sink.
+// Pump delivers the events of a cursor to one sink: live events, or the events of a replay.
+// A pump reads events, schedules them by partition key, delivers batches, records the
+// results, and commits the progress.
 //
-// Order: the pump sends one batch at a time, and retries the failed events of a batch before
-// it sends later events. A dead letter does not delay later events.
+// Order: events of one partition key are delivered in order. A key whose event fails waits
+// by itself, a destination that fails holds back its own keys, and a failure of the whole
+// sink opens the circuit breaker: the pump then probes the sink with one event at a time.
 //
-// The cursor moves after the broker has acknowledged or permanently refused every event up
-// to its new position. A crash repeats events with the same CloudEvents id, and never skips
-// an event.
+// An event is done when the broker has acknowledged or permanently refused the event, or the
+// filter or the discard policy has left the event out. Progress is committed at most
+// commitInterval later. A crash repeats what was in flight or done since the last commit,
+// with the same CloudEvents id, and never skips an event.
 //
-// An attempt without any acknowledged event opens the circuit breaker: the pump probes the
-// sink with one event at a time. After the first acknowledgement the batch size grows
-// again; see window.
+// One goroutine, that of Run, owns the fields of pumpRun. Reads, deliveries and commits run
+// beside it, and return their results to it.
 type Pump struct {
 	name     string
 	settings sinks.Settings
-	filter   *sinkFilter
+	traffic  traffic
 	cursor   journal.Cursor
-	moved    func()                    // called after a commit
-	last     func() journal.Seq        // returns the newest sequence of the journal
-	owned    time.Time                 // since when this process owns the cursor; zero is always
-	spec     *atomic.Pointer[sinkSpec] // current configuration; replays share the pointer
-	handle   sinkHandle
 	log      *zap.Logger
+	read     func(ctx context.Context, from journal.Seq, limit int) ([]journal.Record, error)
+	last     func() journal.Seq // returns the newest sequence of the journal
+	oldest   func() journal.Seq // returns the oldest sequence of the journal
+	owned    time.Time          // since when this process owns the cursor; zero is always
+	handle   sinkHandle
+	limiter  *rate.Limiter // nil is no limit
 	metrics  *sinkMetrics
 	kind     string // type of the sink
 	traces   *telemetry.Traces
-	history  *deliveryHistory
+	pause    *deliveryHistory // pauses of the sink
+	health   health
+	shown    shown
+	asks     chan func(*pumpRun) // questions to the goroutine of Run
+	owner    atomic.Bool         // the goroutine of Run answers questions
 
-	configured sinks.Configured // current configuration; guarded by Relay.setSinksMu
+	// Only for live events.
+	filter     *sinkFilter
+	history    *deliveryHistory
+	spec       *atomic.Pointer[sinkSpec] // current configuration; replays share the pointer
+	configured sinks.Configured          // current configuration; guarded by Relay.setSinksMu
 
 	stop  context.CancelFunc // guarded by Relay.mu; nil before the pump runs
 	ended chan struct{}      // closed when the pump has ended
-
-	failing atomic.Bool // the last attempt failed and the failure is logged
-	// failingSince is the time of the first failed attempt; valid while failing is set.
-	failingSince     atomic.Pointer[time.Time]
-	reason           failureReason // last logged error
-	breakerOpen      atomic.Bool
-	window           window
-	discarded        discardRun // not logged yet
-	committedInBatch uint64     // committed records of the current batch
-	background       background
 }
 
-// discardRun is a run of consecutive events that the discard policy discarded.
-type discardRun struct {
-	reason   string
-	count    int
-	from, to journal.Seq
-	since    time.Time
+// traffic is what a pump delivers: live events, or the events of a replay. The goroutine of
+// Pump.Run calls the methods.
+type traffic interface {
+	// selects reports whether the sink gets an event.
+	selects(r journal.Record) bool
+	// end returns the sequence after which there are no events; 0 is no end.
+	end() journal.Seq
+	// attempted records the result of an attempt. The dead letters are not stored yet.
+	attempted(result attemptResult)
+	// undelivered returns the dead letters and dispositions that the journal is to store.
+	undelivered(u journal.Undelivered) journal.Undelivered
+	// began is called when this process has become the owner of the cursor. If it returns
+	// false, the pump ends.
+	began(ctx context.Context) (bool, error)
+	// lost is called when another process has become the owner of the cursor.
+	lost()
+	// committed is called after a commit, beside deliveries.
+	committed(ctx context.Context, u journal.Undelivered) error
 }
 
-// Run delivers until ctx or hard is done, and then returns nil. A batch in flight may
-// complete until hard is done, so that its acknowledgement is not lost. Run retries after
-// errors of the broker, and after a failed read of the journal, because other sinks may be
-// able to go on. Run returns an error if a commit fails.
-func (p *Pump) Run(ctx, hard context.Context) (err error) {
+// attemptResult is the result of one attempt.
+type attemptResult struct {
+	at        time.Time
+	delivered []*item
+	dead      []journal.DeadLetter
+	failed    int   // events that are to be retried
+	failure   error // first error of the failed events
+}
+
+// pumpRun is the state of a pump while this process owns the cursor.
+type pumpRun struct {
+	*Pump
+	schedule *schedule
+	progress progress
+	results  chan func() // results of reads, deliveries, commits and of opening the sink
+	running  int         // of these, those that have not returned their result
+	window   window
+
+	reads     context.Context // of reads; ends first
+	endReads  context.CancelFunc
+	sends     context.Context // of deliveries
+	cutSends  context.CancelCauseFunc
+	commits   context.Context
+	reading   bool // the head is being read
+	catching  bool // deferred events are being read again
+	opening   bool
+	flying    int       // deliveries
+	readAt    time.Time // earliest next read of the head
+	catchUpAt time.Time // earliest next read of deferred events
+	readWait  *backoff.ExponentialBackOff
+	openAt    time.Time // earliest next attempt to open the sink
+	sendAt    time.Time // earliest next delivery
+	reopen    bool      // the sink failed and is to be opened again
+	atEnd     bool      // every event of the traffic was read
+	discarded discardRun
+	decisions map[keyHash]decision // about deferred events of blocked keys
+	failed    error                // ends the run
+}
+
+// Run delivers until ctx or hard is done, or the traffic ends, and then returns nil.
+// Deliveries in flight may complete until hard is done, so that their acknowledgements are
+// not lost. Run retries after errors of the broker, and after a failed read of the journal,
+// because other sinks may be able to go on. Run returns an error if a commit fails.
+func (p *Pump) Run(ctx, hard context.Context) error {
 	defer p.handle.close()
-	defer p.logDiscarded()
-	defer func() {
-		// The next owner must not repeat acknowledged events.
-		if last := p.finish(hard); last != nil && hard.Err() == nil && !errors.Is(last, journal.ErrClosed) {
-			err = errors.Join(err, fmt.Errorf("sink %s: %w", p.name, last))
+	for ctx.Err() == nil {
+		records, err := p.first(ctx)
+		if err != nil || ctx.Err() != nil {
+			return err
 		}
-	}()
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = time.Second, time.Minute
-	for {
-		if err := p.waitPrefetch(); err != nil {
-			return fmt.Errorf("sink %s: %w", p.name, err)
+		if here, err := p.traffic.began(ctx); err != nil || !here {
+			return err
 		}
-		records, err, commitErr := p.next(ctx, hard)
-		switch {
-		case commitErr != nil && ctx.Err() == nil:
-			return fmt.Errorf("sink %s: %w", p.name, commitErr)
-		case ctx.Err() != nil || errors.Is(err, journal.ErrClosed):
-			return nil
-		case err != nil:
-			p.metrics.unreadable.Inc()
-			p.log.Error("reading the journal for the sink failed, retrying; the sink gets no events meanwhile", zap.Error(err))
-			if sleep.For(ctx, wait.NextBackOff()) != nil {
-				return nil
-			}
+		p.recordOwnership(records)
+		err = p.deliverWhileOwner(ctx, hard, records)
+		if errors.Is(err, journal.ErrOwnershipLost) {
+			p.traffic.lost()
+			p.log.Info("another relay delivers to the sink now")
 			continue
 		}
-		wait.Reset()
-		p.recordOwnership(records)
-		p.metrics.setOldest(records[0].Accepted)
-		p.startPrefetch(ctx, hard, len(records))
-		err = p.deliverWhileOwner(ctx, hard, records)
-		switch {
-		case ctx.Err() != nil || hard.Err() != nil:
-			return nil
-		case errors.Is(err, journal.ErrOwnershipLost):
-			p.log.Info("another relay delivers to the sink now")
-			p.metrics.clearOldest()
-		case err != nil:
+		if err != nil && !errors.Is(err, journal.ErrClosed) {
 			return fmt.Errorf("sink %s: %w", p.name, err)
 		}
+		return nil
 	}
+	return nil
+}
+
+// first reads the first events as the owner of the cursor. Without an error and without
+// events the pump is to end.
+func (p *Pump) first(ctx context.Context) ([]journal.Record, error) {
+	wait := readBackoff()
+	for {
+		records, err := p.cursor.Next(ctx, p.settings.Batch)
+		if err == nil || ctx.Err() != nil || errors.Is(err, journal.ErrClosed) {
+			return records, nil
+		}
+		p.unreadable(err)
+		select {
+		case <-time.After(wait.NextBackOff()):
+		case <-ctx.Done():
+			return nil, nil
+		}
+	}
+}
+
+func readBackoff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = time.Second, time.Minute
+	return b
+}
+
+func (p *Pump) unreadable(err error) {
+	p.metrics.unreadable.Inc()
+	p.log.Error("reading the journal for the sink failed, retrying; the sink gets no events meanwhile", zap.Error(err))
 }
 
 // recordOwnership updates handle.unsent after this process became the owner: the previous
 // owner may have sent every event that was stored by then.
 func (p *Pump) recordOwnership(records []journal.Record) {
-	if since := p.cursor.Owner().Since; !since.Equal(p.owned) {
+	if since := p.cursor.Owner().Since; !since.Equal(p.owned) && len(records) > 0 {
 		p.owned = since
 		p.handle.unsent = max(p.last(), records[len(records)-1].Seq) + 1
 	}
 }
 
-// deliverWhileOwner delivers records while this process owns the cursor. Its error wraps
-// journal.ErrOwnershipLost if another process becomes the owner.
+// deliverWhileOwner delivers while this process owns the cursor, beginning with records. Its
+// error wraps journal.ErrOwnershipLost if another process has become the owner.
 func (p *Pump) deliverWhileOwner(ctx, hard context.Context, records []journal.Record) error {
-	moved := p.cursor.OwnershipLost()
-	if moved == nil {
-		return p.deliverBatch(ctx, hard, records)
+	r := &pumpRun{
+		Pump: p, results: make(chan func()), window: newWindow(p.settings.Batch), readWait: readBackoff(), commits: hard,
+		schedule: newSchedule(p.settings.MaxPending, p.handle.destination),
+		progress: progress{cursor: p.cursor, head: p.cursor.Committed()},
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	hard, cut := context.WithCancelCause(hard)
-	defer cut(nil)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		select {
-		case <-moved:
-			cut(journal.ErrOwnershipLost)
-			cancel()
-		case <-hard.Done():
-		}
-	}()
-	err := p.deliverBatch(ctx, hard, records)
-	cut(nil)
-	<-watched
-	if errors.Is(context.Cause(hard), journal.ErrOwnershipLost) {
-		return journal.ErrOwnershipLost
+	if p.handle.sink != nil {
+		r.schedule.setLimits(p.handle.sink.Limits(), p.settings.Batch)
 	}
-	return err
+	r.reads, r.endReads = context.WithCancel(ctx)
+	defer r.endReads()
+	r.sends, r.cutSends = context.WithCancelCause(hard)
+	defer r.cutSends(nil)
+	defer p.metrics.clearOldest()
+	defer r.logDiscarded()
+	r.admit(records)
+	p.owner.Store(true)
+	defer p.owner.Store(false)
+	return r.loop(ctx, hard)
 }
 
-// deliverBatch delivers the records that the filter matches, retries until each record is
-// acknowledged, permanently refused or discarded, and commits. DeliverBatch returns early
-// if ctx is done or the journal fails.
-func (p *Pump) deliverBatch(ctx, hard context.Context, records []journal.Record) error {
-	wait := backoff.NewExponentialBackOff() // with jitter
-	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
-	pending := p.wanted(records)
-	p.committedInBatch = 0
-	through := records[len(records)-1].Seq
-	var undelivered journal.Undelivered
+// loop runs until ctx is done, the traffic has ended, the ownership is lost or the journal
+// fails, and then until all that runs has returned.
+func (r *pumpRun) loop(ctx, hard context.Context) error {
+	lost, stop, cut := r.cursor.OwnershipLost(), ctx.Done(), hard.Done()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		if p.history.pause.Load() != nil { // commit before a wait that may be long
-			if err := p.finish(hard); err != nil {
-				return err
-			}
+		now := time.Now()
+		stopping := ctx.Err() != nil || r.failed != nil
+		var wake time.Time
+		if !stopping {
+			wake = r.step(now)
 		}
-		if err := p.history.waitResumed(ctx); err != nil {
-			return err
+		if due := r.commitIfDue(now, stopping); !due.IsZero() && (wake.IsZero() || due.Before(wake)) {
+			wake = due
 		}
-		var ranges []journal.Disposition
-		pending, ranges = p.discard(pending)
-		undelivered.Discarded = append(undelivered.Discarded, ranges...)
-
-		var result attemptResult
-		if len(pending) > 0 {
-			result, pending = p.attempt(hard, pending)
-			undelivered.Dead = append(undelivered.Dead, result.dead...)
-			p.reportResult(result, len(pending))
+		if r.running == 0 && (r.failed != nil || hard.Err() != nil || r.progress.empty() && (stopping || r.finished())) {
+			return r.failed
 		}
-		done := through
-		if len(pending) > 0 {
-			done = pending[0].Seq - 1
+		if wake.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(max(0, time.Until(wake)))
 		}
-		if done > p.cursor.Committed() {
-			// Dead letters beyond done are stored by a later commit.
-			now, later := divide(undelivered, done)
-			if err := p.waitPrefetch(); err != nil {
-				return err
-			}
-			if len(pending) == 0 && len(now.Dead) == 0 && len(now.Discarded) == 0 && p.mayPrefetch() {
-				p.markProcessed(done)
-				p.metrics.clearOldest()
-				return nil
-			}
-			if err := p.cursor.Commit(hard, journal.Progress{Done: journal.UpTo(done).Done, Undelivered: now}); err != nil {
-				return err
-			}
-			p.background.uncommitted = 0 // before done
-			for p.committedInBatch < uint64(len(records)) && records[p.committedInBatch].Seq <= done {
-				p.committedInBatch++
-			}
-			p.metrics.countDeadLetters(now.Dead)
-			p.moved()
-			undelivered = later
-		}
-		if len(pending) == 0 {
-			p.metrics.clearOldest()
-			return nil
-		}
-		p.metrics.setOldest(pending[0].Accepted)
-		if result.delivered > 0 {
-			wait.Reset() // a slow or unstable broker still makes progress
-		}
-		if result.failure == nil {
-			continue // deliver the rest of the batch
-		}
-		p.metrics.retries.Inc()
-		if err := sleep.For(ctx, max(wait.NextBackOff(), result.wait)); err != nil {
-			return err
+		select {
+		case result := <-r.results:
+			r.running--
+			result()
+		case ask := <-r.asks:
+			ask(r)
+		case <-r.resumed():
+		case <-timer.C:
+		case <-stop:
+			stop = nil
+			r.endReads()
+		case <-cut:
+			cut = nil
+			r.endReads()
+		case <-lost:
+			lost = nil
+			r.fail(journal.ErrOwnershipLost)
 		}
 	}
 }
 
-// attempt delivers up to window.size pending records once, and returns the result and the
-// records that are still pending.
-func (p *Pump) attempt(ctx context.Context, pending []pendingRecord) (attemptResult, []pendingRecord) {
-	n := min(len(pending), p.window.size)
-	current := p.handle.env.Now()
-	for i := range pending[:n] {
-		if pending[i].attempts++; pending[i].attempts == 1 {
-			pending[i].first = current
-		}
+// fail ends the run with an error.
+func (r *pumpRun) fail(err error) {
+	if r.failed == nil {
+		r.failed = err
 	}
-	each, err := p.traced(ctx, &p.handle, pending[:n])
-	p.metrics.attempts.Observe(max(0, p.handle.env.Now().Sub(current).Seconds()))
-	v := p.handle.judge(pending[:n], each, err, p.settings.Retry.DeadLetterAfter)
-	p.metrics.delivered.Add(float64(v.delivered))
-	switch len(v.retry) {
-	case n:
-		p.window.failed(n)
-	case 0:
-		p.window.succeeded(n)
-	}
-	p.breaker(len(v.retry) == n)
-	return v, slices.Concat(v.retry, pending[n:])
+	r.endReads()
+	r.cutSends(err)
 }
 
-// traced makes an attempt through the handle of the pump or of a replay, with a span for
-// each sampled record.
-func (p *Pump) traced(ctx context.Context, out *sinkHandle, records []pendingRecord) (sinks.BatchError, error) {
-	if p.traces == nil {
-		return out.attempt(ctx, records)
+// start runs a function beside the goroutine of Run. The function returns what the goroutine
+// does with its result.
+func (r *pumpRun) start(do func() func()) {
+	r.running++
+	go func() { r.results <- do() }()
+}
+
+// finished reports whether every event of the traffic is done.
+func (r *pumpRun) finished() bool { return r.atEnd && r.schedule.open() == 0 }
+
+// paused reports whether the sink is paused, or whether its pauses are not known yet.
+func (r *pumpRun) paused() bool {
+	select {
+	case <-r.pause.pausesLoaded:
+		return r.pause.pause.Load() != nil
+	default:
+		return true
 	}
-	ends := make([]telemetry.Delivered, len(records))
-	for i, r := range records {
-		ends[i] = p.traces.Deliver(ctx, r.Event, telemetry.Attempt{
-			Sink: p.name, Kind: p.kind, Number: r.attempts, Batch: len(records), Replay: out.replay,
+}
+
+// resumed returns a channel that is closed when a pause ends; nil without a pause.
+func (r *pumpRun) resumed() <-chan struct{} {
+	select {
+	case <-r.pause.pausesLoaded:
+	default:
+		return r.pause.pausesLoaded
+	}
+	if now := r.pause.pause.Load(); now != nil {
+		return now.over
+	}
+	return nil
+}
+
+// step starts whatever can be started now, and returns when to call step again at the
+// latest; the zero time is when something changes.
+func (r *pumpRun) step(now time.Time) (wake time.Time) {
+	at := func(t time.Time) {
+		if !t.After(now) {
+			return // what could be started now was; the rest waits for a result
+		}
+		if wake.IsZero() || t.Before(wake) {
+			wake = t
+		}
+	}
+	s := r.schedule
+	s.due(now)
+	r.discard()
+	if !r.paused() {
+		r.openSink(now, at)
+		r.dispatch(now, at)
+	}
+	r.readHead(now, at)
+	r.readDeferred(now, at)
+	s.nextDue(at)
+	if r.settings.Discard.After > 0 || r.settings.Discard.Beyond > 0 {
+		at(now.Add(discardInterval))
+	}
+	r.metrics.setSchedule(s)
+	r.shown.set(s)
+	return wake
+}
+
+// discardInterval is how often the discard policy is applied without another cause.
+const discardInterval = 250 * time.Millisecond
+
+// openSink opens the sink if it is closed, failed, or outdated.
+func (r *pumpRun) openSink(now time.Time, at func(time.Time)) {
+	if r.handle.sink != nil && !r.reopen && !r.handle.outdated() || r.opening || r.flying > 0 {
+		return
+	}
+	if r.openAt.After(now) && !r.handle.outdated() {
+		at(r.openAt)
+		return
+	}
+	r.opening = true
+	r.start(func() func() {
+		r.handle.close()
+		err := r.handle.open(r.reads)
+		return func() { r.opened(err) }
+	})
+}
+
+// opened records whether the sink could be opened.
+func (r *pumpRun) opened(err error) {
+	r.opening = false
+	if err != nil {
+		if r.reads.Err() == nil {
+			r.metrics.retries.Inc()
+			r.sinkFailed(err)
+		}
+		return
+	}
+	r.reopen = false
+	r.schedule.setLimits(r.handle.sink.Limits(), r.settings.Batch)
+}
+
+// dispatch starts deliveries.
+func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
+	s := r.schedule
+	if r.handle.sink == nil || r.opening || r.reopen || r.handle.outdated() {
+		return
+	}
+	for r.flying < s.limits.InFlight {
+		if r.sendAt.After(now) {
+			at(r.sendAt)
+			return
+		}
+		size := r.window.size
+		if r.limiter != nil {
+			tokens := int(r.limiter.TokensAt(now))
+			if tokens < 1 {
+				wait := r.limiter.ReserveN(now, 1)
+				at(now.Add(wait.DelayFrom(now)))
+				wait.CancelAt(now)
+				return
+			}
+			size = min(size, tokens)
+		}
+		var items []*item
+		var l *lane
+		switch {
+		case r.health.open && r.flying > 0:
+			return // one probe at a time
+		case r.health.open:
+			items, l = s.takeProbe(now)
+		default:
+			if i, probing := s.probe(now); i != nil {
+				items, l = []*item{i}, probing
+			} else {
+				items, l = s.take(size)
+			}
+		}
+		if len(items) == 0 {
+			return
+		}
+		if r.limiter != nil {
+			r.limiter.ReserveN(now, len(items))
+		}
+		r.send(items, l)
+	}
+}
+
+// send starts a delivery.
+func (r *pumpRun) send(items []*item, l *lane) {
+	r.flying++
+	began := r.handle.env.Now()
+	for _, i := range items {
+		if i.attempts++; i.attempts == 1 {
+			i.first, i.progress = began, r.health.successes
+		}
+	}
+	r.start(func() func() {
+		each, err := r.traced(r.sends, items)
+		return func() {
+			r.flying--
+			r.metrics.attempts.Observe(max(0, r.handle.env.Now().Sub(began).Seconds()))
+			if err != nil && r.sends.Err() != nil { // cut off
+				r.schedule.back(items)
+			} else {
+				r.landed(items, each, err)
+			}
+			r.schedule.landed(l)
+		}
+	})
+}
+
+// traced makes an attempt, with a span for each sampled event.
+func (r *pumpRun) traced(ctx context.Context, items []*item) (sinks.BatchError, error) {
+	if r.traces == nil {
+		return r.handle.deliver(ctx, items)
+	}
+	ends := make([]telemetry.Delivered, len(items))
+	for n, i := range items {
+		ends[n] = r.traces.Deliver(ctx, i.Event, telemetry.Attempt{
+			Sink: r.name, Kind: r.kind, Number: i.attempts, Batch: len(items), Replay: r.handle.replay,
 		})
 	}
-	each, err := out.attempt(ctx, records)
-	for i, end := range ends {
+	each, err := r.handle.deliver(ctx, items)
+	for n, end := range ends {
 		if end == nil {
 			continue
 		}
-		to, became := out.destination(records[i].Event), err
+		to, became := r.handle.destination(items[n].Event), err
 		if each != nil {
-			became = each[i]
+			became = each[n]
 		}
 		end(to.Name, to.Template, became)
 	}
 	return each, err
 }
 
-// breaker opens or closes the circuit breaker.
-func (p *Pump) breaker(open bool) {
-	if p.breakerOpen.Swap(open) != open {
-		p.metrics.breaker(open)
+// readHead reads the next events of the cursor, if there is room.
+func (r *pumpRun) readHead(now time.Time, at func(time.Time)) {
+	room, _ := r.schedule.room()
+	if room == 0 || r.reading || r.atEnd {
+		return
 	}
+	if r.readAt.After(now) {
+		at(r.readAt)
+		return
+	}
+	r.reading = true
+	limit := min(room, max(r.settings.Batch, readBatch))
+	r.start(func() func() {
+		records, err := r.cursor.Next(r.reads, limit)
+		return func() {
+			r.reading = false
+			switch {
+			case r.reads.Err() != nil:
+			case errors.Is(err, journal.ErrClosed):
+				r.fail(err)
+			case err != nil:
+				r.unreadable(err)
+				r.readAt = time.Now().Add(r.readWait.NextBackOff())
+			default:
+				r.readWait.Reset()
+				r.admit(records)
+			}
+		}
+	})
 }
 
-// discard applies the discard policy: it removes records that are too old, or too far
-// behind the end of the journal.
-func (p *Pump) discard(pending []pendingRecord) (rest []pendingRecord, ranges []journal.Disposition) {
-	age, maxPending := p.settings.Discard.After, p.settings.Discard.Beyond
-	if age == 0 && maxPending == 0 || len(pending) == 0 {
-		return pending, nil
-	}
-	now, lag := p.handle.env.Now(), uint64(0)
-	if maxPending > 0 {
-		lag = p.cursor.Lag() + p.committedInBatch
-	}
-	n := 0 // age and lag increase toward the oldest record, so that the first records are discarded
-	for ; n < len(pending); n++ {
-		r, reason := pending[n], ""
-		switch {
-		case age > 0 && now.Sub(r.Accepted) >= age:
-			reason = journal.DiscardedAfter
-		case maxPending > 0 && lag > uint64(r.batchIndex)+uint64(maxPending):
-			reason = journal.DiscardedBeyond
-		}
-		if reason == "" {
+// readBatch is the number of events of one read at most, or the batch of the sink.
+const readBatch = 512
+
+// admit passes the next events of the cursor to the schedule. Events that the filter does
+// not match are done.
+func (r *pumpRun) admit(records []journal.Record) {
+	end := r.traffic.end()
+	for _, record := range records {
+		if end > 0 && record.Seq > end {
+			r.atEnd = true
 			break
 		}
-		if k := len(ranges) - 1; k >= 0 && ranges[k].Reason == reason && pending[n-1].matchIndex+1 == r.matchIndex {
-			ranges[k].To = r.Seq
-		} else {
-			ranges = append(ranges, journal.Disposition{From: r.Seq, To: r.Seq, Reason: reason, At: now})
-		}
-		p.metrics.countDiscarded(reason)
-		if p.discarded.reason != reason {
-			p.logDiscarded()
-			p.discarded = discardRun{reason: reason, from: r.Seq, since: now}
-		}
-		p.discarded.count++
-		p.discarded.to = r.Seq
-	}
-	if n == 0 || now.Sub(p.discarded.since) > 10*time.Second {
-		p.logDiscarded()
-	}
-	return pending[n:], ranges
-}
-
-// logDiscarded logs a run of discarded events.
-func (p *Pump) logDiscarded() {
-	if p.discarded.count > 0 {
-		p.log.Error("events discarded by the discard policy, not delivered", zap.String("reason", p.discarded.reason), zap.Int("events", p.discarded.count),
-			zap.Uint64("from", uint64(p.discarded.from)), zap.Uint64("to", uint64(p.discarded.to)))
-	}
-	p.discarded = discardRun{}
-}
-
-// divide splits dead letters and dispositions at a sequence; now includes the sequence.
-func divide(u journal.Undelivered, at journal.Seq) (now, later journal.Undelivered) {
-	slices.SortFunc(u.Dead, func(a, b journal.DeadLetter) int { return cmp.Compare(a.Seq, b.Seq) })
-	n, _ := slices.BinarySearchFunc(u.Dead, at+1, func(d journal.DeadLetter, s journal.Seq) int { return cmp.Compare(d.Seq, s) })
-	// Discarded events are always the first pending ones, at or before the sequence.
-	return journal.Undelivered{Dead: u.Dead[:n], Discarded: u.Discarded}, journal.Undelivered{Dead: u.Dead[n:]}
-}
-
-// wanted returns the records that the filter matches.
-func (p *Pump) wanted(records []journal.Record) []pendingRecord {
-	wanted := make([]pendingRecord, 0, len(records))
-	for i, r := range records {
-		switch r.TargetSink {
-		case "":
-			if !p.filter.selects(r.Event) {
-				continue
+		from := r.progress.head + 1
+		r.progress.head = record.Seq
+		switch {
+		case r.cursor.Done(record.Seq):
+			r.progress.add(from, record.Seq)
+		case !r.traffic.selects(record):
+			r.progress.add(from, record.Seq)
+			r.progress.next.events++
+		case !r.schedule.admit(record, from):
+			if from < record.Seq {
+				r.progress.add(from, record.Seq-1)
 			}
-		case p.name: // the filter has matched the original of a redelivered dead letter
-		default:
-			continue
 		}
-		wanted = append(wanted, pendingRecord{Record: r, batchIndex: i, matchIndex: len(wanted)})
 	}
-	return wanted
+	if end > 0 && r.progress.head >= end {
+		r.atEnd = true
+	}
+	if r.atEnd && r.progress.head < end {
+		r.progress.add(r.progress.head+1, end)
+		r.progress.head = end
+	}
+	r.schedule.head = max(r.schedule.head, r.progress.head)
 }
 
-// reportResult logs that a sink begins to fail, fails with another error, or recovers.
-func (p *Pump) reportResult(v attemptResult, waiting int) {
-	now := p.handle.env.Now().UTC()
-	if v.failure != nil {
-		p.history.recordError(v.failure, now)
+// readDeferred reads deferred events again.
+func (r *pumpRun) readDeferred(now time.Time, at func(time.Time)) {
+	from := r.schedule.catchUpAt()
+	if from == 0 || r.catching {
+		return
 	}
-	switch {
-	case v.failure != nil && p.failing.Load() && p.reason.changed(v.failure, now):
-		p.log.Warn("sink delivery fails with another error", zap.Error(v.failure))
-	case v.failure != nil && !p.failing.Load():
-		p.log.Warn("sink delivery failing, retrying; the events wait in the journal",
-			zap.Bool("breaker_open", p.breakerOpen.Load()), zap.Error(v.failure))
-		p.reason = failureReason{v.failure.Error(), now}
-		p.failingSince.Store(&now)
-	case v.failure != nil:
-		p.log.Debug("sink delivery failed again", zap.Int("pending", waiting), zap.Error(v.failure))
-	case p.failing.Load():
-		p.log.Info("sink delivery recovered")
+	if r.catchUpAt.After(now) {
+		at(r.catchUpAt)
+		return
 	}
-	p.failing.Store(v.failure != nil)
-	p.metrics.up(v.failure == nil)
+	r.catching = true
+	r.start(func() func() {
+		records, err := r.read(r.reads, from, readBatch)
+		return func() {
+			r.catching = false
+			switch {
+			case r.reads.Err() != nil:
+				return
+			case err != nil:
+				r.unreadable(err)
+				r.catchUpAt = time.Now().Add(r.readWait.NextBackOff())
+				return
+			}
+			r.revisit(from, records)
+		}
+	})
+}
+
+// revisit passes events that were read again to the schedule.
+func (r *pumpRun) revisit(from journal.Seq, records []journal.Record) {
+	next := from
+	if oldest := r.oldest(); next < oldest { // the events were removed
+		next = oldest
+		r.progress.add(r.cursor.Committed()+1, oldest-1)
+	}
+	for _, record := range records {
+		if record.Seq > r.schedule.head {
+			next = r.schedule.head + 1
+			break
+		}
+		next = record.Seq + 1
+		if !r.cursor.Done(record.Seq) && !r.progress.has(record.Seq) {
+			if i := r.schedule.revisit(record); i != nil {
+				r.resolveLater(i)
+			}
+		}
+	}
+	if next == from { // a replica of the journal may not have the events yet
+		r.catchUpAt = time.Now().Add(100 * time.Millisecond)
+		return
+	}
+	r.schedule.caughtUp(next)
+}
+
+// commitIfDue starts a commit commitInterval after the first uncommitted event, at once for
+// dead letters and discards or if now is set, and returns when the next commit is due.
+func (r *pumpRun) commitIfDue(now time.Time, atOnce bool) (due time.Time) {
+	p := &r.progress
+	if p.empty() || p.committing || errors.Is(r.failed, journal.ErrOwnershipLost) {
+		return time.Time{}
+	}
+	if due = p.since.Add(commitInterval); !atOnce && !p.urgent() && due.After(now) && !r.finished() {
+		return due
+	}
+	taken := p.take()
+	stored := journal.Progress{Done: taken.done, Open: r.schedule.open(), Undelivered: r.traffic.undelivered(taken.undelivered)}
+	r.start(func() func() {
+		err := r.cursor.Commit(r.commits, stored)
+		if err == nil {
+			err = r.traffic.committed(r.commits, taken.undelivered)
+		}
+		return func() { r.committed(taken, err) }
+	})
+	return time.Time{}
+}
+
+// committed records the result of a commit.
+func (r *pumpRun) committed(taken uncommitted, err error) {
+	r.progress.committing = false
+	if err != nil {
+		if r.commits.Err() == nil || errors.Is(err, journal.ErrOwnershipLost) {
+			r.fail(err)
+		}
+		return
+	}
+	r.progress.stored()
+	for _, k := range taken.keys {
+		r.schedule.stored(k)
+	}
 }

@@ -4,17 +4,19 @@
 //
 // The relay keeps these invariants:
 //
-//  1. A sink's cursor passes an event only after the broker acknowledged or permanently
-//     refused the event, or after the discard policy or the filter left the event out.
-//  2. A crash repeats deliveries of events after the committed cursor, with the same
-//     CloudEvents id; a crash never skips an event.
-//  3. A failed event is retried before later events with the same partition key are sent.
-//  4. Dead letters and dispositions are stored before the cursor passes their events.
+//  1. An event is done for a sink only after the broker acknowledged or permanently refused
+//     the event, or after the discard policy or the filter left the event out.
+//  2. A crash repeats deliveries of events that were in flight, or done since the last
+//     commit, with the same CloudEvents id; a crash never skips an event.
+//  3. Events with the same partition key are delivered in order: a failed event is retried
+//     before later ones are sent. Events with other keys, or without a key, do not wait.
+//  4. Dead letters and dispositions are stored before later events of their key are sent.
 //  5. A failing or slow sink delays neither another sink nor the ingress.
 //  6. Of the relays that share a journal, only the owner of a cursor delivers.
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +26,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
@@ -114,8 +117,9 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 	log := r.opts.Log.With(zap.String("sink", out.Name))
 	p := &Pump{
 		name: out.Name, configured: out, settings: out.Settings, filter: &sinkFilter{Filter: selects, log: log}, cursor: cursor, log: log,
-		kind: out.Kind, traces: r.opts.Traces, moved: r.changes.send, window: newWindow(out.Settings.Batch),
-		metrics: r.opts.Metrics.sink(out.Name, cursor, r.opts.Now), spec: &atomic.Pointer[sinkSpec]{},
+		kind: out.Kind, traces: r.opts.Traces, metrics: r.opts.Metrics.sink(out.Name, cursor, r.opts.Now), spec: &atomic.Pointer[sinkSpec]{},
+		read: r.opts.Journal.Read, last: r.opts.Journal.Last, oldest: r.opts.Journal.Oldest,
+		limiter: limiterOf(out.Settings.Rate), asks: make(chan func(*pumpRun)),
 	}
 	p.filter.metrics = p.metrics
 	if before != nil {
@@ -125,12 +129,21 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 	p.history = r.histories.of(out.Name, func() *deliveryHistory {
 		return &deliveryHistory{pausesLoaded: r.pausesLoaded, sink: out.Name, since: r.opts.Now(), startSeq: cursor.Committed()}
 	})
+	p.pause = p.history
+	p.traffic = &live{out.Name, p.filter, p.metrics, p.history, r.changes.send}
 	p.handle = sinkHandle{
-		history: p.history, spec: p.spec, timeout: out.Settings.Timeout, latency: p.metrics.latency, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now, Opaque: p.metrics.opaque.Inc},
+		spec: p.spec, timeout: out.Settings.Timeout, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now, Opaque: p.metrics.opaque.Inc},
 		journal: r.opts.Journal.ID, unsent: r.opts.Journal.Last() + 1, duplicates: duplicates{counters: p.metrics.duplicates},
 	}
-	p.last = r.opts.Journal.Last
 	return p, nil
+}
+
+// limiterOf returns the limiter of a rate; nil is no limit.
+func limiterOf(r sinks.Rate) *rate.Limiter {
+	if r.PerSecond == 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(r.PerSecond), max(1, cmp.Or(r.Burst, int(r.PerSecond))))
 }
 
 // Run runs all pumps and replays until ctx is done. Batches in flight may complete until

@@ -12,14 +12,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
-	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/sinks"
 )
 
 // ReplayState is the state of a replay. The set is closed.
@@ -199,44 +198,53 @@ func (r *Relay) becomeOwner(ctx context.Context, re *replay) (bool, error) {
 	return re.local, nil
 }
 
-// handleFor returns the sink handle of a replay.
-func (r *Relay) handleFor(spec ReplaySpec, id string) (*sinkHandle, *Pump, filter.Filter, error) {
+// replayPump returns the pump of a replay, without its cursor.
+func (r *Relay) replayPump(spec ReplaySpec, id string) (*Pump, *replayTraffic, error) {
 	p, err := r.pump(spec.Sink)
 	if err != nil {
-		return nil, nil, filter.Filter{}, err
+		return nil, nil, err
 	}
 	selects, err := filter.Parse(spec.Filter)
 	if err != nil {
-		return nil, nil, filter.Filter{}, fmt.Errorf("%w: filter: %w", ErrInvalid, err)
+		return nil, nil, fmt.Errorf("%w: filter: %w", ErrInvalid, err)
 	}
-	out := &sinkHandle{
+	traffic := &replayTraffic{relay: r, sink: p, filter: selects}
+	settings := p.settings
+	settings.Discard, settings.Retry.DeadLetterAfter, settings.Retry.MaxAttempts = sinks.Discard{}, 0, 0
+	out := &Pump{
+		name: p.name, settings: settings, traffic: traffic, log: p.log.With(zap.String("replay", id)), read: p.read, last: p.last, oldest: p.oldest,
+		limiter: rate.NewLimiter(rate.Limit(spec.Rate), max(1, min(spec.Rate/10, replayBatch))), metrics: p.metrics.detached(), kind: p.kind, traces: p.traces, pause: p.pause,
+		asks: make(chan func(*pumpRun)),
+	}
+	out.handle = sinkHandle{
 		spec: p.spec, timeout: p.settings.Timeout, env: p.handle.env,
 		journal: r.opts.Journal.ID, replay: id, unsent: unknownSeq, duplicates: duplicates{counters: p.metrics.duplicates},
 	}
 	if len(spec.Keys) > 0 {
 		if r.opts.Redirect == nil {
-			return nil, nil, filter.Filter{}, fmt.Errorf("%w: keys cannot be overridden", ErrInvalid)
+			return nil, nil, fmt.Errorf("%w: keys cannot be overridden", ErrInvalid)
 		}
 		open, err := r.opts.Redirect(spec.Sink, spec.Keys)
 		if err != nil {
-			return nil, nil, filter.Filter{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+			return nil, nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
-		out.spec = &atomic.Pointer[sinkSpec]{}
-		out.spec.Store(&sinkSpec{open, p.spec.Load().redact})
+		out.handle.spec = &atomic.Pointer[sinkSpec]{}
+		out.handle.spec.Store(&sinkSpec{open, p.spec.Load().redact})
 	}
-	out.env.Log = p.log.With(zap.String("replay", id))
+	out.handle.env.Log = out.log
 	if spec.Adopts != "" {
-		out.replay = "" // the message IDs of live traffic, so that brokers drop repeats
+		out.handle.replay = "" // the message IDs of live traffic, so that brokers drop repeats
 	}
-	return out, p, selects, nil
+	return out, traffic, nil
 }
 
 // PlanReplay counts the events of a replay without sending events.
 func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error) {
-	_, p, selects, err := r.handleFor(spec, "")
+	_, traffic, err := r.replayPump(spec, "")
 	if err != nil {
 		return Replay{}, err
 	}
+	p, selects := traffic.sink, traffic.filter
 	switch {
 	case spec.Seq > 0:
 	case !spec.From.Before(spec.To):
@@ -344,12 +352,12 @@ func (r *Relay) StartReplay(ctx context.Context, spec ReplaySpec) (Replay, error
 
 // startReplay starts a replay of the events from one sequence through another.
 func (r *Relay) startReplay(ctx context.Context, spec ReplaySpec, first, last journal.Seq) (Replay, error) {
-	_, p, selects, err := r.handleFor(spec, "")
+	_, traffic, err := r.replayPump(spec, "")
 	if err != nil {
 		return Replay{}, err
 	}
 	planned := Replay{ReplaySpec: spec, State: ReplayPlanned, Created: r.opts.Now().UTC(), First: first, Last: first - 1}
-	if err := r.count(ctx, &planned, p, selects, last+1); err != nil {
+	if err := r.count(ctx, &planned, traffic.sink, traffic.filter, last+1); err != nil {
 		return planned, err
 	}
 	return r.launchPlanned(ctx, planned)
@@ -539,68 +547,29 @@ func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 	spec, first, last, begun := re.ReplaySpec, re.First, re.Last, re.started
 	re.started = true
 	r.replays.mu.Unlock()
-	out, p, selects, err := r.handleFor(spec, re.ID)
+	p, traffic, err := r.replayPump(spec, re.ID)
 	if err != nil {
 		return err
 	}
-	if p.cursor.OwnershipLost() == nil && !begun { // no other process shares the journal
-		out.unsent = first
+	traffic.replay, traffic.last = re, last
+	if traffic.sink.cursor.OwnershipLost() == nil && !begun { // no other process shares the journal
+		p.handle.unsent = first
 	}
-	defer out.close()
 	name := replayPrefix + re.ID
 	// The open cursor also keeps the remaining events from expiring.
-	cursor, err := r.opts.Journal.Reader(ctx, name, journal.Start(first-1))
-	if err != nil {
+	if p.cursor, err = r.opts.Journal.Reader(ctx, name, journal.Start(first-1)); err != nil {
 		return err
 	}
 	defer func() {
-		r.replays.mu.Lock()
-		re.local = false
-		r.replays.mu.Unlock()
-		err = errors.Join(err, cursor.Close())
+		traffic.lost()
+		err = errors.Join(err, p.cursor.Close())
 	}()
-	limiter := rate.NewLimiter(rate.Limit(spec.Rate), max(1, min(spec.Rate/10, replayBatch)))
-	for cursor.Committed() < last {
-		records, err := cursor.Next(ctx, replayBatch)
-		if err != nil {
-			return err
-		}
-		if here, err := r.becomeOwner(ctx, re); err != nil || !here {
-			return err
-		}
-		var pending []pendingRecord
-		through := min(records[len(records)-1].Seq, last)
-		for _, record := range records {
-			if record.Seq <= last && re.sends(p, selects, record) {
-				pending = append(pending, pendingRecord{Record: record})
-			}
-		}
-		left, dead, err := r.sendReplay(ctx, hard, re, out, p, limiter, pending)
-		if len(left) > 0 {
-			through = left[0].Seq - 1 // the replay was stopped in the batch
-		}
-		undelivered := journal.Undelivered{Sink: p.name}
-		if spec.Adopts != "" { // events of other replays were delivered before, or are dead letters already
-			undelivered.Dead = slices.DeleteFunc(dead, func(d journal.DeadLetter) bool { return d.Seq > through })
-		}
-		moved := cursor.Commit(hard, journal.Progress{Done: journal.UpTo(through).Done, Undelivered: undelivered})
-		if errors.Is(moved, journal.ErrOwnershipLost) {
-			r.replays.mu.Lock()
-			re.local = false
-			r.replays.mu.Unlock()
-			continue
-		}
-		if err := errors.Join(err, moved); err != nil {
-			return err
-		}
-		r.replays.mu.Lock()
-		err = r.saveReplay(hard, &re.Replay)
-		r.replays.mu.Unlock()
-		if err != nil {
+	if p.cursor.Committed() < last {
+		if err := p.Run(ctx, hard); err != nil || p.cursor.Committed() < last {
 			return err
 		}
 	}
-	if err := cursor.Close(); err != nil {
+	if err := p.cursor.Close(); err != nil {
 		return err
 	}
 	if err := r.adopted(hard, spec); err != nil {
@@ -609,57 +578,66 @@ func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 	r.replays.mu.Lock()
 	defer r.replays.mu.Unlock()
 	re.State, re.Expired = ReplayDone, max(0, re.Total-re.Sent-re.Refused)
-	out.env.Log.Info("replay done", zap.Int("sent", re.Sent), zap.Int("refused", re.Refused), zap.Int("expired", re.Expired))
+	p.log.Info("replay done", zap.Int("sent", re.Sent), zap.Int("refused", re.Refused), zap.Int("expired", re.Expired))
 	return errors.Join(r.saveReplay(hard, &re.Replay), r.opts.Journal.DeleteCursor(hard, name))
 }
 
-// sendReplay sends records at the rate of the replay, and retries each record until the
-// broker acknowledges the record or refuses it permanently. When ctx ends, sendReplay
-// returns the remaining records as left.
-func (r *Relay) sendReplay(ctx, hard context.Context, re *replay, out *sinkHandle, p *Pump, limiter *rate.Limiter, pending []pendingRecord) (left []pendingRecord, dead []journal.DeadLetter, err error) {
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = p.settings.Retry.Initial, p.settings.Retry.Max
-	failing := false
-	for len(pending) > 0 {
-		n := min(len(pending), limiter.Burst())
-		if err := limiter.WaitN(ctx, n); err != nil {
-			return pending, dead, err
-		}
-		for i := range pending[:n] {
-			if pending[i].attempts++; pending[i].attempts == 1 {
-				pending[i].first = out.env.Now()
-			}
-		}
-		if err := p.history.waitResumed(ctx); err != nil {
-			return pending, dead, err
-		}
-		each, err := p.traced(hard, out, pending[:n])
-		v := out.judge(pending[:n], each, err, 0)
-		r.opts.Metrics.replayed.WithLabelValues(p.name).Add(float64(v.delivered))
-		r.replays.mu.Lock()
-		re.Sent += v.delivered
-		re.Refused += len(v.dead)
-		if v.failure != nil {
-			re.Error = v.failure.Error()
-		}
-		for _, d := range v.dead {
-			re.Error = d.Err
-		}
-		dead = append(dead, v.dead...)
-		r.replays.mu.Unlock()
-		pending = slices.Concat(v.retry, pending[n:])
-		if v.failure == nil {
-			wait.Reset()
-			failing = false
-			continue
-		}
-		if !failing {
-			failing = true
-			out.env.Log.Warn("replay delivery failed, retrying", zap.Error(v.failure))
-		}
-		if err := sleep.For(ctx, max(wait.NextBackOff(), v.wait)); err != nil {
-			return pending, dead, err
-		}
+// replayTraffic implements traffic for a replay.
+type replayTraffic struct {
+	relay  *Relay
+	replay *replay
+	sink   *Pump // of live events
+	filter filter.Filter
+	last   journal.Seq
+}
+
+// selects implements traffic.
+func (t *replayTraffic) selects(r journal.Record) bool {
+	return t.replay.sends(t.sink, t.filter, r)
+}
+
+// end implements traffic.
+func (t *replayTraffic) end() journal.Seq { return t.last }
+
+// began implements traffic.
+func (t *replayTraffic) began(ctx context.Context) (bool, error) {
+	return t.relay.becomeOwner(ctx, t.replay)
+}
+
+// lost implements traffic.
+func (t *replayTraffic) lost() {
+	t.relay.replays.mu.Lock()
+	defer t.relay.replays.mu.Unlock()
+	t.replay.local = false
+}
+
+// attempted implements traffic.
+func (t *replayTraffic) attempted(result attemptResult) {
+	t.relay.opts.Metrics.replayed.WithLabelValues(t.sink.name).Add(float64(len(result.delivered)))
+	t.relay.replays.mu.Lock()
+	defer t.relay.replays.mu.Unlock()
+	t.replay.Sent += len(result.delivered)
+	t.replay.Refused += len(result.dead)
+	if result.failure != nil {
+		t.replay.Error = result.failure.Error()
 	}
-	return nil, dead, nil
+	for _, d := range result.dead {
+		t.replay.Error = d.Err
+	}
+}
+
+// undelivered implements traffic. The events of a replay were delivered before, or are dead
+// letters already; adopted events are not.
+func (t *replayTraffic) undelivered(u journal.Undelivered) journal.Undelivered {
+	if t.replay.Adopts == "" {
+		return journal.Undelivered{}
+	}
+	return journal.Undelivered{Sink: t.sink.name, Dead: u.Dead}
+}
+
+// committed implements traffic.
+func (t *replayTraffic) committed(ctx context.Context, _ journal.Undelivered) error {
+	t.relay.replays.mu.Lock()
+	defer t.relay.replays.mu.Unlock()
+	return t.relay.saveReplay(ctx, &t.replay.Replay)
 }

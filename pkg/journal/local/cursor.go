@@ -27,12 +27,12 @@ const maxReadBytes = 8 << 20
 type cursor struct {
 	j      *Journal
 	name   string
-	next   journal.Seq // first sequence of the next Next
 	began  atomic.Uint64
 	placed bool        // the position is stored
 	staged *seqset.Set // done events, with those of a Commit that runs
 
 	mu   sync.RWMutex
+	next journal.Seq // first sequence of the next Next
 	done *seqset.Set // done events whose Commit is on stable storage
 }
 
@@ -302,26 +302,36 @@ func (j *Journal) reach(ctx context.Context, want journal.Seq) (journal.Seq, err
 
 // Next implements journal.Cursor.
 func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) {
-	through, err := c.j.reach(ctx, c.next)
+	c.mu.RLock()
+	next := c.next
+	c.mu.RUnlock()
+	through, err := c.j.reach(ctx, next)
 	if err != nil {
 		return nil, err
 	}
-	records := c.j.tail.read(c.next, through, limit)
+	records := c.j.tail.read(next, through, limit)
 	if len(records) == 0 {
 		err = c.j.read(ctx, func(st *store) (err error) {
-			records, err = st.read(c.next, through, limit)
+			records, err = st.read(next, through, limit)
 			return err
 		})
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading from %d: %w", c.next, err)
+		return nil, fmt.Errorf("reading from %d: %w", next, err)
 	}
 	if len(records) == 0 { // a repair found all events so far lost
-		c.next = through + 1
+		c.advance(through + 1)
 		return c.Next(ctx, limit)
 	}
-	c.next = records[len(records)-1].Seq + 1
+	c.advance(records[len(records)-1].Seq + 1)
 	return records, nil
+}
+
+// advance moves the first sequence of the next Next.
+func (c *cursor) advance(next journal.Seq) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next = max(c.next, next)
 }
 
 // Commit implements journal.Cursor.

@@ -1,0 +1,904 @@
+package relay
+
+import (
+	"cmp"
+	"container/heap"
+	"hash/maphash"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/postwire/postwire/pkg/event"
+	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/sinks"
+)
+
+// Limits of a schedule besides max_pending.
+const (
+	// maxPendingBytes limits the size of the events in hand.
+	maxPendingBytes = 32 << 20
+	// maxDeferredKeys limits the keys whose events are read again later. A key takes about
+	// 60 bytes.
+	maxDeferredKeys = 1_000_000
+	// maxHeld limits the held destinations; the events of a further failing destination wait
+	// by themselves.
+	maxHeld = 1000
+	// maxProbes limits the events in hand of a held destination.
+	maxProbes = 4
+)
+
+// schedule decides which events of a sink are delivered next. Events of one partition key
+// are delivered in order; keys take turns, and do not wait for each other. The schedule does
+// no I/O. One goroutine uses a schedule.
+//
+// The state of a key:
+//
+//	| state | events in hand | next state |
+//	|---|---|---|
+//	| ready | queued | flying, when take takes them; deferred, if their destination is held |
+//	| flying | queued, and in a delivery | ready, waiting, held, unstored or gone, by the results |
+//	| waiting | the failed event | ready, when the wait is over |
+//	| held | the failed event | ready, when the destination is probed or works again |
+//	| unstored | queued | ready, when the dead letter of the previous event is stored |
+//
+// The later events of a waiting or held key are deferred: the schedule forgets them and
+// notes where they begin. When the key is free again, a catch-up reads the journal from
+// there and admits the events of the key, until it reaches the head: the newest event that
+// was read.
+type schedule struct {
+	limits     sinks.Limits
+	batch      int // maximum number of events of a delivery
+	maxPending int
+	route      func(event.Event) sinks.Destination
+	seed       [2]maphash.Seed
+
+	head    journal.Seq // newest event that was read
+	keys    map[keyHash]*key
+	lanes   map[sinks.Destination]*lane
+	ready   []*lane // lanes with ready keys; they take turns
+	waiting waitingKeys
+	parked  bool // there was no room for a further waiting key, whose event is deferred
+	held    map[sinks.Destination]*heldDestination
+	inHand  int // events queued or in a delivery
+	bytes   int
+	order   []*item // events in hand in the order of their admission, and some that are gone
+
+	deferred      map[keyHash]deferral
+	deferredCount uint64 // deferred events
+	pass          catchUp
+	next          catchUp // the catch-up after pass
+}
+
+// keyHash stands for a partition key. Two keys with one hash wait for each other.
+type keyHash [2]uint64
+
+// key is a partition key with events in hand, or an event without a key.
+type key struct {
+	hash     keyHash
+	state    keyState
+	queue    []*item // in order; of a waiting or held key, the failed event
+	flying   int     // events in a delivery
+	bytes    int
+	lane     *lane
+	due      time.Time // end of the wait
+	index    int       // in waiting
+	unstored int       // dead letters and discards that are not stored yet
+}
+
+type keyState int
+
+const (
+	keyReady keyState = iota
+	keyFlying
+	keyWaiting
+	keyHeld
+	keyUnstored
+)
+
+// item is an event in hand.
+type item struct {
+	journal.Record
+	from     journal.Seq // the sequences from here to the event have no event
+	key      *key
+	size     int
+	attempts int       // attempts so far
+	first    time.Time // time of the first attempt
+	progress uint64    // Pump.successes at the first attempt
+	refused  int       // attempts after which the receiver answered that it failed
+	err      error     // of the last attempt
+	gone     bool      // not in hand any more
+}
+
+// lane has the ready keys that may share a delivery: those of a destination, or all keys.
+type lane struct {
+	to     sinks.Destination
+	ready  []*key
+	flying int // deliveries
+	listed bool
+}
+
+// heldDestination is a destination whose events wait.
+type heldDestination struct {
+	to      sinks.Destination
+	since   time.Time
+	err     error
+	probes  []*key // keys with the failed events, which take turns
+	probe   *item  // in a delivery; nil without one
+	due     time.Time
+	waits   int         // waits so far
+	from    journal.Seq // first deferred event of the destination, or a later one of its key; 0 is none
+	backlog uint64      // events that were deferred because of the destination
+}
+
+// deferral is where the deferred events of a key begin.
+type deferral struct {
+	from journal.Seq
+	pass uint32 // catch-up that has left events of the key deferred
+}
+
+// catchUp reads deferred events again.
+type catchUp struct {
+	number uint32
+	from   journal.Seq // 0 is no catch-up
+	at     journal.Seq // next sequence to read
+	all    bool        // any key may be free
+	keys   map[keyHash]bool
+}
+
+func newSchedule(maxPending int, route func(event.Event) sinks.Destination) *schedule {
+	return &schedule{
+		limits: sinks.Limits{InFlight: 1}, batch: 1, maxPending: maxPending, route: route, seed: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
+		keys: map[keyHash]*key{}, lanes: map[sinks.Destination]*lane{}, held: map[sinks.Destination]*heldDestination{}, deferred: map[keyHash]deferral{},
+	}
+}
+
+// hash returns the hash of the partition key of a record. A record without a key has a hash
+// of its own.
+func (s *schedule) hash(r journal.Record) keyHash {
+	name, keyed := r.Event.Attribute(event.PartitionKey)
+	if !keyed || name == "" {
+		name = "\x00" + strconv.FormatUint(uint64(r.Seq), 36)
+	}
+	return keyHash{maphash.String(s.seed[0], name), maphash.String(s.seed[1], name)}
+}
+
+// open returns the number of events that were read and are not done.
+func (s *schedule) open() uint64 { return uint64(s.inHand) + s.deferredCount }
+
+// room returns how many more events may be read. Without room, reason is the limit.
+func (s *schedule) room() (n int, reason string) {
+	switch {
+	case s.inHand >= s.maxPending:
+		return 0, "max_pending"
+	case s.bytes >= maxPendingBytes:
+		return 0, "max_pending_bytes"
+	case len(s.deferred) >= maxDeferredKeys:
+		return 0, "max_deferred_keys"
+	}
+	return s.maxPending - s.inHand, ""
+}
+
+// keyLimit is the maximum number of events in hand of one key.
+func (s *schedule) keyLimit() int { return max(1, s.maxPending/4) }
+
+// setLimits applies the limits of the opened sink. No event may be in a delivery.
+func (s *schedule) setLimits(limits sinks.Limits, batch int) {
+	limits.InFlight = max(1, limits.InFlight)
+	if limits.Batch > 0 {
+		batch = min(batch, limits.Batch)
+	}
+	s.limits, s.batch = limits, batch
+	s.ready, s.lanes = nil, map[sinks.Destination]*lane{}
+	var ready []*key
+	for _, k := range s.keys {
+		if k.state == keyReady {
+			ready = append(ready, k)
+		}
+	}
+	slices.SortFunc(ready, func(a, b *key) int { return cmp.Compare(a.queue[0].Seq, b.queue[0].Seq) })
+	for _, k := range ready {
+		s.makeReady(k)
+	}
+}
+
+// admit takes an event that was read for the first time, in the order of the journal. The
+// sequences from the given one to the event have no event. If admit returns false, the event
+// is deferred.
+func (s *schedule) admit(r journal.Record, from journal.Seq) bool {
+	s.head = r.Seq
+	h := s.hash(r)
+	if _, ok := s.deferred[h]; ok {
+		s.deferredCount++
+		s.noteHeld(r)
+		return false
+	}
+	k := s.keys[h]
+	if !s.admissible(k, r) {
+		s.deferFrom(h, r.Seq, 1)
+		return false
+	}
+	s.push(k, h, r, from)
+	return true
+}
+
+// admissible reports whether an event may be in hand now.
+func (s *schedule) admissible(k *key, r journal.Record) bool {
+	if k != nil {
+		if k.state == keyWaiting || k.state == keyHeld {
+			return false
+		}
+		if n := len(k.queue) + k.flying; n >= s.keyLimit() || k.bytes >= maxPendingBytes/4 {
+			return false
+		}
+	}
+	if len(s.held) > 0 {
+		if d := s.held[s.route(r.Event)]; d != nil {
+			d.note(r.Seq)
+			return false
+		}
+	}
+	return true
+}
+
+// note records that an event was deferred because of the destination.
+func (d *heldDestination) note(seq journal.Seq) {
+	d.backlog++
+	if d.from == 0 || seq < d.from {
+		d.from = seq
+	}
+}
+
+// noteHeld records for the status of a held destination that a further event waits.
+func (s *schedule) noteHeld(r journal.Record) {
+	if len(s.held) == 0 {
+		return
+	}
+	if d := s.held[s.route(r.Event)]; d != nil {
+		d.note(r.Seq)
+	}
+}
+
+// push adds an event to its key.
+func (s *schedule) push(k *key, h keyHash, r journal.Record, from journal.Seq) *item {
+	if k == nil {
+		k = &key{hash: h, state: keyFlying, index: -1}
+		s.keys[h] = k
+	}
+	i := &item{Record: r, from: from, key: k, size: len(r.Event.CloudEvent.DataEncoded) + 512}
+	k.queue = append(k.queue, i)
+	k.bytes += i.size
+	s.order = append(s.order, i)
+	s.inHand++
+	s.bytes += i.size
+	if k.state == keyFlying && k.flying == 0 {
+		s.makeReady(k)
+	}
+	return i
+}
+
+// makeReady lets the next event of a key be taken.
+func (s *schedule) makeReady(k *key) {
+	var to sinks.Destination
+	if s.limits.PerDestination {
+		to = s.route(k.queue[0].Event)
+	}
+	l := s.lanes[to]
+	if l == nil {
+		l = &lane{to: to}
+		s.lanes[to] = l
+	}
+	k.state, k.lane = keyReady, l
+	l.ready = append(l.ready, k)
+	s.list(l)
+}
+
+// list adds a lane with ready keys to the lanes that take turns.
+func (s *schedule) list(l *lane) {
+	if !l.listed && len(l.ready) > 0 && (!s.limits.PerDestination || l.flying == 0) {
+		l.listed = true
+		s.ready = append(s.ready, l)
+	}
+}
+
+// take returns up to size events for a delivery, in the order of the journal, and the lane
+// of the delivery. Take returns nothing if no key is ready.
+func (s *schedule) take(size int) ([]*item, *lane) {
+	for len(s.ready) > 0 {
+		l := s.ready[0]
+		s.ready = s.ready[1:]
+		l.listed = false
+		taken := s.takeFrom(l, min(size, s.batch))
+		if len(taken) == 0 {
+			s.drop(l)
+			continue
+		}
+		l.flying++
+		s.list(l)
+		return taken, l
+	}
+	return nil, nil
+}
+
+// takeFrom takes events of the ready keys of a lane. Each key gives an equal part first.
+func (s *schedule) takeFrom(l *lane, size int) (taken []*item) {
+	share := max(1, size/max(1, len(l.ready)))
+	var from []*key
+	for len(l.ready) > 0 && len(taken) < size {
+		k := l.ready[0]
+		l.ready = l.ready[1:]
+		if s.setAside(k) {
+			continue
+		}
+		k.state = keyFlying
+		taken = s.fly(k, l, taken, min(share, size-len(taken)))
+		from = append(from, k)
+	}
+	for _, k := range from {
+		if len(taken) >= size {
+			break
+		}
+		taken = s.fly(k, l, taken, size-len(taken))
+	}
+	slices.SortFunc(taken, func(a, b *item) int { return cmp.Compare(a.Seq, b.Seq) })
+	return taken
+}
+
+// fly moves up to n events of a key to a delivery.
+func (s *schedule) fly(k *key, l *lane, taken []*item, n int) []*item {
+	for n > 0 && len(k.queue) > 0 {
+		i := k.queue[0]
+		if s.limits.PerDestination || len(s.held) > 0 {
+			to := s.route(i.Event)
+			if s.held[to] != nil || s.limits.PerDestination && to != l.to && k.flying > 0 {
+				break
+			}
+		}
+		k.queue = k.queue[1:]
+		k.flying++
+		taken = append(taken, i)
+		n--
+	}
+	return taken
+}
+
+// setAside defers all events of a ready key whose destination is held.
+func (s *schedule) setAside(k *key) bool {
+	if len(s.held) == 0 {
+		return false
+	}
+	d := s.held[s.route(k.queue[0].Event)]
+	if d == nil {
+		return false
+	}
+	for _, i := range k.queue {
+		d.note(i.Seq)
+	}
+	s.deferQueue(k, 0)
+	s.abandon(k)
+	return true
+}
+
+// drop deletes a lane without keys and deliveries.
+func (s *schedule) drop(l *lane) {
+	if len(l.ready) == 0 && l.flying == 0 && s.lanes[l.to] == l {
+		delete(s.lanes, l.to)
+	}
+}
+
+// landed records the end of a delivery of a lane, after the results of its events.
+func (s *schedule) landed(l *lane) {
+	l.flying--
+	s.list(l)
+	s.drop(l)
+}
+
+// remove removes a done event of a delivery, or the failed event of a waiting or held key.
+func (s *schedule) remove(i *item) {
+	i.gone = true
+	s.inHand--
+	s.bytes -= i.size
+	i.key.bytes -= i.size
+}
+
+// done records that an event of a delivery needs no further delivery. With unstored, the
+// later events of the key wait until stored is called.
+func (s *schedule) done(i *item, unstored bool) {
+	if d := s.probed(i); d != nil {
+		d.probe = nil
+	}
+	s.remove(i)
+	i.key.flying--
+	if unstored {
+		i.key.unstored++
+	}
+	s.settle(i.key)
+}
+
+// stored records that a dead letter or a discard of a key is stored.
+func (s *schedule) stored(k *key) {
+	k.unstored--
+	s.settle(k)
+}
+
+// settle finds the next state of a key without events in a delivery.
+func (s *schedule) settle(k *key) {
+	if k.flying > 0 || k.state == keyWaiting || k.state == keyHeld || k.state == keyReady {
+		return
+	}
+	switch {
+	case k.unstored > 0:
+		k.state = keyUnstored
+	case len(k.queue) > 0:
+		s.makeReady(k)
+		s.refill(k)
+	default:
+		s.forget(k)
+	}
+}
+
+// refill lets a catch-up read the deferred events of a key that has few events in hand.
+func (s *schedule) refill(k *key) {
+	if d, ok := s.deferred[k.hash]; ok && len(k.queue) <= s.keyLimit()/2 {
+		s.free(k.hash, d.from)
+	}
+}
+
+// forget removes a key without events in hand. Its deferred events are to be read again.
+func (s *schedule) forget(k *key) {
+	delete(s.keys, k.hash)
+	if d, ok := s.deferred[k.hash]; ok {
+		s.free(k.hash, d.from)
+	}
+}
+
+// back returns events of a delivery that says nothing about them to the front of their keys.
+func (s *schedule) back(items []*item) {
+	for _, i := range slices.Backward(items) { // in the order of the journal
+		k := i.key
+		k.flying--
+		if d := s.probed(i); d != nil {
+			d.probe = nil
+			k.queue, k.state = []*item{i}, keyHeld
+			d.probes = append(d.probes, k)
+			continue
+		}
+		if k.state == keyWaiting || k.state == keyHeld { // behind an event that failed
+			s.deferItem(k, i)
+			continue
+		}
+		k.queue = slices.Insert(k.queue, 0, i)
+	}
+	for _, i := range items {
+		s.settle(i.key)
+	}
+}
+
+// deferItem defers an event that is not queued.
+func (s *schedule) deferItem(k *key, i *item) {
+	s.remove(i)
+	s.deferFrom(k.hash, i.Seq, 1)
+}
+
+// deferFrom notes that n events of a key, from a sequence on, are to be read again.
+func (s *schedule) deferFrom(h keyHash, from journal.Seq, n int) {
+	s.deferredCount += uint64(n)
+	d, ok := s.deferred[h]
+	if !ok || from < d.from {
+		s.deferred[h] = deferral{from: from, pass: s.pass.number}
+	}
+}
+
+// deferQueue defers the queued events of a key from an index on.
+func (s *schedule) deferQueue(k *key, from int) {
+	if from >= len(k.queue) {
+		return
+	}
+	for _, i := range k.queue[from:] {
+		s.remove(i)
+	}
+	s.deferFrom(k.hash, k.queue[from].Seq, len(k.queue)-from)
+	k.queue = slices.Clone(k.queue[:from])
+}
+
+// wait lets a key wait until due because of its failed event, and defers the later events.
+// The event is the first failed one of its key in a delivery.
+func (s *schedule) wait(i *item, due time.Time) {
+	k := i.key
+	k.flying--
+	k.queue = append([]*item{i}, k.queue...)
+	s.deferQueue(k, 1)
+	if len(s.waiting) >= max(1, s.maxPending/2) { // the event is read again when there are fewer
+		s.parked = true
+		s.deferQueue(k, 0)
+		s.abandon(k)
+		return
+	}
+	k.state, k.due = keyWaiting, due
+	heap.Push(&s.waiting, k)
+}
+
+// due makes the keys ready whose wait is over.
+func (s *schedule) due(now time.Time) {
+	for len(s.waiting) > 0 && !s.waiting[0].due.After(now) {
+		s.endWait(s.waiting[0])
+	}
+}
+
+// nextDue reports when a wait ends.
+func (s *schedule) nextDue(at func(time.Time)) {
+	if len(s.waiting) > 0 {
+		at(s.waiting[0].due)
+	}
+	for _, d := range s.held {
+		if d.probe == nil {
+			at(d.due)
+		}
+	}
+}
+
+// takeProbe takes one event to probe the sink. Ready keys take turns, so that one failing
+// event does not keep the circuit breaker open.
+func (s *schedule) takeProbe(now time.Time) ([]*item, *lane) {
+	if items, l := s.take(1); len(items) > 0 {
+		return items, l
+	}
+	if i, l := s.probe(now); i != nil {
+		return []*item{i}, l
+	}
+	return nil, nil
+}
+
+// inDelivery returns the number of events in a delivery.
+func (s *schedule) inDelivery() (n int) {
+	for _, k := range s.keys {
+		n += k.flying
+	}
+	return n
+}
+
+// blocked returns the number of keys in hand whose event failed and waits.
+func (s *schedule) blocked() int {
+	n := len(s.waiting)
+	for _, d := range s.held {
+		n += len(d.probes)
+	}
+	return n
+}
+
+// blockedItems returns the failed events in hand, in the order of the journal.
+func (s *schedule) blockedItems() (items []*item) {
+	for _, k := range s.waiting {
+		items = append(items, k.queue[0])
+	}
+	for _, d := range s.held {
+		for _, k := range d.probes {
+			items = append(items, k.queue[0])
+		}
+	}
+	slices.SortFunc(items, func(a, b *item) int { return cmp.Compare(a.Seq, b.Seq) })
+	return items
+}
+
+// blockedEvent returns the failed event in hand with a sequence, or nil.
+func (s *schedule) blockedEvent(seq journal.Seq) *item {
+	for _, i := range s.blockedItems() {
+		if i.Seq == seq {
+			return i
+		}
+	}
+	return nil
+}
+
+// oldest returns the acceptance time of the oldest event in hand, or the zero time.
+func (s *schedule) oldest() time.Time {
+	if len(s.order) > 2*s.inHand+1024 {
+		s.order = slices.DeleteFunc(s.order, func(i *item) bool { return i.gone })
+	}
+	for len(s.order) > 0 && s.order[0].gone {
+		s.order = s.order[1:]
+	}
+	if len(s.order) == 0 {
+		return time.Time{}
+	}
+	return s.order[0].Accepted
+}
+
+// endWait makes a waiting key ready.
+func (s *schedule) endWait(k *key) {
+	s.leaveWaiting(k)
+	s.makeReady(k)
+}
+
+// leaveWaiting removes a key from the waiting keys.
+func (s *schedule) leaveWaiting(k *key) {
+	heap.Remove(&s.waiting, k.index)
+	if s.parked {
+		s.parked = false
+		s.freeAll(1)
+	}
+}
+
+// endWaits makes all waiting keys ready.
+func (s *schedule) endWaits() {
+	for len(s.waiting) > 0 {
+		s.endWait(s.waiting[0])
+	}
+}
+
+// hold lets all events of a destination wait because an event failed there. The function
+// wait returns the duration of the n-th wait.
+func (s *schedule) hold(i *item, now time.Time, wait func(n int) time.Duration, err error) {
+	to := s.route(i.Event)
+	d := s.held[to]
+	switch {
+	case d == nil && len(s.held) >= maxHeld:
+		s.wait(i, now.Add(wait(i.attempts)))
+		return
+	case d == nil:
+		d = &heldDestination{to: to, since: now}
+		s.held[to] = d
+		fallthrough
+	case d.probe == i:
+		d.probe = nil
+		d.waits++
+		d.due = now.Add(wait(d.waits))
+	}
+	d.err = err
+	k := i.key
+	k.flying--
+	k.queue = append([]*item{i}, k.queue...)
+	for _, later := range k.queue[1:] {
+		d.note(later.Seq)
+	}
+	s.deferQueue(k, 1)
+	if len(d.probes) >= maxProbes {
+		d.note(i.Seq)
+		s.deferQueue(k, 0)
+		s.abandon(k)
+		return
+	}
+	k.state = keyHeld
+	d.probes = append(d.probes, k)
+}
+
+// abandon removes a key all of whose events are deferred and not to be read again now.
+func (s *schedule) abandon(k *key) {
+	delete(s.keys, k.hash)
+	k.state = keyWaiting // so that its other events in a delivery are deferred, too
+}
+
+// probed returns the held destination that an event of a delivery probes, or nil.
+func (s *schedule) probed(i *item) *heldDestination {
+	if len(s.held) == 0 {
+		return nil
+	}
+	if d := s.held[s.route(i.Event)]; d != nil && d.probe == i {
+		return d
+	}
+	return nil
+}
+
+// probe returns the event by which a held destination is probed now.
+func (s *schedule) probe(now time.Time) (*item, *lane) {
+	for _, d := range s.held {
+		if d.probe != nil || d.due.After(now) {
+			continue
+		}
+		if len(d.probes) == 0 {
+			s.release(d)
+			continue
+		}
+		l := &lane{flying: 1} // beside the lane of the destination, which has no ready keys
+		k := d.probes[0]
+		d.probes = d.probes[1:]
+		i := k.queue[0]
+		d.probe = i
+		k.queue, k.state = nil, keyFlying
+		k.flying++
+		return i, l
+	}
+	return nil, nil
+}
+
+// release lets the events of a held destination be delivered again.
+func (s *schedule) release(d *heldDestination) {
+	delete(s.held, d.to)
+	for _, k := range d.probes {
+		s.makeReady(k)
+	}
+	if d.from > 0 {
+		s.freeAll(d.from)
+	}
+}
+
+// works releases the destination of an event that was delivered or that failed by itself.
+func (s *schedule) works(i *item) {
+	if len(s.held) == 0 {
+		return
+	}
+	if d := s.held[s.route(i.Event)]; d != nil {
+		s.release(d)
+	}
+}
+
+// free lets the next catch-up read the deferred events of a key.
+func (s *schedule) free(h keyHash, from journal.Seq) {
+	if p := &s.pass; p.from > 0 && p.at <= from && s.deferred[h].pass != p.number {
+		if p.keys != nil {
+			p.keys[h] = true
+		}
+		return
+	}
+	if s.next.keys == nil {
+		s.next.keys = map[keyHash]bool{}
+	}
+	s.next.keys[h] = true
+	s.next.wants(from)
+}
+
+// freeAll lets the next catch-up read all deferred events from a sequence on.
+func (s *schedule) freeAll(from journal.Seq) {
+	s.next.all = true
+	s.next.wants(from)
+}
+
+func (c *catchUp) wants(from journal.Seq) {
+	if c.from == 0 || from < c.from {
+		c.from = from
+	}
+}
+
+// catchUpAt returns the sequence from which deferred events are to be read, or 0.
+func (s *schedule) catchUpAt() journal.Seq {
+	if s.pass.from == 0 && s.next.from > 0 {
+		s.begin()
+	}
+	if s.pass.from > 0 && s.pass.at > s.head {
+		s.caughtUp(s.pass.at)
+	}
+	if s.pass.from == 0 || s.inHand >= s.maxPending-s.maxPending/4 || s.bytes >= maxPendingBytes-maxPendingBytes/4 {
+		return 0
+	}
+	return s.pass.at
+}
+
+// begin begins the next catch-up, if its keys still have deferred events.
+func (s *schedule) begin() {
+	number := s.pass.number + 1
+	s.pass, s.next = s.next, catchUp{}
+	s.pass.number = number
+	if len(s.deferred) == 0 {
+		s.pass.from = 0
+	}
+	if s.pass.all {
+		s.pass.at = s.pass.from
+		return
+	}
+	s.pass.from = 0
+	for h := range s.pass.keys {
+		if d, ok := s.deferred[h]; ok {
+			s.pass.wants(d.from)
+		} else {
+			delete(s.pass.keys, h)
+		}
+	}
+	s.pass.at = s.pass.from
+}
+
+// revisit takes an event that was read again by the catch-up, in the order of the journal,
+// and returns the event if it is in hand again.
+func (s *schedule) revisit(r journal.Record) *item {
+	if s.pass.from == 0 {
+		return nil
+	}
+	h := s.hash(r)
+	d, ok := s.deferred[h]
+	if !ok || r.Seq < d.from || d.from < s.pass.from || d.pass == s.pass.number {
+		return nil // not deferred, or behind an event that stays deferred
+	}
+	if k := s.keys[h]; !s.admissible(k, r) {
+		s.deferred[h] = deferral{from: r.Seq, pass: s.pass.number}
+		if delete(s.pass.keys, h); !s.pass.all && len(s.pass.keys) == 0 {
+			s.pass.from = 0
+		}
+		return nil
+	}
+	s.deferredCount--
+	s.deferred[h] = deferral{from: r.Seq + 1, pass: d.pass}
+	return s.push(s.keys[h], h, r, r.Seq)
+}
+
+// caughtUp records that the catch-up has read up to a sequence, exclusive. At the head it
+// ends: the keys of which it has left no event deferred have no deferred events.
+func (s *schedule) caughtUp(at journal.Seq) {
+	if s.pass.from == 0 {
+		return
+	}
+	if s.pass.at = at; at <= s.head {
+		return
+	}
+	end := func(h keyHash) {
+		if d, ok := s.deferred[h]; ok && d.pass != s.pass.number && d.from >= s.pass.from {
+			delete(s.deferred, h)
+		}
+	}
+	if s.pass.all {
+		for h := range s.deferred {
+			end(h)
+		}
+	} else {
+		for h := range s.pass.keys {
+			end(h)
+		}
+	}
+	s.pass.from = 0
+	if len(s.deferred) == 0 {
+		s.deferredCount = 0 // deferred events that expired were not read again
+	}
+}
+
+// discard removes the queued and waiting events that a policy chooses, oldest first. The
+// later events of their keys wait until stored is called.
+func (s *schedule) discard(choose func(i *item) bool) (discarded []*item) {
+	var all []*item
+	for _, k := range s.keys {
+		all = append(all, k.queue...)
+	}
+	slices.SortFunc(all, func(a, b *item) int { return cmp.Compare(a.Seq, b.Seq) })
+	for _, i := range all {
+		if choose(i) {
+			discarded = append(discarded, i)
+		}
+	}
+	for _, i := range discarded {
+		s.withdraw(i)
+	}
+	return discarded
+}
+
+// withdraw removes a queued, waiting or held event. The later events of its key wait until
+// stored is called.
+func (s *schedule) withdraw(i *item) {
+	k := i.key
+	n := slices.Index(k.queue, i)
+	k.queue = slices.Delete(slices.Clone(k.queue), n, n+1)
+	s.remove(i)
+	switch k.state {
+	case keyWaiting:
+		s.leaveWaiting(k)
+	case keyHeld:
+		for _, d := range s.held {
+			d.probes = slices.DeleteFunc(d.probes, func(p *key) bool { return p == k })
+		}
+	case keyReady:
+		k.lane.ready = slices.DeleteFunc(k.lane.ready, func(r *key) bool { return r == k })
+	case keyFlying, keyUnstored:
+	}
+	k.unstored++
+	if k.state != keyFlying {
+		k.state = keyUnstored
+	}
+}
+
+// waitingKeys is a heap of the waiting keys by the end of their waits.
+type waitingKeys []*key
+
+func (w waitingKeys) Len() int           { return len(w) }
+func (w waitingKeys) Less(a, b int) bool { return w[a].due.Before(w[b].due) }
+func (w waitingKeys) Swap(a, b int) {
+	w[a], w[b] = w[b], w[a]
+	w[a].index, w[b].index = a, b
+}
+
+func (w *waitingKeys) Push(k any) {
+	k.(*key).index = len(*w)
+	*w = append(*w, k.(*key))
+}
+
+func (w *waitingKeys) Pop() any {
+	old := *w
+	k := old[len(old)-1]
+	*w = old[:len(old)-1]
+	k.index = -1
+	return k
+}
