@@ -32,7 +32,7 @@ func TestClassification(t *testing.T) {
 		{"another stream takes the subject", api(codeOtherStream), []string{"other.>"}, "again", "no_destination"},
 		{"the stream takes the subject, and its leader is away", jetstream.ErrNoStreamResponse, []string{"events.>"}, "again", "again"},
 		{"the stream cannot be looked up", jetstream.ErrNoStreamResponse, nil, "again", "again"},
-		{"the stream is full", api(10077), nil, "again", "again"},
+		{"the stream is full", api(codeStoreFailed), nil, "again", "again"},
 		{"credentials", nats.ErrAuthorization, nil, "again", "again"},
 		{"expired credentials", nats.ErrAuthExpired, nil, "again", "again"},
 		{"a lost connection", nats.ErrConnectionClosed, nil, "again", "again"},
