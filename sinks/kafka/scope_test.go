@@ -264,6 +264,16 @@ func TestBrokerHangs(t *testing.T) {
 		failsAlone(t, <-hung)
 		cancel()
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), silence+2*time.Second)
+	defer cancel()
+	hung := make(chan error, 1)
+	go func() { hung <- c.Deliver(ctx, events[1:2]) }()
+	time.Sleep(silence + 200*time.Millisecond)
+	failsAlone(t, c.Deliver(ctx, events[1:2]))
+	if ctx.Err() != nil {
+		t.Error("another request waits for the silent broker, too")
+	}
+	failsAlone(t, <-hung)
 	if err := c.Sink.(*Sink).refresh(t.Context(), c.Sink.(*Sink).urgent); err != nil {
 		t.Errorf("new metadata: %v", err)
 	}

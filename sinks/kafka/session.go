@@ -22,6 +22,9 @@ const (
 	loadInterval = time.Second
 	// hedge is the wait for a broker's metadata before the next broker is asked.
 	hedge = 250 * time.Millisecond
+	// silence is how long requests to a broker may stay without an answer before
+	// further requests fail at once.
+	silence = 2 * time.Second
 )
 
 // session is a snapshot of the cluster metadata, with the connections to the
@@ -58,11 +61,8 @@ func (s *session) equal(other *session) bool {
 	return slices.Equal(s.brokers, other.brokers) && reflect.DeepEqual(s.topics, other.topics)
 }
 
-// leads reports whether a partition has a leader.
-func (s *session) leads(to target) bool {
-	_, ok := s.topics[to.topic].leaders[to.partition]
-	return ok
-}
+// leader returns the address of a partition's leader, or "".
+func (s *session) leader(to target) string { return s.topics[to.topic].leaders[to.partition] }
 
 // connect loads the metadata from the first broker that answers. A broker that
 // hangs delays connect by hedge.
@@ -219,6 +219,42 @@ func (s *Sink) use(ses *session) {
 func (s *Sink) closeUnused(ses *session) {
 	if ses.retired && ses.requests == 0 {
 		ses.close()
+	}
+}
+
+// leader counts the requests in flight to a broker.
+type leader struct {
+	requests int
+	answered time.Time // of the last answer; without an answer, of the first request in flight
+}
+
+// begin registers a request to a broker. While the broker does not answer the
+// requests in flight for more than silence, begin fails: waiting requests would
+// use up inFlight, which the partitions of other brokers need.
+func (s *Sink) begin(addr string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.leaders[addr]
+	if b == nil {
+		b = &leader{answered: time.Now()}
+		s.leaders[addr] = b
+	}
+	if waited := time.Since(b.answered); b.requests > 0 && waited > silence {
+		return fmt.Errorf("broker %s has not answered for %v", addr, waited.Round(time.Second))
+	}
+	b.requests++
+	return nil
+}
+
+func (s *Sink) finish(addr string, answered bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.leaders[addr]
+	if b.requests--; b.requests == 0 {
+		delete(s.leaders, addr)
+	}
+	if answered {
+		b.answered = time.Now()
 	}
 }
 

@@ -84,7 +84,8 @@ type Sink struct {
 	stale, urgent chan struct{} // capacity 1; wake the refresher
 
 	mu             sync.Mutex
-	session        *session      // of the next request
+	session        *session // of the next request
+	leaders        map[string]*leader
 	started, ended int           // number of the last load of metadata that started, and that ended
 	loaded         chan struct{} // closed at the end of a load
 	unreachable    error         // no broker answered the last load
@@ -98,6 +99,7 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	s := &Sink{
 		config: c, env: env, log: env.Log, route: c.Route(), balancer: kafka.Murmur2Balancer{Consistent: true},
 		stale: make(chan struct{}, 1), urgent: make(chan struct{}, 1), loaded: make(chan struct{}),
+		leaders: map[string]*leader{},
 	}
 	if s.log == nil {
 		s.log = zap.NewNop()
@@ -342,13 +344,19 @@ func (s *Sink) produce(ctx context.Context, to target, records []record, indexes
 	}
 	ses := s.led(ctx, to)
 	defer s.release(ses)
-	if !ses.leads(to) {
+	addr := ses.leader(to)
+	if addr == "" {
 		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, kafka.LeaderNotAvailable)
+	}
+	if err := s.begin(addr); err != nil {
+		poke(s.stale) // another broker may lead by now
+		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, err)
 	}
 	resp, err := ses.client.Produce(ctx, &kafka.ProduceRequest{
 		Topic: to.topic, Partition: to.partition, RequiredAcks: s.config.acks(),
 		Records: kafka.NewRecordReader(batch...), Compression: s.config.compression(),
 	})
+	s.finish(addr, err == nil)
 	if err == nil {
 		err = resp.Error
 	}
@@ -366,7 +374,7 @@ func (s *Sink) produce(ctx context.Context, to target, records []record, indexes
 // metadata, led first waits promptly for new metadata.
 func (s *Sink) led(ctx context.Context, to target) *session {
 	ses := s.acquire()
-	if ses.leads(to) {
+	if ses.leader(to) != "" {
 		return ses
 	}
 	s.release(ses)

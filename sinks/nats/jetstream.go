@@ -55,11 +55,11 @@ func (a *acks) take() []ack {
 // switches and synchronization took about half of the time.
 type inflightBatch struct {
 	*delivery
-	*publisher
-	batch    []event.Event
-	errs     []error             // outcome of each event
-	inflight map[*nats.Msg][]int // messages in flight, with their lines: the event and the later events of the line
-	watched  map[string]watched  // by subject
+	*publisher // its js, not the session's
+	batch      []event.Event
+	errs       []error             // outcome of each event
+	inflight   map[*nats.Msg][]int // messages in flight, with their lines: the event and the later events of the line
+	watched    map[string]watched  // by subject
 }
 
 // watched is a subject that the server may forbid.
@@ -128,7 +128,7 @@ func (f *inflightBatch) publish(line []int) {
 		msg, err := f.sink.message(e)
 		if err == nil {
 			f.watch(msg.Subject)
-			_, err = f.publisher.js.PublishMsgAsync(msg,
+			_, err = f.js.PublishMsgAsync(msg,
 				jetstream.WithMsgID(e.MessageID),
 				// An acknowledgement of another stream must not count.
 				jetstream.WithExpectStream(f.sink.config.Stream),

@@ -630,7 +630,7 @@ func order(t *testing.T, h Harness) {
 	for broken := 0; broken < 5; {
 		events = Events(len(events)+round, 9)
 		b.World.Break(r, 0.02)
-		deliver(limited(t), t, s, events[len(events)-round:], 50)
+		Concurrently(limited(t), t, s, events[len(events)-round:])
 		n := b.World.Mend()
 		broken += n
 		t.Logf("%d connections broken", n)
