@@ -119,7 +119,7 @@ func (s *Sink) options(life context.Context, ses *session) ([]nats.Option, error
 		nats.Name("postwire/"+s.env.Name),
 		nats.Timeout(ackTimeout),
 		nats.PingInterval(10*time.Second), // detects dead connections
-		nats.ReconnectWait(time.Second),
+		nats.ReconnectWait(reconnectWait),
 		nats.SetCustomDialer(&dialer{life, s.env.Dial}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if life.Err() == nil {

@@ -37,6 +37,11 @@ import (
 // is repeated with an equal Nats-Msg-Id, so a short timeout is harmless.
 const ackTimeout = 5 * time.Second
 
+// reconnectWait is the wait between two attempts of the client to reconnect to
+// all servers. The wait is short, because delivery should go on soon after the
+// server is back, and a sink has a single connection.
+const reconnectWait = 250 * time.Millisecond
+
 // inFlight is the maximum number of concurrent deliveries to a stream.
 const inFlight = 4
 
