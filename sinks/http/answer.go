@@ -21,14 +21,18 @@ import (
 const (
 	// maxWait limits Retry-After.
 	maxWait = time.Hour
+	// busyWait is the wait after 429 and 503 without Retry-After.
+	busyWait = time.Second
 	// maxBody and bodyTime limit how much of a response body is read and
 	// discarded to reuse the connection.
 	maxBody  = 4 << 10
 	bodyTime = time.Second
 )
 
-// errStopped is the outcome of events after the receiver has answered 410.
-var errStopped = errors.New("the receiver answered 410 Gone, and delivery stops until Postwire is restarted; remove the sink, or set url to another receiver")
+// errStopped is the outcome of events after the receiver has answered 410. The
+// error is of the destination and not of the whole sink: after an error of the
+// whole sink the relay opens a new Sink, which would send again.
+var errStopped = sinks.AtDestination(errors.New("the receiver answered 410 Gone, and delivery stops until Postwire is restarted; remove the sink, or set url to another receiver"))
 
 // answerError is a response without acknowledgement. answerError contains only
 // the status, because the response may quote the event.
@@ -48,37 +52,39 @@ func (e *answerError) Error() string {
 	return text
 }
 
-// judge returns the outcome of a response for the events of the request. Stop
-// means that every event would get this response, so that no event is sent
-// before the next attempt.
+// judge returns the outcome of a response for the events of the request.
 //
 // A status is a permanent failure only if the receiver can hardly have meant
 // anything else (verdict), or if retry.dead_letter_on contains the status.
 // Errors in the url, the credentials or the headers of the sink are for the
 // operator to fix, and events stay pending.
-func (s *Sink) judge(answer *nethttp.Response) (stop bool, err error) {
+func (s *Sink) judge(answer *nethttp.Response) error {
 	status := answer.StatusCode
 	failed := &answerError{status: status, hint: s.advice(status)}
 	if slices.Contains(s.env.DeadLetterOn, status) {
-		return false, sinks.Permanent(cmp.Or(s.verdict(status), sinks.ReasonRefused), failed)
+		return sinks.Permanent(cmp.Or(s.verdict(status), sinks.ReasonRefused), failed)
 	}
 	if reason := s.verdict(status); reason != "" {
-		return false, sinks.Permanent(reason, failed)
+		return sinks.Permanent(reason, failed)
 	}
 	switch {
 	case status >= 200 && status < 300:
-		return false, nil
+		return nil
 	case status == nethttp.StatusGone:
 		if s.stopped.CompareAndSwap(false, true) {
 			s.log.Error("receiver answered 410 Gone, delivery to the sink stops; the events wait in the journal",
 				zap.String("receiver", s.route.Template.String()))
 		}
-		return true, errStopped
+		return errStopped
 	}
-	if wait := retryAfter(answer.Header.Get("Retry-After"), s.now()); wait > 0 {
-		return true, sinks.RetryAfter(wait, failed)
+	wait := retryAfter(answer.Header.Get("Retry-After"), s.now())
+	if busy := status == nethttp.StatusTooManyRequests || status == nethttp.StatusServiceUnavailable; wait == 0 && busy {
+		wait = busyWait
 	}
-	return failed.hint != "" || status == nethttp.StatusTooManyRequests, failed
+	if wait > 0 {
+		return sinks.RetryAfter(wait, failed)
+	}
+	return failed
 }
 
 // verdict returns the reason for a dead letter after a response with this
@@ -151,7 +157,7 @@ func drop(answer *nethttp.Response, cancel context.CancelFunc) {
 // cause removes the receiver's text from an error of the transport, which
 // quotes a response that is not HTTP.
 func cause(err error) error {
-	if dialing, ok := errors.AsType[*dialError](err); ok {
+	if dialing, ok := errors.AsType[*connectError](err); ok {
 		return dialing
 	}
 	if untrusted, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {

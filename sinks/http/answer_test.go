@@ -29,7 +29,7 @@ func TestAnswers(t *testing.T) {
 	for _, status := range all {
 		for _, mode := range []string{sinks.Binary, batched} {
 			s := &Sink{config: Config{ContentMode: mode}, log: zap.NewNop()}
-			_, err := s.judge(&nethttp.Response{StatusCode: status})
+			err := s.judge(&nethttp.Response{StatusCode: status})
 			want := cmp.Or(dead[status], "again")
 			switch {
 			case status < 300:
@@ -48,7 +48,7 @@ func TestAnswers(t *testing.T) {
 }
 
 // Statuses for which an event waits are told with what the operator can correct,
-// and end the attempt.
+// and hold back the rest of the key.
 func TestWhatTheOperatorCanCorrect(t *testing.T) {
 	for status, advice := range map[int]string{
 		401: "credentials", 403: "credentials", 407: "proxy", 404: "check url", 405: "check url", 431: "headers", 308: "set url",
@@ -99,9 +99,6 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	if n := len(elsewhere.all()); n != 0 {
 		t.Errorf("%d requests followed", n)
 	}
-	if n := len(r.all()); n > 16 {
-		t.Errorf("%d requests were made although none could arrive", n)
-	}
 }
 
 func TestRetryAfter(t *testing.T) {
@@ -139,15 +136,17 @@ func TestRetryAfterIsPassedOnAndStopsTheRest(t *testing.T) {
 		status int
 		header string
 		want   time.Duration
-		most   int // requests
+		asked  int // requests
 	}{
-		{429, "90", 90 * time.Second, 2},
-		{429, "", 0, 2},
-		{503, "Tue, 03 Nov 2026 10:02:00 GMT", 2 * time.Minute, 2},
-		{408, "1", time.Second, 2},
-		{425, "1", time.Second, 2},
-		{500, "86400", time.Hour, 2},
-		{503, "", 0, 20}, // it may be the fault of one event
+		{429, "90", 90 * time.Second, 1},
+		{429, "", time.Second, 1},
+		{503, "Tue, 03 Nov 2026 10:02:00 GMT", 2 * time.Minute, 1},
+		{503, "", time.Second, 1},
+		{408, "1", time.Second, 1},
+		{425, "1", time.Second, 1},
+		{500, "86400", time.Hour, 1},
+		{500, "", 0, 20}, // it may be the fault of one event
+		{401, "", 0, 20},
 	} {
 		r := start(t, func(w nethttp.ResponseWriter, _ request) int {
 			w.Header().Set("Retry-After", test.header)
@@ -163,7 +162,7 @@ func TestRetryAfterIsPassedOnAndStopsTheRest(t *testing.T) {
 				t.Errorf("%d: event %d waits %v, want %v: %v", test.status, i, got, test.want, err)
 			}
 		}
-		if got := len(r.all()); got > test.most || test.most == 20 && got < 20 {
+		if got := len(r.all()); got != test.asked {
 			t.Errorf("%d with %q: %d requests were made", test.status, test.header, got)
 		}
 	}

@@ -19,12 +19,12 @@ const dialTimeout = 10 * time.Second
 // errPrivate is the error of refuse_private_addresses.
 var errPrivate = errors.New("only private addresses, which refuse_private_addresses forbids")
 
-// dialError marks an error before the connection to the receiver was
-// established.
-type dialError struct{ err error }
+// connectError marks an error before the connection to the receiver was
+// established, TLS included.
+type connectError struct{ err error }
 
-func (e *dialError) Error() string { return e.err.Error() }
-func (e *dialError) Unwrap() error { return e.err }
+func (e *connectError) Error() string { return e.err.Error() }
+func (e *connectError) Unwrap() error { return e.err }
 
 // endpoint returns the address of url and the TLS settings, nil for http.
 func (s *Sink) endpoint(u *url.URL) (addr string, t *tls.Config, err error) {
@@ -87,7 +87,7 @@ func (s *Sink) dial(ctx context.Context, network, addr string) (net.Conn, error)
 	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
 	conn, err := s.dialer(ctx, network, addr)
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, &connectError{err}
 	}
 	return &sinkConn{conn, context.AfterFunc(s.life, func() { _ = conn.Close() })}, nil //nolint:contextcheck // it outlives ctx
 }

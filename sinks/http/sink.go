@@ -13,9 +13,13 @@
 // batch, only the event that the receiver refuses alone. After 410 nothing more
 // is sent until Postwire is restarted, and events stay pending. After any other
 // response (redirects are not followed), or without a response, the event is
-// retried, not before Retry-After, at most an hour later: credentials (401,
-// 403, 407) and a wrong url (404, 405) are for the operator to fix. Statuses in
-// retry.dead_letter_on make dead letters instead.
+// retried: credentials (401, 403, 407) and a wrong url (404, 405) are for the
+// operator to fix. Statuses in retry.dead_letter_on make dead letters instead.
+//
+// A response, or a timeout while waiting for a response, concerns only the
+// events of the request. Three failures concern the whole sink: a connection
+// that cannot be made, 410, and a request to wait, which is Retry-After with any
+// status, at most an hour, and 429 or 503 without Retry-After, for a second.
 //
 // Response bodies and everything after the host in url are never logged.
 // Proxies are not supported, and HTTP_PROXY is ignored.
@@ -30,9 +34,9 @@ import (
 	"maps"
 	"net"
 	nethttp "net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -59,12 +63,9 @@ func Kind() sinks.Kind {
 
 // Sink implements sinks.Sink.
 //
-// Order: all events of a partition key are in a single group, and a group never
-// has more than one request in flight. Posting all events at once and repeating
-// the failed events would let the second of two events arrive before the first.
-// A failure holds back the rest of its group. Without batches, a group is a
-// partition key, or an event without a key; with batches, a group combines
-// several keys to fill its requests.
+// Deliver sends the requests of a batch one after another; the relay calls
+// Deliver concurrently, up to max_in_flight. A failure holds back the later
+// events of the batch with an equal partition key.
 type Sink struct {
 	config    Config
 	env       sinks.Env
@@ -133,23 +134,29 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	case s.life.Err() != nil:
 		return errClosed
 	case s.stopped.Load():
-		return errStopped
+		return sinks.BatchError(slices.Repeat([]error{errStopped}, len(batch)))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
-	d := &delivery{sink: s, batch: batch, errs: make([]error, len(batch))}
-	slots := make(chan struct{}, s.config.MaxInFlight)
-	var groups sync.WaitGroup
-	for _, group := range s.groups(batch) {
-		slots <- struct{}{} // all requests end with ctx
-		groups.Go(func() {
-			defer func() { <-slots }()
-			d.run(ctx, group)
-		})
+	d := &delivery{sink: s, batch: batch, errs: make([]error, len(batch)), failed: map[string]error{}}
+	for parts := d.encode(); len(parts) > 0; {
+		n := s.fit(parts)
+		d.send(ctx, parts[:n])
+		parts = parts[n:]
 	}
-	groups.Wait()
+	if _, unconnected := errors.AsType[*connectError](d.stop); unconnected && !slices.Contains(d.errs, nil) {
+		return d.stop
+	}
 	return sinks.Outcome(d.errs)
+}
+
+// Limits implements sinks.Sink.
+func (s *Sink) Limits() sinks.Limits {
+	if s.config.ContentMode == batched {
+		return sinks.Limits{InFlight: s.config.MaxInFlight, Batch: s.config.BatchSize}
+	}
+	return sinks.Limits{InFlight: s.config.MaxInFlight, Batch: 1}
 }
 
 // Destination implements sinks.Sink and returns the receiver without path and
@@ -158,43 +165,20 @@ func (s *Sink) Destination(e event.Event) sinks.Destination {
 	return s.route.Destination(e)
 }
 
-// groups partitions the events of a batch into groups, as indexes. Different
-// groups may be sent concurrently.
-func (s *Sink) groups(batch []event.Event) [][]int {
-	lines := sinks.Lines(batch)
-	if s.config.ContentMode != batched {
-		return lines
-	}
-	requests := (len(batch) + s.config.BatchSize - 1) / s.config.BatchSize
-	groups := make([][]int, min(requests, s.config.MaxInFlight))
-	for _, line := range lines {
-		shortest := 0
-		for i := range groups {
-			if len(groups[i]) < len(groups[shortest]) {
-				shortest = i
-			}
-		}
-		groups[shortest] = append(groups[shortest], line...)
-	}
-	for _, group := range groups {
-		slices.Sort(group)
-	}
-	return groups
-}
-
 // delivery is a call of Deliver.
 type delivery struct {
-	sink  *Sink
-	batch []event.Event
-	errs  []error               // outcome of each event; a single goroutine writes each index
-	stop  atomic.Pointer[error] // why nothing more is sent before the next attempt
+	sink   *Sink
+	batch  []event.Event
+	errs   []error          // outcome of each event
+	failed map[string]error // transient failures, by partition key
+	stop   error            // why nothing more is sent in this call
 }
 
-// run sends a group in order. A failure holds back the rest of the group.
-func (d *delivery) run(ctx context.Context, group []int) {
-	parts := make([]part, 0, len(group))
-	for _, i := range group {
-		p, err := encode(d.sink.env, d.batch[i], d.sink.config.ContentMode)
+// encode returns the sendable events.
+func (d *delivery) encode() []part {
+	parts := make([]part, 0, len(d.batch))
+	for i, e := range d.batch {
+		p, err := encode(d.sink.env, e, d.sink.config.ContentMode)
 		if err != nil {
 			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue
@@ -202,14 +186,7 @@ func (d *delivery) run(ctx context.Context, group []int) {
 		p.index = i
 		parts = append(parts, p)
 	}
-	for len(parts) > 0 {
-		n := d.sink.fit(parts)
-		if err := d.send(ctx, parts[:n]); err != nil {
-			d.hold(parts[n:], err)
-			return
-		}
-		parts = parts[n:]
-	}
+	return parts
 }
 
 // fit returns how many of the parts fit into a request.
@@ -227,58 +204,80 @@ func (s *Sink) fit(parts []part) int {
 	return n
 }
 
-// send sends parts in a single request. The error is the reason to hold back
-// later parts. A refused batch is halved until the receiver refuses a single
-// event, so that only this event fails.
-func (d *delivery) send(ctx context.Context, parts []part) error {
+// send sends parts in a single request, except for parts behind a failure. A
+// refused batch is halved until the receiver refuses a single event, so that
+// only this event fails.
+func (d *delivery) send(ctx context.Context, parts []part) {
+	if parts = d.free(parts); len(parts) == 0 {
+		return
+	}
 	err := d.post(ctx, parts)
 	_, refused := sinks.IsPermanent(err)
 	if half := len(parts) / 2; refused && half > 0 {
-		if err := d.send(ctx, parts[:half]); err != nil {
-			d.hold(parts[half:], err)
-			return err
-		}
-		return d.send(ctx, parts[half:])
+		d.send(ctx, parts[:half])
+		d.send(ctx, parts[half:])
+		return
 	}
 	for _, p := range parts {
 		d.errs[p.index] = err
+		if key, ok := d.batch[p.index].Attribute(event.PartitionKey); ok && err != nil && !refused {
+			d.failed[key] = err
+		}
 	}
-	if refused {
-		return nil
+	if stops(ctx, err) {
+		d.stop = err
 	}
-	return err
 }
 
-func (d *delivery) hold(parts []part, err error) {
+// free returns the parts that no failure holds back.
+func (d *delivery) free(parts []part) []part {
+	free := make([]part, 0, len(parts))
 	for _, p := range parts {
-		d.errs[p.index] = fmt.Errorf("held back behind an event that failed: %w", err)
+		key, keyed := d.batch[p.index].Attribute(event.PartitionKey)
+		switch err := d.failed[key]; {
+		case d.stop != nil:
+			d.errs[p.index] = fmt.Errorf("not sent: %w", d.stop)
+		case keyed && err != nil:
+			d.errs[p.index] = fmt.Errorf("held back behind an event that failed: %w", err)
+		default:
+			free = append(free, p)
+		}
 	}
+	return free
+}
+
+// stops reports whether an error concerns all events of the sink.
+func stops(ctx context.Context, err error) bool {
+	_, unconnected := errors.AsType[*connectError](err)
+	return unconnected || sinks.Wait(err) > 0 || errors.Is(err, errStopped) || ctx.Err() != nil
 }
 
 // post makes a request and judges the response.
 func (d *delivery) post(ctx context.Context, parts []part) error {
-	if stop := d.stop.Load(); stop != nil {
-		return fmt.Errorf("not sent: %w", *stop)
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r, err := d.sink.request(ctx, parts)
+	var connected atomic.Bool
+	r, err := d.sink.request(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+	}), parts)
 	if err != nil {
 		return err
 	}
 	answer, err := d.sink.transport.RoundTrip(r)
 	if err != nil {
-		return fmt.Errorf("posting to %s: %w", d.sink.route.Template.String(), cause(err))
+		_, dialing := errors.AsType[*connectError](err)
+		unconnected := (dialing || !connected.Load()) && !errors.Is(err, context.Canceled)
+		err = fmt.Errorf("posting to %s: %w", d.sink.route.Template.String(), cause(err))
+		if unconnected {
+			return &connectError{err}
+		}
+		return err
 	}
 	drop(answer, cancel)
-	stop, err := d.sink.judge(answer)
-	if err != nil {
-		err = fmt.Errorf("posting to %s: %w", d.sink.route.Template.String(), err)
+	if err := d.sink.judge(answer); err != nil {
+		return fmt.Errorf("posting to %s: %w", d.sink.route.Template.String(), err)
 	}
-	if stop {
-		d.stop.CompareAndSwap(nil, &err)
-	}
-	return err
+	return nil
 }
 
 // request makes the request for a part, or for a batch.
@@ -301,6 +300,3 @@ func (s *Sink) request(ctx context.Context, parts []part) (*nethttp.Request, err
 	}
 	return r, nil
 }
-
-// Limits implements sinks.Sink.
-func (*Sink) Limits() sinks.Limits { return sinks.Limits{} }

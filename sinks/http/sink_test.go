@@ -3,7 +3,9 @@ package http
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"net"
 	nethttp "net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -264,9 +266,7 @@ func TestOrderUnderFailure(t *testing.T) {
 				return nethttp.StatusOK
 			})
 			s := r.open(t, "max_in_flight: 4\nbatch_size: 5\ncontent_mode: "+mode)
-			for left := events; len(left) > 0; {
-				left = sinktest.Attempt(t.Context(), t, s, left)
-			}
+			sinktest.Concurrently(t.Context(), t, s, events)
 			last := map[string]int{}
 			kept := r.keptIDs(t)
 			for _, id := range kept {
@@ -300,13 +300,15 @@ func TestRequestsAreInFlightTogether(t *testing.T) {
 			return nethttp.StatusOK
 		})
 		s := r.open(t, "max_in_flight: 4\nbatch_size: 2\ncontent_mode: "+mode)
-		n := 4
-		if mode == batched {
-			n = 8
+		var calls sync.WaitGroup
+		for range s.Limits().InFlight {
+			calls.Go(func() {
+				if err := deliver(t, s, numbered(s.Limits().Batch)); err != nil {
+					t.Errorf("mode %s: %v", mode, err)
+				}
+			})
 		}
-		if err := deliver(t, s, numbered(n)); err != nil {
-			t.Errorf("mode %s: %v", mode, err)
-		}
+		calls.Wait()
 	}
 }
 
@@ -318,9 +320,7 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 5 {
-		if err := deliver(t, s, numbered(50)); err != nil {
-			t.Fatal(err)
-		}
+		sinktest.Concurrently(t.Context(), t, s, numbered(50))
 	}
 	if got := dialled.Load(); got > 1+2*4 { // a connection that becomes free beats one that is being made
 		t.Errorf("%d connections were made", got)
@@ -405,42 +405,6 @@ func TestABatchThatIsHalvedKeepsItsOrder(t *testing.T) {
 	}
 	if n := len(r.all()); n != 2 {
 		t.Errorf("%d requests were made", n)
-	}
-}
-
-func TestLanes(t *testing.T) {
-	s := &Sink{config: Config{ContentMode: batched, BatchSize: 4, MaxInFlight: 3}}
-	events := numbered(16, "a", "b", "a", "c", "a")
-	groups := s.groups(events)
-	if len(groups) != 3 {
-		t.Errorf("there are %d groups", len(groups))
-	}
-	where := map[string]int{}
-	var all []int
-	for n, group := range groups {
-		if !slices.IsSorted(group) {
-			t.Errorf("group %v is not in order", group)
-		}
-		for _, i := range group {
-			key, _ := events[i].Attribute(event.PartitionKey)
-			if other, ok := where[key]; ok && other != n {
-				t.Errorf("key %s is in groups %d and %d", key, other, n)
-			}
-			where[key] = n
-		}
-		all = append(all, group...)
-	}
-	slices.Sort(all)
-	for i, n := range all {
-		if i != n {
-			t.Fatalf("of %d events, the groups hold %v", len(events), all)
-		}
-	}
-	if groups := s.groups(numbered(3, "a", "b", "c")); len(groups) != 1 {
-		t.Errorf("what fits one request is in %d", len(groups))
-	}
-	if groups := s.groups(nil); len(groups) != 0 {
-		t.Errorf("nothing is in %v", groups)
 	}
 }
 
@@ -566,5 +530,77 @@ func TestAConnectionThatWasClosedMeanwhile(t *testing.T) {
 			t.Fatalf("event %d: %v", i, err)
 		}
 		r.CloseClientConnections()
+	}
+}
+
+// TestAFailureLeavesOthersAlone: 500 for one event holds back its key only.
+func TestAFailureLeavesOthersAlone(t *testing.T) {
+	r := start(t, func(_ nethttp.ResponseWriter, got request) int {
+		if got.ids(t)[0] == "0" {
+			return nethttp.StatusInternalServerError
+		}
+		return nethttp.StatusOK
+	})
+	err := deliver(t, r.open(t, ""), numbered(6, "a", "b"))
+	if diff := cmp.Diff([]string{"again", "", "again", "", "again", ""}, sinktest.Outcomes(err, 6)); diff != "" {
+		t.Error(diff)
+	}
+	for i, err := range eachOf(t, err) {
+		if sinks.IsAtDestination(err) || sinks.Wait(err) != 0 {
+			t.Errorf("event %d: %v is not of this event only", i, err)
+		}
+	}
+}
+
+// TestAHangingRequestHoldsUpNoOtherCall: a receiver that does not answer one
+// event answers the others meanwhile, and the timeout is of the event.
+func TestAHangingRequestHoldsUpNoOtherCall(t *testing.T) {
+	hangs, release := make(chan struct{}), make(chan struct{})
+	r := start(t, func(_ nethttp.ResponseWriter, got request) int {
+		if got.ids(t)[0] == "0" {
+			close(hangs)
+			<-release
+		}
+		return nethttp.StatusOK
+	})
+	defer close(release)
+	s, events := r.open(t, ""), numbered(20)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Deliver(ctx, events[:1]) }()
+	<-hangs
+	if err := deliver(t, s, events[1:]); err != nil {
+		t.Error(err)
+	}
+	if ctx.Err() != nil {
+		t.Error("the others waited")
+	}
+	if err := eachOf(t, <-done)[0]; sinks.IsAtDestination(err) {
+		t.Errorf("%v is not of this event only", err)
+	}
+}
+
+// TestAConnectionThatCannotBeMade is a failure of the whole sink.
+func TestAConnectionThatCannotBeMade(t *testing.T) {
+	var away atomic.Bool
+	r := start(t, nil)
+	s, err := tryOpen(t, "url: "+r.URL, sinks.Env{Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if away.Load() {
+			return nil, errors.New("connection refused, says the test")
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := deliver(t, s, numbered(1)); err != nil {
+		t.Fatal(err)
+	}
+	away.Store(true)
+	r.CloseClientConnections()
+	err = deliver(t, s, numbered(3))
+	if _, each := errors.AsType[sinks.BatchError](err); err == nil || each {
+		t.Errorf("got %v", err)
 	}
 }

@@ -37,7 +37,11 @@ func TestClassification(t *testing.T) {
 					want = reason
 				}
 			}
-			if got := sinktest.Outcomes(s.classify("t", code), 1)[0]; got != want {
+			err = s.classify("t", code)
+			if transient := want == "again"; sinks.IsAtDestination(err) != transient {
+				t.Errorf("%d (%s) with topic %s: of the partition is %v", int(code), code.Title(), text, !transient)
+			}
+			if got := sinktest.Outcomes(err, 1)[0]; got != want {
 				t.Errorf("%d (%s) with topic %s: %q, want %q", int(code), code.Title(), text, got, want)
 			}
 		}

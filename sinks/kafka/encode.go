@@ -16,15 +16,15 @@ type record struct {
 	headers []kafka.Header
 }
 
-// encode makes a record from an event and a key, according to the Kafka binding
-// for CloudEvents: attributes as ce_ headers in UTF-8, the partition key as the
+// encode makes a record from an event, according to the Kafka binding for
+// CloudEvents: attributes as ce_ headers in UTF-8, the partition key as the
 // record key.
-func encode(env sinks.Env, e event.Event, key []byte, mode string) (record, error) {
+func encode(env sinks.Env, e event.Event, mode string) (record, error) {
 	m, err := env.Encode(e, mode)
 	if err != nil {
 		return record{}, err
 	}
-	r := record{key: key, value: m.Body, headers: make([]kafka.Header, 0, len(m.Attributes)+1)}
+	r := record{key: key(e), value: m.Body, headers: make([]kafka.Header, 0, len(m.Attributes)+1)}
 	if m.ContentType != "" {
 		r.headers = append(r.headers, kafka.Header{Key: "content-type", Value: []byte(m.ContentType)})
 	}

@@ -14,6 +14,7 @@ package kafka
 
 import (
 	"context"
+	"crypto/tls"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/sasl"
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -30,15 +32,15 @@ import (
 )
 
 const (
-	// metadataTTL is the maximum age of cached cluster metadata. After a
-	// failure, the metadata is refreshed at once.
-	metadataTTL = 5 * time.Second
 	dialTimeout = 5 * time.Second
 	// requestTimeout is the maximum time for a response of the brokers; the
 	// request itself contains half of this time.
 	requestTimeout = 10 * time.Second
-	// maxRequests is how many partitions are written to at once.
-	maxRequests = 16
+	// promptly limits the wait for new metadata after a failure. The wait is
+	// short, because a waiting Deliver is one of the sink's InFlight.
+	promptly = 250 * time.Millisecond
+	// inFlight is how many partitions are written to at once.
+	inFlight = 16
 )
 
 //go:embed example.yaml
@@ -52,9 +54,8 @@ func Kind() sinks.Kind {
 // Sink implements sinks.Sink.
 //
 // Sink does not use kafka-go's Writer, whose queue, timer and retries hide the
-// outcome of a record. A batch is grouped by partition, and the records of a
-// partition are sent in one request, without a timer: the next request has the
-// events that arrived during the previous request.
+// outcome of a record. A destination is a partition, so that Deliver usually
+// sends one request with the records of one partition.
 //
 // Order: a key has a single partition, a partition has at most one request in
 // flight, and a request is stored whole or not at all. If a request fails, all
@@ -62,26 +63,32 @@ func Kind() sinks.Kind {
 // are not sent. A key changes its partition only when an operator adds
 // partitions.
 //
-// The client caches cluster metadata, and connections that may be dead. There
-// is no way to check the cache, so after any failure the metadata and the
-// connections are dropped before the next attempt.
+// Failures: a partition that cannot be written fails alone (AtDestination) and
+// makes refresher load new metadata. If the metadata changed or a connection
+// broke, later requests use a new session; requests in flight for other
+// partitions go on in the old session. Only if no broker answers, the failure is
+// of the whole sink.
 type Sink struct {
-	config    Config
-	env       sinks.Env
-	log       *zap.Logger
-	route     sinks.Route
-	conns     *conns
-	transport *kafka.Transport
-	client    *kafka.Client
-	balancer  kafka.Murmur2Balancer
+	config   Config
+	env      sinks.Env
+	log      *zap.Logger
+	route    sinks.Route
+	balancer kafka.Murmur2Balancer
+	tls      *tls.Config
+	sasl     sasl.Mechanism
 
-	life context.Context // ends with Close
-	end  context.CancelFunc
+	life  context.Context // ends with Close
+	end   context.CancelFunc
+	loads sync.WaitGroup // goroutines that load metadata
 
-	mu         sync.Mutex // held by Deliver; Close waits for the lock
-	roundRobin int        // round-robin index of the partition for events without a key
-	stale      bool       // the last attempt failed
-	fresh      bool       // the client's picture is from this attempt
+	stale, urgent chan struct{} // capacity 1; wake the refresher
+
+	mu             sync.Mutex
+	session        *session // of the next request
+	leaders        map[string]*leader
+	started, ended int           // number of the last load of metadata that started, and that ended
+	loaded         chan struct{} // closed at the end of a load
+	unreachable    error         // no broker answered the last load
 
 	// accepted is set after the brokers stored a record. Only then a forbidden
 	// topic is an error of the event; before, the credentials may be wrong.
@@ -89,72 +96,77 @@ type Sink struct {
 }
 
 func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
-	s := &Sink{config: c, env: env, log: env.Log, route: c.Route(), balancer: kafka.Murmur2Balancer{Consistent: true}}
+	s := &Sink{
+		config: c, env: env, log: env.Log, route: c.Route(), balancer: kafka.Murmur2Balancer{Consistent: true},
+		stale: make(chan struct{}, 1), urgent: make(chan struct{}, 1), loaded: make(chan struct{}),
+		leaders: map[string]*leader{},
+	}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
-	if env.Dial == nil {
-		env.Dial = (&net.Dialer{}).DialContext
+	if s.env.Dial == nil {
+		s.env.Dial = (&net.Dialer{}).DialContext
 	}
-	s.conns = &conns{dial: env.Dial, open: map[*tracked]struct{}{}}
-	s.life, s.end = context.WithCancel(context.Background()) // longer than ctx, until Close
 	var err error
-	if s.transport, err = s.newTransport(); err != nil {
+	if s.tls, err = c.TLS.Config(); err != nil {
+		return nil, err
+	}
+	if s.sasl, err = c.SASL.mechanism(); err != nil {
+		return nil, fmt.Errorf("sasl: %w", err)
+	}
+	s.life, s.end = context.WithCancel(context.Background()) // longer than ctx, until Close
+	if s.session, err = s.connect(ctx, c.Brokers); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.client = &kafka.Client{Addr: kafka.TCP(c.Brokers...), Timeout: requestTimeout, Transport: s.transport}
-	if err := s.check(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
+	s.loads.Go(s.refresher)
+	if s.route.Template.Static() { // must exist
+		if _, err = s.lookUp(ctx, s.route.Template.String()); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
 	}
 	return s, nil
 }
 
-func (s *Sink) newTransport() (*kafka.Transport, error) {
-	t := &kafka.Transport{
-		ClientID: "postwire", Dial: s.conns.Dial, DialTimeout: dialTimeout, MetadataTTL: metadataTTL, Context: s.life,
-	}
-	if s.route.Template.Static() {
-		t.MetadataTopics = []string{s.route.Template.String()} // instead of all topics
-	}
-	var err error
-	if t.TLS, err = s.config.TLS.Config(); err != nil {
-		return nil, err
-	}
-	if t.SASL, err = s.config.SASL.mechanism(); err != nil {
-		return nil, fmt.Errorf("sasl: %w", err)
-	}
-	return t, nil
-}
-
-// check ensures that the brokers answer, and that a constant topic exists.
-func (s *Sink) check(ctx context.Context) error {
-	s.fresh = true
-	var err error
-	if s.route.Template.Static() {
-		_, err = s.destination(ctx, s.route.Template.String())
-	} else {
-		_, err = s.partitions(ctx)
-	}
-	return err
-}
-
-// reset drops the client's connections and metadata. No request may be in
-// flight.
-func (s *Sink) reset() {
-	s.conns.closeAll()
-	if s.transport != nil {
-		s.transport.CloseIdleConnections()
-	}
-	s.stale, s.fresh = false, true
-}
-
 // Close implements sinks.Sink.
 func (s *Sink) Close() error {
-	s.end()
+	s.end() // closes all connections
+	s.loads.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.reset()
+	if s.session != nil {
+		s.session.retired = true
+		s.closeUnused(s.session)
+	}
 	return nil
+}
+
+// Limits implements sinks.Sink.
+func (*Sink) Limits() sinks.Limits { return sinks.Limits{InFlight: inFlight, PerDestination: true} }
+
+// Destination implements sinks.Sink and returns the topic and the partition in
+// the current metadata, or partition -1 for an unknown topic. An event without a
+// partition key changes the partition when a leader goes away or comes back.
+func (s *Sink) Destination(e event.Event) sinks.Destination {
+	d := s.route.Destination(e)
+	d.Partition = s.partition(e, s.topic(d.Name))
+	return d
+}
+
+// partition selects a partition: by the hash of the key, like the Java client;
+// for an event without a key, by the hash of the ID over the partitions with a
+// leader.
+func (s *Sink) partition(e event.Event, p partitions) int {
+	from, hashed := p.all, key(e)
+	if hashed == nil {
+		hashed = []byte(e.CloudEvent.ID())
+		if len(p.led) > 0 {
+			from = p.led
+		}
+	}
+	if len(from) == 0 {
+		return -1
+	}
+	return s.balancer.Balance(kafka.Message{Key: hashed}, from...)
 }
 
 // target is a partition of a topic.
@@ -165,50 +177,57 @@ type target struct {
 
 // Deliver implements sinks.Sink.
 func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.life.Err() != nil {
 		return net.ErrClosed
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
-	s.fresh = false
-	if s.stale {
-		s.reset()
-	}
-
 	d := &delivery{sink: s, batch: batch, records: make([]record, len(batch)), errs: make([]error, len(batch))}
-	queues := d.sort(ctx)
-	slots := make(chan struct{}, maxRequests)
-	var requests sync.WaitGroup
-	for _, q := range queues {
-		slots <- struct{}{} // all requests end with ctx, or at the timeout
-		requests.Go(func() {
-			defer func() { <-slots }()
-			// Encoding for a partition overlaps with requests for other
-			// partitions.
-			d.writeAll(ctx, q.to, d.encode(q))
-		})
+	for _, q := range d.sort(ctx) {
+		d.writeAll(ctx, q.to, d.encode(q))
 	}
-	requests.Wait()
-	for _, err := range d.errs {
-		if _, refused := sinks.IsPermanent(err); err != nil && !refused {
-			s.stale = true
-		}
+	if err := d.lost(ctx); err != nil {
+		return err
 	}
 	return sinks.Outcome(d.errs)
 }
-
-// Destination implements sinks.Sink.
-func (s *Sink) Destination(e event.Event) sinks.Destination { return s.route.Destination(e) }
 
 // delivery is a call of Deliver.
 type delivery struct {
 	sink    *Sink
 	batch   []event.Event
-	records []record // first only keys, then encoded; a single goroutine writes each index, here and in errs
-	errs    []error  // outcome of each event
+	records []record
+	errs    []error // outcome of each event
+}
+
+// lost returns an error if no event could be sent because no broker answers.
+func (d *delivery) lost(ctx context.Context) error {
+	for _, err := range d.errs {
+		if !disconnected(err) {
+			return nil
+		}
+	}
+	if len(d.errs) == 0 || ctx.Err() != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, promptly)
+	defer cancel()
+	_ = d.sink.refresh(ctx, d.sink.stale) // the last load counts, even if the next load is still to come
+	d.sink.mu.Lock()
+	defer d.sink.mu.Unlock()
+	if d.sink.unreachable != nil {
+		return fmt.Errorf("no broker answers: %w", d.sink.unreachable)
+	}
+	return nil
+}
+
+// disconnected reports whether err is an error of a connection, and no response
+// of a broker.
+func disconnected(err error) bool {
+	_, answered := errors.AsType[kafka.Error](err)
+	_, refused := sinks.IsPermanent(err)
+	return err != nil && !answered && !refused
 }
 
 // queue has the records of a partition, as indexes in order.
@@ -217,29 +236,27 @@ type queue struct {
 	indexes []int
 }
 
-// sort sorts the events by partition.
+// sort sorts the events by partition. With PerDestination there is usually one
+// partition; there are several if the metadata changed before the call.
 func (d *delivery) sort(ctx context.Context) []*queue {
-	type place struct {
+	type found struct {
 		partitions
 		err error
 	}
-	s := d.sink
-	places := map[string]place{}
+	topics := map[string]found{}
 	var queues []*queue
 	byTarget := map[target]*queue{}
-	s.roundRobin++
 	for i, e := range d.batch {
-		topic := s.route.Destination(e).Name
-		p, known := places[topic]
+		topic := d.sink.route.Destination(e).Name
+		p, known := topics[topic]
 		if !known {
-			p.partitions, p.err = s.destination(ctx, topic)
-			places[topic] = p
+			p.partitions, p.err = d.sink.lookUp(ctx, topic)
+			topics[topic] = p
 		}
 		if d.errs[i] = p.err; p.err != nil {
 			continue
 		}
-		d.records[i].key = key(e)
-		to := target{topic, s.partition(d.records[i].key, p.partitions)}
+		to := target{topic, d.sink.partition(e, p.partitions)}
 		q := byTarget[to]
 		if q == nil {
 			q = &queue{to: to}
@@ -255,7 +272,7 @@ func (d *delivery) sort(ctx context.Context) []*queue {
 func (d *delivery) encode(q *queue) []int {
 	sendable := make([]int, 0, len(q.indexes))
 	for _, i := range q.indexes {
-		r, err := encode(d.sink.env, d.batch[i], d.records[i].key, d.sink.config.ContentMode)
+		r, err := encode(d.sink.env, d.batch[i], d.sink.config.ContentMode)
 		if err != nil {
 			d.errs[i] = sinks.Permanent(sinks.ReasonInvalid, err)
 			continue
@@ -268,18 +285,6 @@ func (d *delivery) encode(q *queue) []int {
 		sendable = append(sendable, i)
 	}
 	return sendable
-}
-
-// partition selects a partition like the Java client: by the hash of the key;
-// batches without a key use the partitions round-robin.
-func (s *Sink) partition(key []byte, p partitions) int {
-	if key != nil {
-		return s.balancer.Balance(kafka.Message{Key: key}, p.all...)
-	}
-	if len(p.led) > 0 {
-		return p.led[s.roundRobin%len(p.led)]
-	}
-	return p.all[s.roundRobin%len(p.all)]
 }
 
 // writeAll writes the records of a partition, in several requests if the size
@@ -337,18 +342,56 @@ func (s *Sink) produce(ctx context.Context, to target, records []record, indexes
 			Key: kafka.NewBytes(records[i].key), Value: kafka.NewBytes(records[i].value), Headers: records[i].headers,
 		}
 	}
-	resp, err := s.client.Produce(ctx, &kafka.ProduceRequest{
+	ses := s.led(ctx, to)
+	defer s.release(ses)
+	addr := ses.leader(to)
+	if addr == "" {
+		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, kafka.LeaderNotAvailable)
+	}
+	if err := s.begin(addr); err != nil {
+		poke(s.stale) // another broker may lead by now
+		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, err)
+	}
+	resp, err := ses.client.Produce(ctx, &kafka.ProduceRequest{
 		Topic: to.topic, Partition: to.partition, RequiredAcks: s.config.acks(),
 		Records: kafka.NewRecordReader(batch...), Compression: s.config.compression(),
 	})
+	s.finish(addr, err == nil)
 	if err == nil {
 		err = resp.Error
 	}
 	if err != nil {
+		if guilty(err) == "" {
+			s.note(ses, err)
+		}
 		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, err)
 	}
 	s.accepted.Store(true)
 	return nil
+}
+
+// led acquires the current session. If the partition has no leader in the
+// metadata, led first waits promptly for new metadata.
+func (s *Sink) led(ctx context.Context, to target) *session {
+	ses := s.acquire()
+	if ses.leader(to) != "" {
+		return ses
+	}
+	s.release(ses)
+	ctx, cancel := context.WithTimeout(ctx, promptly)
+	defer cancel()
+	_ = s.refresh(ctx, s.stale) // without new metadata, the partition stays without a leader
+	return s.acquire()
+}
+
+// note makes the refresher load new metadata after a failed request.
+func (s *Sink) note(ses *session, err error) {
+	_, answered := errors.AsType[kafka.Error](err)
+	_, dialing := errors.AsType[*dialError](err)
+	if !answered && !dialing && !errors.Is(err, context.Canceled) {
+		ses.broken.Store(true)
+	}
+	poke(s.stale)
 }
 
 // guilty returns the reason if a batch was refused because of a record.
@@ -363,7 +406,7 @@ func guilty(err error) sinks.Reason {
 }
 
 // classify marks an error as permanent if the broker refused the event's
-// content. All other errors are transient: brokers come back, leaders are
+// content. All other errors are of the partition: brokers come back, leaders are
 // elected, topics are created again, and a lost response is unknown. With a
 // constant topic, an error of the topic is not the event's fault.
 func (s *Sink) classify(topic string, err error) error {
@@ -376,12 +419,9 @@ func (s *Sink) classify(topic string, err error) error {
 	case errors.Is(err, kafka.TopicAuthorizationFailed) && !s.route.Template.Static() && s.accepted.Load():
 		return sinks.Permanent(sinks.ReasonUnauthorized, err)
 	case errors.Is(err, kafka.InvalidTimestamp): // the relay's, not the event's
-		return fmt.Errorf("%w: compare the clocks of this machine and the broker, and message.timestamp.after.max.ms of topic %s", err, topic)
+		err = fmt.Errorf("%w: compare the clocks of this machine and the broker, and message.timestamp.after.max.ms of topic %s", err, topic)
 	case errors.Is(err, kafka.UnknownTopicOrPartition) && !s.config.Create:
-		return fmt.Errorf("%w: %w", s.missing(topic), err)
+		err = fmt.Errorf("%w: %w", s.missing(topic), err)
 	}
-	return err
+	return sinks.AtDestination(err)
 }
-
-// Limits implements sinks.Sink.
-func (*Sink) Limits() sinks.Limits { return sinks.Limits{} }

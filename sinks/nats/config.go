@@ -25,7 +25,7 @@ type Config struct {
 	Stream      string     `yaml:"stream" doc:"Stream of the subjects; required in mode jetstream. Postwire looks up the stream before the first event." example:"EVENTS"`
 	Create      bool       `yaml:"create" doc:"Create a missing stream, with file storage, for the subjects of subject with * in place of attributes."`
 	ContentMode string     `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the message. structured: the whole event as JSON."`
-	Window      int        `yaml:"window" doc:"Maximum number of events without an acknowledgement of the stream, 1 to 10000. A partition key never has more than one such event. Not used in mode core."`
+	Window      int        `yaml:"window" doc:"Maximum number of events of one delivery without an acknowledgement of the stream, 1 to 10000; a sink has up to 4 deliveries at once. A partition key never has more than one such event. Not used in mode core."`
 
 	CredentialsFile string        `yaml:"credentials_file" doc:"File with the JWT and key of a NATS user, as made by nsc." example:"/etc/postwire/nats.creds"`
 	NKeyFile        string        `yaml:"nkey_file" doc:"File with the NKey seed of a NATS user." example:"/etc/postwire/nats.nk"`

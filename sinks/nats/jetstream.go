@@ -2,7 +2,9 @@ package nats
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/nats-io/nats.go"
@@ -53,10 +55,11 @@ func (a *acks) take() []ack {
 // switches and synchronization took about half of the time.
 type inflightBatch struct {
 	*delivery
-	batch    []event.Event
-	errs     []error             // outcome of each event
-	inflight map[*nats.Msg][]int // messages in flight, with their lines: the event and the later events of the line
-	watched  map[string]watched  // by subject
+	*publisher // its js, not the session's
+	batch      []event.Event
+	errs       []error             // outcome of each event
+	inflight   map[*nats.Msg][]int // messages in flight, with their lines: the event and the later events of the line
+	watched    map[string]watched  // by subject
 }
 
 // watched is a subject that the server may forbid.
@@ -66,8 +69,13 @@ type watched struct {
 }
 
 func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
+	p, err := d.publisher(d.sink.config.Window)
+	if err != nil {
+		return err
+	}
+	defer d.release(p)
 	f := &inflightBatch{
-		delivery: d, batch: batch, errs: make([]error, len(batch)),
+		delivery: d, publisher: p, batch: batch, errs: make([]error, len(batch)),
 		inflight: make(map[*nats.Msg][]int, min(len(batch), d.sink.config.Window)), watched: map[string]watched{},
 	}
 	defer func() {
@@ -75,7 +83,6 @@ func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 			w.release()
 		}
 	}()
-	d.acks.take() // drop the acks of an earlier delivery
 	forbidden := d.denied.changed()
 	lines := sinks.Lines(batch)
 	for {
@@ -84,11 +91,11 @@ func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 			lines = lines[1:]
 		}
 		if len(lines)+len(f.inflight) == 0 {
-			return sinks.Outcome(f.errs)
+			return f.outcome()
 		}
 		select {
-		case <-d.acks.notifyC:
-			for _, a := range d.acks.take() {
+		case <-p.acks.notifyC:
+			for _, a := range p.acks.take() {
 				f.end(a)
 			}
 		case <-forbidden:
@@ -96,12 +103,21 @@ func (d *delivery) jetStream(ctx context.Context, batch []event.Event) error {
 			f.deny()
 		case <-d.ended:
 			f.abort(lines, errEnded)
-			return sinks.Outcome(f.errs)
+			return f.outcome()
 		case <-ctx.Done():
 			f.abort(lines, ctx.Err())
-			return sinks.Outcome(f.errs)
+			return f.outcome()
 		}
 	}
+}
+
+// outcome returns the error of the batch. Without a connection and without an
+// acknowledged event, the failure is of the whole sink.
+func (f *inflightBatch) outcome() error {
+	if !f.conn.IsConnected() && len(f.errs) > 0 && !slices.Contains(f.errs, nil) {
+		return fmt.Errorf("the connection to NATS is lost: %w", f.errs[0])
+	}
+	return sinks.Outcome(f.errs)
 }
 
 // publish sends the first sendable event of a line. The rest of the line waits
@@ -170,10 +186,11 @@ func goesOn(err error) bool {
 	return err == nil || refused
 }
 
-// hold holds back the rest of a line, to keep the order.
+// hold holds back the rest of a line, to keep the order. The errors do not wrap
+// err, because an error of a destination is not of the held events' subjects.
 func (f *inflightBatch) hold(line []int, err error) {
 	for _, i := range line {
-		f.errs[i] = fmt.Errorf("held back behind an event of its partition key: %w", err)
+		f.errs[i] = errors.New("held back behind an event of its partition key: " + err.Error())
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 type session struct {
 	conn   *nats.Conn
 	js     jetstream.JetStream // nil in core mode
-	acks   *acks
+	idle   chan *publisher
 	denied *denials
 	ended  chan struct{} // closed when the connection is closed for good
 	end    context.CancelFunc
@@ -44,7 +44,7 @@ func (s *session) close() {
 // connect makes a session, and returns as soon as ctx is done.
 func (s *Sink) connect(ctx context.Context) (*session, error) {
 	life, end := context.WithCancel(s.life)
-	ses := &session{acks: newAcks(), denied: newDenials(), ended: make(chan struct{}), end: end}
+	ses := &session{idle: make(chan *publisher, inFlight), denied: newDenials(), ended: make(chan struct{}), end: end}
 	opts, err := s.options(life, ses) //nolint:contextcheck // a session outlives the attempt to connect
 	if err != nil {
 		end()
@@ -63,19 +63,51 @@ func (s *Sink) connect(ctx context.Context) (*session, error) {
 	if s.config.Mode == modeCore {
 		return ses, nil
 	}
-	ses.js, err = jetstream.New(ses.conn, jetstream.WithPublishAsyncTimeout(ackTimeout),
-		jetstream.WithPublishAsyncAckHandler(func(_ jetstream.JetStream, msg *nats.Msg, a *jetstream.PubAck) {
-			ses.acks.add(ack{msg: msg, duplicate: a.Duplicate})
-		}),
-		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, msg *nats.Msg, err error) { ses.acks.add(ack{msg: msg, err: err}) }),
-		// Messages of a Deliver with a cancelled context stay pending until
-		// their timeout.
-		jetstream.WithPublishAsyncMaxPending(4*s.config.Window))
-	if err != nil {
+	if ses.js, err = jetstream.New(ses.conn); err != nil {
 		ses.close()
 		return nil, fmt.Errorf("setting up JetStream: %w", err)
 	}
 	return ses, nil
+}
+
+// publisher publishes messages to a stream for one delivery at a time. A
+// publisher has a subscription of its own for acknowledgements.
+type publisher struct {
+	js   jetstream.JetStream
+	acks *acks
+}
+
+// publisher returns an idle publisher, or makes a publisher.
+func (s *session) publisher(window int) (*publisher, error) {
+	select {
+	case p := <-s.idle:
+		p.acks.take() // drop the acks of an earlier delivery
+		return p, nil
+	default:
+	}
+	p := &publisher{acks: newAcks()}
+	var err error
+	p.js, err = jetstream.New(s.conn, jetstream.WithPublishAsyncTimeout(ackTimeout),
+		jetstream.WithPublishAsyncAckHandler(func(_ jetstream.JetStream, msg *nats.Msg, a *jetstream.PubAck) {
+			p.acks.add(ack{msg: msg, duplicate: a.Duplicate})
+		}),
+		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, msg *nats.Msg, err error) { p.acks.add(ack{msg: msg, err: err}) }),
+		// Messages of a Deliver with a cancelled context stay pending until
+		// their timeout.
+		jetstream.WithPublishAsyncMaxPending(4*window))
+	if err != nil {
+		return nil, fmt.Errorf("setting up JetStream: %w", err)
+	}
+	return p, nil
+}
+
+// release makes a publisher idle after a delivery.
+func (s *session) release(p *publisher) {
+	select {
+	case s.idle <- p:
+	default:
+		p.js.CleanupPublisher()
+	}
 }
 
 func (s *Sink) options(life context.Context, ses *session) ([]nats.Option, error) {
@@ -87,6 +119,7 @@ func (s *Sink) options(life context.Context, ses *session) ([]nats.Option, error
 		nats.Name("postwire/"+s.env.Name),
 		nats.Timeout(ackTimeout),
 		nats.PingInterval(10*time.Second), // detects dead connections
+		nats.ReconnectWait(reconnectWait),
 		nats.SetCustomDialer(&dialer{life, s.env.Dial}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if life.Err() == nil {

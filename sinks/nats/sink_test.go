@@ -2,6 +2,7 @@ package nats
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -293,6 +294,63 @@ func TestLimitsOfTheStream(t *testing.T) {
 	if diff := cmp.Diff([]string{"", "invalid", "", "", ""}, sinktest.Outcomes(try(t, s, events), 5)); diff != "" {
 		t.Error("subject: " + diff)
 	}
+}
+
+// TestASubjectThatIsFull: the other subjects of the batch arrive. An event that is
+// held back behind a full subject says nothing about the event's own subject.
+func TestASubjectThatIsFull(t *testing.T) {
+	b := start(t)
+	_, err := b.Connect(t).CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "EVENTS", Subjects: []string{"events.*"}, MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, DiscardNewPerSubject: true, MaxMsgs: 1000,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := b.open(t, "subject: events.{platform}\nstream: EVENTS")
+	events := sinktest.Events(7, 1) // 0 and 5 are of instagram, 1 and 6 of tiktok
+	for i := range events {
+		events[i].CloudEvent.SetExtension(event.PartitionKey, fmt.Sprint(i%5))
+	}
+	events[6].CloudEvent.SetExtension(event.PartitionKey, "0") // behind event 5
+	err = try(t, s, events)
+	if diff := cmp.Diff([]string{"", "", "", "", "", "again", "again"}, sinktest.Outcomes(err, 7)); diff != "" {
+		t.Fatal(diff)
+	}
+	each, _ := errors.AsType[sinks.BatchError](err)
+	if !sinks.IsAtDestination(each[5]) || sinks.Wait(each[5]) != 0 {
+		t.Errorf("the full subject: %v", each[5])
+	}
+	if sinks.IsAtDestination(each[6]) {
+		t.Errorf("another subject: %v", each[6])
+	}
+}
+
+// TestAStreamThatIsFull slows the sink.
+func TestAStreamThatIsFull(t *testing.T) {
+	b := start(t)
+	_, err := b.Connect(t).CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}, Discard: jetstream.DiscardNew, MaxMsgs: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = try(t, b.open(t, "subject: events.{platform}\nstream: EVENTS"), sinktest.Events(5, 5))
+	each, _ := errors.AsType[sinks.BatchError](err)
+	if len(each) != 5 || sinks.Wait(each[3]) != streamWait || sinks.Wait(each[4]) != streamWait || sinks.IsAtDestination(each[4]) {
+		t.Errorf("Deliver = %v", err)
+	}
+}
+
+// TestALostConnection is a failure of the whole sink.
+func TestALostConnection(t *testing.T) {
+	b := start(t)
+	s := b.open(t, "subject: events.{platform}\nstream: EVENTS\ncreate: true")
+	b.Stop(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	err := s.Deliver(ctx, sinktest.Events(10, 2))
+	if _, each := errors.AsType[sinks.BatchError](err); err == nil || each {
+		t.Errorf("Deliver = %v", err)
+	}
+	b.Restart(t)
 }
 
 // rights lets the user publish to all but tiktok, and look nothing up.

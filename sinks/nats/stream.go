@@ -85,13 +85,13 @@ func (d *delivery) refused(subject string, err error) error {
 	subjects, lookup := d.subjects()
 	switch {
 	case lookup != nil:
-		return fmt.Errorf("%w: %w", err, lookup)
+		return sinks.RetryAfter(streamWait, fmt.Errorf("%w: %w", err, lookup))
 	case covers(subjects, subject):
-		return err // the leader is unavailable, or just came back
+		return sinks.RetryAfter(streamWait, err) // the leader is unavailable, or just came back
 	}
 	err = fmt.Errorf("%w: stream %s does not take this subject, only %v", err, d.sink.config.Stream, subjects)
 	if d.sink.route.Template.Static() {
-		return err
+		return sinks.AtDestination(err)
 	}
 	return sinks.Permanent(sinks.ReasonNoDestination, err)
 }

@@ -3,6 +3,7 @@
 package sinktest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -10,10 +11,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
@@ -81,8 +83,11 @@ func Run(t *testing.T, h Harness) {
 		{"an event arrives at its destination", destination},
 		{"an event that is too large is refused alone", tooLarge},
 		{"deliver neither keeps nor changes the batch", unchanged},
+		{"deliver may be called concurrently for different keys", concurrent},
+		{"the limits never change", limits},
 		{"deliver returns when its context ends", contextEnds},
 		{"close makes deliver return", closeReturns},
+		{"close makes all concurrent deliveries return", closeReturnsAll},
 		{"after close nothing is delivered", afterClose},
 		{"opening fails while the broker is away and passes later", openingAway},
 		{"nothing is lost while the broker is away", away},
@@ -197,7 +202,8 @@ func deliver(ctx context.Context, t *testing.T, s sinks.Sink, events []event.Eve
 			select {
 			case <-time.After(5 * time.Millisecond):
 			case <-ctx.Done():
-				t.Fatalf("%d events are still not delivered", len(pending))
+				t.Errorf("%d events are still not delivered", len(pending))
+				return
 			}
 		}
 	}
@@ -216,12 +222,14 @@ func Attempt(ctx context.Context, t *testing.T, s sinks.Sink, batch []event.Even
 	each, ok := errors.AsType[sinks.BatchError](err)
 	if !ok {
 		if _, refused := sinks.IsPermanent(err); refused {
-			t.Fatalf("a whole batch is refused: %v", err)
+			t.Errorf("a whole batch is refused: %v", err)
+			return nil
 		}
 		return batch
 	}
 	if len(each) != len(batch) {
-		t.Fatalf("the outcome has %d entries for %d events", len(each), len(batch))
+		t.Errorf("the outcome has %d entries for %d events", len(each), len(batch))
+		return nil
 	}
 	var retry []event.Event
 	failed := map[string]bool{}
@@ -229,20 +237,56 @@ func Attempt(ctx context.Context, t *testing.T, s sinks.Sink, batch []event.Even
 		key, keyed := e.Attribute(event.PartitionKey)
 		if each[i] == nil {
 			if keyed && failed[key] {
-				t.Fatalf("event %s counts as delivered behind a failed one of its key", e.CloudEvent.ID())
+				t.Errorf("event %s counts as delivered behind a failed one of its key", e.CloudEvent.ID())
 			}
 			continue
 		}
 		if reason, refused := sinks.IsPermanent(each[i]); refused {
-			t.Fatalf("event %s is refused, %s: %v", e.CloudEvent.ID(), reason, each[i])
+			t.Errorf("event %s is refused, %s: %v", e.CloudEvent.ID(), reason, each[i])
+			continue
 		}
 		failed[key] = true
 		retry = append(retry, e)
 	}
-	if len(retry) == 0 {
-		t.Fatal("a BatchError names no event")
+	if len(retry) == 0 && !t.Failed() {
+		t.Error("a BatchError names no event")
 	}
 	return retry
+}
+
+// Concurrently acts like the relay: concurrent calls of Deliver within the
+// limits of the sink, until all events are delivered. The events of a partition
+// key, or of a destination if the limits say so, are in one call at a time.
+func Concurrently(ctx context.Context, t *testing.T, s sinks.Sink, events []event.Event) {
+	t.Helper()
+	limits := s.Limits()
+	size := cmp.Or(limits.Batch, 64)
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	if limits.PerDestination {
+		lanes := map[sinks.Destination][]event.Event{}
+		for _, e := range events {
+			lanes[s.Destination(e)] = append(lanes[s.Destination(e)], e)
+		}
+		slots := make(chan struct{}, max(1, limits.InFlight))
+		for _, lane := range lanes {
+			calls.Go(func() {
+				slots <- struct{}{}
+				defer func() { <-slots }()
+				deliver(ctx, t, s, lane, size)
+			})
+		}
+		return
+	}
+	lanes := make([][]event.Event, max(1, limits.InFlight))
+	for i, line := range sinks.Lines(events) {
+		for _, k := range line {
+			lanes[i%len(lanes)] = append(lanes[i%len(lanes)], events[k])
+		}
+	}
+	for _, lane := range lanes {
+		calls.Go(func() { deliver(ctx, t, s, lane, size) })
+	}
 }
 
 func forModes(t *testing.T, h Harness, run func(t *testing.T, mode string)) {
@@ -272,7 +316,7 @@ func destination(t *testing.T, h Harness) {
 	if len(messages) != 1 || messages[0].At != want.Name {
 		t.Fatalf("of one event there are %d messages, the first at %q; its destination is %+v", len(messages), messages[0].At, want)
 	}
-	if other := s.Destination(events[1]); (other.Template != want.Template) || want.Template == "" && other != want {
+	if other := s.Destination(events[1]); other.Template != want.Template || want.Template == "" && other.Name != want.Name {
 		t.Errorf("another event goes to %+v, this one to %+v", other, want)
 	}
 	if again := s.Destination(events[0]); again != want {
@@ -379,13 +423,49 @@ func unchanged(t *testing.T, h Harness) {
 		events, twins := Events(20, 3), Events(20, 3)
 		deliver(limited(t), t, open(t, b, mode), events, 20)
 		for i := range events {
-			if diff := cmp.Diff(twins[i].CloudEvent.String(), events[i].CloudEvent.String()); diff != "" {
+			if diff := gocmp.Diff(twins[i].CloudEvent.String(), events[i].CloudEvent.String()); diff != "" {
 				t.Errorf("event %d was changed:\n%s", i, diff)
 			}
 		}
 		clear(events) // a sink that kept the slice now has empty events
 		check(t, b, twins, mode != sinks.Binary)
 	})
+}
+
+func concurrent(t *testing.T, h Harness) {
+	forModes(t, h, func(t *testing.T, mode string) {
+		b := h.Start(t)
+		events := Events(600, 40)
+		Concurrently(limited(t), t, open(t, b, mode), events)
+		if got := check(t, b, events, mode != sinks.Binary); len(got) != len(events) {
+			t.Errorf("there are %d messages of %d events", len(got), len(events))
+		}
+	})
+}
+
+func limits(t *testing.T, h Harness) {
+	b := h.Start(t)
+	s := open(t, b, h.Modes[0])
+	want := s.Limits()
+	if want.InFlight < 0 || want.Batch < 0 {
+		t.Errorf("the limits are %+v", want)
+	}
+	same := func(when string) {
+		t.Helper()
+		if got := s.Limits(); got != want {
+			t.Errorf("%s the limits are %+v, and were %+v", when, got, want)
+		}
+	}
+	deliver(limited(t), t, s, Events(20, 4), 20)
+	same("after a delivery")
+	back := goAway(t, b)
+	Attempt(limited(t), t, s, Events(20, 4))
+	same("while the broker is away")
+	back()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	same("after close")
 }
 
 func contextEnds(t *testing.T, h Harness) {
@@ -428,17 +508,31 @@ func returned(t *testing.T, done <-chan error) {
 	}
 }
 
-func closeReturns(t *testing.T, h Harness) {
+func closeReturns(t *testing.T, h Harness) { closeDuring(t, h, 1) }
+
+func closeReturnsAll(t *testing.T, h Harness) { closeDuring(t, h, 4) }
+
+// closeDuring closes a sink during some calls of Deliver that get no answer.
+func closeDuring(t *testing.T, h Harness, calls int) {
 	b := h.Start(t)
 	s := open(t, b, h.Modes[0])
-	deliver(limited(t), t, s, Events(10, 2), 10)
+	events := Events(40, 4)
+	deliver(limited(t), t, s, events[:10], 10)
 	b.World.Freeze()
 	defer b.World.Thaw()
-	done, closed := make(chan error, 1), make(chan error, 1)
-	go func() { done <- s.Deliver(t.Context(), Events(40, 4)) }()
+	done, closed := make(chan error, calls), make(chan error, 1)
+	for i := range min(calls, max(1, s.Limits().InFlight)) {
+		var batch []event.Event // of its own keys
+		for k := i; k < len(events); k += calls {
+			batch = append(batch, events[k])
+		}
+		go func() { done <- s.Deliver(t.Context(), batch) }()
+	}
 	b.World.Touched(t)
 	go func() { closed <- s.Close() }()
-	returned(t, done)
+	for range min(calls, max(1, s.Limits().InFlight)) {
+		returned(t, done)
+	}
 	select {
 	case err := <-closed:
 		if err != nil {
@@ -536,7 +630,7 @@ func order(t *testing.T, h Harness) {
 	for broken := 0; broken < 5; {
 		events = Events(len(events)+round, 9)
 		b.World.Break(r, 0.02)
-		deliver(limited(t), t, s, events[len(events)-round:], 50)
+		Concurrently(limited(t), t, s, events[len(events)-round:])
 		n := b.World.Mend()
 		broken += n
 		t.Logf("%d connections broken", n)

@@ -53,9 +53,10 @@ func Kind() sinks.Kind { return KindTo(os.Stdout) }
 
 // KindTo is the sink of type stdout, writing to w.
 func KindTo(w io.Writer) sinks.Kind {
+	out := &output{w: w, idle: make(chan struct{}, 1)}
 	return sinks.Define("stdout", "Standard output of the process, one line per event.", example, defaults,
 		func(_ context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
-			return &Sink{env: env, format: c.Format, out: w, idle: make(chan struct{}, 1), closed: make(chan struct{})}, nil
+			return &Sink{env: env, format: c.Format, out: out, closed: make(chan struct{})}, nil
 		})
 }
 
@@ -63,16 +64,22 @@ func KindTo(w io.Writer) sinks.Kind {
 //
 // A pipe without a reader blocks its writer, and a blocked write cannot be
 // cancelled. Therefore a separate goroutine writes, and Deliver can return. The
-// next Deliver waits for the end of that write, so that lines do not mix.
+// next Deliver, also of another Sink, waits for the end of that write, so that
+// lines do not mix.
 type Sink struct {
 	env    sinks.Env
 	format string
-	out    io.Writer
-	idle   chan struct{} // holds a token while somebody writes
-	torn   bool          // the last line has no line break; owned by the writing goroutine
+	out    *output
 
 	close  sync.Once
 	closed chan struct{}
+}
+
+// output is the standard output, which all sinks of a kind share.
+type output struct {
+	w    io.Writer
+	idle chan struct{} // holds a token while somebody writes
+	torn bool          // the last line has no line break; owned by the writing goroutine
 }
 
 // Deliver implements sinks.Sink.
@@ -97,10 +104,10 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	}
 	written := make(chan []error, 1)
 	select {
-	case s.idle <- struct{}{}:
+	case s.out.idle <- struct{}{}:
 		go func() {
-			defer func() { <-s.idle }()
-			written <- s.write(ctx, lines)
+			defer func() { <-s.out.idle }()
+			written <- s.out.write(ctx, lines)
 		}()
 	case <-ctx.Done():
 		return ctx.Err()
@@ -129,16 +136,16 @@ var errClosed = errors.New("the sink is closed")
 
 // write writes the non-empty lines, and stops at the first failure to keep the
 // order.
-func (s *Sink) write(ctx context.Context, lines [][]byte) []error {
+func (o *output) write(ctx context.Context, lines [][]byte) []error {
 	errs := make([]error, len(lines))
 	for i, line := range lines {
 		err := ctx.Err()
 		if err == nil && line != nil {
-			err = s.writeLine(line)
+			err = o.writeLine(line)
 		}
 		if err != nil {
 			for k := i; k < len(lines); k++ {
-				errs[k] = fmt.Errorf("writing: %w", err)
+				errs[k] = sinks.AtDestination(fmt.Errorf("writing: %w", err))
 			}
 			break
 		}
@@ -146,18 +153,18 @@ func (s *Sink) write(ctx context.Context, lines [][]byte) []error {
 	return errs
 }
 
-func (s *Sink) writeLine(line []byte) error {
-	if s.torn {
-		if _, err := s.out.Write([]byte("\n")); err != nil {
+func (o *output) writeLine(line []byte) error {
+	if o.torn {
+		if _, err := o.w.Write([]byte("\n")); err != nil {
 			return err
 		}
-		s.torn = false
+		o.torn = false
 	}
-	n, err := s.out.Write(line)
+	n, err := o.w.Write(line)
 	if err == nil && n < len(line) {
 		err = io.ErrShortWrite
 	}
-	s.torn = err != nil && n > 0
+	o.torn = err != nil && n > 0
 	return err
 }
 
@@ -199,5 +206,5 @@ func (s *Sink) Close() error {
 	return nil
 }
 
-// Limits implements sinks.Sink.
+// Limits implements sinks.Sink: one batch at a time.
 func (*Sink) Limits() sinks.Limits { return sinks.Limits{} }

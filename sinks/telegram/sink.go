@@ -24,6 +24,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,7 +93,10 @@ type message struct {
 // Deliver implements sinks.Sink.
 func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	if s.config.Digest > 0 && len(batch) > s.config.Digest {
-		return s.send(ctx, digest(batch), false)
+		if err := s.send(ctx, digest(batch), false); err != nil {
+			return sinks.BatchError(slices.Repeat([]error{err}, len(batch)))
+		}
+		return nil
 	}
 	errs := make([]error, len(batch))
 	var failed error // holds back later events
@@ -160,12 +164,12 @@ func (s *Sink) call(ctx context.Context, method string, body any) error {
 	r.Header.Set("Content-Type", "application/json")
 	resp, err := s.transport.RoundTrip(r) // follows no redirect
 	if err != nil {
-		return fmt.Errorf("calling %s: %w", method, s.hide(err))
+		return sinks.AtDestination(fmt.Errorf("calling %s: %w", method, s.hide(err)))
 	}
 	defer resp.Body.Close()
 	var a answer
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&a); err != nil {
-		return fmt.Errorf("calling %s: %s is not an answer of the Bot API; is url right?", method, resp.Status)
+		return sinks.AtDestination(fmt.Errorf("calling %s: %s is not an answer of the Bot API; is url right?", method, resp.Status))
 	}
 	return judge(method, a)
 }
@@ -182,7 +186,7 @@ func (s *Sink) hide(err error) error {
 }
 
 // judge classifies a response. Only an error in the text of a message is
-// permanent.
+// permanent. An error of the chat or the token is of the destination.
 func judge(method string, a answer) error {
 	if a.OK {
 		return nil
@@ -193,18 +197,18 @@ func judge(method string, a answer) error {
 	case a.Code == http.StatusTooManyRequests:
 		return sinks.RetryAfter(time.Duration(max(1, a.Parameters.RetryAfter))*time.Second, err)
 	case a.Parameters.MigrateTo != 0:
-		return fmt.Errorf("%w; the group has become a supergroup: set chat_id to %q", err, fmt.Sprint(a.Parameters.MigrateTo))
+		return sinks.AtDestination(fmt.Errorf("%w; the group has become a supergroup: set chat_id to %q", err, fmt.Sprint(a.Parameters.MigrateTo)))
 	case a.Code == http.StatusBadRequest && strings.Contains(about, "too long"):
 		return sinks.Permanent(sinks.ReasonTooLarge, err)
 	case a.Code == http.StatusBadRequest && (strings.Contains(about, "parse entities") || strings.Contains(about, "text is empty")):
 		return sinks.Permanent(sinks.ReasonInvalid, err)
 	case a.Code == http.StatusBadRequest || a.Code == http.StatusForbidden:
-		return fmt.Errorf("%w; check chat_id, and that the bot may write there", err)
+		return sinks.AtDestination(fmt.Errorf("%w; check chat_id, and that the bot may write there", err))
 	case a.Code == http.StatusUnauthorized || a.Code == http.StatusNotFound:
-		return fmt.Errorf("%w; check token", err)
+		return sinks.AtDestination(fmt.Errorf("%w; check token", err))
 	}
 	return err
 }
 
-// Limits implements sinks.Sink.
+// Limits implements sinks.Sink: one message at a time.
 func (*Sink) Limits() sinks.Limits { return sinks.Limits{} }

@@ -303,6 +303,9 @@ func TestAnswers(t *testing.T) {
 			if reason != tt.reason || refused != (each[1] == nil) || sinks.Wait(each[0]) != tt.wait || !strings.Contains(each[0].Error(), tt.says) {
 				t.Errorf("reason %q, wait %v, second %v: %v", reason, sinks.Wait(each[0]), each[1], each[0])
 			}
+			if at := sinks.IsAtDestination(each[0]); at != (strings.Contains(tt.says, "check") || strings.Contains(tt.says, "url") || strings.Contains(tt.says, "-100")) {
+				t.Errorf("of the destination: %v: %v", at, each[0])
+			}
 			if strings.Contains(err.Error(), "secret") {
 				t.Errorf("the error shows the token: %v", err)
 			}
