@@ -102,11 +102,29 @@ func showStatus(cmd *cobra.Command, s admin.Status) error {
 		if sink.Error != "" && err == nil {
 			_, err = fmt.Fprintf(w, "%s has been failing since %s: %s\n", oneLine(sink.Sink), clockTime(sink.Failing), oneLine(sink.Error))
 		}
+		if err == nil {
+			_, err = fmt.Fprint(w, blockedLine(sink))
+		}
 		if sink.Paused != nil && err == nil {
 			_, err = fmt.Fprintf(w, "%s is paused since %s; 'postwire sinks resume %[1]s' resumes delivery\n", oneLine(sink.Sink), clockTime(sink.Paused))
 		}
 	}
 	return err
+}
+
+// blockedLine says what waits at a sink because of a failure, or is empty.
+func blockedLine(s relay.SinkStatus) (text string) {
+	name := oneLine(s.Sink)
+	if s.BlockedKeys > 0 {
+		text += fmt.Sprintf("%s: failed events of %d partition keys wait, with the later events of these keys; 'postwire sinks blocked %[1]s' lists them\n", name, s.BlockedKeys)
+	}
+	if s.HeldDestinations > 0 {
+		text += fmt.Sprintf("%s: %d destinations fail, their events wait\n", name, s.HeldDestinations)
+	}
+	if s.ReadLimit != "" {
+		text += fmt.Sprintf("%s: reading ahead has stopped at the limit %s\n", name, s.ReadLimit)
+	}
+	return text
 }
 
 func ago(t *time.Time) string {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/relay"
 )
 
@@ -37,6 +39,42 @@ func (a *API) sinks(api huma.API) {
 			}
 			return status(in.Sink)
 		})
+	huma.Register(api, operation("list-blocked", http.MethodGet, "/sinks/{sink}/blocked", "List the failed events of a sink that wait for their next attempt, and the destinations of the sink that fail; empty if another relay delivers to the sink", 404, 422),
+		func(ctx context.Context, in *struct {
+			Sink  string `path:"sink" doc:"Name of the sink."`
+			Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Maximum number of listed events."`
+		},
+		) (*struct{ Body relay.Blocked }, error) {
+			b, err := a.Relay.Blocked(ctx, in.Sink, in.Limit)
+			return &struct{ Body relay.Blocked }{b}, failed(err)
+		})
+	huma.Register(api, operation("resolve-blocked", http.MethodPost, "/sinks/{sink}/blocked/{seq}", "Retry a failed event of a sink at once, turn the event into a dead letter, or discard the event, which then is not delivered", 404, 409, 422),
+		func(ctx context.Context, in *blockedInput) (*struct{ Body BlockedRequest }, error) {
+			err := a.Relay.ResolveBlocked(ctx, in.Sink, journal.Seq(in.Seq), in.Body.Decision, in.Body.WholeKey)
+			return &struct{ Body BlockedRequest }{in.Body}, failed(err)
+		})
+}
+
+type blockedInput struct {
+	Sink string `path:"sink" doc:"Name of the sink."`
+	Seq  uint64 `path:"seq" minimum:"1" doc:"Sequence of the failed event."`
+	Body BlockedRequest
+}
+
+// BlockedRequest is the body of a request to decide about a failed event.
+type BlockedRequest struct {
+	Decision relay.BlockedDecision `json:"decision" enum:"retry,dead-letter,discard" doc:"retry: try again at once. dead-letter: turn the event into a dead letter. discard: discard the event, which then is not delivered and does not become a dead letter."`
+	WholeKey bool                  `json:"whole_key,omitempty" doc:"Decide also about the later events of its partition key that are stored now. Not for retry."`
+}
+
+// Blocked returns the failed events of a sink.
+func (c *Client) Blocked(ctx context.Context, sink string, limit int) (b relay.Blocked, err error) {
+	return b, c.call(ctx, http.MethodGet, "/sinks/"+url.PathEscape(sink)+"/blocked?limit="+strconv.Itoa(limit), nil, &b)
+}
+
+// ResolveBlocked decides about a failed event of a sink.
+func (c *Client) ResolveBlocked(ctx context.Context, sink string, seq uint64, request BlockedRequest) error {
+	return c.call(ctx, http.MethodPost, "/sinks/"+url.PathEscape(sink)+"/blocked/"+strconv.FormatUint(seq, 10), request, &request)
 }
 
 type adoptInput struct {

@@ -101,12 +101,13 @@ type item struct {
 	from     journal.Seq // the sequences from here to the event have no event
 	key      *key
 	size     int
-	attempts int       // attempts so far
-	first    time.Time // time of the first attempt
-	progress uint64    // Pump.successes at the first attempt
-	refused  int       // attempts after which the receiver answered that it failed
-	err      error     // of the last attempt
-	gone     bool      // not in hand any more
+	attempts int              // attempts so far
+	first    time.Time        // time of the first attempt
+	progress uint64           // Pump.successes at the first attempt
+	refused  int              // attempts after which the receiver answered that it failed
+	err      error            // of the last attempt
+	gone     bool             // not in hand any more
+	probing  *heldDestination // whose probe the event is; nil for none
 }
 
 // lane has the ready keys that may share a delivery: those of a destination, or all keys.
@@ -403,9 +404,7 @@ func (s *schedule) remove(i *item) {
 // done records that an event of a delivery needs no further delivery. With unstored, the
 // later events of the key wait until stored is called.
 func (s *schedule) done(i *item, unstored bool) {
-	if d := s.probed(i); d != nil {
-		d.probe = nil
-	}
+	s.endProbe(i)
 	s.remove(i)
 	i.key.flying--
 	if unstored {
@@ -456,8 +455,7 @@ func (s *schedule) back(items []*item) {
 	for _, i := range slices.Backward(items) { // in the order of the journal
 		k := i.key
 		k.flying--
-		if d := s.probed(i); d != nil {
-			d.probe = nil
+		if d := s.endProbe(i); d != nil {
 			k.queue, k.state = []*item{i}, keyHeld
 			d.probes = append(d.probes, k)
 			continue
@@ -628,20 +626,20 @@ func (s *schedule) endWaits() {
 // hold lets all events of a destination wait because an event failed there. The function
 // wait returns the duration of the n-th wait.
 func (s *schedule) hold(i *item, now time.Time, wait func(n int) time.Duration, err error) {
-	to := s.route(i.Event)
+	probed := s.endProbe(i)
+	if probed != nil {
+		probed.waits++
+		probed.due = now.Add(wait(probed.waits))
+	}
+	to := s.route(i.Event) // may have changed since the last attempt
 	d := s.held[to]
 	switch {
 	case d == nil && len(s.held) >= maxHeld:
 		s.wait(i, now.Add(wait(i.attempts)))
 		return
 	case d == nil:
-		d = &heldDestination{to: to, since: now}
+		d = &heldDestination{to: to, since: now, waits: 1, due: now.Add(wait(1))}
 		s.held[to] = d
-		fallthrough
-	case d.probe == i:
-		d.probe = nil
-		d.waits++
-		d.due = now.Add(wait(d.waits))
 	}
 	d.err = err
 	k := i.key
@@ -667,15 +665,16 @@ func (s *schedule) abandon(k *key) {
 	k.state = keyWaiting // so that its other events in a delivery are deferred, too
 }
 
-// probed returns the held destination that an event of a delivery probes, or nil.
-func (s *schedule) probed(i *item) *heldDestination {
-	if len(s.held) == 0 {
+// endProbe ends the probe of a held destination by an event of a delivery, and returns the
+// destination, or nil if the event is no probe or the destination is not held any more.
+func (s *schedule) endProbe(i *item) *heldDestination {
+	d := i.probing
+	i.probing = nil
+	if d == nil || s.held[d.to] != d {
 		return nil
 	}
-	if d := s.held[s.route(i.Event)]; d != nil && d.probe == i {
-		return d
-	}
-	return nil
+	d.probe = nil
+	return d
 }
 
 // probe returns the event by which a held destination is probed now.
@@ -692,7 +691,7 @@ func (s *schedule) probe(now time.Time) (*item, *lane) {
 		k := d.probes[0]
 		d.probes = d.probes[1:]
 		i := k.queue[0]
-		d.probe = i
+		d.probe, i.probing = i, d
 		k.queue, k.state = nil, keyFlying
 		k.flying++
 		return i, l
@@ -715,6 +714,9 @@ func (s *schedule) release(d *heldDestination) {
 func (s *schedule) works(i *item) {
 	if len(s.held) == 0 {
 		return
+	}
+	if d := s.endProbe(i); d != nil {
+		s.release(d)
 	}
 	if d := s.held[s.route(i.Event)]; d != nil {
 		s.release(d)
