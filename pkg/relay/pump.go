@@ -525,7 +525,8 @@ func (r *pumpRun) admit(records []journal.Record) {
 
 // readDeferred reads deferred events again.
 func (r *pumpRun) readDeferred(now time.Time, at func(time.Time)) {
-	from := r.schedule.catchUpAt()
+	s := r.schedule
+	from := s.catchUpAt()
 	if from == 0 || r.catching {
 		return
 	}
@@ -534,8 +535,9 @@ func (r *pumpRun) readDeferred(now time.Time, at func(time.Time)) {
 		return
 	}
 	r.catching = true
+	limit := min(readBatch, max(1, s.maxPending-s.inHand))
 	r.start(func() func() {
-		records, err := r.read(r.reads, from, readBatch)
+		records, err := r.read(r.reads, from, limit)
 		return func() {
 			r.catching = false
 			switch {

@@ -221,15 +221,17 @@ func (s *scripted) pump(m *memory, change func(*sinks.Settings)) *Pump {
 		return s, nil
 	}})
 	metrics := NewMetrics(prometheus.NewRegistry()).sink("test", m, time.Now)
-	return &Pump{
+	p := &Pump{
 		name: "test", settings: settings, traffic: everything{}, cursor: m, log: zap.NewNop(), read: m.read, last: m.last,
 		oldest: func() journal.Seq { return 1 }, limiter: limiterOf(settings.Rate), metrics: metrics,
-		pause: &deliveryHistory{pausesLoaded: loaded}, asks: make(chan func(*pumpRun)),
+		filter: &sinkFilter{}, history: &deliveryHistory{pausesLoaded: loaded}, asks: make(chan func(*pumpRun)),
 		handle: sinkHandle{
 			spec: spec, timeout: settings.Timeout, journal: func() string { return "journal" },
 			env: sinks.Env{Name: "test", Log: zap.NewNop(), Now: time.Now},
 		},
 	}
+	p.pause = p.history
+	return p
 }
 
 // TestSchedulesOfFailures runs random schedules of failures and crashes. It checks that no
