@@ -26,7 +26,7 @@ import (
 // Format of the stream. This version reads no other format.
 const (
 	formatKey = "postwire.format"
-	format    = 3
+	format    = 4
 )
 
 // idKey holds the ID of the journal. The process that creates the stream chooses the ID.
@@ -214,6 +214,9 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	if alone(info.Cluster) {
 		return state{}, errAlone
 	}
+	if id := info.Config.Metadata[idKey]; id != cmp.Or(j.ID(), id) {
+		return state{}, errRemade
+	}
 	st := state{bytes: info.State.Bytes, events: info.State.Subjects[j.names.event()]}
 	if st.events == 0 {
 		st.last = journal.Seq(info.State.LastSeq)
@@ -231,6 +234,10 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	st.oldest, st.last = journal.Seq(first.seq), journal.Seq(last.seq)
 	return st, nil
 }
+
+// errRemade is returned if the stream belongs to another journal than the one that this
+// process has opened.
+var errRemade = errors.New("the stream was deleted and made again; the events of the deleted stream are lost")
 
 // errAlone is returned if the leader of the stream hears from too few servers to store
 // anything.
@@ -328,6 +335,9 @@ func (j *Journal) lastOf(ctx context.Context, subjects []string) ([]message, err
 	return found, nil
 }
 
+// numPendingHeader is the number of messages that follow an answer to a direct request.
+const numPendingHeader = "Nats-Num-Pending"
+
 // lastWithin is lastOf for a few subjects with large messages. It stops after the message
 // that reaches the given number of bytes, and reports whether the answer is complete.
 func (j *Journal) lastWithin(ctx context.Context, subjects []string, bytes int) (found []message, all bool, err error) {
@@ -364,7 +374,7 @@ func (j *Journal) lastWithin(ctx context.Context, subjects []string, bytes int) 
 			return nil, false, fmt.Errorf("reading the cluster's answer: %w", err)
 		}
 		found = append(found, message{m.Header.Get(jetstream.SubjectHeader), seq, m.Header, m.Data})
-		pending = m.Header.Get("Nats-Num-Pending")
+		pending = m.Header.Get(numPendingHeader)
 	}
 	if !ended {
 		return nil, false, cmp.Or(ctx.Err(), errors.New("the cluster's answer has no end"))
