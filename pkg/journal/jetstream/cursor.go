@@ -75,13 +75,13 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 		j.mu.Unlock()
 		return nil, fmt.Errorf("opening cursor %s: it is open already", name)
 	}
-	c.life, c.end = context.WithCancel(j.life) //nolint:contextcheck // a cursor is open longer than its opening
+	c.life, c.end = context.WithCancel(j.life)
 	j.cursors[name] = c
 	ready := j.ready
 	j.mu.Unlock()
 	if ready { // otherwise setUp binds the cursor before anything is stored
 		if err := j.retry(ctx, c.bind); err != nil {
-			return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close()) //nolint:contextcheck // it is closed even if ctx is done
+			return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close())
 		}
 	}
 	c.run.Go(c.keep)

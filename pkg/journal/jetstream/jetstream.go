@@ -139,7 +139,7 @@ func Open(ctx context.Context, opts Options) (*Journal, error) {
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
 	j.newEpoch()
 	if err := j.open(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close()) //nolint:contextcheck // close it even if ctx is done
+		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close())
 	}
 	return j, nil
 }

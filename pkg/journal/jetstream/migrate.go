@@ -78,7 +78,7 @@ func attach(ctx context.Context, opts Options) (*Journal, error) {
 		err = j.connected(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, j.Close()) //nolint:contextcheck // what was opened is closed in any case
+		return nil, errors.Join(err, j.Close())
 	}
 	return j, nil
 }
@@ -149,7 +149,7 @@ func OpenSource(ctx context.Context, opts Options) (transfer.Source, error) {
 		err = nothingSpilled(ctx, opts)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close()) //nolint:contextcheck // what was opened is closed in any case
+		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close())
 	}
 	return s, nil
 }
@@ -499,7 +499,7 @@ func OpenTarget(ctx context.Context, opts Options) (transfer.Target, error) {
 		return j.idle(ctx)
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close()) //nolint:contextcheck // what was opened is closed in any case
+		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close())
 	}
 	return &target{Journal: j}, nil
 }
