@@ -424,9 +424,13 @@ func (j *Journal) poll(ctx context.Context) error {
 	s, err := j.readState(ctx)
 	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, errRemade) {
 		j.mu.Lock()
+		was := j.ready
 		j.ready, j.state = false, state{oldest: 1}
 		j.notify()
 		j.mu.Unlock()
+		if was {
+			j.log.Error("the stream of the journal is lost, with its events and the positions of sinks; a new stream is used", zap.String("stream", j.opts.Stream), zap.Error(err))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("looking at the stream %s: %w", j.opts.Stream, err)
