@@ -223,8 +223,10 @@ func (c *cursor) report(err error, since time.Time) time.Time {
 	broken := errors.Is(err, errBroken)
 	if broken {
 		c.mu.Lock()
-		c.broken = err
-		c.notify()
+		if c.broken == nil {
+			c.broken = err
+			c.notify()
+		}
 		c.mu.Unlock()
 	}
 	switch {

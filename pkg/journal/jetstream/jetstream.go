@@ -623,11 +623,15 @@ func (j *Journal) Close() error {
 	j.closed = true
 	j.notify()
 	j.mu.Unlock()
-	for _, c := range j.openCursors() { // release the cursors while the process is connected
-		if err := c.Close(); err != nil {
-			j.log.Warn("closing a cursor", zap.Error(err))
-		}
+	var closing sync.WaitGroup
+	for _, c := range j.openCursors() { // free the leases while the process is connected
+		closing.Go(func() {
+			if err := c.Close(); err != nil {
+				j.log.Warn("closing a cursor", zap.Error(err))
+			}
+		})
 	}
+	closing.Wait()
 	j.end()
 	j.done.Wait()
 	var err error

@@ -542,6 +542,7 @@ func (c *cursor) push(ctx context.Context, o *ownership, d delivery, unread uint
 	defer c.mu.Unlock()
 	o.queue = append(o.queue, d)
 	o.bytes += len(d.value)
+	c.broken = nil
 	if o.read = d.seq; d.seq > o.earlier {
 		o.unread = unread
 	}

@@ -43,7 +43,7 @@ type cursorRecord struct {
 // an atomic batch. An atomic batch costs the cluster about ten times a single message.
 const (
 	maxInlineBytes = 8 << 10
-	maxStalePages  = 64 // pages under subjects at or before the committed sequence
+	maxStalePages  = 64 // pages under subjects through the committed sequence
 )
 
 // inUseFor is how long after its last write an owned record counts as in use.
@@ -85,7 +85,7 @@ func (p *pages) update(j *Journal, name string, set *seqset.Set) (stores, remova
 	}
 	var stale []uint64
 	for number := range p.stored {
-		if set.Page(number) == nil {
+		if journal.Seq((number+1)*seqset.PageSize-1) <= set.Floor() {
 			stale = append(stale, number)
 		}
 	}
