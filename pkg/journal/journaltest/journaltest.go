@@ -156,14 +156,14 @@ func mustReader(t *testing.T, j journal.Journal, name string, start journal.Star
 	return c
 }
 
-// mustRead reads n records.
+// mustRead reads n records. Each comes within ten seconds.
 func mustRead(t *testing.T, c journal.Cursor, n int) []journal.Record {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
 	var records []journal.Record
 	for len(records) < n {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		next, err := c.Next(ctx, n-len(records))
+		cancel()
 		if err != nil {
 			t.Fatalf("Next after %d of %d records: %v", len(records), n, err)
 		}
