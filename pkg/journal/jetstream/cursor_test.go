@@ -410,6 +410,34 @@ func TestRecordsHoldBackRemoval(t *testing.T) {
 	expire(1) // the open cursor holds it back
 }
 
+// A position is stored although the stream has no room left, so that delivered events can be
+// removed, and the journal opens again.
+func TestPositionInAFullStream(t *testing.T) {
+	t.Parallel()
+	url := natstest.Start(t).URL()
+	limit := func(o *Options) { o.MaxBytes = 200_000 }
+	j := process(t, url, "a", limit)
+	c := mustReader(t, j)
+	mustAppend(t, j, numbered(0, 10)...)
+	_, last := read(t, c, 10)
+	for n, size := 0, 500_000; size > 10; n++ {
+		err := j.PutValue(t.Context(), fmt.Sprint(n), make([]byte, size))
+		if errors.Is(err, journal.ErrFull) {
+			size /= 2
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustCommit(t, c, journal.UpTo(last))
+	process(t, url, "b", limit)
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if p := mustCursors(t, process(t, url, "c", limit))[0]; p.Committed != last || p.InUse {
+		t.Errorf("the position is %+v", p)
+	}
+}
+
 // A stream that an administrator deletes is noticed, logged and made again, and the sink goes
 // on with the events of the new stream. So is a record that was deleted.
 func TestStreamIsDeleted(t *testing.T) {

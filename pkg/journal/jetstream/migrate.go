@@ -564,16 +564,11 @@ func (t *target) setUnfinished(ctx context.Context, unfinished bool) error {
 		if (c.Metadata[unfinishedKey] != "") == unfinished {
 			return nil
 		}
-		metadata := map[string]string{}
-		for k, v := range c.Metadata {
-			if k != unfinishedKey && !strings.HasPrefix(k, "_") {
-				metadata[k] = v
-			}
-		}
+		c.Metadata = ownMetadata(c.Metadata)
+		delete(c.Metadata, unfinishedKey)
 		if unfinished {
-			metadata[unfinishedKey] = "1"
+			c.Metadata[unfinishedKey] = "1"
 		}
-		c.Metadata = metadata
 		_, err = t.js.UpdateStream(ctx, c)
 		return err
 	})

@@ -369,7 +369,7 @@ func (c *cursor) write(o *ownership, r cursorRecord, messages []*nats.Msg) error
 	c.tokens[1] = r.Token
 	c.mu.Unlock()
 	batch := slices.Concat(messages, []*nats.Msg{m})
-	began := time.Now()
+	began, full := time.Now(), false
 	for wait := newWait(); o.ctx.Err() == nil; {
 		// An answer that was lost with a leader must not cost the lease.
 		try, cancel := o.ctx, func() {}
@@ -384,6 +384,9 @@ func (c *cursor) write(o *ownership, r cursorRecord, messages []*nats.Msg) error
 		switch {
 		case err == nil:
 			return c.acknowledge(o, r, at, began)
+		case errors.Is(err, journal.ErrFull) && !full && c.j.makeRoom(o.ctx) == nil:
+			full = true
+			continue
 		case errors.Is(err, journal.ErrFull) || errors.Is(err, errBroken):
 			return err
 		case errors.Is(err, journal.ErrOwnershipLost):
