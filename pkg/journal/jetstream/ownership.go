@@ -543,6 +543,9 @@ func (c *cursor) receive(ctx context.Context, o *ownership, m jetstream.Msg, num
 func (c *cursor) push(ctx context.Context, o *ownership, d delivery, unread uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if d.seq <= o.read { // some servers begin a consumer no later than at the end of their copy
+		return nil
+	}
 	o.queue = append(o.queue, d)
 	o.bytes += len(d.value)
 	c.broken = nil
