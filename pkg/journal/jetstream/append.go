@@ -452,12 +452,19 @@ func (p *publisher) publish(ctx context.Context, group []*request, claims map[st
 	return nil
 }
 
-// store writes messages as one atomic batch and returns the sequence of the last message.
-// It makes one attempt. Unless the error wraps errConflict, ErrFull or errBroken, the
+// store writes one message, or several as one atomic batch, and returns the sequence of the
+// last message. It makes one attempt. Unless the error wraps errConflict, ErrFull or errBroken, the
 // messages may be stored or not.
 func (j *Journal) store(ctx context.Context, messages []*nats.Msg) (uint64, error) {
 	ctx, cancel := j.ask(ctx)
 	defer cancel()
+	if len(messages) == 1 {
+		ack, err := j.js.PublishMsg(ctx, messages[0], jetstream.WithRetryAttempts(0))
+		if err != nil {
+			return 0, judged(err)
+		}
+		return ack.Sequence, nil
+	}
 	ack, err := jetstreamext.PublishMsgBatch(ctx, j.js, messages, jetstreamext.BatchFlowControl{})
 	if err != nil {
 		return 0, judged(err)

@@ -3,101 +3,69 @@ package jetstream
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/journal/record"
 	"github.com/postwire/postwire/pkg/journal/seqset"
 )
 
 const (
-	// group is the priority group in which all processes pull: the server pins one of them.
-	group = "pump"
-	// pinnedTTL is how long the server waits for a pull of the pinned process before it
-	// pins another process; keepEvery is the interval of pulls.
-	pinnedTTL = 3 * time.Second
-	keepEvery = time.Second
-	// ackWait is how long the server waits for the commit of an event before it offers the
-	// event again. The next owner begins there after a crash.
-	ackWait = 5 * time.Second
-	// pullAtOnce, pullBytes and maxPending limit the events in flight of one process.
-	pullAtOnce = 512
-	pullBytes  = 8 << 20
-	maxPending = 2048
-
-	beganKey = "postwire.began"
-	nameKey  = "postwire.cursor"
+	// observeInterval is the interval between two reads of the record by a process that is
+	// not the owner, and countInterval between two counts of the events after a position.
+	observeInterval = 300 * time.Millisecond
+	countInterval   = time.Second
 )
 
-// cursor implements journal.Cursor on a durable consumer, whose acknowledged floor is the
-// committed sequence. The consumer is pinned: the server gives events to one of the pulling
-// processes until that process is silent for pinnedTTL.
+// cursor implements journal.Cursor with a record in the stream: see ownership.go for the
+// rules of its writes. One goroutine per cursor, run, moves it through its states:
 //
-// The server keeps no order among events that it offers again, and offers new events to a
-// new owner before the events of the previous owner. So the cursor uses an offered event
-// only if it follows the last read event. After a gap, for example after a takeover, the
-// cursor reads the events after the committed sequence from the stream.
+//	| state    | fields                  | next state                                          |
+//	|----------|-------------------------|-----------------------------------------------------|
+//	| unbound  | seen.Token is 0         | standby, when the record was read or created        |
+//	| standby  | ownership is nil        | owner, after Next was called, when the lease is free |
+//	| owner    | ownership is not nil    | standby, when the lease is over or was lost         |
+//	| closed   | closed, life is over    |                                                     |
 //
-// An acknowledgement contains the sequence of an event and its delivery number. The cursor
-// counts the numbers of events read from the stream from the floor: each was delivered at
-// least once since, in order, before the newest delivery, and the server requires
-// increasing numbers only.
+// Mu guards the fields after it.
 type cursor struct {
-	j       *Journal
-	name    string
-	durable string
-	start   journal.Start
-	life    context.Context // until Close
-	end     context.CancelFunc
-	done    sync.WaitGroup
+	j     *Journal
+	name  string
+	start journal.Start
+	life  context.Context // until Close
+	end   context.CancelFunc
+	run   sync.WaitGroup
 
 	mu        sync.Mutex
-	pulling   bool
 	changed   chan struct{} // closed and replaced when one of the following changes
-	bound     bool          // the consumer exists
-	broken    error         // why the event at the cursor cannot be read
-	ownership *ownership    // nil while another process is the owner
-	committed journal.Seq
-	marks     *seqset.Set // done events after committed
-	startSeq  journal.Seq
-	lag       uint64
-	owner     journal.Owner
+	wanted    bool          // Next was called
+	broken    error         // why the cursor or the event at the cursor cannot be read
+	streamID  string        // ID of the journal that the record belongs to
+	seen      seenRecord    // record as of the last read or write
+	tokens    [2]uint64     // tokens of the last acknowledged and of the last attempted write of this process
+	done      *seqset.Set   // done events as of the last acknowledged write
+	lag       uint64        // while another process is the owner
+	ownership *ownership    // nil unless this process is the owner
 	closed    bool
 }
 
-// ownership is the time from one pinning of this process to its end.
-type ownership struct {
-	pin       string
-	ack       []string      // parts of the subject of an acknowledgement
-	read      journal.Seq   // newest event read
-	delivered uint64        // newest delivery
-	queue     []delivery    // read events, not yet returned by Next
-	bytes     int           // bytes of the queue
-	out       []delivery    // returned by Next, not yet committed
-	done      chan struct{} // closed at the end of the ownership
-}
-
-// delivery is an event in flight.
-type delivery struct {
-	seq    journal.Seq
-	number uint64 // delivery number
-	value  []byte // record
+// seenRecord is a record with the sequence of its message, and the time since which this
+// process knows the record.
+type seenRecord struct {
+	cursorRecord
+	at    uint64
+	since time.Time
 }
 
 // Reader implements journal.Journal.
 func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) (journal.Cursor, error) {
-	c := &cursor{j: j, name: name, durable: token(name), start: start, marks: seqset.At(0), changed: make(chan struct{})}
+	c := &cursor{j: j, name: name, start: start, done: seqset.At(0), changed: make(chan struct{})}
 	j.mu.Lock()
 	switch {
 	case j.closed:
@@ -107,21 +75,190 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 		j.mu.Unlock()
 		return nil, fmt.Errorf("opening cursor %s: it is open already", name)
 	}
+	c.life, c.end = context.WithCancel(j.life)
 	j.cursors[name] = c
 	ready := j.ready
 	j.mu.Unlock()
-	c.life, c.end = context.WithCancel(j.life)
-	if !ready { // setUp binds the cursor before anything is stored
-		return c, nil
+	if ready { // otherwise setUp binds the cursor before anything is stored
+		if err := j.retry(ctx, c.bind); err != nil {
+			return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close())
+		}
 	}
-	err := j.retry(ctx, c.bind)
-	if err == nil {
-		err = c.recordOpen(ctx)
+	c.run.Go(c.keep)
+	return c, nil
+}
+
+// bind reads or creates the record of a cursor that was just opened.
+func (c *cursor) bind(ctx context.Context) error {
+	if err := c.observe(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	first := c.seen.Committed + 1
+	c.mu.Unlock()
+	if oldest := c.j.Oldest(); first < oldest && first > 1 {
+		c.j.log.Warn("events after the cursor were removed while no process had the cursor open; the cursor goes on at the oldest stored event",
+			zap.String("sink", c.name), zap.Uint64("first_gone", uint64(first)), zap.Uint64("oldest", uint64(oldest)))
+	}
+	return c.touch(ctx)
+}
+
+// observe reads the record, and creates a missing record.
+func (c *cursor) observe(ctx context.Context) error {
+	r, at, err := c.j.cursorRecord(ctx, c.name)
+	if errors.Is(err, journal.ErrNotFound) {
+		r, at, err = c.create(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening cursor %s: %w", name, err), c.Close()) //nolint:contextcheck // it is closed even if ctx is done
+		return err
 	}
-	return c, nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.see(r, at)
+	return nil
+}
+
+// see applies a record that was read or written. The caller holds mu.
+func (c *cursor) see(r cursorRecord, at uint64) {
+	if c.seen.Token != r.Token {
+		c.seen = seenRecord{r, at, time.Now()}
+		c.streamID = c.j.ID()
+	}
+	if c.ownership == nil && len(r.Pages) == 0 && len(r.Done) == 0 && r.Committed != c.done.Floor() {
+		c.done = seqset.At(r.Committed)
+	}
+}
+
+// create creates the record. A record that was known and is missing was lost with the
+// stream, or deleted by an operator.
+func (c *cursor) create(ctx context.Context) (cursorRecord, uint64, error) {
+	if err := c.j.poll(ctx); err != nil {
+		return cursorRecord{}, 0, err
+	}
+	c.j.mu.Lock()
+	oldest, newest, id := c.j.state.oldest, c.j.state.last, c.j.id
+	c.j.mu.Unlock()
+	c.mu.Lock()
+	known, same, committed := c.seen.cursorRecord, id == c.streamID, c.done.Floor()
+	c.mu.Unlock()
+	r := cursorRecord{Epoch: known.Epoch, Token: randomToken(), Opened: c.j.opts.Clock().UTC(), StartSeq: known.StartSeq}
+	switch {
+	case known.Token == 0:
+		if r.Committed = min(max(journal.Seq(c.start), oldest-1), newest); c.start == journal.Latest {
+			r.Committed = newest
+		}
+		r.StartSeq = r.Committed
+	case same:
+		r.Committed = committed
+	default: // every event of the new stream is new
+		r.StartSeq = 0
+	}
+	r.Read = r.Committed
+	if known.Token != 0 {
+		c.j.log.Error("the position of a cursor is missing in the stream; the position is created again",
+			zap.String("sink", c.name), zap.Bool("new_stream", !same), zap.Uint64("committed", uint64(r.Committed)))
+	}
+	m, err := c.j.recordMessage(c.name, r, 0)
+	if err != nil {
+		return r, 0, err
+	}
+	at, err := c.j.store(ctx, []*nats.Msg{m})
+	if errors.Is(err, errConflict) { // created by another process, or by an attempt without an answer
+		return c.j.cursorRecord(ctx, c.name)
+	}
+	return r, at, err
+}
+
+// keep observes the record, and serves the cursor while this process is the owner, until
+// Close.
+func (c *cursor) keep() {
+	var counted, failing time.Time
+	for c.life.Err() == nil {
+		err := c.j.waitReady(c.life)
+		if err == nil {
+			err = c.observe(c.life)
+		}
+		c.mu.Lock()
+		take := err == nil && c.wanted && c.mayTake()
+		changed := c.changed
+		c.mu.Unlock()
+		if take {
+			var o *ownership
+			if o, err = c.takeOver(); err == nil {
+				c.serve(o)
+				continue
+			}
+		}
+		if err == nil && time.Since(counted) > countInterval {
+			err = c.refresh(c.life)
+			counted = time.Now()
+		}
+		if c.life.Err() != nil {
+			return
+		}
+		failing = c.report(err, failing)
+		select {
+		case <-changed:
+			if err != nil {
+				_ = sleep.For(c.life, observeInterval/10)
+			}
+		case <-time.After(observeInterval):
+		case <-c.life.Done():
+		}
+	}
+}
+
+// patience is how long reading may fail before the log says so.
+const patience = 5 * time.Second
+
+// report records why the cursor cannot be read, and logs an error that lasts, once an hour.
+// It returns the time since which an error lasts: zero without an error, and a later time
+// after the error was logged.
+func (c *cursor) report(err error, since time.Time) time.Time {
+	now := time.Now()
+	if err == nil || errors.Is(err, errConflict) || errors.Is(err, journal.ErrOwnershipLost) {
+		return time.Time{}
+	}
+	c.j.log.Debug("reading the journal for a sink", zap.String("sink", c.name), zap.Error(err))
+	broken := errors.Is(err, errBroken)
+	if broken {
+		c.mu.Lock()
+		if c.broken == nil {
+			c.broken = err
+			c.notify()
+		}
+		c.mu.Unlock()
+	}
+	switch {
+	case since.IsZero() && broken, !since.IsZero() && now.Sub(since) > patience:
+		c.j.log.Error("the journal cannot be read for a sink, retrying", zap.String("sink", c.name), zap.Error(err))
+		return now.Add(time.Hour)
+	case since.IsZero():
+		return now
+	}
+	return since
+}
+
+// refresh reads the lag and the done events of a cursor that another process owns.
+func (c *cursor) refresh(ctx context.Context) error {
+	c.mu.Lock()
+	r, at := c.seen.cursorRecord, c.seen.at
+	c.mu.Unlock()
+	unread, err := c.j.eventsAfter(ctx, r.Read)
+	if err != nil {
+		return err
+	}
+	done, err := c.j.doneEvents(ctx, c.name, r, at)
+	if errors.Is(err, errLag) { // the owner has replaced the record
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lag, c.done = r.Open+unread, done
+	return nil
 }
 
 // notify wakes all waiting goroutines. The caller holds mu.
@@ -130,154 +267,23 @@ func (c *cursor) notify() {
 	c.changed = make(chan struct{})
 }
 
-// consumerConfig returns the configuration of the consumer. A new consumer begins after a
-// sequence.
-func (c *cursor) consumerConfig(began journal.Seq) jetstream.ConsumerConfig {
-	return jetstream.ConsumerConfig{
-		Durable: c.durable, Description: "Place of the sink " + c.name,
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: uint64(began) + 1,
-		AckPolicy: jetstream.AckAllPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: maxPending, MaxWaiting: 512,
-		FilterSubject: c.j.names.event(), ReplayPolicy: jetstream.ReplayInstantPolicy,
-		PriorityPolicy: jetstream.PriorityPolicyPinned, PinnedTTL: pinnedTTL, PriorityGroups: []string{group},
-		Metadata: map[string]string{beganKey: strconv.FormatUint(uint64(began), 10), nameKey: c.name},
-	}
-}
-
-// bind finds or creates the consumer.
-func (c *cursor) bind(ctx context.Context) error {
-	s, err := c.j.js.Stream(ctx, c.j.opts.Stream)
-	if err != nil {
-		return err
-	}
-	consumer, err := s.Consumer(ctx, c.durable)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		if err = c.j.poll(ctx); err != nil {
-			return err
-		}
-		c.j.mu.Lock()
-		oldest, newest := c.j.state.oldest, c.j.state.last
-		c.j.mu.Unlock()
-		began := min(max(journal.Seq(c.start), oldest-1), newest)
-		if c.start == journal.Latest {
-			began = max(began, newest)
-		}
-		consumer, err = s.CreateConsumer(ctx, c.consumerConfig(began))
-		if errors.Is(err, jetstream.ErrConsumerExists) { // another process has created the consumer
-			consumer, err = s.Consumer(ctx, c.durable)
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("consumer %s: %w", c.durable, err)
-	}
-	info := consumer.CachedInfo()
-	began, err := strconv.ParseUint(info.Config.Metadata[beganKey], 10, 64)
-	if err != nil || info.Config.FilterSubject != c.j.names.event() || info.Config.AckPolicy != jetstream.AckAllPolicy || info.Config.PriorityPolicy != jetstream.PriorityPolicyPinned {
-		return &refusal{fmt.Sprintf("the consumer %s of the stream %s was not made by Postwire: remove it, or give the sink another name", c.durable, c.j.opts.Stream)}
-	}
-	c.mu.Lock()
-	c.bound, c.startSeq = true, journal.Seq(began)
-	c.committed = max(c.committed, c.startSeq)
-	c.mu.Unlock()
-	c.take(info)
-	return nil
-}
-
-// take applies the state of the consumer.
-func (c *cursor) take(info *jetstream.ConsumerInfo) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	floor := journal.Seq(info.AckFloor.Stream)
-	moved := floor > c.committed
-	c.committed = max(c.committed, floor)
-	c.lag = info.NumPending + uint64(info.NumAckPending)
-	c.owner.Since = time.Time{}
-	pinned := ""
-	if len(info.PriorityGroups) > 0 {
-		pinned, c.owner.Since = info.PriorityGroups[0].PinnedClientID, info.PriorityGroups[0].PinnedTS
-	}
-	switch {
-	case c.ownership != nil:
-		c.owner.Name, c.owner.Local = c.j.opts.Name, true
-	case pinned == "":
-		c.owner = journal.Owner{}
-	default:
-		c.owner.Local = false
-	}
-	if moved {
-		c.notify()
-	}
-}
-
-// poll reads the state of the consumer. The next poll repeats a failed read.
-func (c *cursor) poll(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	c.mu.Lock()
-	bound, local := c.bound, c.ownership != nil
-	c.mu.Unlock()
-	if !bound {
-		return
-	}
-	info, err := c.info(ctx)
-	if err != nil {
-		c.j.log.Debug("looking at a consumer", zap.String("sink", c.name), zap.Error(err))
-		return
-	}
-	c.take(info)
-	if local || len(info.PriorityGroups) == 0 || info.PriorityGroups[0].PinnedClientID == "" {
-		return
-	}
-	if e, err := c.j.entry(ctx, c.j.names.owner(c.name)); err == nil {
-		var h ownerRecord
-		if json.Unmarshal(e.value, &h) == nil && h.Pin == info.PriorityGroups[0].PinnedClientID {
-			c.mu.Lock()
-			if c.ownership == nil {
-				c.owner.Name = h.Name
-			}
-			c.mu.Unlock()
-		}
-	}
-}
-
-func (c *cursor) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
-	consumer, err := c.j.js.Consumer(ctx, c.j.opts.Stream, c.durable)
-	if err != nil {
-		return nil, err
-	}
-	return consumer.CachedInfo(), nil
-}
-
-// ownerRecord is the stored record of the pinned process.
-type ownerRecord struct {
-	Name string `json:"name"`
-	Pin  string `json:"pin"`
-}
-
-// saveOwner stores that this process is pinned.
-func (c *cursor) saveOwner(ctx context.Context, pin string) {
-	b, err := json.Marshal(ownerRecord{c.j.opts.Name, pin})
-	if err == nil {
-		_, err = c.j.store(ctx, c.j.messagesFor(c.j.names.owner(c.name), b))
-	}
-	if err != nil {
-		c.j.log.Debug("saying who reads", zap.String("sink", c.name), zap.Error(err))
-	}
-}
-
 // Next implements journal.Cursor.
 func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) {
 	for {
 		c.mu.Lock()
-		if !c.pulling && !c.closed {
-			c.pulling = true
-			c.done.Go(c.pull)
+		if !c.wanted {
+			c.wanted = true
+			c.notify()
 		}
-		changed, closed, broken := c.changed, c.closed || c.life.Err() != nil, c.broken
+		changed, closed, err := c.changed, c.closed || c.life.Err() != nil, c.broken
 		var records []journal.Record
-		if t := c.ownership; t != nil && len(t.queue) > 0 && !closed {
-			if records, broken = t.take(limit); len(records) > 0 {
+		if o := c.ownership; o != nil && !closed && c.holds(o) {
+			queued := len(o.queue)
+			records, err = o.take(limit, c.done)
+			if len(o.queue) < queued {
 				c.notify()
 			}
+			err = cmp.Or(err, c.broken)
 		}
 		c.mu.Unlock()
 		switch {
@@ -285,8 +291,8 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 			return nil, journal.ErrClosed
 		case len(records) > 0:
 			return records, nil
-		case broken != nil:
-			return nil, broken
+		case err != nil:
+			return nil, err
 		}
 		select {
 		case <-changed:
@@ -297,368 +303,80 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 	}
 }
 
-// take moves up to limit records from the queue to out. A record that cannot be decoded
-// stays in the queue with all later records.
-func (t *ownership) take(limit int) (records []journal.Record, err error) {
-	var decoder record.Decoder
-	for len(t.queue) > 0 && len(records) < max(limit, 1) {
-		d := t.queue[0]
-		r, err := decoder.Record(d.seq, d.value)
-		if err != nil {
-			if len(records) > 0 {
-				break
-			}
-			return nil, fmt.Errorf("%w: reading: %w", errBroken, err)
-		}
-		records = append(records, r)
-		t.bytes -= len(d.value)
-		t.out = append(t.out, d)
-		t.queue = t.queue[1:]
-	}
-	return records, nil
-}
-
-// pull pulls from the consumer until Close.
-func (c *cursor) pull() {
-	wait := newWait()
-	for c.life.Err() == nil {
-		err := c.session(c.life, func() { wait.Reset() })
-		c.release()
-		if c.life.Err() != nil {
-			return
-		}
-		if errors.Is(err, errBroken) {
-			c.mu.Lock()
-			c.broken = err
-			c.notify()
-			c.mu.Unlock()
-		}
-		c.j.log.Debug("pulling again", zap.String("sink", c.name), zap.Error(err))
-		select {
-		case <-time.After(wait.NextBackOff()):
-		case <-c.life.Done():
-		}
-	}
-}
-
-// release ends the ownership: the next owner delivers the events in flight.
-func (c *cursor) release() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ownership != nil {
-		close(c.ownership.done)
-		c.ownership = nil
-		c.owner = journal.Owner{}
-		c.notify()
-	}
-}
-
-// errUnpinned ends a session in which this process was pinned.
-var errUnpinned = errors.New("another process is pinned")
-
-// session pulls until the pin is lost or something fails.
-func (c *cursor) session(ctx context.Context, well func()) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	if err := c.j.waitReady(ctx); err != nil {
-		return err
-	}
-	consumer, err := c.j.js.Consumer(ctx, c.j.opts.Stream, c.durable)
-	if err != nil {
-		return err
-	}
-	it, err := consumer.Messages(jetstream.PullPriorityGroup(group), jetstream.PullMaxMessagesWithBytesLimit(pullAtOnce, pullBytes),
-		jetstream.PullExpiry(10*time.Second), jetstream.PullHeartbeat(2*time.Second))
-	if err != nil {
-		return err
-	}
-	defer it.Stop()
-	var keeping sync.WaitGroup
-	defer keeping.Wait()
-	defer cancel(nil)
-	for {
-		m, err := it.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return cmp.Or(context.Cause(ctx), err)
-		}
-		meta, err := m.Metadata()
-		if err != nil {
-			return err
-		}
-		pin := m.Headers().Get("Nats-Pin-Id")
-		c.mu.Lock()
-		t := c.ownership
-		c.mu.Unlock()
-		switch {
-		case t == nil:
-			if t, err = c.begin(ctx, pin, m.Reply()); err != nil {
-				return err
-			}
-			keeping.Go(func() { c.keep(ctx, cancel, pin) })
-			well()
-		case t.pin != pin:
-			return errUnpinned // pinned again: continue after the committed sequence
-		}
-		if err := c.ingest(ctx, t, m, meta); err != nil {
-			return err
-		}
-		if err := c.room(ctx, t); err != nil {
-			return cmp.Or(context.Cause(ctx), err)
-		}
-	}
-}
-
-// begin begins an ownership with the events after the committed sequence that were
-// delivered before to any process.
-func (c *cursor) begin(ctx context.Context, pin, reply string) (*ownership, error) {
-	ack, err := ackSubject(reply)
-	if err != nil {
-		return nil, err
-	}
-	t := &ownership{pin: pin, ack: ack, done: make(chan struct{})}
-	if err := c.catchUp(ctx, t); err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	c.ownership, c.broken = t, nil
-	c.owner = journal.Owner{Name: c.j.opts.Name, Since: time.Now().UTC(), Local: true}
-	c.notify()
-	c.mu.Unlock()
-	c.saveOwner(ctx, pin)
-	c.j.log.Info("this process reads for the sink now", zap.String("sink", c.name))
-	return t, nil
-}
-
-// catchUp reads events from the stream that were delivered and not read, up to the newest
-// delivery.
-func (c *cursor) catchUp(ctx context.Context, t *ownership) error {
-	info, err := c.info(ctx)
-	if err != nil {
-		return err
-	}
-	floor, delivered := journal.Seq(info.AckFloor.Stream), journal.Seq(info.Delivered.Stream)
-	number := info.AckFloor.Consumer
-	records, err := c.j.eventsBetween(ctx, floor+1, delivered)
-	if err != nil {
-		return err
-	}
-	var queue []delivery
-	for _, m := range records {
-		number++
-		if journal.Seq(m.seq) <= t.read || journal.Seq(m.seq) <= c.Committed() {
-			continue
-		}
-		value, err := c.j.whole(ctx, m)
-		if err != nil {
-			return err
-		}
-		queue = append(queue, delivery{journal.Seq(m.seq), number, value})
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t.push(queue...)
-	t.read = max(t.read, delivered, floor)
-	t.delivered = max(t.delivered, info.Delivered.Consumer)
-	c.notify()
-	return nil
-}
-
-func (t *ownership) push(ds ...delivery) {
-	for _, d := range ds {
-		t.bytes += len(d.value)
-	}
-	t.queue = append(t.queue, ds...)
-}
-
-// ingest takes an offered event that follows the last read event. Before an event after a
-// gap, ingest reads the missing events from the stream.
-func (c *cursor) ingest(ctx context.Context, t *ownership, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
-	seq, number := journal.Seq(meta.Sequence.Stream), meta.Sequence.Consumer
-	follows := number == t.delivered+1 && meta.NumDelivered == 1
-	t.delivered = max(t.delivered, number)
-	if seq <= t.read {
-		return nil // offered again, or already read
-	}
-	if !follows {
-		if err := c.catchUp(ctx, t); err != nil {
-			return err
-		}
-		if seq <= t.read {
-			return nil
-		}
-	}
-	value, err := c.j.whole(ctx, message{m.Subject(), meta.Sequence.Stream, m.Headers(), m.Data()})
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t.read = seq
-	t.push(delivery{seq, number, value})
-	c.notify()
-	return nil
-}
-
-// room waits for room for another event in flight.
-func (c *cursor) room(ctx context.Context, t *ownership) error {
-	for {
-		c.mu.Lock()
-		full, changed := t.bytes > pullBytes, c.changed
-		c.mu.Unlock()
-		if !full {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// keep keeps the pin while the queue is full: it pulls a message of at most one byte, and
-// no message is so small. The answer also reports the loss of the pin.
-func (c *cursor) keep(ctx context.Context, lost context.CancelCauseFunc, pin string) {
-	request, err := json.Marshal(map[string]any{"batch": 1, "max_bytes": 1, "expires": keepEvery / 4, "group": group, "id": pin})
-	if err != nil {
-		lost(err)
-		return
-	}
-	subject := fmt.Sprintf("$JS.API.CONSUMER.MSG.NEXT.%s.%s", c.j.opts.Stream, c.durable)
-	tick := time.NewTicker(keepEvery)
-	defer tick.Stop()
-	for answered := time.Now(); ; {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		try, cancel := context.WithTimeout(ctx, keepEvery)
-		m, err := c.j.conn.RequestWithContext(try, subject, request)
-		cancel()
-		switch {
-		case err == nil && m.Header.Get("Status") == "423":
-			lost(errUnpinned)
-			return
-		case err == nil:
-			answered = time.Now()
-		case time.Since(answered) > pinnedTTL:
-			lost(errUnpinned) // or will be soon
-			return
-		}
-	}
-}
-
-// ackSubject parses the subject of an acknowledgement:
-//
-//	$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<number>.<time>.<pending>
-//	$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<seq>.<number>.<time>.<pending>[.<random>]
-func ackSubject(reply string) ([]string, error) {
-	parts := strings.Split(reply, ".")
-	if len(parts) != 9 && len(parts) < 11 {
-		return nil, fmt.Errorf("the cluster wants its acknowledgement at %q, which this version does not know", reply)
-	}
-	return parts, nil
-}
-
-// acknowledgement returns the subject that acknowledges a delivery and all earlier
-// deliveries.
-func (t *ownership) acknowledgement(d delivery) string {
-	parts := slices.Clone(t.ack)
-	at := 5
-	if len(parts) > 9 {
-		at = 7
-	}
-	parts[at-1], parts[at], parts[at+1] = "1", strconv.FormatUint(uint64(d.seq), 10), strconv.FormatUint(d.number, 10)
-	return strings.Join(parts, ".")
-}
-
 // Commit implements journal.Cursor.
 func (c *cursor) Commit(ctx context.Context, p journal.Progress) error {
-	undelivered := p.Undelivered
+	if err := c.commit(ctx, p); err != nil {
+		return fmt.Errorf("committing %s: %w", c.name, err)
+	}
+	return nil
+}
+
+func (c *cursor) commit(ctx context.Context, p journal.Progress) error {
 	c.mu.Lock()
-	set := seqset.At(c.committed)
-	for r := range c.marks.Ranges() {
-		set.Add(r.From, r.To)
+	o, closed := c.ownership, c.closed || c.life.Err() != nil
+	if o != nil && !c.holds(o) {
+		o = nil
 	}
+	news := len(p.Dead)+len(p.Discarded) > 0
 	for _, r := range p.Done {
-		set.Add(r.From, r.To)
+		news = news || r.To > c.done.Floor()
 	}
-	c.marks = set
-	through := set.Floor()
-	t, closed := c.ownership, c.closed || c.life.Err() != nil
-	var done []delivery
-	if t != nil {
-		n, _ := slices.BinarySearchFunc(t.out, through+1, func(d delivery, s journal.Seq) int { return cmp.Compare(d.seq, s) })
-		done = slices.Clone(t.out[:n])
+	if o != nil && !closed {
+		o.reported = p.Open
 	}
-	committed := c.committed
 	c.mu.Unlock()
 	switch {
 	case closed:
-		return fmt.Errorf("committing: %w", journal.ErrClosed)
-	case t == nil && through > committed:
-		return fmt.Errorf("committing: %w", journal.ErrOwnershipLost)
-	case len(done) == 0:
+		return journal.ErrClosed
+	case o == nil && news:
+		return journal.ErrOwnershipLost
+	case o == nil:
 		return nil
 	}
-	messages, err := c.undeliveredMessages(undelivered, done)
+	messages, err := c.undelivered(ctx, p.Undelivered)
 	if err != nil {
-		return fmt.Errorf("committing: %w", err)
+		return err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := make(chan struct{})
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		select {
-		case <-t.done:
-			cancel(journal.ErrOwnershipLost)
-		case <-stop:
-		}
-	})
-	defer watching.Wait()
-	defer close(stop)
-	for some := range slices.Chunk(messages, maxGroupMessages) {
-		if err := c.j.put(ctx, some); err != nil {
-			return fmt.Errorf("committing: %w", cause(ctx, err))
-		}
+	w := &commit{done: p.Done, messages: messages, result: make(chan error, 1)}
+	select {
+	case o.commits <- w:
+	case <-o.ctx.Done():
+		return journal.ErrOwnershipLost
+	case <-c.life.Done():
+		return journal.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	if err := c.acknowledge(ctx, t, done[len(done)-1]); err != nil {
-		return fmt.Errorf("committing: %w", cause(ctx, err))
+	select {
+	case err := <-w.result:
+		return err
+	case <-ctx.Done(): // the commit may be stored
+		return ctx.Err()
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t.out = t.out[min(len(done), len(t.out)):]
-	c.committed = max(c.committed, done[len(done)-1].seq)
-	c.lag -= min(c.lag, uint64(len(done)))
-	c.notify()
-	return nil
 }
 
-// cause returns why ctx is done, if ctx caused err.
-func cause(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
-}
-
-// undeliveredMessages returns the messages that store dead letters and dispositions.
-func (c *cursor) undeliveredMessages(undelivered journal.Undelivered, done []delivery) (messages []*nats.Msg, err error) {
-	for _, letter := range undelivered.Dead {
-		n, ok := slices.BinarySearchFunc(done, letter.Seq, func(d delivery, s journal.Seq) int { return cmp.Compare(d.seq, s) })
-		if !ok {
-			continue // after the committed sequence
+// undelivered returns the messages that store dead letters, with their events, and
+// dispositions.
+func (c *cursor) undelivered(ctx context.Context, u journal.Undelivered) (messages []*nats.Msg, err error) {
+	for _, letter := range u.Dead {
+		var value []byte
+		err := c.j.retry(ctx, func(ctx context.Context) error {
+			m, err := c.j.leaderGet(ctx, getRequest{Seq: uint64(letter.Seq)})
+			if err == nil {
+				value, err = c.j.whole(ctx, m)
+			}
+			return err
+		})
+		if err == nil {
+			value, err = encodeDead(letter, value)
 		}
-		value, err := encodeDead(letter, done[n].value)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("event %d of a dead letter: %w", letter.Seq, err)
 		}
-		messages = append(messages, c.j.messagesFor(c.j.names.dead(journal.DeliveryID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: letter.Seq}), value)...)
+		messages = append(messages, c.j.messagesFor(c.j.names.dead(journal.DeliveryID{Sink: cmp.Or(u.Sink, c.name), Seq: letter.Seq}), value)...)
 	}
-	for _, u := range undelivered.Discarded {
-		m, err := c.j.lostMessage(c.name, u)
+	for _, d := range u.Discarded {
+		m, err := c.j.lostMessage(c.name, d)
 		if err != nil {
 			return nil, err
 		}
@@ -667,53 +385,34 @@ func (c *cursor) undeliveredMessages(undelivered journal.Undelivered, done []del
 	return messages, nil
 }
 
-// acknowledge moves the floor of the consumer, and waits until the new floor is stored.
-func (c *cursor) acknowledge(ctx context.Context, t *ownership, d delivery) error {
-	subject := t.acknowledgement(d)
-	return c.j.retry(ctx, func(ctx context.Context) error {
-		try, cancel := c.j.ask(ctx)
-		_, err := c.j.conn.RequestWithContext(try, subject, []byte("+ACK"))
-		cancel()
-		if err == nil {
-			return nil
-		}
-		// A new leader may not answer; then the floor shows whether it has moved.
-		info, err := c.info(ctx)
-		if err != nil {
-			return err
-		}
-		if journal.Seq(info.AckFloor.Stream) >= d.seq {
-			return nil
-		}
-		return errors.New("the acknowledgement was not answered")
-	})
-}
-
 // Done implements journal.Cursor.
 func (c *cursor) Done(s journal.Seq) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return s <= c.committed
+	return c.done.Has(s)
 }
 
 // Committed implements journal.Cursor.
 func (c *cursor) Committed() journal.Seq {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.committed
+	return c.done.Floor()
 }
 
 // StartSeq implements journal.Cursor.
 func (c *cursor) StartSeq() journal.Seq {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.startSeq
+	return c.seen.StartSeq
 }
 
 // Lag implements journal.Cursor.
 func (c *cursor) Lag() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.ownership != nil {
+		return c.ownership.lag()
+	}
 	return c.lag
 }
 
@@ -726,116 +425,35 @@ func (c *cursor) OwnershipLost() <-chan struct{} {
 		close(over)
 		return over
 	}
-	return c.ownership.done
+	return c.ownership.ctx.Done()
 }
 
 // Owner implements journal.Cursor.
 func (c *cursor) Owner() journal.Owner {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.owner
+	if c.ownership == nil && c.expired() {
+		return journal.Owner{}
+	}
+	return journal.Owner{Name: c.seen.Owner, Since: c.seen.Since, Local: c.ownership != nil}
 }
 
-// Close implements io.Closer.
+// Close implements io.Closer. Another process may take over at once.
 func (c *cursor) Close() error {
 	c.mu.Lock()
-	t := c.ownership
 	again := c.closed
 	c.closed = true
 	c.notify()
 	c.mu.Unlock()
 	c.end()
-	c.done.Wait()
+	c.run.Wait()
 	if again {
 		return nil
-	}
-	if t != nil {
-		c.handOver(t)
 	}
 	c.j.mu.Lock()
 	defer c.j.mu.Unlock()
 	if c.j.cursors[c.name] == c {
 		delete(c.j.cursors, c.name)
-	}
-	return nil
-}
-
-// handOver releases the pin for another process: the server pins the process and offers the
-// first event in flight. If handOver fails, the takeover is as slow as after a crash.
-func (c *cursor) handOver(t *ownership) {
-	ctx, cancel := context.WithTimeout(context.Background(), apiTimeout/2)
-	defer cancel()
-	s, err := c.j.js.Stream(ctx, c.j.opts.Stream)
-	if err == nil {
-		err = s.UnpinConsumer(ctx, c.durable, group)
-	}
-	if hand := slices.Concat(t.out, t.queue); err == nil && len(hand) > 0 {
-		_, err = c.j.conn.RequestWithContext(ctx, t.acknowledgement(hand[0]), []byte("-NAK"))
-	}
-	if err != nil {
-		c.j.log.Debug("handing a sink over", zap.String("sink", c.name), zap.Error(err))
-	}
-}
-
-// Cursors implements journal.Journal.
-func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err error) {
-	err = j.retry(ctx, func(ctx context.Context) (err error) {
-		all, err = positions(ctx, j.js, j.opts.Stream)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("listing cursors: %w", err)
-	}
-	return all, nil
-}
-
-// positions reads the committed sequences of the cursors of a stream, by name.
-func positions(ctx context.Context, js jetstream.JetStream, name string) (all []journal.Position, err error) {
-	stream, err := js.Stream(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	consumers := stream.ListConsumers(ctx)
-	for info := range consumers.Info() {
-		name, ok := info.Config.Metadata[nameKey]
-		if !ok {
-			continue // a consumer of an operator
-		}
-		began, err := strconv.ParseUint(info.Config.Metadata[beganKey], 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("%w: consumer %s: %w", errBroken, info.Name, err)
-		}
-		all = append(all, journal.Position{
-			Name: name, StartSeq: journal.Seq(began), Committed: journal.Seq(max(began, info.AckFloor.Stream)), Lag: info.NumPending + uint64(info.NumAckPending),
-			InUse: slices.ContainsFunc(info.PriorityGroups, func(g jetstream.PriorityGroupState) bool { return g.PinnedClientID != "" }),
-		})
-	}
-	slices.SortFunc(all, func(a, b journal.Position) int { return strings.Compare(a.Name, b.Name) })
-	return all, consumers.Err()
-}
-
-// DeleteCursor implements journal.Journal.
-func (j *Journal) DeleteCursor(ctx context.Context, name string) error {
-	j.mu.Lock()
-	_, open := j.cursors[name]
-	j.mu.Unlock()
-	if open {
-		return fmt.Errorf("forgetting cursor %s: it is open", name)
-	}
-	err := j.retry(ctx, func(ctx context.Context) error {
-		err := j.js.DeleteConsumer(ctx, j.opts.Stream, token(name))
-		if errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return nil
-		}
-		return err
-	})
-	for _, subject := range []string{j.names.value(openPrefix + name), j.names.owner(name)} {
-		if err == nil {
-			err = j.put(ctx, []*nats.Msg{removing(subject)})
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("forgetting cursor %s: %w", name, err)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package jetstream
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -22,21 +21,9 @@ const (
 // trimInterval is the interval between two checks of the size.
 const trimInterval = 2 * time.Second
 
-// unusedCursorTTL is how long the engine keeps the events after a cursor that no process
-// opens: the sink is in no configuration.
+// unusedCursorTTL is how long the engine keeps the events after a cursor that no process has
+// open: the sink is in no configuration.
 const unusedCursorTTL = time.Hour
-
-// openPrefix is the prefix of the values with the time at which a cursor was last open.
-const openPrefix = "cursor/"
-
-// recordOpen stores that the cursor is open.
-func (c *cursor) recordOpen(ctx context.Context) error {
-	b, err := json.Marshal(c.j.opts.Clock().UTC())
-	if err != nil {
-		return err
-	}
-	return c.j.PutValue(ctx, openPrefix+c.name, b)
-}
 
 // expireAll removes expired data periodically. One of the processes does the work.
 func (j *Journal) expireAll() {
@@ -62,12 +49,15 @@ func (j *Journal) expireAll() {
 
 // Expire stores which cursors are open in this process. If this process holds the lease,
 // Expire removes the events that are older than the retention and that every cursor has
-// passed, and the quarantined requests whose last receipt is older than the retention.
+// passed, and the quarantined requests whose last receipt is older than the retention. While
+// the position of a cursor cannot be read, Expire removes no events.
 func (j *Journal) Expire(ctx context.Context) error {
+	j.expiring.Lock()
+	defer j.expiring.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, max(j.opts.Every, 10*time.Second))
 	defer cancel()
 	for _, c := range j.openCursors() {
-		if err := c.recordOpen(ctx); err != nil {
+		if err := c.touch(ctx); err != nil && !errors.Is(err, journal.ErrOwnershipLost) {
 			return err
 		}
 	}
@@ -88,7 +78,7 @@ func (j *Journal) Expire(ctx context.Context) error {
 	oldest, last := j.state.oldest, j.state.last
 	j.mu.Unlock()
 	passed, err := j.committedByAll(ctx, last)
-	if err != nil || passed < oldest {
+	if j.reportRemoval(err); err != nil || passed < oldest {
 		return err
 	}
 	old, err := j.since(ctx, j.opts.Clock().Add(-j.opts.Retention), oldest, last)
@@ -113,34 +103,40 @@ func (j *Journal) Expire(ctx context.Context) error {
 	return err
 }
 
-// committedByAll returns the lowest committed sequence of the cursors that are or recently
-// were open.
+// committedByAll returns the lowest committed sequence of all cursors except those that no
+// process has had open for unusedCursorTTL.
 func (j *Journal) committedByAll(ctx context.Context, last journal.Seq) (journal.Seq, error) {
-	opened := map[string]time.Time{}
-	for n, err := range j.Values(ctx, openPrefix) {
-		if err != nil {
-			return 0, err
-		}
-		var at time.Time
-		if err := json.Unmarshal(n.Value, &at); err != nil {
-			return 0, fmt.Errorf("note %s: %w", n.Key, err)
-		}
-		opened[n.Key[len(openPrefix):]] = at
-	}
-	s, err := j.js.Stream(ctx, j.opts.Stream)
+	records, err := j.cursorRecords(ctx)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("reading the positions of all sinks: %w", err)
 	}
 	committed := last
-	consumers := s.ListConsumers(ctx)
-	for info := range consumers.Info() {
-		name, ok := info.Config.Metadata[nameKey]
-		if !ok || j.opts.Clock().Sub(opened[name]) > unusedCursorTTL {
+	unused := map[string]bool{}
+	for name, r := range records {
+		if j.opts.Clock().Sub(r.Opened) <= unusedCursorTTL {
+			committed = min(committed, r.Committed)
 			continue
 		}
-		committed = min(committed, journal.Seq(info.AckFloor.Stream))
+		unused[name] = true
+		if !j.unused[name] {
+			j.log.Error("no relay has had the sink in its configuration for an hour; the journal no longer keeps the events that the sink has not delivered",
+				zap.String("sink", name), zap.Time("opened", r.Opened), zap.Uint64("committed", uint64(r.Committed)))
+		}
 	}
-	return committed, consumers.Err()
+	j.unused = unused
+	return committed, nil
+}
+
+// reportRemoval logs that events cannot be removed, once until the reason changes.
+func (j *Journal) reportRemoval(err error) {
+	was := j.removalErr
+	j.removalErr = err
+	switch {
+	case err != nil && (was == nil || was.Error() != err.Error()):
+		j.log.Error("delivered events are not removed", zap.Error(err))
+	case err == nil && was != nil:
+		j.log.Info("delivered events are removed again")
+	}
 }
 
 // nearlyFull reports whether the stream is larger than trimAt percent of its limit.

@@ -19,7 +19,7 @@ import (
 	"github.com/postwire/postwire/pkg/journal/record"
 )
 
-// What one version of format 3 has stored every other one reads: they run beside
+// What one version of format 4 has stored every other one reads: they run beside
 // each other.
 func TestFormat(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
@@ -49,6 +49,14 @@ func TestFormat(t *testing.T) {
 	if kept[1], err = (receipts{ID: "0190", Bytes: 5000, Count: 2, Last: rejected.LastReceived, Token: 3}).message("s", 0); err != nil {
 		t.Fatal(err)
 	}
+	cursor := cursorRecord{
+		Owner: "a", Since: at, Epoch: 2, Renewals: 3, Token: 4, Opened: at.Add(time.Second),
+		Committed: 7, StartSeq: 5, Read: 90, Open: 6, Done: map[uint64][]byte{0: {1, 20, 70}}, Pages: [][2]uint64{{2, 3}, {5, 5}},
+	}
+	position, err := (&Journal{names: names{"postwire"}}).recordMessage("nats", cursor, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	made := claim{first: at.UnixNano(), token: 0x0102030405060708, seq: 7, id: "id"}
 	n := names{"postwire"}
 	var text strings.Builder
@@ -64,13 +72,14 @@ func TestFormat(t *testing.T) {
 		{n.rejected("0190"), kept[0].Data},
 		{n.receipts("a/b", identity(rejected.Identity())), kept[1].Data},
 		{n.value("replay/1"), nil},
-		{n.owner("nats"), nil},
+		{n.cursor("nats"), position.Data},
+		{n.done("nats", 3), nil},
 		{n.lead("expire"), nil},
 		{n.part(n.event()), nil},
 	} {
 		fmt.Fprintf(&text, "%s %s\n", m.subject, hex.EncodeToString(m.data))
 	}
-	golden.Check(t, "testdata/format-3.txt", text.String())
+	golden.Check(t, "testdata/format-4.txt", text.String())
 
 	// And back.
 	r, err := record.Decode(7, s.record)

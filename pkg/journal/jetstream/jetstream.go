@@ -54,7 +54,8 @@ type Options struct {
 	Clock func() time.Time // nil is time.Now; the clocks of processes that share a stream must agree
 	Every time.Duration    // interval between two removals of expired data; 0 is a minute
 
-	filling bool // a migration writes the stream and may be unfinished
+	filling bool          // a migration writes the stream and may be unfinished
+	lease   time.Duration // how long the ownership of a cursor lasts without a renewal; 0 is defaultLease
 }
 
 // Journal implements journal.Journal.
@@ -82,13 +83,17 @@ type Journal struct {
 
 	mu           sync.Mutex
 	changed      chan struct{} // closed and replaced when one of the following changes
-	ready        bool          // the stream is configured, and the cursors have consumers
+	ready        bool          // the stream is configured, and the cursors have records
 	permanentErr error         // why the stream is not ready, if only an operator can help
 	lastPollErr  error         // error of the last poll; nil after a successful poll
 	id           string        // empty before the first poll
 	state        state
 	cursors      map[string]*cursor
 	closed       bool
+
+	expiring   sync.Mutex      // guards the following
+	unused     map[string]bool // cursors that do not hold back removal, as of the last Expire
+	removalErr error           // why the last Expire removed no events
 }
 
 var _ journal.Journal = (*Journal)(nil)
@@ -134,7 +139,7 @@ func Open(ctx context.Context, opts Options) (*Journal, error) {
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
 	j.newEpoch()
 	if err := j.open(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close()) //nolint:contextcheck // close it even if ctx is done
+		return nil, errors.Join(fmt.Errorf("journal: %w", err), j.Close())
 	}
 	return j, nil
 }
@@ -148,6 +153,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Every <= 0 {
 		o.Every = time.Minute
+	}
+	if o.lease <= 0 {
+		o.lease = defaultLease
 	}
 	if o.Hold <= 0 {
 		o.Hold = 3 * time.Second
@@ -255,7 +263,7 @@ func (j *Journal) ask(ctx context.Context) (context.Context, context.CancelFunc)
 	}
 }
 
-// setUp creates or checks the stream, and binds the cursors to their consumers.
+// setUp creates or checks the stream, and reads or creates the records of the cursors.
 func (j *Journal) setUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*apiTimeout)
 	defer cancel()
@@ -406,18 +414,24 @@ func (j *Journal) onPoll(err error) {
 	case report:
 		j.log.Error("the journal's cluster does not take events", zap.Error(err))
 	}
-	if err == nil {
-		for _, c := range j.openCursors() {
-			c.poll(j.life)
-		}
-	}
 }
 
-// poll reads the state of the stream.
+// poll reads the state of the stream. If the stream is missing or was made again, the
+// journal is not ready until setUp.
 func (j *Journal) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	s, err := j.readState(ctx)
+	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, errRemade) {
+		j.mu.Lock()
+		was := j.ready
+		j.ready, j.state = false, state{oldest: 1}
+		j.notify()
+		j.mu.Unlock()
+		if was {
+			j.log.Error("the stream of the journal is lost, with its events and the positions of sinks; a new stream is used", zap.String("stream", j.opts.Stream), zap.Error(err))
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("looking at the stream %s: %w", j.opts.Stream, err)
 	}
@@ -609,11 +623,15 @@ func (j *Journal) Close() error {
 	j.closed = true
 	j.notify()
 	j.mu.Unlock()
-	for _, c := range j.openCursors() { // release the cursors while the process is connected
-		if err := c.Close(); err != nil {
-			j.log.Warn("closing a cursor", zap.Error(err))
-		}
+	var closing sync.WaitGroup
+	for _, c := range j.openCursors() { // free the leases while the process is connected
+		closing.Go(func() {
+			if err := c.Close(); err != nil {
+				j.log.Warn("closing a cursor", zap.Error(err))
+			}
+		})
 	}
+	closing.Wait()
 	j.end()
 	j.done.Wait()
 	var err error

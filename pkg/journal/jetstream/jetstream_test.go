@@ -15,7 +15,10 @@ import (
 	"github.com/postwire/postwire/pkg/journal/journaltest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	natstest.Serve()
+	goleak.VerifyTestMain(m)
+}
 
 // clock stands still until it is moved.
 type clock struct{ now atomic.Int64 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
 )
@@ -69,37 +68,6 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 
 // errLag is returned while a server lags behind the leader.
 var errLag = errors.New("the server lags behind the stream's leader")
-
-// eventsBetween reads the messages of all events in a range of sequences.
-func (j *Journal) eventsBetween(ctx context.Context, from, through journal.Seq) ([]message, error) {
-	var all []message
-	for from <= through {
-		messages, err := j.page(ctx, j.names.event(), from, 512)
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range messages {
-			if from = journal.Seq(m.seq) + 1; from <= through+1 {
-				all = append(all, m)
-			}
-		}
-		if len(messages) > 0 {
-			continue
-		}
-		// Ask the leader whether the range has no more events or the server lags behind.
-		next, err := j.leaderGet(ctx, getRequest{Seq: uint64(from), NextFor: j.names.event()})
-		switch {
-		case errors.Is(err, journal.ErrNotFound) || err == nil && journal.Seq(next.seq) > through:
-			return all, nil
-		case err != nil:
-			return nil, err
-		}
-		if err := sleep.For(ctx, 10*time.Millisecond); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
-}
 
 // Since implements journal.Log.
 func (j *Journal) Since(ctx context.Context, t time.Time) (s journal.Seq, err error) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/local"
+	"github.com/postwire/postwire/pkg/journal/seqset"
 	"github.com/postwire/postwire/pkg/journal/transfer"
 )
 
@@ -76,7 +78,7 @@ func attach(ctx context.Context, opts Options) (*Journal, error) {
 		err = j.connected(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, j.Close()) //nolint:contextcheck // what was opened is closed in any case
+		return nil, errors.Join(err, j.Close())
 	}
 	return j, nil
 }
@@ -106,19 +108,26 @@ func (j *Journal) where() string {
 	return fmt.Sprintf("the stream %s at %s", j.opts.Stream, j.opts.URL)
 }
 
-// idle refuses a stream that a relay uses: a relay with a sink pulls.
+// idle refuses a stream that a relay uses: an owner of a cursor renews its lease.
 func (j *Journal) idle(ctx context.Context) error {
-	s, err := j.js.Stream(ctx, j.opts.Stream)
+	before, err := j.cursorRecords(ctx)
 	if err != nil {
 		return err
 	}
-	consumers := s.ListConsumers(ctx)
-	for info := range consumers.Info() {
-		if info.NumWaiting > 0 {
-			return &refusal{fmt.Sprintf("a relay pulls on the consumer %s: stop all relays that use the stream", info.Name)}
+	owned := slices.ContainsFunc(slices.Collect(maps.Values(before)), func(r cursorRecord) bool { return r.Owner != "" })
+	if !owned {
+		return nil
+	}
+	if err := sleep.For(ctx, j.opts.lease); err != nil {
+		return err
+	}
+	after, err := j.cursorRecords(ctx)
+	for name, r := range after {
+		if r.Token != before[name].Token {
+			return &refusal{fmt.Sprintf("the relay %s delivers to the sink %s: stop all relays that use the stream", r.Owner, name)}
 		}
 	}
-	return consumers.Err()
+	return err
 }
 
 // source implements transfer.Source.
@@ -140,7 +149,7 @@ func OpenSource(ctx context.Context, opts Options) (transfer.Source, error) {
 		err = nothingSpilled(ctx, opts)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close()) //nolint:contextcheck // what was opened is closed in any case
+		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close())
 	}
 	return s, nil
 }
@@ -424,32 +433,21 @@ func (s *source) Quarantined(ctx context.Context) iter.Seq2[journal.QuarantinedR
 
 // Values implements transfer.Source.
 func (s *source) Values(ctx context.Context) iter.Seq2[journal.KVEntry, error] {
-	return func(yield func(journal.KVEntry, error) bool) {
-		for n, err := range s.Journal.Values(ctx, "") {
-			if err == nil && strings.HasPrefix(n.Key, openPrefix) {
-				continue
-			}
-			if !yield(n, err) {
-				return
-			}
-		}
-	}
+	return s.Journal.Values(ctx, "")
 }
 
 // Cursors implements transfer.Source.
 func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] {
 	return func(yield func(transfer.Cursor, error) bool) {
-		var all []journal.Position
-		err := s.retryUntil(ctx, func(ctx context.Context) (err error) {
-			all, err = positions(ctx, s.js, s.opts.Stream)
-			return err
-		})
+		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+		defer cancel()
+		all, err := s.Journal.Cursors(ctx)
 		if err != nil {
 			yield(transfer.Cursor{}, err)
 			return
 		}
 		for _, p := range all {
-			if !yield(transfer.Cursor{Name: p.Name, StartSeq: p.StartSeq, Committed: p.Committed}, nil) {
+			if !yield(transfer.Cursor{Name: p.Name, StartSeq: p.StartSeq, Committed: p.Committed, Done: p.Done}, nil) {
 				return
 			}
 		}
@@ -501,7 +499,7 @@ func OpenTarget(ctx context.Context, opts Options) (transfer.Target, error) {
 		return j.idle(ctx)
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close()) //nolint:contextcheck // what was opened is closed in any case
+		return nil, errors.Join(fmt.Errorf("journal: %s: %w", j.where(), err), j.Close())
 	}
 	return &target{Journal: j}, nil
 }
@@ -539,7 +537,7 @@ func (t *target) State(ctx context.Context) (state []byte, err error) {
 }
 
 // hasOwn reports whether the stream has data of a journal. A relay without events stores
-// only owners and leases.
+// only cursors and leases.
 func (t *target) hasOwn(ctx context.Context) (bool, error) {
 	for _, kind := range []string{"event", "key.>", "dead.>", "lost.>", "receipts.>", "rejected.>", "part.>"} {
 		switch _, err := t.leaderGet(ctx, getRequest{Seq: 1, NextFor: t.names.prefix() + kind}); {
@@ -549,10 +547,8 @@ func (t *target) hasOwn(ctx context.Context) (bool, error) {
 			return false, err
 		}
 	}
-	for n, err := range t.Values(ctx, "") {
-		if err != nil || !strings.HasPrefix(n.Key, openPrefix) {
-			return err == nil, err
-		}
+	for _, err := range t.Values(ctx, "") {
+		return err == nil, err
 	}
 	return false, nil
 }
@@ -568,16 +564,11 @@ func (t *target) setUnfinished(ctx context.Context, unfinished bool) error {
 		if (c.Metadata[unfinishedKey] != "") == unfinished {
 			return nil
 		}
-		metadata := map[string]string{}
-		for k, v := range c.Metadata {
-			if k != unfinishedKey && !strings.HasPrefix(k, "_") {
-				metadata[k] = v
-			}
-		}
+		c.Metadata = ownMetadata(c.Metadata)
+		delete(c.Metadata, unfinishedKey)
 		if unfinished {
-			metadata[unfinishedKey] = "1"
+			c.Metadata[unfinishedKey] = "1"
 		}
-		c.Metadata = metadata
 		_, err = t.js.UpdateStream(ctx, c)
 		return err
 	})
@@ -694,35 +685,8 @@ func (t *target) purge(ctx context.Context, subjects ...string) error {
 
 // Clear implements transfer.Target.
 func (t *target) Clear(ctx context.Context) error {
-	var names []string
-	err := t.retryUntil(ctx, func(ctx context.Context) error {
-		s, err := t.js.Stream(ctx, t.opts.Stream)
-		if err != nil {
-			return err
-		}
-		names = nil
-		consumers := s.ListConsumers(ctx)
-		for info := range consumers.Info() {
-			if info.Config.Metadata[nameKey] != "" {
-				names = append(names, info.Name)
-			}
-		}
-		return consumers.Err()
-	})
-	for _, name := range names {
-		err = errors.Join(err, t.retryUntil(ctx, func(ctx context.Context) error {
-			err := t.js.DeleteConsumer(ctx, t.opts.Stream, name)
-			if errors.Is(err, jetstream.ErrConsumerNotFound) {
-				return nil
-			}
-			return err
-		}))
-	}
-	if err != nil {
-		return err
-	}
 	var subjects []string
-	for _, kind := range []string{"key", "dead", "lost", "receipts", "rejected", "note", "holder", "lead"} {
+	for _, kind := range []string{"key", "dead", "lost", "receipts", "rejected", "note", "cursor", "done", "lead"} {
 		subjects = append(subjects, t.opts.Stream+"."+kind+".>", t.opts.Stream+".part."+kind+".>")
 	}
 	return t.purge(ctx, subjects...)
@@ -762,11 +726,6 @@ func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
 	}
 	if err := flush(); err != nil {
 		return err
-	}
-	for _, c := range things.Cursors {
-		if err := t.setCursor(ctx, c); err != nil {
-			return fmt.Errorf("cursor %s: %w", c.Name, err)
-		}
 	}
 	// An attempt without an answer may be stored.
 	return t.retryUntil(ctx, func(ctx context.Context) error {
@@ -822,27 +781,36 @@ func (t *target) batches(things transfer.Metadata) (acts [][]*nats.Msg, err erro
 		acts = append(acts, t.messagesFor(t.names.value(n.Key), n.Value))
 	}
 	for _, c := range things.Cursors {
-		seen, err := json.Marshal(now.UTC()) // the events are kept until the sink has had time to connect
+		act, err := t.cursorMessages(c, now)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("cursor %s: %w", c.Name, err)
 		}
-		acts = append(acts, t.messagesFor(t.names.value(openPrefix+c.Name), seen))
+		acts = append(acts, act...)
 	}
 	return acts, nil
 }
 
-// setCursor creates the consumer of a cursor.
-func (t *target) setCursor(ctx context.Context, at transfer.Cursor) error {
-	c := &cursor{j: t.Journal, name: at.Name, durable: token(at.Name)}
-	config := c.consumerConfig(at.StartSeq)
-	config.OptStartSeq = uint64(at.Committed) + 1
-	return t.retryUntil(ctx, func(ctx context.Context) error {
-		s, err := t.js.Stream(ctx, t.opts.Stream)
-		if err == nil {
-			_, err = s.CreateConsumer(ctx, config) // an equal consumer may exist
-		}
-		return err
-	})
+// cursorMessages returns the messages of a position: pages, and then the record.
+func (t *target) cursorMessages(c transfer.Cursor, now time.Time) (acts [][]*nats.Msg, err error) {
+	done := seqset.At(c.Committed)
+	for _, r := range c.Done {
+		done.Add(r.From, r.To)
+	}
+	pages := cursorRecord{}.pages()
+	stores, _ := pages.update(t.Journal, c.Name, done)
+	for _, m := range stores {
+		acts = append(acts, []*nats.Msg{m})
+	}
+	r := cursorRecord{
+		Token: randomToken(), Opened: now.UTC(), Committed: done.Floor(), StartSeq: c.StartSeq, Read: done.Floor(),
+		Done: pages.inline, Pages: pageRuns(pages.stored),
+	}
+	m, err := t.recordMessage(c.Name, r, 0)
+	if err != nil {
+		return nil, err
+	}
+	m.Header.Del(jetstream.ExpectedLastSubjSeqHeader) // an attempt without an answer may be stored
+	return append(acts, []*nats.Msg{m}), nil
 }
 
 // Finish implements transfer.Target.

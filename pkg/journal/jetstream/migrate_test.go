@@ -138,7 +138,7 @@ func TestAStreamInUseIsRefused(t *testing.T) {
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		src, err := OpenSource(t.Context(), o)
 		if err != nil {
-			if !strings.Contains(err.Error(), "a relay pulls") {
+			if !strings.Contains(err.Error(), "delivers to the sink") {
 				t.Fatal(err)
 			}
 			break
@@ -148,7 +148,7 @@ func TestAStreamInUseIsRefused(t *testing.T) {
 			t.Fatal("it never was refused")
 		}
 	}
-	if _, err := OpenTarget(t.Context(), o); err == nil || !strings.Contains(err.Error(), "a relay pulls") {
+	if _, err := OpenTarget(t.Context(), o); err == nil || !strings.Contains(err.Error(), "delivers to the sink") {
 		t.Errorf("as a target: %v", err)
 	}
 }

@@ -23,7 +23,8 @@ import (
 //	receipts.<source>.<identity>
 //	                      count and last receipt of a quarantined request
 //	note.<key>            a value of the KV
-//	holder.<cursor>       owner of a cursor
+//	cursor.<cursor>       owner and position of a cursor
+//	done.<cursor>.<page>  a page of done events after the committed sequence of a cursor
 //	lead.<name>           holder of a lease, until the message expires
 type names struct{ stream string }
 
@@ -72,16 +73,23 @@ func (n names) sourceOf(subject string) string {
 }
 
 func (n names) value(name string) string { return n.stream + ".note." + token(name) }
-func (n names) owner(name string) string { return n.stream + ".holder." + token(name) }
 func (n names) lead(name string) string  { return n.stream + ".lead." + token(name) }
+
+func (n names) cursors() string                { return n.stream + ".cursor.>" }
+func (n names) cursor(name string) string      { return n.stream + ".cursor." + token(name) }
+func (n names) donePages(cursor string) string { return n.stream + ".done." + token(cursor) + ".>" }
+
+// done returns the subject of a page of seqset.PageSize sequences.
+func (n names) done(cursor string, page uint64) string {
+	return fmt.Sprintf("%s.done.%s.%d", n.stream, token(cursor), page)
+}
 
 // last returns the name in the last token of a subject.
 func last(subject string) string {
 	return untoken(subject[strings.LastIndexByte(subject, '.')+1:])
 }
 
-// token encodes a name as one token of a subject or as the name of a consumer, injectively:
-// each character except letters, digits and dashes becomes an underscore and two
+// token encodes a name as one token of a subject, injectively: each character except letters, digits and dashes becomes an underscore and two
 // hexadecimal digits.
 func token(name string) string {
 	var b strings.Builder

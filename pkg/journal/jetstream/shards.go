@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"hash/fnv"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -47,10 +48,13 @@ func (l *shards) popOldest(shard int) {
 	}
 }
 
-// popNewest removes the newest time of a shard.
-func (l *shards) popNewest(shard int) {
-	if shard >= 0 && len(l.times[shard]) > 0 {
-		l.times[shard] = l.times[shard][:len(l.times[shard])-1]
+// remove removes a time of a shard, if the shard has the time.
+func (l *shards) remove(shard int, at time.Time) {
+	if shard < 0 {
+		return
+	}
+	if i := slices.Index(l.times[shard], at.UnixNano()); i >= 0 {
+		l.times[shard] = slices.Delete(l.times[shard], i, i+1)
 	}
 }
 

@@ -202,16 +202,18 @@ func (s *spill) spillEvents(ctx context.Context, events []*staged) ([]journal.Re
 		all[i] = e.event
 	}
 	// Count before storing, because the forwarder may be faster.
+	now := s.j.opts.Clock()
 	s.mu.Lock()
 	for _, e := range all {
-		s.count(e, s.j.opts.Clock())
+		s.count(e, now)
 	}
 	s.mu.Unlock()
 	receipts, err := s.journal.Append(ctx, all...)
 	s.mu.Lock()
 	for i, e := range all {
+		// With an error the event may be stored: then the forwarder counts the event.
 		if err != nil || receipts[i].Duplicate {
-			s.local.popNewest(shardOf(e))
+			s.local.remove(shardOf(e), now)
 			s.decrement()
 		}
 	}
@@ -227,9 +229,30 @@ func (s *spill) spillEvents(ctx context.Context, events []*staged) ([]journal.Re
 	return receipts, nil
 }
 
-// decrement counts an event that left the spill. The caller holds mu.
+// recount counts the events that were read from the spill and are not counted: an append
+// without a known outcome has stored them. The caller holds mu.
+func (s *spill) recount(records []journal.Record) {
+	events, inShard := uint64(0), map[int]int{}
+	for _, r := range records {
+		if r.Event.Keys == nil {
+			continue
+		}
+		events++
+		n := shardOf(r.Event)
+		if inShard[n]++; n >= 0 && inShard[n] > len(s.local.times[n]) {
+			s.local.push(n, r.Accepted)
+		}
+		if s.oldest.IsZero() {
+			s.oldest = r.Accepted
+		}
+	}
+	s.events = max(s.events, events)
+}
+
+// decrement counts an event that left the spill. An event without a known outcome may leave
+// before it is counted. The caller holds mu.
 func (s *spill) decrement() {
-	if s.events--; s.events == 0 {
+	if s.events -= min(s.events, 1); s.events == 0 {
 		s.oldest = time.Time{}
 	}
 }
@@ -365,6 +388,7 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	blocked := map[int]bool{}
 	taken := map[int]int{} // by shard
 	s.mu.Lock()
+	s.recount(records)
 	blind := time.Now().Before(s.peersUnknownUntil)
 	for i, r := range records {
 		if r.Event.Keys == nil {

@@ -208,3 +208,31 @@ func TestSpillIsAnotherJournal(t *testing.T) {
 		t.Errorf("Open = %v", err)
 	}
 }
+
+// An append whose context ends may be stored all the same. The spill counts such events:
+// forwarding ends, and the count returns to zero.
+func TestSpilledAfterItsContext(t *testing.T) {
+	t.Parallel()
+	b := natstest.Start(t)
+	j := process(t, b.URL(), "a", spilling(t))
+	c := mustReader(t, j)
+	b.Stop(t)
+	mustAppend(t, j, of("k", "first")) // the cluster is down from now on
+	var appending sync.WaitGroup
+	for n := range 400 {
+		appending.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(n%40)*100*time.Microsecond)
+			defer cancel()
+			_, _ = j.Append(ctx, of(fmt.Sprint(n%5), fmt.Sprint(n)))
+		})
+	}
+	appending.Wait()
+	b.Restart(t)
+	mustAppend(t, j, of("k", "last"))
+	within(t, "all is forwarded", func() bool { return j.Usage().Spilled == 0 })
+	within(t, "all is stored", func() bool { return j.Usage().Events >= 2 })
+	if n := j.Usage().Spilled; n != 0 {
+		t.Errorf("%d events are in the spill", n)
+	}
+	read(t, c, int(j.Usage().Events))
+}

@@ -26,7 +26,7 @@ import (
 // Format of the stream. This version reads no other format.
 const (
 	formatKey = "postwire.format"
-	format    = 3
+	format    = 4
 )
 
 // idKey holds the ID of the journal. The process that creates the stream chooses the ID.
@@ -102,11 +102,7 @@ func (j *Journal) configureStream(ctx context.Context) error {
 		return &refusal{fmt.Sprintf("the stream %s is not as the configuration says: %s. Set journal.jetstream.update: true to change the stream, or the configuration back, or name another stream",
 			want.Name, strings.Join(wrong, "; "))}
 	}
-	for k, v := range have.Metadata {
-		if !strings.HasPrefix(k, "_") {
-			want.Metadata[k] = v
-		}
-	}
+	maps.Copy(want.Metadata, ownMetadata(have.Metadata))
 	if s, err = j.js.UpdateStream(ctx, want); err != nil {
 		return explained(fmt.Errorf("changing the stream %s (%s): %w", want.Name, strings.Join(wrong, "; "), err))
 	}
@@ -158,7 +154,9 @@ func differences(have, want jetstream.StreamConfig) []string {
 	differ("num_replicas", have.Replicas, want.Replicas)
 	differ("retention", have.Retention, want.Retention)
 	differ("discard", have.Discard, want.Discard)
-	differ("max_bytes", have.MaxBytes, want.MaxBytes)
+	if have.Metadata[raisedKey] != strconv.FormatInt(want.MaxBytes, 10) {
+		differ("max_bytes", have.MaxBytes, want.MaxBytes)
+	}
 	differ("max_msgs", have.MaxMsgs, want.MaxMsgs)
 	differ("max_msgs_per_subject", have.MaxMsgsPerSubject, want.MaxMsgsPerSubject)
 	differ("max_msg_size", have.MaxMsgSize, want.MaxMsgSize)
@@ -172,6 +170,37 @@ func differences(have, want jetstream.StreamConfig) []string {
 	differ("no_ack", have.NoAck, want.NoAck)
 	differ("persist_mode", have.PersistMode, want.PersistMode)
 	return wrong
+}
+
+// raisedKey holds the max_bytes of the stream before makeRoom.
+const raisedKey = "postwire.raised"
+
+// makeRoom raises the max_bytes of a full stream for the position of a cursor: without new
+// positions the journal could never remove an event. Appends fail long before.
+func (j *Journal) makeRoom(ctx context.Context) error {
+	const room = 64 << 10
+	s, err := j.js.Stream(ctx, j.opts.Stream)
+	if err != nil {
+		return err
+	}
+	info := s.CachedInfo()
+	config := info.Config
+	size := int64(info.State.Bytes)
+	if config.MaxBytes < 0 || config.MaxBytes-size >= room {
+		return nil
+	}
+	config.MaxBytes = size + 2*room
+	config.Metadata = ownMetadata(config.Metadata)
+	config.Metadata[raisedKey] = strconv.FormatInt(j.config().MaxBytes, 10)
+	_, err = j.js.UpdateStream(ctx, config)
+	return err
+}
+
+// ownMetadata returns the metadata without the entries of the server.
+func ownMetadata(all map[string]string) map[string]string {
+	own := maps.Clone(all)
+	maps.DeleteFunc(own, func(k, _ string) bool { return strings.HasPrefix(k, "_") })
+	return own
 }
 
 // Error codes of the server that do not go away by waiting.
@@ -214,6 +243,9 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	if alone(info.Cluster) {
 		return state{}, errAlone
 	}
+	if id := info.Config.Metadata[idKey]; id != cmp.Or(j.ID(), id) {
+		return state{}, errRemade
+	}
 	st := state{bytes: info.State.Bytes, events: info.State.Subjects[j.names.event()]}
 	if st.events == 0 {
 		st.last = journal.Seq(info.State.LastSeq)
@@ -231,6 +263,10 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	st.oldest, st.last = journal.Seq(first.seq), journal.Seq(last.seq)
 	return st, nil
 }
+
+// errRemade is returned if the stream belongs to another journal than the one that this
+// process has opened.
+var errRemade = errors.New("the stream was deleted and made again; the events of the deleted stream are lost")
 
 // errAlone is returned if the leader of the stream hears from too few servers to store
 // anything.
@@ -328,6 +364,9 @@ func (j *Journal) lastOf(ctx context.Context, subjects []string) ([]message, err
 	return found, nil
 }
 
+// numPendingHeader is the number of messages that follow an answer to a direct request.
+const numPendingHeader = "Nats-Num-Pending"
+
 // lastWithin is lastOf for a few subjects with large messages. It stops after the message
 // that reaches the given number of bytes, and reports whether the answer is complete.
 func (j *Journal) lastWithin(ctx context.Context, subjects []string, bytes int) (found []message, all bool, err error) {
@@ -364,7 +403,7 @@ func (j *Journal) lastWithin(ctx context.Context, subjects []string, bytes int) 
 			return nil, false, fmt.Errorf("reading the cluster's answer: %w", err)
 		}
 		found = append(found, message{m.Header.Get(jetstream.SubjectHeader), seq, m.Header, m.Data})
-		pending = m.Header.Get("Nats-Num-Pending")
+		pending = m.Header.Get(numPendingHeader)
 	}
 	if !ended {
 		return nil, false, cmp.Or(ctx.Err(), errors.New("the cluster's answer has no end"))

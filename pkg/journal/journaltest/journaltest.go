@@ -58,6 +58,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"a new cursor stands at latest or earliest", starts},
 		{"a known cursor stands where it was committed", committed},
 		{"what was read but not committed is read again", rereads},
+		{"done ranges after the committed sequence are kept", doneRanges},
 		{"next waits for an event", waits},
 		{"next ends with its context", cancelled},
 		{"cursors are independent", independent},
@@ -155,14 +156,14 @@ func mustReader(t *testing.T, j journal.Journal, name string, start journal.Star
 	return c
 }
 
-// mustRead reads n records.
+// mustRead reads n records. Each comes within ten seconds.
 func mustRead(t *testing.T, c journal.Cursor, n int) []journal.Record {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
 	var records []journal.Record
 	for len(records) < n {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		next, err := c.Next(ctx, n-len(records))
+		cancel()
 		if err != nil {
 			t.Fatalf("Next after %d of %d records: %v", len(records), n, err)
 		}
@@ -455,6 +456,67 @@ func rereads(t *testing.T, h Harness) {
 		t.Fatal(err)
 	}
 	wantIDs(t, mustRead(t, mustReader(t, j, "sink", journal.Latest), 2), "a", "b")
+}
+
+func doneRanges(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Earliest)
+	mustAppend(t, j, Event("a"), Event("b"), Event("c"), Event("d"), Event("e"))
+	var seqs []journal.Seq
+	for _, r := range mustRead(t, c, 5) {
+		seqs = append(seqs, r.Seq)
+	}
+	// check checks the cursor and its stored position.
+	check := func(when string, committed journal.Seq, done []journal.Range, open ...int) {
+		t.Helper()
+		if c.Committed() != committed {
+			t.Errorf("%s: Committed = %d, want %d", when, c.Committed(), committed)
+		}
+		for i, s := range seqs {
+			if want := !slices.Contains(open, i); c.Done(s) != want {
+				t.Errorf("%s: Done(%d) = %v", when, s, !want)
+			}
+		}
+		within(t, fmt.Sprintf("%s: the lag is %d", when, len(open)), func() bool { return c.Lag() == uint64(len(open)) })
+		all, err := j.Cursors(t.Context())
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%s: Cursors = %v, %v", when, all, err)
+		}
+		if p := all[0]; p.Committed != committed || !slices.Equal(p.Done, done) || p.Lag != uint64(len(open)) {
+			t.Errorf("%s: the position is %+v, want %v after %d and %d open", when, p, done, committed, len(open))
+		}
+	}
+	reopen := func() {
+		t.Helper()
+		mustClose(t, j)
+		j = h.Open(t)
+		c = mustReader(t, j, "sink", journal.Latest)
+	}
+	commit := func(open uint64, done ...journal.Range) {
+		t.Helper()
+		if err := c.Commit(t.Context(), journal.Progress{Done: done, Open: open}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	started := c.StartSeq()
+	commit(4, journal.Range{From: seqs[1], To: seqs[1]})
+	commit(3, journal.Range{From: seqs[3], To: seqs[3]})
+	holes := []journal.Range{{From: seqs[1], To: seqs[1]}, {From: seqs[3], To: seqs[3]}}
+	check("with holes", started, holes, 0, 2, 4)
+	reopen()
+	mustRead(t, c, 1)
+	check("with holes, after reopening", started, holes, 0, 2, 4)
+	mustRead(t, c, 4)
+	check("with holes, after reading again", started, holes, 0, 2, 4)
+	commit(2, journal.Range{From: started + 1, To: seqs[1] - 1})
+	check("without the first hole", seqs[1], holes[1:], 2, 4)
+	commit(1, journal.Range{From: seqs[1], To: seqs[3] - 1})
+	check("without holes", seqs[3], nil, 4)
+	reopen()
+	check("without holes, after reopening", seqs[3], nil, 4)
+	wantIDs(t, mustRead(t, c, 1), "e")
+	mustCommit(t, c, seqs[4])
+	check("at the end", seqs[4], nil)
 }
 
 func waits(t *testing.T, h Harness) {

@@ -217,7 +217,9 @@ func (s *Set) Ranges() iter.Seq[journal.Range] {
 					continue
 				default:
 					i += uint64(bits.TrailingZeros64(p.bits[i/64] >> (i % 64)))
-					for n = 1; i+n < PageSize && p.has(i+n); n++ {
+					n = 1
+					for i+n < PageSize && p.has(i+n) {
+						n++
 					}
 				}
 				from, to := base+journal.Seq(i), base+journal.Seq(i+n-1)
