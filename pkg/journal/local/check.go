@@ -342,7 +342,7 @@ func (s *survey) readEntries(payload []byte) error {
 
 // spaces are the first bytes of the keys of the index.
 var spaces = []byte{
-	doneSpace, cursorSpace, deadSpace, eventSpace, dispositionSpace, identitySpace, keySpace, lostSpace, metaSpace, valueSpace, orderSpace, quarantineSpace, segmentSpace,
+	doneSpace, cursorSpace, deadSpace, eventSpace, dispositionSpace, identitySpace, keySpace, lostSpace, metaSpace, valueSpace, orderSpace, quarantineSpace, retainedSpace, segmentSpace,
 }
 
 // eachEntry calls do for every readable entry of a space, and returns the error of an
@@ -414,6 +414,11 @@ func (s *survey) readEntryOf(db *pebble.DB, key, value []byte) error {
 			return err
 		}
 		return seqset.At(0).Load(uint64(seqOf(key)), value)
+	case retainedSpace:
+		if _, err := record.Decode(seqOf(key), value); err != nil {
+			return err
+		}
+		s.events++
 	case deadSpace:
 		if _, err := decodeDead(key, value); err != nil {
 			return err

@@ -83,13 +83,9 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 		return err
 	}
 	c.j.mu.Lock()
-	oldest, durable := c.j.oldest, c.j.durable
+	oldest, durable, kept := c.j.oldest, c.j.durable, slices.Clone(c.j.retained.seqs)
 	c.j.mu.Unlock()
 	switch {
-	case known && committed+1 < oldest:
-		c.j.log.Warn("events passed their retention while no sink of this name was configured; it goes on at the oldest that is stored",
-			zap.String("sink", c.name), zap.Uint64("first_gone", uint64(committed+1)), zap.Uint64("oldest", uint64(oldest)))
-		committed = oldest - 1
 	case known:
 	case repaired >= oldest:
 		// A repair may have lost the position.
@@ -111,6 +107,13 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	if err != nil {
 		return err
 	}
+	if known && committed+1 < oldest {
+		if gone := c.passRemoved(oldest, kept, staged, done); gone > 0 {
+			c.j.log.Warn("events passed their retention while no sink of this name was configured; it goes on at the oldest that is stored",
+				zap.String("sink", c.name), zap.Uint64("events", gone), zap.Uint64("first_gone", uint64(committed+1)), zap.Uint64("oldest", uint64(oldest)))
+		}
+		c.next = done.Floor() + 1
+	}
 	c.mu.Lock()
 	c.staged, c.done = staged, done
 	c.mu.Unlock()
@@ -119,6 +122,28 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	}
 	// Without this write a restart would begin a new sink later.
 	return c.Commit(ctx, journal.Progress{})
+}
+
+// passRemoved adds the events that are not stored any more to sets of done events, and
+// returns the number of these events that were not done.
+func (c *cursor) passRemoved(oldest journal.Seq, kept []journal.Seq, sets ...*seqset.Set) (gone uint64) {
+	from := sets[0].Floor() + 1
+	pass := func(to journal.Seq) {
+		if from <= to {
+			gone += sets[0].Missing(from, to)
+			for _, set := range sets {
+				set.Add(from, to)
+			}
+		}
+	}
+	for _, s := range kept {
+		if s >= from && s < oldest {
+			pass(s - 1)
+			from = s + 1
+		}
+	}
+	pass(oldest - 1)
+	return gone
 }
 
 // pages reads the encoded pages of done events of a cursor.
@@ -210,12 +235,12 @@ func (j *Journal) DeleteCursor(ctx context.Context, name string) error {
 	return nil
 }
 
-// pin is the position of a cursor that is not open. For a while it keeps its events: a relay
+// pin has the done events of a cursor that is not open. For a while it keeps its events: a relay
 // opens its cursors shortly after the journal, and closes and opens a cursor when the
 // configuration of its sink changes.
 type pin struct {
-	committed journal.Seq
-	until     time.Time
+	done  *seqset.Set
+	until time.Time
 }
 
 const pinned = 5 * time.Minute
@@ -229,7 +254,11 @@ func (j *Journal) pinAll(ctx context.Context) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, p := range positions {
-		j.pins[p.Name] = pin{p.Committed, j.opts.Clock().Add(pinned)}
+		done := seqset.At(p.Committed)
+		for _, r := range p.Done {
+			done.Add(r.From, r.To)
+		}
+		j.pins[p.Name] = pin{done, j.opts.Clock().Add(pinned)}
 	}
 	return nil
 }
@@ -247,7 +276,7 @@ func (j *Journal) deliveredThrough() journal.Seq {
 			delete(j.pins, name)
 			continue
 		}
-		through = min(through, p.committed)
+		through = min(through, p.done.Floor())
 	}
 	return through
 }
@@ -311,13 +340,10 @@ func (c *cursor) Next(ctx context.Context, limit int) ([]journal.Record, error) 
 	}
 	records := c.j.tail.read(next, through, limit)
 	if len(records) == 0 {
-		err = c.j.read(ctx, func(st *store) (err error) {
-			records, err = st.read(next, through, limit)
-			return err
-		})
+		records, err = c.j.readFrom(ctx, next, through, limit)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading from %d: %w", next, err)
+		return nil, err
 	}
 	if len(records) == 0 { // a repair found all events so far lost
 		c.advance(through + 1)
@@ -441,9 +467,10 @@ func (c *cursor) Done(s journal.Seq) bool {
 
 // Lag implements journal.Cursor.
 func (c *cursor) Lag() uint64 {
+	last := c.j.Last() // before the lock: Journal.mu is locked first
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	return c.done.Missing(c.done.Floor()+1, c.j.Last())
+	return c.done.Missing(c.done.Floor()+1, last)
 }
 
 // OwnershipLost implements journal.Cursor: one process uses this journal.
@@ -459,7 +486,9 @@ func (c *cursor) Close() error {
 	if c.j.cursors[c.name] == c {
 		delete(c.j.cursors, c.name)
 		if c.placed {
-			c.j.pins[c.name] = pin{c.Committed(), c.j.opts.Clock().Add(pinned)}
+			c.mu.RLock()
+			c.j.pins[c.name] = pin{c.done.Clone(), c.j.opts.Clock().Add(pinned)}
+			c.mu.RUnlock()
 		}
 	}
 	return nil

@@ -46,6 +46,9 @@ func (j *Journal) Expire(ctx context.Context) error {
 	_, err := j.remove(ctx, func(st *store, oldest, delivered journal.Seq) (journal.Seq, error) {
 		return st.before(cutoff, oldest, delivered)
 	})
+	if err == nil {
+		err = j.dropRetained(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -82,28 +85,42 @@ func (j *Journal) trim(ctx context.Context, excess uint64) error {
 	return j.removeSegments(ctx, false)
 }
 
-// remove removes the oldest events through the sequence that choose returns, at most to the
-// lowest open cursor, and returns their number. The log keeps them until removeSegments.
+// remove removes the oldest events through the sequence that choose returns, and returns
+// their number. Events that are open for a cursor stay, as retained events. The log keeps the
+// removed events until removeSegments.
 func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, delivered journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
 	var through journal.Seq
+	var copies []storedRecord
+	size := 0
 	j.mu.Lock()
-	oldest, delivered := j.oldest, j.deliveredThrough()
+	oldest := j.oldest
 	j.mu.Unlock()
 	err = j.read(ctx, func(st *store) (err error) {
-		through, err = choose(st, oldest, delivered)
+		delivered, open := j.removable(st)
+		if through, err = choose(st, oldest, delivered); err != nil {
+			return err
+		}
+		copies, size, err = st.copies(open, through)
 		return err
 	})
 	if err != nil {
 		return 0, err
 	}
-	err = j.do(ctx, 64, func(g *group) error {
+	err = j.do(ctx, 64+size, func(g *group) error {
 		if err := g.st.window.expire(g); err != nil {
 			return err
 		}
-		if through < oldest || !j.advance(oldest, through+1) {
+		if through < oldest {
 			return nil // nothing to remove
 		}
-		removed = uint64(through + 1 - oldest)
+		kept, err := g.stageCopies(copies)
+		if err != nil {
+			return err
+		}
+		if !j.advance(oldest, through+1, kept) {
+			return g.unstageCopies(kept)
+		}
+		removed = uint64(through+1-oldest) - uint64(len(kept.seqs))
 		// The newest event may be removed; store its sequence, so that it is not assigned
 		// again.
 		last := binary.BigEndian.AppendUint64(nil, uint64(g.last))
@@ -128,14 +145,25 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, del
 }
 
 // advance moves the oldest sequence, unless it has moved meanwhile, or a cursor was opened
-// that needs the events.
-func (j *Journal) advance(from, to journal.Seq) bool {
+// that needs events that are not retained.
+func (j *Journal) advance(from, to journal.Seq, kept retained) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.oldest != from || j.deliveredThrough() < to-1 {
+	if j.oldest != from {
 		return false
 	}
+	if at := j.deliveredThrough(); at < to-1 {
+		open, few := j.openBetween(max(from, at+1), to-1, len(kept.seqs))
+		if !few || slices.ContainsFunc(open, func(s journal.Seq) bool {
+			_, found := slices.BinarySearch(kept.seqs, s)
+			return !found
+		}) {
+			return false
+		}
+	}
 	j.oldest = to
+	j.retained.seqs = append(j.retained.seqs, kept.seqs...)
+	j.retained.bytes += kept.bytes
 	return true
 }
 
@@ -151,7 +179,7 @@ func (j *Journal) removeSegments(ctx context.Context, whole bool) error {
 	var opened *store
 	err := j.read(ctx, func(st *store) error {
 		opened, through = st, 0
-		oldest := j.Oldest()
+		oldest := j.removedBefore()
 		infos := st.segments.infos()
 		for _, s := range infos[:len(infos)-1] {
 			if s.events > 0 && s.last >= oldest {
@@ -213,7 +241,7 @@ func (j *Journal) endRemoved(ctx context.Context) error {
 	err := j.read(ctx, func(st *store) error {
 		infos := st.segments.infos()
 		s := infos[len(infos)-1]
-		ends = s.events > 0 && s.last < j.Oldest()
+		ends = s.events > 0 && s.last < j.removedBefore()
 		return nil
 	})
 	if err != nil || !ends {

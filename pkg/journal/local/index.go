@@ -31,6 +31,7 @@ const indexDir = "index"
 //	n <key>                   value of the KV
 //	o <len><source> <number>  order of the last receipts of a source: identity, size
 //	q <id>                    quarantined request without body: identity, then the encoding of package record
+//	r <seq>                   retained event: its record
 //	s <number>                segment of the log that is complete
 const (
 	doneSpace        = 'a'
@@ -45,6 +46,7 @@ const (
 	valueSpace       = 'n'
 	orderSpace       = 'o'
 	quarantineSpace  = 'q'
+	retainedSpace    = 'r'
 	segmentSpace     = 's'
 )
 
@@ -105,6 +107,10 @@ func metaMarkerKey() []byte { return append([]byte{metaSpace}, "marker"...) }
 
 func segmentKey(number uint32) []byte {
 	return binary.BigEndian.AppendUint32([]byte{segmentSpace}, number)
+}
+
+func retainedKey(s journal.Seq) []byte {
+	return binary.BigEndian.AppendUint64([]byte{retainedSpace}, uint64(s))
 }
 
 func metaRepairedKey() []byte { return append([]byte{metaSpace}, "repaired"...) }

@@ -85,10 +85,12 @@ type Journal struct {
 	failure error         // why the store is reopened
 	changed chan struct{} // closed and replaced when store, durable or closed changes
 	durable journal.Seq
-	oldest  journal.Seq // no event before this sequence is stored
+	oldest  journal.Seq // no event before this sequence is stored in the log
 	cursors map[string]*cursor
-	pins    map[string]pin
-	closed  bool
+
+	retained retained
+	pins     map[string]pin
+	closed   bool
 }
 
 var _ journal.Journal = (*Journal)(nil)
@@ -274,6 +276,13 @@ func (j *Journal) ID() string { return j.marker.id.String() }
 
 // Oldest implements journal.Log.
 func (j *Journal) Oldest() journal.Seq {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.first()
+}
+
+// removedBefore returns the sequence before which the log has no stored event.
+func (j *Journal) removedBefore() journal.Seq {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.oldest

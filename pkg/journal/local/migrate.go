@@ -156,7 +156,7 @@ func entries[T any](ctx context.Context, st *store, prefix, from []byte, decode 
 // Events implements transfer.Source.
 func (s *source) Events(ctx context.Context, from journal.Seq) iter.Seq2[transfer.Event, error] {
 	return func(yield func(transfer.Event, error) bool) {
-		for r, err := range s.store.records(max(from, s.oldest)) {
+		for r, err := range s.store.recordsFrom(from, s.oldest) {
 			var e transfer.Event
 			if err = cmp.Or(err, ctx.Err()); err == nil {
 				e, err = transfer.Split(r.seq, r.value)

@@ -34,6 +34,10 @@ func (j *Journal) openFiles() (*store, error) {
 	if err == nil && !j.opts.filling {
 		err = st.checkFinished()
 	}
+	var kept retained
+	if err == nil {
+		kept, err = st.readRetained()
+	}
 	if err := errors.Join(err, st.guard.failure()); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening: %w", err), st.close())
 	}
@@ -41,7 +45,7 @@ func (j *Journal) openFiles() (*store, error) {
 	st.flush(st.segments.active().number)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.store, j.failure, j.durable, j.oldest = st, nil, st.last, oldest
+	j.store, j.failure, j.durable, j.oldest, j.retained = st, nil, st.last, oldest, kept
 	requests, bytes := st.quarantineSize()
 	j.quarantineCount.Store(requests)
 	j.quarantineBytes.Store(bytes)

@@ -132,11 +132,11 @@ func (st *store) readSegment(s *segment, at int64, from journal.Seq, buffer, unp
 var errEnough = errors.New("no more records are wanted")
 
 // read returns the records of a range of sequences on stable storage. It returns none if all
-// events of the range are lost or removed.
-func (st *store) read(from, through journal.Seq, limit int) (records []journal.Record, err error) {
+// events of the range are lost or removed. Before oldest there are only retained events.
+func (st *store) read(from, oldest, through journal.Seq, limit int) (records []journal.Record, err error) {
 	decoder := record.Decoder{DropKeys: !st.keepKeys}
 	size := 0
-	for r, err := range st.records(from) {
+	for r, err := range st.recordsFrom(from, oldest) {
 		if err != nil {
 			return nil, err
 		}
@@ -166,7 +166,7 @@ func (st *store) value(s journal.Seq) ([]byte, error) {
 		}
 		break
 	}
-	return nil, journal.ErrNotFound
+	return st.get(retainedKey(s))
 }
 
 // before returns the last sequence of a range whose event was accepted before cutoff, or
@@ -216,17 +216,33 @@ func (st *store) before(cutoff time.Time, oldest, last journal.Seq) (journal.Seq
 
 // Read implements journal.Log.
 func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (records []journal.Record, err error) {
-	err = j.read(ctx, func(st *store) error {
+	j.mu.Lock()
+	from, through := max(from, j.first()), j.durable
+	j.mu.Unlock()
+	return j.readFrom(ctx, from, through, limit)
+}
+
+// readFrom returns the stored records of a range of sequences. An event that is retained
+// while readFrom reads is in the result.
+func (j *Journal) readFrom(ctx context.Context, from, through journal.Seq, limit int) (records []journal.Record, err error) {
+	for {
 		j.mu.Lock()
-		from, through := max(from, j.oldest), j.durable
+		oldest := j.oldest
 		j.mu.Unlock()
-		records, err = st.read(from, through, limit)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading from %d: %w", from, err)
+		err = j.read(ctx, func(st *store) (err error) {
+			records, err = st.read(from, oldest, through, limit)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("reading from %d: %w", from, err)
+		}
+		j.mu.Lock()
+		unchanged := j.oldest == oldest
+		j.mu.Unlock()
+		if unchanged {
+			return records, nil
+		}
 	}
-	return records, nil
 }
 
 // Since implements journal.Log.

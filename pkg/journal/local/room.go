@@ -37,7 +37,7 @@ func (j *Journal) Usage() journal.Usage {
 	u := j.room.Load().Usage
 	u.Trimmed = j.trimmed.Load()
 	j.mu.Lock()
-	u.Events = uint64(j.durable + 1 - j.oldest)
+	u.Events = uint64(j.durable+1-j.oldest) + uint64(len(j.retained.seqs))
 	if j.store != nil {
 		u.Keys = j.store.window.all.Load()
 	}

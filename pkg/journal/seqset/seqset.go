@@ -240,6 +240,52 @@ func (s *Set) Ranges() iter.Seq[journal.Range] {
 	}
 }
 
+// Gaps yields the runs of sequences from one through another that are not in the set, in
+// order.
+func (s *Set) Gaps(from, to journal.Seq) iter.Seq[journal.Range] {
+	return func(yield func(journal.Range) bool) {
+		var gap journal.Range
+		for at := max(from, s.floor+1); at <= to; {
+			number := uint64(at) / PageSize
+			end := min(to, journal.Seq(number*PageSize+PageSize-1))
+			p := s.pages[number]
+			if p == nil || p.bits != nil {
+				for ; at <= end; at++ {
+					if p != nil && p.has(uint64(at)%PageSize) {
+						continue
+					}
+					if gap.To != 0 && gap.To+1 == at {
+						gap.To = at
+						continue
+					}
+					if gap.To != 0 && !yield(gap) {
+						return
+					}
+					gap = journal.Range{From: at, To: at}
+				}
+			}
+			at = end + 1
+		}
+		if gap.To != 0 {
+			yield(gap)
+		}
+	}
+}
+
+// Clone returns a copy of the set without its changes.
+func (s *Set) Clone() *Set {
+	c := &Set{floor: s.floor, pages: map[uint64]*page{}}
+	for number, p := range s.pages {
+		q := &page{count: p.count}
+		if p.bits != nil {
+			bits := *p.bits
+			q.bits = &bits
+		}
+		c.pages[number] = q
+	}
+	return c
+}
+
 // Changed returns the numbers of the pages that were changed or removed since the last call.
 func (s *Set) Changed() []uint64 {
 	numbers := slices.Sorted(maps.Keys(s.changed))
