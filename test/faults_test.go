@@ -293,7 +293,7 @@ func TestDestinationsVanish(t *testing.T) {
 	l.more(t, pick(200, 5000))
 	for _, sink := range []string{"nats", "kafka"} {
 		eventually(t, sink+" is said to fail", func() bool {
-			return r.metric(t, `postwire_sink_breaker_open{sink="`+sink+`"}`) == "1"
+			return r.metric(t, `postwire_sink_up{sink="`+sink+`"}`) == "0"
 		})
 	}
 	createStream(t, js)

@@ -173,7 +173,7 @@ sinks:
 	post(20, "accepted")
 	arrived(20+bulk, 20+bulk+1)
 	aside(1)
-	refused("--from jetstream --to local", "a relay pulls", 1)
+	refused("--from jetstream --to local", "stop all relays that use the stream", 1)
 	if err := r.stop(t); err != nil {
 		t.Fatal(err)
 	}
