@@ -22,7 +22,8 @@ import (
 // | open | the spec of the sink | set | deliver, close |
 // | outdated | not the current spec | set | close, then open |
 //
-// Open and close are not called during deliver. Several goroutines may call deliver.
+// The goroutine of Pump.Run sets opened and sink, while no event is in a delivery. Several
+// goroutines may call deliver.
 type sinkHandle struct {
 	spec    *atomic.Pointer[sinkSpec]
 	env     sinks.Env
@@ -49,19 +50,17 @@ func specOf(s sinks.Configured) *sinkSpec { return &sinkSpec{s.Open, newRedactor
 // outdated reports whether the sink is to be opened again because its spec has changed.
 func (o *sinkHandle) outdated() bool { return o.opened != o.spec.Load() }
 
-// open opens the sink by its current spec. The timeout of the sink bounds open.
-func (o *sinkHandle) open(ctx context.Context) error {
+// open opens a sink by a spec. The timeout of the sink bounds open.
+func (o *sinkHandle) open(ctx context.Context, spec *sinkSpec) (sinks.Sink, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	env := o.env
 	env.Duplicate = func(e event.Event) { o.duplicates.add(e.MessageID) }
-	o.opened = o.spec.Load()
-	sink, err := o.opened.open(ctx, env)
+	sink, err := spec.open(ctx, env)
 	if err != nil {
-		return fmt.Errorf("opening: %w", err)
+		return nil, fmt.Errorf("opening: %w", err)
 	}
-	o.sink = sink
-	return nil
+	return sink, nil
 }
 
 // deliver delivers the events once. The results are per event, or one error for all events.
@@ -118,12 +117,12 @@ func (o *sinkHandle) redactAll(items []*item) (batch []event.Event, errs sinks.B
 	return batch, errs
 }
 
-func (o *sinkHandle) close() {
-	if o.sink == nil {
+// close closes a sink; nil is closed.
+func (o *sinkHandle) close(sink sinks.Sink) {
+	if sink == nil {
 		return
 	}
-	if err := o.sink.Close(); err != nil {
+	if err := sink.Close(); err != nil {
 		o.env.Log.Warn("closing the sink", zap.Error(err))
 	}
-	o.sink = nil
 }

@@ -118,24 +118,3 @@ func (r *Relay) readDecisions(ctx context.Context) (replays map[string]Replay, e
 	r.pausesLoadedOnce.Do(func() { close(r.pausesLoaded) })
 	return replays, nil
 }
-
-// waitResumed returns when the sink is not paused, or with the error of ctx.
-func (p *deliveryHistory) waitResumed(ctx context.Context) error {
-	select {
-	case <-p.pausesLoaded:
-	default:
-		select {
-		case <-p.pausesLoaded:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	for now := p.pause.Load(); now != nil; now = p.pause.Load() {
-		select {
-		case <-now.over:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}

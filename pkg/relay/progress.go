@@ -18,6 +18,8 @@ const commitInterval = 50 * time.Millisecond
 // | everything is committed | empty | false |
 // | due commitInterval after since | filled | false |
 // | a commit runs | what is done meanwhile | true |
+//
+// One goroutine uses a progress.
 type progress struct {
 	cursor     journal.Cursor
 	head       journal.Seq // newest event that was read

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/telemetry"
 	"github.com/postwire/postwire/sinks"
@@ -126,17 +127,17 @@ type pumpRun struct {
 // not lost. Run retries after errors of the broker, and after a failed read of the journal,
 // because other sinks may be able to go on. Run returns an error if a commit fails.
 func (p *Pump) Run(ctx, hard context.Context) error {
-	defer p.handle.close()
+	defer func() { p.handle.close(p.handle.sink) }()
 	for ctx.Err() == nil {
-		records, err := p.first(ctx)
-		if err != nil || ctx.Err() != nil {
-			return err
+		records := p.first(ctx)
+		if len(records) == 0 {
+			return nil
 		}
 		if here, err := p.traffic.began(ctx); err != nil || !here {
 			return err
 		}
 		p.recordOwnership(records)
-		err = p.deliverWhileOwner(ctx, hard, records)
+		err := p.deliverWhileOwner(ctx, hard, records)
 		if errors.Is(err, journal.ErrOwnershipLost) {
 			p.traffic.lost()
 			p.log.Info("another relay delivers to the sink now")
@@ -150,20 +151,21 @@ func (p *Pump) Run(ctx, hard context.Context) error {
 	return nil
 }
 
-// first reads the first events as the owner of the cursor. Without an error and without
-// events the pump is to end.
-func (p *Pump) first(ctx context.Context) ([]journal.Record, error) {
+// first reads the first events as the owner of the cursor. It returns none if the pump is to
+// end.
+func (p *Pump) first(ctx context.Context) []journal.Record {
 	wait := readBackoff()
 	for {
 		records, err := p.cursor.Next(ctx, p.settings.Batch)
-		if err == nil || ctx.Err() != nil || errors.Is(err, journal.ErrClosed) {
-			return records, nil
+		switch {
+		case ctx.Err() != nil || errors.Is(err, journal.ErrClosed):
+			return nil
+		case err == nil:
+			return records
 		}
 		p.unreadable(err)
-		select {
-		case <-time.After(wait.NextBackOff()):
-		case <-ctx.Done():
-			return nil, nil
+		if sleep.For(ctx, wait.NextBackOff()) != nil {
+			return nil
 		}
 	}
 }
@@ -339,17 +341,18 @@ func (r *pumpRun) openSink(now time.Time, at func(time.Time)) {
 		at(r.openAt)
 		return
 	}
-	r.opening = true
+	before, spec := r.handle.sink, r.handle.spec.Load()
+	r.opening, r.handle.sink, r.handle.opened = true, nil, spec
 	r.start(func() func() {
-		r.handle.close()
-		err := r.handle.open(r.reads)
-		return func() { r.opened(err) }
+		r.handle.close(before)
+		sink, err := r.handle.open(r.reads, spec)
+		return func() { r.opened(sink, err) }
 	})
 }
 
 // opened records whether the sink could be opened.
-func (r *pumpRun) opened(err error) {
-	r.opening = false
+func (r *pumpRun) opened(sink sinks.Sink, err error) {
+	r.opening, r.handle.sink = false, sink
 	if err != nil {
 		if r.reads.Err() == nil {
 			r.metrics.retries.Inc()

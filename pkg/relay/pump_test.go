@@ -60,11 +60,25 @@ func (tr *trial) acknowledged() []journal.Seq {
 	return slices.Clone(tr.got)
 }
 
+// when returns the time of an acknowledgement, or false without one.
+func (tr *trial) when(seq journal.Seq) (time.Time, bool) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	at, ok := tr.at[seq]
+	return at, ok
+}
+
 // putAll appends n events of a key.
 func (tr *trial) putAll(n int, key string) {
 	for range n {
 		tr.put(key)
 	}
+}
+
+// pass lets time pass in the bubble, until nothing happens any more.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
 }
 
 // TestFailingEventHoldsUpItsKey: an event that fails for ever holds up only later events of
@@ -85,7 +99,7 @@ func TestFailingEventHoldsUpItsKey(t *testing.T) {
 				tr.put("poison")
 			}
 		}
-		time.Sleep(time.Second)
+		pass(time.Second)
 		if n := len(tr.acknowledged()); n != 5000 {
 			t.Errorf("%d events of other keys are delivered, want 5000", n)
 		}
@@ -94,8 +108,8 @@ func TestFailingEventHoldsUpItsKey(t *testing.T) {
 		}
 		began := time.Now()
 		tr.put("other")
-		time.Sleep(time.Second)
-		if at := tr.at[tr.last()]; at.Sub(began) > time.Millisecond {
+		pass(time.Second)
+		if at, _ := tr.when(tr.last()); at.Sub(began) > time.Millisecond {
 			t.Errorf("an event of another key is delivered after %v", at.Sub(began))
 		}
 		if s := tr.pump.status(); s.State != SinkUp || s.BlockedKeys != 1 || s.DeferredEvents != 50 {
@@ -115,13 +129,13 @@ func TestHotKeyLeavesRoom(t *testing.T) {
 		defer tr.stop()
 		tr.putAll(30000, "hot")
 		tr.putAll(10, "cold")
-		time.Sleep(200 * time.Millisecond)
+		pass(200 * time.Millisecond)
 		for n := range journal.Seq(10) {
-			if _, ok := tr.at[30001+n]; !ok {
+			if _, ok := tr.when(30001 + n); !ok {
 				t.Errorf("event %d of the cold key waits", 30001+n)
 			}
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if got := tr.acknowledged(); len(got) != 30010 {
 			t.Errorf("%d events are delivered", len(got))
 		} else if hot := slices.DeleteFunc(got, func(s journal.Seq) bool { return s > 30000 }); !slices.IsSorted(hot) {
@@ -162,14 +176,14 @@ func TestFailingDestination(t *testing.T) {
 			for n := range 2000 {
 				tr.put(fmt.Sprintf("%c%d", 'a'+n%2, n%30))
 			}
-			time.Sleep(time.Second)
+			pass(time.Second)
 			if n := len(tr.acknowledged()); n != 1000 {
 				t.Errorf("%d events of the other destination are delivered, want 1000", n)
 			}
 			if s := tr.pump.status(); s.HeldDestinations != 1 {
 				t.Errorf("the status is %+v", s)
 			}
-			time.Sleep(time.Until(up) + 2*time.Second)
+			pass(time.Until(up) + 2*time.Second)
 			if n := len(tr.acknowledged()); n != 2000 {
 				t.Errorf("two seconds after the destination works %d events are delivered, want 2000", n)
 			}
@@ -196,11 +210,11 @@ func TestSinkComesBack(t *testing.T) {
 		tr := startTrial(t, s, nil)
 		defer tr.stop()
 		tr.putAll(2000, "")
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if s := tr.pump.status(); s.State != SinkFailing || s.Breaker != BreakerOpen {
 			t.Errorf("the status is %+v", s)
 		}
-		time.Sleep(time.Until(up) + 2*time.Second)
+		pass(time.Until(up) + 2*time.Second)
 		if n := len(tr.acknowledged()); n != 2000 {
 			t.Errorf("%d events are delivered", n)
 		}
@@ -228,14 +242,14 @@ func TestBreakerTakesTurns(t *testing.T) {
 		for n := range 20 {
 			tr.put(fmt.Sprint("poison", n))
 		}
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		if s := tr.pump.status(); s.Breaker != BreakerOpen {
 			t.Errorf("the status is %+v", s)
 		}
 		began := time.Now()
 		tr.put("good")
-		time.Sleep(10 * time.Second)
-		if at, ok := tr.at[21]; !ok || at.Sub(began) > 2*time.Second {
+		pass(10 * time.Second)
+		if at, ok := tr.when(21); !ok || at.Sub(began) > 2*time.Second {
 			t.Errorf("the good event is delivered at %v, it was stored at %v", at, began)
 		}
 	})
@@ -256,7 +270,7 @@ func TestMaxAttempts(t *testing.T) {
 		tr := startTrial(t, s, func(s *sinks.Settings) { s.Retry.MaxAttempts = 3 })
 		defer tr.stop()
 		tr.putAll(2, "a")
-		time.Sleep(2 * time.Minute)
+		pass(2 * time.Minute)
 		if diff := cmp.Diff([]journal.Seq{2}, tr.acknowledged()); diff != "" {
 			t.Errorf("delivered (-want +got):\n%s", diff)
 		}
@@ -272,11 +286,11 @@ func TestRate(t *testing.T) {
 		tr := startTrial(t, s, func(s *sinks.Settings) { s.Rate = sinks.Rate{PerSecond: 10, Burst: 5} })
 		defer tr.stop()
 		tr.putAll(100, "")
-		time.Sleep(2*time.Second + time.Millisecond)
+		pass(2*time.Second + time.Millisecond)
 		if n := len(tr.acknowledged()); n != 25 {
 			t.Errorf("%d events are delivered after two seconds, want 25", n)
 		}
-		time.Sleep(8 * time.Second)
+		pass(8 * time.Second)
 		if n := len(tr.acknowledged()); n != 100 {
 			t.Errorf("%d events are delivered", n)
 		}
@@ -312,7 +326,7 @@ func TestResolveBlocked(t *testing.T) {
 					tr.put("good")
 				}
 				tr.put("bad")
-				time.Sleep(time.Second)
+				pass(time.Second)
 				run := func(what BlockedDecision, seq journal.Seq) (err error) {
 					if here, _ := tr.pump.ask(t.Context(), func(r *pumpRun) { err = r.resolveBlocked(seq, what, test.wholeKey) }); !here {
 						t.Error("the pump does not answer")
@@ -325,11 +339,11 @@ func TestResolveBlocked(t *testing.T) {
 				if err := run(test.what, 1); err != nil {
 					t.Error(err)
 				}
-				time.Sleep(time.Second)
+				pass(time.Second)
 				if test.what != BlockedRetry {
 					tr.put("bad") // later events of the key are delivered
 				}
-				time.Sleep(time.Second)
+				pass(time.Second)
 				got := tr.acknowledged()
 				slices.Sort(got)
 				if diff := cmp.Diff(test.done, got); diff != "" {

@@ -13,12 +13,14 @@ import (
 	"github.com/postwire/postwire/sinks"
 )
 
-// health is whether a sink works. The goroutine of Pump.Run changes a health.
+// health is whether a sink works.
 //
 // | state | open | failures | next state |
 // |---|---|---|---|
 // | works | false | fewer than breakerKeys | open: the sink fails, or breakerKeys keys in a row |
 // | circuit breaker open | true | any | works: an event is acknowledged or refused |
+//
+// The goroutine of Pump.Run changes a health.
 type health struct {
 	open      bool
 	waits     int // consecutive failures of the sink

@@ -344,7 +344,12 @@ func failures(t *testing.T, seed uint64) {
 		}
 		acks[seq] = ack{time.Now(), run}
 	}
-	keys := 1 + random.IntN(30)
+	intN := func(n int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return random.IntN(n)
+	}
+	keys := 1 + intN(30)
 	put := func(n int) {
 		for range n {
 			mu.Lock()
@@ -356,8 +361,11 @@ func failures(t *testing.T, seed uint64) {
 			m.put(key)
 		}
 	}
-	maxPending := 1 + random.IntN(60)
-	for run = range 4 {
+	maxPending := 1 + intN(60)
+	for n := range 4 {
+		mu.Lock()
+		run = n
+		mu.Unlock()
 		ctx, stop := context.WithCancel(context.Background())
 		hard, cut := context.WithCancel(context.Background())
 		p := s.pump(m, func(settings *sinks.Settings) {
@@ -370,10 +378,10 @@ func failures(t *testing.T, seed uint64) {
 		m.mu.Unlock()
 		go func() { ended <- p.Run(ctx, hard) }()
 		for range 5 {
-			put(random.IntN(40))
-			time.Sleep(time.Duration(random.IntN(2000)) * time.Millisecond)
+			put(intN(40))
+			time.Sleep(time.Duration(intN(2000)) * time.Millisecond)
 		}
-		if run == 3 {
+		if n == 3 {
 			mu.Lock()
 			calm = true
 			mu.Unlock()
