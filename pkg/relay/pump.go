@@ -115,7 +115,6 @@ type pumpRun struct {
 	readWait  *backoff.ExponentialBackOff
 	openAt    time.Time // earliest next attempt to open the sink
 	sendAt    time.Time // earliest next delivery
-	reopen    bool      // the sink failed and is to be opened again
 	atEnd     bool      // every event of the traffic was read
 	discarded discardRun
 	decisions map[keyHash]decision // about deferred events of blocked keys
@@ -332,9 +331,9 @@ func (r *pumpRun) step(now time.Time) (wake time.Time) {
 // discardInterval is how often the discard policy is applied without another cause.
 const discardInterval = 250 * time.Millisecond
 
-// openSink opens the sink if it is closed, failed, or outdated.
+// openSink opens the sink if it is closed or outdated.
 func (r *pumpRun) openSink(now time.Time, at func(time.Time)) {
-	if r.handle.sink != nil && !r.reopen && !r.handle.outdated() || r.opening || r.flying > 0 {
+	if r.handle.sink != nil && !r.handle.outdated() || r.opening || r.flying > 0 {
 		return
 	}
 	if r.openAt.After(now) && !r.handle.outdated() {
@@ -360,14 +359,13 @@ func (r *pumpRun) opened(sink sinks.Sink, err error) {
 		}
 		return
 	}
-	r.reopen = false
 	r.schedule.setLimits(r.handle.sink.Limits(), r.settings.Batch)
 }
 
 // dispatch starts deliveries.
 func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
 	s := r.schedule
-	if r.handle.sink == nil || r.opening || r.reopen || r.handle.outdated() {
+	if r.handle.sink == nil || r.opening || r.handle.outdated() {
 		return
 	}
 	for r.flying < s.limits.InFlight {

@@ -107,7 +107,7 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 		}
 	}
 	switch {
-	case result.failed == len(items):
+	case result.failed == len(items) && len(items) > 1 && failedNew: // maybe the batch is too large
 		r.window.failed(len(items))
 	case result.failed == 0:
 		r.window.succeeded(len(items))
@@ -206,10 +206,9 @@ func (h *health) fails(k keyHash) {
 	h.failures[k] = true
 }
 
-// sinkFailed records a failure of the whole sink: the pump opens the sink again, and then
-// probes it.
+// sinkFailed records a failure of the whole sink. The sink stays open: it connects again by
+// itself, and knows more of its brokers than the configuration.
 func (r *pumpRun) sinkFailed(err error) {
-	r.reopen = true
 	r.openBreaker(max(min(r.backoff(r.health.waits+1), probeInterval), sinks.Wait(err)))
 	r.openAt = r.sendAt
 	r.report(attemptResult{at: r.handle.env.Now(), failure: err, failed: 1})

@@ -388,7 +388,7 @@ func failures(t *testing.T, seed uint64) {
 			time.Sleep(time.Minute)
 			if m.Lag() > 0 {
 				_, _ = p.ask(ctx, func(r *pumpRun) {
-					t.Log(r.schedule.describe(), r.health.open, time.Until(r.sendAt), r.reopen, r.flying)
+					t.Log(r.schedule.describe(), r.health.open, time.Until(r.sendAt), r.flying)
 				})
 			}
 		}
