@@ -178,9 +178,20 @@ func TestSinksTellTheirErrors(t *testing.T) {
 	w.uploads(2)
 	b.page("sinks", "Sinks")
 	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("503 Service Unavailable")`)
-	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("the relay probes the sink with one event at a time")`)
-	b.until(`/attempts from/.test(document.querySelector('[data-key="shaky"] .troubles').innerText)`)
+	b.until(`document.querySelector('[data-key="shaky"]').innerText.includes("Waiting after a failure")`)
+	b.until(`/attempts from/.test([...document.querySelectorAll('[data-key="shaky"] .troubles')].map((e) => e.innerText).join())`)
 	b.shots("errors")
+	b.click(`[data-key="shaky"] [data-act="dead-letter"]`)
+	b.shows("Turn this event into a dead letter?")
+	b.confirm()
+	b.shows("becomes a dead letter")
+	count, err := w.client.Count(t.Context(), nil)
+	if err != nil || count.Total != 1 {
+		t.Errorf("there are %+v, %v", count, err)
+	}
+	w.down.Store(false)
+	eventually(t, "the other event arrives", func() bool { return w.shaky.Load() == 1 })
+	b.until(`!document.querySelector('[data-key="shaky"]').innerText.includes("Waiting after a failure")`)
 }
 
 func TestDeadLettersAreRetriedAndDropped(t *testing.T) {

@@ -52,7 +52,7 @@ export const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
 const reasons = {
   too_large: "too large for the broker", no_destination: "no such destination", invalid: "invalid for the broker",
-  unauthorized: "no permission for the destination", refused: "refused by the broker", expired: "not delivered within retry.dead_letter_after", malformed: "malformed for the source",
+  unauthorized: "no permission for the destination", refused: "refused by the broker", expired: "not delivered within retry.dead_letter_after", max_attempts: "retry.max_attempts attempts failed", operator: "given up by an operator", malformed: "malformed for the source",
 };
 export const reason = (r) => reasons[r] || r.replaceAll("_", " ");
 

@@ -5,7 +5,7 @@ import { header, field, input, select, table, note } from "../parts.js";
 import { brief, bytes, count, plural, reason, time } from "../text.js";
 
 const names = ["kind", "sink", "source", "reason", "since", "until"];
-const reasons = ["too_large", "no_destination", "invalid", "unauthorized", "refused", "expired", "malformed"];
+const reasons = ["too_large", "no_destination", "invalid", "unauthorized", "refused", "expired", "max_attempts", "operator", "malformed"];
 
 export default async function deadLetters(page) {
   const value = (n) => page.query.get(n) || "";
