@@ -138,6 +138,9 @@ var errOperator = errors.New("an operator dead-lettered the event")
 
 // resolveBlocked decides about an event that waits after a failure.
 func (r *pumpRun) resolveBlocked(seq journal.Seq, what BlockedDecision, wholeKey bool) error {
+	if r.failed != nil {
+		return fmt.Errorf("sink %s: this relay does not deliver to the sink any more: %w", r.name, ErrState)
+	}
 	i := r.schedule.blockedEvent(seq)
 	if i == nil {
 		return fmt.Errorf("event %d: %w: no event of sink %s with this sequence waits after a failure", seq, journal.ErrNotFound, r.name)

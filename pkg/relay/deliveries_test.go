@@ -69,7 +69,7 @@ func TestBreakerHoldsABatch(t *testing.T) {
 	if diff := cmp.Diff([]int{10, 1, 1, 1, 2, 4, 3}, sizes); diff != "" {
 		t.Errorf("sizes of batches (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(numbers(10), broker.ids()); diff != "" {
+	if diff := cmp.Diff(numbers(10), broker.sorted()); diff != "" {
 		t.Errorf("delivered (-want +got):\n%s", diff)
 	}
 }
@@ -108,7 +108,7 @@ func TestDiscardsByAgeAndNumber(t *testing.T) {
 	eventually(t, "the cursor gives up", func() bool { return b.committed(0) == 15 })
 	close(up)
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 25 })
-	if diff := cmp.Diff(numbers(25)[15:], broker.ids()); diff != "" {
+	if diff := cmp.Diff(numbers(25)[15:], broker.sorted()); diff != "" {
 		t.Errorf("delivered (-want +got):\n%s", diff)
 	}
 	b.stop()

@@ -82,7 +82,7 @@ func (o *sinkHandle) judgeDuplicates(items []*item) {
 		if !o.duplicates.take(id) {
 			continue
 		}
-		if i.attempts > 1 || i.Seq < o.unsent {
+		if i.attempts > 1 || i.resent || i.Seq < o.unsent {
 			o.duplicates.counters.repeat.Inc()
 			continue
 		}

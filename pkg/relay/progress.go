@@ -40,6 +40,9 @@ type uncommitted struct {
 
 // add adds a range of done events.
 func (p *progress) add(from, to journal.Seq) {
+	if from > to {
+		return
+	}
 	if p.next.done == nil {
 		p.since = time.Now()
 	}

@@ -101,24 +101,27 @@ type pumpRun struct {
 	running  int         // of these, those that have not returned their result
 	window   window
 
-	reads     context.Context // of reads; ends first
-	endReads  context.CancelFunc
-	sends     context.Context // of deliveries
-	cutSends  context.CancelCauseFunc
-	commits   context.Context
-	reading   bool // the head is being read
-	catching  bool // deferred events are being read again
-	opening   bool
-	flying    int       // deliveries
-	readAt    time.Time // earliest next read of the head
-	catchUpAt time.Time // earliest next read of deferred events
-	readWait  *backoff.ExponentialBackOff
-	openAt    time.Time // earliest next attempt to open the sink
-	sendAt    time.Time // earliest next delivery
-	atEnd     bool      // every event of the traffic was read
-	discarded discardRun
-	decisions map[keyHash]decision // about deferred events of blocked keys
-	failed    error                // ends the run
+	ownership      <-chan struct{} // closed when another process becomes the owner
+	reads          context.Context // of reads; ends first
+	endReads       context.CancelFunc
+	sends          context.Context // of deliveries
+	cutSends       context.CancelCauseFunc
+	commits        context.Context
+	reading        bool // the head is being read
+	catching       bool // deferred events are being read again
+	opening        bool
+	flying         int       // deliveries
+	readAt         time.Time // earliest next read of the head
+	catchUpAt      time.Time // earliest next read of deferred events
+	readWait       *backoff.ExponentialBackOff
+	openAt         time.Time // earliest next attempt to open the sink
+	sendAt         time.Time // earliest next delivery
+	throttledUntil time.Time // the broker asks not to send anything before
+	discardAt      time.Time // next application of the discard policy
+	atEnd          bool      // every event of the traffic was read
+	discarded      discardRun
+	decisions      map[keyHash]decision // about deferred events of blocked keys
+	failed         error                // ends the run
 }
 
 // Run delivers until ctx or hard is done, or the traffic ends, and then returns nil.
@@ -194,8 +197,9 @@ func (p *Pump) recordOwnership(records []journal.Record) {
 func (p *Pump) deliverWhileOwner(ctx, hard context.Context, records []journal.Record) error {
 	r := &pumpRun{
 		Pump: p, results: make(chan func()), window: newWindow(p.settings.Batch), readWait: readBackoff(), commits: hard,
-		schedule: newSchedule(p.settings.MaxPending, p.handle.destination),
-		progress: progress{cursor: p.cursor, head: p.cursor.Committed()},
+		ownership: p.cursor.OwnershipLost(),
+		schedule:  newSchedule(p.settings.MaxPending, p.handle.destination),
+		progress:  progress{cursor: p.cursor, head: p.cursor.Committed()},
 	}
 	if p.handle.sink != nil {
 		r.schedule.setLimits(p.handle.sink.Limits(), p.settings.Batch)
@@ -215,7 +219,7 @@ func (p *Pump) deliverWhileOwner(ctx, hard context.Context, records []journal.Re
 // loop runs until ctx is done, the traffic has ended, the ownership is lost or the journal
 // fails, and then until all that runs has returned.
 func (r *pumpRun) loop(ctx, hard context.Context) error {
-	lost, stop, cut := r.cursor.OwnershipLost(), ctx.Done(), hard.Done()
+	lost, stop, cut := r.ownership, ctx.Done(), hard.Done()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -312,7 +316,7 @@ func (r *pumpRun) step(now time.Time) (wake time.Time) {
 	}
 	s := r.schedule
 	s.due(now)
-	r.discard()
+	r.discard(at)
 	if !r.paused() {
 		r.openSink(now, at)
 		r.dispatch(now, at)
@@ -320,15 +324,13 @@ func (r *pumpRun) step(now time.Time) (wake time.Time) {
 	r.readHead(now, at)
 	r.readDeferred(now, at)
 	s.nextDue(at)
-	if r.settings.Discard.After > 0 || r.settings.Discard.Beyond > 0 {
-		at(now.Add(discardInterval))
-	}
 	r.metrics.setSchedule(s)
 	r.shown.set(s)
 	return wake
 }
 
-// discardInterval is how often the discard policy is applied without another cause.
+// discardInterval is how often the discard policy is applied, besides to new events that
+// exceed its limits.
 const discardInterval = 250 * time.Millisecond
 
 // openSink opens the sink if it is closed or outdated.
@@ -369,6 +371,14 @@ func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
 		return
 	}
 	for r.flying < s.limits.InFlight {
+		// Each held destination has a probe of its own, also while the circuit breaker is
+		// open because all destinations fail.
+		if r.health.open && !r.health.whole && !r.throttled(now) && r.limiter == nil {
+			if i, l := s.probe(now); i != nil {
+				r.send([]*item{i}, l)
+				continue
+			}
+		}
 		if r.sendAt.After(now) {
 			at(r.sendAt)
 			return
@@ -407,6 +417,9 @@ func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
 		r.send(items, l)
 	}
 }
+
+// throttled reports whether the broker has asked not to send anything now.
+func (r *pumpRun) throttled(now time.Time) bool { return r.throttledUntil.After(now) }
 
 // send starts a delivery.
 func (r *pumpRun) send(items []*item, l *lane) {
@@ -474,7 +487,7 @@ func (r *pumpRun) readHead(now time.Time, at func(time.Time)) {
 		return func() {
 			r.reading = false
 			switch {
-			case r.reads.Err() != nil:
+			case r.reads.Err() != nil || r.lost():
 			case errors.Is(err, journal.ErrClosed):
 				r.fail(err)
 			case err != nil:
@@ -491,10 +504,24 @@ func (r *pumpRun) readHead(now time.Time, at func(time.Time)) {
 // readBatch is the number of events of one read at most, or the batch of the sink.
 const readBatch = 512
 
+// lost reports whether another process has become the owner of the cursor.
+func (r *pumpRun) lost() bool {
+	select {
+	case <-r.ownership:
+		return true
+	default:
+		return false
+	}
+}
+
 // admit passes the next events of the cursor to the schedule. Events that the filter does
 // not match are done.
 func (r *pumpRun) admit(records []journal.Record) {
 	end := r.traffic.end()
+	if d := r.settings.Discard; d.After > 0 && len(records) > 0 && r.handle.env.Now().Sub(records[0].Accepted) >= d.After ||
+		d.Beyond > 0 && r.schedule.open()+uint64(len(records)) > uint64(d.Beyond) {
+		r.discardAt = time.Time{}
+	}
 	for _, record := range records {
 		if end > 0 && record.Seq > end {
 			r.atEnd = true
@@ -575,9 +602,15 @@ func (r *pumpRun) revisit(from journal.Seq, records []journal.Record) {
 	}
 	if next == from { // a replica of the journal may not have the events yet
 		r.catchUpAt = time.Now().Add(100 * time.Millisecond)
+		r.schedule.postpone()
 		return
 	}
 	r.schedule.caughtUp(next)
+	if len(r.schedule.deferred) == 0 { // what is neither in hand nor done was removed from the journal
+		if to := r.schedule.lowest() - 1; to > r.cursor.Committed() {
+			r.progress.add(r.cursor.Committed()+1, to)
+		}
+	}
 }
 
 // commitIfDue starts a commit commitInterval after the first uncommitted event, at once for

@@ -361,3 +361,113 @@ func TestResolveBlocked(t *testing.T) {
 		})
 	}
 }
+
+// TestProbesWithOtherDestinations: the events of a key can have several destinations. A probe
+// that the connection cuts off, and an acknowledgement in the batch of a failure, keep the
+// later events of the key in order.
+func TestProbesWithOtherDestinations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		full, cut := true, false
+		s := &scripted{limits: sinks.Limits{InFlight: 2}}
+		s.to = func(e event.Event) sinks.Destination {
+			return sinks.Destination{Name: fmt.Sprint(seqOf(e) % 3)} // the keys change their destinations
+		}
+		s.outcome = func(_ context.Context, e event.Event) error {
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case cut:
+				return errWhole
+			case full && seqOf(e)%3 == 1 && seqOf(e) != 7:
+				return sinks.AtDestination(errors.New("full"))
+			}
+			return nil
+		}
+		tr := startTrial(t, s, func(s *sinks.Settings) { s.MaxPending = 100 })
+		defer tr.stop()
+		for n := range 60 {
+			tr.put(fmt.Sprint("key", n%4))
+		}
+		pass(time.Second)
+		for range 3 {
+			mu.Lock()
+			cut = true
+			mu.Unlock()
+			pass(1500 * time.Millisecond)
+			for n := range 8 {
+				tr.put(fmt.Sprint("key", n%4))
+			}
+			mu.Lock()
+			cut = false
+			mu.Unlock()
+			pass(2 * time.Second)
+		}
+		mu.Lock()
+		full = false
+		mu.Unlock()
+		pass(5 * time.Second)
+		if tr.Committed() != 84 {
+			t.Errorf("committed through %d, want 84", tr.Committed())
+		}
+		last := map[string]journal.Seq{}
+		for _, seq := range tr.acknowledged() {
+			key, _ := tr.records[seq-1].Event.Attribute(event.PartitionKey)
+			if seq < last[key] {
+				t.Errorf("of %s, event %d comes after event %d", key, seq, last[key])
+			}
+			last[key] = seq
+		}
+	})
+}
+
+// TestLargeFailingEvents: failing events of many megabytes leave room for the others.
+func TestLargeFailingEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{limits: sinks.Limits{InFlight: 4, Batch: 1}, outcome: func(_ context.Context, e event.Event) error {
+			if len(e.CloudEvent.DataEncoded) > 1<<20 {
+				return errors.New("500")
+			}
+			return nil
+		}}
+		tr := startTrial(t, s, nil)
+		defer tr.stop()
+		large := make([]byte, 1<<20+1)
+		for n := range 60 {
+			tr.put(fmt.Sprint("large", n))
+			tr.memory.mu.Lock()
+			tr.records[len(tr.records)-1].Event.CloudEvent.DataEncoded = large
+			tr.memory.mu.Unlock()
+		}
+		for n := range 100 {
+			tr.put(fmt.Sprint("small", n))
+		}
+		pass(10 * time.Minute)
+		if n := len(tr.acknowledged()); n != 100 {
+			t.Errorf("%d small events are delivered, want 100", n)
+		}
+	})
+}
+
+// TestDiscardBeyondSparesOthers: deferred events behind a blocked one are not events behind
+// those of other keys.
+func TestDiscardBeyondSparesOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{outcome: func(_ context.Context, e event.Event) error {
+			if seqOf(e) == 1 {
+				return errors.New("500")
+			}
+			return nil
+		}}
+		tr := startTrial(t, s, func(s *sinks.Settings) { s.Discard.Beyond = 1000 })
+		defer tr.stop()
+		tr.putAll(900, "bad")
+		for n := range 100 {
+			tr.putAll(5, fmt.Sprint("good", n))
+			pass(100 * time.Millisecond)
+		}
+		if n := len(tr.acknowledged()); n != 500 {
+			t.Errorf("%d events of other keys are delivered, want 500", n)
+		}
+	})
+}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/postwire/postwire/pkg/filter"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/seqset"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -266,11 +267,12 @@ func (r *Relay) PlanReplay(ctx context.Context, spec ReplaySpec) (Replay, error)
 		return re, err
 	}
 	re.Last = re.First - 1
-	return re, r.count(ctx, &re, p, selects, end)
+	return re, r.count(ctx, &re, p, selects, end, seqset.At(0))
 }
 
-// count counts the events of a replay from re.First to before end, and sets re.Last.
-func (r *Relay) count(ctx context.Context, re *Replay, p *Pump, selects filter.Filter, end journal.Seq) error {
+// count counts the events of a replay from re.First to before end, without done ones, and
+// sets re.Last.
+func (r *Relay) count(ctx context.Context, re *Replay, p *Pump, selects filter.Filter, end journal.Seq, done *seqset.Set) error {
 	for next := re.First; next < end; {
 		records, err := r.opts.Journal.Read(ctx, next, tailPage)
 		if err != nil {
@@ -284,6 +286,9 @@ func (r *Relay) count(ctx context.Context, re *Replay, p *Pump, selects filter.F
 				break
 			}
 			re.Last = record.Seq
+			if done.Has(record.Seq) {
+				continue
+			}
 			if re.sends(p, selects, record) {
 				re.Total++
 			} else {
@@ -351,13 +356,13 @@ func (r *Relay) StartReplay(ctx context.Context, spec ReplaySpec) (Replay, error
 }
 
 // startReplay starts a replay of the events from one sequence through another.
-func (r *Relay) startReplay(ctx context.Context, spec ReplaySpec, first, last journal.Seq) (Replay, error) {
+func (r *Relay) startReplay(ctx context.Context, spec ReplaySpec, first, last journal.Seq, done *seqset.Set) (Replay, error) {
 	_, traffic, err := r.replayPump(spec, "")
 	if err != nil {
 		return Replay{}, err
 	}
 	planned := Replay{ReplaySpec: spec, State: ReplayPlanned, Created: r.opts.Now().UTC(), First: first, Last: first - 1}
-	if err := r.count(ctx, &planned, traffic.sink, traffic.filter, last+1); err != nil {
+	if err := r.count(ctx, &planned, traffic.sink, traffic.filter, last+1, done); err != nil {
 		return planned, err
 	}
 	return r.launchPlanned(ctx, planned)
@@ -560,6 +565,7 @@ func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 	if p.cursor, err = r.opts.Journal.Reader(ctx, name, journal.Start(first-1)); err != nil {
 		return err
 	}
+	traffic.cursor = p.cursor
 	defer func() {
 		traffic.lost()
 		err = errors.Join(err, p.cursor.Close())
@@ -582,6 +588,24 @@ func (r *Relay) runReplay(ctx, hard context.Context, re *replay) (err error) {
 	return errors.Join(r.saveReplay(hard, &re.Replay), r.opts.Journal.DeleteCursor(hard, name))
 }
 
+// passDelivered passes the events that an adopted sink already got.
+func (r *Relay) passDelivered(ctx context.Context, adopted string, cursor journal.Cursor) error {
+	positions, err := r.opts.Journal.Cursors(ctx)
+	if err != nil {
+		return err
+	}
+	for _, at := range positions {
+		if at.Name == adopted && len(at.Done) > 0 {
+			err := cursor.Commit(ctx, journal.Progress{Done: at.Done})
+			if errors.Is(err, journal.ErrOwnershipLost) {
+				return nil // the owner of the replay does
+			}
+			return err
+		}
+	}
+	return nil
+}
+
 // replayTraffic implements traffic for a replay.
 type replayTraffic struct {
 	relay  *Relay
@@ -589,6 +613,7 @@ type replayTraffic struct {
 	sink   *Pump // of live events
 	filter filter.Filter
 	last   journal.Seq
+	cursor journal.Cursor
 }
 
 // selects implements traffic.
@@ -601,7 +626,11 @@ func (t *replayTraffic) end() journal.Seq { return t.last }
 
 // began implements traffic.
 func (t *replayTraffic) began(ctx context.Context) (bool, error) {
-	return t.relay.becomeOwner(ctx, t.replay)
+	here, err := t.relay.becomeOwner(ctx, t.replay)
+	if err == nil && here && t.replay.Adopts != "" {
+		err = t.relay.passDelivered(ctx, t.replay.Adopts, t.cursor)
+	}
+	return here, err
 }
 
 // lost implements traffic.

@@ -23,7 +23,8 @@ import (
 // The goroutine of Pump.Run changes a health.
 type health struct {
 	open      bool
-	waits     int // consecutive failures of the sink
+	whole     bool // the last failure was one of the whole sink
+	waits     int  // consecutive failures of the sink
 	successes uint64
 	failures  map[keyHash]bool // keys that failed since the last acknowledgement
 	attempts  int              // failed attempts since the last acknowledgement
@@ -63,6 +64,7 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 		r.sinkFailed(all)
 		return
 	}
+	r.health.whole = false
 	var throttle time.Duration
 	alive := false     // some event was acknowledged or refused by itself
 	failedNew := false // some event failed that was first tried after the last acknowledgement
@@ -92,7 +94,7 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 		}
 		throttle = max(throttle, sinks.Wait(err))
 		switch k := i.key; {
-		case k.state == keyWaiting || k.state == keyHeld: // behind an event that failed
+		case k.state != keyFlying: // behind an event that failed
 			r.schedule.back([]*item{i})
 		case sinks.IsAtDestination(err):
 			r.schedule.hold(i, time.Now(), func(n int) time.Duration { return min(r.backoff(n), r.probeInterval()) }, err)
@@ -113,7 +115,8 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 		r.window.succeeded(len(items))
 	}
 	if throttle > 0 {
-		r.sendAt = time.Now().Add(throttle)
+		r.throttledUntil = time.Now().Add(throttle)
+		r.sendAt = r.throttledUntil
 	}
 	if alive {
 		r.works(len(result.delivered) > 0)
@@ -209,6 +212,7 @@ func (h *health) fails(k keyHash) {
 // sinkFailed records a failure of the whole sink. The sink stays open: it connects again by
 // itself, and knows more of its brokers than the configuration.
 func (r *pumpRun) sinkFailed(err error) {
+	r.health.whole = true
 	r.openBreaker(max(min(r.backoff(r.health.waits+1), probeInterval), sinks.Wait(err)))
 	r.openAt = r.sendAt
 	r.report(attemptResult{at: r.handle.env.Now(), failure: err, failed: 1})
@@ -244,6 +248,7 @@ func (r *pumpRun) works(acknowledged bool) {
 	r.health.breakerOpen.Store(false)
 	clear(r.health.failures)
 	r.schedule.endWaits()
+	r.schedule.sortReady() // the probes took turns
 }
 
 // deadLetterExpired turns the events in hand that are too old into dead letters, while the
@@ -272,14 +277,21 @@ type discardRun struct {
 
 // discard applies the discard policy: it removes events that are too old, or that have too
 // many open events behind them.
-func (r *pumpRun) discard() {
+func (r *pumpRun) discard(at func(time.Time)) {
 	age, beyond := r.settings.Discard.After, r.settings.Discard.Beyond
 	if age == 0 && beyond == 0 || r.schedule.inHand == 0 {
 		return
 	}
+	if t := time.Now(); r.discardAt.After(t) {
+		at(r.discardAt)
+		return
+	}
+	r.discardAt = time.Now().Add(discardInterval)
+	at(r.discardAt)
 	now, open, before := r.handle.env.Now(), uint64(0), uint64(0)
+	var deferred func(journal.Seq) uint64
 	if beyond > 0 {
-		open, before = r.progress.lag(), uint64(r.schedule.inDelivery())
+		open, before, deferred = r.progress.lag(), uint64(r.schedule.inDelivery()), r.schedule.deferredBefore()
 	}
 	reasons := map[*item]string{}
 	discarded := r.schedule.discard(func(i *item) bool {
@@ -287,7 +299,7 @@ func (r *pumpRun) discard() {
 		switch {
 		case age > 0 && now.Sub(i.Accepted) >= age:
 			reason = journal.DiscardedAfter
-		case beyond > 0 && open > before+uint64(beyond):
+		case beyond > 0 && open > before+deferred(i.Seq)+uint64(beyond):
 			reason = journal.DiscardedBeyond
 		}
 		before++

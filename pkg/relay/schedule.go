@@ -57,11 +57,15 @@ type schedule struct {
 	lanes   map[sinks.Destination]*lane
 	ready   []*lane // lanes with ready keys; they take turns
 	waiting waitingKeys
-	parked  bool // there was no room for a further waiting key, whose event is deferred
-	held    map[sinks.Destination]*heldDestination
-	inHand  int // events queued or in a delivery
-	bytes   int
-	order   []*item // events in hand in the order of their admission, and some that are gone
+	parked  journal.Seq // first event that failed and was deferred, because too many waited; 0 is none
+	sent    journal.Seq // newest deferred event of which an attempt was made
+
+	blockedItemCount int // failed events of waiting and held keys
+	blockedBytes     int // their size
+	held             map[sinks.Destination]*heldDestination
+	inHand           int // events queued or in a delivery
+	bytes            int
+	order            []*item // events in hand in the order of their admission, and some that are gone
 
 	deferred      map[keyHash]deferral
 	deferredCount uint64 // deferred events
@@ -106,6 +110,7 @@ type item struct {
 	progress uint64           // Pump.successes at the first attempt
 	refused  int              // attempts after which the receiver answered that it failed
 	err      error            // of the last attempt
+	resent   bool             // an attempt may have been made before
 	gone     bool             // not in hand any more
 	probing  *heldDestination // whose probe the event is; nil for none
 }
@@ -133,8 +138,9 @@ type heldDestination struct {
 
 // deferral is where the deferred events of a key begin.
 type deferral struct {
-	from journal.Seq
-	pass uint32 // catch-up that has left events of the key deferred
+	from   journal.Seq
+	pass   uint32 // catch-up that has left events of the key deferred
+	events uint32
 }
 
 // catchUp reads deferred events again.
@@ -190,6 +196,15 @@ func (s *schedule) setLimits(limits sinks.Limits, batch int) {
 	}
 	s.limits, s.batch = limits, batch
 	s.ready, s.lanes = nil, map[sinks.Destination]*lane{}
+	s.sortReady()
+}
+
+// sortReady puts the ready keys in the order of the journal, in the lanes of their current
+// destinations.
+func (s *schedule) sortReady() {
+	for _, l := range s.lanes {
+		l.ready = nil
+	}
 	var ready []*key
 	for _, k := range s.keys {
 		if k.state == keyReady {
@@ -200,6 +215,11 @@ func (s *schedule) setLimits(limits sinks.Limits, batch int) {
 	for _, k := range ready {
 		s.makeReady(k)
 	}
+	for _, l := range s.lanes {
+		if !l.listed {
+			s.drop(l)
+		}
+	}
 }
 
 // admit takes an event that was read for the first time, in the order of the journal. The
@@ -208,7 +228,9 @@ func (s *schedule) setLimits(limits sinks.Limits, batch int) {
 func (s *schedule) admit(r journal.Record, from journal.Seq) bool {
 	s.head = r.Seq
 	h := s.hash(r)
-	if _, ok := s.deferred[h]; ok {
+	if d, ok := s.deferred[h]; ok {
+		d.events++
+		s.deferred[h] = d
 		s.deferredCount++
 		s.noteHeld(r)
 		return false
@@ -265,7 +287,7 @@ func (s *schedule) push(k *key, h keyHash, r journal.Record, from journal.Seq) *
 		k = &key{hash: h, state: keyFlying, index: -1}
 		s.keys[h] = k
 	}
-	i := &item{Record: r, from: from, key: k, size: len(r.Event.CloudEvent.DataEncoded) + 512}
+	i := &item{Record: r, from: from, key: k, resent: r.Seq <= s.sent, size: len(r.Event.CloudEvent.DataEncoded) + 512}
 	k.queue = append(k.queue, i)
 	k.bytes += i.size
 	s.order = append(s.order, i)
@@ -456,11 +478,17 @@ func (s *schedule) back(items []*item) {
 		k := i.key
 		k.flying--
 		if d := s.endProbe(i); d != nil {
+			for _, later := range k.queue {
+				d.note(later.Seq)
+			}
+			s.deferQueue(k, 0)
 			k.queue, k.state = []*item{i}, keyHeld
+			d.due = d.due.Add(time.Nanosecond) // behind the other destinations that are due
 			d.probes = append(d.probes, k)
+			s.block(i)
 			continue
 		}
-		if k.state == keyWaiting || k.state == keyHeld { // behind an event that failed
+		if k.state != keyFlying { // behind an event that failed
 			s.deferItem(k, i)
 			continue
 		}
@@ -474,16 +502,26 @@ func (s *schedule) back(items []*item) {
 // deferItem defers an event that is not queued.
 func (s *schedule) deferItem(k *key, i *item) {
 	s.remove(i)
+	s.noteSent(i)
 	s.deferFrom(k.hash, i.Seq, 1)
+}
+
+// noteSent records that the broker may have an event that is deferred.
+func (s *schedule) noteSent(i *item) {
+	if i.attempts > 0 {
+		s.sent = max(s.sent, i.Seq)
+	}
 }
 
 // deferFrom notes that n events of a key, from a sequence on, are to be read again.
 func (s *schedule) deferFrom(h keyHash, from journal.Seq, n int) {
 	s.deferredCount += uint64(n)
 	d, ok := s.deferred[h]
+	d.events += uint32(n)
 	if !ok || from < d.from {
-		s.deferred[h] = deferral{from: from, pass: s.pass.number}
+		d.from, d.pass = from, s.pass.number
 	}
+	s.deferred[h] = d
 }
 
 // deferQueue defers the queued events of a key from an index on.
@@ -493,6 +531,7 @@ func (s *schedule) deferQueue(k *key, from int) {
 	}
 	for _, i := range k.queue[from:] {
 		s.remove(i)
+		s.noteSent(i)
 	}
 	s.deferFrom(k.hash, k.queue[from].Seq, len(k.queue)-from)
 	k.queue = slices.Clone(k.queue[:from])
@@ -505,14 +544,18 @@ func (s *schedule) wait(i *item, due time.Time) {
 	k.flying--
 	k.queue = append([]*item{i}, k.queue...)
 	s.deferQueue(k, 1)
-	if len(s.waiting) >= max(1, s.maxPending/2) { // the event is read again when there are fewer
-		s.parked = true
+	if s.blockedItemCount >= max(1, s.maxPending/2) || s.blockedItemCount > 0 && s.blockedBytes+i.size > maxPendingBytes/2 {
+		// The event is read again when fewer wait.
+		if s.parked == 0 || i.Seq < s.parked {
+			s.parked = i.Seq
+		}
 		s.deferQueue(k, 0)
 		s.abandon(k)
 		return
 	}
 	k.state, k.due = keyWaiting, due
 	heap.Push(&s.waiting, k)
+	s.block(i)
 }
 
 // due makes the keys ready whose wait is over.
@@ -604,16 +647,39 @@ func (s *schedule) oldest() time.Time {
 // endWait makes a waiting key ready.
 func (s *schedule) endWait(k *key) {
 	s.leaveWaiting(k)
-	s.makeReady(k)
+	s.unblock(k)
 }
 
-// leaveWaiting removes a key from the waiting keys.
+// leaveWaiting removes a key with its failed event from the waiting keys.
 func (s *schedule) leaveWaiting(k *key) {
 	heap.Remove(&s.waiting, k.index)
-	if s.parked {
-		s.parked = false
-		s.freeAll(1)
+	s.leaveBlocked(k.queue[0])
+}
+
+// block counts a failed event in hand.
+func (s *schedule) block(i *item) {
+	s.blockedItemCount++
+	s.blockedBytes += i.size
+}
+
+// leaveBlocked ends what block began. There may be room for parked events then.
+func (s *schedule) leaveBlocked(i *item) {
+	s.blockedItemCount--
+	s.blockedBytes -= i.size
+	if s.parked > 0 && s.blockedItemCount <= s.maxPending*3/8 && s.blockedBytes <= maxPendingBytes*3/8 {
+		s.freeAll(s.parked)
+		s.parked = 0
 	}
+}
+
+// unblock makes a key ready whose event waited, unless a dead letter of the key is not stored
+// yet.
+func (s *schedule) unblock(k *key) {
+	if k.unstored > 0 {
+		k.state = keyUnstored
+		return
+	}
+	s.makeReady(k)
 }
 
 // endWaits makes all waiting keys ready.
@@ -634,7 +700,7 @@ func (s *schedule) hold(i *item, now time.Time, wait func(n int) time.Duration, 
 	to := s.route(i.Event) // may have changed since the last attempt
 	d := s.held[to]
 	switch {
-	case d == nil && len(s.held) >= maxHeld:
+	case d == nil && len(s.held) >= min(maxHeld, max(1, s.maxPending/4)):
 		s.wait(i, now.Add(wait(i.attempts)))
 		return
 	case d == nil:
@@ -649,7 +715,7 @@ func (s *schedule) hold(i *item, now time.Time, wait func(n int) time.Duration, 
 		d.note(later.Seq)
 	}
 	s.deferQueue(k, 1)
-	if len(d.probes) >= maxProbes {
+	if n := len(d.probes); n >= maxProbes || n > 0 && (s.blockedItemCount >= max(1, s.maxPending/4) || s.blockedBytes+i.size > maxPendingBytes/2) {
 		d.note(i.Seq)
 		s.deferQueue(k, 0)
 		s.abandon(k)
@@ -657,6 +723,7 @@ func (s *schedule) hold(i *item, now time.Time, wait func(n int) time.Duration, 
 	}
 	k.state = keyHeld
 	d.probes = append(d.probes, k)
+	s.block(i)
 }
 
 // abandon removes a key all of whose events are deferred and not to be read again now.
@@ -679,6 +746,7 @@ func (s *schedule) endProbe(i *item) *heldDestination {
 
 // probe returns the event by which a held destination is probed now.
 func (s *schedule) probe(now time.Time) (*item, *lane) {
+	var next *heldDestination
 	for _, d := range s.held {
 		if d.probe != nil || d.due.After(now) {
 			continue
@@ -687,11 +755,17 @@ func (s *schedule) probe(now time.Time) (*item, *lane) {
 			s.release(d)
 			continue
 		}
+		if next == nil || d.due.Before(next.due) {
+			next = d
+		}
+	}
+	if d := next; d != nil {
 		l := &lane{flying: 1} // beside the lane of the destination, which has no ready keys
 		k := d.probes[0]
 		d.probes = d.probes[1:]
 		i := k.queue[0]
 		d.probe, i.probing = i, d
+		s.leaveBlocked(i)
 		k.queue, k.state = nil, keyFlying
 		k.flying++
 		return i, l
@@ -703,7 +777,8 @@ func (s *schedule) probe(now time.Time) (*item, *lane) {
 func (s *schedule) release(d *heldDestination) {
 	delete(s.held, d.to)
 	for _, k := range d.probes {
-		s.makeReady(k)
+		s.leaveBlocked(k.queue[0])
+		s.unblock(k)
 	}
 	if d.from > 0 {
 		s.freeAll(d.from)
@@ -787,6 +862,52 @@ func (s *schedule) begin() {
 	s.pass.at = s.pass.from
 }
 
+// postpone ends the catch-up before its end, and leaves its keys to the next one.
+func (s *schedule) postpone() {
+	if s.pass.from == 0 {
+		return
+	}
+	s.next.all = s.next.all || s.pass.all
+	if s.next.keys == nil {
+		s.next.keys = map[keyHash]bool{}
+	}
+	for h := range s.pass.keys {
+		s.next.keys[h] = true
+	}
+	s.next.wants(s.pass.from)
+	s.pass.from = 0
+}
+
+// lowest returns the sequence of the oldest event in hand, or the sequence after the head
+// without events in hand.
+func (s *schedule) lowest() journal.Seq {
+	lowest := s.head + 1
+	for _, i := range s.order {
+		if !i.gone {
+			lowest = min(lowest, i.Seq)
+		}
+	}
+	return lowest
+}
+
+// deferredBefore returns a function that counts the deferred events of keys whose first
+// deferred event is before a sequence. The sequences of its calls increase.
+func (s *schedule) deferredBefore() func(journal.Seq) uint64 {
+	all := make([]deferral, 0, len(s.deferred))
+	for _, d := range s.deferred {
+		all = append(all, d)
+	}
+	slices.SortFunc(all, func(a, b deferral) int { return cmp.Compare(a.from, b.from) })
+	count := uint64(0)
+	return func(seq journal.Seq) uint64 {
+		for len(all) > 0 && all[0].from < seq {
+			count += uint64(all[0].events)
+			all = all[1:]
+		}
+		return count
+	}
+}
+
 // revisit takes an event that was read again by the catch-up, in the order of the journal,
 // and returns the event if it is in hand again.
 func (s *schedule) revisit(r journal.Record) *item {
@@ -799,14 +920,14 @@ func (s *schedule) revisit(r journal.Record) *item {
 		return nil // not deferred, or behind an event that stays deferred
 	}
 	if k := s.keys[h]; !s.admissible(k, r) {
-		s.deferred[h] = deferral{from: r.Seq, pass: s.pass.number}
+		s.deferred[h] = deferral{from: r.Seq, pass: s.pass.number, events: d.events}
 		if delete(s.pass.keys, h); !s.pass.all && len(s.pass.keys) == 0 {
 			s.pass.from = 0
 		}
 		return nil
 	}
-	s.deferredCount--
-	s.deferred[h] = deferral{from: r.Seq + 1, pass: d.pass}
+	s.deferredCount -= min(s.deferredCount, 1)
+	s.deferred[h] = deferral{from: r.Seq + 1, pass: d.pass, events: d.events - min(d.events, 1)}
 	return s.push(s.keys[h], h, r, r.Seq)
 }
 
@@ -862,13 +983,11 @@ func (s *schedule) discard(choose func(i *item) bool) (discarded []*item) {
 // stored is called.
 func (s *schedule) withdraw(i *item) {
 	k := i.key
-	n := slices.Index(k.queue, i)
-	k.queue = slices.Delete(slices.Clone(k.queue), n, n+1)
-	s.remove(i)
 	switch k.state {
 	case keyWaiting:
 		s.leaveWaiting(k)
 	case keyHeld:
+		s.leaveBlocked(i)
 		for _, d := range s.held {
 			d.probes = slices.DeleteFunc(d.probes, func(p *key) bool { return p == k })
 		}
@@ -876,6 +995,9 @@ func (s *schedule) withdraw(i *item) {
 		k.lane.ready = slices.DeleteFunc(k.lane.ready, func(r *key) bool { return r == k })
 	case keyFlying, keyUnstored:
 	}
+	n := slices.Index(k.queue, i)
+	k.queue = slices.Delete(slices.Clone(k.queue), n, n+1)
+	s.remove(i)
 	k.unstored++
 	if k.state != keyFlying {
 		k.state = keyUnstored

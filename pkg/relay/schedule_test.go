@@ -276,7 +276,7 @@ func failures(t *testing.T, seed uint64) {
 	newest := map[string]journal.Seq{} // by key: the newest acknowledged event
 	run, calm := 0, false
 	var crashed time.Time
-	destinations := 1 + random.IntN(4)
+	destinations, byEvent := 1+random.IntN(4), random.IntN(2) == 0
 	down := map[string]time.Time{} // destinations that fail until then
 	rate := random.Float64() * 0.4
 	s := &scripted{t: t}
@@ -284,7 +284,7 @@ func failures(t *testing.T, seed uint64) {
 	s.to = func(e event.Event) sinks.Destination {
 		key, _ := e.Attribute(event.PartitionKey)
 		n := int(seqOf(e))
-		if key != "" {
+		if key != "" && !byEvent { // otherwise the events of a key have several destinations
 			n = int(key[0])
 		}
 		return sinks.Destination{Name: fmt.Sprint(n % destinations)}

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/seqset"
 )
 
 // UnconfiguredSink is a sink with a cursor in the journal that was removed from the
@@ -219,7 +220,11 @@ func (r *Relay) AdoptSink(ctx context.Context, from, as string, rate int) (Repla
 	if note, known := removals[from]; known {
 		last = note.Last
 	}
-	re, err := r.startReplay(ctx, spec, position.Committed+1, min(last, p.cursor.Committed()))
+	done := seqset.At(position.Committed)
+	for _, d := range position.Done {
+		done.Add(d.From, d.To)
+	}
+	re, err := r.startReplay(ctx, spec, position.Committed+1, min(last, p.cursor.Committed()), done)
 	if err != nil {
 		return re, err
 	}

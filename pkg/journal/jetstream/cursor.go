@@ -367,6 +367,11 @@ func (c *cursor) undelivered(ctx context.Context, u journal.Undelivered) (messag
 			}
 			return err
 		})
+		if errors.Is(err, journal.ErrNotFound) {
+			c.j.log.Error("the event of a dead letter is not in the journal any more; the dead letter is discarded",
+				zap.String("sink", c.name), zap.Uint64("seq", uint64(letter.Seq)), zap.String("reason", letter.Reason))
+			continue
+		}
 		if err == nil {
 			value, err = encodeDead(letter, value)
 		}

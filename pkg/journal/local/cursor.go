@@ -83,7 +83,7 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 		return err
 	}
 	c.j.mu.Lock()
-	oldest, durable, kept := c.j.oldest, c.j.durable, slices.Clone(c.j.retained.seqs)
+	oldest, first, durable, kept := c.j.oldest, c.j.first(), c.j.durable, slices.Clone(c.j.retained.seqs)
 	c.j.mu.Unlock()
 	switch {
 	case known:
@@ -94,7 +94,7 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 		committed = oldest - 1
 		began = committed
 	default:
-		committed = min(max(journal.Seq(start), oldest-1), durable)
+		committed = min(max(journal.Seq(start), first-1), durable)
 		began = committed
 	}
 	c.next = committed + 1
@@ -107,8 +107,8 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	if err != nil {
 		return err
 	}
-	if known && committed+1 < oldest {
-		if gone := c.passRemoved(oldest, kept, staged, done); gone > 0 {
+	if committed+1 < oldest {
+		if gone := c.passRemoved(oldest, kept, staged, done); gone > 0 && known {
 			c.j.log.Warn("events passed their retention while no sink of this name was configured; it goes on at the oldest that is stored",
 				zap.String("sink", c.name), zap.Uint64("events", gone), zap.Uint64("first_gone", uint64(committed+1)), zap.Uint64("oldest", uint64(oldest)))
 		}
@@ -418,8 +418,8 @@ type keyValue struct{ key, value []byte }
 
 // deadLetters returns the entries of dead letters, with copies of their events.
 func (c *cursor) deadLetters(ctx context.Context, undelivered journal.Undelivered) ([]keyValue, error) {
-	letters := make([]keyValue, len(undelivered.Dead))
-	for i, d := range undelivered.Dead {
+	var letters []keyValue
+	for _, d := range undelivered.Dead {
 		letter, err := json.Marshal(d)
 		if err != nil {
 			return nil, err
@@ -429,11 +429,16 @@ func (c *cursor) deadLetters(ctx context.Context, undelivered journal.Undelivere
 			event, err = st.value(d.Seq)
 			return err
 		})
+		if errors.Is(err, journal.ErrNotFound) {
+			c.j.log.Error("the event of a dead letter is not in the journal any more; the dead letter is discarded",
+				zap.String("sink", c.name), zap.Uint64("seq", uint64(d.Seq)), zap.String("reason", d.Reason))
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("event %d of a dead letter: %w", d.Seq, err)
 		}
 		id := journal.DeliveryID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: d.Seq}
-		letters[i] = keyValue{sinkKey(deadSpace, id), joinDead(letter, event)}
+		letters = append(letters, keyValue{sinkKey(deadSpace, id), joinDead(letter, event)})
 	}
 	return letters, nil
 }

@@ -2,6 +2,7 @@ package local
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -91,7 +92,7 @@ func (j *Journal) trim(ctx context.Context, excess uint64) error {
 func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, delivered journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
 	var through journal.Seq
 	var copies []storedRecord
-	size := 0
+	size, staged := 0, 0
 	j.mu.Lock()
 	oldest := j.oldest
 	j.mu.Unlock()
@@ -106,6 +107,11 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, del
 	if err != nil {
 		return 0, err
 	}
+	defer func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.retained.staged = max(0, j.retained.staged-staged)
+	}()
 	err = j.do(ctx, 64+size, func(g *group) error {
 		if err := g.st.window.expire(g); err != nil {
 			return err
@@ -113,14 +119,16 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, del
 		if through < oldest {
 			return nil // nothing to remove
 		}
-		kept, err := g.stageCopies(copies)
-		if err != nil {
-			return err
+		if !j.advance(g.st, oldest, through+1, copies) {
+			return nil
 		}
-		if !j.advance(oldest, through+1, kept) {
-			return g.unstageCopies(kept)
+		staged = 1
+		for _, c := range copies {
+			if err := g.set(retainedKey(c.seq), c.value); err != nil {
+				return err
+			}
 		}
-		removed = uint64(through+1-oldest) - uint64(len(kept.seqs))
+		removed = uint64(through+1-oldest) - uint64(len(copies))
 		// The newest event may be removed; store its sequence, so that it is not assigned
 		// again.
 		last := binary.BigEndian.AppendUint64(nil, uint64(g.last))
@@ -146,24 +154,27 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, del
 
 // advance moves the oldest sequence, unless it has moved meanwhile, or a cursor was opened
 // that needs events that are not retained.
-func (j *Journal) advance(from, to journal.Seq, kept retained) bool {
+func (j *Journal) advance(st *store, from, to journal.Seq, copies []storedRecord) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.oldest != from {
 		return false
 	}
 	if at := j.deliveredThrough(); at < to-1 {
-		open, few := j.openBetween(max(from, at+1), to-1, len(kept.seqs))
+		open, few := j.openBetween(st, max(from, at+1), to-1, len(copies))
 		if !few || slices.ContainsFunc(open, func(s journal.Seq) bool {
-			_, found := slices.BinarySearch(kept.seqs, s)
+			_, found := slices.BinarySearchFunc(copies, s, func(c storedRecord, s journal.Seq) int { return cmp.Compare(c.seq, s) })
 			return !found
 		}) {
 			return false
 		}
 	}
 	j.oldest = to
-	j.retained.seqs = append(j.retained.seqs, kept.seqs...)
-	j.retained.bytes += kept.bytes
+	j.retained.staged++
+	for _, c := range copies {
+		j.retained.seqs = append(j.retained.seqs, c.seq)
+		j.retained.bytes += uint64(len(c.value))
+	}
 	return true
 }
 

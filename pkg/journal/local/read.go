@@ -11,6 +11,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
 )
@@ -227,8 +228,14 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 func (j *Journal) readFrom(ctx context.Context, from, through journal.Seq, limit int) (records []journal.Record, err error) {
 	for {
 		j.mu.Lock()
-		oldest := j.oldest
+		oldest, staged := j.oldest, j.retained.staged > 0
 		j.mu.Unlock()
+		if from < oldest && staged { // the copies may not be in the index yet
+			if err := sleep.For(ctx, time.Millisecond); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		err = j.read(ctx, func(st *store) (err error) {
 			records, err = st.read(from, oldest, through, limit)
 			return err

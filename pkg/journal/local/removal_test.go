@@ -82,10 +82,13 @@ func TestReaderDuringRemoval(t *testing.T) {
 	if records, err := sink.Next(t.Context(), 1); err != nil || records[0].Seq != 1 {
 		t.Errorf("the sink goes on with %v, %v", records, err)
 	}
-	// The dead letter of an event that is not there is an error of the commit alone.
+	// The dead letter of an event that is not there does not stop the sink.
 	err = sink.Commit(t.Context(), journal.Progress{Done: journal.UpTo(1).Done, Undelivered: journal.Undelivered{Dead: []journal.DeadLetter{{Seq: 100, Reason: "x"}}}})
-	if !errors.Is(err, journal.ErrNotFound) {
+	if err != nil {
 		t.Errorf("Commit = %v", err)
+	}
+	if _, err := j.DeadLetter(t.Context(), journal.DeliveryID{Sink: "sink", Seq: 100}); !errors.Is(err, journal.ErrNotFound) {
+		t.Errorf("DeadLetter = %v", err)
 	}
 	if _, err := j.Append(t.Context(), journaltest.Event("61")); err != nil {
 		t.Errorf("Append = %v", err)

@@ -27,6 +27,8 @@ const maxRetained = 100_000
 type retained struct {
 	seqs  []journal.Seq // in order
 	bytes uint64
+
+	staged int // removals whose copies are staged and may not be in the index yet
 }
 
 // readRetained reads the retained events of the index.
@@ -117,7 +119,7 @@ func (j *Journal) doneSets(do func(*seqset.Set) bool) {
 
 // openBetween returns the events from one sequence through another that are open for some
 // cursor, or false if there are more than limit. The caller holds mu.
-func (j *Journal) openBetween(from, to journal.Seq, limit int) (open []journal.Seq, few bool) {
+func (j *Journal) openBetween(st *store, from, to journal.Seq, limit int) (open []journal.Seq, few bool) {
 	few = true
 	j.doneSets(func(done *seqset.Set) bool {
 		if done.Missing(from, to) > uint64(limit) {
@@ -126,7 +128,9 @@ func (j *Journal) openBetween(from, to journal.Seq, limit int) (open []journal.S
 		}
 		for gap := range done.Gaps(from, to) {
 			for s := gap.From; s <= gap.To; s++ {
-				open = append(open, s)
+				if s = skip(st.lost, s); s <= gap.To { // a repair has found the others lost
+					open = append(open, s)
+				}
 			}
 		}
 		return true
@@ -150,7 +154,7 @@ func (j *Journal) removable(st *store) (through journal.Seq, open []journal.Seq)
 			continue
 		}
 		if s.last > through {
-			some, few := j.openBetween(max(from, through+1), s.last, int(s.events)/retainedShare)
+			some, few := j.openBetween(st, max(from, through+1), s.last, int(s.events)/retainedShare)
 			bytes += uint64(s.end) * uint64(len(some)) / s.events
 			if !few || len(j.retained.seqs)+len(open)+len(some) > maxRetained || j.opts.MaxBytes > 0 && bytes > j.opts.MaxBytes/retainedShare {
 				break
@@ -180,28 +184,6 @@ func (st *store) copies(open []journal.Seq, through journal.Seq) (copies []store
 		bytes += len(value)
 	}
 	return copies, bytes, nil
-}
-
-// stageCopies stages retained events.
-func (g *group) stageCopies(copies []storedRecord) (staged retained, err error) {
-	for _, r := range copies {
-		if err := g.set(retainedKey(r.seq), r.value); err != nil {
-			return staged, err
-		}
-		staged.seqs = append(staged.seqs, r.seq)
-		staged.bytes += uint64(len(r.value))
-	}
-	return staged, nil
-}
-
-// unstageCopies takes back staged copies.
-func (g *group) unstageCopies(staged retained) error {
-	for _, s := range staged.seqs {
-		if err := g.delete(retainedKey(s)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // dropRetained removes the retained events that are done for every cursor.
