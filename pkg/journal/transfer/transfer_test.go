@@ -216,6 +216,10 @@ func fill(t *testing.T, p place, c *clock, largest int) {
 	}
 	read(t, slow, 2)
 	commit(t, slow, b[1], journal.Undelivered{})
+	read(t, slow, 6) // of which some are done
+	if err := slow.Commit(t.Context(), journal.Progress{Done: []journal.Range{{From: late[0], To: late[0]}, {From: late[2], To: late[3]}}, Open: 3}); err != nil {
+		t.Fatal(err)
+	}
 	must(j.Reader(t.Context(), "newest", journal.Latest))(t)
 	for _, id := range []string{"q1", "q2"} {
 		must(j.Quarantine(t.Context(), journal.QuarantinedRequest{ID: id, Source: "s", Received: c.Now(), Method: "POST", Body: []byte(id), Reason: "odd"}))(t)
@@ -349,7 +353,13 @@ func look(t *testing.T, p place) (pic picture) {
 	}
 	for c, err := range src.Cursors(ctx) {
 		must(c, err)(t)
-		pic.Cursors = append(pic.Cursors, fmt.Sprintf("%s through %s, from %s", c.Name, before(c.Committed), before(c.StartSeq)))
+		var done []string
+		for _, s := range places {
+			if slices.ContainsFunc(c.Done, func(r journal.Range) bool { return r.From <= s && s <= r.To }) {
+				done = append(done, names[s])
+			}
+		}
+		pic.Cursors = append(pic.Cursors, fmt.Sprintf("%s through %s, from %s, done %v", c.Name, before(c.Committed), before(c.StartSeq), done))
 	}
 	return pic
 }
@@ -519,9 +529,15 @@ func works(t *testing.T, p place, c *clock) {
 	} {
 		cursor := must(j.Reader(t.Context(), name, journal.Latest))(t)
 		records := read(t, cursor, len(strings.Fields(want)))
-		var got []string
+		var got, done []string
 		for _, r := range records {
 			got = append(got, r.Event.CloudEvent.ID())
+			if cursor.Done(r.Seq) {
+				done = append(done, r.Event.CloudEvent.ID())
+			}
+		}
+		if want := map[string]string{"slow/er": "c1 c3 c4"}[name]; want != strings.Join(done, " ") {
+			t.Errorf("of %s %v are done, want %s", name, done, want)
 		}
 		if diff := cmp.Diff(want, strings.Join(got, " ")); diff != "" {
 			t.Errorf("what %s is given (-want +got):\n%s", name, diff)
