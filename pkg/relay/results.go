@@ -39,7 +39,7 @@ type health struct {
 
 // breakerKeys is the number of keys that fail, without any acknowledgement in between, at
 // which the circuit breaker opens.
-const breakerKeys = 4
+const breakerKeys = 3
 
 // probeInterval is the longest wait between two attempts to reach a sink, or a destination,
 // that does not answer.

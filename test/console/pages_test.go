@@ -23,7 +23,7 @@ func TestOverviewSaysWhatNeedsAttention(t *testing.T) {
 	b.shots("calm")
 
 	w.down.Store(true)
-	w.uploads(3)
+	w.uploads(6)
 	b.shows("Delivery to shaky fails")
 	b.shows("503 Service Unavailable")
 	b.until(`document.querySelector('[data-node="sink"][data-key="shaky"]').innerText.includes("breaker open")`)
