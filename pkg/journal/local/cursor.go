@@ -388,6 +388,7 @@ func (c *cursor) Commit(ctx context.Context, p journal.Progress) error {
 		}
 		for i, number := range changed {
 			key := sinkKey(doneSpace, journal.DeliveryID{Sink: c.name, Seq: journal.Seq(number)})
+			var err error // the committer may run the function after Commit has returned
 			if pages[i] == nil {
 				err = g.delete(key)
 			} else {
