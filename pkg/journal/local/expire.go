@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -92,7 +93,8 @@ func (j *Journal) trim(ctx context.Context, excess uint64) error {
 func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, delivered journal.Seq) (journal.Seq, error)) (removed uint64, err error) {
 	var through journal.Seq
 	var copies []storedRecord
-	size, staged := 0, 0
+	size := 0
+	var staged atomic.Bool // the committer may write it after remove has returned
 	j.mu.Lock()
 	oldest := j.oldest
 	j.mu.Unlock()
@@ -110,7 +112,9 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, del
 	defer func() {
 		j.mu.Lock()
 		defer j.mu.Unlock()
-		j.retained.staged = max(0, j.retained.staged-staged)
+		if staged.Load() {
+			j.retained.staged = max(0, j.retained.staged-1)
+		}
 	}()
 	err = j.do(ctx, 64+size, func(g *group) error {
 		if err := g.st.window.expire(g); err != nil {
@@ -122,7 +126,7 @@ func (j *Journal) remove(ctx context.Context, choose func(st *store, oldest, del
 		if !j.advance(g.st, oldest, through+1, copies) {
 			return nil
 		}
-		staged = 1
+		staged.Store(true)
 		for _, c := range copies {
 			if err := g.set(retainedKey(c.seq), c.value); err != nil {
 				return err
