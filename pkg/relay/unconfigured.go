@@ -220,11 +220,7 @@ func (r *Relay) AdoptSink(ctx context.Context, from, as string, rate int) (Repla
 	if note, known := removals[from]; known {
 		last = note.Last
 	}
-	done := seqset.At(position.Committed)
-	for _, d := range position.Done {
-		done.Add(d.From, d.To)
-	}
-	re, err := r.startReplay(ctx, spec, position.Committed+1, min(last, p.cursor.Committed()), done)
+	re, err := r.startReplay(ctx, spec, position.Committed+1, min(last, p.cursor.Committed()), seqset.Of(position.Committed, position.Done))
 	if err != nil {
 		return re, err
 	}

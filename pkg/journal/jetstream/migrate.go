@@ -792,10 +792,7 @@ func (t *target) batches(things transfer.Metadata) (acts [][]*nats.Msg, err erro
 
 // cursorMessages returns the messages of a position: pages, and then the record.
 func (t *target) cursorMessages(c transfer.Cursor, now time.Time) (acts [][]*nats.Msg, err error) {
-	done := seqset.At(c.Committed)
-	for _, r := range c.Done {
-		done.Add(r.From, r.To)
-	}
+	done := seqset.Of(c.Committed, c.Done)
 	pages := cursorRecord{}.pages()
 	stores, _ := pages.update(t.Journal, c.Name, done)
 	for _, m := range stores {

@@ -154,7 +154,7 @@ func (c *cursor) takeOver() (*ownership, error) {
 	}
 	c.mu.Lock()
 	c.ownership, c.broken = o, nil
-	c.done = clone(o.staged)
+	c.done = o.staged.Clone()
 	c.notify()
 	c.mu.Unlock()
 	c.j.log.Info("this process delivers to the sink now", zap.String("sink", c.name), zap.Uint64("epoch", o.record.Epoch))
@@ -176,15 +176,6 @@ func (c *cursor) prepare(o *ownership) error {
 		}
 		return err
 	})
-}
-
-func clone(set *seqset.Set) *seqset.Set {
-	other := seqset.At(set.Floor())
-	for r := range set.Ranges() {
-		other.Add(r.From, r.To)
-	}
-	other.Changed()
-	return other
 }
 
 // serve reads events, commits and renews the lease, until the end of the ownership or of
@@ -300,7 +291,7 @@ func (c *cursor) store(o *ownership, w *commit) error {
 		if err := c.write(o, r, batch); err != nil {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			o.staged, o.pages = clone(c.done), o.record.pages()
+			o.staged, o.pages = c.done.Clone(), o.record.pages()
 			return err
 		}
 	}

@@ -60,7 +60,7 @@ func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) 
 func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	known := false
 	var committed, began, repaired journal.Seq
-	var pages map[uint64][]byte
+	var done *seqset.Set
 	err := c.j.read(ctx, func(st *store) (err error) {
 		if repaired, err = st.number(metaRepairedKey(), 0); err != nil {
 			return err
@@ -76,7 +76,7 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 		if committed, began, err = decodeCursor(value); err != nil {
 			return err
 		}
-		pages, err = st.pages(ctx, c.name)
+		done, err = st.doneEvents(ctx, c.name, committed)
 		return err
 	})
 	if err != nil {
@@ -99,14 +99,10 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	}
 	c.next = committed + 1
 	c.began.Store(uint64(began))
-	staged, err := loadDone(committed, pages)
-	if err != nil {
-		return err
+	if done == nil {
+		done = seqset.At(committed)
 	}
-	done, err := loadDone(committed, pages)
-	if err != nil {
-		return err
-	}
+	staged := done.Clone()
 	if committed+1 < oldest {
 		if gone := c.passRemoved(oldest, kept, staged, done); gone > 0 && known {
 			c.j.log.Warn("events passed their retention while no sink of this name was configured; it goes on at the oldest that is stored",
@@ -146,36 +142,29 @@ func (c *cursor) passRemoved(oldest journal.Seq, kept []journal.Seq, sets ...*se
 	return gone
 }
 
-// pages reads the encoded pages of done events of a cursor.
-func (st *store) pages(ctx context.Context, name string) (map[uint64][]byte, error) {
-	pages := map[uint64][]byte{}
+// doneEvents reads the done events of a cursor.
+func (st *store) doneEvents(ctx context.Context, name string, committed journal.Seq) (*seqset.Set, error) {
+	done := seqset.At(committed)
 	prefix := sinkPrefix(doneSpace, name)
-	for page, err := range entries(ctx, st, prefix, prefix, func(key, value []byte) (donePage, error) {
-		return donePage{uint64(seqOf(key)), slices.Clone(value)}, nil
+	for _, err := range entries(ctx, st, prefix, prefix, func(key, page []byte) (struct{}, error) {
+		return struct{}{}, done.Load(uint64(seqOf(key)), page)
 	}) {
 		if err != nil {
 			return nil, err
 		}
-		pages[page.number] = page.value
 	}
-	return pages, nil
+	return done, nil
 }
 
-// donePage is an encoded page of done events.
-type donePage struct {
-	number uint64
-	value  []byte
-}
-
-// loadDone returns the done events of a cursor.
-func loadDone(committed journal.Seq, pages map[uint64][]byte) (*seqset.Set, error) {
-	set := seqset.At(committed)
-	for number, page := range pages {
-		if err := set.Load(number, page); err != nil {
-			return nil, fmt.Errorf("events that are done from %d on: %w", number*seqset.PageSize, err)
-		}
+// donePages returns the entries of the changed pages of a set of done events. A removed page
+// has no value.
+func donePages(name string, done *seqset.Set) (numbers []uint64, pages []keyValue) {
+	numbers = done.Changed()
+	for _, number := range numbers {
+		key := sinkKey(doneSpace, journal.DeliveryID{Sink: name, Seq: journal.Seq(number)})
+		pages = append(pages, keyValue{key, done.Page(number)})
 	}
-	return set, nil
+	return numbers, pages
 }
 
 // Cursors implements journal.Journal.
@@ -195,11 +184,7 @@ func (j *Journal) Cursors(ctx context.Context) (all []journal.Position, err erro
 				return err
 			}
 			p.InUse = slices.Contains(open, p.Name)
-			pages, err := st.pages(ctx, p.Name)
-			if err != nil {
-				return err
-			}
-			done, err := loadDone(p.Committed, pages)
+			done, err := st.doneEvents(ctx, p.Name, p.Committed)
 			if err != nil {
 				return err
 			}
@@ -254,11 +239,7 @@ func (j *Journal) pinAll(ctx context.Context) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, p := range positions {
-		done := seqset.At(p.Committed)
-		for _, r := range p.Done {
-			done.Add(r.From, r.To)
-		}
-		j.pins[p.Name] = pin{done, j.opts.Clock().Add(pinned)}
+		j.pins[p.Name] = pin{seqset.Of(p.Committed, p.Done), j.opts.Clock().Add(pinned)}
 	}
 	return nil
 }
@@ -267,17 +248,10 @@ func (j *Journal) pinAll(ctx context.Context) error {
 // holds mu.
 func (j *Journal) deliveredThrough() journal.Seq {
 	through := j.durable
-	for _, c := range j.cursors {
-		through = min(through, c.Committed())
-	}
-	now := j.opts.Clock()
-	for name, p := range j.pins {
-		if now.After(p.until) {
-			delete(j.pins, name)
-			continue
-		}
-		through = min(through, p.done.Floor())
-	}
+	j.doneSets(func(done *seqset.Set) bool {
+		through = min(through, done.Floor())
+		return true
+	})
 	return through
 }
 
@@ -370,11 +344,7 @@ func (c *cursor) Commit(ctx context.Context, p journal.Progress) error {
 		c.staged.Add(r.From, r.To)
 	}
 	committed := c.staged.Floor()
-	changed := c.staged.Changed()
-	pages := make([][]byte, len(changed))
-	for i, number := range changed {
-		pages[i] = c.staged.Page(number)
-	}
+	changed, pages := donePages(c.name, c.staged)
 	err = c.j.change(ctx, func(g *group) error {
 		for _, l := range letters {
 			if err := g.set(l.key, l.value); err != nil {
@@ -386,15 +356,12 @@ func (c *cursor) Commit(ctx context.Context, p journal.Progress) error {
 				return err
 			}
 		}
-		for i, number := range changed {
-			key := sinkKey(doneSpace, journal.DeliveryID{Sink: c.name, Seq: journal.Seq(number)})
-			var err error // the committer may run the function after Commit has returned
-			if pages[i] == nil {
-				err = g.delete(key)
-			} else {
-				err = g.set(key, pages[i])
+		for _, page := range pages {
+			change := g.delete
+			if page.value != nil {
+				change = func(key []byte) error { return g.set(key, page.value) }
 			}
-			if err != nil {
+			if err := change(page.key); err != nil {
 				return err
 			}
 		}

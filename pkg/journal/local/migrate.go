@@ -246,11 +246,7 @@ func (s *source) Cursors(ctx context.Context) iter.Seq2[transfer.Cursor, error] 
 		if c.Committed, c.StartSeq, err = decodeCursor(value); err != nil {
 			return c, err
 		}
-		pages, err := s.store.pages(ctx, c.Name)
-		if err != nil {
-			return c, err
-		}
-		done, err := loadDone(c.Committed, pages)
+		done, err := s.store.doneEvents(ctx, c.Name, c.Committed)
 		if err != nil {
 			return c, err
 		}
@@ -449,16 +445,10 @@ func (t *target) Put(ctx context.Context, things transfer.Metadata) error {
 		all = append(all, keyValue{valueKey(n.Key), n.Value})
 	}
 	for _, c := range things.Cursors {
-		done := seqset.At(c.Committed)
-		for _, r := range c.Done {
-			done.Add(r.From, r.To)
-		}
+		done := seqset.Of(c.Committed, c.Done)
 		all = append(all, keyValue{cursorKey(c.Name), encodeCursor(done.Floor(), c.StartSeq)})
-		for _, number := range done.Changed() {
-			if page := done.Page(number); page != nil {
-				all = append(all, keyValue{sinkKey(doneSpace, journal.DeliveryID{Sink: c.Name, Seq: journal.Seq(number)}), page})
-			}
-		}
+		_, pages := donePages(c.Name, done)
+		all = append(all, slices.DeleteFunc(pages, func(p keyValue) bool { return p.value == nil })...)
 	}
 	for _, e := range all {
 		size += len(e.value)

@@ -117,6 +117,15 @@ func (j *Journal) doneSets(do func(*seqset.Set) bool) {
 	}
 }
 
+// isOpen reports whether an event is open for some cursor. The caller holds mu.
+func (j *Journal) isOpen(s journal.Seq) (open bool) {
+	j.doneSets(func(done *seqset.Set) bool {
+		open = !done.Has(s)
+		return !open
+	})
+	return open
+}
+
 // openBetween returns the events from one sequence through another that are open for some
 // cursor, or false if there are more than limit. The caller holds mu.
 func (j *Journal) openBetween(st *store, from, to journal.Seq, limit int) (open []journal.Seq, few bool) {
@@ -191,12 +200,7 @@ func (j *Journal) dropRetained(ctx context.Context) error {
 	j.mu.Lock()
 	var drop []journal.Seq
 	for _, s := range j.retained.seqs {
-		open := false
-		j.doneSets(func(done *seqset.Set) bool {
-			open = open || !done.Has(s)
-			return !open
-		})
-		if !open {
+		if !j.isOpen(s) {
 			drop = append(drop, s)
 		}
 	}
@@ -207,14 +211,7 @@ func (j *Journal) dropRetained(ctx context.Context) error {
 	return j.do(ctx, 64*len(drop), func(g *group) error {
 		j.mu.Lock()
 		// A cursor may have been opened meanwhile.
-		drop = slices.DeleteFunc(drop, func(s journal.Seq) bool {
-			open := false
-			j.doneSets(func(done *seqset.Set) bool {
-				open = open || !done.Has(s)
-				return !open
-			})
-			return open
-		})
+		drop = slices.DeleteFunc(drop, j.isOpen)
 		j.mu.Unlock()
 		var freed uint64
 		for _, s := range drop {

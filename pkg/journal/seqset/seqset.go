@@ -37,6 +37,15 @@ type page struct {
 // At returns a set of all sequences up to a floor.
 func At(floor journal.Seq) *Set { return &Set{floor: floor} }
 
+// Of returns a set of all sequences up to a floor, and of ranges.
+func Of(floor journal.Seq, ranges []journal.Range) *Set {
+	s := At(floor)
+	for _, r := range ranges {
+		s.Add(r.From, r.To)
+	}
+	return s
+}
+
 // Floor returns the greatest sequence up to which all sequences are in the set.
 func (s *Set) Floor() journal.Seq { return s.floor }
 
