@@ -72,7 +72,7 @@ func (r *Relay) Blocked(ctx context.Context, sink string, limit int) (Blocked, e
 	}
 	_, err = p.ask(ctx, func(run *pumpRun) {
 		s := run.schedule
-		b.Keys, b.Deferred = s.blocked(), s.deferredCount
+		b.Keys, b.Deferred = s.blocked, s.deferredCount
 		for _, d := range s.held {
 			b.Destinations = append(b.Destinations, HeldDestination{d.to.Name, d.to.Partition, d.since, d.due, d.err.Error()})
 		}

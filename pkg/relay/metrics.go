@@ -196,7 +196,7 @@ func (s *sinkMetrics) breaker(open bool) {
 
 // setSchedule sets the metrics of the events in hand.
 func (s *sinkMetrics) setSchedule(of *schedule) {
-	s.blocked.Set(float64(of.blocked()))
+	s.blocked.Set(float64(of.blocked))
 	s.held.Set(float64(len(of.held)))
 	if oldest := of.oldest(); oldest.IsZero() {
 		s.clearOldest()

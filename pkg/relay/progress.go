@@ -57,15 +57,16 @@ func (p *progress) add(from, to journal.Seq) {
 	p.next.done = append(p.next.done, journal.Range{From: from, To: to})
 }
 
-// done adds a done event.
-func (p *progress) done(i *item) {
-	p.add(i.from, i.Seq)
+// done adds a done event, and the sequences from the given one to the event, which have no
+// event.
+func (p *progress) done(from, seq journal.Seq) {
+	p.add(from, seq)
 	p.next.events++
 }
 
 // dead adds a dead letter.
 func (p *progress) dead(i *item, letter journal.DeadLetter) {
-	p.done(i)
+	p.done(i.from, i.Seq)
 	p.next.undelivered.Dead = append(p.next.undelivered.Dead, letter)
 	p.next.keys = append(p.next.keys, i.key)
 }
@@ -78,7 +79,7 @@ func (p *progress) discarded(i *item, reason string, at time.Time) {
 	} else {
 		p.next.undelivered.Discarded = append(all, journal.Disposition{From: i.Seq, To: i.Seq, Reason: reason, At: at})
 	}
-	p.done(i)
+	p.done(i.from, i.Seq)
 	p.next.keys = append(p.next.keys, i.key)
 }
 

@@ -315,7 +315,10 @@ func (r *pumpRun) step(now time.Time) (wake time.Time) {
 		}
 	}
 	s := r.schedule
-	s.due(now)
+	if !r.health.open.Load() { // otherwise dispatch ends one wait at a time
+		s.due(now)
+	}
+	s.unparkDue(now)
 	r.discard(at)
 	if !r.paused() {
 		r.openSink(now, at)
@@ -373,7 +376,7 @@ func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
 	for r.flying < s.limits.InFlight {
 		// Each held destination has a probe of its own, also while the circuit breaker is
 		// open because all destinations fail.
-		if r.health.open && !r.health.whole && !r.throttled(now) && r.limiter == nil {
+		if r.health.open.Load() && !r.health.whole && !r.throttled(now) && r.limiter == nil {
 			if i, l := s.probe(now); i != nil {
 				r.send([]*item{i}, l)
 				continue
@@ -397,9 +400,9 @@ func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
 		var items []*item
 		var l *lane
 		switch {
-		case r.health.open && r.flying > 0:
+		case r.health.open.Load() && r.flying > 0:
 			return // one probe at a time
-		case r.health.open:
+		case r.health.open.Load():
 			items, l = s.takeProbe(now)
 		default:
 			if i, probing := s.probe(now); i != nil {
@@ -533,8 +536,7 @@ func (r *pumpRun) admit(records []journal.Record) {
 		case r.cursor.Done(record.Seq):
 			r.progress.add(from, record.Seq)
 		case !r.traffic.selects(record):
-			r.progress.add(from, record.Seq)
-			r.progress.next.events++
+			r.progress.done(from, record.Seq)
 		case !r.schedule.admit(record, from):
 			if from < record.Seq {
 				r.progress.add(from, record.Seq-1)

@@ -432,13 +432,11 @@ func TestLargeFailingEvents(t *testing.T) {
 		}}
 		tr := startTrial(t, s, nil)
 		defer tr.stop()
-		large := make([]byte, 1<<20+1)
+		tr.data = make([]byte, 1<<20+1)
 		for n := range 60 {
 			tr.put(fmt.Sprint("large", n))
-			tr.memory.mu.Lock()
-			tr.records[len(tr.records)-1].Event.CloudEvent.DataEncoded = large
-			tr.memory.mu.Unlock()
 		}
+		tr.data = nil
 		for n := range 100 {
 			tr.put(fmt.Sprint("small", n))
 		}

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"math/rand/v2"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -22,7 +21,6 @@ import (
 //
 // The goroutine of Pump.Run changes a health.
 type health struct {
-	open      bool
 	whole     bool // the last failure was one of the whole sink
 	waits     int  // consecutive failures of the sink
 	successes uint64
@@ -32,9 +30,9 @@ type health struct {
 	keyLogged time.Time        // last log line about failing keys
 
 	// For the status, which other goroutines read.
-	breakerOpen atomic.Bool
-	failing     atomic.Bool
-	since       atomic.Pointer[time.Time] // first failed attempt; valid while failing is set
+	open    atomic.Bool // the circuit breaker is open
+	failing atomic.Bool
+	since   atomic.Pointer[time.Time] // first failed attempt; valid while failing is set
 }
 
 // breakerKeys is the number of keys that fail, without any acknowledgement in between, at
@@ -54,12 +52,8 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 		for _, i := range items {
 			i.err = all
 		}
-		expired := r.expired(items, all, &result)
-		r.schedule.back(slices.DeleteFunc(slices.Clone(items), func(i *item) bool { return slices.Contains(expired, i) }))
-		for _, i := range expired {
-			r.schedule.done(i, true)
-		}
-		result.failed, result.failure = len(items)-len(expired), all
+		r.schedule.back(items)
+		result.failed, result.failure = len(items), all
 		r.finishAttempt(result)
 		r.sinkFailed(all)
 		return
@@ -77,7 +71,7 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 			alive = true
 			r.schedule.works(i)
 			r.schedule.done(i, false)
-			r.progress.done(i)
+			r.progress.done(i.from, i.Seq)
 			result.delivered = append(result.delivered, i)
 			continue
 		}
@@ -103,7 +97,7 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 			r.schedule.works(i)
 			r.schedule.wait(i, time.Now().Add(max(r.backoff(i.refused), sinks.Wait(err))))
 		}
-		if i.progress == r.health.successes {
+		if i.progress == r.health.successes && !i.resent { // other failures are of this event
 			r.health.fails(i.key.hash)
 			failedNew = true
 		}
@@ -125,7 +119,7 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 		r.health.attempts++
 	}
 	r.finishAttempt(result)
-	if len(r.health.failures) >= breakerKeys || r.health.open && result.failed > 0 && !alive {
+	if len(r.health.failures) >= breakerKeys || r.health.open.Load() && result.failed > 0 && !alive {
 		r.openBreaker(min(r.backoff(r.health.waits+1), probeInterval))
 	}
 	r.report(result)
@@ -136,7 +130,7 @@ func (r *pumpRun) verdict(i *item, err error, now time.Time) (sinks.Reason, bool
 	if reason, refused := sinks.IsPermanent(err); refused {
 		return reason, true
 	}
-	if after := r.settings.Retry.DeadLetterAfter; after > 0 && now.Sub(i.Accepted) >= after {
+	if r.expired(i, now) {
 		return sinks.ReasonExpired, true
 	}
 	if most := r.settings.Retry.MaxAttempts; most > 0 && !sinks.IsAtDestination(err) && i.refused+1 >= most {
@@ -145,19 +139,10 @@ func (r *pumpRun) verdict(i *item, err error, now time.Time) (sinks.Reason, bool
 	return "", false
 }
 
-// expired turns the events of a failed delivery that are too old into dead letters.
-func (r *pumpRun) expired(items []*item, err error, result *attemptResult) (expired []*item) {
-	after, now := r.settings.Retry.DeadLetterAfter, result.at
-	if after == 0 {
-		return nil
-	}
-	for _, i := range items {
-		if now.Sub(i.Accepted) >= after {
-			r.deadLetter(i, sinks.ReasonExpired, err, result)
-			expired = append(expired, i)
-		}
-	}
-	return expired
+// expired reports whether an event that fails is too old to be retried.
+func (r *pumpRun) expired(i *item, now time.Time) bool {
+	after := r.settings.Retry.DeadLetterAfter
+	return after > 0 && now.Sub(i.Accepted) >= after
 }
 
 // deadLetter makes a dead letter.
@@ -184,7 +169,8 @@ func (r *pumpRun) finishAttempt(result attemptResult) {
 	r.traffic.attempted(result)
 }
 
-// backoff returns the wait after the n-th failure, with jitter.
+// backoff returns the wait after the n-th failure, with jitter. A key keeps the number of its
+// failures only, not a back-off with a state.
 func (r *pumpRun) backoff(n int) time.Duration {
 	wait := float64(r.settings.Retry.Initial)
 	for range min(n-1, 100) {
@@ -225,11 +211,9 @@ func (r *pumpRun) openBreaker(wait time.Duration) {
 	if due := time.Now().Add(wait); due.After(r.sendAt) {
 		r.sendAt = due
 	}
-	if !r.health.open {
-		r.health.open = true
+	if !r.health.open.Swap(true) {
 		r.metrics.breaker(true)
 	}
-	r.health.breakerOpen.Store(true)
 }
 
 // works records that the broker has acknowledged or refused an event.
@@ -240,12 +224,10 @@ func (r *pumpRun) works(acknowledged bool) {
 		clear(r.health.failures)
 	}
 	r.health.waits = 0
-	if !r.health.open {
+	if !r.health.open.Swap(false) {
 		return
 	}
-	r.health.open = false
 	r.metrics.breaker(false)
-	r.health.breakerOpen.Store(false)
 	clear(r.health.failures)
 	r.schedule.endWaits()
 	r.schedule.sortReady() // the probes took turns
@@ -254,12 +236,11 @@ func (r *pumpRun) works(acknowledged bool) {
 // deadLetterExpired turns the events in hand that are too old into dead letters, while the
 // sink fails.
 func (r *pumpRun) deadLetterExpired(err error) {
-	after := r.settings.Retry.DeadLetterAfter
-	if after == 0 {
+	if r.settings.Retry.DeadLetterAfter == 0 {
 		return
 	}
 	result := attemptResult{at: r.handle.env.Now()}
-	for _, i := range r.schedule.discard(func(i *item) bool { return result.at.Sub(i.Accepted) >= after }) {
+	for _, i := range r.schedule.discard(func(i *item) bool { return r.expired(i, result.at) }) {
 		r.deadLetter(i, sinks.ReasonExpired, err, &result)
 	}
 	if len(result.dead) > 0 {
@@ -339,12 +320,12 @@ func (r *pumpRun) report(result attemptResult) {
 		r.history.recordError(result.failure, now)
 	}
 	// A single failed attempt in a row says nothing about the sink.
-	failing := h.open || h.attempts > 1
+	failing := h.open.Load() || h.attempts > 1
 	switch before := h.failing.Swap(failing); {
 	case result.failure != nil && failing && before && h.reason.changed(result.failure, now):
 		r.log.Warn("sink delivery fails with another error", zap.Error(result.failure))
 	case failing && !before:
-		r.log.Warn("sink delivery failing, retrying; the events wait in the journal", zap.Bool("breaker_open", h.open), zap.Error(result.failure))
+		r.log.Warn("sink delivery failing, retrying; the events wait in the journal", zap.Bool("breaker_open", h.open.Load()), zap.Error(result.failure))
 		h.reason = failureReason{result.failure.Error(), now}
 		h.since.Store(&now)
 	case failing:
@@ -353,7 +334,7 @@ func (r *pumpRun) report(result attemptResult) {
 		r.log.Info("sink delivery recovered")
 	case result.failure != nil && now.Sub(h.keyLogged) >= reasonInterval:
 		h.keyLogged = now
-		r.log.Warn("delivery of some events failing, retrying; the later events of their partition keys wait", zap.Int("blocked_keys", r.schedule.blocked()), zap.Error(result.failure))
+		r.log.Warn("delivery of some events failing, retrying; the later events of their partition keys wait", zap.Int("blocked_keys", r.schedule.blocked), zap.Error(result.failure))
 	}
 	r.metrics.up(!failing)
 }

@@ -23,6 +23,8 @@ const (
 	// maxHeld limits the held destinations; the events of a further failing destination wait
 	// by themselves.
 	maxHeld = 1000
+	// parkedFor is how long an event that failed while too many waited is not read again.
+	parkedFor = 30 * time.Second
 	// maxProbes limits the events in hand of a held destination.
 	maxProbes = 4
 )
@@ -52,20 +54,21 @@ type schedule struct {
 	route      func(event.Event) sinks.Destination
 	seed       [2]maphash.Seed
 
-	head    journal.Seq // newest event that was read
-	keys    map[keyHash]*key
-	lanes   map[sinks.Destination]*lane
-	ready   []*lane // lanes with ready keys; they take turns
-	waiting waitingKeys
-	parked  journal.Seq // first event that failed and was deferred, because too many waited; 0 is none
-	sent    journal.Seq // newest deferred event of which an attempt was made
+	head        journal.Seq // newest event that was read
+	keys        map[keyHash]*key
+	lanes       map[sinks.Destination]*lane
+	ready       []*lane // lanes with ready keys; they take turns
+	waiting     waitingKeys
+	parked      journal.Seq // first event that failed and was deferred, because too many waited; 0 is none
+	parkedUntil time.Time
+	sent        journal.Seq // newest deferred event of which an attempt was made
 
-	blockedItemCount int // failed events of waiting and held keys
-	blockedBytes     int // their size
-	held             map[sinks.Destination]*heldDestination
-	inHand           int // events queued or in a delivery
-	bytes            int
-	order            []*item // events in hand in the order of their admission, and some that are gone
+	blocked      int // waiting and held keys, each with its failed event
+	blockedBytes int // size of these events
+	held         map[sinks.Destination]*heldDestination
+	inHand       int // events queued or in a delivery
+	bytes        int
+	order        []*item // events in hand in the order of their admission, and some that are gone
 
 	deferred      map[keyHash]deferral
 	deferredCount uint64 // deferred events
@@ -125,15 +128,14 @@ type lane struct {
 
 // heldDestination is a destination whose events wait.
 type heldDestination struct {
-	to      sinks.Destination
-	since   time.Time
-	err     error
-	probes  []*key // keys with the failed events, which take turns
-	probe   *item  // in a delivery; nil without one
-	due     time.Time
-	waits   int         // waits so far
-	from    journal.Seq // first deferred event of the destination, or a later one of its key; 0 is none
-	backlog uint64      // events that were deferred because of the destination
+	to     sinks.Destination
+	since  time.Time
+	err    error
+	probes []*key // keys with the failed events, which take turns
+	probe  *item  // in a delivery; nil without one
+	due    time.Time
+	waits  int         // waits so far
+	from   journal.Seq // first event that was deferred because of the destination; 0 is none
 }
 
 // deferral is where the deferred events of a key begin.
@@ -232,7 +234,6 @@ func (s *schedule) admit(r journal.Record, from journal.Seq) bool {
 		d.events++
 		s.deferred[h] = d
 		s.deferredCount++
-		s.noteHeld(r)
 		return false
 	}
 	k := s.keys[h]
@@ -265,19 +266,8 @@ func (s *schedule) admissible(k *key, r journal.Record) bool {
 
 // note records that an event was deferred because of the destination.
 func (d *heldDestination) note(seq journal.Seq) {
-	d.backlog++
 	if d.from == 0 || seq < d.from {
 		d.from = seq
-	}
-}
-
-// noteHeld records for the status of a held destination that a further event waits.
-func (s *schedule) noteHeld(r journal.Record) {
-	if len(s.held) == 0 {
-		return
-	}
-	if d := s.held[s.route(r.Event)]; d != nil {
-		d.note(r.Seq)
 	}
 }
 
@@ -544,8 +534,11 @@ func (s *schedule) wait(i *item, due time.Time) {
 	k.flying--
 	k.queue = append([]*item{i}, k.queue...)
 	s.deferQueue(k, 1)
-	if s.blockedItemCount >= max(1, s.maxPending/2) || s.blockedItemCount > 0 && s.blockedBytes+i.size > maxPendingBytes/2 {
+	if s.blocked >= max(1, s.maxPending/2) || s.blocked > 0 && s.blockedBytes+i.size > maxPendingBytes/2 {
 		// The event is read again when fewer wait.
+		if s.parked == 0 {
+			s.parkedUntil = due.Add(parkedFor)
+		}
 		if s.parked == 0 || i.Seq < s.parked {
 			s.parked = i.Seq
 		}
@@ -575,10 +568,14 @@ func (s *schedule) nextDue(at func(time.Time)) {
 			at(d.due)
 		}
 	}
+	if s.parked > 0 {
+		at(s.parkedUntil.Add(1))
+	}
 }
 
-// takeProbe takes one event to probe the sink. Ready keys take turns, so that one failing
-// event does not keep the circuit breaker open.
+// takeProbe takes one event to probe the sink. Ready keys take turns, and come before the
+// keys whose event failed by itself, so that failing events do not keep the circuit breaker
+// open.
 func (s *schedule) takeProbe(now time.Time) ([]*item, *lane) {
 	if items, l := s.take(1); len(items) > 0 {
 		return items, l
@@ -586,22 +583,16 @@ func (s *schedule) takeProbe(now time.Time) ([]*item, *lane) {
 	if i, l := s.probe(now); i != nil {
 		return []*item{i}, l
 	}
-	return nil, nil
+	if len(s.waiting) > 0 && !s.waiting[0].due.After(now) {
+		s.endWait(s.waiting[0])
+	}
+	return s.take(1)
 }
 
 // inDelivery returns the number of events in a delivery.
 func (s *schedule) inDelivery() (n int) {
 	for _, k := range s.keys {
 		n += k.flying
-	}
-	return n
-}
-
-// blocked returns the number of keys in hand whose event failed and waits.
-func (s *schedule) blocked() int {
-	n := len(s.waiting)
-	for _, d := range s.held {
-		n += len(d.probes)
 	}
 	return n
 }
@@ -658,17 +649,31 @@ func (s *schedule) leaveWaiting(k *key) {
 
 // block counts a failed event in hand.
 func (s *schedule) block(i *item) {
-	s.blockedItemCount++
+	s.blocked++
 	s.blockedBytes += i.size
 }
 
 // leaveBlocked ends what block began. There may be room for parked events then.
 func (s *schedule) leaveBlocked(i *item) {
-	s.blockedItemCount--
+	s.blocked--
 	s.blockedBytes -= i.size
-	if s.parked > 0 && s.blockedItemCount <= s.maxPending*3/8 && s.blockedBytes <= maxPendingBytes*3/8 {
+	if s.blocked <= s.maxPending*3/8 && s.blockedBytes <= maxPendingBytes*3/8 {
+		s.unpark()
+	}
+}
+
+// unpark lets the next catch-up read parked events.
+func (s *schedule) unpark() {
+	if s.parked > 0 {
 		s.freeAll(s.parked)
 		s.parked = 0
+	}
+}
+
+// unparkDue unparks events after parkedFor, so that they take turns with the waiting ones.
+func (s *schedule) unparkDue(now time.Time) {
+	if s.parked > 0 && now.After(s.parkedUntil) {
+		s.unpark()
 	}
 }
 
@@ -715,7 +720,7 @@ func (s *schedule) hold(i *item, now time.Time, wait func(n int) time.Duration, 
 		d.note(later.Seq)
 	}
 	s.deferQueue(k, 1)
-	if n := len(d.probes); n >= maxProbes || n > 0 && (s.blockedItemCount >= max(1, s.maxPending/4) || s.blockedBytes+i.size > maxPendingBytes/2) {
+	if n := len(d.probes); n >= maxProbes || n > 0 && (s.blocked >= max(1, s.maxPending/4) || s.blockedBytes+i.size > maxPendingBytes/2) {
 		d.note(i.Seq)
 		s.deferQueue(k, 0)
 		s.abandon(k)

@@ -30,7 +30,8 @@ type memory struct {
 	next    journal.Seq
 	done    *seqset.Set
 	dead    map[journal.Seq]journal.DeadLetter
-	reads   int // events that were read
+	reads   int    // events that were read
+	data    []byte // of the events that put appends; nil is some data
 }
 
 func newMemory() *memory {
@@ -44,6 +45,9 @@ func (m *memory) put(key string) {
 	e := journaltest.Event(fmt.Sprint(seq))
 	if key != "" {
 		e.CloudEvent.SetExtension(event.PartitionKey, key)
+	}
+	if m.data != nil {
+		e.CloudEvent.DataEncoded = m.data
 	}
 	m.records = append(m.records, journal.Record{Seq: seq, Accepted: time.Now(), Event: e})
 	close(m.changed)
@@ -388,7 +392,7 @@ func failures(t *testing.T, seed uint64) {
 			time.Sleep(time.Minute)
 			if m.Lag() > 0 {
 				_, _ = p.ask(ctx, func(r *pumpRun) {
-					t.Log(r.schedule.describe(), r.health.open, time.Until(r.sendAt), r.flying)
+					t.Log(r.schedule.describe(), r.health.open.Load(), time.Until(r.sendAt), r.flying)
 				})
 			}
 		}

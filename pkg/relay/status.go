@@ -76,7 +76,7 @@ type shown struct {
 func (s *shown) set(of *schedule) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.blocked, s.held, s.deferred = of.blocked(), len(of.held), of.deferredCount
+	s.blocked, s.held, s.deferred = of.blocked, len(of.held), of.deferredCount
 	_, s.limit = of.room()
 }
 
@@ -108,7 +108,7 @@ func (p *Pump) status() SinkStatus {
 	}
 	if h.Local {
 		s.Breaker = BreakerClosed
-		if p.health.breakerOpen.Load() {
+		if p.health.open.Load() {
 			s.Breaker = BreakerOpen
 		}
 	}

@@ -30,8 +30,7 @@ const (
 )
 
 // errStopped is the outcome of events after the receiver has answered 410. The
-// error is of the destination and not of the whole sink: after an error of the
-// whole sink the relay opens a new Sink, which would send again.
+// error is of the destination, because the connection works.
 var errStopped = sinks.AtDestination(errors.New("the receiver answered 410 Gone, and delivery stops until Postwire is restarted; remove the sink, or set url to another receiver"))
 
 // answerError is a response without acknowledgement. answerError contains only
