@@ -319,8 +319,8 @@ var situations = map[string][]situation{
 		{`postwire_sink_duplicates_total{` + where + `,sink="nats",outcome="repeat"} 0x5 9x10`, 10 * time.Minute, ""},
 	},
 	"PostwireSinkBlocked": {
-		{`postwire_sink_blocked_keys{` + where + `,sink="kafka"} 1x30` + "\npostwire_sink_held_destinations{" + where + `,sink="kafka"} 0x30`, 20 * time.Minute, "sinks blocked kafka"},
-		{`postwire_sink_blocked_keys{` + where + `,sink="kafka"} 0x30` + "\npostwire_sink_held_destinations{" + where + `,sink="kafka"} 0x30`, 20 * time.Minute, ""},
+		{`postwire_sink_blocked_keys{` + where + `,sink="kafka"} 1x30` + "\npostwire_sink_blocked_destinations{" + where + `,sink="kafka"} 0x30`, 20 * time.Minute, "sinks blocked kafka"},
+		{`postwire_sink_blocked_keys{` + where + `,sink="kafka"} 0x30` + "\npostwire_sink_blocked_destinations{" + where + `,sink="kafka"} 0x30`, 20 * time.Minute, ""},
 	},
 	"PostwireSinkDiscarding": {
 		{`postwire_sink_discarded_total{` + where + `,sink="kafka",reason="after"} 0x5 9x10`, 10 * time.Minute, "discard.after"},

@@ -118,8 +118,8 @@ func blockedLine(s relay.SinkStatus) (text string) {
 	if s.BlockedKeys > 0 {
 		text += fmt.Sprintf("%s: failed events of %d partition keys wait, with the later events of these keys; 'postwire sinks blocked %[1]s' lists them\n", name, s.BlockedKeys)
 	}
-	if s.HeldDestinations > 0 {
-		text += fmt.Sprintf("%s: %d destinations fail, their events wait\n", name, s.HeldDestinations)
+	if s.BlockedDestinations > 0 {
+		text += fmt.Sprintf("%s: %d destinations fail, their events wait\n", name, s.BlockedDestinations)
 	}
 	if s.ReadLimit != "" {
 		text += fmt.Sprintf("%s: reading ahead has stopped at the limit %s\n", name, s.ReadLimit)

@@ -15,16 +15,16 @@ import (
 
 // Blocked is what waits at a sink because of a failure.
 type Blocked struct {
-	Sink         string            `json:"sink"`
-	Keys         int               `json:"blocked_keys" doc:"Partition keys whose first event failed and waits for its next attempt. An event without a partition key is a key of its own."`
-	Deferred     uint64            `json:"deferred_events" doc:"Events that are read again later: those behind a failed event, and those beyond the share of their partition key."`
-	Destinations []HeldDestination `json:"held_destinations" doc:"Destinations that fail, and whose events wait."`
-	Events       []BlockedEvent    `json:"events" doc:"Failed events, oldest first."`
-	More         bool              `json:"more" doc:"Whether there are more failed events than listed."`
+	Sink         string               `json:"sink"`
+	Keys         int                  `json:"blocked_keys" doc:"Partition keys whose first event failed and waits for its next attempt. An event without a partition key is a key of its own."`
+	Deferred     uint64               `json:"deferred_events" doc:"Events that are read again later: those behind a failed event, and those beyond the share of their partition key."`
+	Destinations []BlockedDestination `json:"blocked_destinations" doc:"Destinations that fail, and whose events wait."`
+	Events       []BlockedEvent       `json:"events" doc:"Failed events, oldest first."`
+	More         bool                 `json:"more" doc:"Whether there are more failed events than listed."`
 }
 
-// HeldDestination is a destination that fails.
-type HeldDestination struct {
+// BlockedDestination is a destination that fails.
+type BlockedDestination struct {
 	Name      string    `json:"name" doc:"Topic, subject or receiver."`
 	Partition int       `json:"partition" doc:"Partition of the topic; 0 for a broker without partitions."`
 	Since     time.Time `json:"since"`
@@ -65,7 +65,7 @@ func (p *Pump) ask(ctx context.Context, question func(*pumpRun)) (bool, error) {
 // Blocked returns the failed events of a sink, up to limit, as far as this process delivers
 // to the sink.
 func (r *Relay) Blocked(ctx context.Context, sink string, limit int) (Blocked, error) {
-	b := Blocked{Sink: sink, Destinations: []HeldDestination{}, Events: []BlockedEvent{}}
+	b := Blocked{Sink: sink, Destinations: []BlockedDestination{}, Events: []BlockedEvent{}}
 	p, err := r.pump(sink)
 	if err != nil {
 		return b, err
@@ -73,8 +73,8 @@ func (r *Relay) Blocked(ctx context.Context, sink string, limit int) (Blocked, e
 	_, err = p.ask(ctx, func(run *pumpRun) {
 		s := run.schedule
 		b.Keys, b.Deferred = s.blocked, s.deferredCount
-		for _, d := range s.held {
-			b.Destinations = append(b.Destinations, HeldDestination{d.to.Name, d.to.Partition, d.since, d.due, d.err.Error()})
+		for _, d := range s.destinations {
+			b.Destinations = append(b.Destinations, BlockedDestination{d.to.Name, d.to.Partition, d.since, d.due, d.err.Error()})
 		}
 		items := s.blockedItems()
 		b.More = len(items) > limit
@@ -148,7 +148,7 @@ func (r *pumpRun) resolveBlocked(seq journal.Seq, what BlockedDecision, wholeKey
 	if what == BlockedRetry {
 		if i.key.state == keyWaiting {
 			r.schedule.endWait(i.key)
-		} else if d := r.schedule.held[r.schedule.route(i.Event)]; d != nil {
+		} else if d := r.schedule.destinations[r.schedule.route(i.Event)]; d != nil {
 			d.due = time.Now()
 		}
 		return nil

@@ -16,11 +16,11 @@ import (
 type Metrics struct {
 	lag lags
 
-	delivered, retries, matched, filtered, filterErrors *prometheus.CounterVec
-	dead, discarded                                     *prometheus.CounterVec
-	replayed, unreadable, duplicates, opaque            *prometheus.CounterVec
-	up, open, paused, unconfigured, blocked, held       *prometheus.GaugeVec
-	latency, attempts                                   *prometheus.HistogramVec
+	delivered, retries, matched, filtered, filterErrors          *prometheus.CounterVec
+	dead, discarded                                              *prometheus.CounterVec
+	replayed, unreadable, duplicates, opaque                     *prometheus.CounterVec
+	up, open, paused, unconfigured, blocked, blockedDestinations *prometheus.GaugeVec
+	latency, attempts                                            *prometheus.HistogramVec
 }
 
 // NewMetrics registers the metrics of the relay.
@@ -56,7 +56,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		paused:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while an operator has paused delivery to the sink, otherwise 0."}, []string{"sink"}),
 	}
 	m.blocked = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_blocked_keys", Help: "Partition keys of the sink whose first event failed and waits for its next attempt. The later events of these keys wait, too; an event without a partition key is a key of its own."}, []string{"sink"})
-	m.held = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_held_destinations", Help: "Destinations of the sink, such as topic partitions or subjects, that fail. Their events wait, and the relay probes each destination with one event at a time."}, []string{"sink"})
+	m.blockedDestinations = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_blocked_destinations", Help: "Destinations of the sink, such as topic partitions or subjects, that fail. Their events wait, and the relay probes each destination with one event at a time."}, []string{"sink"})
 	m.unconfigured = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "postwire_sink_unconfigured_lag_events", Help: "Pending events of a removed sink: a sink with a cursor in the journal that is not in the configuration. The events are not delivered until another sink adopts the removed sink. 0 for configured sinks.",
 	}, []string{"sink"})
@@ -64,7 +64,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		.005, .025, .1, .5, 1, 5, 15, 60, 300, 1800, 3600)
 	m.attempts = histogram("postwire_sink_attempt_seconds", "Duration of one attempt to deliver a batch, successful or not.",
 		.001, .005, .025, .1, .5, 2.5, 10, 30)
-	r.MustRegister(m.up, m.open, m.blocked, m.held, m.paused, m.unconfigured, &m.lag)
+	r.MustRegister(m.up, m.open, m.blocked, m.blockedDestinations, m.paused, m.unconfigured, &m.lag)
 	return m
 }
 
@@ -73,33 +73,33 @@ type sinkMetrics struct {
 	delivered, retries, matched, filtered, filterErrors prometheus.Counter
 	unreadable, opaque                                  prometheus.Counter
 
-	dead, discarded   *prometheus.CounterVec
-	duplicates        duplicateCounters
-	upGauge, open     prometheus.Gauge
-	blocked, held     prometheus.Gauge
-	latency, attempts prometheus.Observer
+	dead, discarded              *prometheus.CounterVec
+	duplicates                   duplicateCounters
+	upGauge, open                prometheus.Gauge
+	blocked, blockedDestinations prometheus.Gauge
+	latency, attempts            prometheus.Observer
 
 	head atomic.Int64 // acceptance of the oldest event in flight, nanoseconds since 1970; 0 without one
 }
 
 func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sinkMetrics {
 	s := &sinkMetrics{
-		delivered:    m.delivered.WithLabelValues(name),
-		retries:      m.retries.WithLabelValues(name),
-		matched:      m.matched.WithLabelValues(name),
-		filtered:     m.filtered.WithLabelValues(name),
-		filterErrors: m.filterErrors.WithLabelValues(name),
-		unreadable:   m.unreadable.WithLabelValues(name),
-		opaque:       m.opaque.WithLabelValues(name),
-		dead:         m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
-		discarded:    m.discarded.MustCurryWith(prometheus.Labels{"sink": name}),
-		duplicates:   duplicateCounters{lost: m.duplicates.WithLabelValues(name, "lost"), repeat: m.duplicates.WithLabelValues(name, "repeat")},
-		upGauge:      m.up.WithLabelValues(name),
-		open:         m.open.WithLabelValues(name),
-		blocked:      m.blocked.WithLabelValues(name),
-		held:         m.held.WithLabelValues(name),
-		latency:      m.latency.WithLabelValues(name),
-		attempts:     m.attempts.WithLabelValues(name),
+		delivered:           m.delivered.WithLabelValues(name),
+		retries:             m.retries.WithLabelValues(name),
+		matched:             m.matched.WithLabelValues(name),
+		filtered:            m.filtered.WithLabelValues(name),
+		filterErrors:        m.filterErrors.WithLabelValues(name),
+		unreadable:          m.unreadable.WithLabelValues(name),
+		opaque:              m.opaque.WithLabelValues(name),
+		dead:                m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
+		discarded:           m.discarded.MustCurryWith(prometheus.Labels{"sink": name}),
+		duplicates:          duplicateCounters{lost: m.duplicates.WithLabelValues(name, "lost"), repeat: m.duplicates.WithLabelValues(name, "repeat")},
+		upGauge:             m.up.WithLabelValues(name),
+		open:                m.open.WithLabelValues(name),
+		blocked:             m.blocked.WithLabelValues(name),
+		blockedDestinations: m.blockedDestinations.WithLabelValues(name),
+		latency:             m.latency.WithLabelValues(name),
+		attempts:            m.attempts.WithLabelValues(name),
 	}
 	m.paused.WithLabelValues(name)
 	s.up(true)
@@ -126,7 +126,7 @@ func (m *Metrics) deleteSeries(name string) {
 	labels := prometheus.Labels{"sink": name}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.discarded, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.blocked, m.held, m.paused, m.latency, m.attempts} {
+	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.discarded, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.blocked, m.blockedDestinations, m.paused, m.latency, m.attempts} {
 		vec.DeletePartialMatch(labels)
 	}
 }
@@ -197,7 +197,7 @@ func (s *sinkMetrics) breaker(open bool) {
 // setSchedule sets the metrics of the events in hand.
 func (s *sinkMetrics) setSchedule(of *schedule) {
 	s.blocked.Set(float64(of.blocked))
-	s.held.Set(float64(len(of.held)))
+	s.blockedDestinations.Set(float64(len(of.destinations)))
 	if oldest := of.oldest(); oldest.IsZero() {
 		s.clearOldest()
 	} else {
@@ -210,7 +210,7 @@ func (s *sinkMetrics) detached() *sinkMetrics {
 	return &sinkMetrics{
 		retries: prometheus.NewCounter(prometheus.CounterOpts{}), unreadable: s.unreadable, opaque: s.opaque, duplicates: s.duplicates,
 		upGauge: prometheus.NewGauge(prometheus.GaugeOpts{}), open: prometheus.NewGauge(prometheus.GaugeOpts{}),
-		blocked: prometheus.NewGauge(prometheus.GaugeOpts{}), held: prometheus.NewGauge(prometheus.GaugeOpts{}), attempts: prometheus.NewHistogram(prometheus.HistogramOpts{}),
+		blocked: prometheus.NewGauge(prometheus.GaugeOpts{}), blockedDestinations: prometheus.NewGauge(prometheus.GaugeOpts{}), attempts: prometheus.NewHistogram(prometheus.HistogramOpts{}),
 	}
 }
 

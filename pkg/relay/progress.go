@@ -21,13 +21,13 @@ const commitInterval = 50 * time.Millisecond
 //
 // One goroutine uses a progress.
 type progress struct {
-	cursor     journal.Cursor
-	head       journal.Seq // newest event that was read
-	next       uncommitted // for the next commit
-	since      time.Time   // since when next is filled
-	committing bool
-	taken      uint64         // events of the commit that runs
-	recent     [2]*seqset.Set // done events of next, and of the commit that runs
+	cursor           journal.Cursor
+	head             journal.Seq // newest event that was read
+	next             uncommitted // for the next commit
+	since            time.Time   // since when next is filled
+	committing       bool
+	committingEvents uint64         // events of the commit that runs
+	recent           [2]*seqset.Set // done events of next, and of the commit that runs
 }
 
 // uncommitted is what one commit stores.
@@ -101,17 +101,17 @@ func (p *progress) urgent() bool { return len(p.next.keys) > 0 }
 
 // take begins a commit.
 func (p *progress) take() uncommitted {
-	taken := p.next
-	p.next, p.committing, p.taken = uncommitted{}, true, taken.events
+	batch := p.next
+	p.next, p.committing, p.committingEvents = uncommitted{}, true, batch.events
 	p.recent[0], p.recent[1] = nil, p.recent[0]
-	return taken
+	return batch
 }
 
 // stored ends a commit.
-func (p *progress) stored() { p.recent[1], p.taken = nil, 0 }
+func (p *progress) stored() { p.recent[1], p.committingEvents = nil, 0 }
 
 // lag returns the number of events that are not done, or less while a commit runs.
 func (p *progress) lag() uint64 {
 	lag := p.cursor.Lag()
-	return lag - min(lag, p.next.events+p.taken)
+	return lag - min(lag, p.next.events+p.committingEvents)
 }

@@ -374,11 +374,11 @@ func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
 		return
 	}
 	for r.flying < s.limits.InFlight {
-		// Each held destination has a probe of its own, also while the circuit breaker is
+		// Each blocked destination has a probe of its own, also while the circuit breaker is
 		// open because all destinations fail.
 		if r.health.open.Load() && !r.health.whole && !r.throttled(now) && r.limiter == nil {
-			if i, l := s.probe(now); i != nil {
-				r.send([]*item{i}, l)
+			if i, g := s.probe(now); i != nil {
+				r.send([]*item{i}, g)
 				continue
 			}
 		}
@@ -398,17 +398,17 @@ func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
 			size = min(size, tokens)
 		}
 		var items []*item
-		var l *lane
+		var g *group
 		switch {
 		case r.health.open.Load() && r.flying > 0:
 			return // one probe at a time
 		case r.health.open.Load():
-			items, l = s.takeProbe(now)
+			items, g = s.takeProbe(now)
 		default:
 			if i, probing := s.probe(now); i != nil {
-				items, l = []*item{i}, probing
+				items, g = []*item{i}, probing
 			} else {
-				items, l = s.take(size)
+				items, g = s.take(size)
 			}
 		}
 		if len(items) == 0 {
@@ -417,7 +417,7 @@ func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
 		if r.limiter != nil {
 			r.limiter.ReserveN(now, len(items))
 		}
-		r.send(items, l)
+		r.send(items, g)
 	}
 }
 
@@ -425,7 +425,7 @@ func (r *pumpRun) dispatch(now time.Time, at func(time.Time)) {
 func (r *pumpRun) throttled(now time.Time) bool { return r.throttledUntil.After(now) }
 
 // send starts a delivery.
-func (r *pumpRun) send(items []*item, l *lane) {
+func (r *pumpRun) send(items []*item, g *group) {
 	r.flying++
 	began := r.handle.env.Now()
 	for _, i := range items {
@@ -443,7 +443,7 @@ func (r *pumpRun) send(items []*item, l *lane) {
 			} else {
 				r.landed(items, each, err)
 			}
-			r.schedule.landed(l)
+			r.schedule.landed(g)
 		}
 	})
 }
@@ -625,20 +625,20 @@ func (r *pumpRun) commitIfDue(now time.Time, atOnce bool) (due time.Time) {
 	if due = p.since.Add(commitInterval); !atOnce && !p.urgent() && due.After(now) && !r.finished() {
 		return due
 	}
-	taken := p.take()
-	stored := journal.Progress{Done: taken.done, Open: r.schedule.open(), Undelivered: r.traffic.undelivered(taken.undelivered)}
+	batch := p.take()
+	stored := journal.Progress{Done: batch.done, Open: r.schedule.open(), Undelivered: r.traffic.undelivered(batch.undelivered)}
 	r.start(func() func() {
 		err := r.cursor.Commit(r.commits, stored)
 		if err == nil {
-			err = r.traffic.committed(r.commits, taken.undelivered)
+			err = r.traffic.committed(r.commits, batch.undelivered)
 		}
-		return func() { r.committed(taken, err) }
+		return func() { r.committed(batch, err) }
 	})
 	return time.Time{}
 }
 
 // committed records the result of a commit.
-func (r *pumpRun) committed(taken uncommitted, err error) {
+func (r *pumpRun) committed(batch uncommitted, err error) {
 	r.progress.committing = false
 	if err != nil {
 		if r.commits.Err() == nil || errors.Is(err, journal.ErrOwnershipLost) {
@@ -647,7 +647,7 @@ func (r *pumpRun) committed(taken uncommitted, err error) {
 		return
 	}
 	r.progress.stored()
-	for _, k := range taken.keys {
+	for _, k := range batch.keys {
 		r.schedule.stored(k)
 	}
 }

@@ -180,7 +180,7 @@ func TestFailingDestination(t *testing.T) {
 			if n := len(tr.acknowledged()); n != 1000 {
 				t.Errorf("%d events of the other destination are delivered, want 1000", n)
 			}
-			if s := tr.pump.status(); s.HeldDestinations != 1 {
+			if s := tr.pump.status(); s.BlockedDestinations != 1 {
 				t.Errorf("the status is %+v", s)
 			}
 			pass(time.Until(up) + 2*time.Second)

@@ -91,7 +91,7 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 		case k.state != keyFlying: // behind an event that failed
 			r.schedule.back([]*item{i})
 		case sinks.IsAtDestination(err):
-			r.schedule.hold(i, time.Now(), func(n int) time.Duration { return min(r.backoff(n), r.probeInterval()) }, err)
+			r.schedule.blockDestination(i, time.Now(), func(n int) time.Duration { return min(r.backoff(n), r.probeInterval()) }, err)
 		default:
 			i.refused++
 			r.schedule.works(i)
@@ -182,9 +182,9 @@ func (r *pumpRun) backoff(n int) time.Duration {
 	return time.Duration(wait * (0.5 + rand.Float64())) //nolint:gosec // jitter
 }
 
-// probeInterval returns the longest wait before a held destination is probed.
+// probeInterval returns the longest wait before a blocked destination is probed.
 func (r *pumpRun) probeInterval() time.Duration {
-	return max(probeInterval, time.Duration(len(r.schedule.held))*10*time.Millisecond)
+	return max(probeInterval, time.Duration(len(r.schedule.destinations))*10*time.Millisecond)
 }
 
 // fails records that a key failed.

@@ -20,12 +20,12 @@ const (
 	// maxDeferredKeys limits the keys whose events are read again later. A key takes about
 	// 60 bytes.
 	maxDeferredKeys = 1_000_000
-	// maxHeld limits the held destinations; the events of a further failing destination wait
+	// maxBlockedDestinations limits the blocked destinations; the events of a further failing destination wait
 	// by themselves.
-	maxHeld = 1000
+	maxBlockedDestinations = 1000
 	// parkedFor is how long an event that failed while too many waited is not read again.
 	parkedFor = 30 * time.Second
-	// maxProbes limits the events in hand of a held destination.
+	// maxProbes limits the events in hand of a blocked destination.
 	maxProbes = 4
 )
 
@@ -37,13 +37,13 @@ const (
 //
 //	| state | events in hand | next state |
 //	|---|---|---|
-//	| ready | queued | flying, when take takes them; deferred, if their destination is held |
-//	| flying | queued, and in a delivery | ready, waiting, held, unstored or gone, by the results |
+//	| ready | queued | flying, when take takes them; deferred, if their destination is blocked |
+//	| flying | queued, and in a delivery | ready, waiting, probe, committing or removed, by the results |
 //	| waiting | the failed event | ready, when the wait is over |
-//	| held | the failed event | ready, when the destination is probed or works again |
-//	| unstored | queued | ready, when the dead letter of the previous event is stored |
+//	| probe | the failed event | ready, when the destination is probed or works again |
+//	| committing | queued | ready, when the dead letter of the previous event is stored |
 //
-// The later events of a waiting or held key are deferred: the schedule forgets them and
+// The later events of a waiting or probe key are deferred: the schedule forgets them and
 // notes where they begin. When the key is free again, a catch-up reads the journal from
 // there and admits the events of the key, until it reaches the head: the newest event that
 // was read.
@@ -56,19 +56,19 @@ type schedule struct {
 
 	head        journal.Seq // newest event that was read
 	keys        map[keyHash]*key
-	lanes       map[sinks.Destination]*lane
-	ready       []*lane // lanes with ready keys; they take turns
+	groups      map[sinks.Destination]*group
+	ready       []*group // groups with ready keys; they take turns
 	waiting     waitingKeys
 	parked      journal.Seq // first event that failed and was deferred, because too many waited; 0 is none
 	parkedUntil time.Time
 	sent        journal.Seq // newest deferred event of which an attempt was made
 
-	blocked      int // waiting and held keys, each with its failed event
+	blocked      int // waiting and probe keys, each with its failed event
 	blockedBytes int // size of these events
-	held         map[sinks.Destination]*heldDestination
+	destinations map[sinks.Destination]*blockedDestination
 	inHand       int // events queued or in a delivery
 	bytes        int
-	order        []*item // events in hand in the order of their admission, and some that are gone
+	order        []*item // events in hand in the order of their admission, and some that are removed
 
 	deferred      map[keyHash]deferral
 	deferredCount uint64 // deferred events
@@ -81,15 +81,15 @@ type keyHash [2]uint64
 
 // key is a partition key with events in hand, or an event without a key.
 type key struct {
-	hash     keyHash
-	state    keyState
-	queue    []*item // in order; of a waiting or held key, the failed event
-	flying   int     // events in a delivery
-	bytes    int
-	lane     *lane
-	due      time.Time // end of the wait
-	index    int       // in waiting
-	unstored int       // dead letters and discards that are not stored yet
+	hash           keyHash
+	state          keyState
+	queue          []*item // in order; of a waiting or probe key, the failed event
+	flying         int     // events in a delivery
+	bytes          int
+	group          *group
+	due            time.Time // end of the wait
+	index          int       // in waiting
+	pendingCommits int       // dead letters and discards that are not stored yet
 }
 
 type keyState int
@@ -98,8 +98,8 @@ const (
 	keyReady keyState = iota
 	keyFlying
 	keyWaiting
-	keyHeld
-	keyUnstored
+	keyProbe
+	keyCommitting
 )
 
 // item is an event in hand.
@@ -108,26 +108,26 @@ type item struct {
 	from     journal.Seq // the sequences from here to the event have no event
 	key      *key
 	size     int
-	attempts int              // attempts so far
-	first    time.Time        // time of the first attempt
-	progress uint64           // Pump.successes at the first attempt
-	refused  int              // attempts after which the receiver answered that it failed
-	err      error            // of the last attempt
-	resent   bool             // an attempt may have been made before
-	gone     bool             // not in hand any more
-	probing  *heldDestination // whose probe the event is; nil for none
+	attempts int                 // attempts so far
+	first    time.Time           // time of the first attempt
+	progress uint64              // Pump.successes at the first attempt
+	refused  int                 // attempts after which the receiver answered that it failed
+	err      error               // of the last attempt
+	resent   bool                // an attempt may have been made before
+	removed  bool                // not in hand any more
+	probing  *blockedDestination // whose probe the event is; nil for none
 }
 
-// lane has the ready keys that may share a delivery: those of a destination, or all keys.
-type lane struct {
+// group has the ready keys that may share a delivery: those of a destination, or all keys.
+type group struct {
 	to     sinks.Destination
 	ready  []*key
 	flying int // deliveries
 	listed bool
 }
 
-// heldDestination is a destination whose events wait.
-type heldDestination struct {
+// blockedDestination is a destination whose events wait.
+type blockedDestination struct {
 	to     sinks.Destination
 	since  time.Time
 	err    error
@@ -157,7 +157,7 @@ type catchUp struct {
 func newSchedule(maxPending int, route func(event.Event) sinks.Destination) *schedule {
 	return &schedule{
 		limits: sinks.Limits{InFlight: 1}, batch: 1, maxPending: maxPending, route: route, seed: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
-		keys: map[keyHash]*key{}, lanes: map[sinks.Destination]*lane{}, held: map[sinks.Destination]*heldDestination{}, deferred: map[keyHash]deferral{},
+		keys: map[keyHash]*key{}, groups: map[sinks.Destination]*group{}, destinations: map[sinks.Destination]*blockedDestination{}, deferred: map[keyHash]deferral{},
 	}
 }
 
@@ -197,15 +197,15 @@ func (s *schedule) setLimits(limits sinks.Limits, batch int) {
 		batch = min(batch, limits.Batch)
 	}
 	s.limits, s.batch = limits, batch
-	s.ready, s.lanes = nil, map[sinks.Destination]*lane{}
+	s.ready, s.groups = nil, map[sinks.Destination]*group{}
 	s.sortReady()
 }
 
-// sortReady puts the ready keys in the order of the journal, in the lanes of their current
+// sortReady puts the ready keys in the order of the journal, in the groups of their current
 // destinations.
 func (s *schedule) sortReady() {
-	for _, l := range s.lanes {
-		l.ready = nil
+	for _, g := range s.groups {
+		g.ready = nil
 	}
 	var ready []*key
 	for _, k := range s.keys {
@@ -217,9 +217,9 @@ func (s *schedule) sortReady() {
 	for _, k := range ready {
 		s.makeReady(k)
 	}
-	for _, l := range s.lanes {
-		if !l.listed {
-			s.drop(l)
+	for _, g := range s.groups {
+		if !g.listed {
+			s.drop(g)
 		}
 	}
 }
@@ -248,24 +248,24 @@ func (s *schedule) admit(r journal.Record, from journal.Seq) bool {
 // admissible reports whether an event may be in hand now.
 func (s *schedule) admissible(k *key, r journal.Record) bool {
 	if k != nil {
-		if k.state == keyWaiting || k.state == keyHeld {
+		if k.state == keyWaiting || k.state == keyProbe {
 			return false
 		}
 		if n := len(k.queue) + k.flying; n >= s.keyLimit() || k.bytes >= maxPendingBytes/4 {
 			return false
 		}
 	}
-	if len(s.held) > 0 {
-		if d := s.held[s.route(r.Event)]; d != nil {
-			d.note(r.Seq)
+	if len(s.destinations) > 0 {
+		if d := s.destinations[s.route(r.Event)]; d != nil {
+			d.recordDeferred(r.Seq)
 			return false
 		}
 	}
 	return true
 }
 
-// note records that an event was deferred because of the destination.
-func (d *heldDestination) note(seq journal.Seq) {
+// recordDeferred records that an event was deferred because of the destination.
+func (d *blockedDestination) recordDeferred(seq journal.Seq) {
 	if d.from == 0 || seq < d.from {
 		d.from = seq
 	}
@@ -289,161 +289,161 @@ func (s *schedule) push(k *key, h keyHash, r journal.Record, from journal.Seq) *
 	return i
 }
 
-// makeReady lets the next event of a key be taken.
+// makeReady lets the next event of a key be batch.
 func (s *schedule) makeReady(k *key) {
 	var to sinks.Destination
 	if s.limits.PerDestination {
 		to = s.route(k.queue[0].Event)
 	}
-	l := s.lanes[to]
-	if l == nil {
-		l = &lane{to: to}
-		s.lanes[to] = l
+	g := s.groups[to]
+	if g == nil {
+		g = &group{to: to}
+		s.groups[to] = g
 	}
-	k.state, k.lane = keyReady, l
-	l.ready = append(l.ready, k)
-	s.list(l)
+	k.state, k.group = keyReady, g
+	g.ready = append(g.ready, k)
+	s.list(g)
 }
 
-// list adds a lane with ready keys to the lanes that take turns.
-func (s *schedule) list(l *lane) {
-	if !l.listed && len(l.ready) > 0 && (!s.limits.PerDestination || l.flying == 0) {
-		l.listed = true
-		s.ready = append(s.ready, l)
+// list adds a group with ready keys to the groups that take turns.
+func (s *schedule) list(g *group) {
+	if !g.listed && len(g.ready) > 0 && (!s.limits.PerDestination || g.flying == 0) {
+		g.listed = true
+		s.ready = append(s.ready, g)
 	}
 }
 
-// take returns up to size events for a delivery, in the order of the journal, and the lane
+// take returns up to size events for a delivery, in the order of the journal, and the group
 // of the delivery. Take returns nothing if no key is ready.
-func (s *schedule) take(size int) ([]*item, *lane) {
+func (s *schedule) take(size int) ([]*item, *group) {
 	for len(s.ready) > 0 {
-		l := s.ready[0]
+		g := s.ready[0]
 		s.ready = s.ready[1:]
-		l.listed = false
-		taken := s.takeFrom(l, min(size, s.batch))
-		if len(taken) == 0 {
-			s.drop(l)
+		g.listed = false
+		batch := s.takeFrom(g, min(size, s.batch))
+		if len(batch) == 0 {
+			s.drop(g)
 			continue
 		}
-		l.flying++
-		s.list(l)
-		return taken, l
+		g.flying++
+		s.list(g)
+		return batch, g
 	}
 	return nil, nil
 }
 
-// takeFrom takes events of the ready keys of a lane. Each key gives an equal part first.
-func (s *schedule) takeFrom(l *lane, size int) (taken []*item) {
-	share := max(1, size/max(1, len(l.ready)))
+// takeFrom takes events of the ready keys of a group. Each key gives an equal part first.
+func (s *schedule) takeFrom(g *group, size int) (batch []*item) {
+	share := max(1, size/max(1, len(g.ready)))
 	var from []*key
-	for len(l.ready) > 0 && len(taken) < size {
-		k := l.ready[0]
-		l.ready = l.ready[1:]
-		if s.setAside(k) {
+	for len(g.ready) > 0 && len(batch) < size {
+		k := g.ready[0]
+		g.ready = g.ready[1:]
+		if s.deferBlocked(k) {
 			continue
 		}
 		k.state = keyFlying
-		taken = s.fly(k, l, taken, min(share, size-len(taken)))
+		batch = s.fly(k, g, batch, min(share, size-len(batch)))
 		from = append(from, k)
 	}
 	for _, k := range from {
-		if len(taken) >= size {
+		if len(batch) >= size {
 			break
 		}
-		taken = s.fly(k, l, taken, size-len(taken))
+		batch = s.fly(k, g, batch, size-len(batch))
 	}
-	slices.SortFunc(taken, func(a, b *item) int { return cmp.Compare(a.Seq, b.Seq) })
-	return taken
+	slices.SortFunc(batch, func(a, b *item) int { return cmp.Compare(a.Seq, b.Seq) })
+	return batch
 }
 
 // fly moves up to n events of a key to a delivery.
-func (s *schedule) fly(k *key, l *lane, taken []*item, n int) []*item {
+func (s *schedule) fly(k *key, g *group, batch []*item, n int) []*item {
 	for n > 0 && len(k.queue) > 0 {
 		i := k.queue[0]
-		if s.limits.PerDestination || len(s.held) > 0 {
+		if s.limits.PerDestination || len(s.destinations) > 0 {
 			to := s.route(i.Event)
-			if s.held[to] != nil || s.limits.PerDestination && to != l.to && k.flying > 0 {
+			if s.destinations[to] != nil || s.limits.PerDestination && to != g.to && k.flying > 0 {
 				break
 			}
 		}
 		k.queue = k.queue[1:]
 		k.flying++
-		taken = append(taken, i)
+		batch = append(batch, i)
 		n--
 	}
-	return taken
+	return batch
 }
 
-// setAside defers all events of a ready key whose destination is held.
-func (s *schedule) setAside(k *key) bool {
-	if len(s.held) == 0 {
+// deferBlocked defers all events of a ready key whose destination is blocked.
+func (s *schedule) deferBlocked(k *key) bool {
+	if len(s.destinations) == 0 {
 		return false
 	}
-	d := s.held[s.route(k.queue[0].Event)]
+	d := s.destinations[s.route(k.queue[0].Event)]
 	if d == nil {
 		return false
 	}
 	for _, i := range k.queue {
-		d.note(i.Seq)
+		d.recordDeferred(i.Seq)
 	}
 	s.deferQueue(k, 0)
 	s.abandon(k)
 	return true
 }
 
-// drop deletes a lane without keys and deliveries.
-func (s *schedule) drop(l *lane) {
-	if len(l.ready) == 0 && l.flying == 0 && s.lanes[l.to] == l {
-		delete(s.lanes, l.to)
+// drop deletes a group without keys and deliveries.
+func (s *schedule) drop(g *group) {
+	if len(g.ready) == 0 && g.flying == 0 && s.groups[g.to] == g {
+		delete(s.groups, g.to)
 	}
 }
 
-// landed records the end of a delivery of a lane, after the results of its events.
-func (s *schedule) landed(l *lane) {
-	l.flying--
-	s.list(l)
-	s.drop(l)
+// landed records the end of a delivery of a group, after the results of its events.
+func (s *schedule) landed(g *group) {
+	g.flying--
+	s.list(g)
+	s.drop(g)
 }
 
-// remove removes a done event of a delivery, or the failed event of a waiting or held key.
+// remove removes a done event of a delivery, or the failed event of a waiting or probe key.
 func (s *schedule) remove(i *item) {
-	i.gone = true
+	i.removed = true
 	s.inHand--
 	s.bytes -= i.size
 	i.key.bytes -= i.size
 }
 
-// done records that an event of a delivery needs no further delivery. With unstored, the
+// done records that an event of a delivery needs no further delivery. With deadLettered, the
 // later events of the key wait until stored is called.
-func (s *schedule) done(i *item, unstored bool) {
+func (s *schedule) done(i *item, deadLettered bool) {
 	s.endProbe(i)
 	s.remove(i)
 	i.key.flying--
-	if unstored {
-		i.key.unstored++
+	if deadLettered {
+		i.key.pendingCommits++
 	}
-	s.settle(i.key)
+	s.nextState(i.key)
 }
 
 // stored records that a dead letter or a discard of a key is stored.
 func (s *schedule) stored(k *key) {
-	k.unstored--
-	s.settle(k)
+	k.pendingCommits--
+	s.nextState(k)
 }
 
-// settle finds the next state of a key without events in a delivery.
-func (s *schedule) settle(k *key) {
-	if k.flying > 0 || k.state == keyWaiting || k.state == keyHeld || k.state == keyReady {
+// nextState finds the next state of a key without events in a delivery.
+func (s *schedule) nextState(k *key) {
+	if k.flying > 0 || k.state == keyWaiting || k.state == keyProbe || k.state == keyReady {
 		return
 	}
 	switch {
-	case k.unstored > 0:
-		k.state = keyUnstored
+	case k.pendingCommits > 0:
+		k.state = keyCommitting
 	case len(k.queue) > 0:
 		s.makeReady(k)
 		s.refill(k)
 	default:
-		s.forget(k)
+		s.removeKey(k)
 	}
 }
 
@@ -454,8 +454,8 @@ func (s *schedule) refill(k *key) {
 	}
 }
 
-// forget removes a key without events in hand. Its deferred events are to be read again.
-func (s *schedule) forget(k *key) {
+// removeKey removes a key without events in hand. Its deferred events are to be read again.
+func (s *schedule) removeKey(k *key) {
 	delete(s.keys, k.hash)
 	if d, ok := s.deferred[k.hash]; ok {
 		s.free(k.hash, d.from)
@@ -469,10 +469,10 @@ func (s *schedule) back(items []*item) {
 		k.flying--
 		if d := s.endProbe(i); d != nil {
 			for _, later := range k.queue {
-				d.note(later.Seq)
+				d.recordDeferred(later.Seq)
 			}
 			s.deferQueue(k, 0)
-			k.queue, k.state = []*item{i}, keyHeld
+			k.queue, k.state = []*item{i}, keyProbe
 			d.due = d.due.Add(time.Nanosecond) // behind the other destinations that are due
 			d.probes = append(d.probes, k)
 			s.block(i)
@@ -485,19 +485,19 @@ func (s *schedule) back(items []*item) {
 		k.queue = slices.Insert(k.queue, 0, i)
 	}
 	for _, i := range items {
-		s.settle(i.key)
+		s.nextState(i.key)
 	}
 }
 
 // deferItem defers an event that is not queued.
 func (s *schedule) deferItem(k *key, i *item) {
 	s.remove(i)
-	s.noteSent(i)
+	s.recordSent(i)
 	s.deferFrom(k.hash, i.Seq, 1)
 }
 
-// noteSent records that the broker may have an event that is deferred.
-func (s *schedule) noteSent(i *item) {
+// recordSent records that the broker may have an event that is deferred.
+func (s *schedule) recordSent(i *item) {
 	if i.attempts > 0 {
 		s.sent = max(s.sent, i.Seq)
 	}
@@ -521,7 +521,7 @@ func (s *schedule) deferQueue(k *key, from int) {
 	}
 	for _, i := range k.queue[from:] {
 		s.remove(i)
-		s.noteSent(i)
+		s.recordSent(i)
 	}
 	s.deferFrom(k.hash, k.queue[from].Seq, len(k.queue)-from)
 	k.queue = slices.Clone(k.queue[:from])
@@ -563,7 +563,7 @@ func (s *schedule) nextDue(at func(time.Time)) {
 	if len(s.waiting) > 0 {
 		at(s.waiting[0].due)
 	}
-	for _, d := range s.held {
+	for _, d := range s.destinations {
 		if d.probe == nil {
 			at(d.due)
 		}
@@ -576,12 +576,12 @@ func (s *schedule) nextDue(at func(time.Time)) {
 // takeProbe takes one event to probe the sink. Ready keys take turns, and come before the
 // keys whose event failed by itself, so that failing events do not keep the circuit breaker
 // open.
-func (s *schedule) takeProbe(now time.Time) ([]*item, *lane) {
-	if items, l := s.take(1); len(items) > 0 {
-		return items, l
+func (s *schedule) takeProbe(now time.Time) ([]*item, *group) {
+	if items, g := s.take(1); len(items) > 0 {
+		return items, g
 	}
-	if i, l := s.probe(now); i != nil {
-		return []*item{i}, l
+	if i, g := s.probe(now); i != nil {
+		return []*item{i}, g
 	}
 	if len(s.waiting) > 0 && !s.waiting[0].due.After(now) {
 		s.endWait(s.waiting[0])
@@ -602,7 +602,7 @@ func (s *schedule) blockedItems() (items []*item) {
 	for _, k := range s.waiting {
 		items = append(items, k.queue[0])
 	}
-	for _, d := range s.held {
+	for _, d := range s.destinations {
 		for _, k := range d.probes {
 			items = append(items, k.queue[0])
 		}
@@ -624,9 +624,9 @@ func (s *schedule) blockedEvent(seq journal.Seq) *item {
 // oldest returns the acceptance time of the oldest event in hand, or the zero time.
 func (s *schedule) oldest() time.Time {
 	if len(s.order) > 2*s.inHand+1024 {
-		s.order = slices.DeleteFunc(s.order, func(i *item) bool { return i.gone })
+		s.order = slices.DeleteFunc(s.order, func(i *item) bool { return i.removed })
 	}
-	for len(s.order) > 0 && s.order[0].gone {
+	for len(s.order) > 0 && s.order[0].removed {
 		s.order = s.order[1:]
 	}
 	if len(s.order) == 0 {
@@ -680,8 +680,8 @@ func (s *schedule) unparkDue(now time.Time) {
 // unblock makes a key ready whose event waited, unless a dead letter of the key is not stored
 // yet.
 func (s *schedule) unblock(k *key) {
-	if k.unstored > 0 {
-		k.state = keyUnstored
+	if k.pendingCommits > 0 {
+		k.state = keyCommitting
 		return
 	}
 	s.makeReady(k)
@@ -694,39 +694,39 @@ func (s *schedule) endWaits() {
 	}
 }
 
-// hold lets all events of a destination wait because an event failed there. The function
+// blockDestination lets all events of a destination wait because an event failed there. The function
 // wait returns the duration of the n-th wait.
-func (s *schedule) hold(i *item, now time.Time, wait func(n int) time.Duration, err error) {
+func (s *schedule) blockDestination(i *item, now time.Time, wait func(n int) time.Duration, err error) {
 	probed := s.endProbe(i)
 	if probed != nil {
 		probed.waits++
 		probed.due = now.Add(wait(probed.waits))
 	}
 	to := s.route(i.Event) // may have changed since the last attempt
-	d := s.held[to]
+	d := s.destinations[to]
 	switch {
-	case d == nil && len(s.held) >= min(maxHeld, max(1, s.maxPending/4)):
+	case d == nil && len(s.destinations) >= min(maxBlockedDestinations, max(1, s.maxPending/4)):
 		s.wait(i, now.Add(wait(i.attempts)))
 		return
 	case d == nil:
-		d = &heldDestination{to: to, since: now, waits: 1, due: now.Add(wait(1))}
-		s.held[to] = d
+		d = &blockedDestination{to: to, since: now, waits: 1, due: now.Add(wait(1))}
+		s.destinations[to] = d
 	}
 	d.err = err
 	k := i.key
 	k.flying--
 	k.queue = append([]*item{i}, k.queue...)
 	for _, later := range k.queue[1:] {
-		d.note(later.Seq)
+		d.recordDeferred(later.Seq)
 	}
 	s.deferQueue(k, 1)
 	if n := len(d.probes); n >= maxProbes || n > 0 && (s.blocked >= max(1, s.maxPending/4) || s.blockedBytes+i.size > maxPendingBytes/2) {
-		d.note(i.Seq)
+		d.recordDeferred(i.Seq)
 		s.deferQueue(k, 0)
 		s.abandon(k)
 		return
 	}
-	k.state = keyHeld
+	k.state = keyProbe
 	d.probes = append(d.probes, k)
 	s.block(i)
 }
@@ -737,27 +737,27 @@ func (s *schedule) abandon(k *key) {
 	k.state = keyWaiting // so that its other events in a delivery are deferred, too
 }
 
-// endProbe ends the probe of a held destination by an event of a delivery, and returns the
-// destination, or nil if the event is no probe or the destination is not held any more.
-func (s *schedule) endProbe(i *item) *heldDestination {
+// endProbe ends the probe of a blocked destination by an event of a delivery, and returns the
+// destination, or nil if the event is no probe or the destination is not blocked any more.
+func (s *schedule) endProbe(i *item) *blockedDestination {
 	d := i.probing
 	i.probing = nil
-	if d == nil || s.held[d.to] != d {
+	if d == nil || s.destinations[d.to] != d {
 		return nil
 	}
 	d.probe = nil
 	return d
 }
 
-// probe returns the event by which a held destination is probed now.
-func (s *schedule) probe(now time.Time) (*item, *lane) {
-	var next *heldDestination
-	for _, d := range s.held {
+// probe returns the event by which a blocked destination is probed now.
+func (s *schedule) probe(now time.Time) (*item, *group) {
+	var next *blockedDestination
+	for _, d := range s.destinations {
 		if d.probe != nil || d.due.After(now) {
 			continue
 		}
 		if len(d.probes) == 0 {
-			s.release(d)
+			s.releaseDestination(d)
 			continue
 		}
 		if next == nil || d.due.Before(next.due) {
@@ -765,7 +765,7 @@ func (s *schedule) probe(now time.Time) (*item, *lane) {
 		}
 	}
 	if d := next; d != nil {
-		l := &lane{flying: 1} // beside the lane of the destination, which has no ready keys
+		g := &group{flying: 1} // beside the group of the destination, which has no ready keys
 		k := d.probes[0]
 		d.probes = d.probes[1:]
 		i := k.queue[0]
@@ -773,14 +773,14 @@ func (s *schedule) probe(now time.Time) (*item, *lane) {
 		s.leaveBlocked(i)
 		k.queue, k.state = nil, keyFlying
 		k.flying++
-		return i, l
+		return i, g
 	}
 	return nil, nil
 }
 
-// release lets the events of a held destination be delivered again.
-func (s *schedule) release(d *heldDestination) {
-	delete(s.held, d.to)
+// releaseDestination lets the events of a blocked destination be delivered again.
+func (s *schedule) releaseDestination(d *blockedDestination) {
+	delete(s.destinations, d.to)
 	for _, k := range d.probes {
 		s.leaveBlocked(k.queue[0])
 		s.unblock(k)
@@ -792,14 +792,14 @@ func (s *schedule) release(d *heldDestination) {
 
 // works releases the destination of an event that was delivered or that failed by itself.
 func (s *schedule) works(i *item) {
-	if len(s.held) == 0 {
+	if len(s.destinations) == 0 {
 		return
 	}
 	if d := s.endProbe(i); d != nil {
-		s.release(d)
+		s.releaseDestination(d)
 	}
-	if d := s.held[s.route(i.Event)]; d != nil {
-		s.release(d)
+	if d := s.destinations[s.route(i.Event)]; d != nil {
+		s.releaseDestination(d)
 	}
 }
 
@@ -888,7 +888,7 @@ func (s *schedule) postpone() {
 func (s *schedule) lowest() journal.Seq {
 	lowest := s.head + 1
 	for _, i := range s.order {
-		if !i.gone {
+		if !i.removed {
 			lowest = min(lowest, i.Seq)
 		}
 	}
@@ -984,28 +984,28 @@ func (s *schedule) discard(choose func(i *item) bool) (discarded []*item) {
 	return discarded
 }
 
-// withdraw removes a queued, waiting or held event. The later events of its key wait until
+// withdraw removes a queued, waiting or probe event. The later events of its key wait until
 // stored is called.
 func (s *schedule) withdraw(i *item) {
 	k := i.key
 	switch k.state {
 	case keyWaiting:
 		s.leaveWaiting(k)
-	case keyHeld:
+	case keyProbe:
 		s.leaveBlocked(i)
-		for _, d := range s.held {
+		for _, d := range s.destinations {
 			d.probes = slices.DeleteFunc(d.probes, func(p *key) bool { return p == k })
 		}
 	case keyReady:
-		k.lane.ready = slices.DeleteFunc(k.lane.ready, func(r *key) bool { return r == k })
-	case keyFlying, keyUnstored:
+		k.group.ready = slices.DeleteFunc(k.group.ready, func(r *key) bool { return r == k })
+	case keyFlying, keyCommitting:
 	}
 	n := slices.Index(k.queue, i)
 	k.queue = slices.Delete(slices.Clone(k.queue), n, n+1)
 	s.remove(i)
-	k.unstored++
+	k.pendingCommits++
 	if k.state != keyFlying {
-		k.state = keyUnstored
+		k.state = keyCommitting
 	}
 }
 

@@ -261,9 +261,9 @@ func pick(t *testing.T, short, long int) int {
 
 // describe returns the state of a schedule, for the message of a failed test.
 func (s *schedule) describe() string {
-	text := fmt.Sprintf("head %d, in hand %d, deferred %d in %d keys, waiting %d, held %d, ready lanes %d, catch-up %+v, next %+v", s.head, s.inHand, s.deferredCount, len(s.deferred), len(s.waiting), len(s.held), len(s.ready), s.pass, s.next)
+	text := fmt.Sprintf("head %d, in hand %d, deferred %d in %d keys, waiting %d, blocked destinations %d, ready groups %d, catch-up %+v, next %+v", s.head, s.inHand, s.deferredCount, len(s.deferred), len(s.waiting), len(s.destinations), len(s.ready), s.pass, s.next)
 	for _, k := range s.keys {
-		text += fmt.Sprintf("\n  key in state %d: %d queued, %d in a delivery, %d not stored", k.state, len(k.queue), k.flying, k.unstored)
+		text += fmt.Sprintf("\n  key in state %d: %d queued, %d in a delivery, %d not stored", k.state, len(k.queue), k.flying, k.pendingCommits)
 	}
 	return text
 }

@@ -30,20 +30,20 @@ const (
 
 // SinkStatus is the status of a sink, as this process knows it.
 type SinkStatus struct {
-	Sink             string       `json:"sink"`
-	Kind             string       `json:"kind" doc:"Type of the sink in the configuration."`
-	State            SinkState    `json:"state" enum:"up,failing,paused,remote,unassigned" doc:"up: the last attempt succeeded. failing: the last attempt failed, see error and breaker. paused: an operator paused the sink. remote: another relay delivers to the sink. unassigned: no relay delivers to the sink, or no event was pending yet."`
-	Breaker          BreakerState `json:"breaker,omitempty" enum:"closed,open" doc:"State of the circuit breaker; only the owner knows it. closed: the relay sends full batches. open: no event arrives, and the relay probes the sink with one event at a time."`
-	Owner            string       `json:"owner,omitempty" doc:"Relay that delivers to the sink. Of the relays that share a journal one relay does."`
-	Since            *time.Time   `json:"since,omitempty" doc:"Time at which the owner took the sink over."`
-	Local            bool         `json:"local" doc:"Whether the relay that answers is the owner."`
-	LagEvents        uint64       `json:"lag_events" doc:"Events in the journal that are not done for the sink: not delivered, filtered, dead-lettered or discarded."`
-	Committed        journal.Seq  `json:"committed" doc:"Sequence of the sink's cursor: each event up to this sequence is delivered, filtered, dead-lettered or discarded."`
-	Oldest           *time.Time   `json:"oldest,omitempty" doc:"Acceptance time of the oldest event that is being delivered; only the owner knows it."`
-	BlockedKeys      int          `json:"blocked_keys,omitempty" doc:"Partition keys whose first event failed and waits for its next attempt, with the later events of the key. An event without a partition key is a key of its own. Only the owner knows the number."`
-	HeldDestinations int          `json:"held_destinations,omitempty" doc:"Destinations, such as topic partitions or subjects, that fail, and whose events wait. The relay probes each with one event at a time."`
-	DeferredEvents   uint64       `json:"deferred_events,omitempty" doc:"Events behind a failed event, or beyond the share of their partition key, that are read again later."`
-	ReadLimit        string       `json:"read_limit,omitempty" enum:"max_pending,max_pending_bytes,max_deferred_keys" doc:"Limit at which the relay has stopped to read ahead for the sink; absent if the relay reads ahead."`
+	Sink                string       `json:"sink"`
+	Kind                string       `json:"kind" doc:"Type of the sink in the configuration."`
+	State               SinkState    `json:"state" enum:"up,failing,paused,remote,unassigned" doc:"up: the last attempt succeeded. failing: the last attempt failed, see error and breaker. paused: an operator paused the sink. remote: another relay delivers to the sink. unassigned: no relay delivers to the sink, or no event was pending yet."`
+	Breaker             BreakerState `json:"breaker,omitempty" enum:"closed,open" doc:"State of the circuit breaker; only the owner knows it. closed: the relay sends full batches. open: no event arrives, and the relay probes the sink with one event at a time."`
+	Owner               string       `json:"owner,omitempty" doc:"Relay that delivers to the sink. Of the relays that share a journal one relay does."`
+	Since               *time.Time   `json:"since,omitempty" doc:"Time at which the owner took the sink over."`
+	Local               bool         `json:"local" doc:"Whether the relay that answers is the owner."`
+	LagEvents           uint64       `json:"lag_events" doc:"Events in the journal that are not done for the sink: not delivered, filtered, dead-lettered or discarded."`
+	Committed           journal.Seq  `json:"committed" doc:"Sequence of the sink's cursor: each event up to this sequence is delivered, filtered, dead-lettered or discarded."`
+	Oldest              *time.Time   `json:"oldest,omitempty" doc:"Acceptance time of the oldest event that is being delivered; only the owner knows it."`
+	BlockedKeys         int          `json:"blocked_keys,omitempty" doc:"Partition keys whose first event failed and waits for its next attempt, with the later events of the key. An event without a partition key is a key of its own. Only the owner knows the number."`
+	BlockedDestinations int          `json:"blocked_destinations,omitempty" doc:"Destinations, such as topic partitions or subjects, that fail, and whose events wait. The relay probes each with one event at a time."`
+	DeferredEvents      uint64       `json:"deferred_events,omitempty" doc:"Events behind a failed event, or beyond the share of their partition key, that are read again later."`
+	ReadLimit           string       `json:"read_limit,omitempty" enum:"max_pending,max_pending_bytes,max_deferred_keys" doc:"Limit at which the relay has stopped to read ahead for the sink; absent if the relay reads ahead."`
 
 	Paused  *time.Time `json:"paused,omitempty" doc:"Time at which the sink was paused."`
 	Error   string     `json:"error,omitempty" doc:"Error of the last attempt to deliver; absent if the last attempt succeeded."`
@@ -67,23 +67,23 @@ func (r *Relay) Status() []SinkStatus {
 
 // shown is the part of the status that the goroutine of Pump.Run publishes.
 type shown struct {
-	mu            sync.Mutex
-	blocked, held int
-	deferred      uint64
-	limit         string
+	mu                    sync.Mutex
+	blocked, destinations int
+	deferred              uint64
+	limit                 string
 }
 
 func (s *shown) set(of *schedule) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.blocked, s.held, s.deferred = of.blocked, len(of.held), of.deferredCount
+	s.blocked, s.destinations, s.deferred = of.blocked, len(of.destinations), of.deferredCount
 	_, s.limit = of.room()
 }
 
 func (s *shown) into(status *SinkStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	status.BlockedKeys, status.HeldDestinations, status.DeferredEvents, status.ReadLimit = s.blocked, s.held, s.deferred, s.limit
+	status.BlockedKeys, status.BlockedDestinations, status.DeferredEvents, status.ReadLimit = s.blocked, s.destinations, s.deferred, s.limit
 }
 
 func (p *Pump) status() SinkStatus {

@@ -28,7 +28,7 @@ const (
 //
 //	| state    | fields                  | next state                                          |
 //	|----------|-------------------------|-----------------------------------------------------|
-//	| unbound  | seen.Token is 0         | standby, when the record was read or created        |
+//	| unbound  | observed.Token is 0     | standby, when the record was read or created        |
 //	| standby  | ownership is nil        | owner, after Next was called, when the lease is free |
 //	| owner    | ownership is not nil    | standby, when the lease is over or was lost         |
 //	| closed   | closed, life is over    |                                                     |
@@ -43,21 +43,21 @@ type cursor struct {
 	run   sync.WaitGroup
 
 	mu        sync.Mutex
-	changed   chan struct{} // closed and replaced when one of the following changes
-	wanted    bool          // Next was called
-	broken    error         // why the cursor or the event at the cursor cannot be read
-	streamID  string        // ID of the journal that the record belongs to
-	seen      seenRecord    // record as of the last read or write
-	tokens    [2]uint64     // tokens of the last acknowledged and of the last attempted write of this process
-	done      *seqset.Set   // done events as of the last acknowledged write
-	lag       uint64        // while another process is the owner
-	ownership *ownership    // nil unless this process is the owner
+	changed   chan struct{}  // closed and replaced when one of the following changes
+	wanted    bool           // Next was called
+	broken    error          // why the cursor or the event at the cursor cannot be read
+	streamID  string         // ID of the journal that the record belongs to
+	observed  observedRecord // record as of the last read or write
+	tokens    [2]uint64      // tokens of the last acknowledged and of the last attempted write of this process
+	done      *seqset.Set    // done events as of the last acknowledged write
+	lag       uint64         // while another process is the owner
+	ownership *ownership     // nil unless this process is the owner
 	closed    bool
 }
 
-// seenRecord is a record with the sequence of its message, and the time since which this
+// observedRecord is a record with the sequence of its message, and the time since which this
 // process knows the record.
-type seenRecord struct {
+type observedRecord struct {
 	cursorRecord
 	at    uint64
 	since time.Time
@@ -94,7 +94,7 @@ func (c *cursor) bind(ctx context.Context) error {
 		return err
 	}
 	c.mu.Lock()
-	first := c.seen.Committed + 1
+	first := c.observed.Committed + 1
 	c.mu.Unlock()
 	if oldest := c.j.Oldest(); first < oldest && first > 1 {
 		c.j.log.Warn("events after the cursor were removed while no process had the cursor open; the cursor goes on at the oldest stored event",
@@ -120,8 +120,8 @@ func (c *cursor) observe(ctx context.Context) error {
 
 // see applies a record that was read or written. The caller holds mu.
 func (c *cursor) see(r cursorRecord, at uint64) {
-	if c.seen.Token != r.Token {
-		c.seen = seenRecord{r, at, time.Now()}
+	if c.observed.Token != r.Token {
+		c.observed = observedRecord{r, at, time.Now()}
 		c.streamID = c.j.ID()
 	}
 	if c.ownership == nil && len(r.Pages) == 0 && len(r.Done) == 0 && r.Committed != c.done.Floor() {
@@ -139,7 +139,7 @@ func (c *cursor) create(ctx context.Context) (cursorRecord, uint64, error) {
 	oldest, newest, id := c.j.state.oldest, c.j.state.last, c.j.id
 	c.j.mu.Unlock()
 	c.mu.Lock()
-	known, same, committed := c.seen.cursorRecord, id == c.streamID, c.done.Floor()
+	known, same, committed := c.observed.cursorRecord, id == c.streamID, c.done.Floor()
 	c.mu.Unlock()
 	r := cursorRecord{Epoch: known.Epoch, Token: randomToken(), Opened: c.j.opts.Clock().UTC(), StartSeq: known.StartSeq}
 	switch {
@@ -208,8 +208,8 @@ func (c *cursor) keep() {
 	}
 }
 
-// patience is how long reading may fail before the log says so.
-const patience = 5 * time.Second
+// failingLogAfter is how long reading may fail before the log says so.
+const failingLogAfter = 5 * time.Second
 
 // report records why the cursor cannot be read, and logs an error that lasts, once an hour.
 // It returns the time since which an error lasts: zero without an error, and a later time
@@ -230,7 +230,7 @@ func (c *cursor) report(err error, since time.Time) time.Time {
 		c.mu.Unlock()
 	}
 	switch {
-	case since.IsZero() && broken, !since.IsZero() && now.Sub(since) > patience:
+	case since.IsZero() && broken, !since.IsZero() && now.Sub(since) > failingLogAfter:
 		c.j.log.Error("the journal cannot be read for a sink, retrying", zap.String("sink", c.name), zap.Error(err))
 		return now.Add(time.Hour)
 	case since.IsZero():
@@ -242,7 +242,7 @@ func (c *cursor) report(err error, since time.Time) time.Time {
 // refresh reads the lag and the done events of a cursor that another process owns.
 func (c *cursor) refresh(ctx context.Context) error {
 	c.mu.Lock()
-	r, at := c.seen.cursorRecord, c.seen.at
+	r, at := c.observed.cursorRecord, c.observed.at
 	c.mu.Unlock()
 	unread, err := c.j.eventsAfter(ctx, r.Read)
 	if err != nil {
@@ -408,7 +408,7 @@ func (c *cursor) Committed() journal.Seq {
 func (c *cursor) StartSeq() journal.Seq {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.seen.StartSeq
+	return c.observed.StartSeq
 }
 
 // Lag implements journal.Cursor.
@@ -440,7 +440,7 @@ func (c *cursor) Owner() journal.Owner {
 	if c.ownership == nil && c.expired() {
 		return journal.Owner{}
 	}
-	return journal.Owner{Name: c.seen.Owner, Since: c.seen.Since, Local: c.ownership != nil}
+	return journal.Owner{Name: c.observed.Owner, Since: c.observed.Since, Local: c.ownership != nil}
 }
 
 // Close implements io.Closer. Another process may take over at once.

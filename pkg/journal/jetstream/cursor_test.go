@@ -145,7 +145,7 @@ func TestPausedOwner(t *testing.T) {
 			if p := mustCursors(t, b)[0]; p.Committed != 0 || p.Lag != 3 || !p.InUse {
 				t.Errorf("the position is %+v", p)
 			}
-			if r := cb.seen; r.Epoch < 2 || r.Owner != "b" {
+			if r := cb.observed; r.Epoch < 2 || r.Owner != "b" {
 				t.Errorf("the record is %+v", r)
 			}
 		})

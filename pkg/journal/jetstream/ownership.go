@@ -25,10 +25,10 @@ const (
 	// unchanged for the lease and a third of the lease.
 	defaultLease = 3 * time.Second
 
-	// maxAhead and maxAheadBytes limit the events that were read and that Next has not
+	// readAhead and readAheadBytes limit the events that were read and that Next has not
 	// returned. Half of them are with the client of the cluster.
-	maxAhead      = 512
-	maxAheadBytes = 8 << 20
+	readAhead      = 512
+	readAheadBytes = 8 << 20
 )
 
 // ownership is the time in which this process owns a cursor. It keeps these invariants:
@@ -56,17 +56,17 @@ type ownership struct {
 	staged  *seqset.Set  // done events, with those of the write in flight
 	pages   pages
 
-	renewed  time.Time     // start of the last acknowledged write
-	queue    []delivery    // read events that Next has not returned
-	bytes    int           // bytes of the queue
-	full     bool          // reading waits for Next
-	read     journal.Seq   // newest event read
-	returned journal.Seq   // newest event that Next returned
-	earlier  journal.Seq   // newest event that an earlier owner had returned
-	reopened uint64        // events through earlier that are not done and that Next has not returned
-	out      []journal.Seq // the newest of the events that Next returned and that are not done
-	reported uint64        // number of these events by the last Commit, and those returned since
-	unread   uint64        // events after read and earlier
+	renewed      time.Time     // start of the last acknowledged write
+	queue        []delivery    // read events that Next has not returned
+	bytes        int           // bytes of the queue
+	full         bool          // reading waits for Next
+	read         journal.Seq   // newest event read
+	returned     journal.Seq   // newest event that Next returned
+	previousRead journal.Seq   // newest event that an earlier owner had returned
+	reopened     uint64        // events through previousRead that are not done and that Next has not returned
+	out          []journal.Seq // the newest of the events that Next returned and that are not done
+	reported     uint64        // number of these events by the last Commit, and those returned since
+	unread       uint64        // events after read and previousRead
 }
 
 // maxCounted limits the events that an ownership counts itself. Beyond the limit it relies on
@@ -91,7 +91,7 @@ type commit struct {
 
 // lag returns the number of events that are not done.
 func (o *ownership) lag() uint64 {
-	waiting, _ := slices.BinarySearchFunc(o.queue, o.earlier, func(d delivery, s journal.Seq) int {
+	waiting, _ := slices.BinarySearchFunc(o.queue, o.previousRead, func(d delivery, s journal.Seq) int {
 		if d.seq <= s {
 			return -1
 		}
@@ -129,21 +129,21 @@ func (c *cursor) releaseLocked(o *ownership) {
 // expired reports whether the record was unchanged for the lease and a margin. The caller
 // holds mu.
 func (c *cursor) expired() bool {
-	return c.seen.Owner != "" && time.Since(c.seen.since) > c.j.opts.lease+c.j.opts.lease/3
+	return c.observed.Owner != "" && time.Since(c.observed.since) > c.j.opts.lease+c.j.opts.lease/3
 }
 
 // mayTake reports whether this process may take over the cursor: no process owns the
 // cursor, or the record is the last write of this process. The caller holds mu.
 func (c *cursor) mayTake() bool {
-	return c.seen.Owner == "" || c.expired() || slices.Contains(c.tokens[:], c.seen.Token)
+	return c.observed.Owner == "" || c.expired() || slices.Contains(c.tokens[:], c.observed.Token)
 }
 
 // takeOver makes this process the owner.
 func (c *cursor) takeOver() (*ownership, error) {
 	c.mu.Lock()
-	seen := c.seen
+	last := c.observed
 	c.mu.Unlock()
-	o := &ownership{record: seen.cursorRecord, at: seen.at, commits: make(chan *commit), renewed: time.Now()}
+	o := &ownership{record: last.cursorRecord, at: last.at, commits: make(chan *commit), renewed: time.Now()}
 	o.ctx, o.cancel = context.WithCancel(c.j.life)
 	o.lease = time.AfterFunc(c.j.opts.lease, func() { c.releaseLocked(o) })
 	err := c.prepare(o)
@@ -168,7 +168,7 @@ func (c *cursor) prepare(o *ownership) error {
 	if err := c.write(o, r, nil); err != nil {
 		return err
 	}
-	o.read, o.returned, o.earlier, o.reopened = r.Committed, r.Committed, r.Read, r.Open
+	o.read, o.returned, o.previousRead, o.reopened = r.Committed, r.Committed, r.Read, r.Open
 	o.pages = r.pages()
 	return c.j.retry(o.ctx, func(ctx context.Context) (err error) {
 		if o.staged, err = c.j.doneEvents(ctx, c.name, o.record, o.at); err == nil {
@@ -215,7 +215,7 @@ func (c *cursor) current(o *ownership) cursorRecord {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := o.record
-	r.Read, r.Open = max(o.returned, o.earlier), o.open()+o.reopened
+	r.Read, r.Open = max(o.returned, o.previousRead), o.open()+o.reopened
 	return r
 }
 
@@ -234,7 +234,7 @@ func (c *cursor) free(o *ownership) {
 // touch stores that a process has the cursor open, unless an owner does.
 func (c *cursor) touch(ctx context.Context) error {
 	c.mu.Lock()
-	o, seen, free := c.ownership, c.seen, c.seen.Owner == "" || c.expired()
+	o, last, free := c.ownership, c.observed, c.observed.Owner == "" || c.expired()
 	c.mu.Unlock()
 	switch {
 	case o != nil:
@@ -247,12 +247,12 @@ func (c *cursor) touch(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 		return nil
-	case !free || seen.Token == 0:
+	case !free || last.Token == 0:
 		return nil
 	}
-	r := seen.cursorRecord
+	r := last.cursorRecord
 	r.Owner, r.Since, r.Token, r.Renewals, r.Opened = "", time.Time{}, randomToken(), r.Renewals+1, c.j.opts.Clock().UTC()
-	m, err := c.j.recordMessage(c.name, r, seen.at)
+	m, err := c.j.recordMessage(c.name, r, last.at)
 	if err != nil {
 		return err
 	}
@@ -263,7 +263,7 @@ func (c *cursor) touch(ctx context.Context) error {
 	if err == nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.seen.at == seen.at {
+		if c.observed.at == last.at {
 			c.see(r, at)
 		}
 	}
@@ -304,7 +304,7 @@ func (c *cursor) store(o *ownership, w *commit) error {
 	if o.returned <= c.done.Floor() {
 		o.reported = 0
 	}
-	if o.earlier <= c.done.Floor() {
+	if o.previousRead <= c.done.Floor() {
 		o.reopened = 0
 	}
 	c.notify()
@@ -327,7 +327,7 @@ func (o *ownership) openAfter(done *seqset.Set) (n uint64) {
 		}
 		n = max(n, o.reported)
 	}
-	if o.earlier > done.Floor() {
+	if o.previousRead > done.Floor() {
 		n += o.reopened
 	}
 	return n
@@ -441,7 +441,7 @@ func (o *ownership) take(limit int, done *seqset.Set) (records []journal.Record,
 				if o.out = append(o.out, d.seq); len(o.out) > maxCounted {
 					o.out = slices.Clone(o.out[maxCounted/2:])
 				}
-				if d.seq <= o.earlier {
+				if d.seq <= o.previousRead {
 					o.reopened -= min(o.reopened, 1)
 				}
 			}
@@ -450,7 +450,7 @@ func (o *ownership) take(limit int, done *seqset.Set) (records []journal.Record,
 		o.returned = d.seq
 		o.queue = o.queue[1:]
 	}
-	if o.returned >= o.earlier {
+	if o.returned >= o.previousRead {
 		o.reopened = 0
 	}
 	return records, nil
@@ -463,7 +463,7 @@ func (c *cursor) read(ctx context.Context, o *ownership) {
 	for wait := newWait(); ctx.Err() == nil; {
 		began := time.Now()
 		events, err := c.readOn(ctx, o)
-		if events > 0 || time.Since(began) > patience {
+		if events > 0 || time.Since(began) > failingLogAfter {
 			failing = time.Time{}
 			wait.Reset()
 		}
@@ -499,7 +499,7 @@ func (c *cursor) readOn(ctx context.Context, o *ownership) (events uint64, err e
 			return
 		}
 		events++
-	}, jetstream.PullMaxMessagesWithBytesLimit(maxAhead/2, maxAheadBytes/2), jetstream.PullExpiry(10*time.Second), jetstream.PullHeartbeat(time.Second),
+	}, jetstream.PullMaxMessagesWithBytesLimit(readAhead/2, readAheadBytes/2), jetstream.PullExpiry(10*time.Second), jetstream.PullHeartbeat(time.Second),
 		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) { cancel(err) }))
 	if err != nil {
 		return 0, err
@@ -540,13 +540,13 @@ func (c *cursor) push(ctx context.Context, o *ownership, d delivery, unread uint
 	o.queue = append(o.queue, d)
 	o.bytes += len(d.value)
 	c.broken = nil
-	if o.read = d.seq; d.seq > o.earlier {
+	if o.read = d.seq; d.seq > o.previousRead {
 		o.unread = unread
 	}
 	if len(o.queue) == 1 {
 		c.notify()
 	}
-	for len(o.queue) >= maxAhead/2 || o.bytes > maxAheadBytes/2 {
+	for len(o.queue) >= readAhead/2 || o.bytes > readAheadBytes/2 {
 		o.full = true
 		changed := c.changed
 		c.mu.Unlock()
@@ -567,14 +567,14 @@ func (c *cursor) push(ctx context.Context, o *ownership, d delivery, unread uint
 func (c *cursor) count(ctx context.Context, o *ownership) {
 	for sleep.For(ctx, countInterval) == nil {
 		c.mu.Lock()
-		read, stale := max(o.read, o.earlier), o.full || o.unread > 0
+		read, stale := max(o.read, o.previousRead), o.full || o.unread > 0
 		c.mu.Unlock()
 		if !stale {
 			continue
 		}
 		n, err := c.j.eventsAfter(ctx, read)
 		c.mu.Lock()
-		if err == nil && read == max(o.read, o.earlier) {
+		if err == nil && read == max(o.read, o.previousRead) {
 			o.unread = n
 		}
 		c.mu.Unlock()

@@ -104,9 +104,9 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 	}
 	staged := done.Clone()
 	if committed+1 < oldest {
-		if gone := c.passRemoved(oldest, kept, staged, done); gone > 0 && known {
+		if missed := c.passRemoved(oldest, kept, staged, done); missed > 0 && known {
 			c.j.log.Warn("events passed their retention while no sink of this name was configured; it goes on at the oldest that is stored",
-				zap.String("sink", c.name), zap.Uint64("events", gone), zap.Uint64("first_gone", uint64(committed+1)), zap.Uint64("oldest", uint64(oldest)))
+				zap.String("sink", c.name), zap.Uint64("events", missed), zap.Uint64("first_gone", uint64(committed+1)), zap.Uint64("oldest", uint64(oldest)))
 		}
 		c.next = done.Floor() + 1
 	}
@@ -122,11 +122,11 @@ func (c *cursor) place(ctx context.Context, start journal.Start) error {
 
 // passRemoved adds the events that are not stored any more to sets of done events, and
 // returns the number of these events that were not done.
-func (c *cursor) passRemoved(oldest journal.Seq, kept []journal.Seq, sets ...*seqset.Set) (gone uint64) {
+func (c *cursor) passRemoved(oldest journal.Seq, kept []journal.Seq, sets ...*seqset.Set) (missed uint64) {
 	from := sets[0].Floor() + 1
 	pass := func(to journal.Seq) {
 		if from <= to {
-			gone += sets[0].Missing(from, to)
+			missed += sets[0].Missing(from, to)
 			for _, set := range sets {
 				set.Add(from, to)
 			}
@@ -139,7 +139,7 @@ func (c *cursor) passRemoved(oldest journal.Seq, kept []journal.Seq, sets ...*se
 		}
 	}
 	pass(oldest - 1)
-	return gone
+	return missed
 }
 
 // doneEvents reads the done events of a cursor.

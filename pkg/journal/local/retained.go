@@ -135,7 +135,7 @@ func (j *Journal) openBetween(st *store, from, to journal.Seq, limit int) (open 
 			few = false
 			return false
 		}
-		for gap := range done.Gaps(from, to) {
+		for gap := range done.MissingRanges(from, to) {
 			for s := gap.From; s <= gap.To; s++ {
 				if s = skip(st.lost, s); s <= gap.To { // a repair has found the others lost
 					open = append(open, s)

@@ -249,9 +249,9 @@ func (s *Set) Ranges() iter.Seq[journal.Range] {
 	}
 }
 
-// Gaps yields the runs of sequences from one through another that are not in the set, in
+// MissingRanges yields the runs of sequences from one through another that are not in the set, in
 // order.
-func (s *Set) Gaps(from, to journal.Seq) iter.Seq[journal.Range] {
+func (s *Set) MissingRanges(from, to journal.Seq) iter.Seq[journal.Range] {
 	return func(yield func(journal.Range) bool) {
 		var gap journal.Range
 		for at := max(from, s.floor+1); at <= to; {

@@ -95,7 +95,7 @@ func TestAgainstModel(t *testing.T) {
 						missing++
 					}
 				}
-				for gap := range set.Gaps(from, to) {
+				for gap := range set.MissingRanges(from, to) {
 					inGaps += uint64(gap.To-gap.From) + 1
 					if m[gap.From] || m[gap.To] || gap.From > from && !m[gap.From-1] || gap.To < to && !m[gap.To+1] {
 						t.Errorf("seed %d: a gap of the %s is %v", seed, name, gap)

@@ -37,7 +37,7 @@ function troubles({ status, sources, figures, conf, counts }) {
     if (s.breaker === "open") add("bad", `Delivery to ${s.sink} fails`, `The circuit breaker is open: the relay probes the sink with one event at a time; ${pending(s)}. ${why}`, "#/sinks");
     else if (s.state === "failing") add("warn", `Delivery to ${s.sink} is retried`, `Attempts fail and are repeated; ${pending(s)}. ${why}`, "#/sinks");
     else if (s.state === "paused") add("warn", `${s.sink} is paused`, `For ${age(s.paused)}; ${pending(s)}.`, "#/sinks");
-    else if (s.held_destinations) add("warn", `${plural(s.held_destinations, "destination")} of ${s.sink} fail`, "Their events wait; all others are delivered.", "#/sinks");
+    else if (s.blocked_destinations) add("warn", `${plural(s.blocked_destinations, "destination")} of ${s.sink} fail`, "Their events wait; all others are delivered.", "#/sinks");
     else if (s.blocked_keys) add("warn", `Failed events of ${plural(s.blocked_keys, "partition key")} wait at ${s.sink}`, "The later events of these keys wait, too; all others are delivered.", "#/sinks");
     const f = s.filter_counts;
     if (f && f.errors) add("warn", `The filter of ${s.sink} cannot be evaluated`, `${plural(f.errors, "event")} did not match because of the error: ${f.last_error}`, "#/sinks");

@@ -9,7 +9,7 @@ export default async function sinks(page) {
   const refresh = async () => {
     try {
       const [status, figures] = await Promise.all([api.get("/status", null, page.gone), api.get("/stats", { points: 240 }, page.gone)]);
-      const blocked = Object.fromEntries(await Promise.all(status.sinks.filter((s) => s.blocked_keys || s.held_destinations)
+      const blocked = Object.fromEntries(await Promise.all(status.sinks.filter((s) => s.blocked_keys || s.blocked_destinations)
         .map(async (s) => [s.sink, await api.get(`/sinks/${api.name(s.sink)}/blocked`, { limit: 20 }, page.gone)])));
       page.show(header("Sinks", h("p", { className: "aside" }, "charts of the last hour, as observed by this relay")),
         status.sinks.length ? null : h("p", { className: "empty" }, "No sink is configured."), ...status.sinks.map((s, i) => draw(s, i, figures, blocked[s.sink], refresh)));
@@ -84,7 +84,7 @@ function waiting(s, blocked, refresh) {
   return [
     h("h3", null, "Waiting after a failure"),
     h("p", { className: "muted" }, `${plural(blocked.blocked_keys, "partition key")} with a failed event; ${plural(blocked.deferred_events, "later event")} read again afterwards. All other events are delivered.`),
-    blocked.held_destinations.length > 0 && h("ul", { className: "troubles" }, blocked.held_destinations.map((d) => h("li", null,
+    blocked.blocked_destinations.length > 0 && h("ul", { className: "troubles" }, blocked.blocked_destinations.map((d) => h("li", null,
       h("p", { className: "words" }, `${d.name}${d.partition ? `, partition ${d.partition}` : ""}: ${d.error}`), h("p", { className: "under" }, "since ", time(d.since, true))))),
     table({
       caption: `Failed events of ${s.sink} that wait`, empty: "No failed event is in hand.",
