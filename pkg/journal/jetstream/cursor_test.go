@@ -536,7 +536,7 @@ func TestMigrationKeepsPositions(t *testing.T) {
 		t.Fatal(err)
 	}
 	j := mustOpen(t, o)
-	if p := mustCursors(t, j); len(p) != 1 || len(p[0].Done) != 1 || p[0].StartSeq != 0 {
+	if p := mustCursors(t, j); len(p) != 1 || len(p[0].Done) != 1 || p[0].StartSeq != 1 { // before the first event, which the fence precedes
 		t.Fatalf("positions: %+v", p)
 	}
 	next := mustReader(t, j)

@@ -509,31 +509,68 @@ func (t *target) Location() string { return t.where() }
 
 // State implements transfer.Target.
 func (t *target) State(ctx context.Context) (state []byte, err error) {
-	err = t.retryUntil(ctx, func(ctx context.Context) error {
+	unfinished := false
+	read := func(ctx context.Context) error {
 		s, err := t.js.Stream(ctx, t.opts.Stream)
 		if err != nil {
 			return err
 		}
-		t.end = s.CachedInfo().State.LastSeq
+		unfinished = s.CachedInfo().Config.Metadata[unfinishedKey] != ""
 		e, err := t.entry(ctx, t.names.carried())
 		state = e.value
 		return ignoreMissing(err)
-	})
-	if err != nil || state != nil {
+	}
+	if err := t.retryUntil(ctx, read); err != nil || state != nil && !unfinished {
 		return state, err
 	}
-	own := false
-	err = t.retryUntil(ctx, func(ctx context.Context) error {
-		own, err = t.hasOwn(ctx)
+	if !unfinished {
+		if err := t.refuseOwn(ctx); err != nil {
+			return nil, err
+		}
+		if err := t.setUnfinished(ctx, true); err != nil {
+			return nil, err
+		}
+	}
+	if err := t.fence(ctx); err != nil {
+		return nil, fmt.Errorf("ending the attempts of earlier migrations: %w", err)
+	}
+	if err = t.retryUntil(ctx, read); err == nil && state == nil {
+		err = t.refuseOwn(ctx)
+	}
+	return state, err
+}
+
+// refuseOwn refuses a stream with data of a relay.
+func (t *target) refuseOwn(ctx context.Context) error {
+	return t.retryUntil(ctx, func(ctx context.Context) error {
+		own, err := t.hasOwn(ctx)
+		if err == nil && own {
+			err = &refusal{"it holds events, or other things, that were not carried into it: name another stream with journal.jetstream.stream, or remove this one"}
+		}
 		return err
 	})
-	if err == nil && own {
-		err = errors.New("it holds events, or other things, that were not carried into it: name another stream with journal.jetstream.stream, or remove this one")
-	}
-	if err != nil {
-		return nil, err
-	}
-	return nil, t.setUnfinished(ctx, true)
+}
+
+// fence stores a message. The server has received batches of a migration that was killed, and
+// may not have stored them yet: it rejects them from here on, because they do not follow
+// the last message.
+func (t *target) fence(ctx context.Context) error {
+	return t.retryUntil(ctx, func(ctx context.Context) error {
+		s, err := t.js.Stream(ctx, t.opts.Stream)
+		if err != nil {
+			return err
+		}
+		m := nats.NewMsg(t.names.hole())
+		m.Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(s.CachedInfo().State.LastSeq, 10))
+		end, err := t.store(ctx, []*nats.Msg{m})
+		if errors.Is(err, errConflict) {
+			return errors.New("an attempt of an earlier migration is still on its way")
+		}
+		if err == nil {
+			t.end = end
+		}
+		return err
+	})
 }
 
 // hasOwn reports whether the stream has data of a journal. A relay without events stores

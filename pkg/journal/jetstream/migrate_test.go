@@ -56,7 +56,7 @@ func noteOf(state string) func([]journal.Seq) ([]byte, []byte) {
 func TestTheSameStateIsStoredOnce(t *testing.T) {
 	o := options(t, natstest.Start(t).URL(), newClock())
 	dst := openTarget(t, o)
-	unanswered := openTarget(t, o) // knows nothing of what the other one does
+	unanswered := &target{Journal: dst.Journal, end: dst.end} // knows nothing of what the other one does
 	if err := dst.Append(t.Context(), items(t, 3, 10), noteOf("1")); err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +72,25 @@ func TestTheSameStateIsStoredOnce(t *testing.T) {
 	}
 	if err := dst.poll(t.Context()); err != nil || dst.state.events != 3 {
 		t.Errorf("%d events are stored, %v", dst.state.events, err)
+	}
+}
+
+// A migration that was killed has sent a batch that the server stores later.
+func TestBatchesOfAKilledMigrationAreRejected(t *testing.T) {
+	o := options(t, natstest.Start(t).URL(), newClock())
+	killed := openTarget(t, o)
+	if err := killed.Append(t.Context(), items(t, 3, 10), noteOf("1")); err != nil {
+		t.Fatal(err)
+	}
+	next := openTarget(t, o)
+	if err := killed.Append(t.Context(), items(t, 3, 10), noteOf("2")); !errors.Is(err, errConflict) {
+		t.Errorf("the batch of the killed migration: %v", err)
+	}
+	if err := next.Append(t.Context(), items(t, 2, 10), noteOf("2")); err != nil {
+		t.Error(err)
+	}
+	if err := next.poll(t.Context()); err != nil || next.state.events != 5 {
+		t.Errorf("%d events are stored, %v", next.state.events, err)
 	}
 }
 
