@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,6 +49,7 @@ type cursor struct {
 	broken    error          // why the cursor or the event at the cursor cannot be read
 	streamID  string         // ID of the journal that the record belongs to
 	observed  observedRecord // record as of the last read or write
+	retaining []delivery     // events that a write in flight retains
 	tokens    [2]uint64      // tokens of the last acknowledged and of the last attempted write of this process
 	done      *seqset.Set    // done events as of the last acknowledged write
 	lag       uint64         // while another process is the owner
@@ -94,9 +96,12 @@ func (c *cursor) bind(ctx context.Context) error {
 		return err
 	}
 	c.mu.Lock()
-	first := c.observed.Committed + 1
+	first := c.observed.passed() + 1
 	c.mu.Unlock()
-	if oldest := c.j.Oldest(); first < oldest && first > 1 {
+	c.j.mu.Lock()
+	oldest := c.j.state.oldest
+	c.j.mu.Unlock()
+	if first < oldest && first > 1 {
 		c.j.log.Warn("events after the cursor were removed while no process had the cursor open; the cursor goes on at the oldest stored event",
 			zap.String("sink", c.name), zap.Uint64("first_gone", uint64(first)), zap.Uint64("oldest", uint64(oldest)))
 	}
@@ -139,21 +144,36 @@ func (c *cursor) create(ctx context.Context) (cursorRecord, uint64, error) {
 	oldest, newest, id := c.j.state.oldest, c.j.state.last, c.j.id
 	c.j.mu.Unlock()
 	c.mu.Lock()
-	known, same, committed := c.observed.cursorRecord, id == c.streamID, c.done.Floor()
+	known, same, done := c.observed.cursorRecord, id == c.streamID, c.done.Clone()
 	c.mu.Unlock()
+	var messages []*nats.Msg
 	r := cursorRecord{Epoch: known.Epoch, Token: randomToken(), Opened: c.j.opts.Clock().UTC(), StartSeq: known.StartSeq}
 	switch {
 	case known.Token == 0:
-		if r.Committed = min(max(journal.Seq(c.start), oldest-1), newest); c.start == journal.Latest {
+		switch {
+		case c.start == journal.Latest:
 			r.Committed = newest
+		case c.start == journal.Earliest || journal.Seq(c.start) >= oldest:
+			r.Committed = min(max(journal.Seq(c.start), oldest-1), newest)
+		default:
+			var err error
+			r.Committed = journal.Seq(c.start)
+			if messages, err = c.j.inherit(ctx, c.name, &r, oldest); err != nil {
+				return r, 0, err
+			}
 		}
 		r.StartSeq = r.Committed
 	case same:
-		r.Committed = committed
+		full := seqset.Of(done.Floor(), slices.Collect(done.Ranges()))
+		pages := cursorRecord{}.pages()
+		messages, _ = pages.update(c.j, c.name, full)
+		r.Committed, r.Done, r.Pages = full.Floor(), pages.inline, pageRuns(pages.stored)
+		r.Retained, r.RetainedThrough = known.Retained, known.RetainedThrough
 	default: // every event of the new stream is new
 		r.StartSeq = 0
 	}
-	r.Read = r.Committed
+	r.Read = r.passed()
+	r.Open = uint64(len(r.Retained))
 	if known.Token != 0 {
 		c.j.log.Error("the position of a cursor is missing in the stream; the position is created again",
 			zap.String("sink", c.name), zap.Bool("new_stream", !same), zap.Uint64("committed", uint64(r.Committed)))
@@ -162,7 +182,7 @@ func (c *cursor) create(ctx context.Context) (cursorRecord, uint64, error) {
 	if err != nil {
 		return r, 0, err
 	}
-	at, err := c.j.store(ctx, []*nats.Msg{m})
+	at, err := c.j.store(ctx, append(messages, m))
 	if errors.Is(err, errConflict) { // created by another process, or by an attempt without an answer
 		return c.j.cursorRecord(ctx, c.name)
 	}
@@ -367,6 +387,9 @@ func (c *cursor) undelivered(ctx context.Context, u journal.Undelivered) (messag
 			}
 			return err
 		})
+		if errors.Is(err, journal.ErrNotFound) {
+			value, err = c.copyOf(ctx, letter.Seq)
+		}
 		if errors.Is(err, journal.ErrNotFound) {
 			c.j.log.Error("the event of a dead letter is not in the journal any more; the dead letter is discarded",
 				zap.String("sink", c.name), zap.Uint64("seq", uint64(letter.Seq)), zap.String("reason", letter.Reason))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -18,7 +19,7 @@ const (
 	trimTo = 75
 )
 
-// trimInterval is the interval between two checks of the size.
+// trimInterval is the interval between two removals while the stream stays nearly full.
 const trimInterval = 2 * time.Second
 
 // unusedCursorTTL is how long the engine keeps the events after a cursor that no process has
@@ -34,8 +35,9 @@ func (j *Journal) expireAll() {
 	for {
 		select {
 		case <-tick.C:
+		case <-j.trimNow:
 		case <-near.C:
-			if !j.nearlyFull() {
+			if !j.isNearlyFull() {
 				continue
 			}
 		case <-j.life.Done():
@@ -61,6 +63,9 @@ func (j *Journal) Expire(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := j.retainOpen(ctx); err != nil {
+		return fmt.Errorf("copying open events: %w", err)
+	}
 	leads, err := j.AcquireLease(ctx, "expire", 2*j.opts.Every)
 	if err != nil || !leads {
 		return err
@@ -77,7 +82,7 @@ func (j *Journal) Expire(ctx context.Context) error {
 	j.mu.Lock()
 	oldest, last := j.state.oldest, j.state.last
 	j.mu.Unlock()
-	passed, err := j.committedByAll(ctx, last)
+	passed, err := j.passedByAll(ctx, last)
 	if j.reportRemoval(err); err != nil || passed < oldest {
 		return err
 	}
@@ -85,36 +90,77 @@ func (j *Journal) Expire(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	through := min(old-1, passed)
-	if trimmed := j.excess(oldest, passed); trimmed > through {
-		n, err := j.remove(ctx, trimmed)
+	if through := min(old-1, passed); through >= oldest {
+		if _, err := j.remove(ctx, through); err != nil {
+			return err
+		}
+	}
+	return j.trim(ctx, passed)
+}
+
+// trim makes room in a nearly full stream: it removes the oldest events that every cursor
+// has passed.
+func (j *Journal) trim(ctx context.Context, passed journal.Seq) error {
+	var removed uint64
+	for {
+		through := j.excess(passed)
+		if through == 0 {
+			break
+		}
+		n, err := j.remove(ctx, through)
 		if err != nil {
 			return err
 		}
-		j.trimmed.Add(n)
+		if removed += n; n == 0 {
+			break
+		}
+	}
+	if removed > 0 {
+		j.trimmed.Add(removed)
 		j.log.Warn("the journal is nearly full: events that every sink has passed were removed before their retention",
-			zap.Uint64("events", n), zap.Duration("retention", j.opts.Retention), zap.Uint64("max_bytes", j.opts.MaxBytes))
-		return nil
+			zap.Uint64("events", removed), zap.Duration("retention", j.opts.Retention), zap.Uint64("max_bytes", j.opts.MaxBytes))
 	}
-	if through < oldest {
-		return nil
-	}
-	_, err = j.remove(ctx, through)
-	return err
+	return nil
 }
 
-// committedByAll returns the lowest committed sequence of all cursors except those that no
+// retainOpen copies the few open events among those that can be removed, for the cursors
+// that this process owns.
+func (j *Journal) retainOpen(ctx context.Context) error {
+	owned := slices.DeleteFunc(j.openCursors(), func(c *cursor) bool { return !c.Owner().Local })
+	if len(owned) == 0 {
+		return nil
+	}
+	j.mu.Lock()
+	oldest, last := j.state.oldest, j.state.last
+	j.mu.Unlock()
+	through := last
+	if !j.isNearlyFull() {
+		old, err := j.since(ctx, j.opts.Clock().Add(-j.opts.Retention), oldest, last)
+		if err != nil {
+			return err
+		}
+		through = old - 1
+	}
+	for _, c := range owned {
+		if err := c.retain(ctx, through); err != nil && !errors.Is(err, journal.ErrOwnershipLost) {
+			return err
+		}
+	}
+	return nil
+}
+
+// passedByAll returns the lowest sequence that all cursors have passed, except those that no
 // process has had open for unusedCursorTTL.
-func (j *Journal) committedByAll(ctx context.Context, last journal.Seq) (journal.Seq, error) {
+func (j *Journal) passedByAll(ctx context.Context, last journal.Seq) (journal.Seq, error) {
 	records, err := j.cursorRecords(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("reading the positions of all sinks: %w", err)
 	}
-	committed := last
+	passed := last
 	unused := map[string]bool{}
 	for name, r := range records {
 		if j.opts.Clock().Sub(r.Opened) <= unusedCursorTTL {
-			committed = min(committed, r.Committed)
+			passed = min(passed, r.passed())
 			continue
 		}
 		unused[name] = true
@@ -124,7 +170,7 @@ func (j *Journal) committedByAll(ctx context.Context, last journal.Seq) (journal
 		}
 	}
 	j.unused = unused
-	return committed, nil
+	return passed, nil
 }
 
 // reportRemoval logs that events cannot be removed, once until the reason changes.
@@ -139,27 +185,29 @@ func (j *Journal) reportRemoval(err error) {
 	}
 }
 
-// nearlyFull reports whether the stream is larger than trimAt percent of its limit.
-func (j *Journal) nearlyFull() bool {
+// nearlyFull reports whether a size is larger than trimAt percent of the limit.
+func (j *Journal) nearlyFull(bytes uint64) bool {
+	return j.opts.MaxBytes > 0 && bytes > j.opts.MaxBytes/100*trimAt
+}
+
+func (j *Journal) isNearlyFull() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.opts.MaxBytes > 0 && j.state.bytes > j.opts.MaxBytes/100*trimAt
+	return j.nearlyFull(j.state.bytes)
 }
 
 // excess returns the sequence through which to remove events to make room; 0 is none.
-func (j *Journal) excess(oldest, committed journal.Seq) journal.Seq {
-	if !j.nearlyFull() {
-		return 0
-	}
+func (j *Journal) excess(passed journal.Seq) journal.Seq {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.state.last < oldest {
+	st := j.state
+	if !j.nearlyFull(st.bytes) || st.oldest > st.last || passed < st.oldest {
 		return 0
 	}
 	// Assume an equal size for all sequences. Keys take space too and stay; then the next
-	// check removes more.
-	share := float64(j.state.bytes-j.opts.MaxBytes/100*trimTo) / float64(j.state.bytes)
-	return min(committed, oldest+journal.Seq(share*float64(j.state.last-oldest)))
+	// call returns more.
+	share := float64(st.bytes-j.opts.MaxBytes/100*trimTo) / float64(st.bytes)
+	return min(passed, st.oldest+journal.Seq(share*float64(st.last-st.oldest)))
 }
 
 // remove removes the events through a sequence with their dispositions, and returns their

@@ -52,6 +52,7 @@ func TestFormat(t *testing.T) {
 	cursor := cursorRecord{
 		Owner: "a", Since: at, Epoch: 2, Renewals: 3, Token: 4, Opened: at.Add(time.Second),
 		Committed: 7, StartSeq: 5, Read: 90, Open: 6, Done: map[uint64][]byte{0: {1, 20, 70}}, Pages: [][2]uint64{{2, 3}, {5, 5}},
+		Retained: []retainedEvent{{8, 300}, {19, 20}}, RetainedThrough: 80,
 	}
 	position, err := (&Journal{names: names{"postwire"}}).recordMessage("nats", cursor, 0)
 	if err != nil {
@@ -74,6 +75,7 @@ func TestFormat(t *testing.T) {
 		{n.value("replay/1"), nil},
 		{n.cursor("nats"), position.Data},
 		{n.done("nats", 3), nil},
+		{n.retained("nats", 8), s.record},
 		{n.lead("expire"), nil},
 		{n.part(n.event()), nil},
 	} {

@@ -72,6 +72,7 @@ type Journal struct {
 	epoch atomic.Pointer[connEpoch]
 
 	pollNow chan struct{} // requests a poll
+	trimNow chan struct{} // receives when the stream becomes nearly full
 
 	publishers []*publisher
 	spill      *spill        // nil without a spill
@@ -133,7 +134,7 @@ func Open(ctx context.Context, opts Options) (*Journal, error) {
 	opts = opts.withDefaults()
 	j := &Journal{
 		opts: opts, log: opts.Log, names: names{opts.Stream},
-		changed: make(chan struct{}), pollNow: make(chan struct{}, 1), shares: newShares(), cursors: map[string]*cursor{}, state: state{oldest: 1},
+		changed: make(chan struct{}), pollNow: make(chan struct{}, 1), trimNow: make(chan struct{}, 1), shares: newShares(), cursors: map[string]*cursor{}, state: state{oldest: 1},
 	}
 	j.tokens.Store(randomToken())
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -440,8 +441,15 @@ func (j *Journal) poll(ctx context.Context) error {
 	s.last = max(s.last, j.state.last)
 	s.oldest = max(s.oldest, j.state.oldest)
 	if j.state != s {
+		before := j.nearlyFull(j.state.bytes)
 		j.state = s
 		j.notify()
+		if j.nearlyFull(s.bytes) && !before {
+			select {
+			case j.trimNow <- struct{}{}:
+			default:
+			}
+		}
 	}
 	return nil
 }

@@ -20,8 +20,12 @@ func (j *Journal) Last() journal.Seq {
 // Oldest implements journal.Log.
 func (j *Journal) Oldest() journal.Seq {
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.state.oldest
+	oldest := j.state.oldest
+	j.mu.Unlock()
+	for _, r := range j.retainedBetween(0, oldest) {
+		return r.seq
+	}
+	return oldest
 }
 
 // Wait implements journal.Log.
@@ -31,17 +35,16 @@ func (j *Journal) Wait(ctx context.Context, s journal.Seq) error {
 
 // Read implements journal.Log.
 func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (records []journal.Record, err error) {
-	j.mu.Lock()
-	from, last := max(from, j.state.oldest), j.state.last
-	j.mu.Unlock()
+	limit = max(limit, 1)
+	last := j.Last()
 	if from > last {
 		return nil, nil
 	}
 	var messages []message
 	err = j.retry(ctx, func(ctx context.Context) error {
-		messages, err = j.page(ctx, j.names.event(), from, max(limit, 1))
+		messages, err = j.page(ctx, j.names.event(), from, limit)
 		// A server may lag behind the acknowledged messages.
-		if err == nil && len(messages) == 0 && from <= j.Last() && from >= j.Oldest() {
+		if err == nil && len(messages) == 0 && from <= j.Last() {
 			if _, err := j.leaderGet(ctx, getRequest{Seq: uint64(from), NextFor: j.names.event()}); err == nil {
 				return errLag
 			}
@@ -51,13 +54,21 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 	if err != nil {
 		return nil, fmt.Errorf("reading from %d: %w", from, err)
 	}
-	var decoder record.Decoder
+	events := make([]delivery, 0, len(messages))
 	for _, m := range messages {
 		value, err := j.whole(ctx, m)
 		if err != nil {
 			return nil, fmt.Errorf("reading from %d: %w", from, err)
 		}
-		r, err := decoder.Record(journal.Seq(m.seq), value)
+		events = append(events, delivery{journal.Seq(m.seq), value})
+	}
+	// Events that were removed before the log was read are retained already.
+	if events, err = j.withRetained(ctx, events, from, last, limit); err != nil {
+		return nil, fmt.Errorf("reading from %d: %w", from, err)
+	}
+	var decoder record.Decoder
+	for _, d := range events {
+		r, err := decoder.Record(d.seq, d.value)
 		if err != nil {
 			return nil, fmt.Errorf("reading from %d: %w", from, err)
 		}

@@ -135,6 +135,8 @@ type source struct {
 	*Journal
 	end     uint64 // sequence of the last message when the stream was opened
 	unknown uint64 // keys without known text
+
+	retained []retainedCopy // events that are not in the log any more
 }
 
 // OpenSource opens the journal in a stream for a migration and does not change it. It
@@ -177,7 +179,12 @@ func (s *source) begin(ctx context.Context) error {
 			return err
 		}
 		s.end = info.State.LastSeq
-		return s.poll(ctx)
+		if err := s.poll(ctx); err != nil {
+			return err
+		}
+		records, err := s.cursorRecords(ctx)
+		s.retained = retainedBefore(records, 1, s.state.oldest)
+		return err
 	})
 }
 
@@ -225,7 +232,10 @@ func (s *source) Location() string { return s.where() }
 
 // Range implements transfer.Source.
 func (s *source) Range() (oldest, last journal.Seq, events uint64) {
-	return s.state.oldest, s.state.last, s.state.events
+	if len(s.retained) == 0 {
+		return s.state.oldest, s.state.last, s.state.events
+	}
+	return min(s.state.oldest, s.retained[0].seq), s.state.last, s.state.events + uint64(len(s.retained))
 }
 
 // scan yields the messages of a subject in a range of sequences.
@@ -271,6 +281,22 @@ func (s *source) readPage(ctx context.Context, subject string, from uint64) (mes
 // Events implements transfer.Source.
 func (s *source) Events(ctx context.Context, from journal.Seq) iter.Seq2[transfer.Event, error] {
 	return func(yield func(transfer.Event, error) bool) {
+		for _, r := range s.retained {
+			if r.seq < from {
+				continue
+			}
+			value, err := s.retainedValue(ctx, r.cursor, r.at, r.seq)
+			if err == nil && value == nil {
+				continue
+			}
+			var e transfer.Event
+			if err == nil {
+				e, err = transfer.Split(r.seq, value)
+			}
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
 		for m, err := range s.scan(ctx, s.names.event(), max(1, uint64(from)), uint64(s.state.last)) {
 			var e transfer.Event
 			if err == nil {
@@ -576,7 +602,7 @@ func (t *target) fence(ctx context.Context) error {
 // hasOwn reports whether the stream has data of a journal. A relay without events stores
 // only cursors and leases.
 func (t *target) hasOwn(ctx context.Context) (bool, error) {
-	for _, kind := range []string{"event", "key.>", "dead.>", "lost.>", "receipts.>", "rejected.>", "part.>"} {
+	for _, kind := range []string{"event", "key.>", "dead.>", "lost.>", "receipts.>", "rejected.>", "retained.>", "part.>"} {
 		switch _, err := t.leaderGet(ctx, getRequest{Seq: 1, NextFor: t.names.prefix() + kind}); {
 		case err == nil:
 			return true, nil
@@ -723,7 +749,7 @@ func (t *target) purge(ctx context.Context, subjects ...string) error {
 // Clear implements transfer.Target.
 func (t *target) Clear(ctx context.Context) error {
 	var subjects []string
-	for _, kind := range []string{"key", "dead", "lost", "receipts", "rejected", "note", "cursor", "done", "lead"} {
+	for _, kind := range []string{"key", "dead", "lost", "receipts", "rejected", "note", "cursor", "done", "retained", "lead"} {
 		subjects = append(subjects, t.opts.Stream+"."+kind+".>", t.opts.Stream+".part."+kind+".>")
 	}
 	return t.purge(ctx, subjects...)

@@ -25,6 +25,8 @@ import (
 //	note.<key>            a value of the KV
 //	cursor.<cursor>       owner and position of a cursor
 //	done.<cursor>.<page>  a page of done events after the committed sequence of a cursor
+//	retained.<cursor>.<seq>
+//	                      a copy of an event that is open for a cursor
 //	lead.<name>           holder of a lease, until the message expires
 type names struct{ stream string }
 
@@ -82,6 +84,14 @@ func (n names) donePages(cursor string) string { return n.stream + ".done." + to
 // done returns the subject of a page of seqset.PageSize sequences.
 func (n names) done(cursor string, page uint64) string {
 	return fmt.Sprintf("%s.done.%s.%d", n.stream, token(cursor), page)
+}
+
+func (n names) allRetained(cursor string) string {
+	return n.stream + ".retained." + token(cursor) + ".>"
+}
+
+func (n names) retained(cursor string, s journal.Seq) string {
+	return fmt.Sprintf("%s.retained.%s.%d", n.stream, token(cursor), s)
 }
 
 // last returns the name in the last token of a subject.

@@ -86,7 +86,11 @@ type delivery struct {
 type commit struct {
 	done     []journal.Range
 	messages []*nats.Msg
-	result   chan error // receives the result, once
+
+	copies          []delivery // open events that are to be retained
+	retainedThrough journal.Seq
+
+	result chan error // receives the result, once
 }
 
 // lag returns the number of events that are not done.
@@ -277,7 +281,9 @@ func (c *cursor) store(o *ownership, w *commit) error {
 		o.staged.Add(r.From, r.To)
 	}
 	stores, removals := o.pages.update(c.j, c.name, o.staged)
-	batches := batches(slices.Concat(w.messages, stores))
+	retained, copies, removedCopies := c.updateRetained(o, w)
+	removals = append(removedCopies, removals...)
+	batches := batches(slices.Concat(w.messages, copies, stores))
 	for n, batch := range batches {
 		r := c.current(o)
 		if n == len(batches)-1 {
@@ -285,6 +291,7 @@ func (c *cursor) store(o *ownership, w *commit) error {
 			c.mu.Lock()
 			r.Open = o.openAfter(o.staged)
 			c.mu.Unlock()
+			r.Retained, r.RetainedThrough = retained, max(r.RetainedThrough, w.retainedThrough)
 			some := min(len(removals), maxGroupMessages-len(batch))
 			batch, removals = append(batch, removals[:some]...), removals[some:]
 		}
@@ -462,7 +469,10 @@ func (c *cursor) read(ctx context.Context, o *ownership) {
 	var failing time.Time
 	for wait := newWait(); ctx.Err() == nil; {
 		began := time.Now()
-		events, err := c.readOn(ctx, o)
+		events, err := uint64(0), c.readRetained(ctx, o)
+		if err == nil {
+			events, err = c.readOn(ctx, o)
+		}
 		if events > 0 || time.Since(began) > failingLogAfter {
 			failing = time.Time{}
 			wait.Reset()

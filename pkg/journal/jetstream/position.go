@@ -37,6 +37,9 @@ type cursorRecord struct {
 
 	Done  map[uint64][]byte `json:"done,omitempty"`  // pages by number
 	Pages [][2]uint64       `json:"pages,omitempty"` // runs of numbers of pages under subjects
+
+	Retained        []retainedEvent `json:"retained,omitempty"`         // in order
+	RetainedThrough journal.Seq     `json:"retained_through,omitempty"` // sequence through which all open events are retained
 }
 
 // Limits of the pages of a record, beyond which a commit moves all of them to subjects in
@@ -309,8 +312,8 @@ func (j *Journal) DeleteCursor(ctx context.Context, name string) error {
 	if open {
 		return fmt.Errorf("deleting cursor %s: it is open", name)
 	}
-	// A page without a record is never read.
-	for _, subject := range []string{j.names.cursor(name), j.names.donePages(name)} {
+	// A page or a copy without a record is never read.
+	for _, subject := range []string{j.names.cursor(name), j.names.donePages(name), j.names.allRetained(name), j.names.part(j.names.allRetained(name))} {
 		err := j.retry(ctx, func(ctx context.Context) error {
 			s, err := j.js.Stream(ctx, j.opts.Stream)
 			if err != nil {
