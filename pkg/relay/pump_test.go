@@ -255,6 +255,38 @@ func TestBreakerTakesTurns(t *testing.T) {
 	})
 }
 
+// TestAttemptsOfDeferredEvents: the attempts of an event count also while the event is not in
+// hand, because too many failed events are.
+func TestAttemptsOfDeferredEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		attempts := map[journal.Seq]int{}
+		var mu sync.Mutex
+		s := &scripted{limits: sinks.Limits{InFlight: 4}, outcome: func(_ context.Context, e event.Event) error {
+			if seq := seqOf(e); seq <= 40 {
+				mu.Lock()
+				defer mu.Unlock()
+				attempts[seq]++
+				return errors.New("500")
+			}
+			return nil
+		}}
+		tr := startTrial(t, s, func(s *sinks.Settings) { s.MaxPending, s.Retry.MaxAttempts = 10, 3 })
+		defer tr.stop()
+		for n := range 80 {
+			tr.put(fmt.Sprint(n))
+		}
+		pass(time.Hour)
+		if tr.Committed() != 80 || len(tr.dead) != 40 {
+			t.Fatalf("committed through %d with %d dead letters", tr.Committed(), len(tr.dead))
+		}
+		for seq, n := range attempts {
+			if n != 3 || tr.dead[seq].Attempts != 3 {
+				t.Errorf("event %d: %d attempts, %d in the dead letter, want 3", seq, n, tr.dead[seq].Attempts)
+			}
+		}
+	})
+}
+
 func TestMaxAttempts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		away := time.Now().Add(time.Minute)

@@ -23,6 +23,9 @@ const (
 	// maxBlockedDestinations limits the blocked destinations; the events of a further failing destination wait
 	// by themselves.
 	maxBlockedDestinations = 1000
+	// maxAttempted limits the deferred events whose attempts are remembered. An event takes
+	// about 100 bytes.
+	maxAttempted = 50_000
 	// parkedFor is how long an event that failed while too many waited is not read again.
 	parkedFor = 30 * time.Second
 	// maxProbes limits the events in hand of a blocked destination.
@@ -61,7 +64,8 @@ type schedule struct {
 	waiting     waitingKeys
 	parked      journal.Seq // first event that failed and was deferred, because too many waited; 0 is none
 	parkedUntil time.Time
-	sent        journal.Seq // newest deferred event of which an attempt was made
+	sent        journal.Seq               // newest deferred event of which an attempt was made
+	attempted   map[journal.Seq]attempted // attempts of deferred events, up to maxAttempted
 
 	blocked      int // waiting and probe keys, each with its failed event
 	blockedBytes int // size of these events
@@ -105,17 +109,22 @@ const (
 // item is an event in hand.
 type item struct {
 	journal.Record
-	from     journal.Seq // the sequences from here to the event have no event
-	key      *key
-	size     int
-	attempts int                 // attempts so far
-	first    time.Time           // time of the first attempt
-	progress uint64              // Pump.successes at the first attempt
-	refused  int                 // attempts after which the receiver answered that it failed
-	err      error               // of the last attempt
-	resent   bool                // an attempt may have been made before
-	removed  bool                // not in hand any more
-	probing  *blockedDestination // whose probe the event is; nil for none
+	from journal.Seq // the sequences from here to the event have no event
+	key  *key
+	size int
+	attempted
+	err     error               // of the last attempt
+	resent  bool                // an attempt may have been made before
+	removed bool                // not in hand any more
+	probing *blockedDestination // whose probe the event is; nil for none
+}
+
+// attempted are the attempts to deliver an event.
+type attempted struct {
+	attempts int
+	refused  int       // attempts after which the receiver answered that it failed
+	first    time.Time // time of the first attempt
+	progress uint64    // Pump.successes at the first attempt
 }
 
 // group has the ready keys that may share a delivery: those of a destination, or all keys.
@@ -158,6 +167,7 @@ func newSchedule(maxPending int, route func(event.Event) sinks.Destination) *sch
 	return &schedule{
 		limits: sinks.Limits{InFlight: 1}, batch: 1, maxPending: maxPending, route: route, seed: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
 		keys: map[keyHash]*key{}, groups: map[sinks.Destination]*group{}, destinations: map[sinks.Destination]*blockedDestination{}, deferred: map[keyHash]deferral{},
+		attempted: map[journal.Seq]attempted{},
 	}
 }
 
@@ -278,6 +288,10 @@ func (s *schedule) push(k *key, h keyHash, r journal.Record, from journal.Seq) *
 		s.keys[h] = k
 	}
 	i := &item{Record: r, from: from, key: k, resent: r.Seq <= s.sent, size: len(r.Event.CloudEvent.DataEncoded) + 512}
+	if before, ok := s.attempted[r.Seq]; ok {
+		i.attempted = before
+		delete(s.attempted, r.Seq)
+	}
 	k.queue = append(k.queue, i)
 	k.bytes += i.size
 	s.order = append(s.order, i)
@@ -496,10 +510,13 @@ func (s *schedule) deferItem(k *key, i *item) {
 	s.deferFrom(k.hash, i.Seq, 1)
 }
 
-// recordSent records that the broker may have an event that is deferred.
+// recordSent records the attempts of an event that is deferred: the broker may have the event.
 func (s *schedule) recordSent(i *item) {
 	if i.attempts > 0 {
 		s.sent = max(s.sent, i.Seq)
+		if len(s.attempted) < maxAttempted {
+			s.attempted[i.Seq] = i.attempted
+		}
 	}
 }
 
@@ -962,6 +979,7 @@ func (s *schedule) caughtUp(at journal.Seq) {
 	s.pass.from = 0
 	if len(s.deferred) == 0 {
 		s.deferredCount = 0 // deferred events that expired were not read again
+		clear(s.attempted)
 	}
 }
 
