@@ -143,7 +143,7 @@ func printContents(w io.Writer, c local.Contents) error {
 		row("quarantined requests", c.Quarantined, "")
 		row("bytes read", c.Bytes, "")
 		for _, p := range c.Positions {
-			row("sink "+p.Name, p.Waiting, fmt.Sprintf("pending; next event %d; lost before delivery: %d", p.Committed+1, p.Lost))
+			row("sink "+p.Name, p.Pending, fmt.Sprintf("pending; next event %d; lost before delivery: %d", p.Committed+1, p.Lost))
 		}
 		return nil
 	})

@@ -33,13 +33,13 @@ func (r Range) Len() int { return int(r.To - r.From + 1) }
 type Position struct {
 	Name      string      `json:"name"`
 	Committed journal.Seq `json:"committed"`
-	Waiting   int         `json:"waiting"` // stored events after the cursor
-	Lost      int         `json:"lost"`    // lost events after the cursor
+	Pending   int         `json:"pending"` // stored events that are not done
+	Lost      int         `json:"lost"`    // lost events that were not done
 }
 
 // Contents describes the contents of a journal.
 type Contents struct {
-	Oldest      journal.Seq `json:"oldest"` // no event before this sequence is stored
+	Oldest      journal.Seq `json:"oldest"` // oldest event of the log; events that stay pending for a sink may be older
 	Last        journal.Seq `json:"last"`   // newest sequence that any entry names
 	Events      int         `json:"events"`
 	Lost        []Range     `json:"lost"` // missing events
@@ -97,7 +97,9 @@ type survey struct {
 	events    int
 	dead      int
 	positions []cursorPosition
-	stored    []Range // ranges of stored events
+	done      map[string][]donePage // of each cursor
+	retained  []journal.Seq
+	stored    []Range // ranges of stored events in the log
 	lost      []Range // ranges of missing events
 	admitted  []Range // lost ranges that an earlier repair recorded
 	damage    []Damage
@@ -116,6 +118,12 @@ type surveyedSegment struct {
 type cursorPosition struct {
 	name             string
 	committed, start journal.Seq
+}
+
+// donePage is a page of done events after the position of a cursor.
+type donePage struct {
+	number uint64
+	page   []byte
 }
 
 // examine reads a locked folder.
@@ -410,15 +418,21 @@ func (s *survey) readEntryOf(db *pebble.DB, key, value []byte) error {
 		s.positions = append(s.positions, cursorPosition{string(key[1:]), committed, start})
 		s.last = max(s.last, committed)
 	case doneSpace:
-		if _, err := sinkOf(key); err != nil {
+		id, err := sinkOf(key)
+		if err != nil {
 			return err
 		}
+		if s.done == nil {
+			s.done = map[string][]donePage{}
+		}
+		s.done[id.Sink] = append(s.done[id.Sink], donePage{uint64(seqOf(key)), bytes.Clone(value)})
 		return seqset.At(0).Load(uint64(seqOf(key)), value)
 	case retainedSpace:
 		if _, err := record.Decode(seqOf(key), value); err != nil {
 			return err
 		}
 		s.events++
+		s.retained = append(s.retained, seqOf(key))
 	case deadSpace:
 		if _, err := decodeDead(key, value); err != nil {
 			return err
@@ -534,19 +548,25 @@ func (s *survey) contents(lost []Range) Contents {
 		Oldest: s.oldest, Last: s.last, Events: s.events, Lost: lost, Dead: s.dead, Quarantined: s.quarantined, Damage: s.damage, Bytes: s.bytes,
 	}
 	for _, p := range s.positions {
-		at := Position{Name: p.name, Committed: p.committed}
-		at.Waiting, at.Lost = countAfter(s.stored, p.committed), countAfter(s.lost, p.committed)
+		done := seqset.At(p.committed)
+		for _, d := range s.done[p.name] {
+			_ = done.Load(d.number, d.page) // readEntryOf has reported an invalid page
+		}
+		at := Position{Name: p.name, Committed: p.committed, Pending: countMissing(done, s.stored), Lost: countMissing(done, s.lost)}
+		for _, seq := range s.retained {
+			if !done.Has(seq) {
+				at.Pending++
+			}
+		}
 		c.Positions = append(c.Positions, at)
 	}
 	return c
 }
 
-// countAfter counts the events of the ranges after a sequence.
-func countAfter(ranges []Range, at journal.Seq) (n int) {
+// countMissing counts the events of ranges that are not done.
+func countMissing(done *seqset.Set, ranges []Range) (n int) {
 	for _, r := range ranges {
-		if r.From = max(r.From, at+1); r.From <= r.To {
-			n += r.Len()
-		}
+		n += int(done.Missing(r.From, r.To))
 	}
 	return n
 }
