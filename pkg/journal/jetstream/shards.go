@@ -88,17 +88,37 @@ const (
 	// reconnectGrace how long after a reconnect, because peers reconnect a moment later.
 	startGrace     = 3 * announceInterval
 	reconnectGrace = time.Second
-	// peerTTL is how long a peer with a spill may be silent before the peer counts as gone.
-	peerTTL = 2 * time.Second
+	// peerTTL is how long a peer with a spill may be silent before the peer counts as gone. A
+	// peer that leaves a server that hangs is silent for leaveAfter and a reconnect.
+	peerTTL = 4 * leaveAfter
+	// announceTimeout limits how long the answer to a sender waits for the announcement of its
+	// event.
+	announceTimeout = 100 * time.Millisecond
 )
 
 // announcements returns the subject of announcements. The stream does not store the
 // subject.
 func (j *Journal) announcements() string { return "_postwire." + j.opts.Stream + ".spill" }
 
+// announced announces the spill, and waits until the server has the announcement: after the
+// answer to a sender, other processes may get the next event of the partition key.
+func (s *spill) announced(ctx context.Context) {
+	if !s.j.conn.IsConnected() {
+		return
+	}
+	s.announce()
+	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
+	defer cancel()
+	if err := s.j.conn.FlushWithContext(ctx); err != nil {
+		s.j.log.Debug("announcing the spill", zap.Error(err))
+	}
+}
+
 // announce announces the spill of this process, and announces once that the spill has
 // become empty.
 func (s *spill) announce() {
+	s.announceMu.Lock() // so that an older announcement does not follow a newer one
+	defer s.announceMu.Unlock()
 	s.mu.Lock()
 	a := announcement{Name: s.j.opts.Name, LowWatermarks: s.local.lowWatermarks()}
 	send := s.announcedNonEmpty || len(a.LowWatermarks) > 0
@@ -132,7 +152,7 @@ func (s *spill) requestAnnouncement() {
 func (s *spill) keepAnnouncing(ctx context.Context) {
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
-	connected := s.j.conn.IsConnected()
+	reconnects := s.j.conn.Stats().Reconnects
 	for {
 		select {
 		case <-tick.C:
@@ -142,11 +162,11 @@ func (s *spill) keepAnnouncing(ctx context.Context) {
 		}
 		s.announce()
 		// Before the lock: a client that reconnects blocks its callers.
-		was := connected
-		connected = s.j.conn.IsConnected()
+		before := reconnects
+		reconnects = s.j.conn.Stats().Reconnects
 		now := time.Now()
 		s.mu.Lock()
-		if connected && !was {
+		if reconnects != before {
 			s.peersUnknownUntil = now.Add(reconnectGrace)
 		}
 		for name, a := range s.peers {

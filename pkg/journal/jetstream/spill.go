@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,6 +50,7 @@ type spill struct {
 	cursor       journal.Cursor
 	subscription *nats.Subscription // of the announcements of peers
 	announceC    chan struct{}      // requests an announcement
+	announceMu   sync.Mutex         // held during an announcement
 
 	mu                sync.Mutex
 	changed           chan struct{} // closed and replaced when one of the following changes
@@ -219,10 +221,11 @@ func (s *spill) spillEvents(ctx context.Context, events []*staged) ([]journal.Re
 	}
 	s.notify()
 	s.mu.Unlock()
-	s.requestAnnouncement()
 	if err != nil {
+		s.requestAnnouncement()
 		return nil, fmt.Errorf("the cluster does not answer, and the spill: %w", err)
 	}
+	s.announced(ctx)
 	for i := range receipts {
 		receipts[i].Seq = 0 // the sequence in the cluster is not known yet
 	}
@@ -420,7 +423,7 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 		return 0, nil
 	}
 	part := fitting(all)[0]
-	if _, err := s.j.submit(ctx, &request{events: part}, nil); err != nil {
+	if stored, err := s.submitInTurn(ctx, part); err != nil || !stored {
 		return 0, err
 	}
 	s.mu.Lock()
@@ -439,6 +442,52 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	s.mu.Unlock()
 	s.requestAnnouncement()
 	return len(part), nil
+}
+
+// submitInTurn stores the first events of some shards in the cluster. It gives up when a peer
+// announces older events of one of the shards: the cluster may take minutes to answer, and
+// the peer may have reached the cluster first. The events may be stored then; they are
+// duplicates when they are forwarded again.
+func (s *spill) submitInTurn(ctx context.Context, events []*staged) (stored bool, err error) {
+	turn, end := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for {
+			s.mu.Lock()
+			overtaken, changed := s.overtaken(events), s.changed
+			s.mu.Unlock()
+			if overtaken {
+				end()
+				return
+			}
+			select {
+			case <-changed:
+			case <-turn.Done():
+				return
+			}
+		}
+	})
+	_, err = s.j.submit(turn, &request{events: events}, nil)
+	overtaken := turn.Err() != nil && ctx.Err() == nil
+	end()
+	watching.Wait()
+	if err != nil && overtaken {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// overtaken reports whether a peer has older events than this process of one of the shards of
+// the events. The caller holds mu.
+func (s *spill) overtaken(events []*staged) bool {
+	return slices.ContainsFunc(events, func(e *staged) bool {
+		n := shardOf(e.event)
+		if n < 0 {
+			return false
+		}
+		low := s.lowWatermark(n)
+		return low != 0 && len(s.local.times[n]) > 0 && low < s.local.times[n][0]
+	})
 }
 
 // forwardRequests stores the spilled quarantined requests in the cluster.

@@ -2,6 +2,7 @@ package jetstream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,11 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/event"
@@ -235,4 +241,60 @@ func TestSpilledAfterItsContext(t *testing.T) {
 		t.Errorf("%d events are in the spill", n)
 	}
 	read(t, c, int(j.Usage().Events))
+}
+
+// The forwarder waits for the cluster, and a peer announces older events of the shard: the
+// peer goes first.
+func TestForwardingInTurn(t *testing.T) {
+	t.Parallel()
+	nodes := natstest.StartCluster(t, nil)
+	core, logs := observer.New(zapcore.DebugLevel)
+	j := process(t, natstest.URLs(nodes[:1]), "a", spilling(t), func(o *Options) { o.Replicas, o.Log = 3, zap.New(core) })
+	c := mustReader(t, j)
+	for _, n := range nodes[1:] { // the first one answers, and has no quorum
+		n.Kill(t)
+	}
+	mustAppend(t, j, of("k", "late"))
+	logs.TakeAll()
+	within(t, "the forwarder waits for the cluster", func() bool { return logs.FilterMessage("storing events in the cluster").Len() > 0 })
+	shard := shardOf(of("k", ""))
+	older := func(low int64) {
+		text, err := json.Marshal(announcement{Name: "peer", LowWatermarks: map[int]int64{shard: low}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.spill.onAnnouncement(&nats.Msg{Data: text})
+	}
+	older(1)
+	for _, n := range nodes[1:] {
+		n.Start(t)
+	}
+	within(t, "the cluster answers", func() bool { return j.poll(t.Context()) == nil })
+	for range 10 { // longer than reconnectGrace
+		older(1)
+		time.Sleep(reconnectGrace / 5)
+	}
+	if n := j.Usage().Spilled; n != 1 {
+		t.Fatalf("%d events are in the spill, want 1", n)
+	}
+	older(0) // the peer has forwarded its events
+	if ids, _ := read(t, c, 1); ids[0] != "late" {
+		t.Errorf("forwarded: %q", ids)
+	}
+}
+
+// Announcements may have been missed over a reconnect, however short.
+func TestShortReconnect(t *testing.T) {
+	t.Parallel()
+	j := process(t, natstest.Start(t).URL(), "a", spilling(t))
+	unknown := func() bool {
+		j.spill.mu.Lock()
+		defer j.spill.mu.Unlock()
+		return time.Now().Before(j.spill.peersUnknownUntil)
+	}
+	within(t, "the peers are known", func() bool { return !unknown() })
+	if err := j.conn.ForceReconnect(); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the peers are unknown", unknown)
 }
