@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/pkg/event"
@@ -363,5 +365,35 @@ func TestTokens(t *testing.T) {
 		if back := untoken(got); back != name {
 			t.Errorf("untoken(%q) = %q, want %q", got, back, name)
 		}
+	}
+}
+
+// On an idle cluster the replicas answer the leader every other second. A process does not
+// take that for the loss of the quorum, and does not leave its server.
+func TestIdleClusterHasQuorum(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.InfoLevel)
+	url := natstest.URLs(natstest.StartCluster(t, nil))
+	o := options(t, url, newClock())
+	o.Replicas, o.Log, o.replicaTimeout = 3, zap.New(core), 1 // in doubt at every poll
+	var j *Journal
+	within(t, "the cluster is ready", func() (ready bool) {
+		var err error
+		j, err = Open(t.Context(), o)
+		return err == nil
+	})
+	defer j.Close()
+	logs.TakeAll()
+	before := j.conn.Stats().Reconnects
+	for range 5 {
+		if err := j.poll(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := j.conn.Stats().Reconnects - before; n > 0 {
+		t.Errorf("%d reconnects", n)
+	}
+	if all := logs.TakeAll(); len(all) > 0 {
+		t.Errorf("the log says %+v", all)
 	}
 }

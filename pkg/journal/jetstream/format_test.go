@@ -76,6 +76,7 @@ func TestFormat(t *testing.T) {
 		{n.cursor("nats"), position.Data},
 		{n.done("nats", 3), nil},
 		{n.retained("nats", 8), s.record},
+		{n.quorum("a"), nil},
 		{n.lead("expire"), nil},
 		{n.part(n.event()), nil},
 	} {

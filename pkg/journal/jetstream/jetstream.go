@@ -54,8 +54,9 @@ type Options struct {
 	Clock func() time.Time // nil is time.Now; the clocks of processes that share a stream must agree
 	Every time.Duration    // interval between two removals of expired data; 0 is a minute
 
-	filling bool          // a migration writes the stream and may be unfinished
-	lease   time.Duration // how long the ownership of a cursor lasts without a renewal; 0 is defaultLease
+	filling        bool          // a migration writes the stream and may be unfinished
+	lease          time.Duration // how long the ownership of a cursor lasts without a renewal; 0 is defaultLease
+	replicaTimeout time.Duration // how long a replica may be silent before the quorum is in doubt; 0 is defaultReplicaTimeout
 }
 
 // Journal implements journal.Journal.
@@ -154,6 +155,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Every <= 0 {
 		o.Every = time.Minute
+	}
+	if o.replicaTimeout <= 0 {
+		o.replicaTimeout = defaultReplicaTimeout
 	}
 	if o.lease <= 0 {
 		o.lease = defaultLease

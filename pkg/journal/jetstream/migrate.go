@@ -65,6 +65,7 @@ func attach(ctx context.Context, opts Options) (*Journal, error) {
 	}
 	opts = opts.withDefaults()
 	opts.Every, opts.Spill = math.MaxInt64, nil
+	opts.replicaTimeout = math.MaxInt64 // no proof of the quorum: only the migration writes
 	j := &Journal{
 		opts: opts, log: opts.Log, names: names{opts.Stream}, ready: true,
 		changed: make(chan struct{}), pollNow: make(chan struct{}, 1), cursors: map[string]*cursor{}, state: state{oldest: 1},

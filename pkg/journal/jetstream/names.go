@@ -27,6 +27,7 @@ import (
 //	done.<cursor>.<page>  a page of done events after the committed sequence of a cursor
 //	retained.<cursor>.<seq>
 //	                      a copy of an event that is open for a cursor
+//	quorum.<process>      proves that the cluster stores messages; expires after a minute
 //	lead.<name>           holder of a lease, until the message expires
 type names struct{ stream string }
 
@@ -74,8 +75,9 @@ func (n names) sourceOf(subject string) string {
 	return untoken(source)
 }
 
-func (n names) value(name string) string { return n.stream + ".note." + token(name) }
-func (n names) lead(name string) string  { return n.stream + ".lead." + token(name) }
+func (n names) value(name string) string     { return n.stream + ".note." + token(name) }
+func (n names) quorum(process string) string { return n.stream + ".quorum." + token(process) }
+func (n names) lead(name string) string      { return n.stream + ".lead." + token(name) }
 
 func (n names) cursors() string                { return n.stream + ".cursor.>" }
 func (n names) cursor(name string) string      { return n.stream + ".cursor." + token(name) }

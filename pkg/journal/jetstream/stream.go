@@ -240,7 +240,7 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	if err != nil {
 		return state{}, err
 	}
-	if alone(info.Cluster) {
+	if j.silentMajority(info.Cluster) && !j.hasQuorum(ctx) {
 		return state{}, errAlone
 	}
 	if id := info.Config.Metadata[idKey]; id != cmp.Or(j.ID(), id) {
@@ -272,16 +272,33 @@ var errRemade = errors.New("the stream was deleted and made again; the events of
 // anything.
 var errAlone = errors.New("the stream's leader is cut off from the other servers")
 
-// replicaTimeout is how long a replica may be silent. The leader asks every second.
-const replicaTimeout = 1500 * time.Millisecond
+const (
+	// defaultReplicaTimeout is how long a replica may be silent before the quorum is in doubt.
+	// On an idle cluster up to two seconds pass between two answers of a replica.
+	defaultReplicaTimeout = 1500 * time.Millisecond
+	// quorumTimeout is how long the cluster may take to store the message that proves a quorum.
+	quorumTimeout = 500 * time.Millisecond
+)
 
-func alone(c *jetstream.ClusterInfo) bool {
+// hasQuorum reports whether the leader of the stream can store a message.
+func (j *Journal) hasQuorum(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, quorumTimeout)
+	defer cancel()
+	m := nats.NewMsg(j.names.quorum(j.opts.Name))
+	m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+	m.Header.Set(jetstream.MsgTTLHeader, "60s")
+	_, err := j.store(ctx, []*nats.Msg{m})
+	return err == nil
+}
+
+// silentMajority reports whether the leader has not heard from half of the servers for a while.
+func (j *Journal) silentMajority(c *jetstream.ClusterInfo) bool {
 	if c == nil || len(c.Replicas) == 0 {
 		return false
 	}
 	heard := 1 // the leader itself
 	for _, r := range c.Replicas {
-		if r.Active < replicaTimeout && !r.Offline {
+		if r.Active < j.opts.replicaTimeout && !r.Offline {
 			heard++
 		}
 	}
