@@ -1,0 +1,165 @@
+package test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/postwire/postwire/internal/natstest"
+)
+
+// partial is a receiver that answers 500 to one partition key and hangs on another one.
+type partial struct {
+	*httptest.Server
+	whole atomic.Bool // it works for all keys
+
+	mu   sync.Mutex
+	came []arrival
+}
+
+func newPartial(t *testing.T) *partial {
+	p := &partial{}
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if !p.whole.Load() {
+			switch q.Header.Get("ce-partitionkey") {
+			case "profile1":
+				w.WriteHeader(http.StatusInternalServerError)
+				return
+			case "profile2":
+				_, _ = io.Copy(io.Discard, q.Body) // so that the server notices the end of the request
+				<-q.Context().Done()
+				return
+			}
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.came = append(p.came, arrival{id: q.Header.Get("ce-id")})
+	}))
+	t.Cleanup(p.Close)
+	return p
+}
+
+func (p *partial) arrivals() []arrival {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]arrival(nil), p.came...)
+}
+
+// TestPartialFailures: a subject of a stream is full, and a receiver fails for one partition
+// key and hangs on another one. All other events arrive meanwhile, also over a crash, and the
+// failed ones arrive in order when the failure is over.
+func TestPartialFailures(t *testing.T) {
+	for _, engine := range []string{"local", "jetstream"} {
+		t.Run(engine, func(t *testing.T) { partialFailures(t, engine) })
+	}
+}
+
+func partialFailures(t *testing.T, engine string) {
+	broker, receiver, dir := natstest.Start(t), newPartial(t), t.TempDir()
+	js := broker.Connect(t)
+	const profiles, each, fits = 10, 60, 25
+	stream := jetstream.StreamConfig{
+		Name: "EVENTS", Subjects: []string{"events.>"}, Discard: jetstream.DiscardNew, DiscardNewPerSubject: true, MaxMsgsPerSubject: each,
+	}
+	if _, err := js.CreateStream(t.Context(), stream); err != nil {
+		t.Fatal(err)
+	}
+	journal := fmt.Sprintf("dir: %q", filepath.Join(dir, "journal"))
+	if engine == "jetstream" {
+		journal = fmt.Sprintf("engine: jetstream, jetstream: {url: %q, replicas: 1}, spill: {dir: %q}", natstest.Start(t).URL(), filepath.Join(dir, "spill"))
+	}
+	r := start(t, fmt.Sprintf(`
+server: {listen: "${INGRESS}", shutdown_delay: 0s}
+admin: {listen: "${ADMIN}"}
+journal: {%s, min_free_bytes: 0}
+sources:
+  - {name: upload-post, type: uploadpost, paths: [/webhooks/upload-post], auth: {signature: {secrets: ["${SECRET}"]}}}
+sinks:
+  - {name: nats, type: nats, url: %q, subject: "events.{partitionkey}", stream: EVENTS, timeout: 2s, retry: {max: 500ms}}
+  - {name: http, type: http, url: %q, timeout: 1s, max_in_flight: 8, retry: {max: 500ms}}
+`, journal, broker.URL(), receiver.URL))
+	// Others fill the subject of profile 0.
+	for range each - fits {
+		if _, err := js.Publish(t.Context(), "events.profile0", []byte("of another application")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	acked := map[string]bool{}
+	post := func(from, to int) {
+		t.Helper()
+		for number := from; number < to; number++ {
+			for profile := range profiles {
+				if _, err := r.post(upload(profile, number)); err != nil {
+					t.Fatal(err)
+				}
+				acked[id(profile, number)] = true
+			}
+		}
+	}
+	onNATS := func() (all []arrival) {
+		broker.Each(t, js, "EVENTS", func(m *nats.Msg, _ time.Time) {
+			if id := m.Header.Get("ce-id"); id != "" {
+				all = append(all, arrival{id: id})
+			}
+		})
+		return all
+	}
+	others := func(n int) {
+		t.Helper()
+		eventually(t, "all but the events of one subject are in the stream", func() bool { return distinct(onNATS()) == (profiles-1)*n+min(n, fits) })
+		eventually(t, "the receiver has all but the events of two keys", func() bool { return distinct(receiver.arrivals()) == (profiles-2)*n })
+	}
+	post(0, each/2)
+	others(each / 2)
+	for series, want := range map[string]string{
+		`postwire_sink_blocked_keys{sink="http"}`: "2", `postwire_sink_blocked_destinations{sink="nats"}`: "1",
+		`postwire_sink_breaker_open{sink="http"}`: "0", `postwire_sink_breaker_open{sink="nats"}`: "0",
+	} {
+		eventually(t, series+" is "+want, func() bool { return r.metric(t, series) == want })
+	}
+	r.kill(t)
+	r.start(t)
+	post(each/2, each)
+	others(each)
+
+	receiver.whole.Store(true)
+	stream.MaxMsgsPerSubject = -1
+	stream.DiscardNewPerSubject = false
+	if _, err := js.UpdateStream(t.Context(), stream); err != nil {
+		t.Fatal(err)
+	}
+	for _, sink := range []string{"nats", "http"} {
+		eventually(t, sink+" has everything", func() bool { return r.metric(t, `postwire_sink_lag_events{sink="`+sink+`"}`) == "0" })
+	}
+	for sink, got := range map[string][]arrival{"nats": onNATS(), "http": receiver.arrivals()} {
+		sum := check(t, sink, acked, got, false)
+		if t.Logf("%s: %d delivered, %d twice", sink, sum.delivered, sum.repeated); sum.repeated > 3*profiles {
+			t.Errorf("%s: %d events arrived twice", sink, sum.repeated)
+		}
+	}
+	var after struct {
+		Events []struct{ Seq uint64 }
+	}
+	r.must(t, &after, "sinks", "blocked", "http")
+	if len(after.Events) > 0 {
+		t.Errorf("blocked afterwards: %+v", after)
+	}
+}
+
+// distinct returns the number of different events.
+func distinct(all []arrival) int {
+	ids := map[string]bool{}
+	for _, a := range all {
+		ids[a.id] = true
+	}
+	return len(ids)
+}
