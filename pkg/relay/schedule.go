@@ -346,11 +346,17 @@ func (s *schedule) take(size int) ([]*item, *group) {
 	return nil, nil
 }
 
-// takeFrom takes events of the ready keys of a group. Each key gives an equal part first.
+// takeFrom takes events of the ready keys of a group. Each key gives an equal part first. The
+// keys are shared among the deliveries that are possible at once: one that took all keys
+// would leave nothing to do for the others.
 func (s *schedule) takeFrom(g *group, size int) (batch []*item) {
-	share := max(1, size/max(1, len(g.ready)))
+	keys := len(g.ready)
+	if free := s.limits.InFlight - g.flying; free > 1 && !s.limits.PerDestination {
+		keys = (keys + free - 1) / free
+	}
+	share := max(1, size/max(1, keys))
 	var from []*key
-	for len(g.ready) > 0 && len(batch) < size {
+	for len(g.ready) > 0 && len(batch) < size && len(from) < max(1, keys) {
 		k := g.ready[0]
 		g.ready = g.ready[1:]
 		if s.deferBlocked(k) {
