@@ -328,7 +328,8 @@ func (r *pumpRun) step(now time.Time) (wake time.Time) {
 	r.readDeferred(now, at)
 	s.nextDue(at)
 	r.metrics.setSchedule(s)
-	r.shown.set(s)
+	_, limit := r.room()
+	r.shown.set(s, limit)
 	return wake
 }
 
@@ -475,7 +476,7 @@ func (r *pumpRun) traced(ctx context.Context, items []*item) (sinks.BatchError, 
 
 // readHead reads the next events of the cursor, if there is room.
 func (r *pumpRun) readHead(now time.Time, at func(time.Time)) {
-	room, _ := r.schedule.room()
+	room, _ := r.room()
 	if room == 0 || r.reading || r.atEnd {
 		return
 	}
@@ -502,6 +503,19 @@ func (r *pumpRun) readHead(now time.Time, at func(time.Time)) {
 			}
 		}
 	})
+}
+
+// room returns how many more events may be read. Without room, reason is the limit. While
+// nothing can be delivered, the pump holds one read only: sinks that are away for hours must
+// not fill the memory.
+func (r *pumpRun) room() (n int, reason string) {
+	n, reason = r.schedule.room()
+	if down := r.handle.sink == nil || r.health.whole; down && n > 0 {
+		if n = min(n, max(r.settings.Batch, readBatch)-r.schedule.inHand); n <= 0 {
+			return 0, "sink_down"
+		}
+	}
+	return n, reason
 }
 
 // readBatch is the number of events of one read at most, or the batch of the sink.

@@ -43,7 +43,7 @@ type SinkStatus struct {
 	BlockedKeys         int          `json:"blocked_keys,omitempty" doc:"Partition keys whose first event failed and waits for its next attempt, with the later events of the key. An event without a partition key is a key of its own. Only the owner knows the number."`
 	BlockedDestinations int          `json:"blocked_destinations,omitempty" doc:"Destinations, such as topic partitions or subjects, that fail, and whose events wait. The relay probes each with one event at a time."`
 	DeferredEvents      uint64       `json:"deferred_events,omitempty" doc:"Events behind a failed event, or beyond the share of their partition key, that are read again later."`
-	ReadLimit           string       `json:"read_limit,omitempty" enum:"max_pending,max_pending_bytes,max_deferred_keys" doc:"Limit at which the relay has stopped to read ahead for the sink; absent if the relay reads ahead."`
+	ReadLimit           string       `json:"read_limit,omitempty" enum:"max_pending,max_pending_bytes,max_deferred_keys,sink_down" doc:"Why the relay has stopped to read ahead for the sink: a limit, or the sink is down; absent if the relay reads ahead."`
 
 	Paused  *time.Time `json:"paused,omitempty" doc:"Time at which the sink was paused."`
 	Error   string     `json:"error,omitempty" doc:"Error of the last attempt to deliver; absent if the last attempt succeeded."`
@@ -73,11 +73,10 @@ type shown struct {
 	limit                 string
 }
 
-func (s *shown) set(of *schedule) {
+func (s *shown) set(of *schedule, limit string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.blocked, s.destinations, s.deferred = of.blocked, len(of.destinations), of.deferredCount
-	_, s.limit = of.room()
+	s.blocked, s.destinations, s.deferred, s.limit = of.blocked, len(of.destinations), of.deferredCount, limit
 }
 
 func (s *shown) into(status *SinkStatus) {

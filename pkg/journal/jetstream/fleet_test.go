@@ -286,10 +286,7 @@ func TestFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What every sink has passed makes room.
-	within(t, "there is room", func() bool { return j.Check() == nil })
-	if j.Usage().Trimmed == 0 {
-		t.Errorf("Usage = %+v", j.Usage())
-	}
+	within(t, "there is room", func() bool { return j.Check() == nil && j.Usage().Trimmed > 0 })
 }
 
 func TestStreamIsChecked(t *testing.T) {

@@ -73,7 +73,7 @@ type Journal struct {
 	epoch atomic.Pointer[connEpoch]
 
 	pollNow chan struct{} // requests a poll
-	trimNow chan struct{} // receives when the stream becomes nearly full
+	trimNow chan struct{} // receives when the stream becomes nearly full, or an append waits
 
 	publishers []*publisher
 	spill      *spill        // nil without a spill
@@ -90,6 +90,7 @@ type Journal struct {
 	lastPollErr  error         // error of the last poll; nil after a successful poll
 	id           string        // empty before the first poll
 	state        state
+	fullSince    time.Time // when the stream became full; zero if it is not full
 	cursors      map[string]*cursor
 	closed       bool
 
@@ -449,10 +450,12 @@ func (j *Journal) poll(ctx context.Context) error {
 		j.state = s
 		j.notify()
 		if j.nearlyFull(s.bytes) && !before {
-			select {
-			case j.trimNow <- struct{}{}:
-			default:
-			}
+			j.trimSoon()
+		}
+		if full := j.opts.MaxBytes > 0 && s.bytes >= j.opts.MaxBytes; !full {
+			j.fullSince = time.Time{}
+		} else if j.fullSince.IsZero() {
+			j.fullSince = time.Now()
 		}
 	}
 	return nil
@@ -514,6 +517,36 @@ func (j *Journal) check() error {
 	return nil
 }
 
+// checkRoom is check for an append. In a stream that has just become full, checkRoom waits
+// for the hold: delivered events make room before anything is refused.
+func (j *Journal) checkRoom(ctx context.Context) error {
+	err := j.check()
+	if !errors.Is(err, journal.ErrFull) {
+		return err
+	}
+	j.mu.Lock()
+	wait := time.Since(j.fullSince) < 2*trimInterval
+	j.mu.Unlock()
+	if !wait {
+		return err
+	}
+	j.trimSoon()
+	hold, cancel := context.WithTimeout(ctx, j.opts.Hold)
+	defer cancel()
+	if j.await(hold, func() bool { return j.state.bytes < j.opts.MaxBytes }) == nil {
+		return j.check()
+	}
+	return err
+}
+
+// trimSoon requests the removal of delivered events.
+func (j *Journal) trimSoon() {
+	select {
+	case j.trimNow <- struct{}{}:
+	default: // already requested
+	}
+}
+
 // ID implements journal.Log.
 func (j *Journal) ID() string {
 	j.mu.Lock()
@@ -535,7 +568,7 @@ func (j *Journal) Usage() journal.Usage {
 // Append implements journal.Appender. Append splits events that do not fit one batch into
 // several batches, one after another.
 func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.Receipt, error) {
-	if err := j.check(); err != nil {
+	if err := j.checkRoom(ctx); err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
 	}
 	staged, err := stage(events)
@@ -611,7 +644,7 @@ func (j *Journal) enqueue(ctx context.Context, r *request, timeout <-chan time.T
 
 // Quarantine implements journal.Appender.
 func (j *Journal) Quarantine(ctx context.Context, r journal.QuarantinedRequest) (string, error) {
-	if err := j.check(); err != nil {
+	if err := j.checkRoom(ctx); err != nil {
 		return "", fmt.Errorf("quarantining: %w", err)
 	}
 	r = r.WithDefaults(j.opts.Clock())

@@ -48,7 +48,7 @@ function draw(s, i, figures, blocked, refresh) {
       ["Lag", count(s.lag_events)], ["Delivered now", `${rate(latest(f.delivered))}/s`], ["Circuit breaker", s.breaker === "open" ? "open: the relay probes the sink with one event at a time" : breaker[s.state] || "closed"], ["Paused", s.paused && [time(s.paused, true), ` (${age(s.paused)})`]],
       ["Oldest pending event", s.oldest && s.lag_events ? [time(s.oldest, true), ` (${age(s.oldest)})`] : null],
       ["Delivered by", s.owner ? [s.owner, s.local ? " (this relay)" : "", s.since ? [" since ", time(s.since, true)] : ""] : null],
-      ["Read ahead", s.read_limit && `stopped at the limit ${s.read_limit}`],
+      ["Read ahead", s.read_limit && (s.read_limit === "sink_down" ? "stopped while the sink is down" : `stopped at the limit ${s.read_limit}`)],
       ["Cursor", `sequence ${count(s.committed)}`], ["Filter", s.filter && h("code", null, s.filter)],
       ["Filter matched", s.filter_counts && `${count(s.filter_counts.matched)} of ${plural(s.filter_counts.matched + s.filter_counts.filtered, "event")}`],
       ["Filter errors", s.filter_counts && s.filter_counts.errors ? `${count(s.filter_counts.errors)}: ${s.filter_counts.last_error}` : null],
