@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/postwire/postwire/internal/sleep"
+	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/telemetry"
 	"github.com/postwire/postwire/sinks"
@@ -445,6 +446,11 @@ func (r *pumpRun) send(items []*item, g *group) {
 				r.landed(items, each, err)
 			}
 			r.schedule.landed(g)
+			for _, i := range items {
+				if i.removed { // the schedule keeps the item until older ones are removed
+					i.Event = event.Event{}
+				}
+			}
 		}
 	})
 }
@@ -477,7 +483,7 @@ func (r *pumpRun) traced(ctx context.Context, items []*item) (sinks.BatchError, 
 // readHead reads the next events of the cursor, if there is room.
 func (r *pumpRun) readHead(now time.Time, at func(time.Time)) {
 	room, _ := r.room()
-	if room == 0 || r.reading || r.atEnd {
+	if room == 0 || r.reading || r.atEnd || r.schedule.stocked() {
 		return
 	}
 	if r.readAt.After(now) {

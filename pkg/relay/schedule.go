@@ -197,6 +197,22 @@ func (s *schedule) room() (n int, reason string) {
 	return s.maxPending - s.inHand, ""
 }
 
+// stocked reports whether so many events can be delivered that reading more would only take
+// memory: a batch for every delivery that is possible at once, and one more. Events that wait
+// for another delivery of their key or destination do not count, so that they do not keep
+// others from being read.
+func (s *schedule) stocked() bool {
+	enough := s.batch
+	for _, g := range s.ready {
+		for _, k := range g.ready {
+			if enough -= len(k.queue); enough <= 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // keyLimit is the maximum number of events in hand of one key.
 func (s *schedule) keyLimit() int { return max(1, s.maxPending/4) }
 
