@@ -221,6 +221,10 @@ func checkPods(t *testing.T, all []object) {
 			t.Errorf("%s: the token of the service account is mounted", of)
 		}
 		for _, c := range slices.Concat(p.spec.InitContainers, p.spec.Containers) {
+			// The reason of a failed start is then in kubectl describe pod.
+			if strings.Contains(c.Image, "postwire") && c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
+				t.Errorf("%s: container %s has the terminationMessagePolicy %q", of, c.Name, c.TerminationMessagePolicy)
+			}
 			mounted := map[string]bool{}
 			for _, m := range c.VolumeMounts {
 				if !volumes[m.Name] {

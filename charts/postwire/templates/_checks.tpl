@@ -55,6 +55,9 @@
 {{- if and (hasPrefix "/" $folder) (not (hasPrefix "/var/lib/postwire/" (printf "%s/" $folder))) (not $v.extraVolumeMounts) }}
   {{- $wrong = append $wrong (printf "config.journal keeps its events in %s, outside the volume of the chart: use a folder below /var/lib/postwire" $folder) }}
 {{- end }}
+{{- if and (not $jetstream) $v.persistence.enabled $v.persistence.existingClaim (not $v.config.journal.max_bytes) }}
+  {{- $wrong = append $wrong "config.journal.max_bytes is missing: the chart does not know the size of the volume of persistence.existingClaim; use four fifths of the size, for example 16GiB for a volume of 20Gi, so that Postwire removes the oldest delivered events before the volume is full" }}
+{{- end }}
 {{- $stop := include "postwire.seconds" (default "25s" $v.config.server.shutdown_timeout) }}
 {{- if $stop }}
   {{- $needed := add (int $v.preStopSleepSeconds) (int $stop) }}
@@ -84,6 +87,7 @@
 {{- else if and $v.tests.source (not $v.tests.url) (contains "${" (first (include "postwire.testSource" . | fromYaml).paths)) }}
   {{- $wrong = append $wrong "tests.url is missing: the path of tests.source is an expression" }}
 {{- end }}
+{{- $wrong = concat $wrong (include "postwire.upgradeErrors" . | fromYamlArray) }}
 {{- if $wrong }}
   {{- fail (printf "\n\n  - %s\n" (join "\n  - " $wrong)) }}
 {{- end }}

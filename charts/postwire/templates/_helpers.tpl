@@ -16,6 +16,10 @@
 {{- end }}
 {{- end }}
 
+{{- define "postwire.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride }}
+{{- end }}
+
 {{- define "postwire.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create }}
 {{- default (include "postwire.fullname" .) .Values.serviceAccount.name }}
@@ -83,7 +87,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $labels := mergeOverwrite (dict) .root.Values.commonLabels (default dict .labels) (include "postwire.labels" .root | fromYaml) (dict "app.kubernetes.io/component" (default "relay" .component)) }}
 {{- $annotations := mergeOverwrite (dict) .root.Values.commonAnnotations (default dict .annotations) -}}
 name: {{ default (include "postwire.fullname" .root) .name }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ include "postwire.namespace" .root }}
 labels:
   {{- toYaml $labels | nindent 2 }}
 {{- with $annotations }}
@@ -116,10 +120,44 @@ annotations:
     {{- $number := regexFind "^[0-9.]+" $size }}
     {{- with regexFind "[KMGT]i?$" $size }}
       {{- $_ := set $journal "max_bytes" (printf "%v%sB" (round (mulf (float64 $number) 0.8) 2) .) }}
+    {{- else }}
+      {{- $_ := set $journal "max_bytes" (printf "%.0fB" (floor (mulf (float64 (include "postwire.quantity" $size)) 0.8))) }}
     {{- end }}
   {{- end }}
 {{- end }}
 {{- toYaml $config }}
+{{- end }}
+
+{{/* The name of the ConfigMap. With restartOnConfigChange it contains a hash of the configuration, so that no change reaches the pods of an
+earlier revision, not even a pod that starts again after an upgrade that Kubernetes refused. */}}
+{{- define "postwire.configMapName" -}}
+{{- $name := include "postwire.fullname" . }}
+{{- if .Values.restartOnConfigChange }}
+{{- printf "%s-%s" $name (include "postwire.config" . | sha256sum | trunc 10) }}
+{{- else }}
+{{- $name }}
+{{- end }}
+{{- end }}
+
+{{/* A quantity of Kubernetes as a number, such as 1073741824 for 1Gi; empty for a text that is no quantity. A number of YAML is a quantity,
+too, and Helm prints a large one with an exponent. */}}
+{{- define "postwire.quantity" -}}
+{{- $text := toString . }}
+{{- $units := dict "n" 1e-9 "u" 1e-6 "m" 1e-3 "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 }}
+{{- if regexMatch "^[+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?$" $text }}
+  {{- $unit := regexFind "([KMGTPE]i|[numkMGTPE])$" $text }}
+  {{- printf "%.0f" (floor (mulf (float64 (trimSuffix $unit $text)) (get $units $unit))) }}
+{{- end }}
+{{- end }}
+
+{{/* The memory limit of Go, in bytes: 80 % of the container's limit. The rest is for stacks, the page tables of mapped files, and garbage that
+arrives faster than the collector runs. Empty without a limit. */}}
+{{- define "postwire.goMemoryLimit" -}}
+{{- with dig "limits" "memory" "" (default dict .Values.resources) }}
+{{- with include "postwire.quantity" . }}
+{{- printf "%.0f" (floor (mulf (float64 .) 0.8)) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "postwire.port" -}}

@@ -8,9 +8,6 @@ metadata:
     {{- /* Not the chart's version: a new chart alone starts no new pods. */}}
     {{- toYaml (mergeOverwrite (dict) .commonLabels .podLabels (dict "app.kubernetes.io/version" $root.Chart.AppVersion) (include "postwire.selector" $root | fromYaml)) | nindent 4 }}
   {{- $annotations := mergeOverwrite (dict) .commonAnnotations .podAnnotations }}
-  {{- if .restartOnConfigChange }}
-    {{- $_ := set $annotations "checksum/config" (include "postwire.config" $root | sha256sum) }}
-  {{- end }}
   annotations:
     {{- toYaml (mergeOverwrite (dict "kubectl.kubernetes.io/default-container" "postwire") $annotations) | nindent 4 }}
 spec:
@@ -36,9 +33,24 @@ spec:
       image: {{ include "postwire.image" $root }}
       imagePullPolicy: {{ .image.pullPolicy }}
       args: [serve, -c, /etc/postwire/postwire.yaml]
-      {{- with include "postwire.environment" $root }}
-      {{- . | nindent 6 }}
+      {{- $environment := include "postwire.environment" $root | fromYaml }}
+      {{- $env := default list $environment.env }}
+      {{- $named := dict }}
+      {{- range $env }}{{ $_ := set $named .name true }}{{ end }}
+      {{- with include "postwire.goMemoryLimit" $root }}
+        {{- if not (hasKey $named "GOMEMLIMIT") }}
+          {{- $env = append $env (dict "name" "GOMEMLIMIT" "value" .) }}
+        {{- end }}
       {{- end }}
+      {{- with $env }}
+      env:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $environment.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      terminationMessagePolicy: FallbackToLogsOnError
       ports:
         - name: http
           containerPort: {{ include "postwire.port" $root }}
@@ -123,7 +135,7 @@ spec:
 {{- define "postwire.environment" -}}
 {{- $env := .Values.extraEnv }}
 {{- if .Values.nats.enabled }}
-  {{- $env = prepend $env (dict "name" "NATS_URL" "value" (printf "nats://%s:4222" (include "postwire.natsName" .))) }}
+  {{- $env = prepend $env (dict "name" "NATS_URL" "value" (printf "nats://%s%s:4222" (include "postwire.natsName" .) (ternary "" (printf ".%s" .Release.Namespace) (empty .Values.namespaceOverride)))) }}
 {{- end }}
 {{- with $env -}}
 env:
@@ -154,7 +166,7 @@ envFrom:
 {{- define "postwire.volumes" -}}
 - name: config
   configMap:
-    name: {{ include "postwire.fullname" . }}
+    name: {{ include "postwire.configMapName" . }}
 {{- range $name, $file := .Values.files }}
 - name: file-{{ $name }}
   {{- if $file.secret }}
