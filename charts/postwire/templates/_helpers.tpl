@@ -100,21 +100,22 @@ annotations:
 {{- define "postwire.config" -}}
 {{- $config := deepCopy .Values.config }}
 {{- $journal := $config.journal }}
+{{- /* The folders of both engines, so that a relay finds the journal of the other engine on its volume. */}}
+{{- if not (hasKey $journal "dir") }}
+  {{- $_ := set $journal "dir" "/var/lib/postwire/journal" }}
+{{- end }}
+{{- $spill := default dict $journal.spill }}
+{{- if not (hasKey $spill "dir") }}
+  {{- $_ := set $spill "dir" "/var/lib/postwire/spill" }}
+{{- end }}
+{{- $_ := set $journal "spill" $spill }}
 {{- if eq $journal.engine "jetstream" }}
-  {{- $spill := default dict $journal.spill }}
-  {{- if not (hasKey $spill "dir") }}
-    {{- $_ := set $spill "dir" "/var/lib/postwire/spill" }}
-  {{- end }}
-  {{- $_ := set $journal "spill" $spill }}
   {{- $cluster := default dict $journal.jetstream }}
   {{- if and .Values.nats.enabled (not $cluster.url) }}
     {{- $_ := set $cluster "url" "${NATS_URL}" }}
   {{- end }}
   {{- $_ := set $journal "jetstream" $cluster }}
 {{- else }}
-  {{- if not (hasKey $journal "dir") }}
-    {{- $_ := set $journal "dir" "/var/lib/postwire/journal" }}
-  {{- end }}
   {{- if and (not (hasKey $journal "max_bytes")) (or (not .Values.persistence.enabled) (not .Values.persistence.existingClaim)) }}
     {{- $size := .Values.persistence.size }}
     {{- $number := regexFind "^[0-9.]+" $size }}
