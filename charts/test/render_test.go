@@ -137,8 +137,7 @@ func checkServices(t *testing.T, all []object, workload pod) map[string]string {
 	for _, s := range only[*corev1.Service](all) {
 		selector := labels.SelectorFromSet(s.Spec.Selector)
 		for _, p := range pods(all) {
-			_, isPod := p.of.(*corev1.Pod)
-			if selects := selector.Matches(labels.Set(p.meta.Labels)); selects == isPod {
+			if selects := selector.Matches(labels.Set(p.meta.Labels)); selects != p.isRelay() {
 				t.Errorf("%s selects pods of %s: %v", title(s), title(p.of), selects)
 			}
 		}
@@ -268,22 +267,41 @@ func TestDependency(t *testing.T) {
 	}
 }
 
-// Whoever reads the notes gets a URL and a command that fit the values.
+// The notes have a URL and commands that fit the values.
 func TestNotes(t *testing.T) {
+	notes := func(t *testing.T, values map[string]any, wants ...string) {
+		t.Helper()
+		text := mustRender(t, "postwire", values)["postwire/templates/NOTES.txt"]
+		for _, want := range wants {
+			if !strings.Contains(text, want) {
+				t.Errorf("the notes lack %q:\n%s", want, text)
+			}
+		}
+	}
 	for name, wants := range map[string][]string{
-		"minimal":              {"--from-literal=UPLOAD_POST_WEBHOOK_SECRET=…", "http://postwire.relay/webhooks/upload-post", "helm test postwire -n relay"},
+		"minimal":              {"--from-literal=UPLOAD_POST_WEBHOOK_SECRET=…", "http://postwire.relay/webhooks/upload-post\n", "helm test postwire -n relay"},
 		"local":                {"https://relay.example.com/webhooks/upload-post", "postwire register --url https://relay.example.com/webhooks/upload-post"},
-		"local-tls":            {"https://postwire.relay:443/events", "statefulset/postwire"},
+		"local-tls":            {"https://$(kubectl get nodes -o jsonpath='{.items[0].status.addresses[0].address}'):30443/events\n", "use a host name of this certificate", "statefulset/postwire"},
 		"local-ephemeral":      {"are lost with the pod"},
 		"jetstream-deployment": {"deployment/postwire", "lost with its pod"},
 	} {
-		files := mustRender(t, "postwire", sets(t)[name])
-		notes := files["postwire/templates/NOTES.txt"]
-		for _, want := range wants {
-			if !strings.Contains(notes, want) {
-				t.Errorf("%s: the notes lack %q:\n%s", name, want, notes)
-			}
+		t.Run(name, func(t *testing.T) { notes(t, sets(t)[name], wants...) })
+	}
+	const address = "$(kubectl -n relay get service postwire -o jsonpath='{.status.loadBalancer.ingress[0].hostname}{.status.loadBalancer.ingress[0].ip}')"
+	for text, want := range map[string]string{
+		"service: {type: LoadBalancer}":                                  "http://" + address + "/webhooks/upload-post\n",
+		"service: {type: LoadBalancer, port: 8080}":                      "http://" + address + ":8080/webhooks/upload-post\n",
+		"service: {type: NodePort}":                                      ":$(kubectl -n relay get service postwire -o jsonpath='{.spec.ports[0].nodePort}')/webhooks/upload-post\n",
+		"service: {port: 443}\nconfig: {server: {tls: {cert_file: /c}}}": "https://postwire.relay/webhooks/upload-post\n",
+		"config: {server: {tls: {cert_file: /c}}}":                       "https://postwire.relay:80/webhooks/upload-post\n",
+		"namespaceOverride: hooks":                                       "http://postwire.hooks/webhooks/upload-post\n",
+		"config: {sources: [{name: a, type: uploadpost, paths: [/a], auth: {path_token: {tokens: [\"${T}\"]}}}]}": "http://postwire.relay/a/TOKEN\n",
+	} {
+		values, err := loader.LoadValues(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
 		}
+		t.Run(text, func(t *testing.T) { notes(t, values, want) })
 	}
 	if all := slices.Sorted(maps.Keys(mustRender(t, "postwire", sets(t)["webhooks"]))); slices.Contains(all, "postwire/templates/tests/send.yaml") {
 		t.Error("a test that can only fail is installed")

@@ -9,9 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/engine"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -137,7 +140,7 @@ func (c *cluster) upgrade(t *testing.T, values map[string]any) *corev1.ConfigMap
 func (c *cluster) mounted(t *testing.T, all []object) *corev1.ConfigMap {
 	t.Helper()
 	for _, p := range pods(all) {
-		if _, isPod := p.of.(*corev1.Pod); isPod {
+		if !p.isRelay() {
 			continue
 		}
 		for _, v := range p.spec.Volumes {
@@ -277,5 +280,52 @@ func TestUpgradesThatAreRefused(t *testing.T) {
 				t.Errorf("the upgrade: %s; want %q", got, c.refusedFor)
 			}
 		})
+	}
+}
+
+// The hook runs the product on the configuration that the upgrade brings, with the
+// environment and the files of the relay, and ends without a Secret.
+func TestValidationHook(t *testing.T) {
+	each(t, func(t *testing.T, _ string, values map[string]any) {
+		all := objects(t, mustRender(t, "postwire", values))
+		i := slices.IndexFunc(all, func(o object) bool { return kind(o) == "Job" })
+		if i < 0 {
+			t.Fatal("there is no Job")
+		}
+		job, _ := all[i].(*batchv1.Job)
+		if job.Annotations["helm.sh/hook"] != "pre-upgrade" || !strings.Contains(job.Annotations["helm.sh/hook-delete-policy"], "before-hook-creation") || *job.Spec.BackoffLimit != 0 || *job.Spec.ActiveDeadlineSeconds != 120 {
+			t.Errorf("the Job: %+v, %+v", job.Annotations, job.Spec)
+		}
+		relay := relayContainer(t, values)
+		c := job.Spec.Template.Spec.Containers[0]
+		without := slices.DeleteFunc(slices.Clone(relay.Env), func(v corev1.EnvVar) bool { return v.Name == "GOMEMLIMIT" && v.Value != "900MiB" })
+		if diff := cmp.Diff(without, c.Env, cmpopts.EquateEmpty()) + cmp.Diff(relay.EnvFrom, c.EnvFrom); diff != "" {
+			t.Errorf("the environment (- relay, + hook):\n%s", diff)
+		}
+		if c.Image != relay.Image {
+			t.Errorf("the image is %s, and the relay has %s", c.Image, relay.Image)
+		}
+		for _, m := range relay.VolumeMounts {
+			files := strings.HasPrefix(m.Name, "file-") || m.Name == "config" || m.Name == "extra"
+			if slices.ContainsFunc(c.VolumeMounts, func(own corev1.VolumeMount) bool { return own.MountPath == m.MountPath }) != files {
+				t.Errorf("the mount of %s at %s: the hook has it: %v", m.Name, m.MountPath, !files)
+			}
+		}
+		name, weights := "", map[string]string{}
+		for _, v := range job.Spec.Template.Spec.Volumes {
+			if v.Name == "config" {
+				name = v.ConfigMap.Name
+			}
+		}
+		for _, o := range all {
+			weights[title(o)] = o.GetAnnotations()["helm.sh/hook-weight"]
+		}
+		if weights["ConfigMap/"+name] != "-1" {
+			t.Errorf("the ConfigMap %s of the hook has the weight %q", name, weights["ConfigMap/"+name])
+		}
+	})
+	off := map[string]any{"validation": map[string]any{"enabled": false}}
+	if _, found := mustRender(t, "postwire", off)["postwire/templates/validation.yaml"]; found {
+		t.Error("the hook is rendered although validation.enabled is false")
 	}
 }

@@ -257,11 +257,23 @@ tlsConfig:
 {{- range $source := .Values.config.sources }}
   {{- $plays := and (eq $source.type "uploadpost") (not (contains "${" (first $source.paths))) }}
   {{- if and $plays (kindIs "map" $source.auth) }}
-    {{- $plays = eq (keys $source.auth | join ",") "signature" }}
+    {{- $plays = and (eq (keys $source.auth | join ",") "signature") (hasKey (default dict $source.auth.signature) "secrets") }}
   {{- end }}
   {{- if and (not $found.source) (ternary (eq $source.name $.Values.tests.source) $plays (ne $.Values.tests.source "")) }}
     {{- $_ := set $found "source" $source }}
   {{- end }}
 {{- end }}
 {{- with $found.source }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{/* Whether helm test can post a sample: it needs a source, and no client certificate that the chart does not have. */}}
+{{- define "postwire.testable" -}}
+{{- $source := include "postwire.testSource" . | fromYaml }}
+{{- $certified := true }}
+{{- with .Values.config.admin.tls }}{{ if .client_ca_file }}
+  {{- $certified = false }}
+  {{- range $.Values.tests.extraEnv }}{{ if eq .name "POSTWIRE_ADMIN_CERT_FILE" }}{{ $certified = true }}{{ end }}{{ end }}
+{{- end }}{{ end }}
+{{- with .Values.config.server.tls }}{{ if and .client_ca_file (not $.Values.tests.url) }}{{ $certified = false }}{{ end }}{{ end }}
+{{- if and .Values.tests.enabled $source.name $certified (not (contains "${" $source.name)) }}true{{ end }}
 {{- end }}

@@ -96,7 +96,7 @@ spec:
         sizeLimit: {{ .persistence.size }}
       {{- end }}
     {{- end }}
-    {{- include "postwire.volumes" $root | nindent 4 }}
+    {{- include "postwire.volumes" (dict "root" $root "configMap" (include "postwire.configMapName" $root)) | nindent 4 }}
     {{- with .extraVolumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -163,11 +163,12 @@ envFrom:
 {{- end }}
 {{- end }}
 
+{{/* The volumes of the configuration; (dict "root" $ "configMap" NAME). */}}
 {{- define "postwire.volumes" -}}
 - name: config
   configMap:
-    name: {{ include "postwire.configMapName" . }}
-{{- range $name, $file := .Values.files }}
+    name: {{ .configMap }}
+{{- range $name, $file := .root.Values.files }}
 - name: file-{{ $name }}
   {{- if $file.secret }}
   secret:
@@ -184,5 +185,42 @@ envFrom:
     {{- with $file.optional }}
     optional: {{ . }}
     {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The extra volumes with files of the configuration and their mounts, as {volumes, mounts}, for pods that are no relay: they never mount a disk
+of a relay. */}}
+{{- define "postwire.fileVolumes" -}}
+{{- $volumes := list }}
+{{- $mounts := list }}
+{{- range $volume := .Values.extraVolumes }}
+  {{- if or $volume.secret $volume.configMap $volume.projected $volume.csi }}
+    {{- $volumes = append $volumes $volume }}
+    {{- range $.Values.extraVolumeMounts }}
+      {{- if eq .name $volume.name }}{{ $mounts = append $mounts . }}{{ end }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- toYaml (dict "volumes" $volumes "mounts" $mounts) }}
+{{- end }}
+
+{{/* The part of a pod that no relay runs in: scheduling, and a security context as the relay's. */}}
+{{- define "postwire.shortLived" -}}
+restartPolicy: Never
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
