@@ -1,6 +1,8 @@
 package charts
 
 import (
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -367,5 +369,35 @@ func TestCollectorIsReached(t *testing.T) {
 		if len(rules) != 0 {
 			t.Errorf("%s: the rules are %+v", what, rules)
 		}
+	}
+}
+
+// A clone without a network can be installed: the chart that Postwire depends on is in the
+// clone, as Chart.lock says.
+func TestDependencyIsIncluded(t *testing.T) {
+	c, err := loader.Load(chartDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := c.Metadata.Dependencies
+	if all := c.Dependencies(); len(all) != 1 || all[0].Name() != want[0].Name || all[0].Metadata.Version != want[0].Version {
+		t.Fatalf("the chart includes %d charts", len(all))
+	}
+	if c.Lock == nil || len(c.Lock.Dependencies) != 1 || c.Lock.Dependencies[0].Version != want[0].Version || c.Lock.Dependencies[0].Repository != want[0].Repository {
+		t.Fatalf("Chart.lock: %+v", c.Lock)
+	}
+	text, err := json.Marshal([2][]*chart.Dependency{want, c.Lock.Dependencies})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if digest := fmt.Sprintf("sha256:%x", sha256.Sum256(text)); c.Lock.Digest != digest {
+		t.Errorf("Chart.lock has the digest %s, want %s", c.Lock.Digest, digest)
+	}
+	files, err := render(t, c, "postwire", sets(t)["jetstream-nats"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(files)), func(path string) bool { return strings.HasPrefix(path, "postwire/charts/nats/templates/stateful-set") }) {
+		t.Errorf("the servers of NATS are not rendered, but %v", slices.Sorted(maps.Keys(files)))
 	}
 }

@@ -277,3 +277,17 @@ tlsConfig:
 {{- with .Values.config.server.tls }}{{ if and .client_ca_file (not $.Values.tests.url) }}{{ $certified = false }}{{ end }}{{ end }}
 {{- if and .Values.tests.enabled $source.name $certified (not (contains "${" $source.name)) }}true{{ end }}
 {{- end }}
+
+{{/* A regular expression for the names of this release's pods, and of no other release's, for PromQL. */}}
+{{- define "postwire.podPattern" -}}
+{{- include "postwire.fullname" . }}-{{ ternary "[0-9]+" "[a-z0-9]+-[a-z0-9]{5}" (eq (include "postwire.kind" .) "StatefulSet") }}
+{{- end }}
+
+{{/* An expression of PromQL for the pods of this release alone; (dict "root" $ "expr" TEXT). Without this, an alert of one release would be
+silent because of another release in the namespace. */}}
+{{- define "postwire.ofRelease" -}}
+{{- $selector := printf "namespace=%q,pod=~%q" (include "postwire.namespace" .root) (include "postwire.podPattern" .root) }}
+{{- $expr := regexReplaceAll "(postwire_[a-z_]+)[{]" .expr (printf "${1}{%s," $selector) }}
+{{- $expr = regexReplaceAll "(postwire_[a-z_]+)([^a-z_{]|$)" $expr (printf "${1}{%s}${2}" $selector) }}
+{{- $expr }}
+{{- end }}
