@@ -39,7 +39,7 @@ func TestRender(t *testing.T) {
 // fit together: what one of them names, another has.
 func TestObjects(t *testing.T) {
 	each(t, func(t *testing.T, _ string, values map[string]any) {
-		checkObjects(t, objects(t, mustRender(t, "postwire", values)))
+		checkObjects(t, objects(t, mustRender(t, "postwire", values)), namespaceOf(values))
 	})
 }
 
@@ -51,12 +51,20 @@ func TestLongNames(t *testing.T) {
 			t.Fatal(len(long))
 		}
 		t.Run(name, func(t *testing.T) {
-			checkObjects(t, objects(t, mustRender(t, long, values)))
+			checkObjects(t, objects(t, mustRender(t, long, values)), namespaceOf(values))
 		})
 	}
 }
 
-func checkObjects(t *testing.T, all []object) {
+// namespaceOf returns the namespace of the objects of a value set.
+func namespaceOf(values map[string]any) string {
+	if override, ok := values["namespaceOverride"].(string); ok {
+		return override
+	}
+	return namespace
+}
+
+func checkObjects(t *testing.T, all []object, namespace string) {
 	t.Helper()
 	seen := map[string]bool{}
 	for _, o := range all {
@@ -399,5 +407,47 @@ func TestDependencyIsIncluded(t *testing.T) {
 	}
 	if !slices.ContainsFunc(slices.Collect(maps.Keys(files)), func(path string) bool { return strings.HasPrefix(path, "postwire/charts/nats/templates/stateful-set") }) {
 		t.Errorf("the servers of NATS are not rendered, but %v", slices.Sorted(maps.Keys(files)))
+	}
+}
+
+// With existingConfigMap the chart makes no configuration, and every pod mounts the given one.
+func TestExistingConfigMap(t *testing.T) {
+	all := objects(t, mustRender(t, "postwire", map[string]any{"existingConfigMap": "relay-config"}))
+	for _, c := range only[*corev1.ConfigMap](all) {
+		t.Errorf("%s is rendered", title(c))
+	}
+	if len(pods(all)) != 3 {
+		t.Errorf("there are %d pods, want the relay, the test and the validation", len(pods(all)))
+	}
+	for _, p := range pods(all) {
+		if !slices.ContainsFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.ConfigMap != nil && v.ConfigMap.Name == "relay-config" }) {
+			t.Errorf("%s does not mount the ConfigMap", title(p.of))
+		}
+	}
+}
+
+// The only pod answers 503 while its journal is full; of several pods, Services choose one that
+// is ready.
+func TestServicesOfPodsThatAreNotReady(t *testing.T) {
+	for name, want := range map[string]bool{"local": true, "jetstream": false, "local-platform": false} {
+		for _, s := range only[*corev1.Service](objects(t, mustRender(t, "postwire", sets(t)[name]))) {
+			if s.Name == "postwire" && s.Spec.PublishNotReadyAddresses != want {
+				t.Errorf("%s: publishNotReadyAddresses is %v", name, s.Spec.PublishNotReadyAddresses)
+			}
+		}
+	}
+}
+
+func TestImageRegistry(t *testing.T) {
+	for repository, want := range map[string]string{
+		"ghcr.io/postwire/postwire": "mirror.example.com/hub/postwire/postwire", "postwire/postwire": "mirror.example.com/hub/postwire/postwire",
+		"localhost/postwire": "mirror.example.com/hub/postwire", "registry:5000/a/postwire": "mirror.example.com/hub/a/postwire",
+	} {
+		c := relayContainer(t, map[string]any{
+			"global": map[string]any{"imageRegistry": "mirror.example.com/hub", "other": "of another chart"}, "image": map[string]any{"repository": repository, "tag": "1.0"},
+		})
+		if c.Image != want+":1.0" {
+			t.Errorf("%s: the image is %s", repository, c.Image)
+		}
 	}
 }

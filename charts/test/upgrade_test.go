@@ -293,7 +293,7 @@ func TestValidationHook(t *testing.T) {
 			t.Fatal("there is no Job")
 		}
 		job, _ := all[i].(*batchv1.Job)
-		if job.Annotations["helm.sh/hook"] != "pre-upgrade" || !strings.Contains(job.Annotations["helm.sh/hook-delete-policy"], "before-hook-creation") || *job.Spec.BackoffLimit != 0 || *job.Spec.ActiveDeadlineSeconds != 120 {
+		if !strings.Contains(job.Annotations["helm.sh/hook"], "pre-upgrade") || !strings.Contains(job.Annotations["helm.sh/hook-delete-policy"], "before-hook-creation") || *job.Spec.BackoffLimit != 0 || *job.Spec.ActiveDeadlineSeconds < 60 {
 			t.Errorf("the Job: %+v, %+v", job.Annotations, job.Spec)
 		}
 		relay := relayContainer(t, values)

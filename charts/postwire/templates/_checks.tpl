@@ -17,7 +17,10 @@
 {{- if and $autoscaled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) }}
   {{- $wrong = append $wrong "autoscaling.minReplicas is more than autoscaling.maxReplicas" }}
 {{- end }}
-{{- if and $v.autoscaling.enabled (not (dig "requests" "cpu" "" $v.resources)) }}
+{{- if and $v.autoscaling.enabled (not $v.autoscaling.targetCPUUtilizationPercentage) (not $v.autoscaling.metrics) }}
+  {{- $wrong = append $wrong "autoscaling.enabled has no metric: set targetCPUUtilizationPercentage, or metrics" }}
+{{- end }}
+{{- if and $v.autoscaling.enabled $v.autoscaling.targetCPUUtilizationPercentage (not (dig "requests" "cpu" "" $v.resources)) }}
   {{- $wrong = append $wrong "autoscaling.enabled needs resources.requests.cpu: the target is a percentage of the requested CPU" }}
 {{- end }}
 {{- if and $v.autoscaling.keda.enabled (not $v.autoscaling.keda.serverAddress) (not $v.autoscaling.keda.triggers) }}
@@ -45,6 +48,11 @@
 {{- end }}
 {{- if not $v.config.sinks }}
   {{- $wrong = append $wrong "config.sinks is empty: configure a destination of events" }}
+{{- end }}
+{{- range splitList "\n" (include "postwire.urlPasswords" (dict "key" "config" "value" $v.config) | trim) }}
+  {{- if . }}
+    {{- $wrong = append $wrong (printf "%s has a URL with a password, which would be readable in the ConfigMap: use the keys for user and password, or ${NAME} for the URL" .) }}
+  {{- end }}
 {{- end }}
 {{- $folder := "" }}
 {{- if $jetstream }}

@@ -41,13 +41,30 @@
 {{- end }}
 {{- end }}
 
+{{/* The first part of a repository is a registry if it has a dot or a port, or is localhost. */}}
 {{- define "postwire.image" -}}
 {{- with .Values.image }}
-{{- if .digest }}
-{{- printf "%s@%s" .repository .digest }}
-{{- else }}
-{{- printf "%s:%s" .repository (default $.Chart.AppVersion .tag) }}
+{{- $repository := .repository }}
+{{- with $.Values.global.imageRegistry }}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") }}
 {{- end }}
+{{- if .digest }}
+{{- printf "%s@%s" $repository .digest }}
+{{- else }}
+{{- printf "%s:%s" $repository (default $.Chart.AppVersion .tag) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The pull secrets of a pod, as a list. */}}
+{{- define "postwire.pullSecrets" -}}
+{{- $all := .Values.imagePullSecrets }}
+{{- range .Values.global.imagePullSecrets }}
+{{- $all = append $all (ternary (dict "name" .) . (kindIs "string" .)) }}
+{{- end }}
+{{- with $all -}}
+imagePullSecrets:
+  {{- toYaml (uniq .) | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -133,7 +150,9 @@ annotations:
 earlier revision, not even a pod that starts again after an upgrade that Kubernetes refused. */}}
 {{- define "postwire.configMapName" -}}
 {{- $name := include "postwire.fullname" . }}
-{{- if .Values.restartOnConfigChange }}
+{{- if .Values.existingConfigMap }}
+{{- .Values.existingConfigMap }}
+{{- else if .Values.restartOnConfigChange }}
 {{- printf "%s-%s" $name (include "postwire.config" . | sha256sum | trunc 10) }}
 {{- else }}
 {{- $name }}
@@ -290,4 +309,30 @@ silent because of another release in the namespace. */}}
 {{- $expr := regexReplaceAll "(postwire_[a-z_]+)[{]" .expr (printf "${1}{%s," $selector) }}
 {{- $expr = regexReplaceAll "(postwire_[a-z_]+)([^a-z_{]|$)" $expr (printf "${1}{%s}${2}" $selector) }}
 {{- $expr }}
+{{- end }}
+
+{{/* The IP families of a Service. */}}
+{{- define "postwire.ipFamilies" -}}
+{{- $families := dict }}
+{{- with .Values.service.ipFamilyPolicy }}{{ $_ := set $families "ipFamilyPolicy" . }}{{ end }}
+{{- with .Values.service.ipFamilies }}{{ $_ := set $families "ipFamilies" . }}{{ end }}
+{{- with $families }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{/* The keys of a value that have a URL with a password as text, a line each; (dict "key" PATH "value" VALUE). */}}
+{{- define "postwire.urlPasswords" -}}
+{{- $key := .key }}
+{{- if kindIs "map" .value }}
+{{- range $name, $value := .value }}
+{{- include "postwire.urlPasswords" (dict "key" (printf "%s.%s" $key $name) "value" $value) }}
+{{- end }}
+{{- else if kindIs "slice" .value }}
+{{- range $i, $value := .value }}
+{{- include "postwire.urlPasswords" (dict "key" (printf "%s[%d]" $key $i) "value" $value) }}
+{{- end }}
+{{- else if kindIs "string" .value }}
+{{- if regexMatch "://[^/?#@:\\s]*:[^/?#@\\s]+@" (regexReplaceAll "[$][{][^}]*[}]" .value "") }}
+{{- printf "%s\n" $key }}
+{{- end }}
+{{- end }}
 {{- end }}

@@ -18,8 +18,24 @@ spec:
   {{- with .priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
-  {{- with .imagePullSecrets }}
-  imagePullSecrets:
+  {{- with include "postwire.pullSecrets" $root }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- with .runtimeClassName }}
+  runtimeClassName: {{ . }}
+  {{- end }}
+  {{- with .schedulerName }}
+  schedulerName: {{ . }}
+  {{- end }}
+  {{- with .dnsPolicy }}
+  dnsPolicy: {{ . }}
+  {{- end }}
+  {{- with .dnsConfig }}
+  dnsConfig:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .hostAliases }}
+  hostAliases:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   securityContext:
@@ -209,8 +225,21 @@ of a relay. */}}
 restartPolicy: Never
 automountServiceAccountToken: false
 enableServiceLinks: false
-{{- with .Values.imagePullSecrets }}
-imagePullSecrets:
+{{- with include "postwire.pullSecrets" . }}
+{{ . }}
+{{- end }}
+{{- with .Values.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .Values.dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .Values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.hostAliases }}
+hostAliases:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext:

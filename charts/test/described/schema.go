@@ -108,7 +108,6 @@ func Schema(keys []Key, product []byte) ([]byte, error) {
 		return nil, err
 	}
 	properties, _ := root["properties"].(map[string]any)
-	properties["global"] = map[string]any{"type": "object", "description": "Of Helm, for charts inside charts."}
 	properties["enabled"] = map[string]any{"type": "boolean", "description": "Unused; for the condition of a chart that depends on this one."}
 	root["$schema"] = "http://json-schema.org/draft-07/schema#"
 	root["title"] = "Values of the chart postwire"
