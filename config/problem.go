@@ -154,7 +154,9 @@ type Invalid struct {
 type Invalids []Invalid //nolint:errname // it is a list first, and an error on the way out
 
 // Add adds a refused value.
-func (i *Invalids) Add(key, what, hint string) { *i = append(*i, Invalid{Key: key, What: what, Hint: hint}) }
+func (i *Invalids) Add(key, what, hint string) {
+	*i = append(*i, Invalid{Key: key, What: what, Hint: hint})
+}
 
 // Nest adds the refused values of err, the error of the Validate method of the
 // value below key. A nil err adds nothing.

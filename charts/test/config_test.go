@@ -157,9 +157,9 @@ func TestConfigurationOfHelmTemplate(t *testing.T) {
 		}
 	})
 	wrong := sets(t)["local"]
-	wrong["config"].(map[string]any)["sinks"].([]any)[0].(map[string]any)["subject"] = "events.{platfrom}"
+	wrong["config"].(map[string]any)["sinks"].([]any)[0].(map[string]any)["subject"] = "events.{plaform}"
 	out, err := validate(wrong)
-	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 || !strings.Contains(out, "sinks[0].subject: uses {platfrom}") || !strings.Contains(out, "did you mean {platform}") {
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 || !strings.Contains(out, "sinks[0].subject: uses {plaform}") || !strings.Contains(out, "did you mean {platform}") {
 		t.Errorf("a misspelled attribute: %v\n%s", err, out)
 	}
 }

@@ -43,7 +43,7 @@ func newCluster() *cluster {
 }
 
 // GetClientFor implements engine.ClientProvider, for the template function lookup.
-func (c *cluster) GetClientFor(apiVersion, kind string) (dynamic.NamespaceableResourceInterface, bool, error) {
+func (c *cluster) GetClientFor(_, kind string) (dynamic.NamespaceableResourceInterface, bool, error) {
 	return &resources{cluster: c, kind: kind}, true, nil
 }
 

@@ -196,7 +196,7 @@ func readManifests(text []byte) ([]manifest, error) {
 		case err != nil && len(all) > 0:
 			return nil, fmt.Errorf("standard input, after %s/%s: %w", all[len(all)-1].Kind, all[len(all)-1].Metadata.Name, err)
 		case err != nil:
-			return nil, nil // Parse says what is wrong
+			return nil, nil //nolint:nilerr // Parse says what is wrong
 		case m.APIVersion != "" && m.Kind != "":
 			all = append(all, m)
 		}

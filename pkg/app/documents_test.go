@@ -85,7 +85,7 @@ sources:
   - {name: all, type: uploadpost, paths: [/a], auth: {signature: {secrets: ["${file:/nowhere/secret}"]}}}
 sinks:
   - {name: bot, type: telegram, token: "${POSTWIRE_TEST_BOT}", chat_id: "1", template: "$${literal}"}
-  - {name: out, type: nats, url: "nats://nats", mode: core, subject: "a.{platfrom}", tls: {enabled: true, ca_file: /nowhere/ca.crt}}
+  - {name: out, type: nats, url: "nats://nats", mode: core, subject: "a.{plaform}", tls: {enabled: true, ca_file: /nowhere/ca.crt}}
 `)}
 	missing, wrong, err := d.ParseWithoutSecrets()
 	if err != nil {

@@ -50,13 +50,13 @@ func (e engines) open(t *testing.T, engine string) (journal.Journal, error) {
 }
 
 // store stores an event that is pending for the sink second.
-func (e engines) store(t *testing.T, engine, id string) {
+func (e engines) store(t *testing.T, engine string) {
 	t.Helper()
 	j, err := e.open(t, engine)
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.do(t, j, id, "first")
+	e.do(t, j, "a", "first")
 }
 
 // deliver delivers all events to all sinks.
@@ -143,7 +143,7 @@ func TestUndeliveredEventsOfTheLocalEngineKeepJetStreamFromStarting(t *testing.T
 	e := engines{dir: t.TempDir(), url: natstest.Start(t).URL()}
 	e.starts(t, engineJetStream, "without a folder")
 
-	e.store(t, engineLocal, "a")
+	e.store(t, engineLocal)
 	e.refuses(t, engineJetStream, "beside an undelivered event", "postwire.yaml:3", "journal.engine: is jetstream",
 		e.dir+"/journal has events that are not delivered to second", "postwire journal migrate --from local --to jetstream", "journal.engine: local")
 
@@ -158,7 +158,7 @@ func TestUndeliveredEventsOfTheLocalEngineKeepJetStreamFromStarting(t *testing.T
 
 func TestAMigratedJournalKeepsNoEngineFromStarting(t *testing.T) {
 	e := engines{dir: t.TempDir(), url: natstest.Start(t).URL()}
-	e.store(t, engineLocal, "a")
+	e.store(t, engineLocal)
 	e.migrate(t, engineJetStream)
 	e.starts(t, engineJetStream, "after the migration")
 	e.migrate(t, engineJetStream) // reports that the migration is complete
@@ -178,7 +178,7 @@ func TestUndeliveredEventsInTheStreamKeepTheLocalEngineFromStarting(t *testing.T
 	e := engines{dir: t.TempDir(), url: natstest.Start(t).URL()}
 	e.starts(t, engineLocal, "without a stream")
 
-	e.store(t, engineJetStream, "a")
+	e.store(t, engineJetStream)
 	e.refuses(t, engineLocal, "beside an undelivered event", "postwire.yaml:3", "journal.engine: is local",
 		"the stream postwire at "+e.url, "not delivered to second", "postwire journal migrate --from jetstream --to local", "journal.engine: jetstream", "remove journal.jetstream.url")
 
@@ -189,7 +189,7 @@ func TestUndeliveredEventsInTheStreamKeepTheLocalEngineFromStarting(t *testing.T
 	e.starts(t, engineLocal, "after the migration")
 
 	e = engines{dir: t.TempDir(), url: natstest.Start(t).URL()}
-	e.store(t, engineJetStream, "a")
+	e.store(t, engineJetStream)
 	e.deliver(t, engineJetStream, "b")
 	e.starts(t, engineLocal, "after the delivery")
 }
