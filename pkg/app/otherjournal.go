@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/jetstream"
 	"github.com/postwire/postwire/pkg/journal/local"
@@ -42,8 +43,13 @@ func (p *Plan) sinkNames() []string {
 
 // stranded is the error of a start beside undelivered events.
 func (p *Plan) stranded(where string, sinks []string, from, to, hint string) error {
-	return p.Config.Problem("journal.engine", fmt.Sprintf("is %s, and the journal in %s has events that are not delivered to %s", to, where, strings.Join(sinks, ", ")),
+	return p.wrongEngine(fmt.Sprintf("is %s, and the journal in %s has events that are not delivered to %s", to, where, strings.Join(sinks, ", ")),
 		fmt.Sprintf("run 'postwire journal migrate --from %s --to %s', or set journal.engine: %s until every event is delivered; %s", from, to, from, hint))
+}
+
+// wrongEngine is an error of the configuration at journal.engine.
+func (p *Plan) wrongEngine(what, hint string) error {
+	return config.Merge(p.Config.Problem("journal.engine", what, hint))
 }
 
 // folderOptions returns the options of the folder of the local engine, to read it.
@@ -77,12 +83,12 @@ func checkSpill(ctx context.Context, p *Plan) error {
 		return fmt.Errorf("journal.engine is %s, and journal.spill.dir cannot be checked for events of the engine %s: %w (if its events are not needed, move the folder away)", engineLocal, engineJetStream, err)
 	}
 	if spilled > 0 {
-		return p.Config.Problem("journal.engine", fmt.Sprintf("is %s, and the spill %s has %d events and requests that the cluster has not stored", engineLocal, dir, spilled),
+		return p.wrongEngine(fmt.Sprintf("is %s, and the spill %s has %d events and requests that the cluster has not stored", engineLocal, dir, spilled),
 			fmt.Sprintf("set journal.engine: %s until postwire_journal_spilled is 0; if the events are not needed, move the folder away", engineJetStream))
 	}
 	folder, err := local.Exists(p.folderOptions())
 	if err == nil && !folder && c.JetStream.URL == "" {
-		err = p.Config.Problem("journal.engine", fmt.Sprintf("is %s, there is no journal in %s, and the spill %s is of a relay with the engine %s, whose stream may have undelivered events", engineLocal, c.Dir, dir, engineJetStream),
+		err = p.wrongEngine(fmt.Sprintf("is %s, there is no journal in %s, and the spill %s is of a relay with the engine %s, whose stream may have undelivered events", engineLocal, c.Dir, dir, engineJetStream),
 			fmt.Sprintf("set journal.engine: %s; or name the cluster in journal.jetstream.url, so that the relay can check the stream; or remove the folder %s, to begin with an empty journal", engineJetStream, dir))
 	}
 	return err
