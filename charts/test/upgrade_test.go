@@ -14,6 +14,7 @@ import (
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/engine"
+	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -265,9 +266,9 @@ func TestUpgradesThatAreRefused(t *testing.T) {
 		refusedFor string
 	}{
 		{"nothing", local, local, ""},
-		{"local to jetstream", local, cluster, "config.journal.engine is jetstream, and the pods of this release use the engine local"},
-		{"jetstream to local", cluster, local, "config.journal.engine is local, and the pods of this release use the engine jetstream"},
-		{"a Deployment to local", deployment, local, "config.journal.engine is local, and the pods of this release use the engine jetstream"},
+		{"local to jetstream", local, cluster, "config.journal asks for the engine jetstream with NATS servers, and the pods of this release use the engine local"},
+		{"jetstream to local", cluster, local, "config.journal asks for the engine local, and the pods of this release use the engine jetstream with NATS servers"},
+		{"a Deployment to local", deployment, local, "config.journal asks for the engine local, and the pods of this release use the engine jetstream with NATS servers"},
 		{"a size in another unit", local, map[string]any{"persistence": map[string]any{"size": "20480Mi"}}, ""},
 		{"another size", local, map[string]any{"persistence": map[string]any{"size": "30Gi"}}, "persistence.size is 30Gi, and the volumes of this release have 20Gi"},
 		{"another size of the spill", cluster, map[string]any{"config": cluster["config"], "spill": map[string]any{"persistence": map[string]any{"size": "9Gi"}}}, "spill.persistence.size is 9Gi, and the volumes of this release have 2Gi"},
@@ -327,5 +328,22 @@ func TestValidationHook(t *testing.T) {
 	off := map[string]any{"validation": map[string]any{"enabled": false}}
 	if _, found := mustRender(t, "postwire", off)["postwire/templates/validation.yaml"]; found {
 		t.Error("the hook is rendered although validation.enabled is false")
+	}
+}
+
+// A StatefulSet with the claim template of an embedded cluster has another engine than local and
+// than jetstream with NATS servers.
+func TestUpgradesFromAnEmbeddedCluster(t *testing.T) {
+	k := newCluster()
+	k.upgrade(t, map[string]any{})
+	set, ok := k.objects["StatefulSet/postwire"].(*appsv1.StatefulSet)
+	if !ok {
+		t.Fatal("there is no StatefulSet")
+	}
+	set.Spec.VolumeClaimTemplates[0].Name = "cluster"
+	for _, name := range []string{"minimal", "jetstream"} {
+		if _, err := k.render(t, sets(t)[name]); err == nil || !strings.Contains(err.Error(), "the pods of this release use the engine jetstream with an embedded cluster") {
+			t.Errorf("an upgrade with the values %s: %v", name, err)
+		}
 	}
 }

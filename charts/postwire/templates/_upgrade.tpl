@@ -30,27 +30,32 @@ deletes it in the next upgrade, because it is not rendered then.
 {{- toYaml $earlier }}
 {{- end }}
 
-{{/* The errors of an upgrade that would change the engine, or a claim template, which Kubernetes refuses to change; as a list. */}}
+{{/* The errors of an upgrade that would change the engine, or a claim template, which Kubernetes refuses to change; as a list. The name of the
+claim template tells the engine: data is of local, spill of jetstream with NATS servers, cluster of jetstream without. */}}
 {{- define "postwire.upgradeErrors" -}}
 {{- $wrong := list }}
 {{- $name := include "postwire.fullname" . }}
 {{- $namespace := include "postwire.namespace" . }}
-{{- $engine := .Values.config.journal.engine }}
-{{- $set := lookup "apps/v1" "StatefulSet" $namespace $name }}
+{{- $journal := .Values.config.journal }}
+{{- $engines := dict "data" "local" "spill" "jetstream with NATS servers" "cluster" "jetstream with an embedded cluster" }}
+{{- $claim := "data" }}
+{{- if eq $journal.engine "jetstream" }}
+  {{- $claim = ternary "spill" "cluster" (or .Values.nats.enabled (ne "" (dig "jetstream" "url" "" $journal))) }}
+{{- end }}
 {{- $running := "" }}
+{{- $set := lookup "apps/v1" "StatefulSet" $namespace $name }}
 {{- if $set }}
-  {{- $running = "local" }}
-  {{- range $set.spec.volumeClaimTemplates }}{{ if eq .metadata.name "spill" }}{{ $running = "jetstream" }}{{ end }}{{ end }}
+  {{- $running = "data" }}
+  {{- range $set.spec.volumeClaimTemplates }}{{ if hasKey $engines .metadata.name }}{{ $running = .metadata.name }}{{ end }}{{ end }}
 {{- else if lookup "apps/v1" "Deployment" $namespace $name }}
-  {{- $running = "jetstream" }}
+  {{- $running = "spill" }}
 {{- end }}
-{{- $embedded := dig "jetstream" "embedded" false .Values.config.journal }}
-{{- if and $running (ne $running $engine) (not $embedded) }}
-  {{- $wrong = append $wrong (printf "config.journal.engine is %s, and the pods of this release use the engine %s, whose journal may hold undelivered events: use %s, or install a second release with the engine %s, as \"Topologies\" in the README of the chart describes" $engine $running $running $engine) }}
+{{- if and $running (ne $running $claim) }}
+  {{- $wrong = append $wrong (printf "config.journal asks for the engine %s, and the pods of this release use the engine %s, whose journal may hold undelivered events: keep the engine, or install a second release with the other engine, as \"Topologies\" in the README of the chart describes" (get $engines $claim) (get $engines $running)) }}
 {{- end }}
-{{- $volume := ternary .Values.spill.persistence .Values.persistence (eq $engine "jetstream") }}
-{{- $key := ternary "spill.persistence.size" "persistence.size" (eq $engine "jetstream") }}
-{{- if and $set (eq $running $engine) $volume.enabled (not $volume.existingClaim) }}
+{{- $volume := ternary .Values.spill.persistence .Values.persistence (eq $claim "spill") }}
+{{- $key := ternary "spill.persistence.size" "persistence.size" (eq $claim "spill") }}
+{{- if and $set (eq $running $claim) $volume.enabled (not $volume.existingClaim) }}
   {{- range $set.spec.volumeClaimTemplates }}
     {{- $size := .spec.resources.requests.storage }}
     {{- if ne (include "postwire.quantity" $size) (include "postwire.quantity" $volume.size) }}
