@@ -81,6 +81,7 @@ func TestWhatIsMissingHidesNoOtherError(t *testing.T) {
 	d := Document{Name: "postwire.yaml", Env: func(string) (string, bool) { return "", false }, Text: []byte(`
 log: {level: "${POSTWIRE_TEST_LEVEL:-info}"}
 admin: {token: "${POSTWIRE_TEST_TOKEN}"}
+journal: {engine: jetstream, jetstream: {url: "nats://nats", tls: {enabled: true, ca_file: /nowhere/ca.crt}}}
 sources:
   - {name: all, type: uploadpost, paths: [/a], auth: {signature: {secrets: ["${file:/nowhere/secret}"]}}}
 sinks:
@@ -98,13 +99,13 @@ sinks:
 		slices.Sort(keys)
 		return keys
 	}
-	if got, want := keys(missing), []string{"admin.token", "sinks[0].token", "sinks[1].tls.ca_file", "sources[0].auth.signature.secrets[0]"}; !slices.Equal(got, want) {
+	if got, want := keys(missing), []string{"admin.token", "journal.jetstream.tls.ca_file", "sinks[0].token", "sinks[1].tls.ca_file", "sources[0].auth.signature.secrets[0]"}; !slices.Equal(got, want) {
 		t.Errorf("missing are %v, want %v", got, want)
 	}
 	if len(wrong) != 0 {
 		t.Errorf("errors while a file of the sink is missing: %v", wrong)
 	}
-	d.Text = []byte(strings.Replace(string(d.Text), ", ca_file: /nowhere/ca.crt", "", 1))
+	d.Text = []byte(strings.ReplaceAll(string(d.Text), ", ca_file: /nowhere/ca.crt", ""))
 	if _, wrong, err = d.ParseWithoutSecrets(); err != nil || len(wrong) != 1 || wrong[0].Key != "sinks[1].subject" || !strings.Contains(wrong[0].Hint, "did you mean {platform}") {
 		t.Errorf("errors: %v, %v", wrong, err)
 	}
