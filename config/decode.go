@@ -187,7 +187,9 @@ func (d *decoder) value(n *yaml.Node, key string, v reflect.Value, f field) {
 		return
 	}
 	if e, ok := d.doc.expanded[n]; ok && e.fault != nil {
-		d.wrong(n, key, e.fault.what, e.fault.hint)
+		p := d.doc.at(n, key, e.fault.what, e.fault.hint)
+		p.Missing = e.fault.missing
+		d.add(p)
 		return
 	}
 	if custom, ok := reflect.TypeAssert[Value](v.Addr()); ok {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,7 +39,10 @@ type fragment struct{ value, written string }
 
 // expandFault is the reason why a scalar cannot be expanded. The texts contain
 // no values.
-type expandFault struct{ what, hint string }
+type expandFault struct {
+	what, hint string
+	missing    bool // the variable or the file is missing
+}
 
 // expander resolves ${…} from the environment and from files.
 type expander struct {
@@ -69,7 +73,7 @@ func (e expander) expand(text string) (string, []fragment, *expandFault) {
 		b.WriteString(text[:at])
 		length := closing(text[at:])
 		if length < 0 {
-			return "", nil, &expandFault{"has a ${ without its }", "write ${NAME}, or $${ for a plain ${"}
+			return "", nil, &expandFault{what: "has a ${ without its }", hint: "write ${NAME}, or $${ for a plain ${"}
 		}
 		written := text[at : at+length]
 		value, outside, fault := e.resolve(written[2 : length-1])
@@ -113,17 +117,17 @@ func (e expander) resolve(inner string) (value string, outside bool, fault *expa
 	if !isVariable(name) {
 		// The text is not shown, because the text may be a secret that contains
 		// ${.
-		return "", false, &expandFault{"has an invalid ${", "write ${NAME}, ${NAME:-default} or ${file:/path}, or $${ for a plain ${"}
+		return "", false, &expandFault{what: "has an invalid ${", hint: "write ${NAME}, ${NAME:-default} or ${file:/path}, or $${ for a plain ${"}
 	}
 	if strings.Contains(fallback, "${") {
-		return "", false, &expandFault{"has a default of ${" + name + "} with a nested ${", "write the default out"}
+		return "", false, &expandFault{what: "has a default of ${" + name + "} with a nested ${", hint: "write the default out"}
 	}
 	value, ok := e.env(name)
 	switch {
 	case hasFallback && value == "":
 		return fallback, false, nil
 	case !ok:
-		return "", false, &expandFault{"environment variable " + name + " is not set", "set the variable, or give a default: ${" + name + ":-default}"}
+		return "", false, &expandFault{what: "environment variable " + name + " is not set", hint: "set the variable, or give a default: ${" + name + ":-default}", missing: true}
 	}
 	return value, true, nil
 }
@@ -132,7 +136,7 @@ func (e expander) resolve(inner string) (value string, outside bool, fault *expa
 // CR.
 func (e expander) file(path string) (string, *expandFault) {
 	if path == "" {
-		return "", &expandFault{"has a ${file:} without a path", "write ${file:/path}"}
+		return "", &expandFault{what: "has a ${file:} without a path", hint: "write ${file:/path}"}
 	}
 	const hint = "check the path and the permissions of the file"
 	if !filepath.IsAbs(path) {
@@ -143,10 +147,10 @@ func (e expander) file(path string) (string, *expandFault) {
 	}
 	data, err := readRegular(path, maxFile)
 	if err != nil {
-		return "", &expandFault{fmt.Sprintf("file %s %s", path, fileReason(err)), hint}
+		return "", &expandFault{fmt.Sprintf("file %s %s", path, fileReason(err)), hint, errors.Is(err, fs.ErrNotExist)}
 	}
 	if !utf8.Valid(data) {
-		return "", &expandFault{fmt.Sprintf("file %s is not text in UTF-8", path), "encode it, for example as base64"}
+		return "", &expandFault{what: fmt.Sprintf("file %s is not text in UTF-8", path), hint: "encode it, for example as base64"}
 	}
 	return withoutLineBreak(string(data)), nil
 }

@@ -233,7 +233,9 @@ func (doc *document) place(root *yaml.Node, prefix string, err error) Problems {
 			all = append(all, err)
 		case Invalids:
 			for _, i := range err {
-				all = append(all, doc.foreign(find(root, i.Key), join(prefix, i.Key), i.What, i.Hint))
+				p := doc.foreign(find(root, i.Key), join(prefix, i.Key), i.What, i.Hint)
+				p.Missing = i.Missing
+				all = append(all, p)
 			}
 		default:
 			all = append(all, doc.foreign(root, prefix, err.Error(), ""))
@@ -392,6 +394,7 @@ func (w *walker) scalar(n *yaml.Node, key string) {
 	w.doc.expanded[n] = expansion{text, values, fault}
 	if fault != nil {
 		w.add(n, key, fault.what, fault.hint)
+		w.problems[len(w.problems)-1].Missing = fault.missing
 		return
 	}
 	if len(values) > 0 {

@@ -17,6 +17,10 @@ type Problem struct { //nolint:errname // it is a value first, and an error on t
 	Key          string // path of the key, such as sinks[0].subject; "" is the document
 	What         string // the error
 	Hint         string // the suggested fix
+
+	// Missing: the document names an environment variable or a file that this process does
+	// not have. Another process may have it.
+	Missing bool
 }
 
 // Error implements error.
@@ -92,7 +96,7 @@ func Merge(errs ...error) error {
 				all = append(all, err)
 			case Invalids:
 				for _, i := range err {
-					all = append(all, Problem{Key: i.Key, What: i.What, Hint: i.Hint})
+					all = append(all, Problem{Key: i.Key, What: i.What, Hint: i.Hint, Missing: i.Missing})
 				}
 			default:
 				all = append(all, Problem{What: err.Error()})
@@ -141,6 +145,8 @@ type Invalid struct {
 	Key  string // path relative to the validated value, such as retry.max or paths[1]
 	What string
 	Hint string
+
+	Missing bool // as of a Problem
 }
 
 // Invalids are all values that a Validate method refuses. As an error, Invalids
@@ -148,7 +154,9 @@ type Invalid struct {
 type Invalids []Invalid //nolint:errname // it is a list first, and an error on the way out
 
 // Add adds a refused value.
-func (i *Invalids) Add(key, what, hint string) { *i = append(*i, Invalid{key, what, hint}) }
+func (i *Invalids) Add(key, what, hint string) {
+	*i = append(*i, Invalid{Key: key, What: what, Hint: hint})
+}
 
 // Nest adds the refused values of err, the error of the Validate method of the
 // value below key. A nil err adds nothing.
@@ -160,7 +168,8 @@ func (i *Invalids) Nest(key string, err error) {
 			return
 		}
 		for _, n := range nested {
-			i.Add(join(key, n.Key), n.What, n.Hint)
+			n.Key = join(key, n.Key)
+			*i = append(*i, n)
 		}
 	})
 }

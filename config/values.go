@@ -352,7 +352,10 @@ func (t TLS) Check(prefix string, p *Invalids) {
 			continue
 		}
 		if reason := unreadable(f.path); reason != "" {
-			p.Add(join(prefix, f.key), fmt.Sprintf("file %s %s", f.path, reason), "name a PEM file that is readable by this process")
+			*p = append(*p, Invalid{
+				Key: join(prefix, f.key), What: fmt.Sprintf("file %s %s", f.path, reason), Hint: "name a PEM file that is readable by this process",
+				Missing: reason == absent,
+			})
 		}
 	}
 	switch {
@@ -379,6 +382,9 @@ func (t TLS) checkContents(prefix string, p *Invalids) {
 	}
 }
 
+// absent is the reason of a file that does not exist.
+const absent = "does not exist"
+
 // unreadable returns the reason why a file cannot be read, or "".
 func unreadable(path string) string {
 	if _, err := readRegular(path, maxFile); err != nil {
@@ -393,7 +399,7 @@ func fileReason(err error) string {
 	var path *os.PathError
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "does not exist"
+		return absent
 	case errors.Is(err, os.ErrPermission):
 		return "is not readable by this process"
 	case errors.As(err, &path):

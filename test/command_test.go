@@ -110,6 +110,9 @@ sinks: [{name: out, type: stdout}]
 		{name: "two sinks of one name", args: []string{"config", "validate", "-c", "twice.yaml"}, code: 2, errs: []string{"twice.yaml:12:11: sinks[1].name"}},
 		{name: "two sources on one path", args: []string{"config", "validate", "-c", "paths.yaml"}, code: 2, errs: []string{"paths.yaml:8:21: sources[1].paths[1]: /webhooks/upload-post is a path of source upload-post"}},
 		{name: "no such file", args: []string{"config", "validate", "-c", "none.yaml"}, code: 2, errs: []string{"none.yaml"}},
+		{name: "a file as argument", args: []string{"config", "validate", "good.yaml"}, out: []string{"good.yaml is valid"}},
+		{name: "two configurations", args: []string{"config", "validate", "good.yaml", "-c", "typo.yaml"}, code: 2, errs: []string{"not with both"}},
+		{name: "empty standard input", args: []string{"config", "validate", "-"}, code: 2, errs: []string{"standard input is empty"}},
 		{name: "nothing to do", args: []string{"serve", "-c", "empty.yaml"}, code: 2, errs: []string{"sources", "sinks"}},
 		{name: "a cluster without servers", args: []string{"serve", "-c", "jetstream.yaml"}, code: 2, errs: []string{"journal.jetstream.url", "is required"}},
 		{

@@ -11,10 +11,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/relay"
+	"github.com/postwire/postwire/pkg/source/auth"
 )
 
 // ask runs a command that asks the relay's admin API.
@@ -278,6 +280,19 @@ func TestStopOrder(t *testing.T) {
 	})
 	if status, err := r.post(upload(0, 0)); err != nil || status != "accepted" {
 		t.Errorf("a webhook that comes before load balancers have noticed: %s, %v", status, err)
+	}
+	req, err := http.NewRequest(http.MethodPost, "http://"+r.addr+"/webhooks/upload-post", bytes.NewReader(upload(0, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := auth.UploadPost.Sign(req.Header, secret, "", time.Now(), upload(0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
+	if err != nil || resp.StatusCode != http.StatusOK || !resp.Close {
+		t.Errorf("an answer before load balancers have noticed does not end its connection: %+v, %v", resp, err)
+	} else {
+		_ = resp.Body.Close()
 	}
 	if err := <-r.exited; err != nil {
 		t.Errorf("stopping: %v", err)

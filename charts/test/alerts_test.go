@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/rulefmt"
@@ -263,6 +264,11 @@ var situations = map[string][]situation{
 		{`postwire_journal_spilled_seconds{` + where + `,pod="a"} 0x10 60+60x20`, 25 * time.Minute, "relay/a has kept events in its spill for"},
 		{`postwire_journal_spilled_seconds{` + where + `,pod="a"} 0x10 60 120 180 0x20`, 25 * time.Minute, ""},
 	},
+	"PostwireSpillAbandoned": {
+		{`postwire_journal_spilled{` + where + `,pod="postwire-2"} 0x5 1175x10 stale`, 40 * time.Minute, "relay/postwire-2 is gone, and 1175 acknowledged events"},
+		{`postwire_journal_spilled{` + where + `,pod="postwire-2"} 0x5 1175x10 0x5 stale`, 40 * time.Minute, ""},
+		{`postwire_journal_spilled{` + where + `,pod="postwire-2"} 0x5 1175x60`, 40 * time.Minute, ""},
+	},
 	"PostwireAppendSlow": {
 		{"postwire_journal_append_seconds_bucket{" + where + `,le="1.024"} 0+90x30` + "\npostwire_journal_append_seconds_bucket{" + where + `,le="4.096"} 0+100x30` + "\npostwire_journal_append_seconds_bucket{" + where + `,le="+Inf"} 0+100x30`, 25 * time.Minute, "longer than a second"},
 		{"postwire_journal_append_seconds_bucket{" + where + `,le="0.512"} 0+100x30` + "\npostwire_journal_append_seconds_bucket{" + where + `,le="+Inf"} 0+100x30`, 25 * time.Minute, ""},
@@ -394,6 +400,48 @@ func TestAlerts(t *testing.T) {
 				if s.says != "" && (len(said) != 1 || !strings.Contains(said[0], s.says) || strings.Contains(said[0], "<error") || strings.Contains(said[0], "<no value>")) {
 					t.Errorf("it says %q, want %q", said, s.says)
 				}
+			})
+		}
+	}
+}
+
+// The rules of a release are about the pods of this release: another release in the namespace
+// neither silences an alert nor fires it.
+func TestRulesOfARelease(t *testing.T) {
+	page := metricsOnPage(t)
+	for name, values := range map[string]map[string]any{"StatefulSet": sets(t)["local"], "Deployment": sets(t)["jetstream-deployment"]} {
+		values["metrics"] = map[string]any{"prometheusRule": map[string]any{"enabled": true}}
+		all := only[*monitoringv1.PrometheusRule](objects(t, mustRender(t, "postwire", values)))
+		if len(all) != 1 || len(all[0].Spec.Groups) != 1 || len(all[0].Spec.Groups[0].Rules) < 15 {
+			t.Fatalf("%s: %d rules", name, len(all))
+		}
+		for _, r := range all[0].Spec.Groups[0].Rules {
+			holds(t, r.Alert, r.Expr.String(), page)
+			expr, err := promql.ParseExpr(r.Expr.String())
+			if err != nil {
+				continue // holds has said so
+			}
+			parser.Inspect(expr, func(n parser.Node, _ []parser.Node) error {
+				s, ok := n.(*parser.VectorSelector)
+				if !ok {
+					return nil
+				}
+				matches := func(label, value string) bool {
+					for _, m := range s.LabelMatchers {
+						if m.Name == label {
+							return m.Matches(value)
+						}
+					}
+					return true
+				}
+				own, other := "postwire-0", "postwire-shop-0"
+				if name == "Deployment" {
+					own, other = "postwire-66db46dd8c-x7k2p", "other-66db46dd8c-x7k2p"
+				}
+				if !matches("pod", own) || matches("pod", other) || !matches("namespace", namespace) || matches("namespace", "other") {
+					t.Errorf("%s: %s selects pods of another release, or not those of this release", r.Alert, s)
+				}
+				return nil
 			})
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"os/exec"
@@ -70,8 +71,11 @@ func surround(t *testing.T, dir, config string) (text string, env []string) {
 			t.Fatal(err)
 		}
 		content := []byte("a-secret-of-some-length" + strings.ReplaceAll(path, "/", "-") + "\n") // another one in each
-		if strings.HasSuffix(path, ".crt") {
-			content = certificate(t)
+		switch {
+		case strings.HasSuffix(path, ".crt"):
+			content, _ = pair()
+		case strings.HasSuffix(path, ".key"):
+			_, content = pair()
 		}
 		if err := os.WriteFile(at, content, 0o600); err != nil {
 			t.Fatal(err)
@@ -88,20 +92,26 @@ func surround(t *testing.T, dir, config string) (text string, env []string) {
 	return text, env
 }
 
-// certificate is a certificate authority in PEM.
-func certificate(t *testing.T) []byte {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// pair returns a certificate authority, which is the certificate of a server, too, and its
+// private key, in PEM.
+var pair = sync.OnceValues(func() (certificate, key []byte) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"relay.example.com"},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		panic(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+})
 
 // What becomes a ConfigMap is a configuration that the product runs on.
 func TestConfiguration(t *testing.T) {
@@ -124,6 +134,34 @@ func TestConfiguration(t *testing.T) {
 			t.Errorf("%v\n%s\n%s", err, out, config)
 		}
 	})
+}
+
+// The pipeline of the README: what helm template prints is valid on a machine without the
+// secrets, and a mistake past the schema is found there.
+func TestConfigurationOfHelmTemplate(t *testing.T) {
+	binary, err := product()
+	if err != nil {
+		t.Fatal(err)
+	}
+	validate := func(values map[string]any) (string, error) {
+		cmd := exec.Command(binary, "config", "validate", "--allow-missing", "-")
+		files := mustRender(t, "postwire", values)
+		delete(files, "postwire/templates/NOTES.txt")
+		cmd.Stdin, cmd.Env = strings.NewReader(joined(files)), []string{}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	each(t, func(t *testing.T, _ string, values map[string]any) {
+		if out, err := validate(values); err != nil || !strings.Contains(out, "ConfigMap/") || !strings.Contains(out, " is valid") {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+	wrong := sets(t)["local"]
+	wrong["config"].(map[string]any)["sinks"].([]any)[0].(map[string]any)["subject"] = "events.{plaform}"
+	out, err := validate(wrong)
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 || !strings.Contains(out, "sinks[0].subject: uses {plaform}") || !strings.Contains(out, "did you mean {platform}") {
+		t.Errorf("a misspelled attribute: %v\n%s", err, out)
+	}
 }
 
 func rendered(t *testing.T, values map[string]any) string {

@@ -1,6 +1,8 @@
 package charts
 
 import (
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -37,7 +39,7 @@ func TestRender(t *testing.T) {
 // fit together: what one of them names, another has.
 func TestObjects(t *testing.T) {
 	each(t, func(t *testing.T, _ string, values map[string]any) {
-		checkObjects(t, objects(t, mustRender(t, "postwire", values)))
+		checkObjects(t, objects(t, mustRender(t, "postwire", values)), namespaceOf(values))
 	})
 }
 
@@ -49,12 +51,20 @@ func TestLongNames(t *testing.T) {
 			t.Fatal(len(long))
 		}
 		t.Run(name, func(t *testing.T) {
-			checkObjects(t, objects(t, mustRender(t, long, values)))
+			checkObjects(t, objects(t, mustRender(t, long, values)), namespaceOf(values))
 		})
 	}
 }
 
-func checkObjects(t *testing.T, all []object) {
+// namespaceOf returns the namespace of the objects of a value set.
+func namespaceOf(values map[string]any) string {
+	if override, ok := values["namespaceOverride"].(string); ok {
+		return override
+	}
+	return namespace
+}
+
+func checkObjects(t *testing.T, all []object, namespace string) {
 	t.Helper()
 	seen := map[string]bool{}
 	for _, o := range all {
@@ -137,8 +147,7 @@ func checkServices(t *testing.T, all []object, workload pod) map[string]string {
 	for _, s := range only[*corev1.Service](all) {
 		selector := labels.SelectorFromSet(s.Spec.Selector)
 		for _, p := range pods(all) {
-			_, isPod := p.of.(*corev1.Pod)
-			if selects := selector.Matches(labels.Set(p.meta.Labels)); selects == isPod {
+			if selects := selector.Matches(labels.Set(p.meta.Labels)); selects != p.isRelay() {
 				t.Errorf("%s selects pods of %s: %v", title(s), title(p.of), selects)
 			}
 		}
@@ -221,6 +230,10 @@ func checkPods(t *testing.T, all []object) {
 			t.Errorf("%s: the token of the service account is mounted", of)
 		}
 		for _, c := range slices.Concat(p.spec.InitContainers, p.spec.Containers) {
+			// The reason of a failed start is then in kubectl describe pod.
+			if strings.Contains(c.Image, "postwire") && c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
+				t.Errorf("%s: container %s has the terminationMessagePolicy %q", of, c.Name, c.TerminationMessagePolicy)
+			}
 			mounted := map[string]bool{}
 			for _, m := range c.VolumeMounts {
 				if !volumes[m.Name] {
@@ -264,22 +277,41 @@ func TestDependency(t *testing.T) {
 	}
 }
 
-// Whoever reads the notes gets a URL and a command that fit the values.
+// The notes have a URL and commands that fit the values.
 func TestNotes(t *testing.T) {
+	notes := func(t *testing.T, values map[string]any, wants ...string) {
+		t.Helper()
+		text := mustRender(t, "postwire", values)["postwire/templates/NOTES.txt"]
+		for _, want := range wants {
+			if !strings.Contains(text, want) {
+				t.Errorf("the notes lack %q:\n%s", want, text)
+			}
+		}
+	}
 	for name, wants := range map[string][]string{
-		"minimal":              {"--from-literal=UPLOAD_POST_WEBHOOK_SECRET=…", "http://postwire.relay/webhooks/upload-post", "helm test postwire -n relay"},
+		"minimal":              {"--from-literal=UPLOAD_POST_WEBHOOK_SECRET=…", "http://postwire.relay/webhooks/upload-post\n", "helm test postwire -n relay"},
 		"local":                {"https://relay.example.com/webhooks/upload-post", "postwire register --url https://relay.example.com/webhooks/upload-post"},
-		"local-tls":            {"https://postwire.relay:443/events", "statefulset/postwire"},
+		"local-tls":            {"https://$(kubectl get nodes -o jsonpath='{.items[0].status.addresses[0].address}'):30443/events\n", "use a host name of this certificate", "statefulset/postwire"},
 		"local-ephemeral":      {"are lost with the pod"},
 		"jetstream-deployment": {"deployment/postwire", "lost with its pod"},
 	} {
-		files := mustRender(t, "postwire", sets(t)[name])
-		notes := files["postwire/templates/NOTES.txt"]
-		for _, want := range wants {
-			if !strings.Contains(notes, want) {
-				t.Errorf("%s: the notes lack %q:\n%s", name, want, notes)
-			}
+		t.Run(name, func(t *testing.T) { notes(t, sets(t)[name], wants...) })
+	}
+	const address = "$(kubectl -n relay get service postwire -o jsonpath='{.status.loadBalancer.ingress[0].hostname}{.status.loadBalancer.ingress[0].ip}')"
+	for text, want := range map[string]string{
+		"service: {type: LoadBalancer}":                                  "http://" + address + "/webhooks/upload-post\n",
+		"service: {type: LoadBalancer, port: 8080}":                      "http://" + address + ":8080/webhooks/upload-post\n",
+		"service: {type: NodePort}":                                      ":$(kubectl -n relay get service postwire -o jsonpath='{.spec.ports[0].nodePort}')/webhooks/upload-post\n",
+		"service: {port: 443}\nconfig: {server: {tls: {cert_file: /c}}}": "https://postwire.relay/webhooks/upload-post\n",
+		"config: {server: {tls: {cert_file: /c}}}":                       "https://postwire.relay:80/webhooks/upload-post\n",
+		"namespaceOverride: hooks":                                       "http://postwire.hooks/webhooks/upload-post\n",
+		"config: {sources: [{name: a, type: uploadpost, paths: [/a], auth: {path_token: {tokens: [\"${T}\"]}}}]}": "http://postwire.relay/a/TOKEN\n",
+	} {
+		values, err := loader.LoadValues(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
 		}
+		t.Run(text, func(t *testing.T) { notes(t, values, want) })
 	}
 	if all := slices.Sorted(maps.Keys(mustRender(t, "postwire", sets(t)["webhooks"]))); slices.Contains(all, "postwire/templates/tests/send.yaml") {
 		t.Error("a test that can only fail is installed")
@@ -344,6 +376,78 @@ func TestCollectorIsReached(t *testing.T) {
 	} {
 		if len(rules) != 0 {
 			t.Errorf("%s: the rules are %+v", what, rules)
+		}
+	}
+}
+
+// A clone without a network can be installed: the chart that Postwire depends on is in the
+// clone, as Chart.lock says.
+func TestDependencyIsIncluded(t *testing.T) {
+	c, err := loader.Load(chartDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := c.Metadata.Dependencies
+	if all := c.Dependencies(); len(all) != 1 || all[0].Name() != want[0].Name || all[0].Metadata.Version != want[0].Version {
+		t.Fatalf("the chart includes %d charts", len(all))
+	}
+	if c.Lock == nil || len(c.Lock.Dependencies) != 1 || c.Lock.Dependencies[0].Version != want[0].Version || c.Lock.Dependencies[0].Repository != want[0].Repository {
+		t.Fatalf("Chart.lock: %+v", c.Lock)
+	}
+	text, err := json.Marshal([2][]*chart.Dependency{want, c.Lock.Dependencies})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if digest := fmt.Sprintf("sha256:%x", sha256.Sum256(text)); c.Lock.Digest != digest {
+		t.Errorf("Chart.lock has the digest %s, want %s", c.Lock.Digest, digest)
+	}
+	files, err := render(t, c, "postwire", sets(t)["jetstream-nats"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(files)), func(path string) bool { return strings.HasPrefix(path, "postwire/charts/nats/templates/stateful-set") }) {
+		t.Errorf("the servers of NATS are not rendered, but %v", slices.Sorted(maps.Keys(files)))
+	}
+}
+
+// With existingConfigMap the chart makes no configuration, and every pod mounts the given one.
+func TestExistingConfigMap(t *testing.T) {
+	all := objects(t, mustRender(t, "postwire", map[string]any{"existingConfigMap": "relay-config"}))
+	for _, c := range only[*corev1.ConfigMap](all) {
+		t.Errorf("%s is rendered", title(c))
+	}
+	if len(pods(all)) != 3 {
+		t.Errorf("there are %d pods, want the relay, the test and the validation", len(pods(all)))
+	}
+	for _, p := range pods(all) {
+		if !slices.ContainsFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.ConfigMap != nil && v.ConfigMap.Name == "relay-config" }) {
+			t.Errorf("%s does not mount the ConfigMap", title(p.of))
+		}
+	}
+}
+
+// The only pod answers 503 while its journal is full; of several pods, Services choose one that
+// is ready.
+func TestServicesOfPodsThatAreNotReady(t *testing.T) {
+	for name, want := range map[string]bool{"local": true, "jetstream": false, "local-platform": false} {
+		for _, s := range only[*corev1.Service](objects(t, mustRender(t, "postwire", sets(t)[name]))) {
+			if s.Name == "postwire" && s.Spec.PublishNotReadyAddresses != want {
+				t.Errorf("%s: publishNotReadyAddresses is %v", name, s.Spec.PublishNotReadyAddresses)
+			}
+		}
+	}
+}
+
+func TestImageRegistry(t *testing.T) {
+	for repository, want := range map[string]string{
+		"ghcr.io/postwire/postwire": "mirror.example.com/hub/postwire/postwire", "postwire/postwire": "mirror.example.com/hub/postwire/postwire",
+		"localhost/postwire": "mirror.example.com/hub/postwire", "registry:5000/a/postwire": "mirror.example.com/hub/a/postwire",
+	} {
+		c := relayContainer(t, map[string]any{
+			"global": map[string]any{"imageRegistry": "mirror.example.com/hub", "other": "of another chart"}, "image": map[string]any{"repository": repository, "tag": "1.0"},
+		})
+		if c.Image != want+":1.0" {
+			t.Errorf("%s: the image is %s", repository, c.Image)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package charts
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,23 +14,67 @@ import (
 	"testing"
 	"time"
 
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	corev1 "k8s.io/api/core/v1"
 )
 
-// What helm test would do in a cluster passes: the product runs on what was
-// rendered, answers where the probes look, and the containers of the test end
-// well, with the event stored and delivered.
+// What helm test does in a cluster passes: the product runs on what was rendered, answers
+// where the probes ask, and the container of the test ends well after the delivery.
 func TestTest(t *testing.T) {
 	binary, err := product()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"minimal", "local-ephemeral"} {
-		t.Run(name, func(t *testing.T) { runTest(t, binary, sets(t)[name]) })
+		t.Run(name, func(t *testing.T) {
+			said, err := runTest(t, binary, sets(t)[name])
+			if err != nil || !strings.Contains(said, `"status":"accepted"`) || !strings.Contains(said, "is delivered to every sink") {
+				t.Errorf("%v\n%s", err, said)
+			}
+		})
 	}
+	values := func(text string) map[string]any {
+		values, err := loader.LoadValues(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return values
+	}
+	t.Run("secrets in files", func(t *testing.T) {
+		said, err := runTest(t, binary, values(`
+config:
+  admin: {token: "${file:/run/secrets/relay/token}"}
+  sources: [{name: upload-post, type: uploadpost, paths: [/hook], auth: {signature: {secrets: ["${file:/run/secrets/relay/webhook}"]}}}]
+existingSecret: ""
+files: {relay: {secret: relay}}`))
+		if err != nil || !strings.Contains(said, "is delivered to every sink") {
+			t.Errorf("%v\n%s", err, said)
+		}
+	})
+	t.Run("TLS", func(t *testing.T) {
+		said, err := runTest(t, binary, values(`
+config:
+  server: {tls: {cert_file: /run/secrets/tls/tls.crt, key_file: /run/secrets/tls/tls.key}}
+  admin: {tls: {cert_file: /run/secrets/tls/tls.crt, key_file: /run/secrets/tls/tls.key}}
+files: {tls: {secret: relay-tls}}`))
+		if err != nil || !strings.Contains(said, "is delivered to every sink") {
+			t.Errorf("%v\n%s", err, said)
+		}
+	})
+	t.Run("a sink that cannot deliver", func(t *testing.T) {
+		said, err := runTest(t, binary, values(`
+config:
+  sinks: [{name: dead, type: http, url: "http://127.0.0.1:1/events", retry: {max: 200ms}}]
+tests: {timeoutSeconds: 3}`))
+		if err == nil || !strings.Contains(said, "is not delivered after 3s") || !strings.Contains(said, "dead:pending") || !strings.Contains(said, "sink dead is failing") {
+			t.Errorf("%v\n%s", err, said)
+		}
+	})
 }
 
-func runTest(t *testing.T, binary string, values map[string]any) {
+// runTest runs the relay of the rendered chart and then the container of the test, and returns
+// what the container prints.
+func runTest(t *testing.T, binary string, values map[string]any) (said string, err error) {
 	dir := t.TempDir()
 	webhooks, admin := freePort(t), freePort(t)
 	config, env := surround(t, dir, rendered(t, values))
@@ -38,58 +83,52 @@ func runTest(t *testing.T, binary string, values map[string]any) {
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	here := strings.NewReplacer("/etc/postwire/postwire.yaml", path, "http://postwire:80/", "http://"+webhooks+"/", "http://postwire-admin:9090", "http://"+admin)
+	here := strings.NewReplacer("/etc/postwire/postwire.yaml", path, "//postwire:80/", "//"+webhooks+"/", "//postwire-admin:9090", "//"+admin)
 	all := objects(t, mustRender(t, "postwire", values))
 	var relay, tester pod
 	for _, p := range pods(all) {
-		if _, isPod := p.of.(*corev1.Pod); isPod {
-			tester = p
-		} else {
+		switch {
+		case p.isRelay():
 			relay = p
+		case kind(p.of) == "Pod":
+			tester = p
 		}
 	}
 	container := relay.spec.Containers[0]
 
-	var out, log bytes.Buffer
+	var log bytes.Buffer
 	serve := exec.Command(binary, replaced(here, container.Args)...)
-	serve.Env, serve.Stdout, serve.Stderr = env, &out, &log
+	serve.Env, serve.Stdout, serve.Stderr = env, &log, &log
 	if err := serve.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- serve.Wait() }()
-	stop := func() error {
+	defer func() {
 		_ = serve.Process.Signal(syscall.SIGTERM)
 		select {
 		case err := <-ended:
-			return err
+			if err != nil {
+				t.Errorf("the relay ends with %v\n%s", err, log.String())
+			}
 		case <-time.After(30 * time.Second):
 			_ = serve.Process.Kill()
-			return fmt.Errorf("it did not end: %w", <-ended)
+			t.Errorf("the relay did not end: %v", <-ended)
 		}
-	}
+	}()
 	for _, probe := range []*corev1.Probe{container.StartupProbe, container.LivenessProbe, container.ReadinessProbe} {
-		if err := answers("http://" + admin + probe.HTTPGet.Path); err != nil {
-			t.Errorf("%s: %v", probe.HTTPGet.Path, err)
+		scheme := "http"
+		if probe.HTTPGet.Scheme == corev1.URISchemeHTTPS {
+			scheme = "https"
+		}
+		if err := answers(scheme + "://" + admin + probe.HTTPGet.Path); err != nil {
+			t.Fatalf("%s: %v", probe.HTTPGet.Path, err)
 		}
 	}
-	for _, c := range []struct {
-		container corev1.Container
-		says      string
-	}{{tester.spec.InitContainers[0], `"status":"accepted"`}, {tester.spec.Containers[0], "events to send: 1;"}} {
-		run := exec.Command(binary, replaced(here, c.container.Args)...)
-		run.Env = env
-		said, err := run.CombinedOutput()
-		if err != nil || !strings.Contains(string(said), c.says) {
-			t.Errorf("container %s: %v\n%s", c.container.Name, err, said)
-		}
-	}
-	if err := stop(); err != nil {
-		t.Errorf("it ends badly: %v", err)
-	}
-	if !strings.Contains(out.String(), "upload_completed") {
-		t.Errorf("nothing was delivered: %s\n%s", out.String(), log.String())
-	}
+	run := exec.Command(binary, replaced(here, tester.spec.Containers[0].Args)...)
+	run.Env = env
+	out, err := run.CombinedOutput()
+	return string(out), err
 }
 
 func replaced(here *strings.Replacer, args []string) []string {
@@ -110,11 +149,14 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// kubelet verifies no certificate.
+var kubelet = http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+
 // answers waits for a 200.
 func answers(url string) error {
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		resp, err := http.Get(url)
+		resp, err := kubelet.Get(url)
 		if err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {

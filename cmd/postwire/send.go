@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
 	"github.com/postwire/postwire/pkg/source/uploadpost/sample"
@@ -35,6 +37,11 @@ type sender struct {
 	perSecond            float64
 	duplicates, failures float64
 	event, secret        string
+
+	source   string        // source of the configuration that has the secret
+	insecure bool          // does not verify the certificate of the relay
+	wait     time.Duration // time for the delivery to every sink; 0 does not wait
+	admin    adminFlags
 
 	client *http.Client
 	random *rand.Rand
@@ -49,10 +56,15 @@ func sendCommand() *cobra.Command {
 
 Without --count, --event and --failures, the command posts Upload-Post's documented
 example, so that every webhook has an equal event. With any of these flags, the
-command posts random events.`,
+command posts random events.
+
+With --wait the command ends when every sink has the event, and fails if a sink
+refuses the event or cannot deliver in time. The command asks the admin port of the
+relay, so it needs the URL and the token, or -c with the configuration of the relay.`,
 		Example: `  postwire send
   postwire send --count 1000 --rate 200 --duplicates 0.1 --failures 0.05
-  postwire send --event social_account_disconnected --secret "$UPLOAD_POST_WEBHOOK_SECRET"`,
+  postwire send --event social_account_disconnected --secret "$UPLOAD_POST_WEBHOOK_SECRET"
+  postwire send -c postwire.yaml --source upload-post --wait 30s`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := s.check(); err != nil {
@@ -60,7 +72,28 @@ command posts random events.`,
 			}
 			f := cmd.Flags()
 			random := f.Changed("count") || f.Changed("event") || f.Changed("failures")
-			return s.run(cmd.Context(), random, cmd.OutOrStdout())
+			if s.source != "" {
+				var err error
+				if s.secret, err = secretOf(s.admin.config, s.source); err != nil {
+					return err
+				}
+			}
+			if s.insecure {
+				t := http.DefaultTransport.(*http.Transport).Clone()
+				t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the user asks for it, to test a relay by another name
+				s.client.Transport = t
+			}
+			if s.wait == 0 {
+				_, err := s.run(cmd.Context(), random, cmd.OutOrStdout())
+				return err
+			}
+			return withAdmin(&s.admin, func(cmd *cobra.Command, c *admin.Client, _ []string) error {
+				id, err := s.run(cmd.Context(), random, cmd.OutOrStdout())
+				if err != nil {
+					return err
+				}
+				return waitDelivered(cmd.Context(), c, id, s.wait, cmd.OutOrStdout())
+			})(cmd, nil)
 		},
 	}
 	f := cmd.Flags()
@@ -73,6 +106,10 @@ command posts random events.`,
 	f.StringVar(&s.event, "event", string(sample.UploadCompleted), "name of the event")
 	f.StringVar(&s.secret, "secret", os.Getenv("UPLOAD_POST_WEBHOOK_SECRET"), "sign with this secret (default $UPLOAD_POST_WEBHOOK_SECRET)")
 	f.Lookup("secret").DefValue = "" // the help must not show the secret
+	f.StringVar(&s.source, "source", "", "sign with the first secret of this source in the configuration of -c")
+	f.BoolVar(&s.insecure, "insecure-skip-verify", false, "do not verify the certificate of the relay's webhook port")
+	f.DurationVar(&s.wait, "wait", 0, "wait at most this time until every sink has the event; 0 does not wait")
+	s.admin.register(cmd)
 	return cmd
 }
 
@@ -81,6 +118,12 @@ func (s *sender) check() error {
 	switch {
 	case what != "":
 		return fmt.Errorf("--secret %s; %s", what, hint)
+	case s.source != "" && s.admin.config == "":
+		return errors.New("--source: name the configuration of the relay with -c")
+	case s.wait < 0:
+		return errors.New("--wait: use 0 or more")
+	case s.wait > 0 && s.count != 1:
+		return errors.New("--wait: use it without --count, for one webhook")
 	case s.count < 1:
 		return errors.New("--count: use 1 or more")
 	case s.parallel < 1:
@@ -141,8 +184,9 @@ func (s *sender) deliveries(ctx context.Context, random bool) <-chan delivery {
 	return deliveries
 }
 
-// run posts every webhook. An answer other than 2xx is an error.
-func (s *sender) run(ctx context.Context, random bool, out io.Writer) error {
+// run posts every webhook, and returns the ID of the last event. An answer other than 2xx is
+// an error.
+func (s *sender) run(ctx context.Context, random bool, out io.Writer) (id string, err error) {
 	bar := progressbar.NewOptions(s.count,
 		progressbar.OptionSetDescription("sending"), progressbar.OptionSetWriter(os.Stderr), progressbar.OptionShowCount(),
 		progressbar.OptionShowIts(), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(),
@@ -156,11 +200,12 @@ func (s *sender) run(ctx context.Context, random bool, out io.Writer) error {
 	for range min(s.parallel, s.count) {
 		workers.Go(func() {
 			for d := range deliveries {
-				answer, err := "not created", d.err
+				answer, event, err := "not created", "", d.err
 				if err == nil {
-					answer, err = s.post(ctx, d.body)
+					answer, event, err = s.post(ctx, d.body)
 				}
 				mu.Lock()
+				id = event
 				answers[answer]++
 				if err != nil && failed == nil {
 					failed = err
@@ -175,25 +220,25 @@ func (s *sender) run(ctx context.Context, random bool, out io.Writer) error {
 	elapsed := time.Since(begin)
 	for _, answer := range slices.Sorted(maps.Keys(answers)) {
 		if _, err := fmt.Fprintf(out, "%7d  %s\n", answers[answer], answer); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if s.count > 1 {
 		if _, err := fmt.Fprintf(out, "%7d  webhooks in %s\n", s.count, elapsed.Round(time.Millisecond)); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if failed != nil {
-		return fmt.Errorf("some webhooks were not accepted: %w", failed)
+		return "", fmt.Errorf("some webhooks were not accepted: %w", failed)
 	}
-	return ctx.Err()
+	return id, ctx.Err()
 }
 
-// post posts one webhook and returns a short form of the answer.
-func (s *sender) post(ctx context.Context, body []byte) (string, error) {
+// post posts one webhook, and returns a short form of the answer and the ID of the event.
+func (s *sender) post(ctx context.Context, body []byte) (short, id string, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(body))
 	if err != nil {
-		return "not sent", fmt.Errorf("%w: --url: %w", errUsage, err)
+		return "not sent", "", fmt.Errorf("%w: --url: %w", errUsage, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "Upload-Post-Webhooks/1.0")
@@ -201,30 +246,32 @@ func (s *sender) post(ctx context.Context, body []byte) (string, error) {
 	req.Header.Set(uploadpost.DeliveryHeader, uuid.NewString())
 	if s.secret != "" {
 		if err := auth.UploadPost.Sign(req.Header, s.secret, "", time.Now(), body); err != nil {
-			return "not sent", fmt.Errorf("%w: --secret: %w", errUsage, err)
+			return "not sent", "", fmt.Errorf("%w: --secret: %w", errUsage, err)
 		}
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return "no answer", fmt.Errorf("posting to %s: %w", s.url, err)
+		return "no answer", "", fmt.Errorf("posting to %s: %w", s.url, err)
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
 	if err != nil {
-		return "no answer", fmt.Errorf("reading the answer of %s: %w", s.url, err)
+		return "no answer", "", fmt.Errorf("reading the answer of %s: %w", s.url, err)
 	}
 	answer := resp.Status
+	var accepted struct{ Status, ID string }
+	if resp.StatusCode < 300 {
+		if err := json.Unmarshal(text, &accepted); err != nil {
+			return answer, "", fmt.Errorf("reading the answer of %s: %w", s.url, err)
+		}
+	}
 	if s.count == 1 {
 		answer += " " + strings.TrimSpace(string(text))
 	} else if resp.StatusCode < 300 {
-		var accepted struct{ Status string }
-		if err := json.Unmarshal(text, &accepted); err != nil {
-			return answer, fmt.Errorf("reading the answer of %s: %w", s.url, err)
-		}
 		answer += " " + accepted.Status
 	}
 	if resp.StatusCode >= 300 {
-		return answer, fmt.Errorf("%s answered %s", s.url, resp.Status)
+		return answer, "", fmt.Errorf("%s answered %s", s.url, resp.Status)
 	}
-	return answer, nil
+	return answer, accepted.ID, nil
 }

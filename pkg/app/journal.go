@@ -65,6 +65,9 @@ func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.R
 	discards := func(d journal.QuarantineDiscards) {
 		discarded.WithLabelValues(d.Source, d.Reason).Add(float64(d.Requests))
 	}
+	if err := checkOtherJournal(ctx, p, name, log); err != nil {
+		return nil, err
+	}
 	c := p.Config.Journal
 	if c.Engine != engineJetStream {
 		return local.Open(local.Options{

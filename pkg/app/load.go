@@ -141,7 +141,9 @@ func check(c *config.Config, err error) (*Plan, error) {
 	}
 	if c.Journal.Engine == engineJetStream {
 		for _, i := range checkCluster(c.Journal.JetStream) {
-			errs = append(errs, c.Problem("journal.jetstream."+i.Key, i.What, i.Hint))
+			p := c.Problem("journal.jetstream."+i.Key, i.What, i.Hint)
+			p.Missing = i.Missing
+			errs = append(errs, p)
 		}
 	}
 	if err := config.Merge(errs...); err != nil {

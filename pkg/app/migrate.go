@@ -35,6 +35,7 @@ func Migrate(ctx context.Context, p *Plan, to string, log *zap.Logger, progress 
 	}
 	var src transfer.Source
 	var dst transfer.Target
+	location := "" // of the new journal
 	if to == engineJetStream {
 		if src, err = local.OpenSource(folder); err == nil {
 			dst, err = jetstream.OpenTarget(ctx, cluster)
@@ -45,11 +46,17 @@ func Migrate(ctx context.Context, p *Plan, to string, log *zap.Logger, progress 
 		}
 	}
 	if src != nil {
-		defer func() { err = errors.Join(err, src.Close()) }()
+		defer func() {
+			err = errors.Join(err, src.Close()) // unlocks the folder
+			if err == nil && to == engineJetStream {
+				err = local.MarkMigrated(folder, location)
+			}
+		}()
 	}
 	if err != nil {
 		return r, err
 	}
+	location = dst.Location()
 	defer func() { err = errors.Join(err, dst.Close()) }()
 	return transfer.Run(ctx, src, dst, transfer.Options{MoveEntry: relay.MoveEntry, Progress: progress})
 }

@@ -29,9 +29,9 @@ func (a *App) Addr() net.Addr { return a.ingressListener.Addr() }
 func (a *App) AdminAddr() net.Addr { return a.adminListener.Addr() }
 
 // Run runs the relay until ctx is done, and then shuts down without loss: it becomes not
-// ready, waits for load balancers, stops accepting webhooks, lets batches in flight
-// complete, commits the cursors, and closes the journal, within the shutdown timeout. Run
-// is called once.
+// ready, waits for load balancers while every answer ends its connection, stops accepting
+// webhooks, lets batches in flight complete, commits the cursors, and closes the journal,
+// within the shutdown timeout. Run is called once.
 func (a *App) Run(ctx context.Context) error {
 	defer a.ready.serving.Store(false)
 	// hard ends what the graceful shutdown did not end.
@@ -76,6 +76,7 @@ func (a *App) Run(ctx context.Context) error {
 	a.log.Info("stopping", zap.Duration("timeout", a.grace))
 	defer time.AfterFunc(a.grace, cut).Stop()
 	if ctx.Err() != nil { // requested, not a failure
+		a.ingress.Drain()
 		waited := time.NewTimer(a.delay)
 		defer waited.Stop()
 		select {

@@ -67,7 +67,9 @@ type Server struct {
 	http    *http.Server
 	pool    *pool
 	closing atomic.Bool
-	warned  atomic.Bool // about an untrusted proxy
+	// draining: answers end their connections.
+	draining atomic.Bool
+	warned   atomic.Bool // about an untrusted proxy
 
 	routes           atomic.Pointer[map[string]*route] // by path; a reload stores a new map
 	exchanging       sync.Mutex
@@ -252,6 +254,12 @@ func (s *Server) Serve(l net.Listener) error {
 	return fmt.Errorf("serving webhooks: %w", err)
 }
 
+// Drain asks the clients to end their connections: from now on every answer says
+// Connection: close, and on HTTP/2 a GOAWAY follows the answer. The server goes on to accept
+// connections and requests, and closes no idle connection, because a request may be on its
+// way there.
+func (s *Server) Drain() { s.draining.Store(true) }
+
 // Shutdown stops accepting connections and waits for the requests under way. If ctx ends
 // first, Shutdown closes their connections.
 func (s *Server) Shutdown(ctx context.Context) error {
@@ -271,6 +279,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		// The request may also have a Content-Length, which net/http removes. A proxy
 		// that used the Content-Length sees another end of this request and would
 		// take the bytes after it for the next request (RFC 9112, section 6.1).
+		w.Header().Set("Connection", "close")
+	}
+	if s.draining.Load() {
 		w.Header().Set("Connection", "close")
 	}
 	name := ""

@@ -17,7 +17,10 @@
 {{- if and $autoscaled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) }}
   {{- $wrong = append $wrong "autoscaling.minReplicas is more than autoscaling.maxReplicas" }}
 {{- end }}
-{{- if and $v.autoscaling.enabled (not (dig "requests" "cpu" "" $v.resources)) }}
+{{- if and $v.autoscaling.enabled (not $v.autoscaling.targetCPUUtilizationPercentage) (not $v.autoscaling.metrics) }}
+  {{- $wrong = append $wrong "autoscaling.enabled has no metric: set targetCPUUtilizationPercentage, or metrics" }}
+{{- end }}
+{{- if and $v.autoscaling.enabled $v.autoscaling.targetCPUUtilizationPercentage (not (dig "requests" "cpu" "" $v.resources)) }}
   {{- $wrong = append $wrong "autoscaling.enabled needs resources.requests.cpu: the target is a percentage of the requested CPU" }}
 {{- end }}
 {{- if and $v.autoscaling.keda.enabled (not $v.autoscaling.keda.serverAddress) (not $v.autoscaling.keda.triggers) }}
@@ -46,6 +49,11 @@
 {{- if not $v.config.sinks }}
   {{- $wrong = append $wrong "config.sinks is empty: configure a destination of events" }}
 {{- end }}
+{{- range splitList "\n" (include "postwire.urlPasswords" (dict "key" "config" "value" $v.config) | trim) }}
+  {{- if . }}
+    {{- $wrong = append $wrong (printf "%s has a URL with a password, which would be readable in the ConfigMap: use the keys for user and password, or ${NAME} for the URL" .) }}
+  {{- end }}
+{{- end }}
 {{- $folder := "" }}
 {{- if $jetstream }}
   {{- $folder = dig "spill" "dir" "" $v.config.journal }}
@@ -54,6 +62,9 @@
 {{- end }}
 {{- if and (hasPrefix "/" $folder) (not (hasPrefix "/var/lib/postwire/" (printf "%s/" $folder))) (not $v.extraVolumeMounts) }}
   {{- $wrong = append $wrong (printf "config.journal keeps its events in %s, outside the volume of the chart: use a folder below /var/lib/postwire" $folder) }}
+{{- end }}
+{{- if and (not $jetstream) $v.persistence.enabled $v.persistence.existingClaim (not $v.config.journal.max_bytes) }}
+  {{- $wrong = append $wrong "config.journal.max_bytes is missing: the chart does not know the size of the volume of persistence.existingClaim; use four fifths of the size, for example 16GiB for a volume of 20Gi, so that Postwire removes the oldest delivered events before the volume is full" }}
 {{- end }}
 {{- $stop := include "postwire.seconds" (default "25s" $v.config.server.shutdown_timeout) }}
 {{- if $stop }}
@@ -84,6 +95,7 @@
 {{- else if and $v.tests.source (not $v.tests.url) (contains "${" (first (include "postwire.testSource" . | fromYaml).paths)) }}
   {{- $wrong = append $wrong "tests.url is missing: the path of tests.source is an expression" }}
 {{- end }}
+{{- $wrong = concat $wrong (include "postwire.upgradeErrors" . | fromYamlArray) }}
 {{- if $wrong }}
   {{- fail (printf "\n\n  - %s\n" (join "\n  - " $wrong)) }}
 {{- end }}

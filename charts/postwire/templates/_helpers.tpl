@@ -16,6 +16,10 @@
 {{- end }}
 {{- end }}
 
+{{- define "postwire.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride }}
+{{- end }}
+
 {{- define "postwire.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create }}
 {{- default (include "postwire.fullname" .) .Values.serviceAccount.name }}
@@ -37,13 +41,30 @@
 {{- end }}
 {{- end }}
 
+{{/* The first part of a repository is a registry if it has a dot or a port, or is localhost. */}}
 {{- define "postwire.image" -}}
 {{- with .Values.image }}
-{{- if .digest }}
-{{- printf "%s@%s" .repository .digest }}
-{{- else }}
-{{- printf "%s:%s" .repository (default $.Chart.AppVersion .tag) }}
+{{- $repository := .repository }}
+{{- with $.Values.global.imageRegistry }}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") }}
 {{- end }}
+{{- if .digest }}
+{{- printf "%s@%s" $repository .digest }}
+{{- else }}
+{{- printf "%s:%s" $repository (default $.Chart.AppVersion .tag) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The pull secrets of a pod, as a list. */}}
+{{- define "postwire.pullSecrets" -}}
+{{- $all := .Values.imagePullSecrets }}
+{{- range .Values.global.imagePullSecrets }}
+{{- $all = append $all (ternary (dict "name" .) . (kindIs "string" .)) }}
+{{- end }}
+{{- with $all -}}
+imagePullSecrets:
+  {{- toYaml (uniq .) | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -83,7 +104,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $labels := mergeOverwrite (dict) .root.Values.commonLabels (default dict .labels) (include "postwire.labels" .root | fromYaml) (dict "app.kubernetes.io/component" (default "relay" .component)) }}
 {{- $annotations := mergeOverwrite (dict) .root.Values.commonAnnotations (default dict .annotations) -}}
 name: {{ default (include "postwire.fullname" .root) .name }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ include "postwire.namespace" .root }}
 labels:
   {{- toYaml $labels | nindent 2 }}
 {{- with $annotations }}
@@ -96,30 +117,67 @@ annotations:
 {{- define "postwire.config" -}}
 {{- $config := deepCopy .Values.config }}
 {{- $journal := $config.journal }}
+{{- /* The folders of both engines, so that a relay finds the journal of the other engine on its volume. */}}
+{{- if not (hasKey $journal "dir") }}
+  {{- $_ := set $journal "dir" "/var/lib/postwire/journal" }}
+{{- end }}
+{{- $spill := default dict $journal.spill }}
+{{- if not (hasKey $spill "dir") }}
+  {{- $_ := set $spill "dir" "/var/lib/postwire/spill" }}
+{{- end }}
+{{- $_ := set $journal "spill" $spill }}
 {{- if eq $journal.engine "jetstream" }}
-  {{- $spill := default dict $journal.spill }}
-  {{- if not (hasKey $spill "dir") }}
-    {{- $_ := set $spill "dir" "/var/lib/postwire/spill" }}
-  {{- end }}
-  {{- $_ := set $journal "spill" $spill }}
   {{- $cluster := default dict $journal.jetstream }}
   {{- if and .Values.nats.enabled (not $cluster.url) }}
     {{- $_ := set $cluster "url" "${NATS_URL}" }}
   {{- end }}
   {{- $_ := set $journal "jetstream" $cluster }}
 {{- else }}
-  {{- if not (hasKey $journal "dir") }}
-    {{- $_ := set $journal "dir" "/var/lib/postwire/journal" }}
-  {{- end }}
   {{- if and (not (hasKey $journal "max_bytes")) (or (not .Values.persistence.enabled) (not .Values.persistence.existingClaim)) }}
     {{- $size := .Values.persistence.size }}
     {{- $number := regexFind "^[0-9.]+" $size }}
     {{- with regexFind "[KMGT]i?$" $size }}
       {{- $_ := set $journal "max_bytes" (printf "%v%sB" (round (mulf (float64 $number) 0.8) 2) .) }}
+    {{- else }}
+      {{- $_ := set $journal "max_bytes" (printf "%.0fB" (floor (mulf (float64 (include "postwire.quantity" $size)) 0.8))) }}
     {{- end }}
   {{- end }}
 {{- end }}
 {{- toYaml $config }}
+{{- end }}
+
+{{/* The name of the ConfigMap. With restartOnConfigChange it contains a hash of the configuration, so that no change reaches the pods of an
+earlier revision, not even a pod that starts again after an upgrade that Kubernetes refused. */}}
+{{- define "postwire.configMapName" -}}
+{{- $name := include "postwire.fullname" . }}
+{{- if .Values.existingConfigMap }}
+{{- .Values.existingConfigMap }}
+{{- else if .Values.restartOnConfigChange }}
+{{- printf "%s-%s" $name (include "postwire.config" . | sha256sum | trunc 10) }}
+{{- else }}
+{{- $name }}
+{{- end }}
+{{- end }}
+
+{{/* A quantity of Kubernetes as a number, such as 1073741824 for 1Gi; empty for a text that is no quantity. A number of YAML is a quantity,
+too, and Helm prints a large one with an exponent. */}}
+{{- define "postwire.quantity" -}}
+{{- $text := toString . }}
+{{- $units := dict "n" 1e-9 "u" 1e-6 "m" 1e-3 "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 }}
+{{- if regexMatch "^[+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?$" $text }}
+  {{- $unit := regexFind "([KMGTPE]i|[numkMGTPE])$" $text }}
+  {{- printf "%.0f" (floor (mulf (float64 (trimSuffix $unit $text)) (get $units $unit))) }}
+{{- end }}
+{{- end }}
+
+{{/* The memory limit of Go, in bytes: 80 % of the container's limit. The rest is for stacks, the page tables of mapped files, and garbage that
+arrives faster than the collector runs. Empty without a limit. */}}
+{{- define "postwire.goMemoryLimit" -}}
+{{- with dig "limits" "memory" "" (default dict .Values.resources) }}
+{{- with include "postwire.quantity" . }}
+{{- printf "%.0f" (floor (mulf (float64 .) 0.8)) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "postwire.port" -}}
@@ -218,11 +276,63 @@ tlsConfig:
 {{- range $source := .Values.config.sources }}
   {{- $plays := and (eq $source.type "uploadpost") (not (contains "${" (first $source.paths))) }}
   {{- if and $plays (kindIs "map" $source.auth) }}
-    {{- $plays = eq (keys $source.auth | join ",") "signature" }}
+    {{- $plays = and (eq (keys $source.auth | join ",") "signature") (hasKey (default dict $source.auth.signature) "secrets") }}
   {{- end }}
   {{- if and (not $found.source) (ternary (eq $source.name $.Values.tests.source) $plays (ne $.Values.tests.source "")) }}
     {{- $_ := set $found "source" $source }}
   {{- end }}
 {{- end }}
 {{- with $found.source }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{/* Whether helm test can post a sample: it needs a source, and no client certificate that the chart does not have. */}}
+{{- define "postwire.testable" -}}
+{{- $source := include "postwire.testSource" . | fromYaml }}
+{{- $certified := true }}
+{{- with .Values.config.admin.tls }}{{ if .client_ca_file }}
+  {{- $certified = false }}
+  {{- range $.Values.tests.extraEnv }}{{ if eq .name "POSTWIRE_ADMIN_CERT_FILE" }}{{ $certified = true }}{{ end }}{{ end }}
+{{- end }}{{ end }}
+{{- with .Values.config.server.tls }}{{ if and .client_ca_file (not $.Values.tests.url) }}{{ $certified = false }}{{ end }}{{ end }}
+{{- if and .Values.tests.enabled $source.name $certified (not (contains "${" $source.name)) }}true{{ end }}
+{{- end }}
+
+{{/* A regular expression for the names of this release's pods, and of no other release's, for PromQL. */}}
+{{- define "postwire.podPattern" -}}
+{{- include "postwire.fullname" . }}-{{ ternary "[0-9]+" "[a-z0-9]+-[a-z0-9]{5}" (eq (include "postwire.kind" .) "StatefulSet") }}
+{{- end }}
+
+{{/* An expression of PromQL for the pods of this release alone; (dict "root" $ "expr" TEXT). Without this, an alert of one release would be
+silent because of another release in the namespace. */}}
+{{- define "postwire.ofRelease" -}}
+{{- $selector := printf "namespace=%q,pod=~%q" (include "postwire.namespace" .root) (include "postwire.podPattern" .root) }}
+{{- $expr := regexReplaceAll "(postwire_[a-z_]+)[{]" .expr (printf "${1}{%s," $selector) }}
+{{- $expr = regexReplaceAll "(postwire_[a-z_]+)([^a-z_{]|$)" $expr (printf "${1}{%s}${2}" $selector) }}
+{{- $expr }}
+{{- end }}
+
+{{/* The IP families of a Service. */}}
+{{- define "postwire.ipFamilies" -}}
+{{- $families := dict }}
+{{- with .Values.service.ipFamilyPolicy }}{{ $_ := set $families "ipFamilyPolicy" . }}{{ end }}
+{{- with .Values.service.ipFamilies }}{{ $_ := set $families "ipFamilies" . }}{{ end }}
+{{- with $families }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{/* The keys of a value that have a URL with a password as text, a line each; (dict "key" PATH "value" VALUE). */}}
+{{- define "postwire.urlPasswords" -}}
+{{- $key := .key }}
+{{- if kindIs "map" .value }}
+{{- range $name, $value := .value }}
+{{- include "postwire.urlPasswords" (dict "key" (printf "%s.%s" $key $name) "value" $value) }}
+{{- end }}
+{{- else if kindIs "slice" .value }}
+{{- range $i, $value := .value }}
+{{- include "postwire.urlPasswords" (dict "key" (printf "%s[%d]" $key $i) "value" $value) }}
+{{- end }}
+{{- else if kindIs "string" .value }}
+{{- if regexMatch "://[^/?#@:\\s]*:[^/?#@\\s]+@" (regexReplaceAll "[$][{][^}]*[}]" .value "") }}
+{{- printf "%s\n" $key }}
+{{- end }}
+{{- end }}
 {{- end }}

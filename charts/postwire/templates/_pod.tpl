@@ -8,9 +8,6 @@ metadata:
     {{- /* Not the chart's version: a new chart alone starts no new pods. */}}
     {{- toYaml (mergeOverwrite (dict) .commonLabels .podLabels (dict "app.kubernetes.io/version" $root.Chart.AppVersion) (include "postwire.selector" $root | fromYaml)) | nindent 4 }}
   {{- $annotations := mergeOverwrite (dict) .commonAnnotations .podAnnotations }}
-  {{- if .restartOnConfigChange }}
-    {{- $_ := set $annotations "checksum/config" (include "postwire.config" $root | sha256sum) }}
-  {{- end }}
   annotations:
     {{- toYaml (mergeOverwrite (dict "kubectl.kubernetes.io/default-container" "postwire") $annotations) | nindent 4 }}
 spec:
@@ -21,8 +18,24 @@ spec:
   {{- with .priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
-  {{- with .imagePullSecrets }}
-  imagePullSecrets:
+  {{- with include "postwire.pullSecrets" $root }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- with .runtimeClassName }}
+  runtimeClassName: {{ . }}
+  {{- end }}
+  {{- with .schedulerName }}
+  schedulerName: {{ . }}
+  {{- end }}
+  {{- with .dnsPolicy }}
+  dnsPolicy: {{ . }}
+  {{- end }}
+  {{- with .dnsConfig }}
+  dnsConfig:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .hostAliases }}
+  hostAliases:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   securityContext:
@@ -36,9 +49,24 @@ spec:
       image: {{ include "postwire.image" $root }}
       imagePullPolicy: {{ .image.pullPolicy }}
       args: [serve, -c, /etc/postwire/postwire.yaml]
-      {{- with include "postwire.environment" $root }}
-      {{- . | nindent 6 }}
+      {{- $environment := include "postwire.environment" $root | fromYaml }}
+      {{- $env := default list $environment.env }}
+      {{- $named := dict }}
+      {{- range $env }}{{ $_ := set $named .name true }}{{ end }}
+      {{- with include "postwire.goMemoryLimit" $root }}
+        {{- if not (hasKey $named "GOMEMLIMIT") }}
+          {{- $env = append $env (dict "name" "GOMEMLIMIT" "value" .) }}
+        {{- end }}
       {{- end }}
+      {{- with $env }}
+      env:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $environment.envFrom }}
+      envFrom:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      terminationMessagePolicy: FallbackToLogsOnError
       ports:
         - name: http
           containerPort: {{ include "postwire.port" $root }}
@@ -84,7 +112,7 @@ spec:
         sizeLimit: {{ .persistence.size }}
       {{- end }}
     {{- end }}
-    {{- include "postwire.volumes" $root | nindent 4 }}
+    {{- include "postwire.volumes" (dict "root" $root "configMap" (include "postwire.configMapName" $root)) | nindent 4 }}
     {{- with .extraVolumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -123,7 +151,7 @@ spec:
 {{- define "postwire.environment" -}}
 {{- $env := .Values.extraEnv }}
 {{- if .Values.nats.enabled }}
-  {{- $env = prepend $env (dict "name" "NATS_URL" "value" (printf "nats://%s:4222" (include "postwire.natsName" .))) }}
+  {{- $env = prepend $env (dict "name" "NATS_URL" "value" (printf "nats://%s%s:4222" (include "postwire.natsName" .) (ternary "" (printf ".%s" .Release.Namespace) (empty .Values.namespaceOverride)))) }}
 {{- end }}
 {{- with $env -}}
 env:
@@ -151,11 +179,12 @@ envFrom:
 {{- end }}
 {{- end }}
 
+{{/* The volumes of the configuration; (dict "root" $ "configMap" NAME). */}}
 {{- define "postwire.volumes" -}}
 - name: config
   configMap:
-    name: {{ include "postwire.fullname" . }}
-{{- range $name, $file := .Values.files }}
+    name: {{ .configMap }}
+{{- range $name, $file := .root.Values.files }}
 - name: file-{{ $name }}
   {{- if $file.secret }}
   secret:
@@ -172,5 +201,55 @@ envFrom:
     {{- with $file.optional }}
     optional: {{ . }}
     {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The extra volumes with files of the configuration and their mounts, as {volumes, mounts}, for pods that are no relay: they never mount a disk
+of a relay. */}}
+{{- define "postwire.fileVolumes" -}}
+{{- $volumes := list }}
+{{- $mounts := list }}
+{{- range $volume := .Values.extraVolumes }}
+  {{- if or $volume.secret $volume.configMap $volume.projected $volume.csi }}
+    {{- $volumes = append $volumes $volume }}
+    {{- range $.Values.extraVolumeMounts }}
+      {{- if eq .name $volume.name }}{{ $mounts = append $mounts . }}{{ end }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- toYaml (dict "volumes" $volumes "mounts" $mounts) }}
+{{- end }}
+
+{{/* The part of a pod that no relay runs in: scheduling, and a security context as the relay's. */}}
+{{- define "postwire.shortLived" -}}
+restartPolicy: Never
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with include "postwire.pullSecrets" . }}
+{{ . }}
+{{- end }}
+{{- with .Values.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .Values.dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .Values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}

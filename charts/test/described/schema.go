@@ -30,6 +30,42 @@ const narrowed = `{
   }
 }`
 
+// kubernetes has definitions of Kubernetes types, as far as the values use the types. Helm 3
+// does not report an unknown field of an object, so a misspelled limit would be no limit.
+const kubernetes = `{
+  "quantity": {
+    "type": ["string", "number", "null"],
+    "minimum": 0,
+    "pattern": "^[+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?$"
+  },
+  "quantities": {
+    "type": ["object", "null"],
+    "patternProperties": {"^(cpu|memory|ephemeral-storage|hugepages-.+|.+/.+)$": {"$ref": "#/$defs/quantity"}},
+    "additionalProperties": false
+  },
+  "resources": {
+    "type": "object",
+    "properties": {
+      "requests": {"$ref": "#/$defs/quantities"},
+      "limits": {"$ref": "#/$defs/quantities"},
+      "claims": {"type": "array", "items": {"type": "object", "required": ["name"]}}
+    },
+    "additionalProperties": false
+  },
+  "probe": {
+    "type": "object",
+    "properties": {
+      "initialDelaySeconds": {"type": "integer", "minimum": 0},
+      "periodSeconds": {"type": "integer", "minimum": 1},
+      "timeoutSeconds": {"type": "integer", "minimum": 1},
+      "successThreshold": {"type": "integer", "minimum": 1},
+      "failureThreshold": {"type": "integer", "minimum": 1},
+      "terminationGracePeriodSeconds": {"type": ["integer", "null"], "minimum": 1}
+    },
+    "additionalProperties": false
+  }
+}`
+
 // reference is the pattern of a secret in a ConfigMap: empty or ${…}. The error message
 // shows the expected form and not the value.
 func reference(secret map[string]any) {
@@ -49,7 +85,11 @@ func Schema(keys []Key, product []byte) ([]byte, error) {
 	}
 	delete(config, "$defs")
 	delete(config, "$schema")
-	for _, name := range []string{"written", "postwire"} {
+	own := map[string]any{}
+	if err := json.Unmarshal([]byte(kubernetes), &own); err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Concat([]string{"written", "postwire"}, slices.Collect(maps.Keys(own))) {
 		if _, taken := defs[name]; taken {
 			return nil, fmt.Errorf("the product's schema has a definition %s of its own", name)
 		}
@@ -61,13 +101,13 @@ func Schema(keys []Key, product []byte) ([]byte, error) {
 		return nil, err
 	}
 	defs["written"] = narrow
+	maps.Copy(defs, own)
 
 	root, err := object(keys)
 	if err != nil {
 		return nil, err
 	}
 	properties, _ := root["properties"].(map[string]any)
-	properties["global"] = map[string]any{"type": "object", "description": "Of Helm, for charts inside charts."}
 	properties["enabled"] = map[string]any{"type": "boolean", "description": "Unused; for the condition of a chart that depends on this one."}
 	root["$schema"] = "http://json-schema.org/draft-07/schema#"
 	root["title"] = "Values of the chart postwire"
@@ -126,6 +166,11 @@ func (k Key) schema() (map[string]any, error) {
 		s["description"] = k.Doc
 	}
 	if _, typed := s["type"]; typed {
+		return s, nil
+	}
+	if ref, ok := s["$ref"]; ok { // draft 7 ignores all other keywords beside $ref
+		delete(s, "$ref")
+		s["type"], s["allOf"] = "object", []any{map[string]any{"$ref": ref}}
 		return s, nil
 	}
 	name, err := typeName(k.Default)

@@ -49,6 +49,10 @@ func (j *Journal) checkFinished(have jetstream.StreamConfig) error {
 	return &refusal{fmt.Sprintf("the stream %s holds a part of another journal, which 'postwire journal migrate' has not carried to the end: run that again, or name another stream with journal.jetstream.stream", have.Name)}
 }
 
+// ErrInUse is wrapped by the error of OpenSource and OpenTarget for a stream that a relay
+// uses.
+var ErrInUse = errors.New("a relay uses the stream")
+
 const (
 	// stepTimeout bounds the wait of one step for the cluster, and attempt the wait for one
 	// answer, because a cluster without a leader does not answer.
@@ -125,7 +129,7 @@ func (j *Journal) idle(ctx context.Context) error {
 	after, err := j.cursorRecords(ctx)
 	for name, r := range after {
 		if r.Token != before[name].Token {
-			return &refusal{fmt.Sprintf("the relay %s delivers to the sink %s: stop all relays that use the stream", r.Owner, name)}
+			return fmt.Errorf("%w: %w", ErrInUse, &refusal{fmt.Sprintf("the relay %s delivers to the sink %s: stop all relays that use the stream", r.Owner, name)})
 		}
 	}
 	return err
@@ -141,7 +145,8 @@ type source struct {
 }
 
 // OpenSource opens the journal in a stream for a migration and does not change it. It
-// refuses a stream that a relay uses, and a configuration with events in its spill.
+// refuses a stream that a relay uses, and a configuration with events in its spill. Its
+// error wraps ErrInUse, or journal.ErrNotFound without a stream.
 func OpenSource(ctx context.Context, opts Options) (transfer.Source, error) {
 	j, err := attach(ctx, opts)
 	if err != nil {
@@ -164,7 +169,7 @@ func (s *source) begin(ctx context.Context) error {
 	return s.retryUntil(ctx, func(ctx context.Context) error {
 		stream, err := s.js.Stream(ctx, s.opts.Stream)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return &refusal{err.Error()}
+			return fmt.Errorf("%w: %w", journal.ErrNotFound, &refusal{err.Error()})
 		}
 		if err != nil {
 			return explained(err)
@@ -190,42 +195,48 @@ func (s *source) begin(ctx context.Context) error {
 }
 
 // nothingSpilled refuses a configuration with events in its spill.
-func nothingSpilled(ctx context.Context, opts Options) (err error) {
+func nothingSpilled(ctx context.Context, opts Options) error {
 	if opts.Spill == nil {
 		return nil
 	}
-	if _, err := os.Stat(filepath.Join(opts.Spill.Dir, "FORMAT")); errors.Is(err, os.ErrNotExist) {
-		return nil
+	n, err := Spilled(ctx, opts.Spill.Dir, opts.Window)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("the spill %s holds %d events and requests that the cluster has not taken yet: start the relay, wait until postwire_journal_spilled is 0, and stop it", opts.Spill.Dir, n)
 	}
-	src, err := local.OpenSource(local.Options{Dir: opts.Spill.Dir, Window: opts.Window})
+	return err
+}
+
+// Spilled returns the number of events and requests in a spill that the cluster has not
+// stored. It does not change the spill, and refuses a spill that a relay uses.
+func Spilled(ctx context.Context, dir string, window time.Duration) (n int, err error) {
+	if _, err := os.Stat(filepath.Join(dir, "FORMAT")); errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	src, err := local.OpenSource(local.Options{Dir: dir, Window: window})
 	if err != nil {
-		return fmt.Errorf("spill: %w", err)
+		return 0, fmt.Errorf("spill: %w", err)
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
 	var passed journal.Seq
-	n := 0
 	for c, err := range src.Cursors(ctx) {
 		if err != nil {
-			return fmt.Errorf("spill: %w", err)
+			return 0, fmt.Errorf("spill: %w", err)
 		}
 		passed = max(passed, c.Committed)
 	}
 	for _, err := range src.Events(ctx, passed+1) {
 		if err != nil {
-			return fmt.Errorf("spill: %w", err)
+			return 0, fmt.Errorf("spill: %w", err)
 		}
 		n++
 	}
 	for _, err := range src.Quarantined(ctx) {
 		if err != nil {
-			return fmt.Errorf("spill: %w", err)
+			return 0, fmt.Errorf("spill: %w", err)
 		}
 		n++
 	}
-	if n > 0 {
-		return fmt.Errorf("the spill %s holds %d events and requests that the cluster has not taken yet: start the relay, wait until postwire_journal_spilled is 0, and stop it", opts.Spill.Dir, n)
-	}
-	return nil
+	return n, nil
 }
 
 // Location implements transfer.Source.

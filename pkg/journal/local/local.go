@@ -122,7 +122,7 @@ func Open(opts Options) (_ *Journal, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", opts.Dir, err), lock.Close())
 	}
-	if err := errors.Join(j.bodies.sweep(st), j.pinAll(j.life)); err != nil {
+	if err := errors.Join(j.bodies.sweep(st), j.pinAll(j.life), removeMigrated(opts)); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: opening: %w", opts.Dir, err), st.close(), lock.Close())
 	}
 	_, err = opts.FS.Stat(opts.FS.PathJoin(opts.Dir, reserveFile))

@@ -324,6 +324,23 @@ func (t *transfer) resume(ctx context.Context) error {
 	return nil
 }
 
+// Complete reports whether state, which Target.State has returned, is of a complete transfer
+// of src, and src was not written since.
+func Complete(ctx context.Context, src Source, state []byte) (bool, error) {
+	t := &transfer{src: src}
+	if len(state) == 0 {
+		return false, nil
+	}
+	if err := json.Unmarshal(state, &t.state); err != nil {
+		return false, fmt.Errorf("reading the state of a migration: %w", err)
+	}
+	if !t.state.Done || t.state.Version != stateVersion {
+		return false, nil
+	}
+	mark, err := t.fingerprint(ctx)
+	return err == nil && mark == t.state.Fingerprint, err
+}
+
 // sameSource returns an error unless the newest event of the target is in the source.
 func (t *transfer) sameSource(ctx context.Context) error {
 	if t.state.Events == 0 {

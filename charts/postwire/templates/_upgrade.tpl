@@ -1,0 +1,67 @@
+{{/* What an upgrade needs to know about the cluster. lookup finds nothing in helm template, and where the release is new. */}}
+
+{{/*
+The ConfigMaps of earlier revisions, newest first, as [{name, data, annotations}]. Helm keeps a ConfigMap with the annotation, also when a
+rollback or a refused upgrade leaves its revision. The newest two keep the annotation. An older one loses the annotation in one upgrade, and Helm
+deletes it in the next upgrade, because it is not rendered then.
+*/}}
+{{- define "postwire.earlierConfigs" -}}
+{{- $current := include "postwire.configMapName" . }}
+{{- $selector := dict "app.kubernetes.io/name" (include "postwire.name" .) "app.kubernetes.io/instance" .Release.Name "app.kubernetes.io/component" "config" }}
+{{- $found := dict }}
+{{- range (lookup "v1" "ConfigMap" (include "postwire.namespace" .) "").items }}
+  {{- $labels := default dict .metadata.labels }}
+  {{- $ours := and .immutable (ne .metadata.name $current) }}
+  {{- range $key, $value := $selector }}
+    {{- if ne $value (default "" (get $labels $key)) }}{{ $ours = false }}{{ end }}
+  {{- end }}
+  {{- if $ours }}{{ $_ := set $found (printf "%s %s" .metadata.creationTimestamp .metadata.name) . }}{{ end }}
+{{- end }}
+{{- $earlier := list }}
+{{- range $i, $key := keys $found | sortAlpha | reverse }}
+  {{- $config := get $found $key }}
+  {{- $kept := hasKey (default dict $config.metadata.annotations) "helm.sh/resource-policy" }}
+  {{- if lt $i 2 }}
+    {{- $earlier = append $earlier (dict "name" $config.metadata.name "data" $config.data "annotations" (dict "helm.sh/resource-policy" "keep")) }}
+  {{- else if $kept }}
+    {{- $earlier = append $earlier (dict "name" $config.metadata.name "data" $config.data "annotations" dict) }}
+  {{- end }}
+{{- end }}
+{{- toYaml $earlier }}
+{{- end }}
+
+{{/* The errors of an upgrade that would change the engine, or a claim template, which Kubernetes refuses to change; as a list. The name of the
+claim template tells the engine: data is of local, spill of jetstream with NATS servers, cluster of jetstream without. */}}
+{{- define "postwire.upgradeErrors" -}}
+{{- $wrong := list }}
+{{- $name := include "postwire.fullname" . }}
+{{- $namespace := include "postwire.namespace" . }}
+{{- $journal := .Values.config.journal }}
+{{- $engines := dict "data" "local" "spill" "jetstream with NATS servers" "cluster" "jetstream with an embedded cluster" }}
+{{- $claim := "data" }}
+{{- if eq $journal.engine "jetstream" }}
+  {{- $claim = ternary "spill" "cluster" (or .Values.nats.enabled (ne "" (dig "jetstream" "url" "" $journal))) }}
+{{- end }}
+{{- $running := "" }}
+{{- $set := lookup "apps/v1" "StatefulSet" $namespace $name }}
+{{- if $set }}
+  {{- $running = "data" }}
+  {{- range $set.spec.volumeClaimTemplates }}{{ if hasKey $engines .metadata.name }}{{ $running = .metadata.name }}{{ end }}{{ end }}
+{{- else if lookup "apps/v1" "Deployment" $namespace $name }}
+  {{- $running = "spill" }}
+{{- end }}
+{{- if and $running (ne $running $claim) }}
+  {{- $wrong = append $wrong (printf "config.journal asks for the engine %s, and the pods of this release use the engine %s, whose journal may hold undelivered events: keep the engine, or install a second release with the other engine, as \"Topologies\" in the README of the chart describes" (get $engines $claim) (get $engines $running)) }}
+{{- end }}
+{{- $volume := ternary .Values.spill.persistence .Values.persistence (eq $claim "spill") }}
+{{- $key := ternary "spill.persistence.size" "persistence.size" (eq $claim "spill") }}
+{{- if and $set (eq $running $claim) $volume.enabled (not $volume.existingClaim) }}
+  {{- range $set.spec.volumeClaimTemplates }}
+    {{- $size := .spec.resources.requests.storage }}
+    {{- if ne (include "postwire.quantity" $size) (include "postwire.quantity" $volume.size) }}
+      {{- $wrong = append $wrong (printf "%s is %s, and the volumes of this release have %s: Kubernetes refuses to change the claim template of a StatefulSet. To grow a volume, follow \"Grow a volume\" in docs/howto/kubernetes.md; otherwise use %s" $key $volume.size $size $size) }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- toYaml $wrong }}
+{{- end }}
