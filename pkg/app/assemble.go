@@ -119,7 +119,14 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	a.cleanup = append(a.cleanup, func() error { return closeTraces(traces, log) }) //nolint:contextcheck // has its own timeout
 
 	// 3: the journal.
-	a.journal, err = openJournal(ctx, p, name, metrics, log.Named("journal"))
+	cluster, err := startCluster(p.Config, name, log.Named("cluster")) //nolint:contextcheck // runs until Close
+	if err != nil {
+		return nil, err
+	}
+	if cluster != nil {
+		a.cleanup = append(a.cleanup, cluster.Close)
+	}
+	a.journal, err = openJournal(ctx, p, name, cluster, metrics, log.Named("journal"))
 	if err != nil {
 		return nil, err
 	}
@@ -172,9 +179,13 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	}
 
 	// The admin port.
+	checks := []admin.Check{{Name: "journal", Run: func() error { return p.scrub.Error(a.journal.Check()) }}, {Name: "sources", Run: a.ready.check}}
+	if cluster != nil {
+		checks = append(checks, admin.Check{Name: "cluster", Run: cluster.Check})
+	}
 	adminMetrics := admin.NewMetrics(metrics)
 	a.admin, err = admin.New(admin.Options{ //nolint:contextcheck // requests end with Shutdown
-		Checks:   []admin.Check{{Name: "journal", Run: func() error { return p.scrub.Error(a.journal.Check()) }}, {Name: "sources", Run: a.ready.check}},
+		Checks:   checks,
 		Gatherer: metrics, Log: log.Named("admin"),
 		TLS: p.Config.Admin.TLS, MaxConnectionAge: p.Config.Admin.MaxConnectionAge, Metrics: adminMetrics,
 		Schemas: schema.Handler(func() *schema.Library { return a.plan.Load().Schemas }),

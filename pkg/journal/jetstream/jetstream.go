@@ -25,10 +25,11 @@ import (
 	"github.com/postwire/postwire/pkg/natsclient"
 )
 
-// Options of the engine. URL, Stream, Window and Name are needed.
+// Options of the engine. URL or Server, and Stream, Window and Name are needed.
 type Options struct {
 	URL      config.URL // servers of the cluster, separated by commas
 	Login    natsclient.Login
+	Server   nats.InProcessConnProvider // server of the cluster in this process, instead of URL; nil is none
 	Stream   string
 	Replicas int    // copies of the stream; 0 is 1
 	Update   bool   // change a stream with other settings instead of refusing it
@@ -182,7 +183,8 @@ func (j *Journal) open(ctx context.Context) error {
 		}
 	}
 	if err != nil {
-		if _, permanent := errors.AsType[*refusal](err); permanent || j.opts.Spill == nil {
+		// A server in this process finds its peers only while the process runs.
+		if _, permanent := errors.AsType[*refusal](err); permanent || j.opts.Spill == nil && j.opts.Server == nil {
 			return err
 		}
 		j.log.Warn("the cluster does not answer; what comes in is kept here until it does", zap.Error(err))
@@ -231,11 +233,22 @@ func (j *Journal) connect() error {
 			j.log.Warn("the journal's cluster reports an error", zap.Error(err))
 		}),
 	)
+	if j.opts.Server != nil {
+		opts = append(opts, nats.InProcessServer(j.opts.Server))
+	}
 	if j.conn, err = nats.Connect(j.opts.URL.Reveal(), opts...); err != nil {
-		return fmt.Errorf("connecting to %s: %w", j.opts.URL, natsclient.Bare(err))
+		return fmt.Errorf("connecting to %s: %w", j.address(), natsclient.Bare(err))
 	}
 	j.js, err = jetstream.New(j.conn, jetstream.WithDefaultTimeout(apiTimeout))
 	return err
+}
+
+// address returns the address of the servers, for messages.
+func (j *Journal) address() string {
+	if j.opts.Server != nil {
+		return "the server in this process"
+	}
+	return j.opts.URL.String()
 }
 
 // connEpoch is the lifetime of one connection. A request without an answer at its end gets
@@ -307,7 +320,7 @@ func (j *Journal) connected(ctx context.Context) error {
 			if why == nil {
 				why = errors.New("no server answers")
 			}
-			return fmt.Errorf("connecting to %s: %w", j.opts.URL, natsclient.Bare(why))
+			return fmt.Errorf("connecting to %s: %w", j.address(), natsclient.Bare(why))
 		case <-j.life.Done():
 			return journal.ErrClosed
 		}
@@ -383,7 +396,7 @@ func (j *Journal) watch() {
 		if errors.Is(err, errAlone) {
 			timeout = pollInterval
 		}
-		if j.conn.IsConnected() && now.Sub(lastAnswer) > timeout && now.Sub(left) > timeout {
+		if j.opts.Server == nil && j.conn.IsConnected() && now.Sub(lastAnswer) > timeout && now.Sub(left) > timeout {
 			left = now
 			if err := j.conn.ForceReconnect(); err != nil {
 				j.log.Debug("looking for another server", zap.Error(err))

@@ -1,0 +1,177 @@
+package test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/postwire/postwire/internal/natstest"
+)
+
+// embeddedFleet is relays with a cluster of their own.
+type embeddedFleet struct {
+	*fleet
+	dirs []string // of the replicas
+}
+
+func newEmbeddedFleet(t *testing.T, n int) *embeddedFleet {
+	t.Helper()
+	f := &embeddedFleet{fleet: &fleet{world: newWorld(t), timeout: 5 * time.Second}}
+	var peers []string
+	for range n {
+		peers = append(peers, natstest.FreeAddr(t))
+	}
+	for i := range n {
+		dir := t.TempDir()
+		f.dirs = append(f.dirs, filepath.Join(dir, "cluster"))
+		config := f.change(t, "journal: {", fmt.Sprintf("journal: {engine: jetstream, max_bytes: 256MiB, jetstream: {embedded: {peers: [%s], listen: %q, dir: %q, secret: a-shared-secret-of-the-relays}}, spill: {dir: %q}, ",
+			strings.Join(peers, ", "), peers[i], f.dirs[i], filepath.Join(dir, "spill")))
+		config = strings.Replace(config, "server: {", fmt.Sprintf("server: {name: relay-%d, ", i), 1)
+		f.relays = append(f.relays, prepare(t, config))
+	}
+	for _, r := range f.relays { // none is ready without the others
+		r.launch(t)
+	}
+	for _, r := range f.relays {
+		r.ready(t)
+	}
+	f.balanceLoad(t)
+	return f
+}
+
+func (f *embeddedFleet) signal(t *testing.T, i int, s os.Signal) {
+	t.Helper()
+	if err := f.relays[i].cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// isReady reports whether a relay is ready now.
+func (e endpoint) isReady() bool {
+	resp, err := http.Get("http://" + e.admin + "/readyz")
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+// TestEmbeddedCluster breaks three relays with an embedded cluster, one after the
+// other, while each webhook is posted to two relays at the same moment. The relays that
+// are left accept every post, nothing acknowledged is missing, and no event is stored
+// twice.
+func TestEmbeddedCluster(t *testing.T) {
+	f := newEmbeddedFleet(t, 3)
+	pause := pick(3*time.Second, 15*time.Second) // how long a fault lasts is part of it
+	each := func(break1 func(t *testing.T, i int)) func(t *testing.T) {
+		return func(t *testing.T) {
+			for i := range f.relays {
+				break1(t, i)
+				f.relays[i].ready(t)
+			}
+		}
+	}
+	faults := []struct {
+		name  string
+		loose bool // what a relay that alone is cut off keeps is behind what the others take
+		bring func(t *testing.T)
+	}{
+		{"each relay is killed, with its server", true, each(func(t *testing.T, i int) {
+			f.relays[i].kill(t)
+			time.Sleep(pause)
+			f.relays[i].launch(t)
+		})},
+		{"each relay hangs, with its server", true, each(func(t *testing.T, i int) {
+			f.signal(t, i, syscall.SIGSTOP)
+			time.Sleep(pause + 3*time.Second)
+			f.signal(t, i, syscall.SIGCONT)
+		})},
+		{"all relays are restarted, one by one", false, each(func(t *testing.T, i int) {
+			if err := f.relays[i].stop(t); err != nil {
+				t.Errorf("stopping: %v", err)
+			}
+			f.relays[i].launch(t)
+		})},
+		{"a relay loses its disk", true, func(t *testing.T) {
+			const lost = 1
+			f.relays[lost].kill(t)
+			if err := os.RemoveAll(f.dirs[lost]); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(pause)
+			for _, i := range []int{0, 2} {
+				if !f.relays[i].isReady() {
+					t.Errorf("relay %d is not ready while relay %d has no disk", i, lost)
+				}
+			}
+			f.relays[lost].launch(t)
+			f.relays[lost].ready(t)
+		}},
+		{"all relays are killed at once", true, func(t *testing.T) {
+			for _, r := range f.relays {
+				r.kill(t)
+			}
+			for _, r := range f.relays {
+				r.launch(t)
+			}
+			for _, r := range f.relays {
+				r.ready(t)
+			}
+		}},
+	}
+	first := 0 // of the profiles of this fault
+	var loose []int
+	var before [2]int // sent twice
+	acked := map[string]bool{}
+	for n, fault := range faults {
+		t.Run(fault.name, func(t *testing.T) {
+			base := first
+			if fault.loose {
+				loose = append(loose, base, base+1, base+2, base+3, base+4, base+5)
+			}
+			l := startLoad(t, f.front, 6, 30*time.Millisecond, func(l *load) {
+				l.twins = true
+				l.base = base
+			})
+			first += 6
+			l.more(t, 100)
+			fault.bring(t)
+			l.more(t, 100)
+			l.stop()
+			f.calm(t)
+			for id := range l.acked {
+				acked[id] = true
+			}
+			everybody := n == len(faults)-1 // nobody is left to accept
+			if l.posted != len(l.acked) && !everybody {
+				t.Errorf("%d of %d posts were refused", l.posted-len(l.acked), l.posted)
+				if err := f.passed.Load(); err != nil {
+					t.Errorf("one relay: %v", *err)
+				}
+			}
+			nats, kafka := f.arrived(t, acked)
+			atNATS, atKafka := check(t, "JetStream", acked, nats, true, loose...), check(t, "Kafka", acked, kafka, false, loose...)
+			repeated := [2]int{atNATS.repeated - before[0], atKafka.repeated - before[1]}
+			before = [2]int{atNATS.repeated, atKafka.repeated}
+			var wait time.Duration
+			for _, a := range l.times {
+				wait = max(wait, a.took)
+			}
+			if got := f.relays[0].metric(t, "postwire_journal_events"); !everybody && got != fmt.Sprint(len(acked)) {
+				t.Errorf("%s events are stored, want %d", got, len(acked))
+			}
+			results.Add(t, tableEmbedded, fmt.Sprintf("| %s | %d | %d | %d | %d / %d | %s | %s | %s / %s |", fault.name, l.posted, len(l.acked), atNATS.lost+atKafka.lost,
+				repeated[0], repeated[1], ms(wait), ms(quantile(l.between(time.Time{}, time.Now()), 0.99)), ms(way(nats, base)), ms(way(kafka, base))))
+		})
+	}
+	for _, r := range f.relays {
+		if err := r.stop(t); err != nil {
+			t.Errorf("stopping: %v", err)
+		}
+	}
+}
