@@ -70,8 +70,12 @@ func surround(t *testing.T, dir, config string) (text string, env []string) {
 			t.Fatal(err)
 		}
 		content := []byte("a-secret-of-some-length" + strings.ReplaceAll(path, "/", "-") + "\n") // another one in each
-		if strings.HasSuffix(path, ".crt") {
-			content = certificate(t)
+		certificate, key := pair(t)
+		switch filepath.Ext(path) {
+		case ".crt":
+			content = certificate
+		case ".key":
+			content = key
 		}
 		if err := os.WriteFile(at, content, 0o600); err != nil {
 			t.Fatal(err)
@@ -88,20 +92,31 @@ func surround(t *testing.T, dir, config string) (text string, env []string) {
 	return text, env
 }
 
-// certificate is a certificate authority in PEM.
-func certificate(t *testing.T) []byte {
+// pair returns a certificate authority in PEM, and its key.
+func pair(t *testing.T) (certificate, key []byte) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	made, err := madePair()
 	if err != nil {
 		t.Fatal(err)
+	}
+	return made[0], made[1]
+}
+
+var madePair = sync.OnceValues(func() (made [2][]byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return made, err
 	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		t.Fatal(err)
+		return made, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	made[0] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	made[1] = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
+	return made, err
+})
 
 // What becomes a ConfigMap is a configuration that the product runs on.
 func TestConfiguration(t *testing.T) {

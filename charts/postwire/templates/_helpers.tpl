@@ -107,6 +107,9 @@ annotations:
     {{- $_ := set $cluster "url" "${NATS_URL}" }}
   {{- end }}
   {{- $_ := set $journal "jetstream" $cluster }}
+  {{- if include "postwire.embedded" . }}
+    {{- include "postwire.embeddedConfig" (dict "root" . "journal" $journal) }}
+  {{- end }}
 {{- else }}
   {{- if not (hasKey $journal "dir") }}
     {{- $_ := set $journal "dir" "/var/lib/postwire/journal" }}
@@ -182,9 +185,9 @@ tlsConfig:
 {{- toYaml (dict "paths" $paths) }}
 {{- end }}
 
-{{/* The kind of the workload: for local a StatefulSet with one pod; for jetstream a StatefulSet with persistent spills, otherwise a Deployment. */}}
+{{/* The kind of the workload: for local a StatefulSet with one pod; for jetstream a StatefulSet with an embedded cluster or persistent spills, otherwise a Deployment. */}}
 {{- define "postwire.kind" -}}
-{{- if and (eq .Values.config.journal.engine "jetstream") (not .Values.spill.persistence.enabled) }}Deployment{{ else }}StatefulSet{{ end }}
+{{- if and (eq .Values.config.journal.engine "jetstream") (not .Values.spill.persistence.enabled) (not (include "postwire.embedded" .)) }}Deployment{{ else }}StatefulSet{{ end }}
 {{- end }}
 
 {{- define "postwire.replicas" -}}
