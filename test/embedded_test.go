@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/postwire/postwire/internal/natstest"
+	"github.com/postwire/postwire/pkg/journal/jetstream/embedded"
 )
 
 // embeddedFleet is relays with a cluster of their own.
@@ -174,4 +175,65 @@ func TestEmbeddedCluster(t *testing.T) {
 			t.Errorf("stopping: %v", err)
 		}
 	}
+}
+
+// TestEmbeddedClusterShrinks removes one of four relays under load. The relay accepts no
+// events from then on, nothing acknowledged is missing, and the remaining three relays have
+// the journal. A fourth relay less is refused.
+func TestEmbeddedClusterShrinks(t *testing.T) {
+	f := newEmbeddedFleet(t, 4)
+	l := startLoad(t, f.front, 6, 30*time.Millisecond, func(l *load) { l.twins = true })
+	l.more(t, 100)
+	removed := f.relays[3]
+	if out := f.relays[0].refuses(t, "cluster", "remove", "relay-3"); !strings.Contains(out, "send the command to the admin port of relay-3") {
+		t.Errorf("another relay removes a relay that runs: %s", out)
+	}
+	if out := removed.must(t, nil, "cluster", "remove", "relay-3"); !strings.Contains(out, "relay-3 is removed from the cluster") {
+		t.Errorf("the removal: %s", out)
+	}
+	if removed.isReady() {
+		t.Error("a removed relay is ready")
+	}
+	l.more(t, 100)
+	if err := removed.stop(t); err != nil {
+		t.Errorf("stopping: %v", err)
+	}
+	l.more(t, 100)
+	var st embedded.ClusterStatus
+	eventually(t, "three relays have all replicas", func() bool {
+		f.relays[0].must(t, &st, "cluster", "status")
+		for _, r := range st.Relays {
+			if !r.Replica || !r.Complete {
+				return false
+			}
+		}
+		return len(st.Relays) == 3 && st.Quorum == 2
+	})
+	l.stop()
+	f.relays = f.relays[:3]
+	f.calm(t)
+	if l.posted != len(l.acked) {
+		t.Errorf("%d of %d posts were refused", l.posted-len(l.acked), l.posted)
+	}
+	nats, kafka := f.arrived(t, l.acked)
+	check(t, "JetStream", l.acked, nats, true)
+	check(t, "Kafka", l.acked, kafka, false)
+	if out := f.relays[2].refuses(t, "cluster", "remove", "relay-2"); !strings.Contains(out, "only 2 relays would remain") {
+		t.Errorf("one of three relays is removed: %s", out)
+	}
+	for i, r := range f.relays {
+		if !r.isReady() {
+			t.Errorf("relay %d is not ready after a refused removal", i)
+		}
+	}
+}
+
+// refuses runs a command that must fail, and returns its message.
+func (r *postwire) refuses(t *testing.T, args ...string) string {
+	t.Helper()
+	out, errs, code := r.ask(t, args...)
+	if code == 0 {
+		t.Errorf("%v succeeded: %s", args, out)
+	}
+	return errs
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/ingress"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/jetstream"
 	"github.com/postwire/postwire/pkg/relay"
 	"github.com/postwire/postwire/pkg/schema"
 	"github.com/postwire/postwire/pkg/source"
@@ -179,6 +180,10 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	}
 
 	// The admin port.
+	var members admin.Cluster
+	if j, ok := a.journal.(*jetstream.Journal); ok && cluster != nil {
+		members = &embeddedCluster{cluster, j, name}
+	}
 	checks := []admin.Check{{Name: "journal", Run: func() error { return p.scrub.Error(a.journal.Check()) }}, {Name: "sources", Run: a.ready.check}}
 	if cluster != nil {
 		checks = append(checks, admin.Check{Name: "cluster", Run: cluster.Check})
@@ -194,6 +199,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, Series: a.history,
 			Credentials: a.credentials, Proxies: p.Config.Server.TrustedProxies, Metrics: adminMetrics,
 			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"), Scrub: p.scrub,
+			Cluster:  members,
 			AsyncAPI: func() (map[string]any, error) { return a.plan.Load().AsyncAPI(ReadVersion().Version) },
 		},
 	})

@@ -65,7 +65,8 @@ type Server struct {
 	server *server.Server
 	lock   io.Closer
 	login  natsclient.Login
-	system *nats.Conn // connection of the system account
+
+	system, journal *nats.Conn // connections of the two accounts
 
 	end  context.CancelFunc
 	done sync.WaitGroup
@@ -118,8 +119,14 @@ func Start(opts Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.login = natsclient.Login{User: clientUser, Password: users.client}
-	if s.system, err = nats.Connect("", nats.InProcessServer(s.server), nats.UserInfo(systemUser, users.system.Reveal()), nats.Name("postwire"), nats.MaxReconnects(-1)); err != nil {
-		return nil, fmt.Errorf("connecting: %w", err)
+	for _, c := range []struct {
+		conn     **nats.Conn
+		user     string
+		password config.Secret
+	}{{&s.system, systemUser, users.system}, {&s.journal, clientUser, users.client}} {
+		if *c.conn, err = nats.Connect("", nats.InProcessServer(s.server), nats.UserInfo(c.user, c.password.Reveal()), nats.Name("postwire"), nats.MaxReconnects(-1)); err != nil {
+			return nil, fmt.Errorf("connecting: %w", err)
+		}
 	}
 	ctx, end := context.WithCancel(context.Background())
 	s.end = end
@@ -237,8 +244,10 @@ func (s *Server) stop() error {
 	}
 	if s.server != nil {
 		s.handOver()
-		if s.system != nil {
-			s.system.Close()
+		for _, conn := range []*nats.Conn{s.system, s.journal} {
+			if conn != nil {
+				conn.Close()
+			}
 		}
 		s.server.Shutdown()
 		s.server.WaitForShutdown()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -149,6 +150,65 @@ func TestALostDiskHealsFromThePeers(t *testing.T) {
 		if n := messages(t, s); n != 200 {
 			t.Errorf("%d messages, want 200", n)
 		}
+	}
+}
+
+// A cluster grows by relays that start, and shrinks by Remove, which moves replicas away
+// first. All data stays.
+func TestGrowAndShrink(t *testing.T) {
+	four := relays(t, 4)
+	three := slices.Clone(four[:3])
+	for i := range three {
+		three[i].Peers = three[i].Peers[:3]
+	}
+	servers := startAll(t, three)
+	createStream(t, servers[0], 3, 100)
+	if err := servers[0].Remove(t.Context(), "relay-1"); !errors.Is(err, embedded.ErrRefused) {
+		t.Errorf("removing one of three relays: %v", err)
+	}
+	servers = append(servers, start(t, four[3]))
+	complete(t, servers[3])
+	eventually(t, "the cluster has four relays", func() error {
+		st, err := servers[0].Status(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, p := range st.Relays {
+			if !p.Online || !p.Complete || p.Replica == (p.Name == "relay-3") {
+				return fmt.Errorf("%+v", p)
+			}
+		}
+		if len(st.Relays) != 4 || st.Quorum != 3 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	if err := servers[0].Remove(t.Context(), "relay-9"); !errors.Is(err, embedded.ErrUnknownPeer) {
+		t.Errorf("removing an unknown relay: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	eventually(t, "the relay is removed", func() error { return servers[1].Remove(ctx, "relay-1") }) // by the relay itself
+	if err := servers[1].Close(); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "three relays with replicas are left", func() error {
+		st, err := servers[0].Status(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, p := range st.Relays {
+			if !p.Online || !p.Complete || !p.Replica || p.Name == "relay-1" {
+				return fmt.Errorf("%+v", p)
+			}
+		}
+		if len(st.Relays) != 3 || st.Quorum != 2 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
+	if n := messages(t, servers[3]); n != 100 {
+		t.Errorf("%d messages, want 100", n)
 	}
 }
 
