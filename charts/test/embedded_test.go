@@ -2,12 +2,16 @@ package charts
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/engine"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -79,5 +83,48 @@ func TestUpgradeKeepsTheClusterSecret(t *testing.T) {
 	}
 	if !found {
 		t.Error("an upgrade has no secret")
+	}
+}
+
+// An upgrade to fewer pods first removes the pods that are to go from the cluster, one after
+// the other.
+func TestScaleDownRemovesThePodsFirst(t *testing.T) {
+	with := func(replicas int) map[string]any {
+		values := maps.Clone(sets(t)["embedded"])
+		values["replicaCount"] = replicas
+		return values
+	}
+	running := only[*appsv1.StatefulSet](objects(t, mustRender(t, "postwire", with(5))))[0]
+	jobs := func(replicas int) []*batchv1.Job {
+		files, err := upgrade(t, with(replicas), running)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, text := range files {
+			if strings.HasSuffix(path, "/scaledown.yaml") && strings.TrimSpace(text) != "" {
+				golden(t, "golden/scale-down.txt", strings.ReplaceAll(text, "helm.sh/chart: postwire-"+loadChart(t).Metadata.Version, "helm.sh/chart: postwire-VERSION"))
+				return only[*batchv1.Job](objects(t, map[string]string{path: text}))
+			}
+		}
+		return nil
+	}
+	if got := jobs(5); len(got) > 0 {
+		t.Errorf("a job for an unchanged number of pods: %v", got)
+	}
+	if got := jobs(7); len(got) > 0 {
+		t.Errorf("a job for more pods: %v", got)
+	}
+	got := jobs(3)
+	if len(got) != 1 {
+		t.Fatalf("%d jobs, want 1", len(got))
+	}
+	spec := got[0].Spec.Template.Spec
+	var order []string
+	for _, c := range append(spec.InitContainers, spec.Containers...) {
+		order = append(order, c.Args[2]+" at "+c.Args[len(c.Args)-1])
+	}
+	want := []string{"postwire-4 at http://postwire-4.postwire-admin:9090", "postwire-3 at http://postwire-3.postwire-admin:9090"}
+	if !slices.Equal(order, want) {
+		t.Errorf("the job removes %v, want %v", order, want)
 	}
 }
