@@ -20,6 +20,7 @@ import (
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/internal/natstest"
+	"github.com/postwire/postwire/internal/selfsigned"
 	"github.com/postwire/postwire/pkg/journal/jetstream/embedded"
 )
 
@@ -151,6 +152,41 @@ func TestALostDiskHealsFromThePeers(t *testing.T) {
 			t.Errorf("%d messages, want 200", n)
 		}
 	}
+}
+
+// Two servers that lost their disks do not outvote the third server, which has the data.
+func TestTwoLostDisksDoNotOutvoteTheThird(t *testing.T) {
+	all := relays(t, 3)
+	servers := startAll(t, all)
+	createStream(t, servers[0], 3, 200)
+	for _, s := range servers {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, o := range all[:2] {
+		if err := os.RemoveAll(o.Dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	servers[0], servers[1] = start(t, all[0]), start(t, all[1])
+	for end := time.Now().Add(12 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) { // longer than an election
+		for _, s := range servers[:2] {
+			if s.Check() == nil {
+				t.Fatal("two servers with empty disks are a cluster")
+			}
+		}
+	}
+	servers[2] = start(t, all[2])
+	for _, s := range servers {
+		complete(t, s)
+	}
+	eventually(t, "all messages are there", func() error {
+		if n := messages(t, servers[0]); n != 200 {
+			return fmt.Errorf("%d messages, want 200", n)
+		}
+		return nil
+	})
 }
 
 // A cluster grows by relays that start, and shrinks by Remove, which moves replicas away
@@ -344,6 +380,12 @@ func TestAPortInUseIsAnError(t *testing.T) {
 
 // Certificates from files replace the derived certificates.
 func TestCertificatesFromFiles(t *testing.T) {
+	all := relays(t, 3)
+	own, key := selfsigned.Certificate(t, t.TempDir(), "relay")
+	for i := range all {
+		all[i].TLS = config.PeerTLS{CertFile: own, KeyFile: key, CAFile: own}
+	}
+	startAll(t, all)
 	o := relays(t, 3)[0]
 	o.TLS = config.PeerTLS{CertFile: "missing.crt", KeyFile: "missing.key", CAFile: "missing.ca"}
 	if s, err := embedded.Start(o); err == nil {
