@@ -205,8 +205,9 @@ func (o Options) settings() (*server.Options, config.Secret, error) {
 	settings.Cluster = server.ClusterOpts{
 		Name: o.Cluster, Host: host, Port: port, Username: routeUser, Password: routes.Reveal(),
 		TLSConfig: encryption, NoAdvertise: true,
-		// Notice a peer that hangs within seconds.
-		PingInterval: time.Second, MaxPingsOut: 3,
+		// Close a connection to a machine that is gone within ten seconds. Elections do not wait
+		// for this.
+		PingInterval: 2 * time.Second, MaxPingsOut: 4,
 	}
 	// The first election needs more than half of the routes: list this relay, too.
 	for _, peer := range o.Peers {
