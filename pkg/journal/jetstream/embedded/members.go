@@ -106,7 +106,8 @@ func (s *Server) replicas(ctx context.Context) (map[string]server.PeerInfo, erro
 // Remove moves the replica of a relay to another relay, and then removes the relay from the
 // cluster. Remove refuses if fewer than three relays would remain, or if a remaining relay is
 // not complete. After an error, a repeated call continues. The relay must accept no events
-// during and after the call. A removed relay that starts again joins the cluster again.
+// during and after the call. A removed relay that starts again joins the cluster again, five
+// minutes after the removal or later.
 func (s *Server) Remove(ctx context.Context, name string) error {
 	if err := s.checkRemoval(ctx, name); err != nil {
 		return err
@@ -148,6 +149,9 @@ func (s *Server) Remove(ctx context.Context, name string) error {
 	})
 	if err != nil {
 		return fmt.Errorf("moving the leadership of %s: %w", name, err)
+	}
+	if name == s.opts.Name {
+		s.left.Store(true) // also if the answer does not arrive
 	}
 	if err := s.meta(ctx, server.JSApiRemoveServer, request); err != nil {
 		return fmt.Errorf("removing %s: %w", name, err)

@@ -60,12 +60,53 @@ func (s *Server) watch(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		s.observe(s.health(ctx))
+		s.compact()
+		s.revive()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// compact removes the removal of a relay from the log of the cluster. A relay of the removed
+// name that joins again would replay its removal, and turn its storage off.
+func (s *Server) compact() {
+	before := s.compacted
+	s.compacted = s.members
+	if s.members >= before || !s.server.JetStreamIsLeader() {
+		return
+	}
+	if err := s.server.JetStreamSnapshotMeta(); err != nil {
+		s.compacted = before // tried again
+		s.log.Debug("compacting the log of the cluster", zap.Error(err))
+	}
+}
+
+// reviveInterval is the interval between two attempts to turn on the storage.
+const reviveInterval = 30 * time.Second
+
+// revive turns the storage of the server on again. The server turns it off when the disk is
+// full, and when it replays the removal of an earlier relay of the same name.
+func (s *Server) revive() {
+	switch {
+	case s.server.JetStreamEnabled() || s.left.Load():
+		s.offSince = time.Time{}
+		return
+	case s.offSince.IsZero():
+		s.offSince = time.Now()
+		s.log.Error("the storage of this relay in the cluster is turned off", zap.Duration("next_attempt", reviveInterval))
+		return
+	case time.Since(s.offSince) < reviveInterval:
+		return
+	}
+	s.offSince = time.Now()
+	if err := s.server.EnableJetStream(s.opts.storage()); err != nil {
+		s.log.Error("the storage of this relay cannot be turned on", zap.Error(err), zap.Duration("next_attempt", reviveInterval))
+		return
+	}
+	s.log.Info("the storage of this relay is turned on again")
 }
 
 // observe changes the state. Err is nil if the replicas are complete.
@@ -107,6 +148,7 @@ func (s *Server) health(ctx context.Context) error {
 		if info.Meta == nil || info.Meta.Leader == "" {
 			return errNoLeader
 		}
+		s.members = info.Meta.Size
 	}
 	var answer struct {
 		Data  server.HealthStatus `json:"data"`

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -70,6 +71,12 @@ type Server struct {
 
 	end  context.CancelFunc
 	done sync.WaitGroup
+	left atomic.Bool // Remove removed this relay
+
+	// Owned by watch.
+	members   int       // relays of the cluster
+	compacted int       // members at the last compact
+	offSince  time.Time // when the storage was turned off or tried last; zero while it is on
 
 	mu          sync.Mutex
 	state       replicaState
@@ -175,9 +182,7 @@ func (o Options) settings() (*server.Options, config.Secret, error) {
 		// the loopback interface, and only this process knows a password.
 		Host: "127.0.0.1", Port: server.RANDOM_PORT,
 		JetStream: true, StoreDir: o.Dir, SyncAlways: true,
-		// The journal stores nothing in memory, and bounds its stream itself. A limit from
-		// the free space of the disk would refuse a stream that fills the disk.
-		JetStreamMaxMemory: 1 << 20, JetStreamMaxStore: int64(2*o.MaxBytes + 1<<30),
+		JetStreamMaxMemory: maxMemory, JetStreamMaxStore: o.maxStore(),
 		// Memory for a peer that catches up.
 		JetStreamMaxCatchup: 16 << 20,
 		LameDuckDuration:    time.Second, LameDuckGracePeriod: time.Millisecond,
@@ -215,6 +220,21 @@ func (o Options) settings() (*server.Options, config.Secret, error) {
 	}
 	return settings, routes, nil
 }
+
+// storage returns the configuration of the storage, as the server derives it from settings.
+func (o Options) storage() *server.JetStreamConfig {
+	return &server.JetStreamConfig{
+		StoreDir: o.Dir, SyncAlways: true, Strict: true, CompressOK: true,
+		MaxMemory: maxMemory, MaxStore: o.maxStore(),
+	}
+}
+
+// maxMemory is the limit of streams in memory. The journal has none, and 0 is no limit.
+const maxMemory = 1 << 20
+
+// maxStore returns the limit of all streams. The journal bounds its stream itself; a limit
+// from the free space of the disk would refuse a stream that fills the disk.
+func (o Options) maxStore() int64 { return int64(2*o.MaxBytes + 1<<30) }
 
 // InProcessConn implements nats.InProcessConnProvider.
 func (s *Server) InProcessConn() (net.Conn, error) { return s.server.InProcessConn() }
