@@ -85,7 +85,7 @@ func (s *Server) compact() {
 }
 
 // reviveInterval is the interval between two attempts to turn on the storage.
-const reviveInterval = 30 * time.Second
+const reviveInterval = 10 * time.Second
 
 // revive turns the storage of the server on again. The server turns it off when the disk is
 // full, and when it replays the removal of an earlier relay of the same name.

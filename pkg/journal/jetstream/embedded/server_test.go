@@ -1,9 +1,11 @@
 package embedded_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -105,6 +107,8 @@ func connect(t *testing.T, s *embedded.Server) jetstream.JetStream {
 	return js
 }
 
+const messageBytes = 4 << 10
+
 // createStream creates the journal's stream with some messages.
 func createStream(t *testing.T, s *embedded.Server, replicas, messages int) {
 	t.Helper()
@@ -114,7 +118,7 @@ func createStream(t *testing.T, s *embedded.Server, replicas, messages int) {
 		return err
 	})
 	for i := range messages {
-		if _, err := js.Publish(t.Context(), "postwire.event", fmt.Appendf(nil, "%d", i)); err != nil {
+		if _, err := js.Publish(t.Context(), "postwire.event", bytes.Repeat([]byte{byte(i)}, messageBytes)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -129,6 +133,24 @@ func messages(t *testing.T, s *embedded.Server) uint64 {
 		t.Fatal(err)
 	}
 	return stream.CachedInfo().State.Msgs
+}
+
+// stored returns the size of all files in a folder.
+func stored(t *testing.T, dir string) (bytes int64) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return nil //nolint:nilerr // a file that is gone has no size
+		}
+		if info, err := d.Info(); err == nil {
+			bytes += info.Size()
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes
 }
 
 // A server whose disk was lost gets all data from its peers, and says so only when it has
@@ -146,6 +168,9 @@ func TestALostDiskHealsFromThePeers(t *testing.T) {
 		}
 		servers[i] = start(t, all[i])
 		complete(t, servers[i])
+		if n := stored(t, all[i].Dir); n < 200*messageBytes {
+			t.Errorf("relay %d says that its replica is complete with %d bytes", i, n)
+		}
 	}
 	for _, s := range servers {
 		if n := messages(t, s); n != 200 {
@@ -245,6 +270,14 @@ func TestGrowAndShrink(t *testing.T) {
 	})
 	if n := messages(t, servers[3]); n != 100 {
 		t.Errorf("%d messages, want 100", n)
+	}
+	// A removed relay may return, with its old store.
+	servers[1] = start(t, four[1])
+	complete(t, servers[1])
+	for _, s := range servers[1:3] {
+		if n := messages(t, s); n != 100 {
+			t.Errorf("%d messages after the return, want 100", n)
+		}
 	}
 }
 
