@@ -506,66 +506,17 @@ func (j *Journal) Check() error {
 func (j *Journal) check() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.checkLocked()
-}
-
-// checkLocked is check for a caller that holds mu.
-func (j *Journal) checkLocked() error {
 	switch {
 	case j.closed:
 		return journal.ErrClosed
 	case j.leaving:
-		return fmt.Errorf("%w: this relay leaves the cluster", journal.ErrUnavailable)
+		return errLeaving
 	case j.permanentErr != nil:
 		return fmt.Errorf("%w: %w", journal.ErrUnavailable, j.permanentErr)
 	case j.opts.MaxBytes > 0 && j.state.bytes >= j.opts.MaxBytes:
 		return fmt.Errorf("%w: the stream takes %d bytes, journal.max_bytes is %d", journal.ErrFull, j.state.bytes, j.opts.MaxBytes)
 	}
 	return nil
-}
-
-// begin admits an append, or returns why appends fail. The caller calls done at the end.
-func (j *Journal) begin() (done func(), err error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if err := j.checkLocked(); err != nil {
-		return nil, err
-	}
-	j.appends++
-	return func() {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		if j.appends--; j.leaving {
-			j.notify()
-		}
-	}, nil
-}
-
-// Leave refuses new appends, and returns when the cluster has every event of this process:
-// no append is in progress, and the spill is empty. After an error the refusal stays. Stay
-// undoes Leave.
-func (j *Journal) Leave(ctx context.Context) error {
-	j.mu.Lock()
-	j.leaving = true
-	j.mu.Unlock()
-	if err := j.await(ctx, func() bool { return j.appends == 0 }); err != nil {
-		return fmt.Errorf("leaving the cluster: waiting for appends: %w", err)
-	}
-	if j.spill == nil {
-		return nil
-	}
-	if err := j.spill.awaitEmpty(ctx); err != nil {
-		n, _ := j.spill.depth()
-		return fmt.Errorf("leaving the cluster: %d events and requests are in the spill: %w", n, err)
-	}
-	return nil
-}
-
-// Stay accepts appends again after Leave.
-func (j *Journal) Stay() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.leaving = false
 }
 
 // ID implements journal.Log.
@@ -589,6 +540,9 @@ func (j *Journal) Usage() journal.Usage {
 // Append implements journal.Appender. Append splits events that do not fit one batch into
 // several batches, one after another.
 func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.Receipt, error) {
+	if err := j.check(); err != nil {
+		return nil, fmt.Errorf("appending: %w", err)
+	}
 	done, err := j.begin()
 	if err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
@@ -667,6 +621,9 @@ func (j *Journal) enqueue(ctx context.Context, r *request, timeout <-chan time.T
 
 // Quarantine implements journal.Appender.
 func (j *Journal) Quarantine(ctx context.Context, r journal.QuarantinedRequest) (string, error) {
+	if err := j.check(); err != nil {
+		return "", fmt.Errorf("quarantining: %w", err)
+	}
 	done, err := j.begin()
 	if err != nil {
 		return "", fmt.Errorf("quarantining: %w", err)

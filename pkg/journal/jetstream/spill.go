@@ -500,23 +500,6 @@ func (s *spill) depth() (uint64, time.Time) {
 	return s.events + s.journal.QuarantineCount(), s.oldest
 }
 
-// awaitEmpty waits until the cluster has every event and request of the spill.
-func (s *spill) awaitEmpty(ctx context.Context) error {
-	for {
-		s.mu.Lock()
-		changed, empty := s.changed, s.events+s.journal.QuarantineCount() == 0
-		s.mu.Unlock()
-		if empty {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 func (s *spill) close() error {
 	return errors.Join(s.subscription.Unsubscribe(), s.cursor.Close(), s.journal.Close())
 }

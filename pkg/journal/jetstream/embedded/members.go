@@ -156,6 +156,19 @@ func (s *Server) Remove(ctx context.Context, name string) error {
 	if err := s.meta(ctx, server.JSApiRemoveServer, request); err != nil {
 		return fmt.Errorf("removing %s: %w", name, err)
 	}
+	if name != s.opts.Name {
+		return nil
+	}
+	// The server turns its storage off when it learns of its removal.
+	err = s.wait(ctx, func() error {
+		if s.server.JetStreamEnabled() {
+			return errors.New("the storage of this relay is still turned on")
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("removing %s: %w", name, err)
+	}
 	return nil
 }
 

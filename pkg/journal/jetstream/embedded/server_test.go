@@ -253,6 +253,14 @@ func TestGrowAndShrink(t *testing.T) {
 	if err := servers[1].Close(); err != nil {
 		t.Error(err)
 	}
+	// The server deletes its membership in the background, which a process that ends does not
+	// wait for, either.
+	eventually(t, "the membership is deleted", func() error {
+		if _, err := os.Stat(filepath.Join(four[1].Dir, "jetstream", "$SYS", "_js_", "_meta_")); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("it is there: %w", err)
+		}
+		return nil
+	})
 	eventually(t, "three relays with replicas are left", func() error {
 		st, err := servers[0].Status(t.Context())
 		if err != nil {
