@@ -24,7 +24,7 @@ type embeddedFleet struct {
 
 func newEmbeddedFleet(t *testing.T, n int) *embeddedFleet {
 	t.Helper()
-	f := &embeddedFleet{fleet: &fleet{world: newWorld(t), timeout: 5 * time.Second}}
+	f := &embeddedFleet{fleet: &fleet{world: newWorld(t), timeout: 4 * time.Second}}
 	var peers []string
 	for range n {
 		peers = append(peers, natstest.FreeAddr(t))
@@ -93,7 +93,7 @@ func (e endpoint) isReady() bool {
 // twice.
 func TestEmbeddedCluster(t *testing.T) {
 	f := newEmbeddedFleet(t, 3)
-	pause := pick(3*time.Second, 15*time.Second) // how long a fault lasts is part of it
+	pause := pick(2*time.Second, 15*time.Second) // how long a fault lasts is part of it
 	each := func(break1 func(t *testing.T, i int)) func(t *testing.T) {
 		return func(t *testing.T) {
 			for i := range f.relays {
