@@ -207,7 +207,7 @@ type Quarantine struct {
 
 // JetStream configures the NATS cluster of the journal.
 type JetStream struct {
-	URL      URL    `yaml:"url" doc:"Servers of the cluster, separated by commas; NATS 2.12 or newer. Required if journal.engine is jetstream." example:"nats://nats-0:4222,nats://nats-1:4222"`
+	URL      URL    `yaml:"url" doc:"Servers of the cluster, separated by commas; NATS 2.12 or newer. Required if journal.engine is jetstream, unless embedded.peers is set." example:"nats://nats-0:4222,nats://nats-1:4222"`
 	Stream   string `yaml:"stream" doc:"Name of the stream, and first token of its subjects. The stream is created if missing. No other application may publish to this stream."`
 	Replicas int    `yaml:"replicas" doc:"Number of replicas of the stream, 1 to 5. With 3, one server may fail without loss."`
 	Update   bool   `yaml:"update" doc:"Change the stream if its settings differ from this configuration. With false, Postwire reports the differences and does not start."`
@@ -218,6 +218,28 @@ type JetStream struct {
 	Password        Secret `yaml:"password" doc:"Password of user." example:"${NATS_PASSWORD}"`
 	Token           Secret `yaml:"token" doc:"Authentication token of the server." example:"${NATS_TOKEN}"`
 	TLS             TLS    `yaml:"tls" doc:"TLS to the servers."`
+
+	Embedded Embedded `yaml:"embedded" doc:"Embedded cluster: every relay runs a NATS server, and these servers form the cluster of the journal. Replaces url and the login."`
+}
+
+// Embedded configures the NATS server inside the relay.
+type Embedded struct {
+	Peers   []string `yaml:"peers" doc:"Addresses of all relays for the traffic of the cluster, host:port, including this relay; the same list on every relay. Use names that stay valid when a relay restarts. 3 relays or more: the cluster accepts events while more than half of the relays are available. 1 relay runs without a cluster. Empty disables the embedded cluster." example:"[relay-0:6222, relay-1:6222, relay-2:6222]"`
+	Listen  string   `yaml:"listen" doc:"Listen address for the other relays, host:port."`
+	Dir     string   `yaml:"dir" doc:"Folder of the replica of this relay, on a persistent disk, created if missing. Belongs to the relay of this server.name." example:"/var/lib/postwire/cluster"`
+	Cluster string   `yaml:"cluster" doc:"Name of the cluster. Relays with another name are refused."`
+	Secret  Secret   `yaml:"secret" doc:"Shared secret of the relays, as a long random text from openssl rand -hex 32. Relays authenticate each other by this secret. Without tls, the secret also is the source of the keys by which the traffic between relays is encrypted. Required with several peers. A change needs a restart of all relays at once." example:"${POSTWIRE_CLUSTER_SECRET}"`
+	TLS     PeerTLS  `yaml:"tls" doc:"Certificates for the traffic between relays, instead of certificates derived from secret."`
+}
+
+// Enabled reports whether the relay runs a server of the cluster.
+func (e Embedded) Enabled() bool { return len(e.Peers) > 0 }
+
+// PeerTLS names the files for TLS between relays, on either end of a connection.
+type PeerTLS struct {
+	CertFile string `yaml:"cert_file" doc:"Certificate chain of this relay, PEM, for servers and clients. Must contain the host name of this relay in peers." example:"/etc/postwire/tls/tls.crt"`
+	KeyFile  string `yaml:"key_file" doc:"Private key of the certificate, PEM." example:"/etc/postwire/tls/tls.key"`
+	CAFile   string `yaml:"ca_file" doc:"CA certificates of the relays, PEM. Only relays with a certificate from one of these authorities may connect." example:"/etc/postwire/tls/ca.crt"`
 }
 
 // Spill configures the local storage of a relay with a journal in a cluster.
@@ -267,7 +289,7 @@ func Default() Config {
 			Dir:          "./data",
 			Retention:    168 * time.Hour,
 			MinFreeBytes: 64 << 20,
-			JetStream:    JetStream{Stream: "postwire", Replicas: 3},
+			JetStream:    JetStream{Stream: "postwire", Replicas: 3, Embedded: Embedded{Listen: ":6222", Dir: "./cluster", Cluster: "postwire"}},
 			Spill:        Spill{Enabled: true, Dir: "./spill", Hold: 3 * time.Second, MaxBytes: 1 << 30},
 		},
 		Dedupe: Dedupe{Window: 24 * time.Hour},
@@ -292,6 +314,9 @@ func (c Config) Validate() error {
 	p.Nest("journal", c.Journal.validate())
 	if j := c.Journal; j.Engine == "jetstream" && j.Spill.Hold > 0 && j.Spill.Hold >= c.Server.WriteTimeout {
 		p.Add("journal.spill.hold", fmt.Sprintf("%v is not shorter than server.write_timeout, %v", j.Spill.Hold, c.Server.WriteTimeout), "for example 3s: senders do not wait long for an answer")
+	}
+	if j := c.Journal; j.Engine == "jetstream" && j.JetStream.Embedded.Enabled() && strings.ContainsFunc(c.Server.Name, unicode.IsSpace) {
+		p.Add("server.name", "contains white space, and is the name of this relay in journal.jetstream.embedded", "for example relay-0")
 	}
 	if c.Dedupe.Window <= 0 {
 		p.Add("dedupe.window", "must be longer than 0", "for example 24h")
@@ -489,8 +514,12 @@ func (j Journal) validate() error {
 	if j.MinFreeBytes < 0 {
 		p.Add("min_free_bytes", "is negative", "use 0 for no check, or a size such as 64MiB")
 	}
-	if j.Engine == "jetstream" && j.JetStream.URL == "" {
-		p.Add("jetstream.url", "is required if journal.engine is jetstream", "name the servers, for example nats://localhost:4222")
+	if j.Engine == "jetstream" && j.JetStream.URL == "" && !j.JetStream.Embedded.Enabled() {
+		p.Add("jetstream.url", "is required if journal.engine is jetstream", "name the servers, for example nats://localhost:4222, or run the cluster inside the relays with journal.jetstream.embedded.peers")
+	}
+	p.Nest("jetstream", j.JetStream.checkEmbedded())
+	if j.Engine == "jetstream" && j.JetStream.Embedded.Enabled() && j.MaxBytes == 0 {
+		p.Add("max_bytes", "is required with journal.jetstream.embedded: a replica whose disk is full stores nothing until the relay restarts", "use half of the disk of journal.jetstream.embedded.dir")
 	}
 	if s := j.JetStream.Stream; s == "" || strings.ContainsAny(s, ". \t\r\n*>/\\") {
 		p.Add("jetstream.stream", fmt.Sprintf("%q is not a name of a stream", s), "use letters, digits, dashes and underscores")
@@ -506,6 +535,88 @@ func (j Journal) validate() error {
 	}
 	if s := j.Spill.MaxBytes; s != 0 && s < minJournal {
 		p.Add("spill.max_bytes", fmt.Sprintf("%v is too small", s), fmt.Sprintf("use %v or more, or 0 for no limit", minJournal))
+	}
+	return p.Err()
+}
+
+// isClusterName reports whether a text can name a cluster of NATS servers.
+func isClusterName(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return r > unicode.MaxASCII || !unicode.IsPrint(r) || strings.ContainsRune(" .*>/\\", r)
+	})
+}
+
+// checkEmbedded returns the problems of the embedded cluster.
+func (j JetStream) checkEmbedded() error {
+	var p Invalids
+	e := j.Embedded
+	if !e.Enabled() {
+		if e.Secret != "" || e.TLS != (PeerTLS{}) {
+			p.Add("embedded.peers", "is missing", "list the addresses of all relays, for example [relay-0:6222, relay-1:6222, relay-2:6222]")
+		}
+		return p.Err()
+	}
+	for _, other := range []struct {
+		key string
+		set bool
+	}{
+		{"url", j.URL != ""},
+		{"credentials_file", j.CredentialsFile != ""},
+		{"nkey_file", j.NKeyFile != ""},
+		{"user", j.User != ""},
+		{"password", j.Password != ""},
+		{"token", j.Token != ""},
+		{"tls", j.TLS != TLS{}},
+	} {
+		if other.set {
+			p.Add(other.key, "is for the servers of another cluster, and embedded.peers is set", "remove it, or remove embedded")
+		}
+	}
+	peers := map[string]bool{}
+	for i, peer := range e.Peers {
+		key := fmt.Sprintf("embedded.peers[%d]", i)
+		host, port, err := net.SplitHostPort(peer)
+		n, portErr := strconv.ParseUint(port, 10, 16)
+		switch {
+		case err != nil || host == "" || strings.ContainsAny(host, "/@ "):
+			p.Add(key, fmt.Sprintf("%q is not host:port", peer), "for example relay-0:6222")
+		case portErr != nil || n == 0:
+			p.Add(key, fmt.Sprintf("%q has no port from 1 to 65535", peer), "for example relay-0:6222")
+		case peers[peer]:
+			p.Add(key, fmt.Sprintf("%s is listed twice", peer), "list each relay once")
+		}
+		peers[peer] = true
+	}
+	switch n := len(e.Peers); {
+	case n == 2:
+		p.Add("embedded.peers", "has 2 relays: without one of them, the other accepts no events", "use 3 relays, or 1 relay")
+	case j.Replicas > n:
+		p.Add("replicas", fmt.Sprintf("%d is more than the number of embedded.peers, %d", j.Replicas, n), fmt.Sprintf("use %d or less", n))
+	case n > 2 && j.Replicas == 2:
+		p.Add("replicas", "2 does not accept events while one of the two is unavailable", "use 3")
+	}
+	if len(e.Peers) > 1 {
+		checkListen(&p, "embedded.listen", e.Listen)
+		if n := len(e.Secret); n < MinProof {
+			p.Add("embedded.secret", fmt.Sprintf("has %d bytes, but a secret shorter than %d bytes can be guessed", n, MinProof), "make a secret with openssl rand -hex 32, and give every relay the same secret")
+		}
+	}
+	if e.Dir == "" {
+		p.Add("embedded.dir", "is empty", "for example ./cluster")
+	}
+	if !isClusterName(e.Cluster) {
+		p.Add("embedded.cluster", fmt.Sprintf("%q is not a name of a cluster", e.Cluster), "use letters, digits, dashes and underscores")
+	}
+	p.Nest("embedded.tls", e.TLS.validate())
+	return p.Err()
+}
+
+func (t PeerTLS) validate() error {
+	var p Invalids
+	for _, file := range []struct{ key, path string }{{"cert_file", t.CertFile}, {"key_file", t.KeyFile}, {"ca_file", t.CAFile}} {
+		if file.path == "" && t != (PeerTLS{}) {
+			p.Add(file.key, "is missing: TLS between relays needs cert_file, key_file and ca_file", "name the file, or remove tls to use certificates derived from secret")
+		}
 	}
 	return p.Err()
 }

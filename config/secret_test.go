@@ -56,9 +56,11 @@ func TestStrayCharactersAroundASecret(t *testing.T) {
 					"telemetry.traces.headers.X": "telemetry: {traces: {headers: {X: %s}}}",
 					"journal.jetstream.password": "journal: {jetstream: {password: %s}}",
 					"journal.jetstream.token":    "journal: {jetstream: {token: %s}}",
-					"sinks[0].keys[1]":           "sinks: [{name: a, type: post, subject: s, keys: [good, %s]}]",
-					"sinks[0].token":             "sinks: [{name: a, type: post, subject: s, token: %s}]",
-					"sinks[0].auth.key":          "sinks: [{name: a, type: post, subject: s, auth: {key: %s}}]",
+
+					"journal.jetstream.embedded.secret": "journal: {jetstream: {embedded: {secret: %s}}}",
+					"sinks[0].keys[1]":                  "sinks: [{name: a, type: post, subject: s, keys: [good, %s]}]",
+					"sinks[0].token":                    "sinks: [{name: a, type: post, subject: s, token: %s}]",
+					"sinks[0].auth.key":                 "sinks: [{name: a, type: post, subject: s, auth: {key: %s}}]",
 				} {
 					_, _, err := check("postwire.yaml", fmt.Sprintf(text, written), map[string]string{"S": c.value})
 					want := key + ": " + c.seen

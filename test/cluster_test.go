@@ -117,6 +117,7 @@ type fleet struct {
 	front   endpoint   // the load balancer
 	turn    atomic.Uint64
 	passed  atomic.Pointer[error] // why a request was last handed to the next relay
+	timeout time.Duration         // of the load balancer for one relay; 0 is the client's
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -136,6 +137,13 @@ func newFleet(t *testing.T) *fleet {
 		config = strings.Replace(config, "server: {", fmt.Sprintf("server: {name: relay-%d, ", i), 1)
 		f.relays = append(f.relays, start(t, config))
 	}
+	f.balanceLoad(t)
+	return f
+}
+
+// balanceLoad starts the load balancer.
+func (f *fleet) balanceLoad(t *testing.T) {
+	t.Helper()
 	f.front = endpoint{addr: natstest.FreeAddr(t)}
 	l, err := net.Listen("tcp", f.front.addr)
 	if err != nil {
@@ -144,7 +152,6 @@ func newFleet(t *testing.T) *fleet {
 	s := &http.Server{Handler: http.HandlerFunc(f.balance), ReadHeaderTimeout: time.Second}
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })
-	return f
 }
 
 // balance hands a request to the relays in turn, and to the next one where there
@@ -158,7 +165,13 @@ func (f *fleet) balance(w http.ResponseWriter, r *http.Request) {
 	turn := f.turn.Add(1)
 	for try := range uint64(len(f.relays)) {
 		to := f.relays[(turn+try)%uint64(len(f.relays))].addr
-		req, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+to+r.URL.Path, bytes.NewReader(body))
+		ctx := r.Context()
+		if f.timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, f.timeout)
+			defer cancel()
+		}
+		req, err := http.NewRequestWithContext(ctx, r.Method, "http://"+to+r.URL.Path, bytes.NewReader(body))
 		if err != nil {
 			break
 		}

@@ -16,13 +16,16 @@ const (
 	tableWeather = "weather"
 	tableBacklog = "backlog"
 	tableCluster = "cluster"
+
+	tableEmbedded = "embedded"
 )
 
 var results = figures.NewBook(map[string]string{
-	tableLoss:    "| fault | posted | acknowledged | on NATS | on Kafka | lost | sent twice, NATS / Kafka | longest time without an acknowledgement | longest delivery, NATS / Kafka |\n|---|---|---|---|---|---|---|---|---|",
-	tableWeather: "| fault | ingress p99, before → during | other sink p50 | other sink p99 |\n|---|---|---|---|",
-	tableCluster: "| fault | posted, each twice | acknowledged | lost | sent twice, NATS / Kafka | longest wait of a post | p99 | longest delivery, NATS / Kafka |\n|---|---|---|---|---|---|---|---|",
-	tableBacklog: "| backlog | RSS | accepted/s | |\n|---|---|---|---|",
+	tableLoss:     "| fault | posted | acknowledged | on NATS | on Kafka | lost | sent twice, NATS / Kafka | longest time without an acknowledgement | longest delivery, NATS / Kafka |\n|---|---|---|---|---|---|---|---|---|",
+	tableWeather:  "| fault | ingress p99, before → during | other sink p50 | other sink p99 |\n|---|---|---|---|",
+	tableCluster:  "| fault | posted, each twice | acknowledged | lost | sent twice, NATS / Kafka | longest wait of a post | p99 | longest delivery, NATS / Kafka |\n|---|---|---|---|---|---|---|---|",
+	tableEmbedded: "| fault | posted, each twice | acknowledged | lost | sent twice, NATS / Kafka | longest wait of a post | p99 | longest delivery, NATS / Kafka |\n|---|---|---|---|---|---|---|---|",
+	tableBacklog:  "| backlog | RSS | accepted/s | |\n|---|---|---|---|",
 })
 
 func kafkaInUse() string {

@@ -123,12 +123,22 @@ func start(t *testing.T, config string) *postwire {
 // startUnder is start under another command.
 func startUnder(t *testing.T, config string, under ...string) *postwire {
 	t.Helper()
+	r := prepare(t, config, under...)
+	r.start(t)
+	return r
+}
+
+// prepare writes the configuration of a relay that is launched later.
+func prepare(t *testing.T, config string, under ...string) *postwire {
+	t.Helper()
 	r := &postwire{endpoint: newEndpoint(t), config: filepath.Join(t.TempDir(), "postwire.yaml"), under: under, secret: newPrivate()}
 	if err := os.WriteFile(r.config, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r.start(t)
 	t.Cleanup(func() {
+		if r.cmd == nil {
+			return
+		}
 		r.secret.learn(t, config)
 		if r.cmd.ProcessState == nil {
 			r.kill(t)

@@ -78,7 +78,7 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), logLevelCommand(), reloadCommand(), tailCommand(), eventsCommand(), dlqCommand(), replayCommand(), sinksCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand())
+	root.AddCommand(serveCommand(), devCommand(), sendCommand(), simulateCommand(), registerCommand(), unregisterCommand(), rotateSecretCommand(), reconcileCommand(), statusCommand(), clusterCommand(), logLevelCommand(), reloadCommand(), tailCommand(), eventsCommand(), dlqCommand(), replayCommand(), sinksCommand(), journalCommand(), configCommand(), asyncapiCommand(), versionCommand())
 	return root
 }
 

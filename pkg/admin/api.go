@@ -60,6 +60,7 @@ type API struct {
 	// Registration returns the webhook settings from the sender's API.
 	Registration func(ctx context.Context, source string) (Registration, error)
 	Series       *MetricsRing
+	Cluster      Cluster // nil without an embedded cluster
 	// AsyncAPI returns the AsyncAPI document of the configuration in effect.
 	AsyncAPI func() (map[string]any, error)
 	Now      func() time.Time
@@ -104,6 +105,7 @@ func (a *API) register(mux *http.ServeMux, d *door) *huma.OpenAPI {
 	a.configuration(api)
 	a.reconcile(api)
 	a.status(api)
+	a.cluster(api)
 	a.logLevel(api)
 	a.reload(api)
 	a.asyncAPI(api)

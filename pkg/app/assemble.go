@@ -19,6 +19,7 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/ingress"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/jetstream"
 	"github.com/postwire/postwire/pkg/relay"
 	"github.com/postwire/postwire/pkg/schema"
 	"github.com/postwire/postwire/pkg/source"
@@ -119,7 +120,14 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	a.cleanup = append(a.cleanup, func() error { return closeTraces(traces, log) }) //nolint:contextcheck // has its own timeout
 
 	// 3: the journal.
-	a.journal, err = openJournal(ctx, p, name, metrics, log.Named("journal"))
+	cluster, err := startCluster(p.Config, name, log.Named("cluster")) //nolint:contextcheck // runs until Close
+	if err != nil {
+		return nil, err
+	}
+	if cluster != nil {
+		a.cleanup = append(a.cleanup, cluster.Close)
+	}
+	a.journal, err = openJournal(ctx, p, name, cluster, metrics, log.Named("journal"))
 	if err != nil {
 		return nil, err
 	}
@@ -172,9 +180,17 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	}
 
 	// The admin port.
+	var members admin.Cluster
+	if j, ok := a.journal.(*jetstream.Journal); ok && cluster != nil {
+		members = &embeddedCluster{cluster, j, name}
+	}
+	checks := []admin.Check{{Name: "journal", Run: func() error { return p.scrub.Error(a.journal.Check()) }}, {Name: "sources", Run: a.ready.check}}
+	if cluster != nil {
+		checks = append(checks, admin.Check{Name: "cluster", Run: cluster.Check})
+	}
 	adminMetrics := admin.NewMetrics(metrics)
 	a.admin, err = admin.New(admin.Options{ //nolint:contextcheck // requests end with Shutdown
-		Checks:   []admin.Check{{Name: "journal", Run: func() error { return p.scrub.Error(a.journal.Check()) }}, {Name: "sources", Run: a.ready.check}},
+		Checks:   checks,
 		Gatherer: metrics, Log: log.Named("admin"),
 		TLS: p.Config.Admin.TLS, MaxConnectionAge: p.Config.Admin.MaxConnectionAge, Metrics: adminMetrics,
 		Schemas: schema.Handler(func() *schema.Library { return a.plan.Load().Schemas }),
@@ -183,6 +199,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 			Configuration: a.configuration, Sources: a.inspect, Registration: a.registration, Series: a.history,
 			Credentials: a.credentials, Proxies: p.Config.Server.TrustedProxies, Metrics: adminMetrics,
 			Version: ReadVersion().Version, Level: log.level, Reload: a.Reload, Now: now, Log: log.Named("admin"), Scrub: p.scrub,
+			Cluster:  members,
 			AsyncAPI: func() (map[string]any, error) { return a.plan.Load().AsyncAPI(ReadVersion().Version) },
 		},
 	})

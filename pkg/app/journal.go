@@ -14,6 +14,7 @@ import (
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/jetstream"
+	"github.com/postwire/postwire/pkg/journal/jetstream/embedded"
 	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/natsclient"
 )
@@ -43,11 +44,28 @@ func checkCluster(c config.JetStream) config.Invalids {
 		p.Add("url", "is not a list of URLs", "for example nats://a:4222,nats://b:4222") // without the URL, which may contain a password
 	}
 	login(c).Check("", &p)
+	if files := c.Embedded.TLS; files != (config.PeerTLS{}) {
+		config.TLS{Enabled: true, CAFile: files.CAFile, CertFile: files.CertFile, KeyFile: files.KeyFile}.Check("embedded.tls", &p)
+	}
 	return p
 }
 
-// openJournal opens the journal of the configured engine.
-func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.Registerer, log *zap.Logger) (journal.Journal, error) {
+// startCluster starts the server of the embedded cluster, or returns nil without an embedded
+// cluster. The server stores nothing of the journal before openJournal.
+func startCluster(c *config.Config, name string, log *zap.Logger) (*embedded.Server, error) {
+	e := c.Journal.JetStream.Embedded
+	if c.Journal.Engine != engineJetStream || !e.Enabled() {
+		return nil, nil //nolint:nilnil // most relays have no embedded cluster
+	}
+	return embedded.Start(embedded.Options{
+		Name: name, Cluster: e.Cluster, Peers: e.Peers, Listen: e.Listen, Dir: e.Dir, Stream: c.Journal.JetStream.Stream,
+		Secret: e.Secret, TLS: e.TLS, MaxBytes: uint64(c.Journal.MaxBytes), Log: log,
+	})
+}
+
+// openJournal opens the journal of the configured engine. Cluster is nil without an embedded
+// cluster.
+func openJournal(ctx context.Context, p *Plan, name string, cluster *embedded.Server, metrics prometheus.Registerer, log *zap.Logger) (journal.Journal, error) {
 	groups := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "postwire_journal_group_size", Help: "Appends and other changes per synced write of the local engine.",
 		Buckets: []float64{1, 4, 16, 64, 256, 1024}, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
@@ -79,6 +97,9 @@ func openJournal(ctx context.Context, p *Plan, name string, metrics prometheus.R
 	}
 	opts := clusterOptions(p.Config, name, log, p.Clock)
 	opts.Discarded = discards
+	if cluster != nil {
+		opts.Server, opts.Login = cluster, cluster.Login()
+	}
 	return jetstream.Open(ctx, opts)
 }
 

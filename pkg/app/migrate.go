@@ -64,7 +64,10 @@ func Migrate(ctx context.Context, p *Plan, to string, log *zap.Logger, progress 
 // checkMigration reports missing or invalid settings of the two engines.
 func checkMigration(c *config.Config) error {
 	var errs []error
-	if c.Journal.JetStream.URL == "" {
+	switch {
+	case c.Journal.JetStream.Embedded.Enabled():
+		errs = append(errs, c.Problem("journal.jetstream.embedded", "is no source and no target of a migration: the cluster runs only inside the relays", "deliver all events with the old configuration, then start the cluster with an empty journal"))
+	case c.Journal.JetStream.URL == "":
 		errs = append(errs, c.Problem("journal.jetstream.url", "is not set", "name the servers of the cluster, such as nats://a:4222,nats://b:4222"))
 	}
 	for _, i := range checkCluster(c.Journal.JetStream) {

@@ -12,6 +12,7 @@ import (
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/jetstream"
+	"github.com/postwire/postwire/pkg/journal/jetstream/embedded"
 	"github.com/postwire/postwire/pkg/journal/local"
 	"github.com/postwire/postwire/pkg/journal/transfer"
 )
@@ -25,6 +26,9 @@ const otherTimeout = 10 * time.Second
 func checkOtherJournal(ctx context.Context, p *Plan, name string, log *zap.Logger) error {
 	if p.Config.Journal.Engine == engineJetStream {
 		return checkFolder(ctx, p)
+	}
+	if err := checkStore(p); err != nil {
+		return err
 	}
 	if err := checkSpill(ctx, p); err != nil {
 		return err
@@ -43,8 +47,12 @@ func (p *Plan) sinkNames() []string {
 
 // stranded is the error of a start beside undelivered events.
 func (p *Plan) stranded(where string, sinks []string, from, to, hint string) error {
+	migrate := fmt.Sprintf("run 'postwire journal migrate --from %s --to %s', or ", from, to)
+	if p.Config.Journal.JetStream.Embedded.Enabled() {
+		migrate = "" // no migration reads or writes an embedded cluster
+	}
 	return p.wrongEngine(fmt.Sprintf("is %s, and the journal in %s has events that are not delivered to %s", to, where, strings.Join(sinks, ", ")),
-		fmt.Sprintf("run 'postwire journal migrate --from %s --to %s', or set journal.engine: %s until every event is delivered; %s", from, to, from, hint))
+		fmt.Sprintf("%sset journal.engine: %s until every event is delivered; %s", migrate, from, hint))
 }
 
 // wrongEngine is an error of the configuration at journal.engine.
@@ -67,6 +75,18 @@ func checkFolder(ctx context.Context, p *Plan) error {
 		return nil
 	}
 	return p.stranded(p.Config.Journal.Dir, pending, engineLocal, engineJetStream, "if the events are not needed, move the folder away")
+}
+
+// checkStore refuses the local engine beside the store of an embedded cluster, whose stream
+// can only be read by the cluster.
+func checkStore(p *Plan) error {
+	dir := p.Config.Journal.JetStream.Embedded.Dir
+	store, err := embedded.Exists(dir)
+	if err != nil || !store {
+		return err
+	}
+	return p.wrongEngine(fmt.Sprintf("is %s, and the folder %s is the store of an embedded cluster, whose stream may have undelivered events", engineLocal, dir),
+		fmt.Sprintf("set journal.engine: %s; if the events are not needed, move the folder away", engineJetStream))
 }
 
 // checkSpill refuses the local engine beside events in the spill, which only the engine

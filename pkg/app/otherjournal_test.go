@@ -30,13 +30,13 @@ journal:
   engine: %s
   dir: %s/journal
   min_free_bytes: 0
-  jetstream: {url: %q, replicas: 1}
+  jetstream: {url: %q, replicas: 1, embedded: {dir: %s/cluster}}
   spill: {dir: %s/spill}
 sources: [{name: all, type: uploadpost, paths: [/a], auth: none}]
 sinks:
   - {name: first, type: stdout}
   - {name: second, type: stdout}
-`, engine, e.dir, e.url, e.dir), env)
+`, engine, e.dir, e.url, e.dir, e.dir), env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ sinks:
 // open opens the journal as a start does.
 func (e engines) open(t *testing.T, engine string) (journal.Journal, error) {
 	t.Helper()
-	return openJournal(t.Context(), e.plan(t, engine), "relay-1", prometheus.NewRegistry(), zap.NewNop())
+	return openJournal(t.Context(), e.plan(t, engine), "relay-1", nil, prometheus.NewRegistry(), zap.NewNop())
 }
 
 // store stores an event that is pending for the sink second.
@@ -225,4 +225,24 @@ func TestASpillKeepsTheLocalEngineFromStarting(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.refuses(t, engineLocal, "beside events in the spill", "has 1 events and requests that the cluster has not stored", "journal.engine: jetstream", "postwire_journal_spilled")
+}
+
+func TestTheStoreOfAnEmbeddedClusterKeepsTheLocalEngineFromStarting(t *testing.T) {
+	e := engines{dir: t.TempDir()}
+	if err := os.MkdirAll(filepath.Join(e.dir, "cluster"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(e.dir, "cluster", "STORE"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := e.open(t, engineLocal)
+	if err == nil {
+		err = j.Close()
+		t.Fatalf("the engine local was started beside the store, %v", err)
+	}
+	for _, part := range []string{"journal.engine", filepath.Join(e.dir, "cluster"), "set journal.engine: jetstream"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("the error is %q, without %q", err, part)
+		}
+	}
 }

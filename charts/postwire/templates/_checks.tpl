@@ -26,9 +26,7 @@
 {{- if and $v.autoscaling.keda.enabled (not $v.autoscaling.keda.serverAddress) (not $v.autoscaling.keda.triggers) }}
   {{- $wrong = append $wrong "autoscaling.keda has no trigger: set serverAddress, for example http://prometheus-operated.monitoring:9090, or triggers" }}
 {{- end }}
-{{- if and $jetstream (not (dig "jetstream" "url" "" $v.config.journal)) (not $v.nats.enabled) }}
-  {{- $wrong = append $wrong "config.journal.jetstream.url is missing: name the servers, for example nats://nats:4222, or set nats.enabled" }}
-{{- end }}
+{{- $wrong = concat $wrong (include "postwire.embeddedErrors" . | fromYamlArray) }}
 
 {{- if regexMatch "^(127\\.|localhost|\\[::1\\])" $v.config.admin.listen }}
   {{- $wrong = append $wrong (printf "config.admin.listen is %s, and the probes of the kubelet cannot reach this address: use \":9090\"" $v.config.admin.listen) }}
@@ -84,7 +82,7 @@
 {{- range $v.config.sinks }}
   {{- if ne .type "stdout" }}{{ $away = append $away .name }}{{ end }}
 {{- end }}
-{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.brokers) (not $v.nats.enabled) (or $away $jetstream) }}
+{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.brokers) (not $v.nats.enabled) (or $away (and $jetstream (not (include "postwire.embedded" .)))) }}
   {{- $wrong = append $wrong "networkPolicy.brokers is empty: the policy would block every connection to a broker; for example [{ports: [{port: 4222, protocol: TCP}]}]" }}
 {{- end }}
 {{- if and $v.metrics.podMonitor.enabled $v.metrics.serviceMonitor.enabled }}

@@ -132,6 +132,9 @@ annotations:
     {{- $_ := set $cluster "url" "${NATS_URL}" }}
   {{- end }}
   {{- $_ := set $journal "jetstream" $cluster }}
+  {{- if include "postwire.embedded" . }}
+    {{- include "postwire.embeddedConfig" (dict "root" . "journal" $journal) }}
+  {{- end }}
 {{- else }}
   {{- if and (not (hasKey $journal "max_bytes")) (or (not .Values.persistence.enabled) (not .Values.persistence.existingClaim)) }}
     {{- $size := .Values.persistence.size }}
@@ -240,9 +243,9 @@ tlsConfig:
 {{- toYaml (dict "paths" $paths) }}
 {{- end }}
 
-{{/* The kind of the workload: for local a StatefulSet with one pod; for jetstream a StatefulSet with persistent spills, otherwise a Deployment. */}}
+{{/* The kind of the workload: for local a StatefulSet with one pod; for jetstream a StatefulSet with an embedded cluster or persistent spills, otherwise a Deployment. */}}
 {{- define "postwire.kind" -}}
-{{- if and (eq .Values.config.journal.engine "jetstream") (not .Values.spill.persistence.enabled) }}Deployment{{ else }}StatefulSet{{ end }}
+{{- if and (eq .Values.config.journal.engine "jetstream") (not .Values.spill.persistence.enabled) (not (include "postwire.embedded" .)) }}Deployment{{ else }}StatefulSet{{ end }}
 {{- end }}
 
 {{- define "postwire.replicas" -}}

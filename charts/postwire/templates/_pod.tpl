@@ -72,6 +72,10 @@ spec:
           containerPort: {{ include "postwire.port" $root }}
         - name: admin
           containerPort: {{ include "postwire.adminPort" $root }}
+        {{- if include "postwire.embedded" $root }}
+        - name: cluster
+          containerPort: {{ include "postwire.clusterPort" $root }}
+        {{- end }}
       startupProbe:
         {{- toYaml (merge (include "postwire.probe" (dict "root" $root "path" "/livez") | fromYaml) .startupProbe) | nindent 8 }}
       livenessProbe:
@@ -101,7 +105,7 @@ spec:
   volumes:
     {{- if not $claim }}
     - name: data
-      {{- if eq .config.journal.engine "jetstream" }}
+      {{- if eq (include "postwire.claim" $root) "spill" }}
       emptyDir:
         sizeLimit: {{ .spill.sizeLimit }}
       {{- else if and .persistence.enabled .persistence.existingClaim }}
@@ -152,6 +156,9 @@ spec:
 {{- $env := .Values.extraEnv }}
 {{- if .Values.nats.enabled }}
   {{- $env = prepend $env (dict "name" "NATS_URL" "value" (printf "nats://%s%s:4222" (include "postwire.natsName" .) (ternary "" (printf ".%s" .Release.Namespace) (empty .Values.namespaceOverride)))) }}
+{{- end }}
+{{- with include "postwire.clusterSecret" . }}
+  {{- $env = prepend $env (dict "name" "POSTWIRE_CLUSTER_SECRET" "valueFrom" (dict "secretKeyRef" (dict "name" . "key" "POSTWIRE_CLUSTER_SECRET"))) }}
 {{- end }}
 {{- with $env -}}
 env:

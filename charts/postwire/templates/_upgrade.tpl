@@ -58,7 +58,7 @@ claim template tells the engine: data is of local, spill of jetstream with NATS 
 {{- if and $set (eq $running $claim) $volume.enabled (not $volume.existingClaim) }}
   {{- range $set.spec.volumeClaimTemplates }}
     {{- $size := .spec.resources.requests.storage }}
-    {{- if ne (include "postwire.quantity" $size) (include "postwire.quantity" $volume.size) }}
+    {{- if and (eq .metadata.name $claim) (ne (include "postwire.quantity" $size) (include "postwire.quantity" $volume.size)) }}
       {{- $wrong = append $wrong (printf "%s is %s, and the volumes of this release have %s: Kubernetes refuses to change the claim template of a StatefulSet. To grow a volume, follow \"Grow a volume\" in docs/howto/kubernetes.md; otherwise use %s" $key $volume.size $size $size) }}
     {{- end }}
   {{- end }}

@@ -25,10 +25,11 @@ import (
 	"github.com/postwire/postwire/pkg/natsclient"
 )
 
-// Options of the engine. URL, Stream, Window and Name are needed.
+// Options of the engine. URL or Server, and Stream, Window and Name are needed.
 type Options struct {
 	URL      config.URL // servers of the cluster, separated by commas
 	Login    natsclient.Login
+	Server   nats.InProcessConnProvider // server of the cluster in this process, instead of URL; nil is none
 	Stream   string
 	Replicas int    // copies of the stream; 0 is 1
 	Update   bool   // change a stream with other settings instead of refusing it
@@ -93,6 +94,8 @@ type Journal struct {
 	fullSince    time.Time // when the stream became full; zero if it is not full
 	cursors      map[string]*cursor
 	closed       bool
+	leaving      bool // Leave: appends fail
+	appends      int  // appends in progress
 
 	expiring   sync.Mutex      // guards the following
 	unused     map[string]bool // cursors that do not hold back removal, as of the last Expire
@@ -188,7 +191,8 @@ func (j *Journal) open(ctx context.Context) error {
 		}
 	}
 	if err != nil {
-		if _, permanent := errors.AsType[*refusal](err); permanent || j.opts.Spill == nil {
+		// A server in this process finds its peers only while the process runs.
+		if _, permanent := errors.AsType[*refusal](err); permanent || j.opts.Spill == nil && j.opts.Server == nil {
 			return err
 		}
 		j.log.Warn("the cluster does not answer; what comes in is kept here until it does", zap.Error(err))
@@ -237,11 +241,22 @@ func (j *Journal) connect() error {
 			j.log.Warn("the journal's cluster reports an error", zap.Error(err))
 		}),
 	)
+	if j.opts.Server != nil {
+		opts = append(opts, nats.InProcessServer(j.opts.Server))
+	}
 	if j.conn, err = nats.Connect(j.opts.URL.Reveal(), opts...); err != nil {
-		return fmt.Errorf("connecting to %s: %w", j.opts.URL, natsclient.Bare(err))
+		return fmt.Errorf("connecting to %s: %w", j.address(), natsclient.Bare(err))
 	}
 	j.js, err = jetstream.New(j.conn, jetstream.WithDefaultTimeout(apiTimeout))
 	return err
+}
+
+// address returns the address of the servers, for messages.
+func (j *Journal) address() string {
+	if j.opts.Server != nil {
+		return "the server in this process"
+	}
+	return j.opts.URL.String()
 }
 
 // connEpoch is the lifetime of one connection. A request without an answer at its end gets
@@ -313,7 +328,7 @@ func (j *Journal) connected(ctx context.Context) error {
 			if why == nil {
 				why = errors.New("no server answers")
 			}
-			return fmt.Errorf("connecting to %s: %w", j.opts.URL, natsclient.Bare(why))
+			return fmt.Errorf("connecting to %s: %w", j.address(), natsclient.Bare(why))
 		case <-j.life.Done():
 			return journal.ErrClosed
 		}
@@ -389,7 +404,7 @@ func (j *Journal) watch() {
 		if errors.Is(err, errAlone) {
 			timeout = pollInterval
 		}
-		if j.conn.IsConnected() && now.Sub(lastAnswer) > timeout && now.Sub(left) > timeout {
+		if j.opts.Server == nil && j.conn.IsConnected() && now.Sub(lastAnswer) > timeout && now.Sub(left) > timeout {
 			left = now
 			if err := j.conn.ForceReconnect(); err != nil {
 				j.log.Debug("looking for another server", zap.Error(err))
@@ -509,6 +524,8 @@ func (j *Journal) check() error {
 	switch {
 	case j.closed:
 		return journal.ErrClosed
+	case j.leaving:
+		return errLeaving
 	case j.permanentErr != nil:
 		return fmt.Errorf("%w: %w", journal.ErrUnavailable, j.permanentErr)
 	case j.opts.MaxBytes > 0 && j.state.bytes >= j.opts.MaxBytes:
@@ -571,6 +588,11 @@ func (j *Journal) Append(ctx context.Context, events ...event.Event) ([]journal.
 	if err := j.checkRoom(ctx); err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
 	}
+	done, err := j.begin()
+	if err != nil {
+		return nil, fmt.Errorf("appending: %w", err)
+	}
+	defer done()
 	staged, err := stage(events)
 	if err != nil {
 		return nil, fmt.Errorf("appending: %w", err)
@@ -647,6 +669,11 @@ func (j *Journal) Quarantine(ctx context.Context, r journal.QuarantinedRequest) 
 	if err := j.checkRoom(ctx); err != nil {
 		return "", fmt.Errorf("quarantining: %w", err)
 	}
+	done, err := j.begin()
+	if err != nil {
+		return "", fmt.Errorf("quarantining: %w", err)
+	}
+	defer done()
 	r = r.WithDefaults(j.opts.Clock())
 	if j.spill != nil {
 		return j.spill.quarantine(ctx, r)
