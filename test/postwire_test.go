@@ -104,6 +104,7 @@ func (e endpoint) post(body []byte) (status string, err error) {
 type postwire struct {
 	endpoint
 	config string
+	args   []string // of serve
 	under  []string // a command and arguments under which it runs, such as a limit
 
 	cmd    *exec.Cmd
@@ -164,6 +165,7 @@ func (r *postwire) launch(t *testing.T) {
 		r.secret.learn(t, string(text))
 	}
 	line := append(slices.Clone(r.under), program, "serve", "-c", r.config)
+	line = append(line, r.args...)
 	r.cmd = exec.Command(line[0], line[1:]...)
 	r.cmd.Env = os.Environ()
 	for name, value := range r.env() {

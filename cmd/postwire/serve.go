@@ -13,6 +13,7 @@ import (
 
 func serveCommand() *cobra.Command {
 	var path string
+	var takeOver bool
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the relay",
@@ -28,6 +29,11 @@ func serveCommand() *cobra.Command {
 			}
 			log.Info("starting", zap.String("config", path), zap.String("version", app.ReadVersion().Version))
 			app.LimitMemory(log)
+			if takeOver {
+				if err := plan.TakeOver(cmd.Context(), log); err != nil {
+					return err
+				}
+			}
 			a, err := app.New(cmd.Context(), plan, log)
 			if err != nil {
 				return err
@@ -49,6 +55,7 @@ func serveCommand() *cobra.Command {
 		},
 	}
 	configFlag(cmd, &path)
+	cmd.Flags().BoolVar(&takeOver, "takeover", false, "take over from the relay that uses the journal: new connections wait while it stops, and are not refused (engine local)")
 	return cmd
 }
 

@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
 
+	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/handover"
 	"github.com/postwire/postwire/pkg/admin"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/ingress"
@@ -38,6 +40,8 @@ type App struct {
 	admin   *admin.Server
 
 	ingressListener, adminListener net.Listener
+	configured                     *config.Config  // configuration of the start
+	handover                       *handover.Offer // nil with the engine jetstream, whose relays need no successor on their machine
 
 	plan        atomic.Pointer[Plan] // plan of the current files
 	reloading   sync.Mutex
@@ -131,6 +135,13 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
+	a.configured = p.Config
+	if p.Config.Journal.Engine != engineJetStream && p.Disk == nil {
+		if a.handover, err = handover.Open(p.Config.Journal.Dir); err != nil {
+			return nil, err
+		}
+		a.cleanup = append(a.cleanup, a.handover.Close) // after the journal, which the successor opens then
+	}
 	a.cleanup = append(a.cleanup, a.journal.Close)
 	measureJournal(metrics, a.journal, now) //nolint:contextcheck // a scrape has its own timeout
 
@@ -209,6 +220,9 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {
 		return nil, err
 	}
+	if p.taken != nil {
+		return a, p.taken.Close()
+	}
 	return a, nil
 }
 
@@ -261,12 +275,16 @@ func (u *sourceSet) Renormalize(r journal.QuarantinedRequest) ([]event.Event, er
 	})
 }
 
-// listen binds a port. The server of the listener closes it, or the clean-up if no server
+// listen binds a port, or takes the listener of the relay that this one replaces. The server of the listener closes it, or the clean-up if no server
 // serves it.
-func (a *App) listen(key, addr string) (net.Listener, error) {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("%s: listening on %s: %w", key, addr, err)
+func (a *App) listen(key, addr string) (l net.Listener, err error) {
+	if taken := a.plan.Load().taken; taken != nil {
+		l = taken.Listener(key, addr)
+	}
+	if l == nil {
+		if l, err = net.Listen("tcp", addr); err != nil {
+			return nil, fmt.Errorf("%s: listening on %s: %w", key, addr, err)
+		}
 	}
 	a.cleanup = append(a.cleanup, func() error {
 		if err := l.Close(); !errors.Is(err, net.ErrClosed) {

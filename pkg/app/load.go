@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/handover"
 	"github.com/postwire/postwire/internal/spelling"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/expression"
@@ -45,6 +46,8 @@ type Plan struct {
 	// scrub knows the secrets of this plan and, after the plan is applied, of earlier
 	// plans.
 	scrub *config.Scrubber
+
+	taken *handover.Taken // listeners of the relay that this one replaces; nil is none
 
 	// Origin of the plan.
 	name  string

@@ -52,6 +52,16 @@ func (a *App) Run(ctx context.Context) error {
 	run(func() error { return a.relay.Run(pumping, hard) })
 	run(func() error { return a.ingress.Serve(a.ingressListener) })
 	run(func() error { return a.admin.Serve(a.adminListener) })
+	var taken atomic.Bool // by another process
+	if a.handover != nil {
+		g.Go(func() error {
+			if a.awaitSuccessor(running) == nil {
+				taken.Store(true)
+				cancel()
+			}
+			return nil
+		})
+	}
 	g.Go(func() error {
 		a.follow(running)
 		return nil
@@ -75,7 +85,7 @@ func (a *App) Run(ctx context.Context) error {
 	a.ready.serving.Store(false)
 	a.log.Info("stopping", zap.Duration("timeout", a.grace))
 	defer time.AfterFunc(a.grace, cut).Stop()
-	if ctx.Err() != nil { // requested, not a failure
+	if taken.Load() || ctx.Err() != nil { // requested, not a failure
 		a.ingress.Drain()
 		waited := time.NewTimer(a.delay)
 		defer waited.Stop()

@@ -16,7 +16,7 @@ func lockDir(opts Options) (*pebble.Lock, error) {
 		return nil, fmt.Errorf("locking the folder: %w", err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("another process uses this folder (one journal serves one process; stop the other, or set journal.dir): %w", err)
+		return nil, fmt.Errorf("another process uses this folder (one journal serves one process; stop the other, start this one with --takeover, or set journal.dir): %w", err)
 	}
 	return lock, nil
 }
