@@ -155,15 +155,15 @@ func (o *Offer) Close() error {
 	return err
 }
 
-// Taken are the listeners of a running process.
-type Taken struct {
+// Inherited are the listeners of a running process.
+type Inherited struct {
 	Listeners []Listener
 	conn      *net.UnixConn
 }
 
 // Take takes the listeners of the process that offers them in a folder, and asks the process
 // to stop. Without such a process, Take returns nil.
-func Take(ctx context.Context, dir string) (taken *Taken, err error) {
+func Take(ctx context.Context, dir string) (inherited *Inherited, err error) {
 	path, folder, err := socketPath(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil //nolint:nilnil // documented
@@ -180,14 +180,14 @@ func Take(ctx context.Context, dir string) (taken *Taken, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking the running process for its listeners: %w", err)
 	}
-	taken = &Taken{conn: conn.(*net.UnixConn)} //nolint:forcetypeassert // the network is unix
-	if err := taken.receive(); err != nil {
-		return nil, errors.Join(fmt.Errorf("taking the listeners of the running process: %w", err), taken.Close())
+	inherited = &Inherited{conn: conn.(*net.UnixConn)} //nolint:forcetypeassert // the network is unix
+	if err := inherited.receive(); err != nil {
+		return nil, errors.Join(fmt.Errorf("taking the listeners of the running process: %w", err), inherited.Close())
 	}
-	return taken, nil
+	return inherited, nil
 }
 
-func (t *Taken) receive() error {
+func (t *Inherited) receive() error {
 	if err := t.conn.SetDeadline(time.Now().Add(greetingTimeout)); err != nil {
 		return err
 	}
@@ -239,7 +239,7 @@ func (t *Taken) receive() error {
 }
 
 // Wait waits until the other process has stopped.
-func (t *Taken) Wait(ctx context.Context) error {
+func (t *Inherited) Wait(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = t.conn.SetDeadline(time.Now()) })
 	defer stop()
 	if err := t.conn.SetDeadline(time.Time{}); err != nil {
@@ -256,7 +256,7 @@ func (t *Taken) Wait(ctx context.Context) error {
 
 // Listener returns the listener with a name and an address, and removes it from Listeners;
 // nil is none.
-func (t *Taken) Listener(name, address string) net.Listener {
+func (t *Inherited) Listener(name, address string) net.Listener {
 	i := slices.IndexFunc(t.Listeners, func(l Listener) bool { return l.Name == name && l.Address == address })
 	if i < 0 {
 		return nil
@@ -267,7 +267,7 @@ func (t *Taken) Listener(name, address string) net.Listener {
 }
 
 // Close closes the listeners that nobody has taken out.
-func (t *Taken) Close() error {
+func (t *Inherited) Close() error {
 	err := t.conn.Close()
 	for _, l := range t.Listeners {
 		if l.TCP != nil {

@@ -31,17 +31,17 @@ func (*Offer) Serve(ctx context.Context, _ []Listener) error {
 // Close does nothing.
 func (*Offer) Close() error { return nil }
 
-// Taken are the listeners of a running process.
-type Taken struct{}
+// Inherited are the listeners of a running process.
+type Inherited struct{}
 
 // Take fails.
-func Take(context.Context, string) (*Taken, error) { return nil, errors.ErrUnsupported }
+func Take(context.Context, string) (*Inherited, error) { return nil, errors.ErrUnsupported }
 
 // Wait does nothing.
-func (*Taken) Wait(context.Context) error { return nil }
+func (*Inherited) Wait(context.Context) error { return nil }
 
 // Listener returns nil.
-func (*Taken) Listener(_, _ string) net.Listener { return nil }
+func (*Inherited) Listener(_, _ string) net.Listener { return nil }
 
 // Close does nothing.
-func (*Taken) Close() error { return nil }
+func (*Inherited) Close() error { return nil }

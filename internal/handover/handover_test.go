@@ -56,8 +56,8 @@ func TestHandover(t *testing.T) {
 	for name, dir := range map[string]string{"short": t.TempDir(), "longer than the path of a socket may be": filepath.Join(t.TempDir(), strings.Repeat("x", 120))} {
 		t.Run(name, func(t *testing.T) {
 			mustMakeDir(t, dir)
-			if taken, err := Take(t.Context(), dir); taken != nil || err != nil {
-				t.Fatalf("without an offer: %v, %v", taken, err)
+			if inherited, err := Take(t.Context(), dir); inherited != nil || err != nil {
+				t.Fatalf("without an offer: %v, %v", inherited, err)
 			}
 			offer, err := Open(dir)
 			if err != nil {
@@ -71,18 +71,18 @@ func TestHandover(t *testing.T) {
 			if err := dial(t, dir).Close(); err != nil { // a stranger that asks for nothing
 				t.Fatal(err)
 			}
-			taken, err := Take(t.Context(), dir)
+			inherited, err := Take(t.Context(), dir)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer taken.Close()
+			defer inherited.Close()
 			if err := <-served; err != nil {
 				t.Fatalf("Serve = %v", err)
 			}
-			if l := taken.Listener("a", ":other"); l != nil {
+			if l := inherited.Listener("a", ":other"); l != nil {
 				t.Error("a listener of another address was given")
 			}
-			l := taken.Listener("a", ":1")
+			l := inherited.Listener("a", ":1")
 			if l == nil || l.Addr().String() != first.Addr().String() {
 				t.Fatalf("the listener is %v", l)
 			}
@@ -104,7 +104,7 @@ func TestHandover(t *testing.T) {
 			}
 
 			waited := make(chan error, 1)
-			go func() { waited <- taken.Wait(t.Context()) }()
+			go func() { waited <- inherited.Wait(t.Context()) }()
 			select {
 			case err := <-waited:
 				t.Fatalf("Wait returned before the other process stopped: %v", err)
@@ -154,14 +154,14 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	}
 	defer offer.Close()
 	go func() { _ = offer.Serve(t.Context(), nil) }()
-	taken, err := Take(t.Context(), dir)
+	inherited, err := Take(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer taken.Close()
+	defer inherited.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := taken.Wait(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) {
+	if err := inherited.Wait(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, io.EOF) {
 		t.Errorf("Wait = %v", err)
 	}
 }

@@ -220,8 +220,8 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {
 		return nil, err
 	}
-	if p.taken != nil {
-		return a, p.taken.Close()
+	if p.inherited != nil {
+		return a, p.inherited.Close()
 	}
 	return a, nil
 }
@@ -278,8 +278,8 @@ func (u *sourceSet) Renormalize(r journal.QuarantinedRequest) ([]event.Event, er
 // listen binds a port, or takes the listener of the relay that this one replaces. The server of the listener closes it, or the clean-up if no server
 // serves it.
 func (a *App) listen(key, addr string) (l net.Listener, err error) {
-	if taken := a.plan.Load().taken; taken != nil {
-		l = taken.Listener(key, addr)
+	if inherited := a.plan.Load().inherited; inherited != nil {
+		l = inherited.Listener(key, addr)
 	}
 	if l == nil {
 		if l, err = net.Listen("tcp", addr); err != nil {

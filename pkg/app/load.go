@@ -47,7 +47,7 @@ type Plan struct {
 	// plans.
 	scrub *config.Scrubber
 
-	taken *handover.Taken // listeners of the relay that this one replaces; nil is none
+	inherited *handover.Inherited // listeners of the relay that this one replaces; nil is none
 
 	// Origin of the plan.
 	name  string

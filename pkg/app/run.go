@@ -52,11 +52,11 @@ func (a *App) Run(ctx context.Context) error {
 	run(func() error { return a.relay.Run(pumping, hard) })
 	run(func() error { return a.ingress.Serve(a.ingressListener) })
 	run(func() error { return a.admin.Serve(a.adminListener) })
-	var taken atomic.Bool // by another process
+	var replaced atomic.Bool // by another process
 	if a.handover != nil {
 		g.Go(func() error {
 			if a.awaitSuccessor(running) == nil {
-				taken.Store(true)
+				replaced.Store(true)
 				cancel()
 			}
 			return nil
@@ -85,7 +85,7 @@ func (a *App) Run(ctx context.Context) error {
 	a.ready.serving.Store(false)
 	a.log.Info("stopping", zap.Duration("timeout", a.grace))
 	defer time.AfterFunc(a.grace, cut).Stop()
-	if taken.Load() || ctx.Err() != nil { // requested, not a failure
+	if replaced.Load() || ctx.Err() != nil { // requested, not a failure
 		a.ingress.Drain()
 		waited := time.NewTimer(a.delay)
 		defer waited.Stop()

@@ -24,11 +24,11 @@ func (p *Plan) TakeOver(ctx context.Context, log *Log) error {
 	if c.Journal.Engine == engineJetStream {
 		return p.wrongEngine("is "+engineJetStream+", and --takeover is for the engine "+engineLocal, "run several relays with the engine jetstream, and restart one after the other")
 	}
-	taken, err := handover.Take(ctx, c.Journal.Dir)
+	inherited, err := handover.Take(ctx, c.Journal.Dir)
 	if err != nil {
 		return fmt.Errorf("taking over from the relay that uses %s: %w", c.Journal.Dir, err)
 	}
-	if taken == nil {
+	if inherited == nil {
 		log.Info("no relay to take over from", zap.String("journal", c.Journal.Dir))
 		return nil
 	}
@@ -36,10 +36,10 @@ func (p *Plan) TakeOver(ctx context.Context, log *Log) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.Server.ShutdownTimeout+stopMargin,
 		fmt.Errorf("the running relay did not stop within server.shutdown_timeout and %v: stop the relay, and start this one without --takeover", stopMargin))
 	defer cancel()
-	if taken.Wait(ctx) != nil && ctx.Err() != nil {
-		return errors.Join(fmt.Errorf("taking over from the relay that uses %s: %w", c.Journal.Dir, context.Cause(ctx)), taken.Close())
+	if inherited.Wait(ctx) != nil && ctx.Err() != nil {
+		return errors.Join(fmt.Errorf("taking over from the relay that uses %s: %w", c.Journal.Dir, context.Cause(ctx)), inherited.Close())
 	}
-	p.taken = taken
+	p.inherited = inherited
 	return nil
 }
 
@@ -57,7 +57,7 @@ func (a *App) listeners() (all []handover.Listener) {
 	return all
 }
 
-// awaitSuccessor returns nil when another process has taken the listeners.
+// awaitSuccessor returns nil when another process has inherited the listeners.
 func (a *App) awaitSuccessor(ctx context.Context) error {
 	err := a.handover.Serve(ctx, a.listeners())
 	switch {

@@ -96,7 +96,7 @@ func (c *cursor) bind(ctx context.Context) error {
 		return err
 	}
 	c.mu.Lock()
-	first := c.observed.passed() + 1
+	first := c.observed.removableThrough() + 1
 	c.mu.Unlock()
 	c.j.mu.Lock()
 	oldest := c.j.state.oldest
@@ -172,7 +172,7 @@ func (c *cursor) create(ctx context.Context) (cursorRecord, uint64, error) {
 	default: // every event of the new stream is new
 		r.StartSeq = 0
 	}
-	r.Read = r.passed()
+	r.Read = r.removableThrough()
 	r.Open = uint64(len(r.Retained))
 	if known.Token != 0 {
 		c.j.log.Error("the position of a cursor is missing in the stream; the position is created again",

@@ -160,7 +160,7 @@ func (j *Journal) passedByAll(ctx context.Context, last journal.Seq) (journal.Se
 	unused := map[string]bool{}
 	for name, r := range records {
 		if j.opts.Clock().Sub(r.Opened) <= unusedCursorTTL {
-			passed = min(passed, r.passed())
+			passed = min(passed, r.removableThrough())
 			continue
 		}
 		unused[name] = true

@@ -34,8 +34,8 @@ type retainedEvent [2]uint64
 
 func (r retainedEvent) seq() journal.Seq { return journal.Seq(r[0]) }
 
-// passed returns the sequence through which the cursor needs no event of the log.
-func (r cursorRecord) passed() journal.Seq { return max(r.Committed, r.RetainedThrough) }
+// removableThrough returns the sequence through which the cursor needs no event of the log.
+func (r cursorRecord) removableThrough() journal.Seq { return max(r.Committed, r.RetainedThrough) }
 
 // retain copies the open events through a sequence, if they are few.
 func (c *cursor) retain(ctx context.Context, through journal.Seq) error {
@@ -46,7 +46,7 @@ func (c *cursor) retain(ctx context.Context, through journal.Seq) error {
 		return nil
 	}
 	r, done := c.observed.cursorRecord, c.done.Clone()
-	from, through := r.passed(), min(through, o.returned)
+	from, through := r.removableThrough(), min(through, o.returned)
 	c.mu.Unlock()
 	if through <= from {
 		return nil
@@ -82,7 +82,7 @@ func (c *cursor) retain(ctx context.Context, through journal.Seq) error {
 // the sequence through which they are to be retained; this is the passed sequence if the
 // open events are too many.
 func (c *cursor) openEvents(ctx context.Context, r cursorRecord, done *seqset.Set, through journal.Seq) (open []delivery, to journal.Seq, err error) {
-	passed := r.passed()
+	passed := r.removableThrough()
 	number, size := len(r.Retained), uint64(0)
 	for _, copied := range r.Retained {
 		size += copied[1]
