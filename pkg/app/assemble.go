@@ -41,7 +41,7 @@ type App struct {
 
 	ingressListener, adminListener net.Listener
 	configured                     *config.Config  // configuration of the start
-	handover                       *handover.Offer // nil with the engine jetstream, whose relays need no successor on their machine
+	handover                       *handover.Offer // nil if no process can take over
 
 	plan        atomic.Pointer[Plan] // plan of the current files
 	reloading   sync.Mutex
@@ -137,10 +137,7 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	}
 	a.configured = p.Config
 	if p.Config.Journal.Engine != engineJetStream && p.Disk == nil {
-		if a.handover, err = handover.Open(p.Config.Journal.Dir); err != nil {
-			return nil, err
-		}
-		a.cleanup = append(a.cleanup, a.handover.Close) // after the journal, which the successor opens then
+		a.openHandover()
 	}
 	a.cleanup = append(a.cleanup, a.journal.Close)
 	measureJournal(metrics, a.journal, now) //nolint:contextcheck // a scrape has its own timeout
@@ -275,8 +272,8 @@ func (u *sourceSet) Renormalize(r journal.QuarantinedRequest) ([]event.Event, er
 	})
 }
 
-// listen binds a port, or takes the listener of the relay that this one replaces. The server of the listener closes it, or the clean-up if no server
-// serves it.
+// listen binds a port, or takes the listener of the relay that this one replaces. The server
+// of the listener closes it, or the clean-up if no server serves it.
 func (a *App) listen(key, addr string) (l net.Listener, err error) {
 	if inherited := a.plan.Load().inherited; inherited != nil {
 		l = inherited.Listener(key, addr)

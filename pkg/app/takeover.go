@@ -43,6 +43,18 @@ func (p *Plan) TakeOver(ctx context.Context, log *Log) error {
 	return nil
 }
 
+// openHandover lets another process take over. Some file systems have no sockets; the relay
+// works without.
+func (a *App) openHandover() {
+	offer, err := handover.Open(a.configured.Journal.Dir)
+	if err != nil {
+		a.log.Warn("no other process can take over from this one with --takeover", zap.Error(err))
+		return
+	}
+	a.handover = offer
+	a.cleanup = append(a.cleanup, offer.Close) // after the journal, which the successor opens then
+}
+
 // listeners returns the listeners that a successor gets.
 func (a *App) listeners() (all []handover.Listener) {
 	c := a.configured
@@ -64,7 +76,7 @@ func (a *App) awaitSuccessor(ctx context.Context) error {
 	case err == nil:
 		a.log.Info("another process takes over")
 	case ctx.Err() == nil:
-		a.log.Warn("no other process can take over from this one", zap.Error(err))
+		a.log.Warn("no other process can take over from this one with --takeover", zap.Error(err))
 	}
 	return err
 }
