@@ -148,7 +148,7 @@ func TestTailAcrossConnections(t *testing.T) {
 	}
 	defer file.Close()
 	tail := exec.Command(program, "tail", "--from", "1h", "-o", "json", "--admin", "http://"+r.admin)
-	var errs strings.Builder
+	var errs buffer
 	tail.Stdout, tail.Stderr = file, &errs
 	if err := tail.Start(); err != nil {
 		t.Fatal(err)
