@@ -152,7 +152,6 @@ func (s *spill) requestAnnouncement() {
 func (s *spill) keepAnnouncing(ctx context.Context) {
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
-	reconnects := s.j.conn.Stats().Reconnects
 	for {
 		select {
 		case <-tick.C:
@@ -162,13 +161,10 @@ func (s *spill) keepAnnouncing(ctx context.Context) {
 		}
 		s.announce()
 		// Before the lock: a client that reconnects blocks its callers.
-		before := reconnects
-		reconnects = s.j.conn.Stats().Reconnects
+		reconnects := s.j.conn.Stats().Reconnects
 		now := time.Now()
 		s.mu.Lock()
-		if reconnects != before {
-			s.peersUnknownUntil = now.Add(reconnectGrace)
-		}
+		s.setReconnects(reconnects)
 		for name, a := range s.peers {
 			if now.Sub(a.at) > peerTTL {
 				delete(s.peers, name)
@@ -176,6 +172,15 @@ func (s *spill) keepAnnouncing(ctx context.Context) {
 		}
 		s.notify() // also wakes waiters for peersUnknownUntil
 		s.mu.Unlock()
+	}
+}
+
+// setReconnects compares the number of reconnects with the known one: after a reconnect,
+// announcements of peers may be missing. The caller holds mu.
+func (s *spill) setReconnects(n uint64) {
+	if n != s.reconnects {
+		s.reconnects = n
+		s.peersUnknownUntil = time.Now().Add(reconnectGrace)
 	}
 }
 

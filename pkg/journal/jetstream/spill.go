@@ -59,6 +59,7 @@ type spill struct {
 	local             shards        // acceptance times of the spilled events by shard
 	oldest            time.Time     // oldest acceptance time in the spill; zero if empty
 	peers             map[string]peerSpill
+	reconnects        uint64    // known reconnects of the connection
 	peersUnknownUntil time.Time // until then announcements of peers may be missing
 	announcedNonEmpty bool      // the last announcement named spilled events
 }
@@ -389,8 +390,10 @@ func (s *spill) forward(ctx context.Context, records []journal.Record) (int, err
 	var all []*staged
 	var which []int
 	blocked := map[int]bool{}
-	taken := map[int]int{} // by shard
+	taken := map[int]int{}                    // by shard
+	reconnects := s.j.conn.Stats().Reconnects // before the lock: a client that reconnects blocks its callers
 	s.mu.Lock()
+	s.setReconnects(reconnects)
 	s.recount(records)
 	blind := time.Now().Before(s.peersUnknownUntil)
 	for i, r := range records {
