@@ -97,7 +97,7 @@ type survey struct {
 	events    int
 	dead      int
 	positions []cursorPosition
-	done      map[string][]donePage // of each cursor
+	done      map[string]*seqset.Set // pages of done events of each cursor
 	retained  []journal.Seq
 	stored    []Range // ranges of stored events in the log
 	lost      []Range // ranges of missing events
@@ -118,12 +118,6 @@ type surveyedSegment struct {
 type cursorPosition struct {
 	name             string
 	committed, start journal.Seq
-}
-
-// donePage is a page of done events after the position of a cursor.
-type donePage struct {
-	number uint64
-	page   []byte
 }
 
 // examine reads a locked folder.
@@ -423,10 +417,12 @@ func (s *survey) readEntryOf(db *pebble.DB, key, value []byte) error {
 			return err
 		}
 		if s.done == nil {
-			s.done = map[string][]donePage{}
+			s.done = map[string]*seqset.Set{}
 		}
-		s.done[id.Sink] = append(s.done[id.Sink], donePage{uint64(seqOf(key)), bytes.Clone(value)})
-		return seqset.At(0).Load(uint64(seqOf(key)), value)
+		if s.done[id.Sink] == nil {
+			s.done[id.Sink] = seqset.At(0)
+		}
+		return s.done[id.Sink].Load(uint64(seqOf(key)), value)
 	case retainedSpace:
 		if _, err := record.Decode(seqOf(key), value); err != nil {
 			return err
@@ -549,8 +545,9 @@ func (s *survey) contents(lost []Range) Contents {
 	}
 	for _, p := range s.positions {
 		done := seqset.At(p.committed)
-		for _, d := range s.done[p.name] {
-			_ = done.Load(d.number, d.page) // readEntryOf has reported an invalid page
+		if pages := s.done[p.name]; pages != nil {
+			done = pages
+			done.Add(1, p.committed)
 		}
 		at := Position{Name: p.name, Committed: p.committed, Pending: countMissing(done, s.stored), Lost: countMissing(done, s.lost)}
 		for _, seq := range s.retained {
