@@ -235,6 +235,20 @@ func (c *cursor) free(o *ownership) {
 	}
 }
 
+// submit passes a commit to the goroutine of the owner and returns its result. At the end of the
+// ownership nothing is stored.
+func (c *cursor) submit(ctx context.Context, o *ownership, w *commit) error {
+	w.result = make(chan error, 1)
+	select {
+	case o.commits <- w:
+		return <-w.result
+	case <-o.ctx.Done():
+	case <-c.life.Done():
+	case <-ctx.Done():
+	}
+	return ctx.Err()
+}
+
 // touch stores that a process has the cursor open, unless an owner does.
 func (c *cursor) touch(ctx context.Context) error {
 	c.mu.Lock()
@@ -242,15 +256,7 @@ func (c *cursor) touch(ctx context.Context) error {
 	c.mu.Unlock()
 	switch {
 	case o != nil:
-		w := &commit{result: make(chan error, 1)}
-		select {
-		case o.commits <- w:
-			return <-w.result
-		case <-o.ctx.Done():
-		case <-c.life.Done():
-		case <-ctx.Done():
-		}
-		return nil
+		return c.submit(ctx, o, &commit{})
 	case !free || last.Token == 0:
 		return nil
 	}

@@ -58,7 +58,6 @@ func (c *cursor) retain(ctx context.Context, through journal.Seq) error {
 	if err := c.removeOrphans(ctx, r.Retained); err != nil {
 		return err
 	}
-	w := &commit{copies: open, retainedThrough: through, result: make(chan error, 1)}
 	// Until the result is known, the copies may be stored and the events removed.
 	c.mu.Lock()
 	c.retaining = open
@@ -68,14 +67,7 @@ func (c *cursor) retain(ctx context.Context, through journal.Seq) error {
 		c.retaining = nil
 		c.mu.Unlock()
 	}()
-	select {
-	case o.commits <- w:
-		return <-w.result
-	case <-o.ctx.Done():
-	case <-c.life.Done():
-	case <-ctx.Done():
-	}
-	return ctx.Err()
+	return c.submit(ctx, o, &commit{copies: open, retainedThrough: through})
 }
 
 // openEvents reads the open events after the events that the cursor has passed, and returns
