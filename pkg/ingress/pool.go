@@ -31,12 +31,15 @@ const acceptedFor = 250 * time.Millisecond
 // would fill the pool within acceptedFor.
 const acceptedHeader = 4 << 10
 
-// class orders eviction: the pool evicts strangers before known senders.
+// class orders eviction: the pool evicts the lowest class first. An idle connection that has
+// authenticated outlives strangers of its own address: the pool would otherwise close the
+// connection while the next request of an honest sender is on its way.
 type class int
 
 const (
 	stranger      class = iota // neither the connection nor its address has authenticated
-	authenticated              // the connection or its address has authenticated, or the peer is a trusted proxy
+	neighbor                   // another connection of the address has authenticated
+	authenticated              // the connection itself has authenticated, or the peer is a trusted proxy
 	classes
 )
 
@@ -143,8 +146,11 @@ func (p *pool) enter(c *connection, trusted bool) (entered bool, retryIn time.Du
 	if h.quota == nil {
 		h.quota, h.conn = p.unrouted, c
 		prefix := forwarded.Network(c.remote)
-		if trusted || p.isAuthenticated(prefix) {
+		switch {
+		case trusted:
 			h.class = authenticated
+		case p.isAuthenticated(prefix):
+			h.class = neighbor
 		}
 		if !trusted {
 			h.address = p.retain(prefix)
@@ -259,8 +265,11 @@ func (p *pool) acquire(h *allocation, n int64) error {
 		switch limited := h.queued && h.address != nil; {
 		case limited && p.memory.scarce() && h.address.bytes+n > p.memory.total/4:
 			victim = h.address.queue.first // may be h
-			if other := h.address.queue.find(func(o *allocation) bool { return o.bytes > 0 && p.mayEvict(o, h) }); other != nil {
-				victim = other
+			for class := range classes {
+				if other := h.address.queue.find(func(o *allocation) bool { return o.class == class && o.bytes > 0 && p.mayEvict(o, h) }); other != nil {
+					victim = other
+					break
+				}
 			}
 		case h.quota.acquire(n) == nil:
 			h.bytes += n
@@ -396,8 +405,11 @@ func (p *pool) begin(c *connection, w http.ResponseWriter, r *http.Request, remo
 	}
 	prefix := forwarded.Network(remote)
 	*h = allocation{quota: to, conn: c, writer: w}
-	if p.isAuthenticated(prefix) {
+	switch {
+	case own.class == authenticated && own.address != nil: // not of a trusted proxy, whose connection many senders share
 		h.class = authenticated
+	case p.isAuthenticated(prefix):
+		h.class = neighbor
 	}
 	h.address = p.retain(prefix)
 	c.requests++
@@ -455,9 +467,11 @@ func (p *pool) verify(h *allocation, proof bool) bool {
 		return true
 	}
 	p.rememberSender(h.address.prefix)
-	if own := &c.own; own.class == stranger && c.open {
+	if own := &c.own; c.open {
+		if own.class == stranger {
+			own.address.connections--
+		}
 		own.class = authenticated
-		own.address.connections--
 	}
 	return true
 }

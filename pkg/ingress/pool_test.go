@@ -221,6 +221,64 @@ func TestConnectionsWait(t *testing.T) {
 	})
 }
 
+// TestAnIdleSenderOutlivesItsNeighbors: a connection that has authenticated and waits for
+// its sender's next request stays, when others of its address hold more than a quarter of
+// the memory, or all connections: they yield, although they are younger.
+func TestAnIdleSenderOutlivesItsNeighbors(t *testing.T) {
+	const total = 16 << 20
+	for name, attack := range map[string]func(p *players){
+		"requests": func(p *players) {
+			for range 60 {
+				time.Sleep(acceptedFor)
+				if _, err := p.ask(p.connect(1), total/32); err != nil {
+					p.t.Fatal(err)
+				}
+			}
+		},
+		"connections": func(p *players) {
+			for range 60 {
+				time.Sleep(acceptedFor)
+				p.connect(1)
+			}
+		},
+		"headers": func(p *players) {
+			for range 60 {
+				time.Sleep(acceptedFor)
+				if err := p.arrive(p.connect(1), 60<<10); err != nil {
+					p.t.Fatal(err)
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPlayers(t, total, 40)
+				idle := p.connect(1)
+				for range 2 { // the second request is of a sender that is known
+					h, err := p.ask(idle, 100)
+					if err != nil {
+						t.Fatal(err)
+					}
+					p.verify(h, true)
+					p.end(h, false)
+				}
+				attack(p)
+				if closed(idle) {
+					t.Fatal("the connection was closed")
+				}
+				h, err := p.ask(idle, total/32)
+				if err != nil {
+					t.Fatalf("its next request: %v", err)
+				}
+				attack(p)
+				if p.isEvicted(h) {
+					t.Error("its next request had to yield")
+				}
+			})
+		})
+	}
+}
+
 // TestOneAddressDoesNotTakeAllConnections: beyond a quarter it takes the place of its
 // own, when more than half are open.
 func TestOneAddressDoesNotTakeAllConnections(t *testing.T) {

@@ -3,6 +3,7 @@ package ingress
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"net/http"
 	"strings"
@@ -81,10 +82,7 @@ func TestAnswersThatAreNotTaken(t *testing.T) {
 			if got, least := p.memory.inUse(), p.connBytes+http2Bytes+int64(answers)*streamBytes; got < least || got > least+streams*(streamBytes+1<<10) {
 				t.Errorf("%d bytes are counted for %d answers that are not taken, want %d", got, answers, least)
 			}
-			own := p.queues[stranger].first
-			if own == nil {
-				own = p.queues[authenticated].first
-			}
+			own := cmp.Or(p.queues[stranger].first, p.queues[neighbor].first, p.queues[authenticated].first)
 			if own == nil || own.writer != nil {
 				t.Fatal("the connection cannot be closed to make room")
 			}
