@@ -111,9 +111,11 @@ type pumpRun struct {
 	reading        bool // the head is being read
 	catching       bool // deferred events are being read again
 	opening        bool
-	flying         int       // deliveries
-	readAt         time.Time // earliest next read of the head
-	catchUpAt      time.Time // earliest next read of deferred events
+	flying         int         // deliveries
+	inDelivery     int         // events of these deliveries
+	deliveries     []*delivery // these deliveries in the order of their start, and some that have landed
+	readAt         time.Time   // earliest next read of the head
+	catchUpAt      time.Time   // earliest next read of deferred events
 	readWait       *backoff.ExponentialBackOff
 	openAt         time.Time // earliest next attempt to open the sink
 	sendAt         time.Time // earliest next delivery
@@ -123,6 +125,12 @@ type pumpRun struct {
 	discarded      discardRun
 	decisions      map[keyHash]decision // about deferred events of blocked keys
 	failed         error                // ends the run
+}
+
+// delivery is a delivery in flight.
+type delivery struct {
+	began  time.Time
+	landed bool
 }
 
 // Run delivers until ctx or hard is done, or the traffic ends, and then returns nil.
@@ -428,7 +436,10 @@ func (r *pumpRun) throttled(now time.Time) bool { return r.throttledUntil.After(
 
 // send starts a delivery.
 func (r *pumpRun) send(items []*item, g *group) {
+	this := &delivery{began: time.Now()}
+	r.deliveries = append(r.deliveries, this)
 	r.flying++
+	r.inDelivery += len(items)
 	began := r.handle.env.Now()
 	for _, i := range items {
 		if i.attempts++; i.attempts == 1 {
@@ -439,6 +450,8 @@ func (r *pumpRun) send(items []*item, g *group) {
 		each, err := r.traced(r.sends, items)
 		return func() {
 			r.flying--
+			r.inDelivery -= len(items)
+			this.landed = true
 			r.metrics.attempts.Observe(max(0, r.handle.env.Now().Sub(began).Seconds()))
 			if err != nil && r.sends.Err() != nil { // cut off
 				r.schedule.back(items)
@@ -483,7 +496,7 @@ func (r *pumpRun) traced(ctx context.Context, items []*item) (sinks.BatchError, 
 // readHead reads the next events of the cursor, if there is room.
 func (r *pumpRun) readHead(now time.Time, at func(time.Time)) {
 	room, _ := r.room()
-	if room == 0 || r.reading || r.atEnd || r.schedule.stocked() {
+	if room == 0 || r.reading || r.atEnd || r.stocked(now, at) {
 		return
 	}
 	if r.readAt.After(now) {
@@ -522,6 +535,36 @@ func (r *pumpRun) room() (n int, reason string) {
 		}
 	}
 	return n, reason
+}
+
+// slowDelivery is the time after which a delivery in flight does not keep the pump from
+// reading ahead.
+const slowDelivery = 100 * time.Millisecond
+
+// stocked reports whether so many events can be delivered, now or when a delivery lands, that
+// reading more would only take memory: a batch, and one for each delivery in flight. Behind
+// a slow delivery, and if few keys have all the events, the pump reads ahead up to its
+// limits: the events that wait must not keep events of other keys and destinations from
+// being read.
+func (r *pumpRun) stocked(now time.Time, at func(time.Time)) bool {
+	s := r.schedule
+	if s.stocked() {
+		return true
+	}
+	for len(r.deliveries) > 0 && r.deliveries[0].landed {
+		r.deliveries = r.deliveries[1:]
+	}
+	if len(r.deliveries) == 0 || len(s.keys) < 2*r.flying || s.inHand-s.blocked-r.inDelivery < s.batch*r.flying {
+		return false
+	}
+	if r.flying >= s.limits.InFlight {
+		return true // nothing else could be delivered
+	}
+	if slow := r.deliveries[0].began.Add(slowDelivery); slow.After(now) {
+		at(slow)
+		return true
+	}
+	return false
 }
 
 // readBatch is the number of events of one read at most, or the batch of the sink.

@@ -272,7 +272,7 @@ func (r *pumpRun) discard(at func(time.Time)) {
 	now, open, before := r.handle.env.Now(), uint64(0), uint64(0)
 	var deferred func(journal.Seq) uint64
 	if beyond > 0 {
-		open, before, deferred = r.progress.lag(), uint64(r.schedule.inDelivery()), r.schedule.deferredBefore()
+		open, before, deferred = r.progress.lag(), uint64(r.inDelivery), r.schedule.deferredBefore()
 	}
 	reasons := map[*item]string{}
 	discarded := r.schedule.discard(func(i *item) bool {

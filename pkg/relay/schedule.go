@@ -197,10 +197,7 @@ func (s *schedule) room() (n int, reason string) {
 	return s.maxPending - s.inHand, ""
 }
 
-// stocked reports whether so many events can be delivered that reading more would only take
-// memory: a batch for every delivery that is possible at once, and one more. Events that wait
-// for another delivery of their key or destination do not count, so that they do not keep
-// others from being read.
+// stocked reports whether the events of the ready keys fill a batch.
 func (s *schedule) stocked() bool {
 	enough := s.batch
 	for _, g := range s.ready {
@@ -396,7 +393,8 @@ func (s *schedule) takeFrom(g *group, size int) (batch []*item) {
 func (s *schedule) fly(k *key, g *group, batch []*item, n int) []*item {
 	for n > 0 && len(k.queue) > 0 {
 		i := k.queue[0]
-		if s.limits.PerDestination || len(s.destinations) > 0 {
+		// The group of the key has the destination of its first event.
+		if s.limits.PerDestination && k.flying > 0 || len(s.destinations) > 0 {
 			to := s.route(i.Event)
 			if s.destinations[to] != nil || s.limits.PerDestination && to != g.to && k.flying > 0 {
 				break
@@ -626,14 +624,6 @@ func (s *schedule) takeProbe(now time.Time) ([]*item, *group) {
 		s.endWait(s.waiting[0])
 	}
 	return s.take(1)
-}
-
-// inDelivery returns the number of events in a delivery.
-func (s *schedule) inDelivery() (n int) {
-	for _, k := range s.keys {
-		n += k.flying
-	}
-	return n
 }
 
 // blockedItems returns the failed events in hand, in the order of the journal.
