@@ -1,12 +1,8 @@
 package test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -357,34 +353,16 @@ func TestLeadersMove(t *testing.T) {
 // TestKafkaLeaderKilled kills the leader of a cluster of three, with `kill -9`,
 // in the midst of a load, and brings it back.
 func TestKafkaLeaderKilled(t *testing.T) {
-	up, down := os.Getenv("POSTWIRE_TEST_KAFKA_UP"), os.Getenv("POSTWIRE_TEST_KAFKA_DOWN")
-	if up == "" || down == "" {
-		t.Skip("needs a real cluster: POSTWIRE_TEST_KAFKA_UP and _DOWN name scripts that start and stop one")
-	}
-	dir := filepath.Join(t.TempDir(), "kafka")
-	const port = 19392
-	script := func(name string, args ...string) {
-		t.Helper()
-		if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), name, args...).CombinedOutput(); err != nil {
-			t.Fatalf("%s %v: %v\n%s", name, args, err, out)
-		}
-	}
-	script(up, "--nodes", "3", dir, fmt.Sprint(port))
-	t.Cleanup(func() { script(down, "--purge", dir) })
-	var addrs []string
-	for node := range 3 {
-		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", port+10*node))
-	}
-	w := newWorldOn(t, natstest.Start(t), &kafkatest.Broker{Addr: addrs[0], Replicas: 3})
-	r := start(t, w.change(t, w.toKafka.addr, strings.Join(addrs, `", "`)))
+	k := startThree(t)
+	w := newWorldOn(t, natstest.Start(t), &kafkatest.Broker{Addr: k.addrs[0], Replicas: 3})
+	r := start(t, w.change(t, w.toKafka.addr, strings.Join(k.addrs, `", "`)))
 	l := startLoad(t, r.endpoint, 6, 2*time.Millisecond)
 	kills := pick(1, 5)
 	for range kills {
 		l.more(t, 500)
-		leader := leaderOf(t, addrs, w.topic)
-		script(down, "-9", dir, fmt.Sprint(leader))
+		k.kill(t, leaderOf(t, k.addrs, w.topic))
 		l.more(t, 1000)
-		script(up, dir)
+		k.restart(t)
 	}
 	l.more(t, 500)
 	w.settle(t, r.endpoint, l, fmt.Sprintf("a Kafka of 3, `acks: all`: the leader killed, %d times", kills))

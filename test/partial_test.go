@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/segmentio/kafka-go"
 
 	"github.com/postwire/postwire/internal/natstest"
 )
@@ -63,8 +65,18 @@ func TestPartialFailures(t *testing.T) {
 	}
 }
 
+// freshJournal returns the configuration of a new journal of an engine.
+func freshJournal(t *testing.T, engine string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if engine == "jetstream" {
+		return fmt.Sprintf("engine: jetstream, jetstream: {url: %q, replicas: 1}, spill: {dir: %q}", natstest.Start(t).URL(), filepath.Join(dir, "spill"))
+	}
+	return fmt.Sprintf("dir: %q", filepath.Join(dir, "journal"))
+}
+
 func partialFailures(t *testing.T, engine string) {
-	broker, receiver, dir := natstest.Start(t), newPartial(t), t.TempDir()
+	broker, receiver := natstest.Start(t), newPartial(t)
 	js := broker.Connect(t)
 	const profiles, each, fits = 10, 60, 25
 	stream := jetstream.StreamConfig{
@@ -72,10 +84,6 @@ func partialFailures(t *testing.T, engine string) {
 	}
 	if _, err := js.CreateStream(t.Context(), stream); err != nil {
 		t.Fatal(err)
-	}
-	journal := fmt.Sprintf("dir: %q", filepath.Join(dir, "journal"))
-	if engine == "jetstream" {
-		journal = fmt.Sprintf("engine: jetstream, jetstream: {url: %q, replicas: 1}, spill: {dir: %q}", natstest.Start(t).URL(), filepath.Join(dir, "spill"))
 	}
 	r := start(t, fmt.Sprintf(`
 server: {listen: "${INGRESS}", shutdown_delay: 0s}
@@ -86,7 +94,7 @@ sources:
 sinks:
   - {name: nats, type: nats, url: %q, subject: "events.{partitionkey}", stream: EVENTS, timeout: 2s, retry: {max: 500ms}}
   - {name: http, type: http, url: %q, timeout: 1s, max_in_flight: 8, retry: {max: 500ms}}
-`, journal, broker.URL(), receiver.URL))
+`, freshJournal(t, engine), broker.URL(), receiver.URL))
 	// Others fill the subject of profile 0.
 	for range each - fits {
 		if _, err := js.Publish(t.Context(), "events.profile0", []byte("of another application")); err != nil {
@@ -152,6 +160,79 @@ sinks:
 	r.must(t, &after, "sinks", "blocked", "http")
 	if len(after.Events) > 0 {
 		t.Errorf("blocked afterwards: %+v", after)
+	}
+}
+
+// TestKafkaPartitionWithoutBroker kills the only broker of one partition of a real cluster
+// of three. The events of the other partitions arrive meanwhile, also over a crash of the
+// relay, and those of the partition arrive in order when its broker is back.
+func TestKafkaPartitionWithoutBroker(t *testing.T) {
+	k := startThree(t)
+	for _, engine := range []string{"local", "jetstream"} {
+		t.Run(engine, func(t *testing.T) { partitionWithoutBroker(t, k, engine) })
+	}
+}
+
+func partitionWithoutBroker(t *testing.T, k *threeBrokers, engine string) {
+	const profiles, each = 24, 40
+	topic := "partial-" + engine
+	k.createTopic(t, topic)
+	r := start(t, fmt.Sprintf(`
+server: {listen: "${INGRESS}", shutdown_delay: 0s}
+admin: {listen: "${ADMIN}"}
+journal: {%s, min_free_bytes: 0}
+sources:
+  - {name: upload-post, type: uploadpost, paths: [/webhooks/upload-post], auth: {signature: {secrets: ["${SECRET}"]}}}
+sinks:
+  - {name: kafka, type: kafka, brokers: ["%s"], topic: %s, acks: all, timeout: 5s, retry: {max: 500ms}}
+`, freshJournal(t, engine), strings.Join(k.addrs, `", "`), topic))
+	partition := func(profile int) int {
+		return kafka.Murmur2Balancer{Consistent: true}.Balance(kafka.Message{Key: fmt.Appendf(nil, "profile%d", profile)}, 0, 1, 2)
+	}
+	acked, counts := map[string]bool{}, [3]int{}
+	post := func(from, to int) {
+		t.Helper()
+		for number := from; number < to; number++ {
+			for profile := range profiles {
+				if _, err := r.post(upload(profile, number)); err != nil {
+					t.Fatal(err)
+				}
+				acked[id(profile, number)] = true
+				counts[partition(profile)]++
+			}
+		}
+	}
+	const dead = 1 // the partition, and its broker is node dead+1
+	others := func() {
+		t.Helper()
+		for n := range 3 {
+			if n != dead {
+				eventually(t, fmt.Sprintf("partition %d has its events", n), func() bool { return distinct(k.arrivals(t, topic, n)) == counts[n] })
+			}
+		}
+	}
+	post(0, each/2)
+	others()
+	k.kill(t, dead+1)
+	post(each/2, each)
+	others()
+	eventually(t, "the partition is a blocked destination", func() bool { return r.metric(t, `postwire_sink_blocked_destinations{sink="kafka"}`) == "1" })
+	if open := r.metric(t, `postwire_sink_breaker_open{sink="kafka"}`); open != "0" {
+		t.Errorf("breaker_open is %s", open)
+	}
+	r.kill(t)
+	r.start(t)
+	post(each, 2*each)
+	others()
+	k.restart(t)
+	eventually(t, "Kafka has everything", func() bool { return r.metric(t, `postwire_sink_lag_events{sink="kafka"}`) == "0" })
+	var got []arrival
+	for n := range 3 {
+		got = append(got, k.arrivals(t, topic, n)...)
+	}
+	sum := check(t, "kafka", acked, got, false)
+	if t.Logf("%d delivered, %d twice", sum.delivered, sum.repeated); sum.repeated > 3*profiles {
+		t.Errorf("%d events arrived twice", sum.repeated)
 	}
 }
 

@@ -91,35 +91,41 @@ func (b *Broker) Each(t testing.TB, topic string, f func(kafka.Message)) {
 		t.Fatal(err)
 	}
 	for _, p := range partitions {
-		leader, err := kafka.DialLeader(t.Context(), "tcp", b.Addr, topic, p.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		last, err := leader.ReadLastOffset()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := leader.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		for next := int64(0); next < last; {
-			batch := leader.ReadBatch(1, 10<<20)
-			for {
-				m, err := batch.ReadMessage()
-				if err != nil {
-					if !errors.Is(err, io.EOF) {
-						t.Fatalf("reading %s/%d at %d of %d: %v", topic, p.ID, next, last, err)
-					}
-					break
+		b.EachOf(t, topic, p.ID, f)
+	}
+}
+
+// EachOf calls f for each record of a partition.
+func (b *Broker) EachOf(t testing.TB, topic string, partition int, f func(kafka.Message)) {
+	t.Helper()
+	leader, err := kafka.DialLeader(t.Context(), "tcp", b.Addr, topic, partition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leader.Close()
+	last, err := leader.ReadLastOffset()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := leader.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for next := int64(0); next < last; {
+		batch := leader.ReadBatch(1, 10<<20)
+		for {
+			m, err := batch.ReadMessage()
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					t.Fatalf("reading %s/%d at %d of %d: %v", topic, partition, next, last, err)
 				}
-				f(m)
-				next = m.Offset + 1
+				break
 			}
-			if err := batch.Close(); err != nil {
-				t.Fatal(err)
-			}
+			f(m)
+			next = m.Offset + 1
 		}
-		_ = leader.Close()
+		if err := batch.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
