@@ -16,7 +16,6 @@ import (
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
-	"github.com/postwire/postwire/pkg/journal/seqset"
 )
 
 const (
@@ -53,7 +52,7 @@ type ownership struct {
 	commits chan *commit
 	record  cursorRecord // last acknowledged write
 	at      uint64       // sequence of the record
-	staged  *seqset.Set  // done events, with those of the write in flight
+	staged  doneSet      // done events, with those of the write in flight
 	pages   pages
 
 	renewed      time.Time     // start of the last acknowledged write
@@ -312,7 +311,7 @@ func (c *cursor) store(o *ownership, w *commit) error {
 	for _, r := range w.done {
 		c.done.Add(r.From, r.To)
 	}
-	c.done.Changed()
+	c.done.messages.Changed()
 	o.out = slices.DeleteFunc(o.out, c.done.Has)
 	if o.returned <= c.done.Floor() {
 		o.reported = 0
@@ -331,7 +330,7 @@ func (c *cursor) store(o *ownership, w *commit) error {
 }
 
 // openAfter returns the number of open events after a commit. The caller holds mu.
-func (o *ownership) openAfter(done *seqset.Set) (n uint64) {
+func (o *ownership) openAfter(done doneSet) (n uint64) {
 	if o.returned > done.Floor() {
 		for _, s := range o.out {
 			if !done.Has(s) {
@@ -436,7 +435,7 @@ func (c *cursor) acknowledge(o *ownership, r cursorRecord, at uint64, began time
 
 // take moves up to limit records out of the queue. A record that cannot be decoded stays in
 // the queue with all later records.
-func (o *ownership) take(limit int, done *seqset.Set) (records []journal.Record, err error) {
+func (o *ownership) take(limit int, done doneSet) (records []journal.Record, err error) {
 	var decoder record.Decoder
 	for len(o.queue) > 0 && len(records) < max(limit, 1) {
 		d := o.queue[0]
@@ -502,7 +501,7 @@ func (c *cursor) readOn(ctx context.Context, o *ownership) (events uint64, err e
 	defer cancel(nil)
 	asking, answered := context.WithTimeout(ctx, apiTimeout)
 	consumer, err := c.j.js.CreateConsumer(asking, c.j.opts.Stream, jetstream.ConsumerConfig{
-		Description: "reads for the sink " + c.name, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: uint64(o.read) + 1,
+		Description: "reads for the sink " + c.name, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: messageOf(o.read) + 1,
 		AckPolicy: jetstream.AckNonePolicy, FilterSubject: c.j.names.event(), MemoryStorage: true, Replicas: 1, InactiveThreshold: 5 * time.Second,
 	})
 	answered()
@@ -542,7 +541,7 @@ func (c *cursor) receive(ctx context.Context, o *ownership, m jetstream.Msg, num
 	if err != nil {
 		return err
 	}
-	return c.push(ctx, o, delivery{journal.Seq(meta.Sequence.Stream), value}, meta.NumPending)
+	return c.push(ctx, o, delivery{seqOf(meta.Sequence.Stream), value}, meta.NumPending)
 }
 
 // push puts an event in the queue, and waits for room. Unread is the number of events after
