@@ -71,8 +71,9 @@ func decodeClaim(m message) (claim, error) {
 // first may be later than now; the claim is then inside the window.
 func (c claim) within(window time.Duration, now int64) bool { return now-c.first < int64(window) }
 
-// slack is how much longer than the window a claim is stored, because the clocks of servers
-// and processes differ.
-const slack = 10 * time.Minute
+// slack is how much longer than the window a claim is stored: the clocks of two processes may
+// differ by maxClockSkew, in either direction, and so may the clock of the server that removes
+// the claim.
+const slack = 2 * maxClockSkew
 
 func randomToken() uint64 { return rand.Uint64() } //nolint:gosec // it tells appends apart, and is no secret

@@ -202,6 +202,7 @@ func (c *cursor) keep() {
 		take := err == nil && c.wanted && c.mayTake()
 		changed := c.changed
 		c.mu.Unlock()
+		take = take && !c.j.clockIsWrong()
 		if take {
 			var o *ownership
 			if o, err = c.takeOver(); err == nil {
@@ -460,6 +461,9 @@ func (c *cursor) OwnershipLost() <-chan struct{} {
 func (c *cursor) Owner() journal.Owner {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if o := c.ownership; o != nil {
+		c.holds(o)
+	}
 	if c.ownership == nil && c.expired() {
 		return journal.Owner{}
 	}

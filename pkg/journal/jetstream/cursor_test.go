@@ -128,7 +128,7 @@ func TestPausedOwner(t *testing.T) {
 			}
 			ids, _ := read(t, cb, 3)
 			if unaware {
-				ca.ownership.renewed = time.Now()
+				ca.ownership.renewed = ca.j.opts.boot()
 			}
 			ca.mu.Unlock()
 			if got := strings.Join(ids, " "); got != "0 1 2" {

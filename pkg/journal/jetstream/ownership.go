@@ -37,8 +37,8 @@ const (
 //  2. The ownership begins after its first write is acknowledged. Nothing that the write
 //     expected is used before.
 //  3. The ownership ends a lease after the start of its last acknowledged write, on the
-//     clock of this process. Another process waits longer, on its own clock, from the
-//     moment at which it saw the same write.
+//     clock of this machine that also runs while the machine is suspended. Another process
+//     waits longer, on its own clock, from the moment at which it saw that write.
 //  4. A write without an answer is repeated with the same expected sequence and token. If
 //     the cluster refuses the repeat, the token in the record tells which write was stored.
 //  5. The ownership also ends when the record has the token of another process.
@@ -55,7 +55,7 @@ type ownership struct {
 	staged  doneSet      // done events, with those of the write in flight
 	pages   pages
 
-	renewed      time.Time     // start of the last acknowledged write
+	renewed      time.Duration // start of the last acknowledged write, on the clock Options.boot
 	queue        []delivery    // read events that Next has not returned
 	bytes        int           // bytes of the queue
 	full         bool          // reading waits for Next
@@ -103,10 +103,10 @@ func (o *ownership) lag() uint64 {
 	return o.open() + o.reopened + uint64(len(o.queue)-waiting) + o.unread
 }
 
-// holds reports whether the lease of an ownership lasts. After a pause of this process it
-// ends the ownership before the timer does. The caller holds mu.
+// holds reports whether the lease of an ownership lasts. After a pause of this process or a
+// suspension of the machine it ends the ownership before the timer does. The caller holds mu.
 func (c *cursor) holds(o *ownership) bool {
-	if time.Since(o.renewed) < c.j.opts.lease {
+	if c.j.opts.boot()-o.renewed < c.j.opts.lease {
 		return true
 	}
 	c.release(o)
@@ -146,7 +146,7 @@ func (c *cursor) takeOver() (*ownership, error) {
 	c.mu.Lock()
 	last := c.observed
 	c.mu.Unlock()
-	o := &ownership{record: last.cursorRecord, at: last.at, commits: make(chan *commit), renewed: time.Now()}
+	o := &ownership{record: last.cursorRecord, at: last.at, commits: make(chan *commit), renewed: c.j.opts.boot()}
 	o.ctx, o.cancel = context.WithCancel(c.j.life)
 	o.lease = time.AfterFunc(c.j.opts.lease, func() { c.releaseLocked(o) })
 	err := c.prepare(o)
@@ -200,6 +200,10 @@ func (c *cursor) serve(o *ownership) {
 		case w := <-o.commits:
 			w.result <- c.store(o, w)
 		case <-renew.C:
+			if c.j.clockIsWrong() {
+				c.free(o)
+				return
+			}
 			if err := c.write(o, c.current(o), nil); err != nil {
 				c.j.log.Debug("renewing the lease of a cursor", zap.String("sink", c.name), zap.Error(err))
 			}
@@ -209,7 +213,7 @@ func (c *cursor) serve(o *ownership) {
 			c.free(o)
 			return
 		}
-		renew.Reset(max(every-time.Since(o.renewed), every/10))
+		renew.Reset(max(every-(c.j.opts.boot()-o.renewed), every/10))
 	}
 }
 
@@ -372,7 +376,7 @@ func (c *cursor) write(o *ownership, r cursorRecord, messages []*nats.Msg) error
 	c.tokens[1] = r.Token
 	c.mu.Unlock()
 	batch := slices.Concat(messages, []*nats.Msg{m})
-	began, full := time.Now(), false
+	began, full := c.j.opts.boot(), false
 	for wait := newWait(); o.ctx.Err() == nil; {
 		// An answer that was lost with a leader must not cost the lease.
 		try, cancel := o.ctx, func() {}
@@ -420,7 +424,7 @@ func (c *cursor) outcome(o *ownership, r cursorRecord) (at uint64, err error) {
 }
 
 // acknowledge extends the lease after a write.
-func (c *cursor) acknowledge(o *ownership, r cursorRecord, at uint64, began time.Time) error {
+func (c *cursor) acknowledge(o *ownership, r cursorRecord, at uint64, began time.Duration) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o.record, o.at, o.renewed = r, at, began
@@ -429,7 +433,7 @@ func (c *cursor) acknowledge(o *ownership, r cursorRecord, at uint64, began time
 	if !c.holds(o) || o.ctx.Err() != nil {
 		return journal.ErrOwnershipLost
 	}
-	o.lease.Reset(c.j.opts.lease - time.Since(began))
+	o.lease.Reset(c.j.opts.lease - (c.j.opts.boot() - began))
 	return nil
 }
 

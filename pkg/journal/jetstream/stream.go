@@ -246,7 +246,7 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	if id := info.Config.Metadata[idKey]; id != cmp.Or(j.ID(), id) {
 		return state{}, errRemade
 	}
-	st := state{bytes: info.State.Bytes, events: info.State.Subjects[j.names.event()]}
+	st := state{bytes: info.State.Bytes, events: info.State.Subjects[j.names.event()], ahead: info.TimeStamp.Sub(j.opts.Clock())}
 	if st.events == 0 {
 		st.last = seqOf(info.State.LastSeq)
 		st.oldest = st.last + 1
