@@ -50,7 +50,8 @@ func (c *cluster) connect(t *testing.T) jetstream.JetStream {
 	for _, n := range c.nodes {
 		urls = append(urls, "nats://"+n.Addr)
 	}
-	conn, err := nats.Connect(strings.Join(urls, ","), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(100*time.Millisecond))
+	conn, err := nats.Connect(strings.Join(urls, ","), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(100*time.Millisecond),
+		nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2)) // leaves a server that hangs
 	if err != nil {
 		t.Fatal(err)
 	}
