@@ -18,6 +18,7 @@ const (
 	tableCluster = "cluster"
 
 	tableEmbedded = "embedded"
+	tableNemesis  = "nemesis"
 )
 
 var results = figures.NewBook(map[string]string{
@@ -25,6 +26,7 @@ var results = figures.NewBook(map[string]string{
 	tableWeather:  "| fault | ingress p99, before → during | other sink p50 | other sink p99 |\n|---|---|---|---|",
 	tableCluster:  "| fault | posted, each twice | acknowledged | lost | sent twice, NATS / Kafka | longest wait of a post | p99 | longest delivery, NATS / Kafka |\n|---|---|---|---|---|---|---|---|",
 	tableEmbedded: "| fault | posted, each twice | acknowledged | lost | sent twice, NATS / Kafka | longest wait of a post | p99 | longest delivery, NATS / Kafka |\n|---|---|---|---|---|---|---|---|",
+	tableNemesis:  "| fault | posted, each twice | acknowledged | lost | sent twice, NATS / Kafka | longest wait of a post | p99 | longest delivery, NATS / Kafka |\n|---|---|---|---|---|---|---|---|",
 	tableBacklog:  "| backlog | RSS | accepted/s | |\n|---|---|---|---|",
 })
 

@@ -139,6 +139,13 @@ func (l *load) flip() {
 	l.epoch++
 }
 
+// add adds what an ended load has posted.
+func (l *load) add(before *load) {
+	l.posted += before.posted
+	maps.Copy(l.acked, before.acked)
+	l.times = append(before.times, l.times...)
+}
+
 func (l *load) acks() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 )
@@ -25,13 +26,18 @@ func Serve() {
 	if path == "" {
 		return
 	}
-	opts, err := server.ProcessConfigFile(path)
+	keep, err := followClock(clockFile(path))
+	var opts *server.Options
+	if err == nil {
+		opts, err = server.ProcessConfigFile(path)
+	}
 	if err == nil {
 		var s *server.Server
 		if s, err = server.NewServer(opts); err == nil {
 			s.ConfigureLogger()
 			err = server.Run(s)
 			s.WaitForShutdown()
+			keep()
 		}
 	}
 	if err != nil {
@@ -123,6 +129,24 @@ func (n *Node) Start(t testing.TB) {
 	}()
 }
 
+// Pause stops the process of the server, as a machine that hangs does, until Resume.
+func (n *Node) Pause(t testing.TB) { n.send(t, syscall.SIGSTOP) }
+
+// Resume lets a paused server go on.
+func (n *Node) Resume(t testing.TB) { n.send(t, syscall.SIGCONT) }
+
+// ShiftClock sets the wall clock of the server ahead, or back, of the clock of the machine,
+// also for later starts. The server follows a moment later. It works where ClockShifts is
+// true.
+func (n *Node) ShiftClock(t testing.TB, ahead time.Duration) {
+	t.Helper()
+	if err := os.WriteFile(clockFile(n.config), []byte(ahead.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func clockFile(config string) string { return config + ".clock" }
+
 // Kill kills the server.
 func (n *Node) Kill(t testing.TB) { n.signal(t, syscall.SIGKILL) }
 
@@ -131,10 +155,15 @@ func (n *Node) Stop(t testing.TB) { n.signal(t, syscall.SIGTERM) }
 
 func (n *Node) signal(t testing.TB, s os.Signal) {
 	t.Helper()
+	n.send(t, s)
+	<-n.exited
+}
+
+func (n *Node) send(t testing.TB, s os.Signal) {
+	t.Helper()
 	if err := n.cmd.Process.Signal(s); err != nil {
 		t.Fatal(err)
 	}
-	<-n.exited
 }
 
 // FreeAddr returns an unused address outside the range of ephemeral ports, so that it can

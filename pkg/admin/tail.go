@@ -47,7 +47,7 @@ type StatusChanged struct {
 
 // Dropped is the number of events that a tail with max_rate did not send.
 type Dropped struct {
-	Events uint64 `json:"events" doc:"Events not shown since the previous dropped message. If a tail in a cluster fell far behind, the number counts sequences, and some sequences have no event."`
+	Events uint64 `json:"events" doc:"Events not shown since the previous dropped message."`
 }
 
 // Heartbeat is a message of an idle tail.

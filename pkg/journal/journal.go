@@ -46,8 +46,10 @@ var (
 	ErrNotFound = errors.New("not in the journal")
 )
 
-// Seq is the sequence of an event: its position in the journal. Sequences increase and
-// may have gaps. Zero is before the first event.
+// Seq is the sequence of an event: its position in the journal. Sequences increase, may
+// have gaps of any size, and are below 2^53, so that JSON keeps them. A difference of two
+// sequences tells nothing about the number of events between them: Log.Count does. Zero is
+// before the first event.
 type Seq uint64
 
 // Appender is the part of the journal that the ingress uses. The methods may be called
@@ -126,6 +128,10 @@ type Log interface {
 	// Read returns up to limit consecutive records with a sequence of at least from.
 	// Expired records are missing; beyond Last the result is empty.
 	Read(ctx context.Context, from Seq, limit int) ([]Record, error)
+
+	// Count returns the number of stored events from one sequence through another, as of a
+	// moment ago.
+	Count(ctx context.Context, from, through Seq) (uint64, error)
 
 	// Since returns the sequence of the first event accepted at t or later, or Last+1.
 	Since(ctx context.Context, t time.Time) (Seq, error)

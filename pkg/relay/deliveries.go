@@ -157,7 +157,7 @@ const (
 	maxWatched   = 1000 // sent events with pending deliveries; the tail forgets the oldest
 	idleInterval = 10 * time.Second
 	tailPage     = 256
-	// maxTailLag is the lag beyond which a tail with MaxRate skips events.
+	// maxTailLag is the number of events beyond which a tail with MaxRate skips events.
 	maxTailLag = 4096
 	// drainTimeout bounds the wait for pending deliveries at the end of a tail.
 	drainTimeout = 5 * time.Second
@@ -241,9 +241,8 @@ func (t *tail) ending() bool {
 
 // read sends the next events, and returns the number of events that it has read.
 func (t *tail) read(ctx context.Context) (int, error) {
-	if last := t.relay.opts.Journal.Last(); t.options.MaxRate > 0 && last > t.next && last-t.next > maxTailLag {
-		t.dropped += uint64(last - t.next)
-		t.next = last
+	if err := t.skip(ctx); err != nil {
+		return 0, err
 	}
 	records, err := t.relay.opts.Journal.Read(ctx, t.next, tailPage)
 	if err != nil {
@@ -259,6 +258,22 @@ func (t *tail) read(ctx context.Context) (int, error) {
 		t.next = record.Seq + 1
 	}
 	return len(records), nil
+}
+
+// skip skips the events of a tail with MaxRate that is far behind, except the newest.
+func (t *tail) skip(ctx context.Context) error {
+	j := t.relay.opts.Journal
+	last := j.Last()
+	if t.options.MaxRate == 0 || last <= t.next || last-t.next <= maxTailLag {
+		return nil
+	}
+	n, err := j.Count(ctx, t.next, last-1)
+	if err != nil || n <= maxTailLag {
+		return err
+	}
+	t.dropped += n
+	t.next = last
+	return nil
 }
 
 // send sends one event if the options select the event.

@@ -34,6 +34,7 @@ type sinkHandle struct {
 	// can have sent.
 	unsent     journal.Seq
 	duplicates duplicates
+	fence      fence
 
 	opened *sinkSpec  // that sink was opened by
 	sink   sinks.Sink // nil while closed
@@ -55,6 +56,9 @@ func (o *sinkHandle) open(ctx context.Context, spec *sinkSpec) (sinks.Sink, erro
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	env := o.env
+	if o.fence.owns != nil && env.Dial != nil {
+		env.Dial = o.fence.dial(env.Dial)
+	}
 	env.Duplicate = func(e event.Event) { o.duplicates.add(e.MessageID) }
 	sink, err := spec.open(ctx, env)
 	if err != nil {
@@ -68,6 +72,8 @@ func (o *sinkHandle) open(ctx context.Context, spec *sinkSpec) (sinks.Sink, erro
 func (o *sinkHandle) deliver(ctx context.Context, items []*item) (sinks.BatchError, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
+	o.fence.flights.Add(1)
+	defer o.fence.flights.Add(-1)
 	batch, results := o.redactAll(items)
 	if len(batch) == 0 {
 		return results, nil

@@ -138,6 +138,9 @@ type delivery struct {
 // not lost. Run retries after errors of the broker, and after a failed read of the journal,
 // because other sinks may be able to go on. Run returns an error if a commit fails.
 func (p *Pump) Run(ctx, hard context.Context) error {
+	if p.cursor.OwnershipLost() != nil { // other processes can share the journal
+		p.handle.fence.owns = func() bool { return p.cursor.Owner().Local }
+	}
 	defer func() { p.handle.close(p.handle.sink) }()
 	for ctx.Err() == nil {
 		records := p.first(ctx)

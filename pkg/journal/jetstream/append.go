@@ -441,7 +441,7 @@ func (p *publisher) publish(ctx context.Context, group []*request, claims map[st
 	for i, r := range group {
 		for n, place := range pl.indexes[i] {
 			if place > 0 {
-				r.receipts[n].Seq = journal.Seq(first + uint64(place) - 1)
+				r.receipts[n].Seq = seqOf(first + uint64(place) - 1)
 				newest = max(newest, r.receipts[n].Seq)
 			}
 		}

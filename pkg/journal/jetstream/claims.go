@@ -20,8 +20,8 @@ import (
 //	1 | first receipt, 8 bytes | token, 8 bytes | back | seq, 8 bytes, if back is 0 | CloudEvents id
 //
 // The sequences of a batch are not known when it is written, so that a claim refers to the
-// event by back, the number of messages between claim and event. The claim of a key learned
-// from a duplicate has the sequence instead.
+// event by back, the number of event sequences between the event and the message of the
+// claim. The claim of a key learned from a duplicate has the sequence instead.
 type claim struct {
 	at    uint64 // sequence of the claim itself; 0 before it is stored
 	first int64  // nanoseconds since 1970
@@ -45,7 +45,7 @@ func setKey(m *nats.Msg, k event.Key) {
 func (c claim) encode(back int) []byte {
 	b := binary.BigEndian.AppendUint64([]byte{claimVersion}, uint64(c.first))
 	b = binary.BigEndian.AppendUint64(b, c.token)
-	b = binary.AppendUvarint(b, uint64(back))
+	b = binary.AppendUvarint(b, uint64(back)*seqsPerMessage)
 	if back == 0 {
 		b = binary.BigEndian.AppendUint64(b, uint64(c.seq))
 	}
@@ -59,7 +59,7 @@ func decodeClaim(m message) (claim, error) {
 	}
 	c := claim{at: m.seq, first: int64(r.Uint64()), token: r.Uint64()}
 	if back := r.Uvarint(); back > 0 {
-		c.seq = journal.Seq(m.seq - min(back, m.seq))
+		c.seq = seqOf(m.seq) - min(journal.Seq(back), seqOf(m.seq))
 	} else {
 		c.seq = journal.Seq(r.Uint64())
 	}
@@ -71,8 +71,9 @@ func decodeClaim(m message) (claim, error) {
 // first may be later than now; the claim is then inside the window.
 func (c claim) within(window time.Duration, now int64) bool { return now-c.first < int64(window) }
 
-// slack is how much longer than the window a claim is stored, because the clocks of servers
-// and processes differ.
-const slack = 10 * time.Minute
+// slack is how much longer than the window a claim is stored: the clocks of two processes may
+// differ by maxClockSkew, in either direction, and so may the clock of the server that removes
+// the claim.
+const slack = 2 * maxClockSkew
 
 func randomToken() uint64 { return rand.Uint64() } //nolint:gosec // it tells appends apart, and is no secret

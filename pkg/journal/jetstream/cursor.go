@@ -14,7 +14,6 @@ import (
 
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/journal/seqset"
 )
 
 const (
@@ -51,7 +50,7 @@ type cursor struct {
 	observed  observedRecord // record as of the last read or write
 	retaining []delivery     // events that a write in flight retains
 	tokens    [2]uint64      // tokens of the last acknowledged and of the last attempted write of this process
-	done      *seqset.Set    // done events as of the last acknowledged write
+	done      doneSet        // done events as of the last acknowledged write
 	lag       uint64         // while another process is the owner
 	ownership *ownership     // nil unless this process is the owner
 	closed    bool
@@ -67,7 +66,7 @@ type observedRecord struct {
 
 // Reader implements journal.Journal.
 func (j *Journal) Reader(ctx context.Context, name string, start journal.Start) (journal.Cursor, error) {
-	c := &cursor{j: j, name: name, start: start, done: seqset.At(0), changed: make(chan struct{})}
+	c := &cursor{j: j, name: name, start: start, done: doneThrough(0), changed: make(chan struct{})}
 	j.mu.Lock()
 	switch {
 	case j.closed:
@@ -130,7 +129,7 @@ func (c *cursor) see(r cursorRecord, at uint64) {
 		c.streamID = c.j.ID()
 	}
 	if c.ownership == nil && len(r.Pages) == 0 && len(r.Done) == 0 && r.Committed != c.done.Floor() {
-		c.done = seqset.At(r.Committed)
+		c.done = doneThrough(r.Committed)
 	}
 }
 
@@ -164,7 +163,7 @@ func (c *cursor) create(ctx context.Context) (cursorRecord, uint64, error) {
 		}
 		r.StartSeq = r.Committed
 	case same:
-		full := seqset.Of(done.Floor(), slices.Collect(done.Ranges()))
+		full := doneOf(done.Floor(), slices.Collect(done.Ranges()))
 		pages := cursorRecord{}.pages()
 		messages, _ = pages.update(c.j, c.name, full)
 		r.Committed, r.Done, r.Pages = full.Floor(), pages.inline, pageRuns(pages.stored)
@@ -172,6 +171,7 @@ func (c *cursor) create(ctx context.Context) (cursorRecord, uint64, error) {
 	default: // every event of the new stream is new
 		r.StartSeq = 0
 	}
+	r.Committed = doneThrough(r.Committed).Floor()
 	r.Read = r.removableThrough()
 	r.Open = uint64(len(r.Retained))
 	if known.Token != 0 {
@@ -202,6 +202,7 @@ func (c *cursor) keep() {
 		take := err == nil && c.wanted && c.mayTake()
 		changed := c.changed
 		c.mu.Unlock()
+		take = take && !c.j.clockIsWrong()
 		if take {
 			var o *ownership
 			if o, err = c.takeOver(); err == nil {
@@ -339,7 +340,7 @@ func (c *cursor) commit(ctx context.Context, p journal.Progress) error {
 	}
 	news := len(p.Dead)+len(p.Discarded) > 0
 	for _, r := range p.Done {
-		news = news || r.To > c.done.Floor()
+		news = news || messageOf(r.To) > messageOf(c.done.Floor())
 	}
 	if o != nil && !closed {
 		o.reported = p.Open
@@ -381,7 +382,7 @@ func (c *cursor) undelivered(ctx context.Context, u journal.Undelivered) (messag
 	for _, letter := range u.Dead {
 		var value []byte
 		err := c.j.retry(ctx, func(ctx context.Context) error {
-			m, err := c.j.leaderGet(ctx, getRequest{Seq: uint64(letter.Seq)})
+			m, err := c.j.leaderGet(ctx, getRequest{Seq: messageOf(letter.Seq)})
 			if err == nil {
 				value, err = c.j.whole(ctx, m)
 			}
@@ -460,6 +461,9 @@ func (c *cursor) OwnershipLost() <-chan struct{} {
 func (c *cursor) Owner() journal.Owner {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if o := c.ownership; o != nil {
+		c.holds(o)
+	}
 	if c.ownership == nil && c.expired() {
 		return journal.Owner{}
 	}

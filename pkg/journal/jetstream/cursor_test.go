@@ -128,7 +128,7 @@ func TestPausedOwner(t *testing.T) {
 			}
 			ids, _ := read(t, cb, 3)
 			if unaware {
-				ca.ownership.renewed = time.Now()
+				ca.ownership.renewed = ca.j.opts.boot()
 			}
 			ca.mu.Unlock()
 			if got := strings.Join(ids, " "); got != "0 1 2" {
@@ -282,17 +282,17 @@ func TestLargeCommit(t *testing.T) {
 		p.Dead = append(p.Dead, journal.DeadLetter{Seq: r.Seq, Reason: "invalid"})
 	}
 	p.Done = []journal.Range{{From: records[1].Seq, To: records[1499].Seq}}
-	const far, last = 1_000_000, 9_000_000 // sequences without events
-	for s := journal.Seq(far); s < last; s += 5000 {
-		p.Done = append(p.Done, journal.Range{From: s, To: s + 2000})
+	const far, last = 1_000_000, 9_000_000 // messages without events
+	for m := uint64(far); m < last; m += 5000 {
+		p.Done = append(p.Done, journal.Range{From: seqOf(m), To: seqOf(m + 2000)})
 	}
 	p.Open = 1
 	mustCommit(t, c, p)
 	check := func() {
 		t.Helper()
-		for s := journal.Seq(far); s < last; s += 5000 {
-			if c.Done(s-1) || !c.Done(s) || !c.Done(s+2000) || c.Done(s+2001) {
-				t.Fatalf("done around %d is wrong", s)
+		for m := uint64(far); m < last; m += 5000 {
+			if c.Done(seqOf(m-1)) || !c.Done(seqOf(m)) || !c.Done(seqOf(m+2000)) || c.Done(seqOf(m+2001)) {
+				t.Fatalf("done around message %d is wrong", m)
 			}
 		}
 		if c.Committed() != 0 || c.Done(records[0].Seq) || !c.Done(records[1].Seq) || !c.Done(records[1499].Seq) {
@@ -333,8 +333,8 @@ func TestLargeCommit(t *testing.T) {
 	if n := pages(); n < 900 {
 		t.Errorf("%d pages are stored", n)
 	}
-	mustCommit(t, c, journal.UpTo(last+5000))
-	if n := pages(); n != 0 || c.Committed() != last+5000 {
+	mustCommit(t, c, journal.UpTo(seqOf(last+5000)))
+	if n := pages(); n != 0 || c.Committed() != seqOf(last+5000) {
 		t.Errorf("%d pages are left, committed %d", n, c.Committed())
 	}
 	if err := c.Close(); err != nil {
@@ -456,7 +456,7 @@ func TestStreamIsDeleted(t *testing.T) {
 	}
 	mustAppend(t, j, numbered(0, 10)...)
 	_, last := read(t, c, 10)
-	mustCommit(t, c, journal.UpTo(last-4))
+	mustCommit(t, c, journal.UpTo(seqOf(messageOf(last)-4)))
 
 	s, err := js.Stream(t.Context(), "postwire")
 	if err != nil {
@@ -536,7 +536,7 @@ func TestMigrationKeepsPositions(t *testing.T) {
 		t.Fatal(err)
 	}
 	j := mustOpen(t, o)
-	if p := mustCursors(t, j); len(p) != 1 || len(p[0].Done) != 1 || p[0].StartSeq != 1 { // before the first event, which the fence precedes
+	if p := mustCursors(t, j); len(p) != 1 || len(p[0].Done) != 1 || p[0].StartSeq != seqOf(1) { // before the first event, which the fence precedes
 		t.Fatalf("positions: %+v", p)
 	}
 	next := mustReader(t, j)

@@ -158,7 +158,7 @@ func (j *Journal) Redeliver(ctx context.Context, id journal.DeliveryID) (s journ
 	if err != nil || s != 0 {
 		return s, err
 	}
-	s = journal.Seq(end - 1 - uint64(parts)) // before the disposition and the removal
+	s = seqOf(end - 1 - uint64(parts)) // before the disposition and the removal
 	j.stored(s)
 	return s, nil
 }
@@ -203,7 +203,7 @@ func (j *Journal) Disposition(ctx context.Context, id journal.DeliveryID) (u jou
 // events.
 func (j *Journal) lostRange(ctx context.Context, id journal.DeliveryID) (found journal.Disposition, err error) {
 	const page = 512
-	for from := id.Seq; ; {
+	for from := messageOf(id.Seq); ; {
 		messages, err := j.page(ctx, j.names.lost(id.Sink), from, page)
 		if err != nil {
 			return found, err
@@ -220,7 +220,7 @@ func (j *Journal) lostRange(ctx context.Context, id journal.DeliveryID) (found j
 					}
 				}
 			}
-			from = journal.Seq(m.seq) + 1
+			from = m.seq + 1
 		}
 		if len(messages) < page {
 			break
@@ -241,7 +241,7 @@ func (j *Journal) eventBefore(ctx context.Context, at uint64) (journal.Seq, erro
 			return 0, ignoreMissing(err) // the event has expired
 		}
 		if m.subject == j.names.event() {
-			return journal.Seq(at), nil
+			return seqOf(at), nil
 		}
 	}
 	return 0, nil

@@ -248,9 +248,12 @@ func (j *Journal) Values(ctx context.Context, prefix string) iter.Seq2[journal.K
 	}
 }
 
-// AcquireLease implements journal.Journal. The last message of the subject names the
+// AcquireLease implements journal.Journal. A process with a wrong clock gets no lease. The last message of the subject names the
 // holder of the lease; the server deletes the message after ttl.
 func (j *Journal) AcquireLease(ctx context.Context, name string, ttl time.Duration) (bool, error) {
+	if j.clockIsWrong() {
+		return false, nil
+	}
 	subject := j.names.lead(name)
 	now, err := j.entry(ctx, subject)
 	switch {

@@ -220,7 +220,7 @@ func (j *Journal) remove(ctx context.Context, through journal.Seq) (uint64, erro
 	before := j.Usage().Events
 	// Dispositions are stored after their events.
 	for _, subject := range []string{j.names.event(), j.names.part(j.names.event()), j.opts.Stream + ".lost.>"} {
-		err = errors.Join(err, s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(uint64(through)+1)))
+		err = errors.Join(err, s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(messageOf(through)+1)))
 	}
 	if err != nil {
 		return 0, fmt.Errorf("removing events: %w", err)

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/boottime"
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
@@ -52,12 +53,13 @@ type Options struct {
 	Spill *Spill
 
 	Log   *zap.Logger      // nil logs nothing
-	Clock func() time.Time // nil is time.Now; the clocks of processes that share a stream must agree
+	Clock func() time.Time // nil is time.Now; a process whose clock differs from most others by more than an hour is not ready and owns nothing
 	Every time.Duration    // interval between two removals of expired data; 0 is a minute
 
-	filling        bool          // a migration writes the stream and may be unfinished
-	lease          time.Duration // how long the ownership of a cursor lasts without a renewal; 0 is defaultLease
-	replicaTimeout time.Duration // how long a replica may be silent before the quorum is in doubt; 0 is defaultReplicaTimeout
+	filling        bool                 // a migration writes the stream and may be unfinished
+	lease          time.Duration        // how long the ownership of a cursor lasts without a renewal; 0 is defaultLease
+	boot           func() time.Duration // clock of the deadlines of ownerships; nil is boottime.Now
+	replicaTimeout time.Duration        // how long a replica may be silent before the quorum is in doubt; 0 is defaultReplicaTimeout
 }
 
 // Journal implements journal.Journal.
@@ -93,6 +95,7 @@ type Journal struct {
 	state        state
 	fullSince    time.Time // when the stream became full; zero if it is not full
 	cursors      map[string]*cursor
+	clocks       clocks
 	closed       bool
 	leaving      bool // Leave: appends fail
 	appends      int  // appends in progress
@@ -110,6 +113,8 @@ type state struct {
 	events uint64
 	oldest journal.Seq // no event before this sequence is stored
 	last   journal.Seq // newest event, or a later sequence
+
+	ahead time.Duration // how far the clock of the stream's leader is ahead of the clock of this process
 }
 
 const (
@@ -139,7 +144,7 @@ func Open(ctx context.Context, opts Options) (*Journal, error) {
 	opts = opts.withDefaults()
 	j := &Journal{
 		opts: opts, log: opts.Log, names: names{opts.Stream},
-		changed: make(chan struct{}), pollNow: make(chan struct{}, 1), trimNow: make(chan struct{}, 1), shares: newShares(), cursors: map[string]*cursor{}, state: state{oldest: 1},
+		changed: make(chan struct{}), pollNow: make(chan struct{}, 1), trimNow: make(chan struct{}, 1), shares: newShares(), cursors: map[string]*cursor{}, clocks: clocks{peers: map[string]peerClock{}}, state: state{oldest: 1},
 	}
 	j.tokens.Store(randomToken())
 	j.life, j.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -165,6 +170,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.lease <= 0 {
 		o.lease = defaultLease
+	}
+	if o.boot == nil {
+		o.boot = boottime.Now
 	}
 	if o.Hold <= 0 {
 		o.Hold = 3 * time.Second
@@ -198,6 +206,17 @@ func (j *Journal) open(ctx context.Context) error {
 		j.log.Warn("the cluster does not answer; what comes in is kept here until it does", zap.Error(err))
 		j.lastPollErr = err
 	}
+	// Before the first cursor and the first lease.
+	clockAnnouncements, err := j.conn.Subscribe(j.clockSubject(), j.onClock)
+	if err != nil {
+		return fmt.Errorf("subscribing to the clocks of other relays: %w", err)
+	}
+	j.done.Go(func() {
+		j.compareClocks(j.life)
+		if err := clockAnnouncements.Unsubscribe(); err != nil {
+			j.log.Debug("unsubscribing from the clocks of other relays", zap.Error(err))
+		}
+	})
 	for range publishers {
 		p := newPublisher(j)
 		j.publishers = append(j.publishers, p)
@@ -458,6 +477,8 @@ func (j *Journal) poll(ctx context.Context) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.clocks.cluster = s.ahead
+	s.ahead = 0 // changes with every poll
 	s.last = max(s.last, j.state.last)
 	s.oldest = max(s.oldest, j.state.oldest)
 	if j.state != s {
@@ -503,6 +524,9 @@ func (j *Journal) now() int64 {
 // Check implements journal.Journal.
 func (j *Journal) Check() error {
 	if err := j.check(); err != nil {
+		return err
+	}
+	if err := j.clockSkew(); err != nil {
 		return err
 	}
 	j.mu.Lock()

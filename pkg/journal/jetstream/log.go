@@ -42,10 +42,10 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 	}
 	var messages []message
 	err = j.retry(ctx, func(ctx context.Context) error {
-		messages, err = j.page(ctx, j.names.event(), from, limit)
+		messages, err = j.page(ctx, j.names.event(), messageFrom(from), limit)
 		// A server may lag behind the acknowledged messages.
 		if err == nil && len(messages) == 0 && from <= j.Last() {
-			if _, err := j.leaderGet(ctx, getRequest{Seq: uint64(from), NextFor: j.names.event()}); err == nil {
+			if _, err := j.leaderGet(ctx, getRequest{Seq: messageFrom(from), NextFor: j.names.event()}); err == nil {
 				return errLag
 			}
 		}
@@ -60,7 +60,7 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 		if err != nil {
 			return nil, fmt.Errorf("reading from %d: %w", from, err)
 		}
-		events = append(events, delivery{journal.Seq(m.seq), value})
+		events = append(events, delivery{seqOf(m.seq), value})
 	}
 	// Events that were removed before the log was read are retained already.
 	if events, err = j.withRetained(ctx, events, from, last, limit); err != nil {
@@ -75,6 +75,34 @@ func (j *Journal) Read(ctx context.Context, from journal.Seq, limit int) (record
 		records = append(records, r)
 	}
 	return records, nil
+}
+
+// Count implements journal.Log.
+func (j *Journal) Count(ctx context.Context, from, through journal.Seq) (n uint64, err error) {
+	if from = max(from, 1); from > through {
+		return 0, nil
+	}
+	j.mu.Lock()
+	oldest := j.state.oldest
+	j.mu.Unlock()
+	err = j.retry(ctx, func(ctx context.Context) error {
+		after, err := j.eventsAfter(ctx, from-1)
+		if err != nil {
+			return err
+		}
+		beyond, err := j.eventsAfter(ctx, through)
+		n = after - min(after, beyond)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("counting events from %d: %w", from, err)
+	}
+	for _, r := range j.retainedBetween(from, through) {
+		if r.seq < oldest {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // errLag is returned while a server lags behind the leader.
@@ -98,11 +126,11 @@ func (j *Journal) Since(ctx context.Context, t time.Time) (s journal.Seq, err er
 // since returns the sequence of the first event in a range that was accepted at t or later,
 // or the sequence after the range.
 func (j *Journal) since(ctx context.Context, t time.Time, oldest, last journal.Seq) (journal.Seq, error) {
-	low, high := oldest, last+1 // events before low are older than t; the first event from high on is not
+	low, high := messageFrom(oldest), messageOf(last)+1 // messages; events before low are older than t; the first event from high on is not
 	for low < high {
 		mid := low + (high-low)/2
-		m, err := j.leaderGet(ctx, getRequest{Seq: uint64(mid), NextFor: j.names.event()})
-		if errors.Is(err, journal.ErrNotFound) || err == nil && journal.Seq(m.seq) >= high {
+		m, err := j.leaderGet(ctx, getRequest{Seq: mid, NextFor: j.names.event()})
+		if errors.Is(err, journal.ErrNotFound) || err == nil && m.seq >= high {
 			high = mid // no event from mid on is before high
 			continue
 		}
@@ -111,21 +139,21 @@ func (j *Journal) since(ctx context.Context, t time.Time, oldest, last journal.S
 		}
 		accepted, err := record.Accepted(m.data)
 		if err != nil {
-			return 0, fmt.Errorf("%w: event %d: %w", errBroken, m.seq, err)
+			return 0, fmt.Errorf("%w: event %d: %w", errBroken, seqOf(m.seq), err)
 		}
 		if accepted.Before(t) {
-			low = journal.Seq(m.seq) + 1
+			low = m.seq + 1
 		} else {
 			high = mid
 		}
 	}
 	// The first event of the result is at high or later.
-	m, err := j.leaderGet(ctx, getRequest{Seq: uint64(max(high, 1)), NextFor: j.names.event()})
+	m, err := j.leaderGet(ctx, getRequest{Seq: max(high, 1), NextFor: j.names.event()})
 	switch {
 	case errors.Is(err, journal.ErrNotFound):
 		return last + 1, nil
 	case err != nil:
 		return 0, err
 	}
-	return min(journal.Seq(m.seq), last+1), nil
+	return min(seqOf(m.seq), last+1), nil
 }

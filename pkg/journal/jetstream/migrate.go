@@ -24,7 +24,6 @@ import (
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/local"
-	"github.com/postwire/postwire/pkg/journal/seqset"
 	"github.com/postwire/postwire/pkg/journal/transfer"
 )
 
@@ -277,7 +276,7 @@ func (s *source) readPage(ctx context.Context, subject string, from uint64) (mes
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	err = s.retry(ctx, func(ctx context.Context) error {
-		messages, err = s.page(ctx, subject, journal.Seq(from), migratePage)
+		messages, err = s.page(ctx, subject, from, migratePage)
 		if err != nil || len(messages) > 0 {
 			return err
 		}
@@ -309,7 +308,7 @@ func (s *source) Events(ctx context.Context, from journal.Seq) iter.Seq2[transfe
 				return
 			}
 		}
-		for m, err := range s.scan(ctx, s.names.event(), max(1, uint64(from)), uint64(s.state.last)) {
+		for m, err := range s.scan(ctx, s.names.event(), max(1, messageFrom(from)), messageOf(s.state.last)) {
 			var e transfer.Event
 			if err == nil {
 				e, err = s.event(ctx, m)
@@ -326,7 +325,7 @@ func (s *source) event(ctx context.Context, m message) (transfer.Event, error) {
 	if err != nil {
 		return transfer.Event{}, err
 	}
-	return transfer.Split(journal.Seq(m.seq), value)
+	return transfer.Split(seqOf(m.seq), value)
 }
 
 // Keys implements transfer.Source. The subject of a claim is the hash of its key; the claim
@@ -404,17 +403,17 @@ func (s *source) findKeys(ctx context.Context, keys []transfer.Key, wanted map[j
 	slices.Sort(places)
 	var page []message
 	for _, at := range places {
-		for len(page) > 0 && page[0].seq < uint64(at) {
+		for len(page) > 0 && seqOf(page[0].seq) < at {
 			page = page[1:]
 		}
-		if len(page) == 0 && uint64(at) <= uint64(s.state.last) {
+		if len(page) == 0 && at <= s.state.last {
 			var err error
-			if page, err = s.readPage(ctx, s.names.event(), uint64(at)); err != nil {
+			if page, err = s.readPage(ctx, s.names.event(), messageFrom(at)); err != nil {
 				return err
 			}
 		}
 		text := map[string]event.Key{}
-		if len(page) > 0 && page[0].seq == uint64(at) {
+		if len(page) > 0 && seqOf(page[0].seq) == at {
 			e, err := s.event(ctx, page[0])
 			if err != nil {
 				return err
@@ -669,7 +668,7 @@ func (t *target) Append(ctx context.Context, items []transfer.Item, makeRow func
 	var messages []*nats.Msg
 	seqs := make([]journal.Seq, len(items))
 	for n, i := range items {
-		seqs[n] = journal.Seq(t.end + uint64(len(messages)) + 1)
+		seqs[n] = seqOf(t.end + uint64(len(messages)) + 1)
 		if i.Event == nil {
 			messages = append(messages, nats.NewMsg(t.names.hole()))
 		} else {
@@ -867,14 +866,14 @@ func (t *target) batches(things transfer.Metadata) (acts [][]*nats.Msg, err erro
 
 // cursorMessages returns the messages of a position: pages, and then the record.
 func (t *target) cursorMessages(c transfer.Cursor, now time.Time) (acts [][]*nats.Msg, err error) {
-	done := seqset.Of(c.Committed, c.Done)
+	done := doneOf(c.Committed, c.Done)
 	pages := cursorRecord{}.pages()
 	stores, _ := pages.update(t.Journal, c.Name, done)
 	for _, m := range stores {
 		acts = append(acts, []*nats.Msg{m})
 	}
 	r := cursorRecord{
-		Token: randomToken(), Opened: now.UTC(), Committed: done.Floor(), StartSeq: c.StartSeq, Read: done.Floor(),
+		Token: randomToken(), Opened: now.UTC(), Committed: done.Floor(), StartSeq: seqOf(messageOf(c.StartSeq)), Read: done.Floor(),
 		Done: pages.inline, Pages: pageRuns(pages.stored),
 	}
 	m, err := t.recordMessage(c.Name, r, 0)

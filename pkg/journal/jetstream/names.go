@@ -83,7 +83,8 @@ func (n names) cursors() string                { return n.stream + ".cursor.>" }
 func (n names) cursor(name string) string      { return n.stream + ".cursor." + token(name) }
 func (n names) donePages(cursor string) string { return n.stream + ".done." + token(cursor) + ".>" }
 
-// done returns the subject of a page of seqset.PageSize sequences.
+// done returns the subject of a page of the done messages, of seqset.PageSize message
+// sequences.
 func (n names) done(cursor string, page uint64) string {
 	return fmt.Sprintf("%s.done.%s.%d", n.stream, token(cursor), page)
 }

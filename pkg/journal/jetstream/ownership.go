@@ -16,7 +16,6 @@ import (
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/pkg/journal/record"
-	"github.com/postwire/postwire/pkg/journal/seqset"
 )
 
 const (
@@ -38,8 +37,8 @@ const (
 //  2. The ownership begins after its first write is acknowledged. Nothing that the write
 //     expected is used before.
 //  3. The ownership ends a lease after the start of its last acknowledged write, on the
-//     clock of this process. Another process waits longer, on its own clock, from the
-//     moment at which it saw the same write.
+//     clock of this machine that also runs while the machine is suspended. Another process
+//     waits longer, on its own clock, from the moment at which it saw that write.
 //  4. A write without an answer is repeated with the same expected sequence and token. If
 //     the cluster refuses the repeat, the token in the record tells which write was stored.
 //  5. The ownership also ends when the record has the token of another process.
@@ -53,10 +52,10 @@ type ownership struct {
 	commits chan *commit
 	record  cursorRecord // last acknowledged write
 	at      uint64       // sequence of the record
-	staged  *seqset.Set  // done events, with those of the write in flight
+	staged  doneSet      // done events, with those of the write in flight
 	pages   pages
 
-	renewed      time.Time     // start of the last acknowledged write
+	renewed      time.Duration // start of the last acknowledged write, on the clock Options.boot
 	queue        []delivery    // read events that Next has not returned
 	bytes        int           // bytes of the queue
 	full         bool          // reading waits for Next
@@ -104,10 +103,10 @@ func (o *ownership) lag() uint64 {
 	return o.open() + o.reopened + uint64(len(o.queue)-waiting) + o.unread
 }
 
-// holds reports whether the lease of an ownership lasts. After a pause of this process it
-// ends the ownership before the timer does. The caller holds mu.
+// holds reports whether the lease of an ownership lasts. After a pause of this process or a
+// suspension of the machine it ends the ownership before the timer does. The caller holds mu.
 func (c *cursor) holds(o *ownership) bool {
-	if time.Since(o.renewed) < c.j.opts.lease {
+	if c.j.opts.boot()-o.renewed < c.j.opts.lease {
 		return true
 	}
 	c.release(o)
@@ -147,7 +146,7 @@ func (c *cursor) takeOver() (*ownership, error) {
 	c.mu.Lock()
 	last := c.observed
 	c.mu.Unlock()
-	o := &ownership{record: last.cursorRecord, at: last.at, commits: make(chan *commit), renewed: time.Now()}
+	o := &ownership{record: last.cursorRecord, at: last.at, commits: make(chan *commit), renewed: c.j.opts.boot()}
 	o.ctx, o.cancel = context.WithCancel(c.j.life)
 	o.lease = time.AfterFunc(c.j.opts.lease, func() { c.releaseLocked(o) })
 	err := c.prepare(o)
@@ -201,6 +200,10 @@ func (c *cursor) serve(o *ownership) {
 		case w := <-o.commits:
 			w.result <- c.store(o, w)
 		case <-renew.C:
+			if c.j.clockIsWrong() {
+				c.free(o)
+				return
+			}
 			if err := c.write(o, c.current(o), nil); err != nil {
 				c.j.log.Debug("renewing the lease of a cursor", zap.String("sink", c.name), zap.Error(err))
 			}
@@ -210,7 +213,7 @@ func (c *cursor) serve(o *ownership) {
 			c.free(o)
 			return
 		}
-		renew.Reset(max(every-time.Since(o.renewed), every/10))
+		renew.Reset(max(every-(c.j.opts.boot()-o.renewed), every/10))
 	}
 }
 
@@ -312,7 +315,7 @@ func (c *cursor) store(o *ownership, w *commit) error {
 	for _, r := range w.done {
 		c.done.Add(r.From, r.To)
 	}
-	c.done.Changed()
+	c.done.messages.Changed()
 	o.out = slices.DeleteFunc(o.out, c.done.Has)
 	if o.returned <= c.done.Floor() {
 		o.reported = 0
@@ -331,7 +334,7 @@ func (c *cursor) store(o *ownership, w *commit) error {
 }
 
 // openAfter returns the number of open events after a commit. The caller holds mu.
-func (o *ownership) openAfter(done *seqset.Set) (n uint64) {
+func (o *ownership) openAfter(done doneSet) (n uint64) {
 	if o.returned > done.Floor() {
 		for _, s := range o.out {
 			if !done.Has(s) {
@@ -373,7 +376,7 @@ func (c *cursor) write(o *ownership, r cursorRecord, messages []*nats.Msg) error
 	c.tokens[1] = r.Token
 	c.mu.Unlock()
 	batch := slices.Concat(messages, []*nats.Msg{m})
-	began, full := time.Now(), false
+	began, full := c.j.opts.boot(), false
 	for wait := newWait(); o.ctx.Err() == nil; {
 		// An answer that was lost with a leader must not cost the lease.
 		try, cancel := o.ctx, func() {}
@@ -421,7 +424,7 @@ func (c *cursor) outcome(o *ownership, r cursorRecord) (at uint64, err error) {
 }
 
 // acknowledge extends the lease after a write.
-func (c *cursor) acknowledge(o *ownership, r cursorRecord, at uint64, began time.Time) error {
+func (c *cursor) acknowledge(o *ownership, r cursorRecord, at uint64, began time.Duration) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o.record, o.at, o.renewed = r, at, began
@@ -430,13 +433,13 @@ func (c *cursor) acknowledge(o *ownership, r cursorRecord, at uint64, began time
 	if !c.holds(o) || o.ctx.Err() != nil {
 		return journal.ErrOwnershipLost
 	}
-	o.lease.Reset(c.j.opts.lease - time.Since(began))
+	o.lease.Reset(c.j.opts.lease - (c.j.opts.boot() - began))
 	return nil
 }
 
 // take moves up to limit records out of the queue. A record that cannot be decoded stays in
 // the queue with all later records.
-func (o *ownership) take(limit int, done *seqset.Set) (records []journal.Record, err error) {
+func (o *ownership) take(limit int, done doneSet) (records []journal.Record, err error) {
 	var decoder record.Decoder
 	for len(o.queue) > 0 && len(records) < max(limit, 1) {
 		d := o.queue[0]
@@ -502,7 +505,7 @@ func (c *cursor) readOn(ctx context.Context, o *ownership) (events uint64, err e
 	defer cancel(nil)
 	asking, answered := context.WithTimeout(ctx, apiTimeout)
 	consumer, err := c.j.js.CreateConsumer(asking, c.j.opts.Stream, jetstream.ConsumerConfig{
-		Description: "reads for the sink " + c.name, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: uint64(o.read) + 1,
+		Description: "reads for the sink " + c.name, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: messageOf(o.read) + 1,
 		AckPolicy: jetstream.AckNonePolicy, FilterSubject: c.j.names.event(), MemoryStorage: true, Replicas: 1, InactiveThreshold: 5 * time.Second,
 	})
 	answered()
@@ -542,7 +545,7 @@ func (c *cursor) receive(ctx context.Context, o *ownership, m jetstream.Msg, num
 	if err != nil {
 		return err
 	}
-	return c.push(ctx, o, delivery{journal.Seq(meta.Sequence.Stream), value}, meta.NumPending)
+	return c.push(ctx, o, delivery{seqOf(meta.Sequence.Stream), value}, meta.NumPending)
 }
 
 // push puts an event in the queue, and waits for room. Unread is the number of events after

@@ -35,6 +35,7 @@ type cursorRecord struct {
 	Read      journal.Seq `json:"read"` // newest event that Next returned
 	Open      uint64      `json:"open"` // events through Read that are not done
 
+	// Pages of messages, see doneSet.
 	Done  map[uint64][]byte `json:"done,omitempty"`  // pages by number
 	Pages [][2]uint64       `json:"pages,omitempty"` // runs of numbers of pages under subjects
 
@@ -74,9 +75,9 @@ func (r cursorRecord) pages() pages {
 
 // update takes over the changed pages of a set, and returns the messages that move pages to
 // subjects and that remove them.
-func (p *pages) update(j *Journal, name string, set *seqset.Set) (stores, removals []*nats.Msg) {
-	for _, number := range set.Changed() {
-		if page := set.Page(number); page != nil {
+func (p *pages) update(j *Journal, name string, set doneSet) (stores, removals []*nats.Msg) {
+	for _, number := range set.messages.Changed() {
+		if page := set.messages.Page(number); page != nil {
 			p.inline[number] = page
 		} else {
 			delete(p.inline, number)
@@ -88,7 +89,7 @@ func (p *pages) update(j *Journal, name string, set *seqset.Set) (stores, remova
 	}
 	var stale []uint64
 	for number := range p.stored {
-		if journal.Seq((number+1)*seqset.PageSize-1) <= set.Floor() {
+		if (number+1)*seqset.PageSize-1 <= messageOf(set.Floor()) {
 			stale = append(stale, number)
 		}
 	}
@@ -190,9 +191,9 @@ func (j *Journal) cursorRecords(ctx context.Context) (map[string]cursorRecord, e
 // doneEvents reads the done events of a record whose message is at a sequence. The answer
 // with the pages contains the record or a later one, which proves that the answering server
 // does not lag behind the record.
-func (j *Journal) doneEvents(ctx context.Context, name string, r cursorRecord, at uint64) (*seqset.Set, error) {
+func (j *Journal) doneEvents(ctx context.Context, name string, r cursorRecord, at uint64) (doneSet, error) {
 	const maxPages = 256
-	set := seqset.At(r.Committed)
+	set := doneThrough(r.Committed)
 	record := j.names.cursor(name)
 	for numbers := range slices.Chunk(slices.Sorted(maps.Keys(pageNumbers(r.Pages))), maxPages) {
 		subjects := []string{record}
@@ -201,7 +202,7 @@ func (j *Journal) doneEvents(ctx context.Context, name string, r cursorRecord, a
 		}
 		messages, err := j.lastOf(ctx, subjects)
 		if err != nil {
-			return nil, err
+			return doneSet{}, err
 		}
 		found, fresh := 0, false
 		for _, m := range messages {
@@ -211,21 +212,21 @@ func (j *Journal) doneEvents(ctx context.Context, name string, r cursorRecord, a
 			case m.header.Get(removedHeader) == "":
 				number, err := strconv.ParseUint(last(m.subject), 10, 64)
 				if err == nil {
-					err = set.Load(number, m.data)
+					err = set.messages.Load(number, m.data)
 				}
 				if err != nil {
-					return nil, fmt.Errorf("%w: %s: %w", errBroken, m.subject, err)
+					return doneSet{}, fmt.Errorf("%w: %s: %w", errBroken, m.subject, err)
 				}
 				found++
 			}
 		}
 		if !fresh || found < len(numbers) {
-			return nil, errLag
+			return doneSet{}, errLag
 		}
 	}
 	for number, page := range r.Done {
-		if err := set.Load(number, page); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", errBroken, record, err)
+		if err := set.messages.Load(number, page); err != nil {
+			return doneSet{}, fmt.Errorf("%w: %s: %w", errBroken, record, err)
 		}
 	}
 	return set, nil
@@ -238,7 +239,7 @@ func (j *Journal) eventsAfter(ctx context.Context, s journal.Seq) (uint64, error
 		Seq     uint64 `json:"seq"`
 		NextFor string `json:"next_by_subj"`
 		Batch   int    `json:"batch"` // the answer to a batch has the number of further events
-	}{uint64(s) + 1, j.names.event(), 1})
+	}{messageOf(s) + 1, j.names.event(), 1})
 	if err != nil {
 		return 0, err
 	}

@@ -442,7 +442,7 @@ type listed struct {
 func (j *Journal) receiptsUnder(ctx context.Context, prefix string) iter.Seq2[listed, error] {
 	const page = 512
 	return func(yield func(listed, error) bool) {
-		for from := journal.Seq(1); ; {
+		for from := uint64(1); ; {
 			var messages []message
 			err := j.retry(ctx, func(ctx context.Context) (err error) {
 				messages, err = j.page(ctx, prefix+">", from, page)
@@ -453,7 +453,7 @@ func (j *Journal) receiptsUnder(ctx context.Context, prefix string) iter.Seq2[li
 				return
 			}
 			for _, m := range messages {
-				from = journal.Seq(m.seq) + 1
+				from = m.seq + 1
 				r, err := decodeReceipts(m)
 				if errors.Is(err, journal.ErrNotFound) {
 					continue

@@ -12,7 +12,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/journal"
-	"github.com/postwire/postwire/pkg/journal/seqset"
 )
 
 // A retained event is open for a cursor, while nearly all events around the event are done.
@@ -73,7 +72,7 @@ func (c *cursor) retain(ctx context.Context, through journal.Seq) error {
 // openEvents reads the open events after the events that the cursor has passed, and returns
 // the sequence through which they are to be retained; this is the passed sequence if the
 // open events are too many.
-func (c *cursor) openEvents(ctx context.Context, r cursorRecord, done *seqset.Set, through journal.Seq) (open []delivery, to journal.Seq, err error) {
+func (c *cursor) openEvents(ctx context.Context, r cursorRecord, done doneSet, through journal.Seq) (open []delivery, to journal.Seq, err error) {
 	passed := r.removableThrough()
 	number, size := len(r.Retained), uint64(0)
 	for _, copied := range r.Retained {
@@ -114,10 +113,10 @@ scan:
 func (j *Journal) eventsBetween(ctx context.Context, from, to journal.Seq) iter.Seq2[delivery, error] {
 	return func(yield func(delivery, error) bool) {
 		for from <= to {
-			messages, err := j.page(ctx, j.names.event(), from, maxRetained)
+			messages, err := j.page(ctx, j.names.event(), messageFrom(from), maxRetained)
 			if err == nil && len(messages) == 0 {
 				var next message
-				if next, err = j.leaderGet(ctx, getRequest{Seq: uint64(from), NextFor: j.names.event()}); err == nil && next.seq > uint64(to) {
+				if next, err = j.leaderGet(ctx, getRequest{Seq: messageFrom(from), NextFor: j.names.event()}); err == nil && seqOf(next.seq) > to {
 					return
 				}
 				err = errLag
@@ -127,11 +126,12 @@ func (j *Journal) eventsBetween(ctx context.Context, from, to journal.Seq) iter.
 				return
 			}
 			for _, m := range messages {
-				if from = journal.Seq(m.seq) + 1; from > to+1 {
+				seq := seqOf(m.seq)
+				if from = seq + 1; seq > to {
 					return
 				}
 				value, err := j.whole(ctx, m)
-				if !yield(delivery{journal.Seq(m.seq), value}, err) || err != nil {
+				if !yield(delivery{seq, value}, err) || err != nil {
 					return
 				}
 			}

@@ -26,7 +26,7 @@ import (
 // Format of the stream. This version reads no other format.
 const (
 	formatKey = "postwire.format"
-	format    = 4
+	format    = 5
 )
 
 // idKey holds the ID of the journal. The process that creates the stream chooses the ID.
@@ -246,9 +246,9 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	if id := info.Config.Metadata[idKey]; id != cmp.Or(j.ID(), id) {
 		return state{}, errRemade
 	}
-	st := state{bytes: info.State.Bytes, events: info.State.Subjects[j.names.event()]}
+	st := state{bytes: info.State.Bytes, events: info.State.Subjects[j.names.event()], ahead: info.TimeStamp.Sub(j.opts.Clock())}
 	if st.events == 0 {
-		st.last = journal.Seq(info.State.LastSeq)
+		st.last = seqOf(info.State.LastSeq)
 		st.oldest = st.last + 1
 		return st, nil
 	}
@@ -260,7 +260,7 @@ func (j *Journal) readState(ctx context.Context) (state, error) {
 	if err != nil {
 		return state{}, err
 	}
-	st.oldest, st.last = journal.Seq(first.seq), journal.Seq(last.seq)
+	st.oldest, st.last = seqOf(first.seq), seqOf(last.seq)
 	return st, nil
 }
 
@@ -428,13 +428,13 @@ func (j *Journal) lastWithin(ctx context.Context, subjects []string, bytes int) 
 	return found, pending == "" || pending == "0", nil
 }
 
-// page reads messages of a subject from a sequence on. A server that lags behind may
+// page reads messages of a subject from a message sequence on. A server that lags behind may
 // answer.
-func (j *Journal) page(ctx context.Context, subject string, from journal.Seq, limit int) ([]message, error) {
+func (j *Journal) page(ctx context.Context, subject string, from uint64, limit int) ([]message, error) {
 	const maxBytes = 8 << 20
 	ctx, cancel := j.ask(ctx)
 	defer cancel()
-	return collect(jetstreamext.GetBatch(ctx, j.js, j.opts.Stream, limit, jetstreamext.GetBatchSeq(max(1, uint64(from))),
+	return collect(jetstreamext.GetBatch(ctx, j.js, j.opts.Stream, limit, jetstreamext.GetBatchSeq(max(1, from)),
 		jetstreamext.GetBatchSubject(subject), jetstreamext.GetBatchMaxBytes(maxBytes)))
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -814,7 +815,15 @@ func logAccess(t *testing.T, h Harness) {
 			t.Errorf("Since(%v) = %d, %v; want %d", at, s, err, want)
 		}
 	}
+	count := func(from, through journal.Seq, want uint64) {
+		t.Helper()
+		within(t, fmt.Sprintf("%d events from %d through %d", want, from, through), func() bool {
+			n, err := j.Count(t.Context(), from, through)
+			return err == nil && n == want
+		})
+	}
 	read(0, 10)
+	count(0, math.MaxUint64, 0)
 	since(time.Time{}, j.Last()+1)
 	var times []time.Time
 	var at []journal.Seq
@@ -830,6 +839,11 @@ func logAccess(t *testing.T, h Harness) {
 	read(0, 2, "a", "b")
 	read(at[1], 10, "b", "c")
 	read(at[2]+1, 10)
+	count(0, at[2], 3)
+	count(at[0]+1, at[2]-1, 1)
+	count(at[1], at[1], 1)
+	count(at[2], at[1], 0)
+	count(at[2]+1, math.MaxUint64, 0)
 	since(times[0], at[0])
 	since(times[0].Add(1), at[1])
 	since(times[2], at[2])
@@ -848,6 +862,7 @@ func logAccess(t *testing.T, h Harness) {
 		t.Errorf("from %d to %d", j.Oldest(), j.Last())
 	}
 	read(0, 10, "b", "c")
+	count(0, math.MaxUint64, 2)
 	since(time.Time{}, at[1])
 }
 

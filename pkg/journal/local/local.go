@@ -293,6 +293,24 @@ func (j *Journal) AcquireLease(context.Context, string, time.Duration) (bool, er
 	return true, nil
 }
 
+// Count implements journal.Log. The sequences of the events in the log have no gaps.
+func (j *Journal) Count(_ context.Context, from, through journal.Seq) (n uint64, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return 0, fmt.Errorf("counting events: %w", journal.ErrClosed)
+	}
+	for _, s := range j.retained.seqs {
+		if s >= from && s <= through && s < j.oldest {
+			n++
+		}
+	}
+	if from, through = max(from, j.oldest), min(through, j.durable); from <= through {
+		n += uint64(through-from) + 1
+	}
+	return n, nil
+}
+
 // Wait implements journal.Log.
 func (j *Journal) Wait(ctx context.Context, s journal.Seq) error {
 	_, err := j.reach(ctx, s)
