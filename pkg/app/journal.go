@@ -124,6 +124,7 @@ func openJournal(ctx context.Context, p *Plan, name string, cluster *embedded.Se
 	opts.Discarded = discards
 	if cluster != nil {
 		opts.Server, opts.Login = cluster, cluster.Login()
+		opts.Disk = &jetstream.Disk{Dir: c.JetStream.Embedded.Dir, MinFree: uint64(c.MinFreeBytes)}
 	}
 	return jetstream.Open(ctx, opts)
 }
