@@ -194,7 +194,7 @@ type Journal struct {
 	Dir          string        `yaml:"dir" doc:"Folder of the local engine, created if missing. A relative path starts at the working directory." example:"/var/lib/postwire"`
 	Retention    time.Duration `yaml:"retention" doc:"How long events stay in the journal, for replay. Events pending for a sink stay longer. 0 keeps only pending events."`
 	MaxBytes     Size          `yaml:"max_bytes" doc:"Maximum size of the journal; at this size new events are refused with 503, and accepted events are kept. The local engine counts every event when it is accepted; on the disk it may take one segment of its log more, at most 16MiB. From four fifths of this size on, or when the disk has less than one and a half times min_free_bytes free, events without a pending delivery are removed before the end of retention, the oldest first. The stream of the jetstream engine gets a sixteenth more (at least 16MiB) for dead letters. 0 disables the limit."`
-	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Minimum free disk space; below this, new events are refused with 503, so that no write to the journal stops in the middle. If the disk has several times this space free, the file RESERVE reserves the space once more; a relay that starts on a full disk deletes RESERVE to deliver the stored events. Used by the local engine; 0 disables the check and the reserve."`
+	MinFreeBytes Size          `yaml:"min_free_bytes" doc:"Minimum free disk space; below this, new events are refused with 503, so that no write to the journal stops in the middle. If the disk has several times this space free, the file RESERVE reserves the space once more; a relay that starts on a full disk deletes RESERVE to deliver the stored events. With the embedded cluster, a relay refuses new events while the disk of its own replica has less space free, without a reserve, and other relays still store events on this disk. Unused by relays over NATS servers, except for the spill. 0 disables the check and the reserve."`
 	Quarantine   Quarantine    `yaml:"quarantine" doc:"Limits of the quarantine: authenticated requests that no source understood. Discards a request after retention, counted from its last repeat, unless retention is 0."`
 	JetStream    JetStream     `yaml:"jetstream" doc:"NATS cluster of the jetstream engine; unused by the local engine."`
 	Spill        Spill         `yaml:"spill" doc:"Local disk storage of the jetstream engine while the cluster is unavailable; unused by the local engine."`
@@ -230,6 +230,13 @@ type Embedded struct {
 	Cluster string   `yaml:"cluster" doc:"Name of the cluster. Relays with another name are refused."`
 	Secret  Secret   `yaml:"secret" doc:"Shared secret of the relays, as a long random text from openssl rand -hex 32. Relays authenticate each other by this secret. Without tls, the secret also is the source of the keys by which the traffic between relays is encrypted. Required with several peers. A change needs a restart of all relays at once." example:"${POSTWIRE_CLUSTER_SECRET}"`
 	TLS     PeerTLS  `yaml:"tls" doc:"Certificates for the traffic between relays, instead of certificates derived from secret."`
+	Founder Founder  `yaml:"founder" doc:"Relay that creates the journal of the cluster. Needed to go from one relay with a journal to a cluster."`
+}
+
+// Founder names the relay that creates the journal of an embedded cluster.
+type Founder struct {
+	Relay string `yaml:"relay" doc:"server.name of the founder, equal on every relay. If journal.dir of the founder has a journal of the engine local, the founder copies that journal into the cluster first: events, dedupe entries, cursors, dead letters. No relay accepts or delivers events before the copy is complete. Every other relay waits for the journal of the cluster, and passes webhooks on to url. Empty lets any relay create the journal; a relay whose journal.dir has undelivered events then refuses to start." example:"relay-0"`
+	URL   string `yaml:"url" doc:"URL of the founder's webhook port, without a path, with the host that the founder has in peers. With https, the founder must present the certificate of server.tls.cert_file of this relay." example:"http://relay-0:8080"`
 }
 
 // Enabled reports whether the relay runs a server of the cluster.
@@ -546,6 +553,54 @@ func isClusterName(s string) bool {
 	})
 }
 
+// checkFounder adds the problems of the founder.
+func (e Embedded) checkFounder(p *Invalids) {
+	f := e.Founder
+	switch {
+	case f == Founder{}:
+		return
+	case f.Relay == "":
+		p.Add("embedded.founder.relay", "is missing", "use server.name of the relay that has the journal, for example relay-0")
+	case f.URL == "":
+		p.Add("embedded.founder.url", "is missing", "name the webhook port of the founder, for example http://relay-0:8080")
+		return
+	}
+	u, err := url.Parse(f.URL)
+	switch {
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		p.Add("embedded.founder.url", "is not the URL of a port", "for example http://relay-0:8080")
+	case e.FounderPeer() == "":
+		p.Add("embedded.founder.url", fmt.Sprintf("has the host %s, which is in no entry of embedded.peers", u.Hostname()), "use the host of the founder in embedded.peers")
+	}
+}
+
+// FounderAddr returns host and port of the founder's URL.
+func (e Embedded) FounderAddr() string {
+	u, err := url.Parse(e.Founder.URL)
+	if err != nil {
+		return ""
+	}
+	port := u.Port()
+	if port == "" {
+		port = u.Scheme // a name that net.Dial knows
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// FounderPeer returns the entry of Peers with the host of the founder, or an empty text.
+func (e Embedded) FounderPeer() string {
+	u, err := url.Parse(e.Founder.URL)
+	if err != nil {
+		return ""
+	}
+	for _, peer := range e.Peers {
+		if host, _, err := net.SplitHostPort(peer); err == nil && strings.EqualFold(host, u.Hostname()) {
+			return peer
+		}
+	}
+	return ""
+}
+
 // checkEmbedded returns the problems of the embedded cluster.
 func (j JetStream) checkEmbedded() error {
 	var p Invalids
@@ -595,6 +650,7 @@ func (j JetStream) checkEmbedded() error {
 	case n > 2 && j.Replicas == 2:
 		p.Add("replicas", "2 does not accept events while one of the two is unavailable", "use 3")
 	}
+	e.checkFounder(&p)
 	if len(e.Peers) > 1 {
 		checkListen(&p, "embedded.listen", e.Listen)
 		if n := len(e.Secret); n < MinProof {

@@ -239,6 +239,14 @@ func (f *fleet) calm(t *testing.T) {
 	}
 }
 
+// logPassed tells why a request was last handed to the next relay.
+func (f *fleet) logPassed(t *testing.T) {
+	t.Helper()
+	if err := f.passed.Load(); err != nil {
+		t.Errorf("one relay: %v", *err)
+	}
+}
+
 // TestCluster breaks a fleet of three relays on a cluster of three servers in
 // every way that one of them can break, while each webhook is posted to two of
 // the relays at the same moment. No post is refused, nothing acknowledged is
@@ -296,7 +304,7 @@ func TestCluster(t *testing.T) {
 			}
 		}},
 	}
-	trial := newTrial(f, tableCluster, pick(8*time.Second, 5*time.Second))
+	trial := newTrial(f, tableCluster, f.cluster.whole, f.storedOnce(pick(8*time.Second, 5*time.Second)))
 	for _, fault := range faults {
 		trial.run(t, fault)
 	}
@@ -305,17 +313,24 @@ func TestCluster(t *testing.T) {
 
 // fault is what happens to a fleet under load.
 type fault struct {
-	name  string
-	loose bool // the exception of the order: what a relay keeps that is cut off, alone or with a server
-	rest  bool // happens while nothing is posted and nothing is pending
-	bring func(t *testing.T)
+	name string
+	// loose: the documented exception to the order of a key. A relay that is cut off when the
+	// cluster takes events again has events in its spill that the others cannot know of: they
+	// store the next event of the key first.
+	loose     bool
+	everybody bool // no relay is left to accept events
+	rest      bool // happens while nothing is posted and nothing is pending
+	bring     func(t *testing.T)
 }
 
 // trial brings one fault after another upon a fleet.
 type trial struct {
 	*fleet
-	table string        // of the figures
-	wait  time.Duration // longest time that a post may take
+	table string             // of the figures
+	whole func(t *testing.T) // waits for the cluster after a fault
+	// examine looks at what all faults have left, and at the longest wait of a post, after a
+	// fault that leaves a relay.
+	examine func(t *testing.T, acked map[string]bool, wait time.Duration)
 
 	base   int             // of the profiles of the next fault
 	loose  []int           // profiles whose order does not hold
@@ -323,8 +338,25 @@ type trial struct {
 	acked  map[string]bool // by all faults
 }
 
-func newTrial(f *fleet, table string, wait time.Duration) *trial {
-	return &trial{fleet: f, table: table, wait: wait, acked: map[string]bool{}}
+func newTrial(f *fleet, table string, whole func(*testing.T), examine func(t *testing.T, acked map[string]bool, wait time.Duration)) *trial {
+	return &trial{fleet: f, table: table, whole: whole, examine: examine, acked: map[string]bool{}}
+}
+
+// storedOnce examines a fleet on a cluster of servers: no post takes longer than a time, and
+// nothing is stored twice.
+func (f *fleet) storedOnce(longest time.Duration) func(*testing.T, map[string]bool, time.Duration) {
+	return func(t *testing.T, _ map[string]bool, wait time.Duration) {
+		t.Helper()
+		if wait > longest {
+			t.Errorf("a post waited %v", wait)
+			f.logPassed(t)
+		}
+		for id, n := range f.stored(t) {
+			if n > 1 {
+				t.Errorf("%s is stored %d times", id, n)
+			}
+		}
+	}
 }
 
 // run brings a fault while each webhook is posted twice, and holds what has arrived against
@@ -340,27 +372,20 @@ func (r *trial) run(t *testing.T, fault fault) {
 		for id := range l.acked {
 			r.acked[id] = true
 		}
-		if l.posted != len(l.acked) {
+		if l.posted != len(l.acked) && !fault.everybody {
 			t.Errorf("%d of %d posts were refused", l.posted-len(l.acked), l.posted)
+			r.logPassed(t)
 		}
 		var wait time.Duration
 		for _, a := range l.times {
 			wait = max(wait, a.took)
 		}
-		if wait > r.wait {
-			t.Errorf("a post waited %v", wait)
-			if err := r.passed.Load(); err != nil {
-				t.Errorf("one relay: %v", *err)
-			}
-		}
 		nats, kafka := r.arrived(t, r.acked)
 		atNATS, atKafka := check(t, "JetStream", r.acked, nats, true, r.loose...), check(t, "Kafka", r.acked, kafka, false, r.loose...)
 		repeated := [2]int{atNATS.repeated - r.before[0], atKafka.repeated - r.before[1]}
 		r.before = [2]int{atNATS.repeated, atKafka.repeated}
-		for id, n := range r.stored(t) {
-			if n > 1 {
-				t.Errorf("%s is stored %d times", id, n)
-			}
+		if !fault.everybody {
+			r.examine(t, r.acked, wait)
 		}
 		results.Add(t, r.table, fmt.Sprintf("| %s | %d | %d | %d | %d / %d | %s | %s | %s / %s |", fault.name, l.posted, len(l.acked), atNATS.lost+atKafka.lost,
 			repeated[0], repeated[1], ms(wait), ms(quantile(l.between(time.Time{}, time.Now()), 0.99)), ms(way(nats, base)), ms(way(kafka, base))))
@@ -389,7 +414,7 @@ func (r *trial) post(t *testing.T, fault fault, base int) *load {
 	}
 	l.more(t, 100)
 	l.stop()
-	r.cluster.whole(t)
+	r.whole(t)
 	r.calm(t)
 	if fault.rest {
 		l.add(before)

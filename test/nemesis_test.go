@@ -117,7 +117,7 @@ func TestNemesis(t *testing.T) {
 			f.jump(t, js, 25*time.Hour+50*time.Minute, pause)
 		}})
 	}
-	trial := newTrial(f, tableNemesis, 10*time.Second)
+	trial := newTrial(f, tableNemesis, f.cluster.whole, f.storedOnce(10*time.Second))
 	for _, fault := range faults {
 		before := trial.before
 		trial.run(t, fault)

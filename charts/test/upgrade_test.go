@@ -257,7 +257,7 @@ func TestConfigMapOfHotReload(t *testing.T) {
 // changed claim template after the other objects are changed. The chart refuses both before
 // an object is changed.
 func TestUpgradesThatAreRefused(t *testing.T) {
-	local := map[string]any{}
+	local, embedded := map[string]any{}, map[string]any{"replicaCount": 3}
 	cluster := map[string]any{"config": map[string]any{"journal": map[string]any{"engine": "jetstream", "jetstream": map[string]any{"url": "nats://nats:4222"}}}}
 	deployment := map[string]any{"config": cluster["config"], "spill": map[string]any{"persistence": map[string]any{"enabled": false}}}
 	for _, c := range []struct {
@@ -269,6 +269,15 @@ func TestUpgradesThatAreRefused(t *testing.T) {
 		{"local to jetstream", local, cluster, "config.journal asks for the engine jetstream with NATS servers, and the pods of this release use the engine local"},
 		{"jetstream to local", cluster, local, "config.journal asks for the engine local, and the pods of this release use the engine jetstream with NATS servers"},
 		{"a Deployment to local", deployment, local, "config.journal asks for the engine local, and the pods of this release use the engine jetstream with NATS servers"},
+		{"one pod to an embedded cluster", local, embedded, ""},
+		{"one pod to an embedded cluster, with the engine", local, sets(t)["embedded"], ""},
+		{"an embedded cluster to one pod", embedded, local, "config.journal asks for the engine local, and the pods of this release use the engine jetstream with an embedded cluster"},
+		{"an embedded cluster to NATS servers", embedded, cluster, "config.journal asks for the engine jetstream with NATS servers, and the pods of this release use the engine jetstream with an embedded cluster"},
+		{"NATS servers to an embedded cluster", cluster, embedded, "config.journal asks for the engine jetstream with an embedded cluster, and the pods of this release use the engine jetstream with NATS servers"},
+		{"an embedded cluster of two", local, map[string]any{"replicaCount": 2}, "replicaCount is 2, and the embedded cluster accepts events while more than half of its pods are available"},
+		{"one pod with a claim of its own", map[string]any{"persistence": map[string]any{"existingClaim": "mine"}, "config": map[string]any{"journal": map[string]any{"max_bytes": "1GiB"}}}, map[string]any{"replicaCount": 3, "persistence": map[string]any{"existingClaim": "mine"}}, "persistence.existingClaim is one claim"},
+		{"one pod with a ConfigMap of its own", local, map[string]any{"replicaCount": 3, "existingConfigMap": "mine"}, "existingConfigMap is set"},
+		{"a size on the way to a cluster", local, map[string]any{"replicaCount": 3, "persistence": map[string]any{"size": "30Gi"}}, "persistence.size is 30Gi, and the volumes of this release have 20Gi"},
 		{"a size in another unit", local, map[string]any{"persistence": map[string]any{"size": "20480Mi"}}, ""},
 		{"another size", local, map[string]any{"persistence": map[string]any{"size": "30Gi"}}, "persistence.size is 30Gi, and the volumes of this release have 20Gi"},
 		{"another size of the spill", cluster, map[string]any{"config": cluster["config"], "spill": map[string]any{"persistence": map[string]any{"size": "9Gi"}}}, "spill.persistence.size is 9Gi, and the volumes of this release have 2Gi"},
@@ -331,19 +340,27 @@ func TestValidationHook(t *testing.T) {
 	}
 }
 
-// A StatefulSet with the claim template of an embedded cluster has another engine than local and
-// than jetstream with NATS servers.
-func TestUpgradesFromAnEmbeddedCluster(t *testing.T) {
+// A release with one pod becomes an embedded cluster: Kubernetes accepts the new StatefulSet, and
+// the pods know which of them has the journal.
+func TestOnePodBecomesACluster(t *testing.T) {
 	k := newCluster()
 	k.upgrade(t, map[string]any{})
-	set, ok := k.objects["StatefulSet/postwire"].(*appsv1.StatefulSet)
-	if !ok {
-		t.Fatal("there is no StatefulSet")
+	before, _ := k.objects["StatefulSet/postwire"].(*appsv1.StatefulSet)
+	config := k.upgrade(t, map[string]any{"replicaCount": 3})
+	after, _ := k.objects["StatefulSet/postwire"].(*appsv1.StatefulSet)
+	if *before.Spec.Replicas != 1 || *after.Spec.Replicas != 3 {
+		t.Errorf("%d pods become %d", *before.Spec.Replicas, *after.Spec.Replicas)
 	}
-	set.Spec.VolumeClaimTemplates[0].Name = "cluster"
-	for _, name := range []string{"minimal", "jetstream"} {
-		if _, err := k.render(t, sets(t)[name]); err == nil || !strings.Contains(err.Error(), "the pods of this release use the engine jetstream with an embedded cluster") {
-			t.Errorf("an upgrade with the values %s: %v", name, err)
+	// What Kubernetes lets nobody change.
+	fixed := func(s *appsv1.StatefulSet) appsv1.StatefulSetSpec {
+		return appsv1.StatefulSetSpec{Selector: s.Spec.Selector, ServiceName: s.Spec.ServiceName, PodManagementPolicy: s.Spec.PodManagementPolicy, VolumeClaimTemplates: s.Spec.VolumeClaimTemplates}
+	}
+	if diff := cmp.Diff(fixed(before), fixed(after)); diff != "" {
+		t.Errorf("Kubernetes refuses the upgrade (- one pod, + cluster):\n%s", diff)
+	}
+	for _, want := range []string{"engine: jetstream", "dir: /var/lib/postwire/journal", "relay: postwire-0", "url: http://postwire-0.postwire-admin:8080", "- postwire-0.postwire-admin:6222", "- postwire-2.postwire-admin:6222"} {
+		if !strings.Contains(config.Data["postwire.yaml"], want) {
+			t.Errorf("the configuration has no %q:\n%s", want, config.Data["postwire.yaml"])
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -35,6 +37,10 @@ func serveCommand() *cobra.Command {
 				}
 			}
 			a, err := app.New(cmd.Context(), plan, log)
+			if errors.Is(err, context.Canceled) && cmd.Context().Err() != nil {
+				log.Info("stopped before the journal was open")
+				return nil
+			}
 			if err != nil {
 				return err
 			}

@@ -131,6 +131,9 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	if cluster != nil {
 		a.cleanup = append(a.cleanup, cluster.Close)
 	}
+	if err := a.found(ctx, p, name, cluster, log.Named("cluster")); err != nil {
+		return nil, err
+	}
 	a.journal, err = openJournal(ctx, p, name, cluster, metrics, log.Named("journal"))
 	if err != nil {
 		return nil, err
@@ -183,8 +186,10 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.ingressListener, err = a.listen("server.listen", p.Config.Server.Listen); err != nil {
-		return nil, err
+	if a.ingressListener == nil {
+		if a.ingressListener, err = a.listen("server.listen", p.Config.Server.Listen); err != nil {
+			return nil, err
+		}
 	}
 
 	// The admin port.
@@ -214,8 +219,10 @@ func New(ctx context.Context, p *Plan, log *Log) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {
-		return nil, err
+	if a.adminListener == nil {
+		if a.adminListener, err = a.listen("admin.listen", p.Config.Admin.Listen); err != nil {
+			return nil, err
+		}
 	}
 	if p.inherited != nil {
 		return a, p.inherited.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -57,10 +58,34 @@ func startCluster(c *config.Config, name string, log *zap.Logger) (*embedded.Ser
 	if c.Journal.Engine != engineJetStream || !e.Enabled() {
 		return nil, nil //nolint:nilnil // most relays have no embedded cluster
 	}
-	return embedded.Start(embedded.Options{
+	opts := serverOptions(c, name, log)
+	alone, err := wasAlone(c, name)
+	if err != nil {
+		return nil, err
+	}
+	if alone { // a cluster would delete the journal
+		opts.Dir = filepath.Join(e.Dir, "clustered")
+	}
+	return embedded.Start(opts)
+}
+
+func serverOptions(c *config.Config, name string, log *zap.Logger) embedded.Options {
+	e := c.Journal.JetStream.Embedded
+	return embedded.Options{
 		Name: name, Cluster: e.Cluster, Peers: e.Peers, Listen: e.Listen, Dir: e.Dir, Stream: c.Journal.JetStream.Stream,
 		Secret: e.Secret, TLS: e.TLS, MaxBytes: uint64(c.Journal.MaxBytes), Log: log,
-	})
+	}
+}
+
+// wasAlone reports whether this relay is the founder of a cluster, and its folder has the
+// journal of the time when it was alone.
+func wasAlone(c *config.Config, name string) (bool, error) {
+	e := c.Journal.JetStream.Embedded
+	if len(e.Peers) == 1 || e.Founder.Relay != name {
+		return false, nil
+	}
+	store, err := embedded.Inspect(e.Dir)
+	return store == embedded.Alone || store == embedded.LeftAlone, err
 }
 
 // openJournal opens the journal of the configured engine. Cluster is nil without an embedded
@@ -99,6 +124,7 @@ func openJournal(ctx context.Context, p *Plan, name string, cluster *embedded.Se
 	opts.Discarded = discards
 	if cluster != nil {
 		opts.Server, opts.Login = cluster, cluster.Login()
+		opts.Disk = &jetstream.Disk{Dir: c.JetStream.Embedded.Dir, MinFree: uint64(c.MinFreeBytes)}
 	}
 	return jetstream.Open(ctx, opts)
 }

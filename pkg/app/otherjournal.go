@@ -81,8 +81,8 @@ func checkFolder(ctx context.Context, p *Plan) error {
 // can only be read by the cluster.
 func checkStore(p *Plan) error {
 	dir := p.Config.Journal.JetStream.Embedded.Dir
-	store, err := embedded.Exists(dir)
-	if err != nil || !store {
+	store, err := embedded.Inspect(dir)
+	if err != nil || store == embedded.NoStore || store == embedded.NewStore {
 		return err
 	}
 	return p.wrongEngine(fmt.Sprintf("is %s, and the folder %s is the store of an embedded cluster, whose stream may have undelivered events", engineLocal, dir),

@@ -2,12 +2,9 @@
 {{- define "postwire.checks" -}}
 {{- $wrong := list }}
 {{- $v := .Values }}
-{{- $jetstream := eq $v.config.journal.engine "jetstream" }}
+{{- $jetstream := eq (include "postwire.engine" .) "jetstream" }}
 {{- $autoscaled := include "postwire.autoscaled" . }}
 
-{{- if and (not $jetstream) (gt (int (include "postwire.replicas" .)) 1) }}
-  {{- $wrong = append $wrong (printf "replicaCount is %v, and the local engine keeps its events in one folder of one pod: use 1, or config.journal.engine jetstream" $v.replicaCount) }}
-{{- end }}
 {{- if and (not $jetstream) $autoscaled }}
   {{- $wrong = append $wrong "autoscaling is enabled, and the local engine has one pod: disable autoscaling, or use config.journal.engine jetstream" }}
 {{- end }}

@@ -1,16 +1,17 @@
 {{/* The embedded cluster: the jetstream engine without the address of NATS servers. Every pod runs a server of the cluster. */}}
 {{- define "postwire.embedded" -}}
 {{- $journal := .Values.config.journal }}
-{{- if and (eq $journal.engine "jetstream") (not .Values.nats.enabled) (not (dig "jetstream" "url" "" $journal)) }}true{{ end }}
+{{- if and (eq (include "postwire.engine" .) "jetstream") (not .Values.nats.enabled) (not (dig "jetstream" "url" "" $journal)) }}true{{ end }}
 {{- end }}
 
 {{- define "postwire.clusterPort" -}}
 {{- regexFind "[0-9]+$" (dig "jetstream" "embedded" "listen" ":6222" .Values.config.journal) }}
 {{- end }}
 
-{{/* The volume that the claims of the StatefulSet describe: persistence where the pods hold the journal, spill.persistence where NATS servers do. */}}
+{{/* The volume that the claims of the StatefulSet describe: persistence where the pods hold the journal, spill.persistence where NATS servers do.
+Kubernetes refuses to rename a claim, so one pod and an embedded cluster have claims of one name: one pod can become a cluster. */}}
 {{- define "postwire.claim" -}}
-{{- if include "postwire.embedded" . }}cluster{{ else if eq .Values.config.journal.engine "jetstream" }}spill{{ else }}data{{ end }}
+{{- if and (eq (include "postwire.engine" .) "jetstream") (not (include "postwire.embedded" .)) }}spill{{ else }}data{{ end }}
 {{- end }}
 
 {{/* The addresses of all pods: names of the headless Service, which has the pods that are not ready, too. */}}
@@ -37,6 +38,11 @@
 {{- $embedded := default dict $journal.jetstream.embedded }}
 {{- if not (hasKey $embedded "peers") }}
   {{- $_ := set $embedded "peers" (include "postwire.peers" $root | fromYamlArray) }}
+  {{- if not (hasKey $embedded "founder") }}
+    {{- /* The pod of a release with one pod: it has the journal. */}}
+    {{- $name := include "postwire.fullname" $root }}
+    {{- $_ := set $embedded "founder" (dict "relay" (printf "%s-0" $name) "url" (printf "%s://%s-0.%s-admin:%s" (include "postwire.scheme" $root) $name $name (include "postwire.port" $root))) }}
+  {{- end }}
 {{- end }}
 {{- if not (hasKey $embedded "dir") }}
   {{- $_ := set $embedded "dir" "/var/lib/postwire/cluster" }}
@@ -67,7 +73,10 @@
     {{- $wrong = append $wrong (printf "spill.persistence.enabled is false, which creates a Deployment, and the pods of the embedded cluster need names and volumes that stay: use true, %s" $external) }}
   {{- end }}
   {{- if lt $replicas 3 }}
-    {{- $wrong = append $wrong (printf "replicaCount is %d, and the embedded cluster accepts events while more than half of its pods are available: use 3 or more, or config.journal.engine local for one pod" $replicas) }}
+    {{- $wrong = append $wrong (printf "replicaCount is %d, and the embedded cluster accepts events while more than half of its pods are available: use 3 or more, or 1 with config.journal.engine local" $replicas) }}
+  {{- end }}
+  {{- if and $v.existingConfigMap (ne $v.config.journal.engine "jetstream") }}
+    {{- $wrong = append $wrong "existingConfigMap is set, so the chart cannot add the embedded cluster to the configuration: describe the cluster in the ConfigMap, and set config.journal.engine to jetstream" }}
   {{- end }}
   {{- if $v.persistence.existingClaim }}
     {{- $wrong = append $wrong "persistence.existingClaim is one claim, and every pod of the embedded cluster needs a volume of its own: remove it" }}

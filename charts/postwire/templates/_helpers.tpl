@@ -126,6 +126,7 @@ annotations:
   {{- $_ := set $spill "dir" "/var/lib/postwire/spill" }}
 {{- end }}
 {{- $_ := set $journal "spill" $spill }}
+{{- $_ := set $journal "engine" (include "postwire.engine" .) }}
 {{- if eq $journal.engine "jetstream" }}
   {{- $cluster := default dict $journal.jetstream }}
   {{- if and .Values.nats.enabled (not $cluster.url) }}
@@ -245,7 +246,7 @@ tlsConfig:
 
 {{/* The kind of the workload: for local a StatefulSet with one pod; for jetstream a StatefulSet with an embedded cluster or persistent spills, otherwise a Deployment. */}}
 {{- define "postwire.kind" -}}
-{{- if and (eq .Values.config.journal.engine "jetstream") (not .Values.spill.persistence.enabled) (not (include "postwire.embedded" .)) }}Deployment{{ else }}StatefulSet{{ end }}
+{{- if and (eq (include "postwire.engine" .) "jetstream") (not .Values.spill.persistence.enabled) (not (include "postwire.embedded" .)) }}Deployment{{ else }}StatefulSet{{ end }}
 {{- end }}
 
 {{- define "postwire.replicas" -}}
@@ -254,6 +255,11 @@ tlsConfig:
 {{- else }}
 {{- int .Values.replicaCount }}
 {{- end }}
+{{- end }}
+
+{{/* The engine: local is for one pod, and several pods have the jetstream engine. */}}
+{{- define "postwire.engine" -}}
+{{- if gt (int (include "postwire.replicas" .)) 1 }}jetstream{{ else }}{{ .Values.config.journal.engine }}{{ end }}
 {{- end }}
 
 {{- define "postwire.autoscaled" -}}

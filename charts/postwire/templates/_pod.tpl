@@ -137,7 +137,7 @@ spec:
   topologySpreadConstraints:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- else if eq .config.journal.engine "jetstream" }}
+  {{- else if eq (include "postwire.engine" $root) "jetstream" }}
   topologySpreadConstraints:
     {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
     - topologyKey: {{ . }}

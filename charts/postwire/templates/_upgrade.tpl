@@ -30,32 +30,41 @@ deletes it in the next upgrade, because it is not rendered then.
 {{- toYaml $earlier }}
 {{- end }}
 
-{{/* The errors of an upgrade that would change the engine, or a claim template, which Kubernetes refuses to change; as a list. The name of the
-claim template tells the engine: data is of local, spill of jetstream with NATS servers, cluster of jetstream without. */}}
+{{/* The engine of the running pods: data, spill or cluster; empty without a release. Only the pods of an embedded cluster have a port of this name. */}}
+{{- define "postwire.runs" -}}
+{{- $name := include "postwire.fullname" . }}
+{{- $namespace := include "postwire.namespace" . }}
+{{- $runs := "" }}
+{{- $set := lookup "apps/v1" "StatefulSet" $namespace $name }}
+{{- if $set }}
+  {{- $runs = "data" }}
+  {{- range $set.spec.volumeClaimTemplates }}{{ if eq .metadata.name "spill" }}{{ $runs = "spill" }}{{ end }}{{ end }}
+  {{- range $set.spec.template.spec.containers }}{{ range .ports }}{{ if eq .name "cluster" }}{{ $runs = "cluster" }}{{ end }}{{ end }}{{ end }}
+{{- else if lookup "apps/v1" "Deployment" $namespace $name }}
+  {{- $runs = "spill" }}
+{{- end }}
+{{- $runs }}
+{{- end }}
+
+{{/* The errors of an upgrade that would change the engine, or a claim template, which Kubernetes refuses to change; as a list. */}}
 {{- define "postwire.upgradeErrors" -}}
 {{- $wrong := list }}
 {{- $name := include "postwire.fullname" . }}
 {{- $namespace := include "postwire.namespace" . }}
 {{- $journal := .Values.config.journal }}
 {{- $engines := dict "data" "local" "spill" "jetstream with NATS servers" "cluster" "jetstream with an embedded cluster" }}
-{{- $claim := "data" }}
-{{- if eq $journal.engine "jetstream" }}
-  {{- $claim = ternary "spill" "cluster" (or .Values.nats.enabled (ne "" (dig "jetstream" "url" "" $journal))) }}
-{{- end }}
-{{- $running := "" }}
+{{- $claim := include "postwire.claim" . }}
+{{- $wanted := ternary "cluster" $claim (eq (include "postwire.embedded" .) "true") }}
+{{- $running := include "postwire.runs" . }}
 {{- $set := lookup "apps/v1" "StatefulSet" $namespace $name }}
-{{- if $set }}
-  {{- $running = "data" }}
-  {{- range $set.spec.volumeClaimTemplates }}{{ if hasKey $engines .metadata.name }}{{ $running = .metadata.name }}{{ end }}{{ end }}
-{{- else if lookup "apps/v1" "Deployment" $namespace $name }}
-  {{- $running = "spill" }}
-{{- end }}
-{{- if and $running (ne $running $claim) }}
-  {{- $wrong = append $wrong (printf "config.journal asks for the engine %s, and the pods of this release use the engine %s, whose journal may hold undelivered events: keep the engine, or install a second release with the other engine, as \"Topologies\" in the README of the chart describes" (get $engines $claim) (get $engines $running)) }}
+{{- /* One pod becomes an embedded cluster: the pod carries its journal into the cluster. */}}
+{{- $grows := and (eq $running "data") (eq $wanted "cluster") }}
+{{- if and $running (ne $running $wanted) (not $grows) }}
+  {{- $wrong = append $wrong (printf "config.journal asks for the engine %s, and the pods of this release use the engine %s, whose journal may hold undelivered events: keep the engine, or install a second release with the other engine, as \"Topologies\" in the README of the chart describes" (get $engines $wanted) (get $engines $running)) }}
 {{- end }}
 {{- $volume := ternary .Values.spill.persistence .Values.persistence (eq $claim "spill") }}
 {{- $key := ternary "spill.persistence.size" "persistence.size" (eq $claim "spill") }}
-{{- if and $set (eq $running $claim) $volume.enabled (not $volume.existingClaim) }}
+{{- if and $set (or $grows (eq $running $wanted)) $volume.enabled (not $volume.existingClaim) }}
   {{- range $set.spec.volumeClaimTemplates }}
     {{- $size := .spec.resources.requests.storage }}
     {{- if and (eq .metadata.name $claim) (ne (include "postwire.quantity" $size) (include "postwire.quantity" $volume.size)) }}

@@ -51,6 +51,7 @@ type Options struct {
 	// or before the append fails without a spill. 0 is three seconds.
 	Hold  time.Duration
 	Spill *Spill
+	Disk  *Disk // disk of Server; nil watches no disk
 
 	Log   *zap.Logger      // nil logs nothing
 	Clock func() time.Time // nil is time.Now; a process whose clock differs from most others by more than an hour is not ready and owns nothing
@@ -83,6 +84,7 @@ type Journal struct {
 	accepted   atomic.Int64  // newest assigned acceptance time, nanoseconds since 1970
 	tokens     atomic.Uint64 // distinguishes appends of this process from those of other processes
 	trimmed    atomic.Uint64
+	free       atomic.Pointer[uint64] // free bytes of opts.Disk at the last poll; nil is unknown
 	repeats    repeats
 	shares     shares
 
@@ -461,6 +463,7 @@ func (j *Journal) onPoll(err error) {
 func (j *Journal) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
+	j.readDisk()
 	s, err := j.readState(ctx)
 	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, errRemade) {
 		j.mu.Lock()
@@ -555,7 +558,7 @@ func (j *Journal) check() error {
 	case j.opts.MaxBytes > 0 && j.state.bytes >= j.opts.MaxBytes:
 		return fmt.Errorf("%w: the stream takes %d bytes, journal.max_bytes is %d", journal.ErrFull, j.state.bytes, j.opts.MaxBytes)
 	}
-	return nil
+	return j.checkDisk()
 }
 
 // checkRoom is check for an append. In a stream that has just become full, checkRoom waits
@@ -603,6 +606,7 @@ func (j *Journal) Usage() journal.Usage {
 	if j.spill != nil {
 		u.Spilled, u.SpilledSince = j.spill.depth()
 	}
+	j.diskUsage(&u)
 	return u
 }
 

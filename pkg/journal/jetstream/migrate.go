@@ -109,7 +109,7 @@ func (j *Journal) retryUntil(ctx context.Context, do func(context.Context) error
 
 // where describes the journal for users.
 func (j *Journal) where() string {
-	return fmt.Sprintf("the stream %s at %s", j.opts.Stream, j.opts.URL)
+	return fmt.Sprintf("the stream %s at %s", j.opts.Stream, j.address())
 }
 
 // idle refuses a stream that a relay uses: an owner of a cursor renews its lease.
@@ -132,6 +132,31 @@ func (j *Journal) idle(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// Migration returns the state of the migration that filled the stream, nil if there was none,
+// and whether the stream is complete: it exists, and is not the target of an unfinished
+// migration. Migration asks once and changes nothing.
+func Migration(ctx context.Context, opts Options) (state []byte, complete bool, err error) {
+	j, err := attach(ctx, opts)
+	if err != nil {
+		return nil, false, fmt.Errorf("journal: %w", err)
+	}
+	defer func() { err = errors.Join(err, j.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s, err := j.js.Stream(ctx, opts.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("journal: %s: %w", j.where(), err)
+	}
+	e, err := j.entry(ctx, j.names.carried())
+	if err = ignoreMissing(err); err != nil {
+		return nil, false, fmt.Errorf("journal: %s: %w", j.where(), err)
+	}
+	return e.value, s.CachedInfo().Config.Metadata[unfinishedKey] == "", nil
 }
 
 // source implements transfer.Source.

@@ -73,6 +73,9 @@ func (j *Journal) configureStream(ctx context.Context) error {
 		created := want
 		created.Metadata = maps.Clone(want.Metadata)
 		created.Metadata[idKey] = uuid.NewString()
+		if j.opts.filling { // no relay uses the stream between its creation and the first page
+			created.Metadata[unfinishedKey] = "1"
+		}
 		s, err = j.js.CreateStream(ctx, created)
 		if err == nil {
 			j.log.Info("the stream was created", zap.String("stream", want.Name), zap.Int("replicas", want.Replicas))

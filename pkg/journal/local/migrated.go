@@ -39,6 +39,20 @@ func removeMigrated(opts Options) error {
 	return syncDir(opts.FS, opts.Dir)
 }
 
+// Migrated reports whether opts.Dir has a journal that was migrated completely and has not been
+// opened for writing since.
+func Migrated(opts Options) (bool, error) {
+	opts = opts.withDefaults()
+	_, err := opts.FS.Stat(opts.FS.PathJoin(opts.Dir, migratedFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("journal %s: %w", opts.Dir, err)
+	}
+	return true, nil
+}
+
 // Exists reports whether opts.Dir has a journal.
 func Exists(opts Options) (bool, error) {
 	opts = opts.withDefaults()

@@ -65,6 +65,7 @@ type Server struct {
 	log    *zap.Logger
 	server *server.Server
 	lock   io.Closer
+	marker marker // changed by SetCarried
 	login  natsclient.Login
 
 	system, journal *nats.Conn // connections of the two accounts
@@ -93,7 +94,7 @@ func Start(opts Options) (_ *Server, err error) {
 		opts.Log = zap.NewNop()
 	}
 	s := &Server{opts: opts, log: opts.Log}
-	if s.lock, err = claim(opts); err != nil {
+	if s.lock, s.marker, err = claim(opts); err != nil {
 		return nil, fmt.Errorf("embedded cluster: %w", err)
 	}
 	defer func() {
@@ -242,6 +243,31 @@ func (s *Server) InProcessConn() (net.Conn, error) { return s.server.InProcessCo
 // Login returns the login of the journal.
 func (s *Server) Login() natsclient.Login { return s.login }
 
+// Carried reports whether SetCarried was called on the store, also before a restart. A single
+// relay has its journal.
+func (s *Server) Carried() bool { return s.marker.Carried || !s.marker.Clustered }
+
+// SetCarried records durably that the cluster has the complete journal: from then on the
+// relay uses the journal whenever it starts. SetCarried is not called concurrently with
+// Carried.
+func (s *Server) SetCarried() error {
+	s.marker.Carried = true
+	if err := writeMarker(s.opts.Dir, s.marker); err != nil {
+		return fmt.Errorf("embedded cluster: recording that the cluster has the journal: %w", err)
+	}
+	return nil
+}
+
+// HasLeader reports whether the server knows a leader of the cluster. Servers with empty
+// disks have none before all of them run.
+func (s *Server) HasLeader() (bool, error) {
+	info, err := s.server.Jsz(nil)
+	if err != nil {
+		return false, fmt.Errorf("embedded cluster: %w", err)
+	}
+	return info.Meta != nil && info.Meta.Leader != "", nil
+}
+
 // Close hands the leaderships of this server to its peers, and stops the server. The
 // journal must be closed before. A second call does nothing.
 func (s *Server) Close() error {
@@ -305,16 +331,17 @@ func (s *Server) handOver() {
 }
 
 // claim locks the store, and checks or writes its marker.
-func claim(o Options) (io.Closer, error) {
+func claim(o Options) (io.Closer, marker, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, err
+		return nil, marker{}, err
 	}
 	lock, err := vfs.Default.Lock(filepath.Join(o.Dir, "LOCK"))
 	if err != nil {
-		return nil, fmt.Errorf("the folder %s is in use by another process: %w", o.Dir, err)
+		return nil, marker{}, fmt.Errorf("the folder %s is in use by another process: %w", o.Dir, err)
 	}
-	if err := checkMarker(o); err != nil {
-		return nil, errors.Join(err, lock.Close())
+	m, err := checkMarker(o)
+	if err != nil {
+		return nil, marker{}, errors.Join(err, lock.Close())
 	}
-	return lock, nil
+	return lock, m, nil
 }

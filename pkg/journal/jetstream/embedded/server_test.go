@@ -375,11 +375,16 @@ func TestStoresOfOthersAreRefused(t *testing.T) {
 	}
 	alone := written(func(*embedded.Options) {})
 	alone.Peers = alone.Peers[:1]
+	left := relays(t, 1)[0]
+	if s, err := embedded.Start(left); err != nil || s.Close() != nil || embedded.Leave(left.Dir) != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		opts embedded.Options
 		want string
 	}{
 		"single relay":       {written(func(o *embedded.Options) { o.Peers = o.Peers[:1] }), "written by a single relay without a cluster"},
+		"carried":            {left, "was carried into a cluster"},
 		"cluster":            {alone, "cannot be used without the cluster"},
 		"another relay":      {written(func(o *embedded.Options) { o.Name = "relay-7" }), "belongs to the relay relay-7"},
 		"another cluster":    {written(func(o *embedded.Options) { o.Cluster = "other" }), "belongs to the cluster other"},
@@ -393,6 +398,38 @@ func TestStoresOfOthersAreRefused(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
+}
+
+// A store says over restarts whether the relay has used the journal of the cluster.
+func TestTheStoreRemembersTheJournal(t *testing.T) {
+	alone, o := relays(t, 1)[0], relays(t, 3)[0]
+	inspect := func(o embedded.Options, want embedded.Store) {
+		t.Helper()
+		if got, err := embedded.Inspect(o.Dir); err != nil || got != want {
+			t.Errorf("the store is %d, %v; want %d", got, err, want)
+		}
+	}
+	inspect(o, embedded.NoStore)
+	s := start(t, o)
+	if s.Carried() {
+		t.Error("a new store has a journal")
+	}
+	inspect(o, embedded.NewStore)
+	if err := s.SetCarried(); err != nil || s.Close() != nil {
+		t.Fatal(err)
+	}
+	inspect(o, embedded.InUse)
+	if s = start(t, o); !s.Carried() {
+		t.Error("the store has forgotten its journal")
+	}
+	if s := start(t, alone); !s.Carried() || s.Close() != nil {
+		t.Error("a single relay waits for a journal")
+	}
+	inspect(alone, embedded.Alone)
+	if err := embedded.Leave(alone.Dir); err != nil {
+		t.Fatal(err)
+	}
+	inspect(alone, embedded.LeftAlone)
 }
 
 func TestAFolderBelongsToOneProcess(t *testing.T) {
