@@ -43,7 +43,7 @@ func newGrowing(t *testing.T, most int, alone bool) *growing {
 // config is the configuration of a relay, in a fleet of n.
 func (g *growing) config(t *testing.T, i, n int) string {
 	t.Helper()
-	config := strings.Replace(g.change(t, "server: {", fmt.Sprintf("server: {name: relay-%d, ", i)), filepath.Dir(journalDir(g.world.config)), g.home[i], 1)
+	config := strings.Replace(g.change(t, "server: {", fmt.Sprintf("server: {name: relay-%d, ", i)), filepath.Dir(journalOf(g.world.config)), g.home[i], 1)
 	if n == 1 && !g.alone {
 		return config
 	}
@@ -53,14 +53,7 @@ func (g *growing) config(t *testing.T, i, n int) string {
 		min(n, 3), strings.Join(g.peers[:n], ", "), "127.0.0.1:"+port, filepath.Join(g.home[i], "cluster"), webhooks, filepath.Join(g.home[i], "spill")), 1)
 }
 
-// journalDir is the folder in a configuration.
-func journalDir(config string) string {
-	_, rest, _ := strings.Cut(config, `dir: "`)
-	dir, _, _ := strings.Cut(rest, `"`)
-	return dir
-}
-
-// change writes the configuration of a relay for a fleet of n.
+// resize writes the configuration of a relay for a fleet of n.
 func (g *growing) resize(t *testing.T, i, n int) {
 	t.Helper()
 	if err := os.WriteFile(g.relays[i].config, []byte(g.config(t, i, n)), 0o600); err != nil {
