@@ -95,14 +95,17 @@ func (c *cursor) bind(ctx context.Context) error {
 		return err
 	}
 	c.mu.Lock()
-	first := c.observed.removableThrough() + 1
+	passed, unused := c.observed.removableThrough(), c.observed.unused(c.j.opts.Clock())
 	c.mu.Unlock()
 	c.j.mu.Lock()
 	oldest := c.j.state.oldest
 	c.j.mu.Unlock()
-	if first < oldest && first > 1 {
-		c.j.log.Warn("events after the cursor were removed while no process had the cursor open; the cursor goes on at the oldest stored event",
-			zap.String("sink", c.name), zap.Uint64("first_gone", uint64(first)), zap.Uint64("oldest", uint64(oldest)))
+	// The oldest event is behind the position also if the cursor has passed all events before,
+	// because the stream has other messages between two events. Only an unused cursor does not
+	// hold back removal.
+	if unused && passed > 0 && passed < oldest {
+		c.j.log.Error("no relay had the sink in its configuration for an hour; the journal may have discarded events that the sink had not delivered, and the sink goes on at the oldest stored event",
+			zap.String("sink", c.name), zap.Uint64("passed", uint64(passed)), zap.Uint64("oldest", uint64(oldest)))
 	}
 	return c.touch(ctx)
 }

@@ -408,6 +408,29 @@ func TestRecordsHoldBackRemoval(t *testing.T) {
 	mustAppend(t, j, numbered(5, 6)...)
 	clock.Advance(2 * time.Hour)
 	expire(1) // the open cursor holds it back
+
+	// Loss is reported where it is possible: by the cursor that held back nothing, and not by
+	// the one that has passed all removed events.
+	reopen := func(name string) int {
+		t.Helper()
+		c, err := j.Reader(t.Context(), name, journal.Earliest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return logs.FilterMessageSnippet("may have discarded").Len()
+	}
+	if err := fast.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := reopen("sink"); n != 0 {
+		t.Errorf("the cursor that has passed all removed events reports loss: %v", logs.TakeAll())
+	}
+	if n := reopen("slow"); n != 1 {
+		t.Errorf("the cursor that was unused for hours says %v", logs.TakeAll())
+	}
 }
 
 // A position is stored although the stream has no room left, so that delivered events can be

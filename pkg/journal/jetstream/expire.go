@@ -26,6 +26,9 @@ const trimInterval = 2 * time.Second
 // open: the sink is in no configuration.
 const unusedCursorTTL = time.Hour
 
+// unused reports whether no process had the cursor open for unusedCursorTTL.
+func (r cursorRecord) unused(now time.Time) bool { return now.Sub(r.Opened) > unusedCursorTTL }
+
 // expireAll removes expired data periodically. One of the processes does the work.
 func (j *Journal) expireAll() {
 	tick := time.NewTicker(j.opts.Every)
@@ -159,13 +162,13 @@ func (j *Journal) passedByAll(ctx context.Context, last journal.Seq) (journal.Se
 	passed := last
 	unused := map[string]bool{}
 	for name, r := range records {
-		if j.opts.Clock().Sub(r.Opened) <= unusedCursorTTL {
+		if !r.unused(j.opts.Clock()) {
 			passed = min(passed, r.removableThrough())
 			continue
 		}
 		unused[name] = true
 		if !j.unused[name] {
-			j.log.Error("no relay has had the sink in its configuration for an hour; the journal no longer keeps the events that the sink has not delivered",
+			j.log.Error("no relay has had the sink in its configuration for an hour; the journal discards the events that the sink has not delivered when their retention is over",
 				zap.String("sink", name), zap.Time("opened", r.Opened), zap.Uint64("committed", uint64(r.Committed)))
 		}
 	}
