@@ -243,28 +243,35 @@ func TestTornWrite(t *testing.T) {
 // TestForgedFrame: a body that has the bytes of a frame is not read as one, where damage
 // makes the engine look for the next frame.
 func TestForgedFrame(t *testing.T) {
-	mem := vfs.NewMem()
-	o := options(t, mem, "data", newClock())
-	j := mustOpen(t, o)
 	forged := entry{seq: 1000, changes: appendChange(nil, changeSet, cursorKey("sink"), encodeCursor(1000, 0))}
 	frame := appendEntries(make([]byte, headerBytes), forged.appendTo(nil))
-	for _, salt := range []uint32{0, 1, 0xffffffff} {
-		seal(frame, salt, 1, 0)
-		e := journaltest.Event(fmt.Sprint(salt))
-		if err := e.CloudEvent.SetData("application/octet-stream", slices.Concat(noise(1, 100), frame, noise(2, 100))); err != nil {
+	// write makes a journal with the frame in its events.
+	write := func(seed int) (o Options, mem *vfs.MemFS, name string) {
+		mem = vfs.NewMem()
+		o = options(t, mem, "data", newClock())
+		j := mustOpen(t, o)
+		for _, salt := range []uint32{0, 1, 0xffffffff} {
+			seal(frame, salt, 1, 0)
+			e := journaltest.Event(fmt.Sprint(salt))
+			if err := e.CloudEvent.SetData("application/octet-stream", slices.Concat(noise(seed, 100), frame, noise(seed+1, 100))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := j.Append(t.Context(), e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		appendNoise(t, j, 7, 7, 100)
+		if err := j.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := j.Append(t.Context(), e); err != nil {
-			t.Fatal(err)
+		return o, mem, files(t, mem, logDir, segmentSuffix)[0]
+	}
+	o, mem, name := write(0)
+	for seed := 1; !bytes.Contains(contents(t, mem, name), frame[headerBytes:]); seed++ { // compression has found something in it
+		if seed == 20 {
+			t.Fatal("the frame is in no log as it is")
 		}
-	}
-	appendNoise(t, j, 7, 7, 100)
-	if err := j.Close(); err != nil {
-		t.Fatal(err)
-	}
-	name := files(t, mem, logDir, segmentSuffix)[0]
-	if !bytes.Contains(contents(t, mem, name), frame[headerBytes:]) {
-		t.Fatal("the frame is not in the log as it is")
+		o, mem, name = write(seed)
 	}
 	rewrite(t, mem, name, func(b []byte) []byte { b[headerBytes+3] ^= 1; return b })
 	done, err := Repair(t.Context(), o)
