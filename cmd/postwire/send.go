@@ -25,6 +25,7 @@ import (
 
 	"github.com/postwire/postwire/config"
 	"github.com/postwire/postwire/pkg/admin"
+	"github.com/postwire/postwire/pkg/app"
 	"github.com/postwire/postwire/pkg/source/auth"
 	"github.com/postwire/postwire/pkg/source/uploadpost"
 	"github.com/postwire/postwire/pkg/source/uploadpost/sample"
@@ -274,4 +275,28 @@ func (s *sender) post(ctx context.Context, body []byte) (short, id string, err e
 		return answer, "", fmt.Errorf("%s answered %s", s.url, resp.Status)
 	}
 	return answer, accepted.ID, nil
+}
+
+// secretOf returns the first secret of a source for which send makes samples; "" for a
+// source with auth none.
+func secretOf(path, name string) (string, error) {
+	plan, err := app.Load(path)
+	if err != nil {
+		return "", err
+	}
+	for _, s := range plan.Sources {
+		own, ok := s.Own.(uploadpost.Config)
+		switch {
+		case s.Name != name:
+		case !ok:
+			return "", fmt.Errorf("%w: --source: %s is of type %s, and the samples are of Upload-Post", errUsage, name, s.Kind)
+		case own.Auth.None:
+			return "", nil
+		case own.Auth.Signature == nil || len(own.Auth.Signature.Secrets) == 0:
+			return "", fmt.Errorf("%w: --source: %s has no secret for signatures in %s", errUsage, name, path)
+		default:
+			return own.Auth.Signature.Secrets[0].Reveal(), nil
+		}
+	}
+	return "", fmt.Errorf("%w: --source: there is no source %s in %s", errUsage, name, path)
 }

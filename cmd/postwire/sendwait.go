@@ -12,34 +12,8 @@ import (
 
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/admin"
-	"github.com/postwire/postwire/pkg/app"
 	"github.com/postwire/postwire/pkg/relay"
-	"github.com/postwire/postwire/pkg/source/uploadpost"
 )
-
-// secretOf returns the first secret of a source for which send makes samples; "" for a
-// source with auth none.
-func secretOf(path, name string) (string, error) {
-	plan, err := app.Load(path)
-	if err != nil {
-		return "", err
-	}
-	for _, s := range plan.Sources {
-		own, ok := s.Own.(uploadpost.Config)
-		switch {
-		case s.Name != name:
-		case !ok:
-			return "", fmt.Errorf("%w: --source: %s is of type %s, and the samples are of Upload-Post", errUsage, name, s.Kind)
-		case own.Auth.None:
-			return "", nil
-		case own.Auth.Signature == nil || len(own.Auth.Signature.Secrets) == 0:
-			return "", fmt.Errorf("%w: --source: %s has no secret for signatures in %s", errUsage, name, path)
-		default:
-			return own.Auth.Signature.Secrets[0].Reveal(), nil
-		}
-	}
-	return "", fmt.Errorf("%w: --source: there is no source %s in %s", errUsage, name, path)
-}
 
 // waitDelivered waits until every sink has the event, and no sink is failing: an event that
 // is a duplicate may have been delivered long ago.
