@@ -224,7 +224,7 @@ type JetStream struct {
 
 // Embedded configures the NATS server inside the relay.
 type Embedded struct {
-	Peers   []string `yaml:"peers" doc:"Addresses of all relays for the traffic of the cluster, host:port, including this relay. Every relay has an equal list. Use names that stay valid when a relay restarts. 3 relays or more: the cluster accepts events while more than half of the relays are available. 1 relay runs without a cluster. Empty disables the embedded cluster." example:"[relay-0:6222, relay-1:6222, relay-2:6222]"`
+	Peers   []string `yaml:"peers" list:"commas" doc:"Addresses of all relays for the traffic of the cluster, host:port, including this relay. Every relay has an equal list. Use names that stay valid when a relay restarts. 3 relays or more: the cluster accepts events while more than half of the relays are available. 1 relay runs without a cluster. Empty disables the embedded cluster." example:"[relay-0:6222, relay-1:6222, relay-2:6222]"`
 	Listen  string   `yaml:"listen" doc:"Listen address for the other relays, host:port."`
 	Dir     string   `yaml:"dir" doc:"Folder of the replica of this relay, on a persistent disk, created if missing. Belongs to the relay of this server.name." example:"/var/lib/postwire/cluster"`
 	Cluster string   `yaml:"cluster" doc:"Name of the cluster. Relays with another name are refused."`

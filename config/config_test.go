@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -192,6 +193,32 @@ sinks:
 	}
 	if b := c.Sinks[0]; !b.Has("safe.name") || b.Has("safe.hours") || b.Has("tls") || b.Name != "corner" || b.Path != "sinks[0]" {
 		t.Errorf("block: %+v", b)
+	}
+}
+
+// TestListWithCommas: a text of a list may have several entries, so that one variable can hold
+// the list. A refused entry is reported at the text.
+func TestListWithCommas(t *testing.T) {
+	env := map[string]string{"SERVERS": "127.0.0.1:80, 127.0.0.1:81,"}
+	for text, want := range map[string][]string{
+		"[\"${SERVERS}\"]":                   {"127.0.0.1:80", "127.0.0.1:81"},
+		"\"${SERVERS}\"":                     {"127.0.0.1:80", "127.0.0.1:81"},
+		"[\"127.0.0.1:1\", \"${SERVERS}\"]":  {"127.0.0.1:1", "127.0.0.1:80", "127.0.0.1:81"},
+		"127.0.0.1:1":                        {"127.0.0.1:1"},
+		"[\"127.0.0.1:1\", \"127.0.0.1:2\"]": {"127.0.0.1:1", "127.0.0.1:2"},
+	} {
+		_, posts, err := check("postwire.yaml", "sinks: [{name: a, type: post, subject: x, servers: "+text+"}]", env)
+		if err != nil || !slices.Equal(posts[0].Servers, want) {
+			t.Errorf("servers: %s is %v, %v; want %v", text, posts, err, want)
+		}
+	}
+	_, _, err := check("postwire.yaml", "sinks:\n  - name: a\n    type: post\n    subject: x\n    servers: 127.0.0.1:1, nowhere\n", nil)
+	if err == nil || !strings.Contains(err.Error(), "postwire.yaml:5") || !strings.Contains(err.Error(), "nowhere") {
+		t.Errorf("a wrong entry: %v", err)
+	}
+	_, _, err = check("postwire.yaml", "sinks: [{name: a, type: post, subject: x, servers: [\"${SERVERS}\"]}]", map[string]string{"SERVERS": "127.0.0.1:1,from-outside"})
+	if err == nil || strings.Contains(err.Error(), "from-outside") || !strings.Contains(err.Error(), "${SERVERS}") {
+		t.Errorf("a wrong entry of a variable: %v", err)
 	}
 }
 

@@ -480,7 +480,10 @@ func (d *decoder) badKeys() func(string) bool {
 }
 
 func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
-	if n.Kind != yaml.SequenceNode {
+	entries := n.Content
+	if f.commas && n.Kind == yaml.ScalarNode {
+		entries = []*yaml.Node{n}
+	} else if n.Kind != yaml.SequenceNode {
 		if v.Type().Elem() == reflect.TypeFor[Block]() {
 			d.doc.private.hide(n)
 		}
@@ -491,8 +494,8 @@ func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
 		d.want(n, key, "a list", hint)
 		return
 	}
-	items := reflect.MakeSlice(v.Type(), 0, len(n.Content))
-	for i, c := range n.Content {
+	items := reflect.MakeSlice(v.Type(), 0, len(entries))
+	for i, c := range entries {
 		item := reflect.New(v.Type().Elem()).Elem()
 		itemKey := fmt.Sprintf("%s[%d]", key, i)
 		if isNull(deref(c)) {
@@ -503,9 +506,31 @@ func (d *decoder) list(n *yaml.Node, key string, v reflect.Value, f field) {
 		if b, ok := reflect.TypeAssert[Block](item); ok && b.node == nil {
 			continue // no caller can use the value
 		}
+		if f.commas {
+			for _, text := range d.entriesOf(c, item.String()) {
+				items = reflect.Append(items, reflect.ValueOf(text))
+			}
+			continue
+		}
 		items = reflect.Append(items, item)
 	}
 	v.Set(items)
+}
+
+// entriesOf returns the entries of a text with commas. An entry of a text from outside the
+// document is not shown, like the text.
+func (d *decoder) entriesOf(n *yaml.Node, text string) (entries []string) {
+	_, expanded := d.doc.expanded[deref(n)]
+	for entry := range strings.SplitSeq(text, ",") {
+		if entry = strings.TrimSpace(entry); entry == "" {
+			continue
+		}
+		entries = append(entries, entry)
+		if expanded {
+			d.doc.private.value(entry, n.Value)
+		}
+	}
+	return entries
 }
 
 // listed returns how a scalar would stand in a list, for a hint.
@@ -856,6 +881,7 @@ type field struct {
 	name, doc, example string
 	enum               []string
 	required           bool
+	commas             bool // of a list: a text may have several entries, separated by commas
 	index              []int
 	typ                reflect.Type
 }
@@ -897,7 +923,7 @@ func fieldsOf(t reflect.Type) []field {
 		}
 		f := field{
 			name: name, doc: sf.Tag.Get("doc"), example: sf.Tag.Get("example"),
-			required: sf.Tag.Get("required") == "true", index: []int{i}, typ: sf.Type,
+			required: sf.Tag.Get("required") == "true", commas: sf.Tag.Get("list") == "commas", index: []int{i}, typ: sf.Type,
 		}
 		if enum := sf.Tag.Get("enum"); enum != "" {
 			f.enum = strings.Split(enum, ",")

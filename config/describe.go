@@ -33,7 +33,8 @@ type Field struct {
 	Required bool
 	Fields   []Field // keys of the mapping, or of each mapping in the list
 
-	typ reflect.Type
+	typ    reflect.Type
+	commas bool // a list that may be a text with commas
 }
 
 // Describe describes the keys of structs, in order. The defaults are the values
@@ -54,7 +55,10 @@ func describe(v reflect.Value, defaults bool) []Field {
 		value := v.FieldByIndex(f.index)
 		d := Field{
 			Key: f.name, Type: typeWords(f.typ), Doc: f.doc, Example: f.example,
-			Enum: f.enum, Required: f.required, typ: f.typ,
+			Enum: f.enum, Required: f.required, typ: f.typ, commas: f.commas,
+		}
+		if f.commas {
+			d.Type += ", or text with commas"
 		}
 		if defaults && !f.required {
 			d.Default = defaultText(value)
@@ -403,7 +407,11 @@ func typeSchema(t reflect.Type, f Field) (object, error) {
 		return structSchema(f)
 	case reflect.Slice:
 		items, err := typeSchema(t.Elem(), f)
-		return object{{"type", "array"}, {"items", items}}, err
+		list := object{{"type", "array"}, {"items", items}}
+		if f.commas {
+			return object{{"anyOf", []any{list, items}}}, err
+		}
+		return list, err
 	case reflect.Map:
 		items, err := typeSchema(t.Elem(), f)
 		return object{{"type", "object"}, {"additionalProperties", items}}, err

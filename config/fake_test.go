@@ -30,7 +30,7 @@ type base struct {
 // field of each sort.
 type post struct {
 	Base     base              `yaml:",inline"`
-	Servers  []string          `yaml:"servers" doc:"Where it listens." example:"[localhost:1]"`
+	Servers  []string          `yaml:"servers" list:"commas" doc:"Where it listens." example:"[localhost:1]"`
 	Stamps   int               `yaml:"stamps" doc:"How many."`
 	Weight   uint8             `yaml:"weight" doc:"How heavy."`
 	Speed    float64           `yaml:"speed" doc:"How fast."`

@@ -22,7 +22,7 @@ import (
 
 // Config is the block of a sink of type kafka.
 type Config struct {
-	Brokers     []string `yaml:"brokers" required:"true" doc:"Bootstrap brokers, as host:port." example:"[kafka-0:9092, kafka-1:9092]"`
+	Brokers     []string `yaml:"brokers" required:"true" list:"commas" doc:"Bootstrap brokers, as host:port. A text may have several brokers, separated by commas, such as the value of one variable." example:"[kafka-0:9092, kafka-1:9092]"`
 	Topic       string   `yaml:"topic" required:"true" doc:"Topic of an event. {attribute} stands for the attribute's value, or none if the event lacks the attribute. In a value, an underscore replaces every character except ASCII letters, digits, dots, underscores and dashes." example:"upload-post.events"`
 	ContentMode string   `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the record value. structured: the whole event as JSON."`
 	Acks        string   `yaml:"acks" enum:"all,one" doc:"Acknowledgement of a write. all: by all in-sync replicas. one: by the leader alone; a crash of the leader loses acknowledged events."`
