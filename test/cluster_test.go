@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -113,6 +114,7 @@ func (c *cluster) leader(t *testing.T) int {
 type fleet struct {
 	*world
 	cluster *cluster
+	mu      sync.Mutex // guards relays while the load balancer runs, for a fleet that grows
 	relays  []*postwire
 	ways    [][]*proxy // of each relay to each server
 	front   endpoint   // the load balancer
@@ -164,8 +166,11 @@ func (f *fleet) balance(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	turn := f.turn.Add(1)
-	for try := range uint64(len(f.relays)) {
-		to := f.relays[(turn+try)%uint64(len(f.relays))].addr
+	f.mu.Lock()
+	relays := f.relays
+	f.mu.Unlock()
+	for try := range uint64(len(relays)) {
+		to := relays[(turn+try)%uint64(len(relays))].addr
 		ctx := r.Context()
 		if f.timeout > 0 {
 			var cancel context.CancelFunc

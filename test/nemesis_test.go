@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -40,6 +41,9 @@ func TestNemesis(t *testing.T) {
 			}
 		}
 	}
+	const routes, ways, consumers, atRest = "the routes of the stream's leader are slow (200 ms, 64 KiB/s)", "the ways of a relay to the servers are slow (200 ms, 64 KiB/s)",
+		"an administrator deletes the consumers", "an administrator deletes the stream, with nothing pending"
+	atLength := []string{routes, ways, consumers, atRest} // only in the long form
 	faults := []fault{
 		{name: "a relay hangs", bring: func(t *testing.T) {
 			hung := f.holder(t, "nats")
@@ -76,20 +80,20 @@ func TestNemesis(t *testing.T) {
 				n.Resume(t)
 			}
 		}},
-		{name: "the ways of a relay to the servers are slow (200 ms, 64 KiB/s)", bring: func(t *testing.T) {
+		{name: ways, bring: func(t *testing.T) {
 			f.slow(t, f.ways[f.holder(t, "kafka")], slow, pick(2*time.Second, 18*time.Second))
 		}},
-		{name: "the routes of the stream's leader are slow (200 ms, 64 KiB/s)", bring: func(t *testing.T) {
+		{name: routes, bring: func(t *testing.T) {
 			leader := f.cluster.leader(t)
-			var ways []*proxy
+			var slowed []*proxy
 			for pair, p := range f.cluster.routes {
 				if pair[0] == leader || pair[1] == leader {
-					ways = append(ways, p)
+					slowed = append(slowed, p)
 				}
 			}
-			f.slow(t, ways, slow, pick(2*time.Second, 18*time.Second))
+			f.slow(t, slowed, slow, pick(2*time.Second, 18*time.Second))
 		}},
-		{name: "an administrator deletes the consumers", bring: again(func(t *testing.T, s jetstream.Stream) {
+		{name: consumers, bring: again(func(t *testing.T, s jetstream.Stream) {
 			for name := range s.ConsumerNames(t.Context()).Name() {
 				if err := s.DeleteConsumer(t.Context(), name); err != nil {
 					t.Logf("deleting consumer %s: %v", name, err) // a relay was faster
@@ -101,7 +105,7 @@ func TestNemesis(t *testing.T) {
 				t.Error(err)
 			}
 		})},
-		{name: "an administrator deletes the stream, with nothing pending", rest: true, bring: func(t *testing.T) {
+		{name: atRest, rest: true, bring: func(t *testing.T) {
 			f.admin(t, js, func(t *testing.T, _ jetstream.Stream) {
 				if err := js.DeleteStream(t.Context(), "postwire"); err != nil {
 					t.Error(err)
@@ -119,6 +123,9 @@ func TestNemesis(t *testing.T) {
 	}
 	trial := newTrial(f, tableNemesis, f.cluster.whole, f.storedOnce(10*time.Second))
 	for _, fault := range faults {
+		if !*long && slices.Contains(atLength, fault.name) {
+			continue
+		}
 		before := trial.before
 		trial.run(t, fault)
 		if n := trial.before[1] - before[1]; n > maxRepeats {

@@ -112,17 +112,26 @@ func (c *cursor) bind(ctx context.Context) error {
 
 // observe reads the record, and creates a missing record.
 func (c *cursor) observe(ctx context.Context) error {
-	r, at, err := c.j.cursorRecord(ctx, c.name)
-	if errors.Is(err, journal.ErrNotFound) {
-		r, at, err = c.create(ctx)
+	for wait := newWait(); ; {
+		r, at, err := c.j.cursorRecord(ctx, c.name)
+		if errors.Is(err, journal.ErrNotFound) {
+			r, at, err = c.create(ctx)
+		}
+		switch {
+		case err == nil:
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.see(r, at)
+			return nil
+		case !errors.Is(err, errConflict):
+			return err
+		}
+		// Another process creates the record, or an attempt without an answer did. The server
+		// refuses the record before reads return the other one.
+		if err := sleep.For(ctx, wait.NextBackOff()); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.see(r, at)
-	return nil
 }
 
 // see applies a record that was read or written. The caller holds mu.
@@ -137,7 +146,7 @@ func (c *cursor) see(r cursorRecord, at uint64) {
 }
 
 // create creates the record. A record that was known and is missing was lost with the
-// stream, or deleted by an operator.
+// stream, or deleted by an operator. The error is errConflict if there is a record.
 func (c *cursor) create(ctx context.Context) (cursorRecord, uint64, error) {
 	if err := c.j.poll(ctx); err != nil {
 		return cursorRecord{}, 0, err
@@ -186,9 +195,6 @@ func (c *cursor) create(ctx context.Context) (cursorRecord, uint64, error) {
 		return r, 0, err
 	}
 	at, err := c.j.store(ctx, append(messages, m))
-	if errors.Is(err, errConflict) { // created by another process, or by an attempt without an answer
-		return c.j.cursorRecord(ctx, c.name)
-	}
 	return r, at, err
 }
 

@@ -433,6 +433,34 @@ func TestRecordsHoldBackRemoval(t *testing.T) {
 	}
 }
 
+// Processes that open a new cursor at the same moment all get the cursor: the cluster refuses
+// the record of all but one before reads return that one.
+func TestCursorIsCreatedByManyAtOnce(t *testing.T) {
+	t.Parallel()
+	urls := natstest.URLs(natstest.StartCluster(t, nil))
+	const processes = 6
+	var all []*Journal
+	for i := range processes {
+		all = append(all, process(t, urls, fmt.Sprint(i), func(o *Options) { o.Replicas = 3 }))
+	}
+	for n := range 30 {
+		var opened sync.WaitGroup
+		for _, j := range all {
+			opened.Go(func() {
+				c, err := j.Reader(t.Context(), fmt.Sprint("sink-", n), journal.Earliest)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := c.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		opened.Wait()
+	}
+}
+
 // A position is stored although the stream has no room left, so that delivered events can be
 // removed, and the journal opens again.
 func TestPositionInAFullStream(t *testing.T) {
