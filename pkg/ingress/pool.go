@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -264,13 +265,12 @@ func (p *pool) acquire(h *allocation, n int64) error {
 		var victim *allocation
 		switch limited := h.queued && h.address != nil; {
 		case limited && p.memory.scarce() && h.address.bytes+n > p.memory.total/4:
-			victim = h.address.queue.first // may be h
-			for class := range classes {
-				if other := h.address.queue.find(func(o *allocation) bool { return o.class == class && o.bytes > 0 && p.mayEvict(o, h) }); other != nil {
-					victim = other
-					break
-				}
-			}
+			frees := func(o *allocation) bool { return o.bytes > 0 && p.mayEvict(o, h) }
+			victim = cmp.Or(
+				h.address.queue.find(func(o *allocation) bool { return o.class < authenticated && frees(o) }),
+				h.address.queue.find(frees),
+				h.address.queue.first, // may be h
+			)
 		case h.quota.acquire(n) == nil:
 			h.bytes += n
 			if limited {
