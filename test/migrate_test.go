@@ -72,22 +72,17 @@ func (r *receivers) of(t *testing.T, path string) (n int) {
 	return n
 }
 
-// TestMigrate moves a relay into a cluster and back, with the command killed again
-// and again on its way.
-func TestMigrate(t *testing.T) {
-	to, broker := newReceivers(t), natstest.Start(t)
-	to.down.Store(true)
-	to.picky.Store(true)
-	dir := filepath.Join(t.TempDir(), "journal")
-	config := func(engine string) string {
-		return fmt.Sprintf(`
+// migrationConfig is the configuration of a relay with both engines, one of them in use, and
+// two HTTP sinks.
+func migrationConfig(engine, dir, cluster string, replicas int, receivers string) string {
+	return fmt.Sprintf(`
 server: {listen: "${INGRESS}", shutdown_delay: 0s}
 admin: {listen: "${ADMIN}"}
 journal:
   engine: %s
   dir: %q
   min_free_bytes: 0
-  jetstream: {url: %q, replicas: 1}
+  jetstream: {url: %q, replicas: %d}
   spill: {dir: %q}
 sources:
   - name: upload-post
@@ -97,8 +92,17 @@ sources:
 sinks:
   - {name: first, type: http, url: %q, retry: {max: 200ms}}
   - {name: second, type: http, url: %q, retry: {max: 200ms}}
-`, engine, dir, broker.URL(), dir+"-spill", to.URL+"/first", to.URL+"/second")
-	}
+`, engine, dir, cluster, replicas, dir+"-spill", receivers+"/first", receivers+"/second")
+}
+
+// TestMigrate moves a relay into a cluster and back, with the command killed again
+// and again on its way.
+func TestMigrate(t *testing.T) {
+	to, broker := newReceivers(t), natstest.Start(t)
+	to.down.Store(true)
+	to.picky.Store(true)
+	dir := filepath.Join(t.TempDir(), "journal")
+	config := func(engine string) string { return migrationConfig(engine, dir, broker.URL(), 1, to.URL) }
 	r := start(t, config("local"))
 	arrived := func(first, second int) {
 		t.Helper()

@@ -241,24 +241,7 @@ func TestNemesisMigration(t *testing.T) {
 	to.down.Store(true)
 	dir := filepath.Join(t.TempDir(), "journal")
 	config := func(engine string) string {
-		return fmt.Sprintf(`
-server: {listen: "${INGRESS}", shutdown_delay: 0s}
-admin: {listen: "${ADMIN}"}
-journal:
-  engine: %s
-  dir: %q
-  min_free_bytes: 0
-  jetstream: {url: %q, replicas: 3}
-  spill: {dir: %q}
-sources:
-  - name: upload-post
-    type: uploadpost
-    paths: [/webhooks/upload-post]
-    auth: {signature: {secrets: ["${SECRET}"]}}
-sinks:
-  - {name: first, type: http, url: %q, retry: {max: 200ms}}
-  - {name: second, type: http, url: %q, retry: {max: 200ms}}
-`, engine, dir, natstest.URLs(cluster.nodes), dir+"-spill", to.URL+"/first", to.URL+"/second")
+		return migrationConfig(engine, dir, natstest.URLs(cluster.nodes), 3, to.URL)
 	}
 	r := start(t, config("local"))
 	if status, err := r.post(upload(0, 0)); err != nil || status != "accepted" {

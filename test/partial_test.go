@@ -65,6 +65,19 @@ func TestPartialFailures(t *testing.T) {
 	}
 }
 
+// postAll posts events of each profile, in turn, and records what was acknowledged.
+func postAll(t *testing.T, r *postwire, acked map[string]bool, profiles, from, to int) {
+	t.Helper()
+	for number := from; number < to; number++ {
+		for profile := range profiles {
+			if _, err := r.post(upload(profile, number)); err != nil {
+				t.Fatal(err)
+			}
+			acked[id(profile, number)] = true
+		}
+	}
+}
+
 // freshJournal returns the configuration of a new journal of an engine.
 func freshJournal(t *testing.T, engine string) string {
 	t.Helper()
@@ -104,14 +117,7 @@ sinks:
 	acked := map[string]bool{}
 	post := func(from, to int) {
 		t.Helper()
-		for number := from; number < to; number++ {
-			for profile := range profiles {
-				if _, err := r.post(upload(profile, number)); err != nil {
-					t.Fatal(err)
-				}
-				acked[id(profile, number)] = true
-			}
-		}
+		postAll(t, r, acked, profiles, from, to)
 	}
 	onNATS := func() (all []arrival) {
 		broker.Each(t, js, "EVENTS", func(m *nats.Msg, _ time.Time) {
@@ -192,14 +198,9 @@ sinks:
 	acked, counts := map[string]bool{}, [3]int{}
 	post := func(from, to int) {
 		t.Helper()
-		for number := from; number < to; number++ {
-			for profile := range profiles {
-				if _, err := r.post(upload(profile, number)); err != nil {
-					t.Fatal(err)
-				}
-				acked[id(profile, number)] = true
-				counts[partition(profile)]++
-			}
+		postAll(t, r, acked, profiles, from, to)
+		for profile := range profiles {
+			counts[partition(profile)] += to - from
 		}
 	}
 	const dead = 1 // the partition, and its broker is node dead+1
