@@ -490,7 +490,9 @@ func TestPositionInAFullStream(t *testing.T) {
 }
 
 // A stream that an administrator deletes is noticed, logged and made again, and the sink goes
-// on with the events of the new stream. So is a record that was deleted.
+// on with the events of the new stream. So is a record that was deleted. The journal polls
+// all the time, and the server needs time to delete the stream, because the stream has
+// consumers: a stream that is created before the server has removed the files stores nothing.
 func TestStreamIsDeleted(t *testing.T) {
 	t.Parallel()
 	var logs *observer.ObservedLogs
@@ -522,8 +524,25 @@ func TestStreamIsDeleted(t *testing.T) {
 		t.Errorf("after the record was deleted: %s", got)
 	}
 
+	go func() {
+		for t.Context().Err() == nil {
+			select {
+			case j.pollNow <- struct{}{}:
+			case <-t.Context().Done():
+			}
+		}
+	}()
 	for _, again := range []bool{false, true} { // and made again before the process notices
 		logs.TakeAll()
+		s, err := js.Stream(t.Context(), "postwire")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range 40 {
+			if _, err := s.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: fmt.Sprint("c", n)}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		began := time.Now()
 		if err := js.DeleteStream(t.Context(), "postwire"); err != nil {
 			t.Fatal(err)

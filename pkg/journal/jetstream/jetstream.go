@@ -415,6 +415,15 @@ func (j *Journal) watch() {
 			return
 		}
 		j.onPoll(err)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			// A server forgets a stream before it removes the files of the stream. A stream
+			// that is created in between stores nothing.
+			select {
+			case <-time.After(pollInterval):
+			case <-j.life.Done():
+				return
+			}
+		}
 		now := time.Now()
 		if err == nil {
 			lastAnswer = now
