@@ -122,8 +122,8 @@ func attributesOf(ce *ceevent.EventContextV1) ([]Attribute, error) {
 // line must keep their order; different lines are independent. An event without
 // a key is a separate line.
 func Lines(batch []event.Event) [][]int {
-	var lines [][]int
-	byKey := map[string]int{}
+	lines, byKey := make([][]int, 0, len(batch)), make(map[string]int, len(batch))
+	indexes := make([]int, len(batch)) // a single allocation for the lines of one event
 	for i, e := range batch {
 		key, ok := e.Attribute(event.PartitionKey)
 		if line, known := byKey[key]; ok && known {
@@ -133,7 +133,8 @@ func Lines(batch []event.Event) [][]int {
 		if ok {
 			byKey[key] = len(lines)
 		}
-		lines = append(lines, []int{i})
+		indexes[i] = i
+		lines = append(lines, indexes[i:i+1:i+1])
 	}
 	return lines
 }

@@ -87,8 +87,9 @@ type keyHash [2]uint64
 type key struct {
 	hash           keyHash
 	state          keyState
-	queue          []*item // in order; of a waiting or probe key, the failed event
-	flying         int     // events in a delivery
+	queue          []*item  // in order; of a waiting or probe key, the failed event
+	one            [1]*item // memory of a queue of one event
+	flying         int      // events in a delivery
 	bytes          int
 	group          *group
 	due            time.Time // end of the wait
@@ -298,6 +299,7 @@ func (d *blockedDestination) recordDeferred(seq journal.Seq) {
 func (s *schedule) push(k *key, h keyHash, r journal.Record, from journal.Seq) *item {
 	if k == nil {
 		k = &key{hash: h, state: keyFlying, index: -1}
+		k.queue = k.one[:0]
 		s.keys[h] = k
 	}
 	i := &item{Record: r, from: from, key: k, resent: r.Seq <= s.sent, size: len(r.Event.CloudEvent.DataEncoded) + 512}
