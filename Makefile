@@ -24,11 +24,18 @@ lint: tools ## formatters and linters
 	.tools/golangci-lint fmt --diff && .tools/golangci-lint run
 	for module in charts/test test/console; do (cd $$module && ../../.tools/golangci-lint run) || exit 1; done
 
+# Each package with targets is built once, with instrumentation.
 fuzz: ## each fuzz target, FUZZTIME runs
-	@for pkg in $$(go list ./...); do for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-		echo "$$pkg $$target"; log=$$(mktemp); go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg >$$log 2>&1 || \
-			{ grep -q 'context deadline exceeded' $$log && ! grep -q 'Failing input' $$log; } || { cat $$log; rm -f $$log; exit 1; }; \
-		tail -n 1 $$log; rm -f $$log; done; done
+	@set -e; tmp=$$(mktemp -d); trap 'rm -rf $$tmp' EXIT; cache=$$(go env GOCACHE)/fuzz; \
+	for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u); do \
+		go test -c -fuzz . -o $$tmp/fuzz $$dir; cd $$dir; \
+		for target in $$($$tmp/fuzz -test.list '^Fuzz' | grep '^Fuzz'); do \
+			echo "$$dir $$target"; mkdir -p $$cache/$$dir; \
+			$$tmp/fuzz -test.run '^$$' -test.fuzz "^$$target$$" -test.fuzztime $(FUZZTIME) -test.fuzzcachedir $$cache/$$dir >$$tmp/log 2>&1 || \
+				{ grep -q 'context deadline exceeded' $$tmp/log && ! grep -q 'Failing input' $$tmp/log; } || { cat $$tmp/log; exit 1; }; \
+			tail -n 1 $$tmp/log; \
+		done; cd - >/dev/null; \
+	done
 
 vuln: ## known weaknesses in what is built in, where the database can be reached
 	go run golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION) ./...

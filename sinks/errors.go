@@ -83,6 +83,23 @@ func IsAtDestination(err error) bool {
 	return ok
 }
 
+// inDoubtError marks an error after which an event may be stored.
+type inDoubtError struct{ err error }
+
+func (e *inDoubtError) Error() string { return e.err.Error() }
+func (e *inDoubtError) Unwrap() error { return e.err }
+
+// InDoubt marks err as transient, and the outcome as unknown: the broker may have stored the
+// event. The sink sends the event again unchanged, and tells the outcome when the event is
+// delivered again. Until then the event must not become a dead letter or be discarded.
+func InDoubt(err error) error { return &inDoubtError{err} }
+
+// IsInDoubt reports whether err is marked by InDoubt.
+func IsInDoubt(err error) bool {
+	_, ok := errors.AsType[*inDoubtError](err)
+	return ok
+}
+
 // retryAfterError carries the wait requested by a broker.
 type retryAfterError struct {
 	wait time.Duration

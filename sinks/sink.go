@@ -113,4 +113,11 @@ type Env struct {
 	// that the broker already had a message with an equal ID. Such an event
 	// counts as delivered. May be nil.
 	Duplicate func(e event.Event)
+
+	// Memory is what the sink remembers while it is closed and opened again with
+	// another configuration. May be nil: nothing is remembered.
+	Memory *Memory
 }
+
+// Memory keeps a value for a sink of one name. Only an open sink uses its Memory.
+type Memory struct{ Value any }

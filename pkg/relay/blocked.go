@@ -153,6 +153,9 @@ func (r *pumpRun) resolveBlocked(seq journal.Seq, what BlockedDecision, wholeKey
 		}
 		return nil
 	}
+	if i.inDoubt {
+		return fmt.Errorf("event %d: the outcome of its last attempt is unknown, and the broker may have stored the event: the event waits until the broker of sink %s answers: %w", seq, r.name, ErrState)
+	}
 	if _, later := r.schedule.deferred[i.key.hash]; later && wholeKey {
 		if r.decisions == nil {
 			r.decisions = map[keyHash]decision{}
@@ -174,7 +177,9 @@ func (r *pumpRun) resolveLater(i *item) {
 		delete(r.decisions, i.key.hash)
 		return
 	}
-	r.resolve(i, d.BlockedDecision)
+	if !i.inDoubt { // otherwise the event may be stored, and is delivered
+		r.resolve(i, d.BlockedDecision)
+	}
 }
 
 // resolve turns an event in hand into a dead letter, or discards it.

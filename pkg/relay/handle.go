@@ -35,6 +35,7 @@ type sinkHandle struct {
 	unsent     journal.Seq
 	duplicates duplicates
 	fence      fence
+	memory     sinks.Memory // of the sink
 
 	opened *sinkSpec  // that sink was opened by
 	sink   sinks.Sink // nil while closed
@@ -59,6 +60,7 @@ func (o *sinkHandle) open(ctx context.Context, spec *sinkSpec) (sinks.Sink, erro
 	if o.fence.owns != nil && env.Dial != nil {
 		env.Dial = o.fence.dial(env.Dial)
 	}
+	env.Memory = &o.memory
 	env.Duplicate = func(e event.Event) { o.duplicates.add(e.MessageID) }
 	sink, err := spec.open(ctx, env)
 	if err != nil {

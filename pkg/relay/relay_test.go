@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -355,6 +356,69 @@ func TestDeadLetterAfter(t *testing.T) {
 	eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == 2 })
 	if l := b.dead(t)["0"]; l.Reason != "expired" || l.Err != errDown.Error() || l.Attempts < 2 {
 		t.Errorf("dead letter: %+v", l)
+	}
+}
+
+// TestInDoubt: an event that the broker may have stored becomes no dead letter and is not
+// discarded, by age or by an operator, until the sink knows the outcome.
+func TestInDoubt(t *testing.T) {
+	for name, fail := range map[string]func(*broker, func(e event.Event) error){
+		"the event fails": func(b *broker, outcome func(e event.Event) error) {
+			b.deliver = func(_ int, e event.Event) error { return outcome(e) }
+		},
+		"the sink fails": func(b *broker, outcome func(e event.Event) error) {
+			b.whole = func(int) error { return outcome(event.Event{}) }
+		},
+	} {
+		for _, policy := range []string{"dead letter", "discard"} {
+			t.Run(name+", "+policy, func(t *testing.T) {
+				var known atomic.Bool
+				var attempts atomic.Int64
+				broker := &broker{}
+				fail(broker, func(e event.Event) error {
+					attempts.Add(1)
+					switch {
+					case e.CloudEvent.Context != nil && e.CloudEvent.ID() == "1":
+						return errDown
+					case known.Load():
+						return nil
+					}
+					return sinks.InDoubt(errDown)
+				})
+				b := start(t, func(s *sinks.Settings) {
+					if policy == "discard" {
+						s.Discard.After = 20 * time.Millisecond
+					} else {
+						s.Retry.DeadLetterAfter = 20 * time.Millisecond
+						s.Retry.MaxAttempts = 1
+					}
+				}, broker)
+				b.put(t, "0")
+				eventually(t, "several attempts", func() bool { return attempts.Load() > 8 })
+				want := journal.Seq(1)
+				if name == "the event fails" {
+					b.put(t, "1")
+					want++
+					eventually(t, "an event that is not in doubt is given up", func() bool {
+						return testutil.CollectAndCount(b.metrics.dead)+testutil.CollectAndCount(b.metrics.discarded) > 0
+					})
+					if err := b.relay.ResolveBlocked(t.Context(), "sink0", 1, BlockedDiscard, false); !errors.Is(err, ErrState) {
+						t.Errorf("an operator discards the event: %v", err)
+					}
+				}
+				if n := b.committed(0); n != 0 {
+					t.Errorf("the event is done before its outcome is known")
+				}
+				known.Store(true)
+				eventually(t, "the cursor is at the end", func() bool { return b.committed(0) == want })
+				if letter, ok := b.dead(t)["0"]; ok {
+					t.Errorf("dead letter: %+v", letter)
+				}
+				if n := testutil.ToFloat64(b.metrics.delivered.WithLabelValues("sink0")); n != 1 {
+					t.Errorf("%v delivered events are counted", n)
+				}
+			})
+		}
 	}
 }
 

@@ -50,7 +50,7 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 	if all != nil {
 		r.window.failed(len(items))
 		for _, i := range items {
-			i.err = all
+			i.err, i.inDoubt = all, i.inDoubt || sinks.IsInDoubt(all)
 		}
 		r.schedule.back(items)
 		result.failed, result.failure = len(items), all
@@ -67,6 +67,7 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 		if each != nil {
 			err = each[n]
 		}
+		i.inDoubt = sinks.IsInDoubt(err)
 		if err == nil {
 			alive = true
 			r.schedule.works(i)
@@ -127,6 +128,9 @@ func (r *pumpRun) landed(items []*item, each sinks.BatchError, all error) {
 
 // verdict returns the reason for which an event that failed becomes a dead letter.
 func (r *pumpRun) verdict(i *item, err error, now time.Time) (sinks.Reason, bool) {
+	if i.inDoubt {
+		return "", false
+	}
 	if reason, refused := sinks.IsPermanent(err); refused {
 		return reason, true
 	}
@@ -142,7 +146,7 @@ func (r *pumpRun) verdict(i *item, err error, now time.Time) (sinks.Reason, bool
 // expired reports whether an event that fails is too old to be retried.
 func (r *pumpRun) expired(i *item, now time.Time) bool {
 	after := r.settings.Retry.DeadLetterAfter
-	return after > 0 && now.Sub(i.Accepted) >= after
+	return after > 0 && !i.inDoubt && now.Sub(i.Accepted) >= after
 }
 
 // deadLetter makes a dead letter.
@@ -278,6 +282,7 @@ func (r *pumpRun) discard(at func(time.Time)) {
 	discarded := r.schedule.discard(func(i *item) bool {
 		reason := ""
 		switch {
+		case i.inDoubt:
 		case age > 0 && now.Sub(i.Accepted) >= age:
 			reason = journal.DiscardedAfter
 		case beyond > 0 && open > before+deferred(i.Seq)+uint64(beyond):

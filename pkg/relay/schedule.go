@@ -126,6 +126,7 @@ type attempted struct {
 	refused  int       // attempts after which the receiver answered that it failed
 	first    time.Time // time of the first attempt
 	progress uint64    // Pump.successes at the first attempt
+	inDoubt  bool      // the sink does not know yet whether the event is stored
 }
 
 // group has the ready keys that may share a delivery: those of a destination, or all keys.

@@ -26,6 +26,7 @@ type Config struct {
 	Topic       string   `yaml:"topic" required:"true" doc:"Topic of an event. {attribute} stands for the attribute's value, or none if the event lacks the attribute. In a value, an underscore replaces every character except ASCII letters, digits, dots, underscores and dashes." example:"upload-post.events"`
 	ContentMode string   `yaml:"content_mode" enum:"binary,structured" doc:"binary: attributes in headers, the payload as the record value. structured: the whole event as JSON."`
 	Acks        string   `yaml:"acks" enum:"all,one" doc:"Acknowledgement of a write. all: by all in-sync replicas. one: by the leader alone; a crash of the leader loses acknowledged events."`
+	Idempotence string   `yaml:"idempotence" enum:"auto,required,off" doc:"Idempotent producer: after a lost answer or a change of the leader, a batch is sent again with equal numbers, and the broker stores the batch once. auto: with one warning, events may be in the topic twice where the cluster forbids it, or with acks: one. required: the sink does not open where the cluster forbids it."`
 	Compression string   `yaml:"compression" enum:"none,gzip,snappy,lz4,zstd" doc:"Compression of record batches."`
 
 	Create            bool `yaml:"create" doc:"Create missing topics. Postwire never uses the auto-creation of the brokers, because the first write would fail."`
@@ -46,13 +47,17 @@ type SASL struct {
 }
 
 const (
+	// clientID is the name of the relay in the brokers' logs and quotas.
+	clientID = "postwire"
+	acksOne  = "one"
+
 	noSASL    = "none"
 	plainSASL = "plain"
 )
 
 func defaults() Config {
 	return Config{
-		ContentMode: sinks.Binary, Acks: "all", Compression: "none",
+		ContentMode: sinks.Binary, Acks: "all", Idempotence: idempotenceAuto, Compression: "none",
 		Partitions: -1, ReplicationFactor: -1, MaxMessageBytes: 1 << 20,
 		SASL: SASL{Mechanism: noSASL},
 	}
@@ -85,6 +90,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxMessageBytes < 1024 {
 		p.Add("max_message_bytes", fmt.Sprintf("%d is too small", int64(c.MaxMessageBytes)), "use 1KiB or more")
+	}
+	if c.Idempotence == idempotenceRequired && c.Acks == acksOne {
+		p.Add("idempotence", "is required beside acks: one", "set acks: all, because a crash of the leader would lose what the leader alone has acknowledged")
 	}
 	p.Nest("sasl", c.SASL.validate())
 	c.TLS.Check("tls", &p)
@@ -178,7 +186,7 @@ func safeTopic(value string) string {
 }
 
 func (c Config) acks() kafka.RequiredAcks {
-	if c.Acks == "one" {
+	if c.Acks == acksOne {
 		return kafka.RequireOne
 	}
 	return kafka.RequireAll

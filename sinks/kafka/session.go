@@ -34,6 +34,7 @@ type session struct {
 	client    *kafka.Client
 	transport *kafka.Transport
 	end       context.CancelFunc // closes all connections
+	cluster   string             // ID of the cluster
 	brokers   []string           // addresses of all brokers
 	topics    map[string]partitions
 
@@ -73,6 +74,10 @@ func (s *Sink) connect(ctx context.Context, addrs []string) (*session, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	var topics []string // nil for all
+	if s.route.Template.Static() {
+		topics = append(s.producer.topicsInDoubt(), s.route.Template.String())
+	}
 	addrs = slices.Clone(addrs)
 	rand.Shuffle(len(addrs), func(i, k int) { addrs[i], addrs[k] = addrs[k], addrs[i] }) //nolint:gosec // spreads load
 	results, running := make(chan result, len(addrs)), 0
@@ -89,7 +94,7 @@ func (s *Sink) connect(ctx context.Context, addrs []string) (*session, error) {
 			addrs = addrs[1:]
 			running++
 			s.loads.Go(func() {
-				ses, err := s.load(ctx, addr)
+				ses, err := s.load(ctx, addr, topics)
 				results <- result{ses, err}
 			})
 			next.Reset(hedge)
@@ -114,12 +119,12 @@ func (s *Sink) connect(ctx context.Context, addrs []string) (*session, error) {
 	return nil, first
 }
 
-// load makes a session with the metadata of a broker.
-func (s *Sink) load(ctx context.Context, addr string) (*session, error) { //nolint:contextcheck // a session outlives ctx
+// load makes a session with the metadata of a broker about topics.
+func (s *Sink) load(ctx context.Context, addr string, topics []string) (*session, error) { //nolint:contextcheck // a session outlives ctx
 	life, end := context.WithCancel(s.life)
 	ses := &session{end: end, topics: map[string]partitions{}}
 	ses.transport = &kafka.Transport{
-		ClientID: "postwire", DialTimeout: dialTimeout, TLS: s.tls, SASL: s.sasl, Context: life,
+		ClientID: clientID, MetadataTopics: topics, DialTimeout: dialTimeout, TLS: s.tls, SASL: s.sasl, Context: life,
 		MetadataTTL: 365 * 24 * time.Hour, // the transport's own refresh is not needed
 		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := s.env.Dial(ctx, network, addr)
@@ -129,15 +134,13 @@ func (s *Sink) load(ctx context.Context, addr string) (*session, error) { //noli
 			return &sessionConn{conn, context.AfterFunc(life, func() { _ = conn.Close() })}, nil
 		},
 	}
-	if s.route.Template.Static() {
-		ses.transport.MetadataTopics = []string{s.route.Template.String()} // instead of all topics
-	}
 	ses.client = &kafka.Client{Addr: kafka.TCP(addr), Timeout: requestTimeout, Transport: ses.transport}
 	m, err := ses.client.Metadata(ctx, &kafka.MetadataRequest{})
 	if err != nil {
 		ses.close()
 		return nil, fmt.Errorf("asking %s for metadata: %w", addr, err)
 	}
+	ses.cluster = m.ClusterID
 	for _, b := range m.Brokers {
 		ses.brokers = append(ses.brokers, address(b))
 	}
@@ -240,7 +243,7 @@ func (s *Sink) begin(addr string) error {
 		s.leaders[addr] = b
 	}
 	if waited := time.Since(b.answered); b.requests > 0 && waited > silence {
-		return fmt.Errorf("broker %s has not answered for %v", addr, waited.Round(time.Second))
+		return fmt.Errorf("%w: broker %s has not answered for %v", errNotSent, addr, waited.Round(time.Second))
 	}
 	b.requests++
 	return nil

@@ -2,9 +2,11 @@
 //
 // Records follow the Kafka binding of CloudEvents. The record key is the
 // event's partition key, hashed like in the Java client, so that the events of
-// a profile share a partition and keep their order. Records have no sequence
-// numbers: after a lost response, an event may be in the topic twice, with
-// equal CloudEvents source and id, and consumers drop the repeat.
+// a profile share a partition and keep their order. The producer is idempotent:
+// after a lost response, a batch is sent again with equal numbers, and the
+// broker stores the batch once. After a crash of the relay an event may be in
+// the topic twice, with equal CloudEvents source and id, and consumers drop the
+// repeat.
 //
 // An event becomes a dead letter if the event exceeds max_message_bytes or the
 // topic's own limit, and, if topic contains attributes, if the topic does not
@@ -13,17 +15,20 @@
 package kafka
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	_ "embed"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/sasl"
 	"go.uber.org/zap"
 
@@ -63,6 +68,10 @@ func Kind() sinks.Kind {
 // are not sent. A key changes its partition only when an operator adds
 // partitions.
 //
+// Copies: a batch whose outcome is unknown is sent again unchanged before
+// anything else is written to the partition. Until then, the errors of its
+// events are InDoubt.
+//
 // Failures: a partition that cannot be written fails alone (AtDestination) and
 // makes refresher load new metadata. If the metadata changed or a connection
 // broke, later requests use a new session; requests in flight for other
@@ -76,6 +85,7 @@ type Sink struct {
 	balancer kafka.Murmur2Balancer
 	tls      *tls.Config
 	sasl     sasl.Mechanism
+	producer *producer
 
 	life  context.Context // ends with Close
 	end   context.CancelFunc
@@ -99,7 +109,7 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	s := &Sink{
 		config: c, env: env, log: env.Log, route: c.Route(), balancer: kafka.Murmur2Balancer{Consistent: true},
 		stale: make(chan struct{}, 1), urgent: make(chan struct{}, 1), loaded: make(chan struct{}),
-		leaders: map[string]*leader{},
+		leaders: map[string]*leader{}, producer: newProducer(""),
 	}
 	if s.log == nil {
 		s.log = zap.NewNop()
@@ -118,7 +128,11 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	if s.session, err = s.connect(ctx, c.Brokers); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.producer = producerIn(env.Memory, s.session.cluster)
 	s.loads.Go(s.refresher)
+	if err = s.identify(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	if s.route.Template.Static() { // must exist
 		if _, err = s.lookUp(ctx, s.route.Template.String()); err != nil {
 			return nil, errors.Join(err, s.Close())
@@ -184,7 +198,7 @@ func (s *Sink) Deliver(ctx context.Context, batch []event.Event) error {
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)() //nolint:contextcheck // both end it
 	d := &delivery{sink: s, batch: batch, records: make([]record, len(batch)), errs: make([]error, len(batch))}
-	for _, q := range d.sort(ctx) {
+	for _, q := range d.sort(ctx, d.settle(ctx)) {
 		d.writeAll(ctx, q.to, d.encode(q))
 	}
 	if err := d.lost(ctx); err != nil {
@@ -199,6 +213,8 @@ type delivery struct {
 	batch   []event.Event
 	records []record
 	errs    []error // outcome of each event
+
+	unsettled map[*numbering]error // outcome of the attempts to settle batches in doubt
 }
 
 // lost returns an error if no event could be sent because no broker answers.
@@ -216,10 +232,14 @@ func (d *delivery) lost(ctx context.Context) error {
 	_ = d.sink.refresh(ctx, d.sink.stale) // the last load counts, even if the next load is still to come
 	d.sink.mu.Lock()
 	defer d.sink.mu.Unlock()
-	if d.sink.unreachable != nil {
-		return fmt.Errorf("no broker answers: %w", d.sink.unreachable)
+	if d.sink.unreachable == nil {
+		return nil
 	}
-	return nil
+	err := fmt.Errorf("no broker answers: %w", d.sink.unreachable)
+	if slices.ContainsFunc(d.errs, sinks.IsInDoubt) {
+		return sinks.InDoubt(err)
+	}
+	return err
 }
 
 // disconnected reports whether err is an error of a connection, and no response
@@ -236,9 +256,57 @@ type queue struct {
 	indexes []int
 }
 
-// sort sorts the events by partition. With PerDestination there is usually one
+// settle settles the batches in doubt that have events of the delivery, and
+// returns the other events. The later events of a key whose event stays in doubt
+// are held back.
+func (d *delivery) settle(ctx context.Context) (others []int) {
+	p := d.sink.producer
+	others = make([]int, 0, len(d.batch))
+	var failed map[string]error // by partition key
+	for i, e := range d.batch {
+		n := p.inDoubt(e)
+		switch {
+		case n == nil:
+			others = append(others, i)
+			continue
+		case p.reported(n, e):
+			continue
+		}
+		err, tried := d.unsettled[n]
+		if !tried {
+			if d.unsettled == nil {
+				d.unsettled = map[*numbering]error{}
+				failed = map[string]error{}
+			}
+			if err = n.take(ctx); err == nil {
+				err = d.sink.settle(ctx, n)
+				n.release()
+			}
+			d.unsettled[n] = err
+		}
+		switch {
+		case err != nil:
+			err = d.sink.classify(n.to.topic, err)
+			d.errs[i] = sinks.InDoubt(err)
+			failed[string(key(e))] = err
+		case !p.reported(n, e): // not stored
+			others = append(others, i)
+		}
+	}
+	return slices.DeleteFunc(others, func(i int) bool {
+		k := key(d.batch[i])
+		err := failed[string(k)]
+		if k == nil || err == nil {
+			return false
+		}
+		d.hold([]int{i}, err)
+		return true
+	})
+}
+
+// sort sorts events by partition. With PerDestination there is usually one
 // partition; there are several if the metadata changed before the call.
-func (d *delivery) sort(ctx context.Context) []*queue {
+func (d *delivery) sort(ctx context.Context, events []int) []*queue {
 	type found struct {
 		partitions
 		err error
@@ -246,7 +314,8 @@ func (d *delivery) sort(ctx context.Context) []*queue {
 	topics := map[string]found{}
 	var queues []*queue
 	byTarget := map[target]*queue{}
-	for i, e := range d.batch {
+	for _, i := range events {
+		e := d.batch[i]
 		topic := d.sink.route.Destination(e).Name
 		p, known := topics[topic]
 		if !known {
@@ -290,13 +359,26 @@ func (d *delivery) encode(q *queue) []int {
 // writeAll writes the records of a partition, in several requests if the size
 // requires several, one after another. A failure holds back all later records.
 func (d *delivery) writeAll(ctx context.Context, to target, indexes []int) {
+	numbering := d.sink.producer.numberingOf(to)
+	err := d.unsettled[numbering]
+	if err == nil {
+		err = numbering.take(ctx)
+	}
+	if err == nil {
+		defer numbering.release()
+		err = d.sink.settle(ctx, numbering)
+	}
+	if err != nil {
+		d.hold(indexes, d.sink.classify(to.topic, err))
+		return
+	}
 	for len(indexes) > 0 {
 		n, size := 0, 0
 		for n < len(indexes) && (n == 0 || size+d.records[indexes[n]].size() <= int(d.sink.config.MaxMessageBytes)) {
 			size += d.records[indexes[n]].size()
 			n++
 		}
-		if err := d.write(ctx, to, indexes[:n]); err != nil {
+		if err := d.write(ctx, numbering, indexes[:n]); err != nil {
 			d.hold(indexes[n:], err)
 			return
 		}
@@ -307,8 +389,8 @@ func (d *delivery) writeAll(ctx context.Context, to target, indexes []int) {
 // write writes records in a single request. The error is the reason to hold
 // back later records. A batch that the broker refuses because of a record is
 // halved until the record is found.
-func (d *delivery) write(ctx context.Context, to target, indexes []int) error {
-	err := d.sink.produce(ctx, to, d.records, indexes)
+func (d *delivery) write(ctx context.Context, to *numbering, indexes []int) error {
+	err := d.sink.produce(ctx, to, d, indexes)
 	if err == nil {
 		return nil
 	}
@@ -319,9 +401,11 @@ func (d *delivery) write(ctx context.Context, to target, indexes []int) error {
 		}
 		return d.write(ctx, to, indexes[half:])
 	}
-	err = d.sink.classify(to.topic, err)
+	err = d.sink.classify(to.to.topic, err)
 	for _, i := range indexes {
-		d.errs[i] = err
+		if d.errs[i] = err; to.doubt != nil {
+			d.errs[i] = sinks.InDoubt(err)
+		}
 	}
 	if _, refused := sinks.IsPermanent(err); refused {
 		return nil
@@ -335,26 +419,51 @@ func (d *delivery) hold(indexes []int, err error) {
 	}
 }
 
-func (s *Sink) produce(ctx context.Context, to target, records []record, indexes []int) error {
-	batch := make([]kafka.Record, len(indexes))
+// produce sends events as one batch. If the outcome is unknown, the batch is in
+// doubt afterwards. The caller has the turn of the partition.
+func (s *Sink) produce(ctx context.Context, n *numbering, d *delivery, indexes []int) error {
+	records := make([]kafka.Record, len(indexes))
 	for k, i := range indexes {
-		batch[k] = kafka.Record{
-			Key: kafka.NewBytes(records[i].key), Value: kafka.NewBytes(records[i].value), Headers: records[i].headers,
+		records[k] = kafka.Record{
+			Key: kafka.NewBytes(d.records[i].key), Value: kafka.NewBytes(d.records[i].value), Headers: d.records[i].headers,
 		}
 	}
+	if n.identity != none && s.producer.full() {
+		return fmt.Errorf("writing to topic %s, partition %d: %w: too many batches to other partitions wait for an answer", n.to.topic, n.to.partition, errNotSent)
+	}
+	batch, err := encodeBatch(records, s.config.compression())
+	if err != nil {
+		return err
+	}
+	inDoubt, err := s.sendNumbered(ctx, n, batch, len(records), false)
+	if inDoubt {
+		events := make([]string, len(indexes))
+		for k, i := range indexes {
+			events[k] = d.batch[i].MessageID
+		}
+		s.producer.doubts(n, batch, events)
+	}
+	return err
+}
+
+// send sends an encoded batch to the leader of a partition.
+func (s *Sink) send(ctx context.Context, to target, batch []byte) error {
 	ses := s.led(ctx, to)
 	defer s.release(ses)
+	failed := func(err error) error {
+		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, err)
+	}
 	addr := ses.leader(to)
 	if addr == "" {
-		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, kafka.LeaderNotAvailable)
+		return failed(errors.Join(errNotSent, kafka.LeaderNotAvailable))
 	}
 	if err := s.begin(addr); err != nil {
 		poke(s.stale) // another broker may lead by now
-		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, err)
+		return failed(err)
 	}
-	resp, err := ses.client.Produce(ctx, &kafka.ProduceRequest{
+	resp, err := ses.client.RawProduce(ctx, &kafka.RawProduceRequest{
 		Topic: to.topic, Partition: to.partition, RequiredAcks: s.config.acks(),
-		Records: kafka.NewRecordReader(batch...), Compression: s.config.compression(),
+		RawRecords: protocol.RawRecordSet{Reader: bytes.NewReader(batch)},
 	})
 	s.finish(addr, err == nil)
 	if err == nil {
@@ -364,7 +473,7 @@ func (s *Sink) produce(ctx context.Context, to target, records []record, indexes
 		if guilty(err) == "" {
 			s.note(ses, err)
 		}
-		return fmt.Errorf("writing to topic %s, partition %d: %w", to.topic, to.partition, err)
+		return failed(err)
 	}
 	s.accepted.Store(true)
 	return nil
