@@ -1,12 +1,9 @@
 package kafka
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"math"
 	"slices"
@@ -83,7 +80,7 @@ type numbering struct {
 
 // batchInDoubt is a batch that the broker may have stored.
 type batchInDoubt struct {
-	batch  []byte
+	batch  recordBatch
 	events []string
 }
 
@@ -149,7 +146,7 @@ func (p *producer) full() bool {
 }
 
 // doubts records that the broker may have stored a batch. The caller has the turn.
-func (p *producer) doubts(n *numbering, batch []byte, events []string) {
+func (p *producer) doubts(n *numbering, batch recordBatch, events []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n.doubt = &batchInDoubt{batch, events}
@@ -252,10 +249,9 @@ const maxRenumbered = 3
 // sendNumbered sends a batch of records with the numbers of its partition, and gives the batch
 // other numbers if the broker asks for them. The caller has the turn. After an error,
 // inDoubt reports whether the batch may be stored; before says that of earlier attempts.
-func (s *Sink) sendNumbered(ctx context.Context, n *numbering, batch []byte, records int, before bool) (inDoubt bool, err error) {
+func (s *Sink) sendNumbered(ctx context.Context, n *numbering, batch recordBatch, records int, before bool) (inDoubt bool, err error) {
 	for renumbered := 0; ; renumbered++ {
-		number(batch, n.identity, n.next)
-		err := s.send(ctx, n.to, batch)
+		err := s.send(ctx, n.to, batch.numbered(n.identity, n.next))
 		if err == nil {
 			n.advance(records)
 			return false, nil
@@ -455,43 +451,6 @@ func (m *newProducerID) RawExchange(rw io.ReadWriter) (protocol.Message, error) 
 	}
 	return protocol.RoundTrip(rw, m.version, 0, clientID, &initproducerid.Request{TransactionTimeoutMs: -1, ProducerID: -1, ProducerEpoch: -1})
 }
-
-// Offsets of fields in a record batch of version 2, behind the length of the record set.
-const (
-	batchStart      = 4
-	offsetCRC       = batchStart + 17
-	offsetCovered   = batchStart + 21 // by the CRC
-	offsetProducer  = batchStart + 43
-	offsetEpoch     = batchStart + 51
-	offsetSequence  = batchStart + 53
-	batchHeaderSize = batchStart + 61
-)
-
-// encodeBatch encodes records as a record set of one batch without numbers.
-func encodeBatch(records []kafka.Record, compression kafka.Compression) ([]byte, error) {
-	set := protocol.RecordSet{Version: 2, Attributes: protocol.Attributes(compression), Records: protocol.NewRecordReader(records...)}
-	var b bytes.Buffer
-	if _, err := set.WriteTo(&b); err != nil {
-		return nil, fmt.Errorf("encoding a batch of %d records: %w", len(records), err)
-	}
-	if b.Len() < batchHeaderSize {
-		return nil, fmt.Errorf("encoding a batch of %d records: the batch has %d bytes", len(records), b.Len())
-	}
-	return b.Bytes(), nil
-}
-
-// number writes a producer ID, an epoch and the number of the first record into a batch.
-func number(batch []byte, id identity, first int32) {
-	if id == none {
-		first = -1
-	}
-	binary.BigEndian.PutUint64(batch[offsetProducer:], uint64(id.id))
-	binary.BigEndian.PutUint16(batch[offsetEpoch:], uint16(id.epoch))
-	binary.BigEndian.PutUint32(batch[offsetSequence:], uint32(first))
-	binary.BigEndian.PutUint32(batch[offsetCRC:], crc32.Checksum(batch[offsetCovered:], castagnoli))
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // producerIn returns the producer that a sink has left in a memory, if it belongs to the
 // cluster, or a new one.

@@ -15,12 +15,12 @@
 package kafka
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	_ "embed"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"sync"
@@ -422,20 +422,14 @@ func (d *delivery) hold(indexes []int, err error) {
 // produce sends events as one batch. If the outcome is unknown, the batch is in
 // doubt afterwards. The caller has the turn of the partition.
 func (s *Sink) produce(ctx context.Context, n *numbering, d *delivery, indexes []int) error {
-	records := make([]kafka.Record, len(indexes))
-	for k, i := range indexes {
-		records[k] = kafka.Record{
-			Key: kafka.NewBytes(d.records[i].key), Value: kafka.NewBytes(d.records[i].value), Headers: d.records[i].headers,
-		}
-	}
 	if n.identity != none && s.producer.full() {
 		return fmt.Errorf("writing to topic %s, partition %d: %w: too many batches to other partitions wait for an answer", n.to.topic, n.to.partition, errNotSent)
 	}
-	batch, err := encodeBatch(records, s.config.compression())
+	batch, err := encodeBatch(d.records, indexes, s.config.compression(), time.Now())
 	if err != nil {
 		return err
 	}
-	inDoubt, err := s.sendNumbered(ctx, n, batch, len(records), false)
+	inDoubt, err := s.sendNumbered(ctx, n, batch, len(indexes), false)
 	if inDoubt {
 		events := make([]string, len(indexes))
 		for k, i := range indexes {
@@ -447,7 +441,7 @@ func (s *Sink) produce(ctx context.Context, n *numbering, d *delivery, indexes [
 }
 
 // send sends an encoded batch to the leader of a partition.
-func (s *Sink) send(ctx context.Context, to target, batch []byte) error {
+func (s *Sink) send(ctx context.Context, to target, batch io.Reader) error {
 	ses := s.led(ctx, to)
 	defer s.release(ses)
 	failed := func(err error) error {
@@ -463,7 +457,7 @@ func (s *Sink) send(ctx context.Context, to target, batch []byte) error {
 	}
 	resp, err := ses.client.RawProduce(ctx, &kafka.RawProduceRequest{
 		Topic: to.topic, Partition: to.partition, RequiredAcks: s.config.acks(),
-		RawRecords: protocol.RawRecordSet{Reader: bytes.NewReader(batch)},
+		RawRecords: protocol.RawRecordSet{Reader: batch},
 	})
 	s.finish(addr, err == nil)
 	if err == nil {
