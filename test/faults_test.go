@@ -106,6 +106,7 @@ type change struct {
 
 func survive(t *testing.T, storm storm, at string) (changes []change) {
 	w := newWorld(t)
+	w.once = true
 	r := start(t, w.config)
 	ways := map[string][]*proxy{"NATS": {w.toNATS}, "Kafka": {w.toKafka}, "both": {w.toNATS, w.toKafka}}[at]
 	l := startLoad(t, r.endpoint, 8, 40*time.Millisecond) // 200 a second
@@ -147,6 +148,7 @@ func survive(t *testing.T, storm storm, at string) (changes []change) {
 // TestBothBrokersDown accepts events from the start while no broker is there.
 func TestBothBrokersDown(t *testing.T) {
 	w := newWorld(t)
+	w.once = true
 	w.nats.Stop(t)
 	w.toKafka.set(t, weather{shut: true})
 	r := start(t, w.config)
@@ -184,8 +186,8 @@ func TestStopUnderLoad(t *testing.T) {
 		}
 		r.start(t)
 	}
-	_, kafka := w.settle(t, r.endpoint, l, "`SIGTERM` under load")
-	check(t, "Kafka", l.acked, kafka, true) // nothing was on its way when it ended
+	w.once = true // nothing was on its way when it ended
+	w.settle(t, r.endpoint, l, "`SIGTERM` under load")
 }
 
 // TestTwins posts one event 500 times at once.
@@ -339,6 +341,7 @@ func TestCredentialsExpire(t *testing.T) {
 // TestLeadersMove moves the leadership of Kafka's partitions about under load.
 func TestLeadersMove(t *testing.T) {
 	w := newWorldOn(t, natstest.Start(t), kafkatest.StartFake(t, kfake.NumBrokers(3)))
+	w.once = true
 	// Past the proxy, behind which there is room for one broker only.
 	r := start(t, w.change(t, w.toKafka.addr, strings.Join(w.kafka.Fake.ListenAddrs(), `", "`)))
 	l := startLoad(t, r.endpoint, 6, 2*time.Millisecond)
@@ -355,6 +358,7 @@ func TestLeadersMove(t *testing.T) {
 func TestKafkaLeaderKilled(t *testing.T) {
 	k := startThree(t)
 	w := newWorldOn(t, natstest.Start(t), &kafkatest.Broker{Addr: k.addrs[0], Replicas: 3})
+	w.once = true
 	r := start(t, w.change(t, w.toKafka.addr, strings.Join(k.addrs, `", "`)))
 	l := startLoad(t, r.endpoint, 6, 2*time.Millisecond)
 	kills := pick(1, 5)

@@ -45,7 +45,7 @@ func (w *world) settle(t *testing.T, r endpoint, l *load, fault string, earlier 
 	l.stop()
 	w.settled(t, r)
 	nats, kafka = append(slices.Clone(earlier), w.onNATS(t)...), append(slices.Clone(earlier), w.onKafka(t)...)
-	atNATS, atKafka := check(t, "JetStream", l.acked, nats, true), check(t, "Kafka", l.acked, kafka, false)
+	atNATS, atKafka := check(t, "JetStream", l.acked, nats, true), check(t, "Kafka", l.acked, kafka, w.once)
 	if r.now != nil { // two clocks
 		atNATS.way, atKafka.way = 0, 0
 	}

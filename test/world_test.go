@@ -23,6 +23,9 @@ type world struct {
 	toNATS, toKafka *proxy
 	topic           string
 	config          string
+
+	// once is set where the relay's process lives through the fault: Kafka has each event once.
+	once bool
 }
 
 func newWorld(t *testing.T) *world {
