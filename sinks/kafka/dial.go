@@ -251,9 +251,9 @@ func (c *brokerConn) handshake(name string) error {
 	}
 	res := msg.(*saslhandshake.Response)
 	switch err := kafka.Error(res.ErrorCode); {
-	case err == kafka.IllegalSASLState: //nolint:errorlint // a code, not a chain
+	case err == kafka.IllegalSASLState:
 		return fmt.Errorf("illegal SASL state: this listener has no SASL: remove sasl, or use the port of %s that has SASL: %w", c.addr, err)
-	case err == kafka.UnsupportedSASLMechanism: //nolint:errorlint // a code, not a chain
+	case err == kafka.UnsupportedSASLMechanism:
 		return fmt.Errorf("broker %s does not support SASL mechanism %s, but %s: change sasl.mechanism: %w", c.addr, name, offered(res.Mechanisms), err)
 	case err != 0:
 		return fmt.Errorf("starting SASL %s with broker %s: %w", name, c.addr, err)
@@ -274,7 +274,7 @@ func reasons(state sasl.StateMachine, message string) string {
 		if isBearer {
 			each = b.hide(each)
 		}
-		if each = brief(each); each != "" {
+		if each = brief(each); each != "" && !strings.Contains(text.String(), each) {
 			text.WriteString(": " + each)
 		}
 	}
@@ -323,7 +323,7 @@ func (c *brokerConn) renew() error {
 	state, message, err := c.dialer.start(promptly, c.addr)
 	if err != nil {
 		c.renewAt = time.Now().Add(c.expires.Sub(now) / 4)
-		return nil //nolint:nilerr // the authentication is still good, and the next request tries again
+		return nil // the authentication is still good, and the next request tries again
 	}
 	stop := abort(ctx, c.Conn)
 	err = c.finish(ctx, state, message)

@@ -142,11 +142,11 @@ func (b *bearer) Start(ctx context.Context) (sasl.StateMachine, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	message := "n,,\x01auth=Bearer " + token
+	fields := []string{"n,,", "auth=Bearer " + token}
 	for _, name := range slices.Sorted(maps.Keys(b.extensions)) {
-		message += "\x01" + name + "=" + b.extensions[name]
+		fields = append(fields, name+"="+b.extensions[name])
 	}
-	return &bearerState{token: token, tokens: b.tokens}, []byte(message + "\x01\x01"), nil
+	return &bearerState{token: token, tokens: b.tokens}, []byte(strings.Join(fields, "\x01") + "\x01\x01"), nil
 }
 
 // bearerState is an authentication with OAUTHBEARER.
@@ -363,16 +363,16 @@ func endpointError(err error, assertion string) error {
 		}
 		return errors.New("the response is no token in JSON")
 	}
-	text := "the endpoint answers " + e.Response.Status
+	texts := []string{"the endpoint answers " + brief(e.Response.Status)}
 	for _, each := range []string{e.ErrorCode, e.ErrorDescription} {
 		if assertion != "" {
 			each = strings.ReplaceAll(each, assertion, "***")
 		}
 		if each = brief(each); each != "" {
-			text += ": " + each
+			texts = append(texts, each)
 		}
 	}
-	return errors.New(text)
+	return errors.New(strings.Join(texts, ": "))
 }
 
 // readSmall reads the token in a file.

@@ -136,7 +136,7 @@ func (x Proxy) connect(ctx context.Context, u *url.URL, forward dialFunc, networ
 	}
 	// The server behind the tunnel does not speak first, so the reader takes no
 	// byte of the tunnel.
-	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxProxyHeader)), req)
+	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxProxyHeader)), req) //nolint:bodyclose // the body is the tunnel
 	if err != nil {
 		return nil, fmt.Errorf("reading the answer of the proxy: %w", err)
 	}

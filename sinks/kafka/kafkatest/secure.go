@@ -142,7 +142,7 @@ func (f *Front) exchange(client, broker net.Conn) error {
 		if len(frame) < 10 {
 			return errClose
 		}
-		key, version := kmsg.Key(binary.BigEndian.Uint16(frame)), int16(binary.BigEndian.Uint16(frame[2:])) //nolint:gosec // as on the wire
+		key, version := kmsg.Key(binary.BigEndian.Uint16(frame)), int16(binary.BigEndian.Uint16(frame[2:]))
 		switch {
 		case key == kmsg.SASLHandshake:
 			req := &kmsg.SASLHandshakeRequest{Version: version}
@@ -206,7 +206,7 @@ func (f *Front) exchange(client, broker net.Conn) error {
 
 // body returns a request after its header, with the client's name.
 func body(frame []byte) []byte {
-	name := max(0, int(int16(binary.BigEndian.Uint16(frame[8:])))) //nolint:gosec // as on the wire
+	name := max(0, int(int16(binary.BigEndian.Uint16(frame[8:]))))
 	return frame[min(len(frame), 10+name):]
 }
 
@@ -228,7 +228,7 @@ func readFrame(r io.Reader) ([]byte, error) {
 }
 
 func writeFrame(w io.Writer, frame []byte) error {
-	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...)) //nolint:gosec // at most maxFrame
+	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...))
 	return err
 }
 
