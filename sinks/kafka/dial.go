@@ -145,6 +145,7 @@ type brokerConn struct {
 	versions map[protocol.ApiKey]int16 // of the API of the broker
 	writing  bool                      // a request is being written
 	requests int                       // begun
+	deadline time.Time                 // of the request
 	renewAt  time.Time                 // when to renew the authentication; zero for never
 	expires  time.Time                 // when the broker closes the connection; zero for never
 
@@ -177,6 +178,13 @@ func (c *brokerConn) Read(p []byte) (int, error) {
 		err = c.dialer.explain(ctx, c.addr, err)
 	}
 	return n, err
+}
+
+// SetDeadline implements net.Conn. The deadline of a request stays when another
+// connection replaces the connection.
+func (c *brokerConn) SetDeadline(t time.Time) error {
+	c.deadline = t
+	return c.Conn.SetDeadline(t)
 }
 
 // Close implements net.Conn.
@@ -318,9 +326,9 @@ func (c *brokerConn) renew() error {
 	if now.After(c.expires) {
 		return c.replace(ctx)
 	}
-	promptly, cancel := context.WithTimeout(ctx, tokenWait)
-	defer cancel()
-	state, message, err := c.dialer.start(promptly, c.addr)
+	wait, stopWait := context.WithTimeout(ctx, tokenWait)
+	defer stopWait()
+	state, message, err := c.dialer.start(wait, c.addr)
 	if err != nil {
 		c.renewAt = time.Now().Add(c.expires.Sub(now) / 4)
 		return nil // the authentication is still good, and the next request tries again
@@ -351,6 +359,10 @@ func (c *brokerConn) replace(ctx context.Context) error {
 		return fmt.Errorf("broker %s has other API versions than before", c.addr)
 	}
 	_ = c.Conn.Close()
+	if err := other.Conn.SetDeadline(c.deadline); err != nil {
+		_ = other.Conn.Close()
+		return err
+	}
 	c.Conn, c.kafka, c.renewAt, c.expires = other.Conn, other.kafka, other.renewAt, other.expires
 	return nil
 }

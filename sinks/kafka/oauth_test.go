@@ -445,3 +445,12 @@ func TestOAuthMistakes(t *testing.T) {
 		}
 	}
 }
+
+// TestBearerInSubscription: consumers learn that they need a token.
+func TestBearerInSubscription(t *testing.T) {
+	c := defaults()
+	c.SASL.Mechanism = bearerSASL
+	if got := c.Subscription().Security; len(got) != 1 || got[0] != (sinks.Security{Type: "http", Name: "bearer"}) {
+		t.Errorf("security is %v", got)
+	}
+}

@@ -79,6 +79,7 @@ func startOIDC(t *testing.T, lifetime time.Duration) *oidc {
 type realSecure struct {
 	plaintext, sasl, tls, saslTLS, ca string
 	dir                               string
+	conns                             atomic.Int64 // to brokers, and to the issuer
 }
 
 func startRealSecure(t *testing.T, o *oidc) *realSecure {
@@ -130,7 +131,10 @@ func (k *realSecure) open(t *testing.T, addr, block string, log *zap.Logger) (si
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	p := sinktest.Configure(t, Kind(), fmt.Sprintf("{brokers: [%q], topic: %s, create: true, %s}", addr, topic(), block))
-	s, err := p.Open(ctx, sinks.Env{Name: "test", Log: log, Now: time.Now})
+	s, err := p.Open(ctx, sinks.Env{Name: "test", Log: log, Now: time.Now, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		k.conns.Add(1)
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}})
 	if err == nil {
 		t.Cleanup(func() { _ = s.Close() })
 	}
@@ -197,13 +201,21 @@ func TestRealSecurity(t *testing.T) {
 		}
 		// The broker's value is 15 s. OAUTHBEARER has the smaller of 15 s and the rest of the token's
 		// lifetime, which the issuer changes.
-		issued, delivered := o.issued.Load(), 0
+		deliver(t, oauth)
+		deliver(t, scram)
+		issued, conns, delivered := o.issued.Load(), k.conns.Load(), 0
 		for _, lifetime := range []int64{20, 6, 3600} {
 			o.lifetime.Store(lifetime)
 			for begin := time.Now(); time.Since(begin) < 20*time.Second; delivered++ {
 				deliver(t, oauth)
 				deliver(t, scram)
 			}
+		}
+		// A load of the metadata, each 30 s, makes two connections in each sink.
+		if n := k.conns.Load() - conns - (o.issued.Load() - issued); n > 14 {
+			t.Errorf("%d connections in 60 s: connections were replaced, not authenticated again", n)
+		} else {
+			t.Logf("%d connections in 60 s", n)
 		}
 		time.Sleep(17 * time.Second) // idle past the lifetime
 		deliver(t, oauth)
