@@ -348,15 +348,7 @@ func (t TLS) Check(prefix string, p *Invalids) {
 		return
 	}
 	for _, f := range files {
-		if f.path == "" {
-			continue
-		}
-		if reason := unreadable(f.path); reason != "" {
-			*p = append(*p, Invalid{
-				Key: join(prefix, f.key), What: fmt.Sprintf("file %s %s", f.path, reason), Hint: "name a PEM file that is readable by this process",
-				Missing: reason == absent,
-			})
-		}
+		CheckFile(p, join(prefix, f.key), f.path, "name a PEM file that is readable by this process")
 	}
 	switch {
 	case t.CertFile != "" && t.KeyFile == "":
@@ -384,6 +376,17 @@ func (t TLS) checkContents(prefix string, p *Invalids) {
 
 // absent is the reason of a file that does not exist.
 const absent = "does not exist"
+
+// CheckFile adds a problem at key if the file cannot be read or is larger than
+// 1 MiB. An empty path names no file.
+func CheckFile(p *Invalids, key, path, hint string) {
+	if path == "" {
+		return
+	}
+	if reason := unreadable(path); reason != "" {
+		*p = append(*p, Invalid{Key: key, What: fmt.Sprintf("file %s %s", path, reason), Hint: hint, Missing: reason == absent})
+	}
+}
 
 // unreadable returns the reason why a file cannot be read, or "".
 func unreadable(path string) string {

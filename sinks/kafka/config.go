@@ -35,31 +35,32 @@ type Config struct {
 
 	MaxMessageBytes config.Size `yaml:"max_message_bytes" doc:"Maximum size of a batch, and so of a record, with headers and before compression. Larger events become dead letters. Must not exceed the topic's max.message.bytes."`
 
-	SASL SASL       `yaml:"sasl" doc:"SASL authentication."`
-	TLS  config.TLS `yaml:"tls" doc:"TLS to the brokers."`
+	SASL  SASL       `yaml:"sasl" doc:"SASL authentication."`
+	TLS   config.TLS `yaml:"tls" doc:"TLS to the brokers. The files are read again for each connection, so a renewed certificate needs no reload."`
+	Proxy Proxy      `yaml:"proxy" doc:"Proxy for all connections of the sink: to the brokers and to the token endpoint. The proxy resolves the host names. HTTP_PROXY and ALL_PROXY of the environment are not used."`
 }
 
 // SASL is how the relay logs in.
 type SASL struct {
-	Mechanism string        `yaml:"mechanism" enum:"none,plain,scram-sha-256,scram-sha-512" doc:"SASL mechanism."`
-	Username  string        `yaml:"username" doc:"User name."`
-	Password  config.Secret `yaml:"password" doc:"Password." example:"${KAFKA_PASSWORD}"`
+	Mechanism string        `yaml:"mechanism" enum:"none,plain,scram-sha-256,scram-sha-512,oauthbearer" doc:"SASL mechanism. oauthbearer authenticates with a token, see oauth."`
+	Username  string        `yaml:"username" doc:"User name, for plain and scram."`
+	Password  config.Secret `yaml:"password" doc:"Password, for plain and scram." example:"${KAFKA_PASSWORD}"`
+	OAuth     OAuth         `yaml:"oauth" doc:"Token of mechanism oauthbearer."`
 }
 
 const (
-	// clientID is the name of the relay in the brokers' logs and quotas.
-	clientID = "postwire"
-	acksOne  = "one"
+	acksOne = "one"
 
-	noSASL    = "none"
-	plainSASL = "plain"
+	noSASL     = "none"
+	plainSASL  = "plain"
+	bearerSASL = "oauthbearer"
 )
 
 func defaults() Config {
 	return Config{
 		ContentMode: sinks.Binary, Acks: "all", Idempotence: idempotenceAuto, Compression: "none",
 		Partitions: -1, ReplicationFactor: -1, MaxMessageBytes: 1 << 20,
-		SASL: SASL{Mechanism: noSASL},
+		SASL: SASL{Mechanism: noSASL, OAuth: OAuth{Provider: clientCredentials}},
 	}
 }
 
@@ -96,6 +97,7 @@ func (c Config) Validate() error {
 	}
 	p.Nest("sasl", c.SASL.validate())
 	c.TLS.Check("tls", &p)
+	p.Nest("proxy", c.Proxy.validate())
 	return p.Err()
 }
 
@@ -104,6 +106,16 @@ func (c Config) Validate() error {
 // reach the library.
 func (s SASL) validate() error {
 	var p config.Invalids
+	if s.Mechanism == bearerSASL {
+		if s.Username != "" || s.Password != "" {
+			p.Add("username", "has no effect with mechanism oauthbearer", "remove username and password")
+		}
+		p.Nest("oauth", s.OAuth.validate())
+		return p.Err()
+	}
+	if !s.OAuth.empty() {
+		p.Add("oauth", "has no effect with mechanism "+s.Mechanism, "set mechanism: oauthbearer, or remove oauth")
+	}
 	switch {
 	case s.Mechanism == noSASL && (s.Username != "" || s.Password != ""):
 		p.Add("mechanism", "is none beside a username or password", "use plain, scram-sha-256 or scram-sha-512")
@@ -198,6 +210,7 @@ func (c Config) compression() kafka.Compression {
 	}[c.Compression]
 }
 
+// mechanism returns the mechanism of a user name and password, or nil.
 func (s SASL) mechanism() (sasl.Mechanism, error) {
 	switch s.Mechanism {
 	case plainSASL:

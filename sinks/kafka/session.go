@@ -123,11 +123,13 @@ func (s *Sink) connect(ctx context.Context, addrs []string) (*session, error) {
 func (s *Sink) load(ctx context.Context, addr string, topics []string) (*session, error) { //nolint:contextcheck // a session outlives ctx
 	life, end := context.WithCancel(s.life)
 	ses := &session{end: end, topics: map[string]partitions{}}
+	d := *s.dialer
+	d.life = life
 	ses.transport = &kafka.Transport{
-		ClientID: clientID, MetadataTopics: topics, DialTimeout: dialTimeout, TLS: s.tls, SASL: s.sasl, Context: life,
+		ClientID: clientID, MetadataTopics: topics, DialTimeout: dialTimeout, Context: life,
 		MetadataTTL: 365 * 24 * time.Hour, // the transport's own refresh is not needed
 		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := s.env.Dial(ctx, network, addr)
+			conn, err := d.Dial(ctx, network, addr)
 			if err != nil {
 				return nil, &dialError{err}
 			}

@@ -16,7 +16,6 @@ package kafka
 
 import (
 	"context"
-	"crypto/tls"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -29,7 +28,6 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/sasl"
 	"go.uber.org/zap"
 
 	"github.com/postwire/postwire/pkg/event"
@@ -83,9 +81,8 @@ type Sink struct {
 	log      *zap.Logger
 	route    sinks.Route
 	balancer kafka.Murmur2Balancer
-	tls      *tls.Config
-	sasl     sasl.Mechanism
 	producer *producer
+	dialer   *dialer
 
 	life  context.Context // ends with Close
 	end   context.CancelFunc
@@ -118,13 +115,11 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 		s.env.Dial = (&net.Dialer{}).DialContext
 	}
 	var err error
-	if s.tls, err = c.TLS.Config(); err != nil {
+	s.life, s.end = context.WithCancel(context.Background()) // longer than ctx, until Close
+	if s.dialer, err = s.newDialer(); err != nil {
+		s.end()
 		return nil, err
 	}
-	if s.sasl, err = c.SASL.mechanism(); err != nil {
-		return nil, fmt.Errorf("sasl: %w", err)
-	}
-	s.life, s.end = context.WithCancel(context.Background()) // longer than ctx, until Close
 	if s.session, err = s.connect(ctx, c.Brokers); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

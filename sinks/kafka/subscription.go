@@ -27,6 +27,9 @@ func (c Config) Subscription() sinks.Subscription {
 	if scheme := map[string]string{"plain": "plain", "scram-sha-256": "scramSha256", "scram-sha-512": "scramSha512"}[c.SASL.Mechanism]; scheme != "" {
 		d.Security = append(d.Security, sinks.Security{Type: scheme})
 	}
+	if c.SASL.Mechanism == bearerSASL {
+		d.Security = append(d.Security, sinks.Security{Type: "http", Name: "bearer"})
+	}
 	if c.TLS.Enabled && c.TLS.CertFile != "" {
 		d.Security = append(d.Security, sinks.Security{Type: "X509"})
 	}
