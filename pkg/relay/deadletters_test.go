@@ -118,6 +118,8 @@ func TestCrashKeepsDeadLettersForTheirSink(t *testing.T) {
 			var copies []event.Event
 			up := false
 			c := &copying{
+				// The follower is not in the delivery of the refused event.
+				change: func(main, _ *sinks.Settings) { main.Batch = 1 },
 				main: &broker{deliver: func(_ int, e event.Event) error {
 					if e.CloudEvent.ID() == "poison" {
 						return errRefused
