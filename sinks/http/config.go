@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -28,8 +29,12 @@ type Config struct {
 	Headers map[string]config.Secret `yaml:"headers" doc:"Headers of each request, by name. Headers set by the sink, and headers about the type, length or transfer of the body, are refused." example:"{X-Api-Key: \"${FUNCTIONS_KEY}\"}"`
 	Basic   Basic                    `yaml:"basic" doc:"HTTP basic authentication."`
 	Bearer  config.Secret            `yaml:"bearer" doc:"Token for the header Authorization: Bearer." example:"${FUNCTIONS_TOKEN}"`
+	OAuth2  OAuth2                   `yaml:"oauth2" doc:"OAuth 2.0 client credentials: a token for the header Authorization, asked for at start, before the token expires, and once after the receiver has answered 401."`
 	Signing Signing                  `yaml:"signing" doc:"Signatures that prove the origin of requests to the receiver, as in Standard Webhooks."`
 	TLS     config.TLS               `yaml:"tls" doc:"TLS to the receiver. An https URL is always encrypted; enabled: true is needed for the other keys to take effect."`
+
+	Proxy            config.URL    `yaml:"proxy" doc:"URL of an HTTP proxy, http only, with user name and password if the proxy asks for them. An https receiver is reached through CONNECT. The proxy is used for oauth2.token_url, too. Empty connects directly; HTTP_PROXY and similar environment variables are ignored." example:"http://relay:${PROXY_PASSWORD}@proxy.internal:3128"`
+	MaxConnectionAge time.Duration `yaml:"max_connection_age" doc:"Age at which connections are replaced between two requests, so that a changed DNS record or a new receiver behind a load balancer gets requests. A request in flight completes. 0 keeps connections as long as they are used."`
 
 	RefusePrivateAddresses bool `yaml:"refuse_private_addresses" doc:"Connect to public addresses only. Refuses addresses of this machine, private and link-local networks, cloud metadata services, and all other addresses outside the public internet. Each address is checked when a connection is opened, so that no DNS name can bypass the check. Set this if the URL comes from an untrusted person."`
 }
@@ -46,7 +51,7 @@ type Signing struct {
 }
 
 func defaults() Config {
-	return Config{ContentMode: sinks.Binary, MaxInFlight: 16, BatchSize: 100, BatchBytes: 1 << 20}
+	return Config{ContentMode: sinks.Binary, MaxInFlight: 16, BatchSize: 100, BatchBytes: 1 << 20, MaxConnectionAge: 5 * time.Minute}
 }
 
 // Validate implements config.Settings.
@@ -70,6 +75,11 @@ func (c Config) Validate() error {
 		}
 	}
 	c.TLS.Check("tls", &p)
+	c.OAuth2.check(&p)
+	c.checkProxy(&p)
+	if c.MaxConnectionAge != 0 && c.MaxConnectionAge < time.Second {
+		p.Add("max_connection_age", fmt.Sprintf("%v is too short", c.MaxConnectionAge), "use 1s or more, for example 5m, or 0 to keep connections")
+	}
 	return p.Err()
 }
 
@@ -96,6 +106,19 @@ func (c Config) checkURL(p *config.Invalids) {
 	}
 	if addr, err := netip.ParseAddr(u.Hostname()); err == nil && c.RefusePrivateAddresses && !public(addr) {
 		p.Add("url", fmt.Sprintf("leads to %s, which refuse_private_addresses forbids", addr), "use a public address, or set refuse_private_addresses: false")
+	}
+}
+
+// checkProxy does not show the URL of the proxy, because the URL may contain a password.
+func (c Config) checkProxy(p *config.Invalids) {
+	if c.Proxy == "" {
+		return
+	}
+	if u, err := url.Parse(c.Proxy.Reveal()); err != nil || u.Hostname() == "" || u.Scheme != "http" || strings.Trim(u.Path, "/") != "" {
+		p.Add("proxy", "is not a URL of http with a host and without a path", "for example http://proxy.internal:3128")
+	}
+	if c.RefusePrivateAddresses {
+		p.Add("proxy", "stands beside refuse_private_addresses: the proxy chooses the address, and the sink cannot check the address", "keep one of them")
 	}
 }
 
@@ -138,13 +161,13 @@ func (c Config) owned(canonical string) (why, hint string) {
 	case strings.HasPrefix(name, "content-"):
 		return "says what the body is, which the sink does", remove
 	case strings.HasPrefix(name, "proxy-"):
-		return "is for a proxy, and the sink goes through none", remove
+		return "is for a proxy", "write the credentials into proxy"
 	case strings.HasSuffix(name, "idempotency-key"):
 		return "would be the same for all events, so that a receiver takes only the first", "let the receiver compare ce-source and ce-id, or webhook-id"
 	case name == "webhook-id", name == "webhook-timestamp", name == "webhook-signature":
 		return "is part of the signature", "set signing instead"
-	case name == "authorization" && (c.Basic.Username != "" || c.Bearer != ""):
-		return "is also made of basic or bearer", "keep one of them"
+	case name == "authorization" && (c.Basic.Username != "" || c.Bearer != "" || c.OAuth2.used()):
+		return "is also made of basic, bearer or oauth2", "keep one of them"
 	}
 	switch canonical {
 	case "Host", "Transfer-Encoding", "Connection", "Keep-Alive", "Te", "Trailer", "Upgrade", "Expect", "Http2-Settings":
@@ -156,6 +179,9 @@ func (c Config) owned(canonical string) (why, hint string) {
 func (c Config) checkLogin(p *config.Invalids) {
 	if c.Bearer != "" && c.Basic != (Basic{}) {
 		p.Add("bearer", "stands beside basic", "keep one of them")
+	}
+	if c.OAuth2.used() && (c.Bearer != "" || c.Basic != (Basic{})) {
+		p.Add("oauth2", "stands beside bearer or basic", "keep one of them")
 	}
 	if !validValue(c.Bearer) || strings.Contains(c.Bearer.Reveal(), " ") {
 		p.Add("bearer", "has a space, a line break or another character that a token may not have", "write the token alone, without Bearer")
