@@ -1,13 +1,12 @@
 package http
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	nethttp "net/http"
 	"net/url"
-	"strings"
+	"slices"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -131,10 +130,9 @@ func tokenCause(err error) error {
 		return errors.New("the answer has no access_token")
 	}
 	text := fmt.Sprintf("the token endpoint answers %d %s", answer.Response.StatusCode, nethttp.StatusText(answer.Response.StatusCode))
-	for _, known := range []string{"invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope"} {
-		if answer.ErrorCode == known {
-			text += ": " + known
-		}
+	known := []string{"invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope"}
+	if slices.Contains(known, answer.ErrorCode) {
+		text += ": " + answer.ErrorCode
 	}
-	return errors.New(cmp.Or(strings.TrimSpace(text), "no answer"))
+	return errors.New(text)
 }
