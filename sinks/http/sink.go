@@ -3,7 +3,7 @@
 //
 // Requests are POSTs according to the HTTP binding of CloudEvents, in the modes
 // binary, structured or batched. With signing, requests are signed according to
-// Standard Webhooks; webhook-id stays equal when an event is sent again, and
+// Standard Webhooks, or in the format of the configuration; webhook-id stays equal when an event is sent again, and
 // differs in a replay. The webhook-id of a batch is made from the events of the
 // batch and differs if the events are grouped differently: for batches, compare
 // source and id of each event.
@@ -37,6 +37,7 @@ import (
 	nethttp "net/http"
 	"net/http/httptrace"
 	"net/url"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -75,7 +76,8 @@ type Sink struct {
 	log    *zap.Logger
 	route  sinks.Route    // its name is the printable part of url
 	header nethttp.Header // constant headers of a request
-	key    key            // nil: nothing is signed
+	key    signer         // nil: nothing is signed
+	aws    *awsSigner     // nil without aws
 	dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 	tls    *tls.Config // nil for http
 	proxy  *url.URL    // nil: connect directly
@@ -106,9 +108,12 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	if c.RefusePrivateAddresses {
 		s.dialer = guard{net.DefaultResolver.LookupNetIP, s.dialer}.Dial
 	}
-	if c.Signing.Secret != "" {
-		if s.key, err = parseKey(c.Signing.Secret); err != nil {
-			return nil, fmt.Errorf("signing.secret: %w", err)
+	if s.key, err = c.Signing.signer(); err != nil {
+		return nil, fmt.Errorf("signing.secret: %w", err)
+	}
+	if c.AWS.used() {
+		if s.aws, err = newAWSSigner(c.AWS, os.Getenv); err != nil {
+			return nil, err
 		}
 	}
 	if c.Proxy != "" {
@@ -366,6 +371,11 @@ func (s *Sink) request(ctx context.Context, parts []part) (*nethttp.Request, err
 	maps.Copy(r.Header, header)
 	if s.key != nil {
 		s.key.sign(r.Header, webhookID(parts), s.now(), body)
+	}
+	if s.aws != nil {
+		if err := s.aws.sign(ctx, r, body, s.now()); err != nil {
+			return nil, err
+		}
 	}
 	return r, nil
 }
