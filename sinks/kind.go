@@ -22,7 +22,14 @@ type Settings struct {
 
 	Redact Redact `yaml:"redact" doc:"Redaction of event data for this sink. The data is written as JSON again: values that are not redacted stay equal, white space may change. An event with data in another format than JSON becomes a dead letter. Attributes, such as profile, are not changed."`
 
+	DeadLetters DeadLetters `yaml:"dead_letters" doc:"Further delivery of the dead letters of this sink. The dead-letter queue keeps every dead letter, with and without this key."`
+
 	Discard Discard `yaml:"discard" doc:"Discards pending events of this sink by age or by number. Discarded events are not delivered and do not become dead letters."`
+}
+
+// DeadLetters says where the dead letters of a sink go besides the dead-letter queue.
+type DeadLetters struct {
+	Sink string `yaml:"sink" doc:"Name of another sink that gets every new dead letter of this sink, at least once: the event with its attributes, and deadletterid, deadlettersink, deadletterreason, deadletterattempts and deadlettertime. The filter of the other sink does not apply. A dead letter that the other sink refuses makes no further dead letter. Empty sends dead letters nowhere. See docs/dead-letters.md." example:"dead"`
 }
 
 // Rate limits the events of a sink per second.

@@ -36,6 +36,7 @@ type DLQEntry struct {
 	Source    string              `json:"source,omitempty" doc:"Source that could not convert the request."`
 	Reason    string              `json:"reason" doc:"Reason, from a closed set: too_large, no_destination, invalid, unauthorized, refused, expired, malformed."`
 	Error     string              `json:"error" doc:"Error of the broker, or error of the conversion of the request."`
+	CopyTo    string              `json:"copy_to,omitempty" doc:"Sink that gets a copy of the dead letter, from dead_letters.sink."`
 	Attempts  int                 `json:"attempts" doc:"Number of delivery attempts; 1 for a quarantined request."`
 	Count     uint64              `json:"count,omitempty" doc:"Number of arrivals of a quarantined request. Requests of one source with equal bodies are stored once."`
 	First     time.Time           `json:"first" doc:"Time of the first delivery attempt, or of the first arrival of the request."`
@@ -186,7 +187,7 @@ func parseDeadLetterID(id string) (letter journal.DeliveryID, dead bool) {
 func deadLetterEntry(d journal.Dead) DLQEntry {
 	return DLQEntry{
 		ID: deadLetterID(d.ID()), Kind: KindDeadLetter, Sink: d.Sink, Reason: d.Letter.Reason, Error: d.Letter.Err,
-		Attempts: d.Letter.Attempts, First: d.Letter.First, Last: d.Letter.Last, Seq: d.Letter.Seq,
+		Attempts: d.Letter.Attempts, CopyTo: d.Letter.CopyTo, First: d.Letter.First, Last: d.Letter.Last, Seq: d.Letter.Seq,
 		EventID: d.Event.CloudEvent.ID(), EventType: d.Event.CloudEvent.Type(), Bytes: len(d.Event.CloudEvent.DataEncoded),
 	}
 }

@@ -18,21 +18,22 @@ import (
 
 // EventView is an event with its delivery status.
 type EventView struct {
-	Seq        journal.Seq            `json:"seq" doc:"Position of the event in the journal."`
-	Accepted   time.Time              `json:"accepted"`
-	Source     string                 `json:"source,omitempty" doc:"Name of the source that accepted the event; absent for an event of an older version."`
-	Event      CloudEvent             `json:"event" doc:"The event, without data unless the request has data=true."`
-	Bytes      int                    `json:"bytes" doc:"Size of the event's data in bytes."`
-	TargetSink string                 `json:"target_sink,omitempty" doc:"Sink of a redelivered event; absent for other events."`
-	OriginSeq  journal.Seq            `json:"origin_seq,omitempty" doc:"Sequence of the original event of a redelivered event."`
-	Deliveries []relay.DeliveryStatus `json:"deliveries" doc:"Delivery status at each sink."`
+	Seq          journal.Seq            `json:"seq" doc:"Position of the event in the journal."`
+	Accepted     time.Time              `json:"accepted"`
+	Source       string                 `json:"source,omitempty" doc:"Name of the source that accepted the event; absent for an event of an older version."`
+	Event        CloudEvent             `json:"event" doc:"The event, without data unless the request has data=true."`
+	Bytes        int                    `json:"bytes" doc:"Size of the event's data in bytes."`
+	TargetSink   string                 `json:"target_sink,omitempty" doc:"Only sink of a redelivered event, or of a dead letter that dead_letters.sink delivers; absent for other events."`
+	OriginSeq    journal.Seq            `json:"origin_seq,omitempty" doc:"Sequence of the original event of an event with target_sink."`
+	DeadLetterOf string                 `json:"dead_letter_of,omitempty" doc:"Sink that refused the event, for a dead letter that dead_letters.sink delivers; absent for other events."`
+	Deliveries   []relay.DeliveryStatus `json:"deliveries" doc:"Delivery status at each sink."`
 }
 
 func newEventView(r journal.Record, deliveries []relay.DeliveryStatus, data bool) (EventView, error) {
 	text, err := attributes(r.Event, data)
 	return EventView{
 		Seq: r.Seq, Accepted: r.Accepted, Source: r.Event.SourceName, Event: CloudEvent{text}, Bytes: len(r.Event.CloudEvent.DataEncoded),
-		TargetSink: r.TargetSink, OriginSeq: r.OriginSeq, Deliveries: deliveries,
+		TargetSink: r.TargetSink, OriginSeq: r.OriginSeq, DeadLetterOf: r.DeadLetterOf, Deliveries: deliveries,
 	}, err
 }
 

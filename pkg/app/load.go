@@ -125,13 +125,15 @@ func check(c *config.Config, err error) (*Plan, error) {
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, p.checkAttributes(b, s))
 		if len(s.Settings.Retry.DeadLetterOn) > 0 && s.Kind != "http" {
 			errs = append(errs, b.Problem("retry.dead_letter_on", "is for sinks of type http: other brokers answer without an HTTP status", "remove it"))
 		}
 		s.Open = p.scrubbed(s.Open)
 		p.Sinks = append(p.Sinks, s)
 		p.blocks[b.Name] = b
+	}
+	for _, s := range p.Sinks {
+		errs = append(errs, p.checkAttributes(p.blocks[s.Name], s), p.checkDeadLetters(p.blocks[s.Name], s))
 	}
 	if p.Schemas, err = schema.Open(c.Schemas.Dir); err != nil {
 		errs = append(errs, c.Problem("schemas.dir", err.Error(), "a file is named <type>/<version>.json and holds one whole JSON Schema"))
@@ -182,6 +184,53 @@ func checkSource(c *config.Config, b config.Block, s source.Configured) (source.
 	return src, nil
 }
 
+// checkDeadLetters checks that the dead letters of a sink go to another sink, and that sinks do
+// not pass dead letters in a circle.
+func (p *Plan) checkDeadLetters(b config.Block, s sinks.Configured) error {
+	const key = "dead_letters.sink"
+	to := s.Settings.DeadLetters.Sink
+	var names []string
+	for _, c := range p.Config.Sinks {
+		if c.Name != s.Name {
+			names = append(names, c.Name)
+		}
+	}
+	switch {
+	case to == "":
+		return nil
+	case to == s.Name:
+		return b.Problem(key, "names its own sink: what a sink refuses, the sink would refuse again", "name another sink, or remove the key")
+	case !slices.Contains(names, to):
+		hint := "add a sink with this name, or remove the key: there is no other sink"
+		if len(names) > 0 {
+			hint = "the other sinks are " + strings.Join(names, ", ")
+		}
+		if near := spelling.Nearest(to, names); near != "" {
+			hint = fmt.Sprintf("did you mean %q? %s", near, hint)
+		}
+		return b.Problem(key, fmt.Sprintf("names %q, and there is no such sink", to), hint)
+	}
+	next := map[string]string{}
+	for _, other := range p.Sinks {
+		next[other.Name] = other.Settings.DeadLetters.Sink
+	}
+	path := []string{s.Name}
+	for at := to; at != "" && len(path) <= len(p.Sinks); at = next[at] {
+		if path = append(path, at); at == s.Name {
+			return b.Problem(key, "is part of a circle of dead letters: "+strings.Join(path, " → "), "remove the key of one of these sinks")
+		}
+	}
+	return nil
+}
+
+// attributesOf returns the attribute names that the events of a sink can have.
+func (p *Plan) attributesOf(sink string) []string {
+	if slices.ContainsFunc(p.Sinks, func(s sinks.Configured) bool { return s.Settings.DeadLetters.Sink == sink }) {
+		return slices.Concat(p.attributes.Names, event.DeadLetterAttributes())
+	}
+	return p.attributes.Names
+}
+
 // checkAttributes compares the attribute names in the filter and the templates of a sink
 // with the attributes of the sources.
 func (p *Plan) checkAttributes(b config.Block, s sinks.Configured) error {
@@ -199,13 +248,13 @@ func (p *Plan) checkAttributes(b config.Block, s sinks.Configured) error {
 	if !ok || p.incomplete {
 		return errors.Join(errs...)
 	}
-	route := own.Route()
+	route, names := own.Route(), p.attributesOf(s.Name)
 	for _, name := range route.Template.Names() {
-		near := spelling.Nearest(name, p.attributes.Names)
-		if slices.Contains(p.attributes.Names, name) || p.attributes.Any && (near == "" || spelling.Distance(name, near) > 1) {
+		near := spelling.Nearest(name, names)
+		if slices.Contains(names, name) || p.attributes.Any && (near == "" || spelling.Distance(name, near) > 1) {
 			continue // CloudEvents senders name extensions of their own; still suggest a similar name
 		}
-		hint := "the configured sources set " + strings.Join(p.attributes.Names, ", ")
+		hint := "the configured sources set " + strings.Join(names, ", ")
 		if near != "" {
 			hint = fmt.Sprintf("did you mean {%s}? %s", near, hint)
 		}

@@ -26,6 +26,22 @@ const (
 	Origin        = "origin"        // how the event was found without a webhook: history
 )
 
+// Extension attributes of the copy of a dead letter, which a sink with dead_letters.sink has
+// appended for another sink.
+const (
+	DeadLetterID       = "deadletterid"       // ID in the dead-letter queue: sequence@sink
+	DeadLetterSink     = "deadlettersink"     // sink that refused the event
+	DeadLetterReason   = "deadletterreason"   // reason, from a closed set
+	DeadLetterAttempts = "deadletterattempts" // attempts to deliver the event
+	DeadLetterTime     = "deadlettertime"     // time of the last attempt
+)
+
+// DeadLetterAttributes returns the names of the extension attributes that the copy of a dead
+// letter has besides the attributes of its event.
+func DeadLetterAttributes() []string {
+	return []string{DeadLetterID, DeadLetterSink, DeadLetterReason, DeadLetterAttempts, DeadLetterTime}
+}
+
 // SourceName is the name of the configured source in filters and templates.
 const SourceName = "sourcename"
 

@@ -314,9 +314,13 @@ type Record struct {
 	Accepted time.Time // increases with Seq, except between processes whose clocks differ, and for events from a spill
 	Event    event.Event
 
-	// Set for a redelivered dead letter.
+	// Set for a redelivered dead letter, and for the copy of a dead letter.
 	TargetSink string // only sink of the event; empty is every sink
 	OriginSeq  Seq    // sequence of the original event; 0 for an original
+
+	// DeadLetterOf is the sink that refused the original of a copy of a dead letter; empty
+	// for every other event. See DeadLetter.CopyTo.
+	DeadLetterOf string
 }
 
 // QuarantinedRequest is an authenticated request that its source does not understand. Its
@@ -402,6 +406,12 @@ type DeadLetter struct {
 	Attempts int       `json:"attempts"`
 	First    time.Time `json:"first"` // first attempt
 	Last     time.Time `json:"last"`  // last attempt
+
+	// CopyTo is a further sink that gets the dead letter; empty is none. Commit appends a copy
+	// of the event for this sink only, in the atomic write that stores the dead letter. The
+	// copy has the attributes of the event, those of event.DeadLetterAttributes, and no
+	// identity keys.
+	CopyTo string `json:"copy_to,omitempty"`
 }
 
 // Dead is a dead letter with its event. The journal keeps the event as long as the dead
@@ -432,4 +442,5 @@ const (
 	DroppedByOperator   = "dropped"     // an operator dropped the dead letter
 	DiscardedByOperator = "operator"    // an operator discarded an event that failed again and again
 	Redelivered         = "redelivered" // an operator redelivered the dead letter as RedeliveredAs
+	CopyRefused         = "refused"     // the sink refused the copy of another sink's dead letter
 )

@@ -25,6 +25,7 @@ type Login struct {
 	Password        config.Secret // password of User
 	Token           config.Secret
 	TLS             config.TLS
+	HandshakeFirst  bool // the TLS handshake comes before the first line of the server
 }
 
 // Check returns the errors of a login; their keys begin with prefix.
@@ -55,6 +56,9 @@ func (l Login) Check(prefix string, p *config.Invalids) {
 		}
 	}
 	l.TLS.Check(prefix+"tls", p)
+	if l.HandshakeFirst && !l.TLS.Enabled {
+		p.Add(prefix+"tls.handshake_first", "has no effect, because enabled is false", "add enabled: true beside it, or remove it")
+	}
 }
 
 // checkUser checks a file with the seed of a user and, for credentials, the JWT. Its errors
@@ -116,6 +120,9 @@ func (l Login) Options() ([]nats.Option, error) {
 			return nil, err
 		}
 		opts = append(opts, nats.Secure(t))
+		if l.HandshakeFirst {
+			opts = append(opts, nats.TLSHandshakeFirst())
+		}
 	}
 	return opts, nil
 }

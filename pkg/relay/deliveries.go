@@ -16,7 +16,7 @@ type State string
 const (
 	Pending     State = "pending"     // not done yet
 	Delivered   State = "delivered"   // the broker acknowledged the event
-	Filtered    State = "filtered"    // the filter does not match, or the event is a redelivery to another sink
+	Filtered    State = "filtered"    // the filter does not match, or the event is for another sink only
 	Skipped     State = "skipped"     // accepted before the sink existed
 	DeadLetter  State = "dead_letter" // the sink refused the event permanently
 	Dropped     State = "dropped"     // an operator dropped the dead letter

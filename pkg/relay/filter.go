@@ -33,9 +33,16 @@ type sinkFilter struct {
 	lastError                 atomic.Pointer[string] // nil before the first error
 }
 
+// deadLettersOnly is the filter of a sink that gets nothing but the dead letters of other sinks.
+const deadLettersOnly = "false"
+
 // selects reports whether the filter matches e, and counts the result. An evaluation error
-// is no match.
+// is no match. The filter deadLettersOnly counts nothing: it is no mistake that it never
+// matches.
 func (f *sinkFilter) selects(e event.Event) bool {
+	if f.String() == deadLettersOnly {
+		return false
+	}
 	matched, err := f.Matches(e)
 	if err != nil {
 		f.errors.Add(1)

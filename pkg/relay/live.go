@@ -16,7 +16,7 @@ type live struct {
 }
 
 // selects implements traffic. The filter has matched the original of a redelivered dead
-// letter.
+// letter, and does not apply to the copy of another sink's dead letter.
 func (l *live) selects(r journal.Record) bool {
 	if r.TargetSink == "" {
 		return l.filter.selects(r.Event)

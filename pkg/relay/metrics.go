@@ -17,7 +17,7 @@ type Metrics struct {
 	lag lags
 
 	delivered, retries, matched, filtered, filterErrors          *prometheus.CounterVec
-	dead, discarded                                              *prometheus.CounterVec
+	dead, discarded, refusedCopies                               *prometheus.CounterVec
 	replayed, unreadable, duplicates, opaque                     *prometheus.CounterVec
 	up, open, paused, unconfigured, blocked, blockedDestinations *prometheus.GaugeVec
 	latency, attempts                                            *prometheus.HistogramVec
@@ -39,21 +39,22 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		return h
 	}
 	m := &Metrics{
-		lag:          lags{sinks: map[string]lag{}},
-		delivered:    counter("postwire_sink_delivered_total", "Events that the broker acknowledged.", "sink"),
-		retries:      counter("postwire_sink_retries_total", "Attempts to deliver a batch that failed completely or partly and were retried.", "sink"),
-		matched:      counter("postwire_sink_matched_total", "Events that the filter of the sink matched; every event for a sink without a filter.", "sink"),
-		filtered:     counter("postwire_sink_filtered_total", "Events that the filter of the sink did not match. The sink does not get these events.", "sink"),
-		filterErrors: counter("postwire_sink_filter_errors_total", "Events for which the filter of the sink could not be evaluated. These events count as filtered, and the sink does not get these events.", "sink"),
-		dead:         counter("postwire_sink_dead_letters_total", "Events that became dead letters, because the broker refused the event permanently or a limit of retry was reached.", "sink", "reason"),
-		discarded:    counter("postwire_sink_discarded_total", "Events that the discard policy of the sink discarded. The sink does not get these events. reason after: older than discard.after. reason beyond: more pending events than discard.beyond.", "sink", "reason"),
-		replayed:     counter("postwire_sink_replayed_total", "Events that the broker acknowledged in a replay.", "sink"),
-		duplicates:   counter("postwire_sink_duplicates_total", "Acknowledgements by which the broker reports a duplicate message ID and discards the event. outcome repeat: an earlier attempt may have delivered the event, as after a crash or a lost acknowledgement. outcome lost: the event was sent for the first time, so consumers do not get the event.", "sink", "outcome"),
-		opaque:       counter("postwire_sink_opaque_data_total", "Messages in structured mode with data that has a JSON media type and is not valid JSON for every parser; such data is sent as data_base64.", "sink"),
-		unreadable:   counter("postwire_sink_unreadable_total", "Failed attempts to read the journal for the sink. While reading fails, the sink gets no events.", "sink"),
-		up:           prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last delivery attempt to the sink was successful, 0 while attempts fail."}, []string{"sink"}),
-		open:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while the circuit breaker of the sink is open: attempts fail, and the relay probes the sink with one event at a time. Otherwise 0."}, []string{"sink"}),
-		paused:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while an operator has paused delivery to the sink, otherwise 0."}, []string{"sink"}),
+		lag:           lags{sinks: map[string]lag{}},
+		delivered:     counter("postwire_sink_delivered_total", "Events that the broker acknowledged.", "sink"),
+		retries:       counter("postwire_sink_retries_total", "Attempts to deliver a batch that failed completely or partly and were retried.", "sink"),
+		matched:       counter("postwire_sink_matched_total", "Events that the filter of the sink matched; every event for a sink without a filter.", "sink"),
+		filtered:      counter("postwire_sink_filtered_total", "Events that the filter of the sink did not match. The sink does not get these events.", "sink"),
+		filterErrors:  counter("postwire_sink_filter_errors_total", "Events for which the filter of the sink could not be evaluated. These events count as filtered, and the sink does not get these events.", "sink"),
+		dead:          counter("postwire_sink_dead_letters_total", "Events that became dead letters, because the broker refused the event permanently or a limit of retry was reached.", "sink", "reason"),
+		refusedCopies: counter("postwire_sink_dead_letter_copies_refused_total", "Dead letters of other sinks, from dead_letters.sink, that this sink refused permanently. These dead letters stay in the dead-letter queue.", "sink", "reason"),
+		discarded:     counter("postwire_sink_discarded_total", "Events that the discard policy of the sink discarded. The sink does not get these events. reason after: older than discard.after. reason beyond: more pending events than discard.beyond.", "sink", "reason"),
+		replayed:      counter("postwire_sink_replayed_total", "Events that the broker acknowledged in a replay.", "sink"),
+		duplicates:    counter("postwire_sink_duplicates_total", "Acknowledgements by which the broker reports a duplicate message ID and discards the event. outcome repeat: an earlier attempt may have delivered the event, as after a crash or a lost acknowledgement. outcome lost: the event was sent for the first time, so consumers do not get the event.", "sink", "outcome"),
+		opaque:        counter("postwire_sink_opaque_data_total", "Messages in structured mode with data that has a JSON media type and is not valid JSON for every parser; such data is sent as data_base64.", "sink"),
+		unreadable:    counter("postwire_sink_unreadable_total", "Failed attempts to read the journal for the sink. While reading fails, the sink gets no events.", "sink"),
+		up:            prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_up", Help: "1 while the last delivery attempt to the sink was successful, 0 while attempts fail."}, []string{"sink"}),
+		open:          prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_breaker_open", Help: "1 while the circuit breaker of the sink is open: attempts fail, and the relay probes the sink with one event at a time. Otherwise 0."}, []string{"sink"}),
+		paused:        prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_paused", Help: "1 while an operator has paused delivery to the sink, otherwise 0."}, []string{"sink"}),
 	}
 	m.blocked = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_blocked_keys", Help: "Partition keys of the sink whose first event failed and waits for its next attempt. The later events of these keys wait, too; an event without a partition key is a key of its own."}, []string{"sink"})
 	m.blockedDestinations = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postwire_sink_blocked_destinations", Help: "Destinations of the sink, such as topic partitions or subjects, that fail. Their events wait, and the relay probes each destination with one event at a time."}, []string{"sink"})
@@ -74,6 +75,7 @@ type sinkMetrics struct {
 	unreadable, opaque                                  prometheus.Counter
 
 	dead, discarded              *prometheus.CounterVec
+	refusedCopies                *prometheus.CounterVec
 	duplicates                   duplicateCounters
 	upGauge, open                prometheus.Gauge
 	blocked, blockedDestinations prometheus.Gauge
@@ -93,6 +95,7 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 		opaque:              m.opaque.WithLabelValues(name),
 		dead:                m.dead.MustCurryWith(prometheus.Labels{"sink": name}),
 		discarded:           m.discarded.MustCurryWith(prometheus.Labels{"sink": name}),
+		refusedCopies:       m.refusedCopies.MustCurryWith(prometheus.Labels{"sink": name}),
 		duplicates:          duplicateCounters{lost: m.duplicates.WithLabelValues(name, "lost"), repeat: m.duplicates.WithLabelValues(name, "repeat")},
 		upGauge:             m.up.WithLabelValues(name),
 		open:                m.open.WithLabelValues(name),
@@ -108,6 +111,7 @@ func (m *Metrics) sink(name string, c journal.Cursor, now func() time.Time) *sin
 	}
 	for _, reason := range sinks.Reasons() {
 		s.dead.WithLabelValues(string(reason))
+		s.refusedCopies.WithLabelValues(string(reason))
 	}
 	m.replayed.WithLabelValues(name)
 	m.lag.set(name, lag{events: c.Lag, seconds: func() float64 {
@@ -126,7 +130,7 @@ func (m *Metrics) deleteSeries(name string) {
 	labels := prometheus.Labels{"sink": name}
 	for _, vec := range []interface {
 		DeletePartialMatch(labels prometheus.Labels) int
-	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.discarded, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.blocked, m.blockedDestinations, m.paused, m.latency, m.attempts} {
+	}{m.delivered, m.retries, m.matched, m.filtered, m.filterErrors, m.dead, m.discarded, m.refusedCopies, m.replayed, m.unreadable, m.duplicates, m.opaque, m.up, m.open, m.blocked, m.blockedDestinations, m.paused, m.latency, m.attempts} {
 		vec.DeletePartialMatch(labels)
 	}
 }
@@ -208,11 +212,14 @@ func (s *sinkMetrics) setSchedule(of *schedule) {
 // detached returns metrics of a replay, which are not registered.
 func (s *sinkMetrics) detached() *sinkMetrics {
 	return &sinkMetrics{
-		retries: prometheus.NewCounter(prometheus.CounterOpts{}), unreadable: s.unreadable, opaque: s.opaque, duplicates: s.duplicates,
+		refusedCopies: s.refusedCopies,
+		retries:       prometheus.NewCounter(prometheus.CounterOpts{}), unreadable: s.unreadable, opaque: s.opaque, duplicates: s.duplicates,
 		upGauge: prometheus.NewGauge(prometheus.GaugeOpts{}), open: prometheus.NewGauge(prometheus.GaugeOpts{}),
 		blocked: prometheus.NewGauge(prometheus.GaugeOpts{}), blockedDestinations: prometheus.NewGauge(prometheus.GaugeOpts{}), attempts: prometheus.NewHistogram(prometheus.HistogramOpts{}),
 	}
 }
+
+func (s *sinkMetrics) countRefusedCopy(reason string) { s.refusedCopies.WithLabelValues(reason).Inc() }
 
 func (s *sinkMetrics) countDiscarded(reason string) { s.discarded.WithLabelValues(reason).Inc() }
 

@@ -336,7 +336,7 @@ func (re *Replay) sends(p *Pump, selects filter.Filter, record journal.Record) b
 		}
 	case re.Adopts: // a dead letter of the adopted sink that was redelivered
 	case p.name:
-		if record.OriginSeq >= re.First {
+		if record.OriginSeq >= re.First && record.DeadLetterOf == "" {
 			return false // the original event is in the range, too
 		}
 	default:

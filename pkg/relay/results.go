@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -149,18 +150,33 @@ func (r *pumpRun) expired(i *item, now time.Time) bool {
 	return after > 0 && !i.inDoubt && now.Sub(i.Accepted) >= after
 }
 
-// deadLetter makes a dead letter.
+// deadLetter makes a dead letter, and a copy for the sink in dead_letters. A copy that is
+// refused makes no further dead letter: the dead letter that was copied is in the journal.
 func (r *pumpRun) deadLetter(i *item, reason sinks.Reason, err error, result *attemptResult) {
-	letter := journal.DeadLetter{Seq: i.Seq, Reason: string(reason), Err: err.Error(), Attempts: i.attempts, First: i.first, Last: result.at}
+	letter := journal.DeadLetter{
+		Seq: i.Seq, Reason: string(reason), Err: err.Error(), Attempts: i.attempts, First: i.first, Last: result.at,
+		CopyTo: r.settings.DeadLetters.Sink,
+	}
 	if letter.First.IsZero() {
 		letter.First = result.at
 	}
-	r.progress.dead(i, letter)
 	result.dead = append(result.dead, letter)
 	log := r.log
 	if id := telemetry.TraceID(i.Event); id != "" {
 		log = log.With(zap.String("trace_id", id))
 	}
+	if i.DeadLetterOf != "" {
+		r.progress.discarded(i, journal.CopyRefused, result.at)
+		r.metrics.countRefusedCopy(string(reason))
+		if r.history != nil {
+			r.history.recordError(fmt.Errorf("the dead letter of sink %s was refused: %w", i.DeadLetterOf, err), result.at)
+		}
+		log.Error("dead letter of another sink refused; the dead letter stays in the dead-letter queue", zap.String("dead_letter_of", i.DeadLetterOf),
+			zap.Uint64("origin_seq", uint64(i.OriginSeq)), zap.Uint64("seq", uint64(i.Seq)), zap.String("event_id", i.Event.CloudEvent.ID()),
+			zap.String("reason", string(reason)), zap.Int("attempts", i.attempts), zap.Error(err))
+		return
+	}
+	r.progress.dead(i, letter)
 	log.Error("event dead-lettered", zap.Uint64("seq", uint64(i.Seq)), zap.String("event_id", i.Event.CloudEvent.ID()),
 		zap.String("reason", string(reason)), zap.Int("attempts", i.attempts), zap.Error(err))
 }

@@ -109,9 +109,9 @@ func (s *Sink) verdict(status int) sinks.Reason {
 func (s *Sink) advice(status int) string {
 	switch status {
 	case nethttp.StatusUnauthorized, nethttp.StatusForbidden:
-		return "check the credentials of this sink: bearer, basic, headers, signing or tls"
+		return "check the credentials of this sink: bearer, basic, oauth2, headers, signing or tls"
 	case nethttp.StatusProxyAuthRequired:
-		return "a proxy asks for credentials; set url to the receiver itself"
+		return "a proxy asks for credentials; write a user name and a password into proxy, or set url to the receiver itself"
 	case nethttp.StatusNotFound, nethttp.StatusMethodNotAllowed, nethttp.StatusMisdirectedRequest, nethttp.StatusRequestURITooLong:
 		return "check url; where the receiver refuses single events in this way, list the status in retry.dead_letter_on"
 	case nethttp.StatusUnsupportedMediaType, nethttp.StatusNotAcceptable:

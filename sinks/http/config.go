@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -28,8 +29,13 @@ type Config struct {
 	Headers map[string]config.Secret `yaml:"headers" doc:"Headers of each request, by name. Headers set by the sink, and headers about the type, length or transfer of the body, are refused." example:"{X-Api-Key: \"${FUNCTIONS_KEY}\"}"`
 	Basic   Basic                    `yaml:"basic" doc:"HTTP basic authentication."`
 	Bearer  config.Secret            `yaml:"bearer" doc:"Token for the header Authorization: Bearer." example:"${FUNCTIONS_TOKEN}"`
+	AWS     AWS                      `yaml:"aws" doc:"Signature Version 4, for a receiver in AWS with IAM authorization."`
+	OAuth2  OAuth2                   `yaml:"oauth2" doc:"OAuth 2.0 client credentials: a token for the header Authorization, asked for at start, before the token expires, and once after the receiver has answered 401."`
 	Signing Signing                  `yaml:"signing" doc:"Signatures that prove the origin of requests to the receiver, as in Standard Webhooks."`
 	TLS     config.TLS               `yaml:"tls" doc:"TLS to the receiver. An https URL is always encrypted; enabled: true is needed for the other keys to take effect."`
+
+	Proxy            config.URL    `yaml:"proxy" doc:"URL of an HTTP proxy, http only, with user name and password if the proxy asks for credentials. An https receiver is reached through CONNECT. The proxy is used for oauth2.token_url, too. Empty connects directly; HTTP_PROXY and similar environment variables are ignored." example:"http://relay:${PROXY_PASSWORD}@proxy.internal:3128"`
+	MaxConnectionAge time.Duration `yaml:"max_connection_age" doc:"Age at which connections are replaced between two requests, so that a changed DNS record or a new receiver behind a load balancer gets requests. A request in flight completes. 0 keeps connections as long as they are used."`
 
 	RefusePrivateAddresses bool `yaml:"refuse_private_addresses" doc:"Connect to public addresses only. Refuses addresses of this machine, private and link-local networks, cloud metadata services, and all other addresses outside the public internet. Each address is checked when a connection is opened, so that no DNS name can bypass the check. Set this if the URL comes from an untrusted person."`
 }
@@ -42,11 +48,52 @@ type Basic struct {
 
 // Signing is how requests are signed.
 type Signing struct {
-	Secret config.Secret `yaml:"secret" doc:"Secret shared with the receiver: whsec_ followed by 24 bytes or more in base64. The signature covers webhook-id, webhook-timestamp and the body. The attributes are covered in the modes structured and batched; in mode binary the attributes are headers and not covered." example:"${FUNCTIONS_SIGNING_SECRET}"`
+	Secret config.Secret `yaml:"secret" doc:"Secret shared with the receiver. Without header: whsec_ followed by 24 bytes or more in base64, and the signature of Standard Webhooks covers webhook-id, webhook-timestamp and the body. With header: the text is the key. The attributes are covered in the modes structured and batched; in mode binary the attributes are headers and not covered." example:"${FUNCTIONS_SIGNING_SECRET}"`
+
+	Header          string `yaml:"header" doc:"Name of an own signature header, instead of the headers of Standard Webhooks. The signature is an HMAC-SHA256." example:"X-Hub-Signature-256"`
+	Value           string `yaml:"value" doc:"Value of header, with {signature}, {timestamp} (seconds since 1970) and {id} (equal when an event is sent again). Empty is {signature}." example:"sha256={signature}"`
+	Signed          string `yaml:"signed" doc:"Signed text, with {body}, {timestamp} and {id}. Empty is {body}." example:"{timestamp}.{body}"`
+	Encoding        string `yaml:"encoding" enum:"hex,base64" doc:"Encoding of {signature}. Only with header."`
+	TimestampHeader string `yaml:"timestamp_header" doc:"Name of a header with the timestamp. Only with header." example:"X-Timestamp"`
+	IDHeader        string `yaml:"id_header" doc:"Name of a header with the ID. Only with header." example:"X-Request-Id"`
+}
+
+// check shows nothing of the secret.
+func (s Signing) check(p *config.Invalids) {
+	if s.Header == "" {
+		for _, k := range []struct{ key, value string }{{"value", s.Value}, {"signed", s.Signed}, {"timestamp_header", s.TimestampHeader}, {"id_header", s.IDHeader}} {
+			if k.value != "" {
+				p.Add("signing."+k.key, "has no effect without header", "set header, or remove the key")
+			}
+		}
+		if s.Secret != "" {
+			if _, err := parseKey(s.Secret); err != nil {
+				p.Add("signing.secret", err.Error(), "use whsec_ and base64 of 24 bytes or more, such as openssl rand -base64 32 makes")
+			}
+		}
+		return
+	}
+	if s.Secret == "" {
+		p.Add("signing.secret", "is missing beside header", "for example ${FUNCTIONS_SIGNING_SECRET}")
+	}
+	if s.Value != "" && !strings.Contains(s.Value, "{signature}") {
+		p.Add("signing.value", "has no {signature}", "for example sha256={signature}")
+	}
+	if strings.ContainsFunc(s.Value, func(r rune) bool { return r < ' ' || r >= 0x7f }) {
+		p.Add("signing.value", "has a line break or another character that a header may not have", "use printable ASCII")
+	}
+	if s.Signed != "" && !strings.Contains(s.Signed, "{body}") {
+		p.Add("signing.signed", "has no {body}, so that the signature would prove nothing about the event", "for example {timestamp}.{body}")
+	}
+	for _, part := range []struct{ name, header, key string }{{"{timestamp}", s.TimestampHeader, "timestamp_header"}, {"{id}", s.IDHeader, "id_header"}} {
+		if strings.Contains(s.Signed, part.name) && !strings.Contains(s.Value, part.name) && part.header == "" {
+			p.Add("signing.signed", "has "+part.name+", and no header tells the receiver the value", "set signing."+part.key+", or write "+part.name+" into value")
+		}
+	}
 }
 
 func defaults() Config {
-	return Config{ContentMode: sinks.Binary, MaxInFlight: 16, BatchSize: 100, BatchBytes: 1 << 20}
+	return Config{ContentMode: sinks.Binary, MaxInFlight: 16, BatchSize: 100, BatchBytes: 1 << 20, MaxConnectionAge: 5 * time.Minute, Signing: Signing{Encoding: encodingHex}}
 }
 
 // Validate implements config.Settings.
@@ -64,12 +111,18 @@ func (c Config) Validate() error {
 	}
 	c.checkHeaders(&p)
 	c.checkLogin(&p)
-	if c.Signing.Secret != "" {
-		if _, err := parseKey(c.Signing.Secret); err != nil {
-			p.Add("signing.secret", err.Error(), "use whsec_ and base64 of 24 bytes or more, such as openssl rand -base64 32 makes")
-		}
+	c.Signing.check(&p)
+	c.checkSigningHeaders(&p)
+	c.AWS.check(&p)
+	if c.AWS.used() && (c.OAuth2.used() || c.Bearer != "" || c.Basic != (Basic{})) {
+		p.Add("aws", "stands beside oauth2, bearer or basic, and each sets the header Authorization", "keep one of them")
 	}
 	c.TLS.Check("tls", &p)
+	c.OAuth2.check(&p)
+	c.checkProxy(&p)
+	if c.MaxConnectionAge != 0 && c.MaxConnectionAge < time.Second {
+		p.Add("max_connection_age", fmt.Sprintf("%v is too short", c.MaxConnectionAge), "use 1s or more, for example 5m, or 0 to keep connections")
+	}
 	return p.Err()
 }
 
@@ -96,6 +149,19 @@ func (c Config) checkURL(p *config.Invalids) {
 	}
 	if addr, err := netip.ParseAddr(u.Hostname()); err == nil && c.RefusePrivateAddresses && !public(addr) {
 		p.Add("url", fmt.Sprintf("leads to %s, which refuse_private_addresses forbids", addr), "use a public address, or set refuse_private_addresses: false")
+	}
+}
+
+// checkProxy does not show the URL of the proxy, because the URL may contain a password.
+func (c Config) checkProxy(p *config.Invalids) {
+	if c.Proxy == "" {
+		return
+	}
+	if u, err := url.Parse(c.Proxy.Reveal()); err != nil || u.Hostname() == "" || u.Scheme != "http" || strings.Trim(u.Path, "/") != "" {
+		p.Add("proxy", "is not a URL of http with a host and without a path", "for example http://proxy.internal:3128")
+	}
+	if c.RefusePrivateAddresses {
+		p.Add("proxy", "stands beside refuse_private_addresses: the proxy chooses the address, and the sink cannot check the address", "keep one of them")
 	}
 }
 
@@ -129,6 +195,29 @@ func (c Config) checkHeaders(p *config.Invalids) {
 	}
 }
 
+// checkSigningHeaders checks the names of the headers of an own signature.
+func (c Config) checkSigningHeaders(p *config.Invalids) {
+	seen := map[string]bool{}
+	for name := range c.Headers {
+		seen[nethttp.CanonicalHeaderKey(name)] = true
+	}
+	for _, h := range []struct{ key, name string }{{"header", c.Signing.Header}, {"timestamp_header", c.Signing.TimestampHeader}, {"id_header", c.Signing.IDHeader}} {
+		if h.name == "" {
+			continue
+		}
+		canonical, key := nethttp.CanonicalHeaderKey(h.name), "signing."+h.key
+		switch why, hint := c.owned(canonical); {
+		case !httpguts.ValidHeaderFieldName(h.name):
+			p.Add(key, "is not the name of a header", "use letters, digits and dashes, for example X-Signature")
+		case seen[canonical]:
+			p.Add(key, "is the name of another header of this sink", "give each header a name of its own")
+		case why != "" && !strings.HasPrefix(canonical, "Webhook-"):
+			p.Add(key, why, hint)
+		}
+		seen[canonical] = true
+	}
+}
+
 // owned says why a header is not the operator's to set.
 func (c Config) owned(canonical string) (why, hint string) {
 	const remove = "remove it"
@@ -138,13 +227,15 @@ func (c Config) owned(canonical string) (why, hint string) {
 	case strings.HasPrefix(name, "content-"):
 		return "says what the body is, which the sink does", remove
 	case strings.HasPrefix(name, "proxy-"):
-		return "is for a proxy, and the sink goes through none", remove
+		return "is for a proxy", "write the credentials into proxy"
 	case strings.HasSuffix(name, "idempotency-key"):
 		return "would be the same for all events, so that a receiver takes only the first", "let the receiver compare ce-source and ce-id, or webhook-id"
 	case name == "webhook-id", name == "webhook-timestamp", name == "webhook-signature":
 		return "is part of the signature", "set signing instead"
-	case name == "authorization" && (c.Basic.Username != "" || c.Bearer != ""):
-		return "is also made of basic or bearer", "keep one of them"
+	case name == "authorization" && (c.Basic.Username != "" || c.Bearer != "" || c.OAuth2.used() || c.AWS.used()):
+		return "is also made of basic, bearer, oauth2 or aws", "keep one of them"
+	case strings.HasPrefix(name, "x-amz-") && c.AWS.used():
+		return "is part of the signature of aws", remove
 	}
 	switch canonical {
 	case "Host", "Transfer-Encoding", "Connection", "Keep-Alive", "Te", "Trailer", "Upgrade", "Expect", "Http2-Settings":
@@ -156,6 +247,9 @@ func (c Config) owned(canonical string) (why, hint string) {
 func (c Config) checkLogin(p *config.Invalids) {
 	if c.Bearer != "" && c.Basic != (Basic{}) {
 		p.Add("bearer", "stands beside basic", "keep one of them")
+	}
+	if c.OAuth2.used() && (c.Bearer != "" || c.Basic != (Basic{})) {
+		p.Add("oauth2", "stands beside bearer or basic", "keep one of them")
 	}
 	if !validValue(c.Bearer) || strings.Contains(c.Bearer.Reveal(), " ") {
 		p.Add("bearer", "has a space, a line break or another character that a token may not have", "write the token alone, without Bearer")

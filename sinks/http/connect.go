@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"net/url"
 	"time"
+
+	"github.com/postwire/postwire/config"
 )
 
 // dialTimeout limits the time to connect, and the time of the TLS handshake.
@@ -27,11 +29,11 @@ func (e *connectError) Error() string { return e.err.Error() }
 func (e *connectError) Unwrap() error { return e.err }
 
 // endpoint returns the address of url and the TLS settings, nil for http.
-func (s *Sink) endpoint(u *url.URL) (addr string, t *tls.Config, err error) {
+func (s *Sink) endpoint(u *url.URL, settings config.TLS) (addr string, t *tls.Config, err error) {
 	if u.Scheme == "http" {
 		return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80")), nil, nil
 	}
-	if t, err = s.config.TLS.Config(); err != nil {
+	if t, err = settings.Config(); err != nil {
 		return "", nil, err
 	}
 	if t == nil {
@@ -42,10 +44,43 @@ func (s *Sink) endpoint(u *url.URL) (addr string, t *tls.Config, err error) {
 	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")), t, nil
 }
 
-// newTransport makes the HTTP transport. A transport follows no redirects.
-// Proxies are disabled: Proxy is nil, regardless of the environment.
+// current returns the transport for the next request. After max_connection_age it is a new
+// one, which has no connections yet; the requests in flight keep the old transport, whose
+// connections end with them, or after IdleConnTimeout.
+func (s *Sink) current() *nethttp.Transport {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if age := s.config.MaxConnectionAge; age > 0 && time.Since(s.made) >= age {
+		s.transport.CloseIdleConnections() // also those that become idle later
+		s.transport, s.made = s.newTransport(s.tls), time.Now()
+	}
+	return s.transport
+}
+
+// errProxy is the answer of a proxy to CONNECT. Only the status is shown.
+func errProxy(status int) error {
+	err := fmt.Errorf("the proxy answers %d %s", status, nethttp.StatusText(status))
+	if status == nethttp.StatusProxyAuthRequired {
+		err = fmt.Errorf("%w; write a user name and a password into proxy", err)
+	}
+	return &connectError{err}
+}
+
+// newTransport makes an HTTP transport. A transport follows no redirects, and ignores the
+// proxies of the environment.
 func (s *Sink) newTransport(t *tls.Config) *nethttp.Transport {
+	var proxy func(*nethttp.Request) (*url.URL, error)
+	if s.proxy != nil {
+		proxy = nethttp.ProxyURL(s.proxy)
+	}
 	return &nethttp.Transport{
+		Proxy: proxy,
+		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *nethttp.Request, answer *nethttp.Response) error {
+			if answer.StatusCode != nethttp.StatusOK {
+				return errProxy(answer.StatusCode)
+			}
+			return nil
+		},
 		DialContext:            s.dial,
 		TLSClientConfig:        t.Clone(),
 		TLSHandshakeTimeout:    dialTimeout,
@@ -65,6 +100,13 @@ func (s *Sink) newTransport(t *tls.Config) *nethttp.Transport {
 func (s *Sink) check(ctx context.Context, addr string, t *tls.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	if s.proxy != nil { // the first request asks the proxy for the receiver
+		conn, err := s.dial(ctx, "tcp", net.JoinHostPort(s.proxy.Hostname(), cmp.Or(s.proxy.Port(), "80")))
+		if err != nil {
+			return fmt.Errorf("connecting to the proxy: %w", err)
+		}
+		return conn.Close()
+	}
 	conn, err := s.dial(ctx, "tcp", addr)
 	if err != nil {
 		return fmt.Errorf("connecting to %s: %w", s.route.Template.String(), err)

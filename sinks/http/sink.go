@@ -3,7 +3,7 @@
 //
 // Requests are POSTs according to the HTTP binding of CloudEvents, in the modes
 // binary, structured or batched. With signing, requests are signed according to
-// Standard Webhooks; webhook-id stays equal when an event is sent again, and
+// Standard Webhooks, or in the format of the configuration; webhook-id stays equal when an event is sent again, and
 // differs in a replay. The webhook-id of a batch is made from the events of the
 // batch and differs if the events are grouped differently: for batches, compare
 // source and id of each event.
@@ -22,12 +22,13 @@
 // status, at most an hour, and 429 or 503 without Retry-After, for a second.
 //
 // Response bodies and everything after the host in url are never logged.
-// Proxies are not supported, and HTTP_PROXY is ignored.
+// Proxies of the environment, such as HTTP_PROXY, are ignored; proxy names one.
 package http
 
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -36,11 +37,14 @@ import (
 	nethttp "net/http"
 	"net/http/httptrace"
 	"net/url"
+	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/oauth2"
 
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
@@ -51,7 +55,7 @@ var errClosed = errors.New("the sink is closed")
 const summary = "CloudEvents over HTTP: Knative, functions, a service of your own. A status 2xx acknowledges an event. " +
 	"After 400, 409, 413, 422, or a status listed in retry.dead_letter_on, the event becomes a dead letter. " +
 	"After 410, Postwire sends nothing more until Postwire is restarted. " +
-	"After any other status, or without an answer, the event is retried, not before Retry-After. HTTP proxies are not supported."
+	"After any other status, or without an answer, the event is retried, not before Retry-After."
 
 //go:embed example.yaml
 var example string
@@ -67,14 +71,21 @@ func Kind() sinks.Kind {
 // Deliver concurrently, up to max_in_flight. A failure holds back the later
 // events of the batch with an equal partition key.
 type Sink struct {
-	config    Config
-	env       sinks.Env
-	log       *zap.Logger
-	route     sinks.Route    // its name is the printable part of url
-	header    nethttp.Header // constant headers of a request
-	key       key            // nil: nothing is signed
-	dialer    func(ctx context.Context, network, addr string) (net.Conn, error)
-	transport *nethttp.Transport
+	config Config
+	env    sinks.Env
+	log    *zap.Logger
+	route  sinks.Route    // its name is the printable part of url
+	header nethttp.Header // constant headers of a request
+	key    signer         // nil: nothing is signed
+	aws    *awsSigner     // nil without aws
+	dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+	tls    *tls.Config // nil for http
+	proxy  *url.URL    // nil: connect directly
+	tokens *tokens     // nil without oauth2
+
+	mu        sync.Mutex
+	transport *nethttp.Transport // of the next request
+	made      time.Time          // when transport was made
 
 	life context.Context // ends with Close
 	end  context.CancelFunc
@@ -97,21 +108,55 @@ func open(ctx context.Context, c Config, env sinks.Env) (sinks.Sink, error) {
 	if c.RefusePrivateAddresses {
 		s.dialer = guard{net.DefaultResolver.LookupNetIP, s.dialer}.Dial
 	}
-	if c.Signing.Secret != "" {
-		if s.key, err = parseKey(c.Signing.Secret); err != nil {
-			return nil, fmt.Errorf("signing.secret: %w", err)
+	if s.key, err = c.Signing.signer(); err != nil {
+		return nil, fmt.Errorf("signing.secret: %w", err)
+	}
+	if c.AWS.used() {
+		if s.aws, err = newAWSSigner(c.AWS, os.Getenv); err != nil {
+			return nil, err
 		}
 	}
-	addr, t, err := s.endpoint(u)
+	if c.Proxy != "" {
+		if s.proxy, err = url.Parse(c.Proxy.Reveal()); err != nil {
+			return nil, errors.New("proxy is not a URL") // not wrapped, because the error quotes the URL
+		}
+	}
+	addr, t, err := s.endpoint(u, c.TLS)
 	if err != nil {
 		return nil, err
 	}
 	s.life, s.end = context.WithCancel(context.Background()) // longer than ctx, until Close
-	s.transport = s.newTransport(t)
+	s.tls, s.transport, s.made = t, s.newTransport(t), time.Now()
+	if err := s.openTokens(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	if err := s.check(ctx, addr, t); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if s.tokens != nil { // wrong credentials are found before the first event
+		if _, err := s.tokens.get(ctx); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
 	return s, nil
+}
+
+// openTokens makes the tokens of oauth2. Nothing is asked yet.
+func (s *Sink) openTokens() error {
+	o := s.config.OAuth2
+	if !o.used() {
+		return nil
+	}
+	u, err := url.Parse(o.TokenURL.Reveal())
+	if err != nil {
+		return errors.New("oauth2.token_url is not a URL") // not wrapped, because the error quotes the URL
+	}
+	_, t, err := s.endpoint(u, o.TLS)
+	if err != nil {
+		return fmt.Errorf("oauth2: %w", err)
+	}
+	s.tokens = newTokens(o, s.newTransport(t))
+	return nil
 }
 
 func (s *Sink) now() time.Time {
@@ -124,7 +169,10 @@ func (s *Sink) now() time.Time {
 // Close implements sinks.Sink.
 func (s *Sink) Close() error {
 	s.end() // closes all connections
-	s.transport.CloseIdleConnections()
+	s.current().CloseIdleConnections()
+	if s.tokens != nil {
+		s.tokens.client.CloseIdleConnections()
+	}
 	return nil
 }
 
@@ -252,8 +300,31 @@ func stops(ctx context.Context, err error) bool {
 	return unconnected || sinks.Wait(err) > 0 || errors.Is(err, errStopped) || ctx.Err() != nil
 }
 
-// post makes a request and judges the response.
+// post makes a request and judges the response. After a 401 to a token that the receiver has
+// accepted before, post makes one more request with a new token.
 func (d *delivery) post(ctx context.Context, parts []part) error {
+	if d.sink.tokens == nil {
+		_, err := d.try(ctx, parts, nil)
+		return err
+	}
+	for again := true; ; again = false {
+		token, err := d.sink.tokens.get(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			return &connectError{err} // concerns the whole sink
+		}
+		status, err := d.try(ctx, parts, token)
+		if status == 0 || !d.sink.tokens.judge(token, status) || !again {
+			return err
+		}
+	}
+}
+
+// try makes a request, with a token if there is one, and returns the status of the response,
+// 0 without a response.
+func (d *delivery) try(ctx context.Context, parts []part, token *oauth2.Token) (status int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var connected atomic.Bool
@@ -261,23 +332,26 @@ func (d *delivery) post(ctx context.Context, parts []part) error {
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
 	}), parts)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	answer, err := d.sink.transport.RoundTrip(r)
+	if token != nil {
+		token.SetAuthHeader(r)
+	}
+	answer, err := d.sink.current().RoundTrip(r)
 	if err != nil {
 		_, dialing := errors.AsType[*connectError](err)
 		unconnected := (dialing || !connected.Load()) && !errors.Is(err, context.Canceled)
 		err = fmt.Errorf("posting to %s: %w", d.sink.route.Template.String(), cause(err))
 		if unconnected {
-			return &connectError{err}
+			return 0, &connectError{err}
 		}
-		return err
+		return 0, err
 	}
 	drop(answer, cancel)
 	if err := d.sink.judge(answer); err != nil {
-		return fmt.Errorf("posting to %s: %w", d.sink.route.Template.String(), err)
+		return answer.StatusCode, fmt.Errorf("posting to %s: %w", d.sink.route.Template.String(), err)
 	}
-	return nil
+	return answer.StatusCode, nil
 }
 
 // request makes the request for a part, or for a batch.
@@ -297,6 +371,11 @@ func (s *Sink) request(ctx context.Context, parts []part) (*nethttp.Request, err
 	maps.Copy(r.Header, header)
 	if s.key != nil {
 		s.key.sign(r.Header, webhookID(parts), s.now(), body)
+	}
+	if s.aws != nil {
+		if err := s.aws.sign(ctx, r, body, s.now()); err != nil {
+			return nil, err
+		}
 	}
 	return r, nil
 }

@@ -19,7 +19,7 @@ const (
 
 // Config is the block of a sink of type nats.
 type Config struct {
-	URL         config.URL `yaml:"url" doc:"URL of the server, or of several servers of one cluster, separated by commas." example:"nats://a:4222,nats://b:4222"`
+	URL         config.URL `yaml:"url" doc:"URL of the server, or of several servers of one cluster, separated by commas. The schemes are nats, tls, and ws or wss for WebSocket." example:"nats://a:4222,nats://b:4222"`
 	Subject     string     `yaml:"subject" required:"true" doc:"Subject of an event. {attribute} stands for the attribute's value, or none if the event lacks the attribute. In a value, an underscore replaces dots, wildcards, $, spaces and control characters, so that a value is always one token." example:"events.{platform}.{outcome}"`
 	Mode        string     `yaml:"mode" enum:"jetstream,core" doc:"jetstream: publish to a stream, which acknowledges each event. core: publish to the current subscribers; an event counts as delivered when the server has read the event, and is lost without a subscriber."`
 	Stream      string     `yaml:"stream" doc:"Stream of the subjects; required in mode jetstream. Postwire looks up the stream before the first event." example:"EVENTS"`
@@ -32,7 +32,14 @@ type Config struct {
 	User            string        `yaml:"user" doc:"User name."`
 	Password        config.Secret `yaml:"password" doc:"Password of user." example:"${NATS_PASSWORD}"`
 	Token           config.Secret `yaml:"token" doc:"Authentication token of the server." example:"${NATS_TOKEN}"`
-	TLS             config.TLS    `yaml:"tls" doc:"TLS to the server."`
+	TLS             TLS           `yaml:"tls" doc:"TLS to the server."`
+}
+
+// TLS configures the encryption of the connection to the server.
+type TLS struct {
+	config.TLS `yaml:",inline"`
+
+	HandshakeFirst bool `yaml:"handshake_first" doc:"Begin with the TLS handshake, before the server sends its first line. For a server with handshake_first in its tls block: with true on the server, other clients cannot connect."`
 }
 
 func defaults() Config {
@@ -71,7 +78,7 @@ func (c Config) Validate() error {
 }
 
 func (c Config) login() natsclient.Login {
-	return natsclient.Login{CredentialsFile: c.CredentialsFile, NKeyFile: c.NKeyFile, User: c.User, Password: c.Password, Token: c.Token, TLS: c.TLS}
+	return natsclient.Login{CredentialsFile: c.CredentialsFile, NKeyFile: c.NKeyFile, User: c.User, Password: c.Password, Token: c.Token, TLS: c.TLS.TLS, HandshakeFirst: c.TLS.HandshakeFirst}
 }
 
 // checkSubject returns the error in a subject template.

@@ -31,6 +31,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 		{"password alone", good + "subject: a\npassword: b", "name the user"},
 		{"credentials", good + "subject: a\ncredentials_file: /no/such", "cannot be read"},
 		{"url", good + "subject: a\nurl: http://a", "is not a list of URLs"},
+		{"handshake first", good + "subject: a\ntls: {handshake_first: true}", "tls.handshake_first: has no effect, because enabled is false"},
 		{"tls", good + "subject: a\ntls: {ca_file: /no/such}", "has no effect, because enabled is false"},
 	}
 	for _, test := range tests {

@@ -251,8 +251,10 @@ func (d *delivery) classify(subject string, err error) error {
 	case api.ErrorCode == codeOtherStream:
 		return d.refused(subject, err)
 	case api.ErrorCode == codeStoreFailed && strings.Contains(api.Description, "per subject"):
-		return sinks.AtDestination(err) // full, with discard_new_per_subject
-	case api.ErrorCode == codeStoreFailed, api.Code == codeUnavailable, api.Code == codeTooMany:
+		return sinks.AtDestination(d.full(err, api.Description)) // with discard_new_per_subject
+	case api.ErrorCode == codeStoreFailed:
+		return sinks.RetryAfter(streamWait, d.full(err, api.Description))
+	case api.Code == codeUnavailable, api.Code == codeTooMany:
 		return sinks.RetryAfter(streamWait, err)
 	}
 	return err

@@ -2,11 +2,14 @@ package nats
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +25,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/postwire/postwire/config"
+	"github.com/postwire/postwire/internal/natstest"
 	"github.com/postwire/postwire/internal/selfsigned"
 	"github.com/postwire/postwire/pkg/event"
 	"github.com/postwire/postwire/sinks"
@@ -320,22 +324,36 @@ func TestASubjectThatIsFull(t *testing.T) {
 	if !sinks.IsAtDestination(each[5]) || sinks.Wait(each[5]) != 0 {
 		t.Errorf("the full subject: %v", each[5])
 	}
+	if !strings.Contains(each[5].Error(), "max_msgs_per_subject messages, and stream EVENTS has discard_new_per_subject; consume or purge") {
+		t.Errorf("the full subject: %v", each[5])
+	}
 	if sinks.IsAtDestination(each[6]) {
 		t.Errorf("another subject: %v", each[6])
 	}
 }
 
-// TestAStreamThatIsFull slows the sink.
+// TestAStreamThatIsFull slows the sink, and the error names the limit.
 func TestAStreamThatIsFull(t *testing.T) {
-	b := start(t)
-	_, err := b.Connect(t).CreateStream(t.Context(), jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}, Discard: jetstream.DiscardNew, MaxMsgs: 3})
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = try(t, b.open(t, "subject: events.{platform}\nstream: EVENTS"), sinktest.Events(5, 5))
-	each, _ := errors.AsType[sinks.BatchError](err)
-	if len(each) != 5 || sinks.Wait(each[3]) != streamWait || sinks.Wait(each[4]) != streamWait || sinks.IsAtDestination(each[4]) {
-		t.Errorf("Deliver = %v", err)
+	for limit, change := range map[string]func(*jetstream.StreamConfig){
+		"max_msgs":  func(c *jetstream.StreamConfig) { c.MaxMsgs = 3 },
+		"max_bytes": func(c *jetstream.StreamConfig) { c.MaxBytes = 100 },
+	} {
+		t.Run(limit, func(t *testing.T) {
+			b := start(t)
+			stream := jetstream.StreamConfig{Name: "EVENTS", Subjects: []string{"events.*"}, Discard: jetstream.DiscardNew}
+			change(&stream)
+			if _, err := b.Connect(t).CreateStream(t.Context(), stream); err != nil {
+				t.Fatal(err)
+			}
+			err := try(t, b.open(t, "subject: events.{platform}\nstream: EVENTS"), sinktest.Events(5, 5))
+			each, _ := errors.AsType[sinks.BatchError](err)
+			if len(each) != 5 || sinks.Wait(each[3]) != streamWait || sinks.Wait(each[4]) != streamWait || sinks.IsAtDestination(each[4]) {
+				t.Fatalf("Deliver = %v", err)
+			}
+			if text := each[4].Error(); !strings.Contains(text, "stream EVENTS has "+limit) || !strings.Contains(text, "raise the limit") {
+				t.Errorf("the error is %q", text)
+			}
+		})
 	}
 }
 
@@ -454,6 +472,68 @@ func TestTLS(t *testing.T) {
 	}
 	if _, err := b.tryOpen(t, fmt.Sprintf(block+", cert_file: %q, key_file: %q}", clientCert, clientKey), zap.NewNop()); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("a certificate of an unknown authority: %v", err)
+	}
+}
+
+// TestHandshakeFirst: a server may begin with TLS instead of its first line.
+func TestHandshakeFirst(t *testing.T) {
+	cert, key := selfsigned.Certificate(t, t.TempDir(), "server")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, func(o *server.Options) {
+		o.TLS, o.TLSHandshakeFirst, o.TLSConfig = true, true, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	})
+	block := fmt.Sprintf("subject: a.{platform}\nmode: core\ntls: {enabled: true, ca_file: %q", cert)
+	mustDeliver(t, b.open(t, block+", handshake_first: true}"), sinktest.Events(3, 1))
+	if _, err := b.tryOpen(t, block+"}", zap.NewNop()); err == nil {
+		t.Error("a client that waits for the first line was served")
+	}
+}
+
+// TestWebSocket: url may be a WebSocket of the server, with and without TLS.
+func TestWebSocket(t *testing.T) {
+	cert, key := selfsigned.Certificate(t, t.TempDir(), "server")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for scheme, ws := range map[string]server.WebsocketOpts{
+		"ws":  {NoTLS: true},
+		"wss": {TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}},
+	} {
+		t.Run(scheme, func(t *testing.T) {
+			at := natstest.FreeAddr(t)
+			host, port, err := net.SplitHostPort(at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ws.Host = host
+			if ws.Port, err = strconv.Atoi(port); err != nil {
+				t.Fatal(err)
+			}
+			b := start(t, func(o *server.Options) { o.Websocket = ws })
+			block := "url: " + scheme + "://" + at + "\nsubject: events.{platform}\nstream: EVENTS\ncreate: true\n"
+			if scheme == "wss" {
+				block += fmt.Sprintf("tls: {enabled: true, ca_file: %q}\n", cert)
+			}
+			p, err := sinktest.TryConfigure(Kind(), block)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := p.Open(t.Context(), sinks.Env{Name: "test", Log: zap.NewNop()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustDeliver(t, s, sinktest.Events(3, 1))
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			if n := len(b.Messages(t, b.Connect(t), "EVENTS")); n != 3 {
+				t.Errorf("the stream has %d messages, want 3", n)
+			}
+		})
 	}
 }
 

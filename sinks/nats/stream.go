@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
@@ -94,4 +95,21 @@ func (d *delivery) refused(subject string, err error) error {
 		return sinks.AtDestination(err)
 	}
 	return sinks.Permanent(sinks.ReasonNoDestination, err)
+}
+
+// full adds which limit of the stream an answer is about, and what an operator can do. The
+// server names the limit only by a text; another text is returned without advice. A stream
+// that discards old messages has room for new ones, so these answers are of a stream with
+// discard: new.
+func (d *delivery) full(err error, answer string) error {
+	stream := d.sink.config.Stream
+	switch {
+	case strings.Contains(answer, "maximum messages per subject"):
+		return fmt.Errorf("%w: the subject has max_msgs_per_subject messages, and stream %s has discard_new_per_subject; consume or purge messages of the subject, raise the limit, or let the stream discard old messages", err, stream)
+	case strings.Contains(answer, "maximum messages"):
+		return fmt.Errorf("%w: stream %s has max_msgs messages and discards new ones; consume or purge messages, raise the limit, or let the stream discard old messages", err, stream)
+	case strings.Contains(answer, "maximum bytes"):
+		return fmt.Errorf("%w: stream %s has max_bytes bytes and discards new messages; consume or purge messages, raise the limit, or let the stream discard old messages", err, stream)
+	}
+	return err
 }

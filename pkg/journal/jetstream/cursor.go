@@ -3,6 +3,7 @@ package jetstream
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/postwire/postwire/internal/sleep"
 	"github.com/postwire/postwire/pkg/journal"
+	"github.com/postwire/postwire/pkg/journal/record"
 )
 
 const (
@@ -405,13 +407,24 @@ func (c *cursor) undelivered(ctx context.Context, u journal.Undelivered) (messag
 				zap.String("sink", c.name), zap.Uint64("seq", uint64(letter.Seq)), zap.String("reason", letter.Reason))
 			continue
 		}
-		if err == nil {
-			value, err = encodeDead(letter, value)
-		}
 		if err != nil {
 			return nil, fmt.Errorf("event %d of a dead letter: %w", letter.Seq, err)
 		}
-		messages = append(messages, c.j.messagesFor(c.j.names.dead(journal.DeliveryID{Sink: cmp.Or(u.Sink, c.name), Seq: letter.Seq}), value)...)
+		id := journal.DeliveryID{Sink: cmp.Or(u.Sink, c.name), Seq: letter.Seq}
+		dead, err := encodeDead(letter, value)
+		if err != nil {
+			return nil, fmt.Errorf("event %d of a dead letter: %w", letter.Seq, err)
+		}
+		messages = append(messages, c.j.messagesFor(c.j.names.dead(id), dead)...)
+		if letter.CopyTo == "" {
+			continue
+		}
+		copied, err := record.CopyDeadLetter(id.Sink, letter, value)
+		if err != nil {
+			return nil, fmt.Errorf("copying the dead letter %d for sink %s: %w", letter.Seq, letter.CopyTo, err)
+		}
+		binary.BigEndian.PutUint64(copied, uint64(c.j.now()))
+		messages = append(messages, c.j.messages(c.j.names.event(), copied)...)
 	}
 	for _, d := range u.Discarded {
 		m, err := c.j.lostMessage(c.name, d)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -301,7 +302,7 @@ func (c *cursor) store(o *ownership, w *commit) error {
 			r.Open = o.openAfter(o.staged)
 			c.mu.Unlock()
 			r.Retained, r.RetainedThrough = retained, max(r.RetainedThrough, w.retainedThrough)
-			some := min(len(removals), maxGroupMessages-len(batch))
+			some := min(len(removals), max(0, maxGroupMessages-len(batch)))
 			batch, removals = append(batch, removals[:some]...), removals[some:]
 		}
 		if err := c.write(o, r, batch); err != nil {
@@ -349,18 +350,26 @@ func (o *ownership) openAfter(done doneSet) (n uint64) {
 	return n
 }
 
-// batches splits messages into parts that each fit one group beside a record. There is at
-// least one part, maybe an empty one.
-func batches(messages []*nats.Msg) (parts [][]*nats.Msg) {
+// batches splits messages into groups that each fit one atomic batch beside a record. There is
+// at least one group, maybe an empty one. A value of several messages stays in one group: the
+// sequences of its messages are consecutive.
+func batches(messages []*nats.Msg) (groups [][]*nats.Msg) {
 	size, from := 0, 0
-	for n, m := range messages {
-		if n > from && (n-from >= maxGroupMessages || size+len(m.Data) > maxGroupBytes) {
-			parts = append(parts, messages[from:n:n])
+	for n := 0; n < len(messages); {
+		end, bytes := n+1, len(messages[n].Data)
+		parts, _ := strconv.Atoi(messages[n].Header.Get(partsHeader)) // absent for a value of one message
+		for range min(parts, len(messages)-end) {
+			bytes += len(messages[end].Data)
+			end++
+		}
+		if n > from && (end-from > maxGroupMessages || size+bytes > maxGroupBytes) {
+			groups = append(groups, messages[from:n:n])
 			size, from = 0, n
 		}
-		size += len(m.Data)
+		size += bytes
+		n = end
 	}
-	return append(parts, messages[from:len(messages):len(messages)])
+	return append(groups, messages[from:len(messages):len(messages)])
 }
 
 // write stores a record after the last one, in one atomic batch with other messages. It

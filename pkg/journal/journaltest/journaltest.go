@@ -67,6 +67,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		{"dead letters are listed from any place", deadPages},
 		{"a dead letter is retried once, for its sink", retryDead},
 		{"a dropped dead letter is remembered", dropDead},
+		{"a dead letter is copied to another sink in the same write", copyDead},
 		{"what was given up is known until it expires", discarded},
 		{"a record names the source that its keys are of", sourced},
 		{"the journal keeps its ID after reopening", identity},
@@ -689,6 +690,46 @@ func retryDead(t *testing.T, h Harness) {
 	}
 	if diff := cmp.Diff(ids[1:], deadOf(t, j, journal.DeliveryID{})); diff != "" {
 		t.Errorf("dead letters (-want +got):\n%s", diff)
+	}
+}
+
+func copyDead(t *testing.T, h Harness) {
+	j := h.Open(t)
+	c := mustReader(t, j, "sink", journal.Latest)
+	mustReader(t, j, "dead", journal.Latest)
+	mustAppend(t, j, Event("a"), Event("b"))
+	records := mustRead(t, c, 2)
+	last := time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
+	mustCommit(t, c, records[1].Seq,
+		journal.DeadLetter{Seq: records[0].Seq, Reason: "invalid", Attempts: 3, Last: last, CopyTo: "dead"},
+		journal.DeadLetter{Seq: records[1].Seq, Reason: "invalid"})
+	mustClose(t, j)
+
+	j = h.Open(t)
+	ids := []journal.DeliveryID{{Sink: "sink", Seq: records[0].Seq}, {Sink: "sink", Seq: records[1].Seq}}
+	if diff := cmp.Diff(ids, deadOf(t, j, journal.DeliveryID{})); diff != "" {
+		t.Errorf("dead letters (-want +got):\n%s", diff)
+	}
+	if d, err := j.DeadLetter(t.Context(), ids[0]); err != nil || d.Letter.CopyTo != "dead" {
+		t.Errorf("DeadLetter = %+v, %v", d, err)
+	}
+	other := mustReader(t, j, "dead", journal.Latest)
+	r := mustRead(t, other, 3)[2]
+	if r.TargetSink != "dead" || r.DeadLetterOf != "sink" || r.OriginSeq != ids[0].Seq || r.Seq <= ids[1].Seq || r.Event.SourceName != "test" {
+		t.Errorf("record = %+v", r)
+	}
+	want := Event("a").CloudEvent
+	want.SetExtension(event.DeadLetterID, fmt.Sprintf("%d@sink", ids[0].Seq))
+	want.SetExtension(event.DeadLetterSink, "sink")
+	want.SetExtension(event.DeadLetterReason, "invalid")
+	want.SetExtension(event.DeadLetterAttempts, 3)
+	want.SetExtension(event.DeadLetterTime, last)
+	if diff := cmp.Diff(want.String(), r.Event.CloudEvent.String()); diff != "" {
+		t.Errorf("copy (-want +got):\n%s", diff)
+	}
+	mustBeIdle(t, other) // only one of the dead letters was copied
+	if got := mustAppend(t, j, Event("a"))[0]; !got.Duplicate || got.Seq != ids[0].Seq {
+		t.Errorf("a repeat of the original is %+v, want a duplicate of the original", got)
 	}
 }
 

@@ -336,7 +336,7 @@ func (c *cursor) advance(next journal.Seq) {
 
 // Commit implements journal.Cursor.
 func (c *cursor) Commit(ctx context.Context, p journal.Progress) error {
-	letters, err := c.deadLetters(ctx, p.Undelivered)
+	letters, copies, err := c.deadLetters(ctx, p.Undelivered)
 	if err != nil {
 		return fmt.Errorf("committing %s: %w", c.name, err)
 	}
@@ -350,6 +350,9 @@ func (c *cursor) Commit(ctx context.Context, p journal.Progress) error {
 			if err := g.set(l.key, l.value); err != nil {
 				return err
 			}
+		}
+		for _, letter := range copies {
+			g.appendCopy(letter)
 		}
 		for _, u := range p.Discarded {
 			if err := g.recordDisposition(c.name, u); err != nil {
@@ -384,13 +387,28 @@ func (c *cursor) Commit(ctx context.Context, p journal.Progress) error {
 // keyValue is an entry of the index.
 type keyValue struct{ key, value []byte }
 
-// deadLetters returns the entries of dead letters, with copies of their events.
-func (c *cursor) deadLetters(ctx context.Context, undelivered journal.Undelivered) ([]keyValue, error) {
-	var letters []keyValue
+// letterCopy is the copy of a dead letter for another sink, encoded and decoded.
+type letterCopy struct {
+	value []byte
+	journal.Record
+}
+
+// appendCopy stages the copy of a dead letter as a new event.
+func (g *group) appendCopy(l letterCopy) {
+	// The store of an earlier attempt may still use the value.
+	value := slices.Clone(l.value)
+	g.appendRecord(value)
+	l.Seq, l.Accepted = g.last, g.time()
+	g.appended = append(g.appended, sized{l.Record, len(value)})
+}
+
+// deadLetters returns the entries of dead letters, with copies of their events, and the
+// copies for further sinks.
+func (c *cursor) deadLetters(ctx context.Context, undelivered journal.Undelivered) (letters []keyValue, copies []letterCopy, err error) {
 	for _, d := range undelivered.Dead {
 		letter, err := json.Marshal(d)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		var event []byte
 		err = c.j.read(ctx, func(st *store) (err error) {
@@ -403,12 +421,24 @@ func (c *cursor) deadLetters(ctx context.Context, undelivered journal.Undelivere
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("event %d of a dead letter: %w", d.Seq, err)
+			return nil, nil, fmt.Errorf("event %d of a dead letter: %w", d.Seq, err)
 		}
 		id := journal.DeliveryID{Sink: cmp.Or(undelivered.Sink, c.name), Seq: d.Seq}
 		letters = append(letters, keyValue{sinkKey(deadSpace, id), joinDead(letter, event)})
+		if d.CopyTo == "" {
+			continue
+		}
+		value, err := record.CopyDeadLetter(id.Sink, d, event)
+		if err != nil {
+			return nil, nil, fmt.Errorf("copying the dead letter %d for sink %s: %w", d.Seq, d.CopyTo, err)
+		}
+		decoded, err := record.Decode(d.Seq, value)
+		if err != nil {
+			return nil, nil, fmt.Errorf("copying the dead letter %d for sink %s: %w", d.Seq, d.CopyTo, err)
+		}
+		copies = append(copies, letterCopy{value, decoded})
 	}
-	return letters, nil
+	return letters, copies, nil
 }
 
 func encodeCursor(committed, began journal.Seq) []byte {

@@ -4,10 +4,12 @@ package record
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -67,10 +69,15 @@ func Sourced(encoded []byte, keys []event.Key) ([]byte, error) {
 	if err != nil || name == "" || known != "" {
 		return encoded, err
 	}
+	return withSource(encoded, name), nil
+}
+
+// withSource returns an encoded event with the name of its source.
+func withSource(encoded []byte, name string) []byte {
 	length := binary.BigEndian.Uint32(encoded[2:])
 	named := AppendString(slices.Clone(encoded[:6+length]), name)
 	binary.BigEndian.PutUint32(named[2:], uint32(len(named)-6))
-	return append(named, encoded[6+length:]...), nil
+	return append(named, encoded[6+length:]...)
 }
 
 // AppendEvent appends an encoded event without the name of its source, for a record that
@@ -351,12 +358,14 @@ func (d *Decoder) event(b []byte) (e event.Event, name string, err error) {
 }
 
 // A record is the acceptance time in nanoseconds since 1970, optional parts, and the encoded
-// event. The part of a redelivered dead letter is the byte addressed, the name of the sink
-// as a string, and the sequence of the original event. The part of identity keys is the
-// byte keyed, the number of keys, and the keys as strings.
+// event. The part of an event for one sink is the byte addressed, the name of the sink
+// as a string, and the sequence of the original event. The part of a copy of a dead letter is
+// the byte copied, and the name of the sink that refused the original. The part of identity
+// keys is the byte keyed, the number of keys, and the keys as strings.
 const (
 	addressed = 0xff // not a version of an encoded event
 	keyed     = 0xfe
+	copied    = 0xfd
 )
 
 // AppendKeys appends the identity keys of a record.
@@ -372,6 +381,42 @@ func AppendKeys(b []byte, keys []event.Key) []byte {
 func AppendAddress(b []byte, sink string, of journal.Seq) []byte {
 	b = append(append(b, make([]byte, 8)...), addressed)
 	return binary.BigEndian.AppendUint64(AppendString(b, sink), uint64(of))
+}
+
+// AppendDeadLetterOf appends the sink that refused the original of a copy of a dead letter.
+// AppendAddress comes before.
+func AppendDeadLetterOf(b []byte, sink string) []byte {
+	return AppendString(append(b, copied), sink)
+}
+
+// CopyDeadLetter returns the record of the copy that letter.CopyTo gets, from the record that
+// the given sink refused. SetAccepted sets the first eight bytes later.
+func CopyDeadLetter(sink string, letter journal.DeadLetter, value []byte) ([]byte, error) {
+	r, err := Decode(letter.Seq, value)
+	if err != nil {
+		return nil, err
+	}
+	ce, ok := r.Event.CloudEvent.Context.(*ceevent.EventContextV1)
+	if !ok {
+		return nil, errors.New("not a CloudEvents 1.0 event")
+	}
+	if ce.Extensions == nil {
+		ce.Extensions = map[string]any{}
+	}
+	ce.Extensions[event.DeadLetterID] = fmt.Sprintf("%d@%s", letter.Seq, sink)
+	ce.Extensions[event.DeadLetterSink] = sink
+	ce.Extensions[event.DeadLetterReason] = letter.Reason
+	ce.Extensions[event.DeadLetterAttempts] = int32(min(letter.Attempts, math.MaxInt32))
+	ce.Extensions[event.DeadLetterTime] = types.Timestamp{Time: letter.Last.UTC()}
+	encoded, err := AppendEvent(nil, r.Event)
+	if err != nil {
+		return nil, err
+	}
+	if r.Event.SourceName != "" {
+		encoded = withSource(encoded, r.Event.SourceName)
+	}
+	b := AppendAddress(nil, letter.CopyTo, cmp.Or(r.OriginSeq, letter.Seq))
+	return append(AppendDeadLetterOf(b, sink), encoded...), nil
 }
 
 // Split decodes a record except for its event, and returns the encoded event.
@@ -391,6 +436,10 @@ func split(s journal.Seq, value []byte, withKeys bool) (r journal.Record, encode
 	if len(head.B) > 0 && head.B[0] == addressed {
 		head.Byte()
 		r.TargetSink, r.OriginSeq = string(head.Bytes()), journal.Seq(head.Uint64())
+	}
+	if len(head.B) > 0 && head.B[0] == copied && head.Err == nil {
+		head.Byte()
+		r.DeadLetterOf = string(head.Bytes())
 	}
 	if len(head.B) > 0 && head.B[0] == keyed && head.Err == nil {
 		head.Byte()

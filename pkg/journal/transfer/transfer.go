@@ -113,8 +113,10 @@ type Event struct {
 	Accepted   time.Time
 	TargetSink string      // only sink of the event; empty is every sink
 	OriginSeq  journal.Seq // sequence of the original event; 0 for an original
-	Keys       []event.Key // set if the engine stores keys with their event
-	Encoded    []byte      // encoding of package record
+	// DeadLetterOf is the sink that refused the original of a copy of a dead letter.
+	DeadLetterOf string
+	Keys         []event.Key // set if the engine stores keys with their event
+	Encoded      []byte      // encoding of package record
 }
 
 // Split decodes a record, and shares no memory with the record. Encoded contains the name of
@@ -127,7 +129,7 @@ func Split(s journal.Seq, value []byte) (Event, error) {
 	if err != nil {
 		return Event{}, fmt.Errorf("event %d: %w", s, err)
 	}
-	return Event{s, r.Accepted, r.TargetSink, r.OriginSeq, r.Event.Keys, slices.Clone(encoded)}, nil
+	return Event{s, r.Accepted, r.TargetSink, r.OriginSeq, r.DeadLetterOf, r.Event.Keys, slices.Clone(encoded)}, nil
 }
 
 // Record encodes the event as a record.
@@ -135,6 +137,9 @@ func (e Event) Record() []byte {
 	b := make([]byte, 8, 64+len(e.Encoded))
 	if e.TargetSink != "" {
 		b = record.AppendAddress(nil, e.TargetSink, e.OriginSeq)
+	}
+	if e.DeadLetterOf != "" {
+		b = record.AppendDeadLetterOf(b, e.DeadLetterOf)
 	}
 	if len(e.Keys) > 0 {
 		b = record.AppendKeys(b, e.Keys)
