@@ -125,6 +125,13 @@ func (o *sinkHandle) redactAll(items []*item) (batch []event.Event, errs sinks.B
 	return batch, errs
 }
 
+// forget closes the sink, with all that it knows of unanswered requests: another process may
+// deliver their events, and later ones.
+func (o *sinkHandle) forget() {
+	o.close(o.sink)
+	o.sink, o.memory = nil, sinks.Memory{}
+}
+
 // close closes a sink; nil is closed.
 func (o *sinkHandle) close(sink sinks.Sink) {
 	if sink == nil {

@@ -154,6 +154,7 @@ func (p *Pump) Run(ctx, hard context.Context) error {
 		err := p.deliverWhileOwner(ctx, hard, records)
 		if errors.Is(err, journal.ErrOwnershipLost) {
 			p.traffic.lost()
+			p.handle.forget()
 			p.log.Info("another relay delivers to the sink now")
 			continue
 		}
@@ -195,12 +196,13 @@ func (p *Pump) unreadable(err error) {
 	p.log.Error("reading the journal for the sink failed, retrying; the sink gets no events meanwhile", zap.Error(err))
 }
 
-// recordOwnership updates handle.unsent after this process became the owner: the previous
-// owner may have sent every event that was stored by then.
+// recordOwnership updates the handle after this process became the owner: the previous owner
+// may have sent every event that was stored by then.
 func (p *Pump) recordOwnership(records []journal.Record) {
 	if since := p.cursor.Owner().Since; !since.Equal(p.owned) && len(records) > 0 {
 		p.owned = since
 		p.handle.unsent = max(p.last(), records[len(records)-1].Seq) + 1
+		p.handle.forget()
 	}
 }
 

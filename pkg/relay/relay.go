@@ -135,6 +135,9 @@ func (r *Relay) open(ctx context.Context, out sinks.Configured, before *Pump) (*
 		spec: p.spec, timeout: out.Settings.Timeout, env: sinks.Env{Name: out.Name, Log: log, DeadLetterOn: out.Settings.Retry.DeadLetterOn, Dial: r.opts.Dial, Now: r.opts.Now, Opaque: p.metrics.opaque.Inc},
 		journal: r.opts.Journal.ID, unsent: r.opts.Journal.Last() + 1, duplicates: duplicates{counters: p.metrics.duplicates},
 	}
+	if before != nil && before.kind == out.Kind {
+		p.owned, p.handle.memory = before.owned, before.handle.memory
+	}
 	return p, nil
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/postwire/postwire/pkg/journal"
 	"github.com/postwire/postwire/sinks"
 )
 
@@ -85,5 +86,68 @@ func TestExchangeWaitsForTheBroker(t *testing.T) {
 	eventually(t, "both are delivered", func() bool { return len(slow.ids()) == 2 })
 	if diff := cmp.Diff([]string{"1", "2"}, slow.ids()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A sink keeps what it remembers when its own keys or its settings change.
+func TestMemoryOfASink(t *testing.T) {
+	sink := &broker{}
+	b := start(t, nil, sink)
+	b.put(t, "1")
+	eventually(t, "the event is delivered", func() bool { return len(sink.ids()) == 1 })
+	sink.mu.Lock()
+	sink.env.Memory.Value = "kept"
+	sink.mu.Unlock()
+	other := b.opts.Sinks[0]
+	for n, change := range []func(){func() { other.Own = "other" }, func() { other.Settings.Batch = 7 }} {
+		change()
+		if err := b.relay.SetSinks(t.Context(), []sinks.Configured{other}); err != nil {
+			t.Fatal(err)
+		}
+		b.put(t, fmt.Sprint("more ", n))
+		eventually(t, "the event is delivered", func() bool { return len(sink.ids()) == n+2 })
+		sink.mu.Lock()
+		if sink.opened != n+2 || sink.env.Memory.Value != "kept" {
+			t.Errorf("opening %d remembers %v", sink.opened, sink.env.Memory.Value)
+		}
+		sink.mu.Unlock()
+	}
+}
+
+// ownedCursor is a cursor of an owner.
+type ownedCursor struct {
+	journal.Cursor
+	since time.Time
+}
+
+func (c *ownedCursor) Owner() journal.Owner { return journal.Owner{Since: c.since, Local: true} }
+
+// closing is a sink that notes its end.
+type closing struct {
+	sinks.Sink
+	closed bool
+}
+
+func (c *closing) Close() error {
+	c.closed = true
+	return nil
+}
+
+// After another process was the owner, what the sink remembers is old: a batch without an
+// answer must not be sent behind the later events of the other process.
+func TestMemoryEndsWithOwnership(t *testing.T) {
+	cursor, sink := &ownedCursor{since: time.Unix(1, 0)}, &closing{}
+	p := &Pump{cursor: cursor, last: func() journal.Seq { return 5 }}
+	records := []journal.Record{{Seq: 1}}
+	p.recordOwnership(records)
+	p.handle.sink, p.handle.memory.Value = sink, "remembered"
+	p.recordOwnership(records)
+	if sink.closed || p.handle.memory.Value != "remembered" {
+		t.Error("the sink forgets although the owner is the same process")
+	}
+	cursor.since = time.Unix(2, 0)
+	p.recordOwnership(records)
+	if !sink.closed || p.handle.sink != nil || p.handle.memory.Value != nil {
+		t.Errorf("closed: %v, remembered: %v", sink.closed, p.handle.memory.Value)
 	}
 }

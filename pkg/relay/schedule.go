@@ -537,7 +537,7 @@ func (s *schedule) deferItem(k *key, i *item) {
 func (s *schedule) recordSent(i *item) {
 	if i.attempts > 0 {
 		s.sent = max(s.sent, i.Seq)
-		if len(s.attempted) < maxAttempted {
+		if i.inDoubt || len(s.attempted) < maxAttempted {
 			s.attempted[i.Seq] = i.attempted
 		}
 	}

@@ -60,7 +60,7 @@ func encodeBatch(records []record, indexes []int, compression kafka.Compression,
 		if err := w.Close(); err != nil {
 			return nil, fmt.Errorf("compressing a batch: %w", err)
 		}
-		b = packed.Bytes()
+		b = bytes.Clone(packed.Bytes()) // a batch in doubt keeps its memory
 	}
 	count := len(indexes)
 	binary.BigEndian.PutUint32(b, uint32(len(b)-batchStart))

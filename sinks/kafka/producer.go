@@ -26,8 +26,8 @@ const (
 	idempotenceOff      = "off"
 )
 
-// maxDoubtBytes is the maximum size of all batches in doubt of a sink. At this size the sink
-// sends no new batch to a partition until the outcome of a batch in doubt is known.
+// maxDoubtBytes is the maximum size of all batches in doubt of a sink. At this size a broker
+// that has a batch in doubt gets no new batches for its other partitions.
 const maxDoubtBytes = 64 << 20
 
 // producer is the idempotent producer of a sink (KIP-98): each batch has a producer ID, an
@@ -39,16 +39,18 @@ const maxDoubtBytes = 64 << 20
 // outcome. Meanwhile no other batch goes to the partition, because a batch of other records
 // with these numbers would be taken for the batch in doubt, and discarded.
 //
-// A producer lives as long as the relay, also while its sink is closed and opened again with
-// another configuration for the same cluster.
+// A producer outlives its sink, which is closed and opened again with another configuration
+// for the same cluster, until another relay delivers to the sink.
 type producer struct {
 	cluster string // ID of the cluster
 
 	mu         sync.Mutex
-	identity   identity // of partitions without a numbering
-	numberings map[target]*numbering
+	identity   identity              // of partitions without a numbering
+	numberings map[target]*numbering // of all partitions that the sink has written to
 	doubtful   map[string]*numbering // by MessageID, events of batches in doubt, and of these batches after they were stored
 	doubtBytes int
+	warned     bool // that the cluster permits no idempotent producer
+	remembered int  // events in all numbering.stored
 }
 
 // identity is a producer ID and its epoch.
@@ -67,13 +69,15 @@ var none = identity{-1, -1}
 // | sure | nil | number of the next record |
 // | in doubt | a batch that may be stored | number of its first record |
 //
-// The holder of turn owns the fields, except stored.
+// The holder of turn owns identity, next and doubt; writes of doubt also hold producer.mu.
 type numbering struct {
 	to       target
 	turn     chan struct{} // capacity 1; held while a batch is sent
 	identity identity
 	next     int32
 	doubt    *batchInDoubt
+
+	missingSince time.Time // since when the metadata lacks the topic of a batch in doubt
 
 	stored map[string]bool // events of a batch in doubt that was stored; guarded by producer.mu
 }
@@ -100,8 +104,8 @@ func (p *producer) numberingOf(to target) *numbering {
 	return n
 }
 
-// take waits promptly for the turn of a partition. Deliveries to one partition meet only after
-// a change of the metadata.
+// take waits promptly for the turn of a partition. Two deliveries seldom meet at one partition:
+// after a change of the metadata, and to settle a batch in doubt.
 func (n *numbering) take(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, promptly)
 	defer cancel()
@@ -115,8 +119,8 @@ func (n *numbering) take(ctx context.Context) error {
 
 func (n *numbering) release() { <-n.turn }
 
-// inDoubt returns the numbering that has an event in doubt, or nil.
-func (p *producer) inDoubt(e event.Event) *numbering {
+// numberingInDoubt returns the numbering that has an event in doubt, or nil.
+func (p *producer) numberingInDoubt(e event.Event) *numbering {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.doubtful) == 0 {
@@ -125,8 +129,8 @@ func (p *producer) inDoubt(e event.Event) *numbering {
 	return p.doubtful[e.MessageID]
 }
 
-// reported reports whether an event of a batch in doubt was stored, and forgets the event.
-func (p *producer) reported(n *numbering, e event.Event) bool {
+// takeStored reports whether an event of a batch in doubt was stored, and forgets the event.
+func (p *producer) takeStored(n *numbering, e event.Event) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := e.MessageID
@@ -134,8 +138,24 @@ func (p *producer) reported(n *numbering, e event.Event) bool {
 		return false
 	}
 	delete(n.stored, k)
+	p.remembered--
 	delete(p.doubtful, k)
 	return true
+}
+
+// leaderInDoubt reports whether the leader of a partition has a batch in doubt.
+func (s *Sink) leaderInDoubt(to target) bool {
+	ses := s.acquire()
+	defer s.release(ses)
+	addr := ses.leader(to)
+	s.producer.mu.Lock()
+	defer s.producer.mu.Unlock()
+	for _, n := range s.producer.numberings {
+		if n.doubt != nil && ses.leader(n.to) == addr {
+			return true
+		}
+	}
+	return false
 }
 
 // full reports whether the batches in doubt have their maximum size.
@@ -145,35 +165,35 @@ func (p *producer) full() bool {
 	return p.doubtBytes >= maxDoubtBytes
 }
 
-// doubts records that the broker may have stored a batch. The caller has the turn.
-func (p *producer) doubts(n *numbering, batch recordBatch, events []string) {
+// addDoubt records that the broker may have stored a batch. The caller has the turn.
+func (p *producer) addDoubt(n *numbering, batch recordBatch, events []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n.doubt = &batchInDoubt{batch, events}
-	p.doubtBytes += len(batch)
+	p.doubtBytes += cap(batch)
 	for _, e := range events {
 		p.doubtful[e] = n
 	}
 }
 
-// maxRemembered is the maximum number of events of batches in doubt. If a pump does not ask
-// for the outcome of more events, because another relay delivers now, the producer forgets
-// the events that were stored.
+// maxRemembered is the maximum number of stored events whose outcome the pump has not asked for
+// yet. The pump asks for all of them soon, because it delivers failed events again.
 const maxRemembered = 100_000
 
-// settled records the outcome of the batch in doubt. The caller has the turn.
-func (p *producer) settled(n *numbering, stored bool) {
+// endDoubt records the outcome of the batch in doubt. The caller has the turn.
+func (p *producer) endDoubt(n *numbering, stored bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.doubtBytes -= len(n.doubt.batch)
+	p.doubtBytes -= cap(n.doubt.batch)
 	for _, e := range n.doubt.events {
-		if stored && len(p.doubtful) <= maxRemembered {
+		if stored && p.remembered < maxRemembered {
+			p.remembered++
 			n.stored[e] = true
 		} else {
 			delete(p.doubtful, e)
 		}
 	}
-	n.doubt = nil
+	n.doubt, n.missingSince = nil, time.Time{}
 }
 
 // advance counts the records of a stored batch. Numbers wrap around to 0.
@@ -206,16 +226,16 @@ func judge(err error) answer {
 	}
 	switch code {
 	case kafka.InvalidMessage, kafka.MessageSizeTooLarge, kafka.RecordListTooLarge, kafka.InvalidRecord, kafka.InvalidTimestamp, kafka.InvalidTopic,
-		kafka.TopicAuthorizationFailed, kafka.NotEnoughReplicas, kafka.PolicyViolation, kafka.UnsupportedForMessageFormat,
+		kafka.TopicAuthorizationFailed, kafka.NotEnoughReplicas, kafka.PolicyViolation,
 		kafka.UnsupportedCompressionType, kafka.InvalidRequiredAcks:
 		return notStored
 	case kafka.OutOfOrderSequenceNumber, kafka.UnknownProducerId:
 		return misnumbered
-	case kafka.InvalidProducerEpoch, kafka.InvalidProducerIDMapping:
+	case kafka.InvalidProducerEpoch, kafka.InvalidProducerIDMapping, kafka.ProducerFenced:
 		return fenced
 	case kafka.DuplicateSequenceNumber:
 		return duplicate
-	case kafka.ClusterAuthorizationFailed:
+	case kafka.ClusterAuthorizationFailed, kafka.UnsupportedForMessageFormat:
 		return notPermitted
 	}
 	return unknown
@@ -237,7 +257,9 @@ func (s *Sink) renumber(ctx context.Context, n *numbering, why answer) error {
 		return err
 	}
 	s.producer.mu.Lock()
-	s.producer.identity = next
+	if s.producer.identity != none { // otherwise the cluster permits no idempotent producer
+		s.producer.identity = next
+	}
 	s.producer.mu.Unlock()
 	n.identity, n.next = next, 0
 	return nil
@@ -277,7 +299,11 @@ func (s *Sink) sendNumbered(ctx context.Context, n *numbering, batch recordBatch
 		if renumbered == maxRenumbered {
 			return before, err
 		}
-		s.log.Debug("the broker asks for other numbers of a partition", zap.String("topic", n.to.topic), zap.Int("partition", n.to.partition), zap.Error(err))
+		log := s.log.Debug
+		if before {
+			log = s.log.Warn // the events may be in the topic twice
+		}
+		log("the broker asks for other numbers of a partition", zap.String("topic", n.to.topic), zap.Int("partition", n.to.partition), zap.Error(err))
 		if err := s.renumber(ctx, n, result); err != nil {
 			return before, err
 		}
@@ -285,7 +311,7 @@ func (s *Sink) sendNumbered(ctx context.Context, n *numbering, batch recordBatch
 }
 
 // settle sends the batch in doubt of a partition again. The caller has the turn. After nil,
-// the partition has no batch in doubt.
+// the partition has no batch in doubt: the batch is stored, or its numbers are not used again.
 func (s *Sink) settle(ctx context.Context, n *numbering) error {
 	if n.doubt == nil {
 		return nil
@@ -293,31 +319,50 @@ func (s *Sink) settle(ctx context.Context, n *numbering) error {
 	_, err := s.sendNumbered(ctx, n, n.doubt.batch, len(n.doubt.events), true)
 	switch {
 	case err == nil:
-		s.producer.settled(n, true)
+		s.producer.endDoubt(n, true)
 		return nil
 	case guilty(err) != "" || errors.Is(err, kafka.InvalidTimestamp): // the topic's limits have changed
+		if err := s.renumber(ctx, n, misnumbered); err != nil {
+			return err
+		}
 		s.log.Warn("a batch whose outcome is unknown is refused now; its events are sent again, and may be in the topic twice",
 			zap.String("topic", n.to.topic), zap.Int("partition", n.to.partition), zap.Int("events", len(n.doubt.events)), zap.Error(err))
-		s.producer.settled(n, false)
-		return s.renumber(ctx, n, misnumbered)
-	case (errors.Is(err, kafka.UnknownTopicOrPartition) || errors.Is(err, kafka.LeaderNotAvailable)) && s.deleted(ctx, n.to.topic): // with its records
-		s.producer.settled(n, false)
-		return s.renumber(ctx, n, misnumbered)
+		s.producer.endDoubt(n, false)
+		return nil
+	case (errors.Is(err, kafka.UnknownTopicOrPartition) || errors.Is(err, kafka.LeaderNotAvailable)) && s.deleted(ctx, n): // with its records
+		if err := s.renumber(ctx, n, misnumbered); err != nil {
+			return err
+		}
+		s.producer.endDoubt(n, false)
+		return nil
 	}
 	return err
 }
 
-// deleted reports whether the cluster says that a topic does not exist.
-func (s *Sink) deleted(ctx context.Context, topic string) bool {
+// deletedAfter is how long a topic is missing before the sink takes it for deleted: one broker
+// may not know a topic yet.
+const deletedAfter = 2 * time.Second
+
+// deleted reports whether the cluster says for some time that the topic of a partition does not
+// exist. The caller has the turn.
+func (s *Sink) deleted(ctx context.Context, n *numbering) bool {
 	missing := func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		t, asked := s.session.topics[topic]
+		t, asked := s.session.topics[n.to.topic]
 		return (asked || !s.route.Template.Static()) && len(t.all) == 0 && t.err == nil
+	}
+	if !missing() {
+		n.missingSince = time.Time{}
+		poke(s.stale)
+		return false
+	}
+	if n.missingSince.IsZero() {
+		n.missingSince = time.Now()
 	}
 	ctx, cancel := context.WithTimeout(ctx, promptly)
 	defer cancel()
-	return s.refresh(ctx, s.urgent) == nil && missing()
+	return time.Since(n.missingSince) >= deletedAfter && s.refresh(ctx, s.urgent) == nil && missing()
 }
 
 // topicsInDoubt returns the topics of the batches in doubt.
@@ -370,11 +415,15 @@ func (p *producer) adopt(id identity) {
 	}
 }
 
-// withoutIdempotence makes later partitions use no producer ID.
+// withoutIdempotence makes partitions without a numbering use no producer ID.
 func (s *Sink) withoutIdempotence(err error) {
 	s.producer.mu.Lock()
 	defer s.producer.mu.Unlock()
 	s.producer.identity = none
+	if s.producer.warned {
+		return
+	}
+	s.producer.warned = true
 	s.log.Warn("the cluster permits no idempotent producer: after a lost answer, events may be in the topic twice", zap.Error(err))
 }
 
@@ -458,7 +507,7 @@ func producerIn(memory *sinks.Memory, cluster string) *producer {
 	if memory == nil {
 		return newProducer(cluster)
 	}
-	if p, ok := memory.Value.(*producer); ok && p.cluster == cluster {
+	if p, ok := memory.Value.(*producer); ok && p.cluster == cluster && cluster != "" {
 		return p
 	}
 	p := newProducer(cluster)

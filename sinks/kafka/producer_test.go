@@ -370,19 +370,116 @@ func TestNumbersWrap(t *testing.T) {
 	}
 }
 
-// TestBatchesInDoubtAreBounded: at the limit, no further batch is sent to other partitions.
+// TestBatchesInDoubtAreBounded: at the limit, a broker with a batch in doubt gets no new batch.
 func TestBatchesInDoubtAreBounded(t *testing.T) {
 	b, name := startFake(t), topic()
-	b.createTopic(t, name, 1)
+	b.createTopic(t, name, 2)
 	s := b.open(t, "topic: "+name)
 	p := s.(*Sink).producer
-	other := p.numberingOf(target{"other", 0})
-	p.doubts(other, make([]byte, maxDoubtBytes), []string{"x"})
+	other := p.numberingOf(target{name, 1 - s.Destination(all("1")[0]).Partition})
+	p.addDoubt(other, make([]byte, maxDoubtBytes), []string{"x"})
 	if got := outcomes(t, s.Deliver(t.Context(), all("1")), 1); got != "again" {
 		t.Errorf("beside too many batches in doubt: %s", got)
 	}
-	p.settled(other, false)
-	if err := s.Deliver(t.Context(), all("1")); err != nil {
+	other.to.topic = "of another broker"
+	if got := outcomes(t, s.Deliver(t.Context(), all("1")), 1); got != "stored" {
+		t.Errorf("to a broker without a batch in doubt: %s", got)
+	}
+	p.endDoubt(other, false)
+	if p.doubtBytes != 0 {
+		t.Errorf("%d bytes are left in doubt", p.doubtBytes)
+	}
+}
+
+// TestEventInDoubtHasMoved: an event without a key whose batch is in doubt in a partition that
+// lost its leader does not hold up the partition to which such events go now.
+func TestEventInDoubtHasMoved(t *testing.T) {
+	c := startCluster(t)
+	e := numbered("1", "")
+	from := int32(c.Destination(e).Partition)
+	c.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: c.topic, Partitions: []int32{from}, Err: kerr.RequestTimedOut, Count: 1})
+	if got := outcomes(t, c.Deliver(t.Context(), []event.Event{e}), 1); got != "in doubt" {
+		t.Fatalf("after a timeout: %s", got)
+	}
+	gone := c.Fake.Fault(
+		kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: c.topic, Partitions: []int32{from}, Err: kerr.LeaderNotAvailable, Count: -1},
+		kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: c.topic, Partitions: []int32{from}, Err: kerr.NotLeaderForPartition, Count: -1},
+	)
+	sinktest.Until(t, "the event moves", func() bool {
+		err := c.Deliver(t.Context(), []event.Event{e})
+		each, ok := errors.AsType[sinks.BatchError](err)
+		if !ok || !sinks.IsInDoubt(each[0]) {
+			t.Fatalf("Deliver = %v", err)
+		}
+		return int32(c.Destination(e).Partition) != from && !sinks.IsAtDestination(each[0])
+	})
+	gone.Remove()
+	sinktest.Until(t, "the event is stored", func() bool { return c.Deliver(t.Context(), []event.Event{e}) == nil })
+	b := &broker{c.Broker}
+	if diff := cmp.Diff([]string{"1"}, b.ids(t, c.topic)); diff != "" {
+		t.Errorf("records (-want +got):\n%s", diff)
+	}
+}
+
+// TestRefusedInDoubt: if the broker refuses the batch in doubt, the events behind it are not
+// refused.
+func TestRefusedInDoubt(t *testing.T) {
+	b, name := startFake(t), topic()
+	b.createTopic(t, name+"-instagram", 1)
+	s := b.open(t, fmt.Sprintf(`topic: "%s-{platform}"`, name))
+	if err := s.Deliver(t.Context(), all("0")); err != nil {
+		t.Fatal(err)
+	}
+	b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: 1})
+	if got := outcomes(t, s.Deliver(t.Context(), all("1")), 1); got != "in doubt" {
+		t.Fatalf("after a timeout: %s", got)
+	}
+	forbidden := b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: -1})
+	for _, ids := range [][]string{{"1", "2"}, {"2"}} {
+		err := s.Deliver(t.Context(), all(ids...))
+		each, _ := errors.AsType[sinks.BatchError](err)
+		if len(each) != len(ids) {
+			t.Fatalf("Deliver = %v", err)
+		}
+		for n, err := range each {
+			if _, refused := sinks.IsPermanent(err); refused || err == nil {
+				t.Errorf("event %s: %v", ids[n], err)
+			}
+		}
+	}
+	forbidden.Remove()
+	if err := s.Deliver(t.Context(), all("1", "2")); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"0", "1", "2"}, b.ids(t, name+"-instagram")); diff != "" {
+		t.Errorf("records (-want +got):\n%s", diff)
+	}
+}
+
+// TestNumbersOfABatchInDoubtAreNotUsedAgain: a batch stays in doubt until its partition has
+// other numbers, because the broker would take other records with these numbers for stored.
+func TestNumbersOfABatchInDoubtAreNotUsedAgain(t *testing.T) {
+	b, name := startFake(t), topic()
+	b.createTopic(t, name, 1)
+	s := b.open(t, "topic: "+name)
+	n := s.(*Sink).producer.numberingOf(target{name, 0})
+	n.identity.epoch = math.MaxInt16
+	b.Fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: 1})
+	if got := outcomes(t, s.Deliver(t.Context(), all("1")), 1); got != "in doubt" {
+		t.Fatalf("after a timeout: %s", got)
+	}
+	faults := b.Fake.Fault(
+		kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.MessageTooLarge, Count: -1},
+		kfake.Fault{Keys: []kmsg.Key{kmsg.InitProducerID}, Err: kerr.UnknownServerError, Count: -1},
+	)
+	if got := outcomes(t, s.Deliver(t.Context(), all("1", "2")), 2); got != "in doubt, again" || n.doubt == nil {
+		t.Errorf("without other numbers: %s", got)
+	}
+	faults.Remove()
+	if err := s.Deliver(t.Context(), all("1", "2")); err != nil {
 		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"1", "2"}, b.ids(t, name)); diff != "" {
+		t.Errorf("records (-want +got):\n%s", diff)
 	}
 }

@@ -76,7 +76,10 @@ func (s *Sink) connect(ctx context.Context, addrs []string) (*session, error) {
 	defer cancel()
 	var topics []string // nil for all
 	if s.route.Template.Static() {
-		topics = append(s.producer.topicsInDoubt(), s.route.Template.String())
+		topics = s.producer.topicsInDoubt()
+		if own := s.route.Template.String(); !slices.Contains(topics, own) {
+			topics = append(topics, own)
+		}
 	}
 	addrs = slices.Clone(addrs)
 	rand.Shuffle(len(addrs), func(i, k int) { addrs[i], addrs[k] = addrs[k], addrs[i] }) //nolint:gosec // spreads load

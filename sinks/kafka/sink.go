@@ -259,12 +259,12 @@ func (d *delivery) settle(ctx context.Context) (others []int) {
 	others = make([]int, 0, len(d.batch))
 	var failed map[string]error // by partition key
 	for i, e := range d.batch {
-		n := p.inDoubt(e)
+		n := p.numberingInDoubt(e)
 		switch {
 		case n == nil:
 			others = append(others, i)
 			continue
-		case p.reported(n, e):
+		case p.takeStored(n, e):
 			continue
 		}
 		err, tried := d.unsettled[n]
@@ -281,10 +281,13 @@ func (d *delivery) settle(ctx context.Context) (others []int) {
 		}
 		switch {
 		case err != nil:
-			err = d.sink.classify(n.to.topic, err)
+			// The events that wait are not refused, whatever the broker says of the batch.
+			failed[string(key(e))] = sinks.AtDestination(err)
+			if to := d.sink.Destination(e); (target{to.Name, to.Partition}) == n.to {
+				err = sinks.AtDestination(err)
+			} // otherwise the present destination of the event works
 			d.errs[i] = sinks.InDoubt(err)
-			failed[string(key(e))] = err
-		case !p.reported(n, e): // not stored
+		case !p.takeStored(n, e): // not stored
 			others = append(others, i)
 		}
 	}
@@ -364,7 +367,7 @@ func (d *delivery) writeAll(ctx context.Context, to target, indexes []int) {
 		err = d.sink.settle(ctx, numbering)
 	}
 	if err != nil {
-		d.hold(indexes, d.sink.classify(to.topic, err))
+		d.hold(indexes, sinks.AtDestination(err))
 		return
 	}
 	for len(indexes) > 0 {
@@ -384,23 +387,25 @@ func (d *delivery) writeAll(ctx context.Context, to target, indexes []int) {
 // write writes records in a single request. The error is the reason to hold
 // back later records. A batch that the broker refuses because of a record is
 // halved until the record is found.
-func (d *delivery) write(ctx context.Context, to *numbering, indexes []int) error {
-	err := d.sink.produce(ctx, to, d, indexes)
+func (d *delivery) write(ctx context.Context, n *numbering, indexes []int) error {
+	err := d.sink.produce(ctx, n, d, indexes)
 	if err == nil {
 		return nil
 	}
 	if half := len(indexes) / 2; guilty(err) != "" && half > 0 {
-		if err := d.write(ctx, to, indexes[:half]); err != nil {
+		if err := d.write(ctx, n, indexes[:half]); err != nil {
 			d.hold(indexes[half:], err)
 			return err
 		}
-		return d.write(ctx, to, indexes[half:])
+		return d.write(ctx, n, indexes[half:])
 	}
-	err = d.sink.classify(to.to.topic, err)
+	err = d.sink.classify(n.to.topic, err)
+	outcome := err
+	if n.doubt != nil {
+		outcome = sinks.InDoubt(err)
+	}
 	for _, i := range indexes {
-		if d.errs[i] = err; to.doubt != nil {
-			d.errs[i] = sinks.InDoubt(err)
-		}
+		d.errs[i] = outcome
 	}
 	if _, refused := sinks.IsPermanent(err); refused {
 		return nil
@@ -417,8 +422,8 @@ func (d *delivery) hold(indexes []int, err error) {
 // produce sends events as one batch. If the outcome is unknown, the batch is in
 // doubt afterwards. The caller has the turn of the partition.
 func (s *Sink) produce(ctx context.Context, n *numbering, d *delivery, indexes []int) error {
-	if n.identity != none && s.producer.full() {
-		return fmt.Errorf("writing to topic %s, partition %d: %w: too many batches to other partitions wait for an answer", n.to.topic, n.to.partition, errNotSent)
+	if n.identity != none && s.producer.full() && s.leaderInDoubt(n.to) {
+		return fmt.Errorf("writing to topic %s, partition %d: %w: too many batches to this broker wait for an answer", n.to.topic, n.to.partition, errNotSent)
 	}
 	batch, err := encodeBatch(d.records, indexes, s.config.compression(), time.Now())
 	if err != nil {
@@ -430,7 +435,7 @@ func (s *Sink) produce(ctx context.Context, n *numbering, d *delivery, indexes [
 		for k, i := range indexes {
 			events[k] = d.batch[i].MessageID
 		}
-		s.producer.doubts(n, batch, events)
+		s.producer.addDoubt(n, batch, events)
 	}
 	return err
 }
