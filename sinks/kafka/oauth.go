@@ -333,29 +333,32 @@ func (o OAuth) exchange(ctx context.Context) (token, error) {
 	c := clientcredentials.Config{
 		ClientID: o.ClientID, ClientSecret: o.ClientSecret.Reveal(), TokenURL: o.TokenURL, Scopes: o.Scopes, EndpointParams: url.Values{},
 	}
+	secrets := []string{c.ClientSecret}
 	for name, value := range o.Parameters {
 		c.EndpointParams.Set(name, value.Reveal())
+		secrets = append(secrets, value.Reveal())
 	}
-	assertion := ""
 	if o.ClientAssertionFile != "" {
-		var err error
-		if assertion, err = readSmall(o.ClientAssertionFile); err != nil {
+		assertion, err := readSmall(o.ClientAssertionFile)
+		if err != nil {
 			return token{}, err
 		}
+		secrets = append(secrets, assertion)
 		c.AuthStyle = oauth2.AuthStyleInParams
 		c.EndpointParams.Set("client_assertion_type", assertionType)
 		c.EndpointParams.Set("client_assertion", assertion)
 	}
 	t, err := c.Token(ctx)
 	if err != nil {
-		return token{}, fmt.Errorf("getting a token from %s: %w", o.TokenURL, endpointError(err, assertion))
+		return token{}, fmt.Errorf("getting a token from %s: %w", o.TokenURL, endpointError(err, secrets...))
 	}
 	return token{text: t.AccessToken, expires: t.Expiry}, nil
 }
 
-// endpointError shortens the error of a token endpoint. The library quotes the
-// body of the response, which may hold a token.
-func endpointError(err error, assertion string) error {
+// endpointError shortens the error of a token endpoint, and hides what the
+// endpoint repeats of the secrets in the request. The library quotes the body of
+// the response, which may hold a token.
+func endpointError(err error, secrets ...string) error {
 	e, ok := errors.AsType[*oauth2.RetrieveError](err)
 	if !ok {
 		if _, ok := errors.AsType[*url.Error](err); ok {
@@ -365,8 +368,10 @@ func endpointError(err error, assertion string) error {
 	}
 	texts := []string{"the endpoint answers " + brief(e.Response.Status)}
 	for _, each := range []string{e.ErrorCode, e.ErrorDescription} {
-		if assertion != "" {
-			each = strings.ReplaceAll(each, assertion, "***")
+		for _, secret := range secrets {
+			if secret != "" {
+				each = strings.ReplaceAll(each, secret, "***")
+			}
 		}
 		if each = brief(each); each != "" {
 			texts = append(texts, each)
@@ -412,7 +417,7 @@ func googleToken(ctx context.Context) (token, error) {
 	}
 	t, err := credentials.TokenSource.Token()
 	if err != nil {
-		return token{}, fmt.Errorf("getting a token from Google: %w", endpointError(err, ""))
+		return token{}, fmt.Errorf("getting a token from Google: %w", endpointError(err))
 	}
 	account, err := googleAccount(ctx, credentials.JSON)
 	if err != nil {

@@ -207,6 +207,7 @@ func TestRefusals(t *testing.T) {
 		"error":           {reason: "{\"status\":\"insufficient_scope\"} t0ken-1\n", want: `SASL Authentication Failed`},
 		"long reason":     {reason: strings.Repeat("x", 10000), want: "xxx…"},
 		"issuer refuses":  {status: 401, body: `{"error":"invalid_client","error_description":"wr0ng"}`, want: "the endpoint answers 401 Unauthorized: invalid_client: wr0ng"},
+		"issuer repeats":  {status: 400, body: `{"error":"invalid_request","error_description":"client-s3cret, p4rameter"}`, want: "400 Bad Request: invalid_request: ***, ***"},
 		"issuer is lost":  {status: 502, body: strings.Repeat("t0ken-1 ", 1000), want: "the endpoint answers 502 Bad Gateway"},
 		"issuer redirect": {status: 302, body: "", want: "the endpoint answers 302 Found"},
 		"no JSON":         {status: 200, body: "<html>t0ken-1", want: "the response is no token"},
@@ -224,11 +225,11 @@ func TestRefusals(t *testing.T) {
 				i.answer.Store(&answer)
 			}
 			f, b, topic := startBearer(t, func(string) (string, string) { return c.challenge, c.reason })
-			_, err := openThrough(t, f, b, fmt.Sprintf("topic: %s, sasl: {mechanism: oauthbearer, oauth: {token_url: %q, client_id: relay, client_secret: client-s3cret}}", topic, i.URL))
+			_, err := openThrough(t, f, b, fmt.Sprintf("topic: %s, sasl: {mechanism: oauthbearer, oauth: {token_url: %q, client_id: relay, client_secret: client-s3cret, parameters: {p: p4rameter}}}", topic, i.URL))
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("%v, want %q", err, c.want)
 			}
-			for _, secret := range []string{"t0ken", "client-s3cret"} {
+			for _, secret := range []string{"t0ken", "client-s3cret", "p4rameter"} {
 				if strings.Contains(err.Error(), secret) {
 					t.Errorf("%s is shown: %v", secret, err)
 				}
