@@ -123,10 +123,14 @@ func (n *numbering) release() { <-n.turn }
 func (p *producer) numberingInDoubt(e event.Event) *numbering {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.doubtful) == 0 {
-		return nil
-	}
 	return p.doubtful[e.MessageID]
+}
+
+// sure reports whether no event is in doubt.
+func (p *producer) sure() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.doubtful) == 0
 }
 
 // takeStored reports whether an event of a batch in doubt was stored, and forgets the event.
